@@ -1,0 +1,207 @@
+"""What goes over the wire: one definition for reading, writing and the OpenAPI spec."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from jobpipe.job import (
+    DEFAULT_KIND,
+    DEFAULT_QUEUE,
+    AttemptRecord,
+    Backoff,
+    Job,
+    JobError,
+    JobId,
+    Name,
+    Outcome,
+    Retries,
+    Seconds,
+    Status,
+    Tag,
+    Timeout,
+)
+
+Time = Annotated[datetime, Meta(tz=True, description="RFC 3339 with a time zone, such as 2030-01-31T12:00:00Z")]
+
+
+class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A job to be run. Everything may be left out."""
+
+    id: JobId | None = None
+    kind: Name = DEFAULT_KIND
+    payload: Any = None
+    queue: Name = DEFAULT_QUEUE
+    priority: Annotated[int, Meta(ge=-1000, le=1000, description="higher runs first")] = 0
+    max_retries: Retries | None = None
+    delay: Seconds | None = None
+    run_at: Time | None = None
+    timeout: Timeout | None = None
+    backoff: Backoff | None = None
+    expires_at: Time | None = None
+    on_crash: Literal["retry", "fail"] = "retry"
+    tags: Annotated[list[Tag], Meta(max_length=20)] = []
+
+
+class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of the job's handler; `outcome` is null while it runs."""
+
+    number: int
+    claim: int
+    node: str | None
+    started_at: str | None
+    finished_at: str | None
+    outcome: Outcome | None
+    error: JobError | None
+
+
+class JobView(msgspec.Struct, frozen=True, kw_only=True):
+    """A job. `attempt` counts the runs so far; lists leave payload, result and attempts out unless asked."""
+
+    id: str
+    kind: str
+    queue: str
+    status: Status
+    priority: int
+    payload: msgspec.Raw | UnsetType = UNSET
+    result: msgspec.Raw | UnsetType = UNSET
+    error: JobError | None
+    attempt: int
+    max_retries: int
+    timeout: float | None
+    backoff: Backoff | None
+    on_crash: Literal["retry", "fail"]
+    tags: Sequence[str]
+    created_at: str
+    run_at: str
+    started_at: str | None
+    finished_at: str | None
+    expires_at: str | None
+    attempts: Sequence[AttemptView] | UnsetType = UNSET
+
+
+class JobList(msgspec.Struct, frozen=True):
+    """A page of jobs, newest first. `next_cursor` is null at the end; a page may be short and not the last."""
+
+    jobs: Sequence[JobView]
+    next_cursor: str | None
+
+
+class BulkReceipt(msgspec.Struct, frozen=True):
+    """How many jobs an array made, and how many were there already."""
+
+    enqueued: int
+    existing: int
+
+
+class LineReceipt(msgspec.Struct, frozen=True):
+    """The answer to one line of a stream."""
+
+    id: str
+    status: Status
+
+
+class QueueView(msgspec.Struct, frozen=True, kw_only=True):
+    """A queue with its counts by status; `oldest_age` is how many seconds its oldest ready job has waited."""
+
+    name: str
+    paused: bool
+    counts: dict[Status, int]
+    oldest_age: float | None
+
+
+class QueueList(msgspec.Struct, frozen=True):
+    """Every queue, by name."""
+
+    queues: Sequence[QueueView]
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Whether this node works: `ok`, `draining`, or what is broken, in words."""
+
+    status: str
+    version: str
+    node: str
+    store: str
+    workers: int
+    busy: int
+    queued: int | None
+    scheduled: int | None
+    retrying: int | None
+    detail: str | None = None
+
+
+class WaitQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long to wait for the job to end."""
+
+    wait: Annotated[float, Meta(ge=0, le=600, description="seconds, at most 600")] = 0.0
+
+
+class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which jobs to list."""
+
+    status: Status | None = None
+    kind: str | None = None
+    queue: str | None = None
+    tag: str | None = None
+    text: Annotated[str, Meta(min_length=1, description="part of id, payload or error message")] | None = None
+    created_after: Time | None = None
+    created_before: Time | None = None
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+    cursor: str | None = None
+    payload: Annotated[bool, Meta(description="with payloads and results")] = False
+
+
+NULL = msgspec.Raw(b"null")
+
+
+def rfc3339(seconds: float) -> str:
+    """Seconds since the epoch as RFC 3339, UTC, with milliseconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def _when(seconds: float | None) -> str | None:
+    return None if seconds is None else rfc3339(seconds)
+
+
+def attempt_view(record: AttemptRecord) -> AttemptView:
+    """An attempt as it is shown."""
+    return AttemptView(
+        number=record.number,
+        claim=record.claim,
+        node=record.node,
+        started_at=rfc3339(record.started_at),
+        finished_at=_when(record.finished_at),
+        outcome=record.outcome,
+        error=record.error,
+    )
+
+
+def job_view(job: Job, *, content: bool = True, attempts: bool = True) -> JobView:
+    """A job as it is shown; `content` is payload and result."""
+    created_at = rfc3339(job.created_at)
+    options = job.options
+    return JobView(
+        id=job.id,
+        kind=job.kind,
+        queue=job.queue,
+        status=job.status,
+        priority=job.priority,
+        payload=msgspec.Raw(job.payload) if content else UNSET,
+        result=(NULL if job.result is None else msgspec.Raw(job.result)) if content else UNSET,
+        error=job.error,
+        attempt=job.attempt,
+        max_retries=job.max_retries,
+        timeout=options.timeout,
+        backoff=options.backoff,
+        on_crash=options.on_crash,
+        tags=options.tags,
+        created_at=created_at,
+        run_at=created_at if job.run_at == job.created_at else rfc3339(job.run_at),
+        started_at=_when(job.started_at),
+        finished_at=_when(job.finished_at),
+        expires_at=_when(job.expires_at),
+        attempts=[attempt_view(record) for record in job.attempts] if attempts else UNSET,
+    )

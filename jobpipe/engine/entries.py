@@ -1,0 +1,66 @@
+"""What waits at the ledger: entries to be written with their receipts, and the wish for ready jobs."""
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import msgspec
+import trio
+
+from jobpipe.errors import StoreError
+from jobpipe.store.base import Add, Batch, Claimed, Receipt, Start
+
+W = TypeVar("W")
+R = TypeVar("R")
+
+
+class Entry(Generic[W, R]):
+    """Something that a waiter wants written, and the receipt that it waits for."""
+
+    def __init__(self, what: W) -> None:
+        self.what = what
+        self._done = trio.Event()
+        self._receipt: R
+        self._error: StoreError | None = None
+
+    async def receipt(self) -> R:
+        """Wait until it is written; raises what `refuse` was told. A cancel leaves the entry where it is."""
+        await self._done.wait()
+        if self._error is not None:
+            raise self._error
+        return self._receipt
+
+    def hand(self, receipt: R) -> None:
+        """It is written."""
+        self._receipt = receipt
+        self._done.set()
+
+    def refuse(self, error: StoreError) -> None:
+        """It could not be written."""
+        self._error = error
+        self._done.set()
+
+
+class Wish:
+    """A standing wish for at most `limit` ready jobs: granted by the batch that first finds some."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.jobs: Sequence[Claimed] = ()
+        self.abandoned = False
+        self.granted = trio.Event()
+
+    def grant(self, jobs: Sequence[Claimed]) -> None:
+        """Hand over the jobs."""
+        self.jobs = jobs
+        self.granted.set()
+
+
+class Gathered(msgspec.Struct, frozen=True):
+    """A batch with those who wait for its receipts."""
+
+    batch: Batch
+    adds: Sequence[Entry[Add, Sequence[Receipt]]]
+    starts: Sequence[Entry[Start, bool]]
+    renewals: Sequence[Entry[None, bool]]
+    noted: dict[int, Start]
+    wish: Wish | None

@@ -1,0 +1,91 @@
+"""The heartbeat of this node, what happens when it is lost, and the rescue of the jobs of dead nodes."""
+
+from collections.abc import Sequence
+
+import structlog
+import trio
+
+from jobpipe.clock import Clock
+from jobpipe.engine.attempt import Attempts
+from jobpipe.engine.ledger import Ledger
+from jobpipe.errors import StoreError
+from jobpipe.store.base import EngineStore, Rescued
+
+BEATS = 3
+"""Renewals within the time of one lease."""
+
+SAFE = 5 / 6
+"""The share of the lease after which a node that could not renew it stops its attempts: the rest is for their cleanup."""
+
+RETRY = 0.2
+"""Seconds between tries to renew while the store cannot write."""
+
+log = structlog.get_logger("jobpipe")
+
+
+class Lease:
+    """Keeps the node's lease. Renewals go through the ledger, and never wait behind handlers."""
+
+    def __init__(self, store: EngineStore, ledger: Ledger, attempts: Attempts, clock: Clock, node: str, seconds: float) -> None:
+        self._store, self._ledger, self._attempts, self._clock = store, ledger, attempts, clock
+        self._node, self._seconds = node, seconds
+        self._renewed_at = 0.0
+        self.losses = 0
+        """how often the lease was lost"""
+
+    async def join(self) -> None:
+        """Register the node with its first lease. Raises `StoreUnavailable`."""
+        begun, now = trio.current_time(), self._clock.now()
+        await self._store.join(self._node, now, now + self._seconds)
+        self._renewed_at = begun
+
+    async def run(self) -> None:
+        """Renew the lease and rescue the jobs of dead nodes, for ever."""
+        while True:
+            await trio.sleep(self._seconds / BEATS)
+            if not await self._renew():
+                await self._lose()
+            await self._rescue_if_possible()
+
+    async def _renew(self) -> bool:
+        """Renew the lease before it is too late to stop in time; False when it is."""
+        with trio.move_on_at(self._renewed_at + self._seconds * SAFE):
+            while True:
+                begun = trio.current_time()
+                try:
+                    kept = await self._ledger.renew()
+                except StoreError:
+                    await trio.sleep(RETRY)
+                    continue
+                if kept:
+                    self._renewed_at = begun
+                return kept
+        return False
+
+    async def _lose(self) -> None:
+        """Stop every attempt, since another node may run those jobs now, and ask for a new lease."""
+        self.losses += 1
+        log.error("the lease of this node is lost: its attempts are stopped", running=self._attempts.busy)
+        self._attempts.stop_all("lease")
+        while True:
+            try:
+                await self.join()
+            except StoreError:
+                await trio.sleep(RETRY)
+            else:
+                return
+
+    async def _rescue_if_possible(self) -> None:
+        try:
+            await self.rescue()
+        except StoreError as error:
+            log.warning("could not look for the jobs of dead nodes", error=str(error))
+
+    async def rescue(self) -> Sequence[Rescued]:
+        """Take back the jobs of dead nodes; returns them. Raises `StoreError`."""
+        rescued = await self._store.rescue(self._node, self._clock.now())
+        for job in rescued:
+            log.info("rescued a job of a dead node", job=job.id, status=job.status.value, begun=job.begun)
+        if rescued:
+            self._ledger.look()
+        return rescued

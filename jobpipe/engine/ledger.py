@@ -1,0 +1,272 @@
+"""The single writer of a node: gathers what waits, writes it in one transaction, hands out receipts."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import structlog
+import trio
+
+from jobpipe.clock import Clock
+from jobpipe.engine.entries import Entry, Gathered, Wish
+from jobpipe.errors import StoreError, StoreUnavailable
+from jobpipe.events import Events
+from jobpipe.job import NewJob, Status
+from jobpipe.store.base import Add, Batch, Claimed, EngineStore, Receipt, Receipts, Settlement, Start
+
+START_DELAY = 0.05
+"""Seconds that a start waits for a batch to ride with, before it gets one of its own."""
+
+LONGEST_PAUSE = 5.0
+"""The longest wait, in seconds, before a store that could not write is tried again."""
+
+BATCH = 1000
+"""About how many jobs are added, and how many outcomes written, in one transaction at the most."""
+
+W = TypeVar("W")
+R = TypeVar("R")
+
+log = structlog.get_logger("jobpipe")
+
+
+class Ledger:
+    """Runs as one task. What is handed to it while a transaction runs shares the next one.
+
+    A waiter that is cancelled before its batch begins is taken out of it; after that its entry stands.
+    Outcomes are never given up: while the store cannot write they are kept, and tried again.
+    """
+
+    def __init__(self, store: EngineStore, node: str, clock: Clock, events: Events, lease: float) -> None:
+        self._store, self._node, self._clock, self._events, self._lease = store, node, clock, events, lease
+        self._adds: dict[Entry[Add, Sequence[Receipt]], None] = {}
+        self._starts: dict[Entry[Start, bool], None] = {}
+        self._renewals: dict[Entry[None, bool], None] = {}
+        self._noted: dict[int, Start] = {}
+        self._settlements: list[Settlement] = []
+        self._wish: Wish | None = None
+        self._maybe_ready = True
+        self._next_due = -math.inf
+        self._pause = 0.0
+        self._writing = False
+        self._woken = trio.Event()
+        self._idle = trio.Event()
+        self.on_stale: Callable[[int, int], None] = lambda _seq, _claim: None
+        self.waiting = 0
+        """how many jobs wait in the store, as of the last batch"""
+        self.stale = 0
+        """how many writes came too late and were dropped"""
+        self.trouble: str | None = None
+        """why the store could not write just now"""
+        self.commits = 0
+
+    # What others hand in
+
+    async def add(self, jobs: Sequence[NewJob], *, atomic: bool = False) -> Sequence[Receipt]:
+        """Store jobs; returns a receipt each once they survive a crash. Raises `StoreUnavailable`: nothing was stored.
+
+        A cancel before the batch begins stores nothing; a later one leaves the jobs stored.
+        """
+        return await self._written(self._adds, Add(jobs, atomic))
+
+    async def start(self, start: Start) -> bool:
+        """Write that an attempt begins, and return once that survives a crash; False: the job is held no more."""
+        return await self._written(self._starts, start)
+
+    def note_start(self, start: Start) -> None:
+        """Write with one of the next batches that an attempt has begun, unless it is over by then."""
+        if not self._noted:
+            self._wake()  # so that the wait for a batch to ride with begins
+        self._noted[start.seq] = start
+
+    def settle(self, settlement: Settlement) -> None:
+        """Write what became of a held job with the next batch. Its place is given up at once."""
+        self._noted.pop(settlement.seq, None)
+        self._settlements.append(settlement)
+        self._wake()
+
+    async def renew(self) -> bool:
+        """Renew the node's lease; False: it is lost. Raises `StoreUnavailable`."""
+        return await self._written(self._renewals, None)
+
+    async def claim(self, limit: int) -> Sequence[Claimed]:
+        """Take at least one and at most `limit` ready jobs, as soon as there are some. One asker at a time.
+
+        When the asker is cancelled, what was claimed for it is handed back with the next batch.
+        """
+        wish = self._wish = Wish(limit)
+        self._wake()
+        try:
+            await wish.granted.wait()
+        except trio.Cancelled:
+            wish.abandoned = True
+            if self._wish is wish:
+                self._wish = None
+            self.hand_back(wish.jobs)
+            raise
+        return wish.jobs
+
+    def hand_back(self, jobs: Sequence[Claimed]) -> None:
+        """Put jobs that were claimed but not begun back, unspent."""
+        now = self._clock.now()
+        for job in jobs:
+            self.settle(
+                Settlement(
+                    seq=job.seq,
+                    id=job.id,
+                    queue=job.queue,
+                    claim=job.claim,
+                    outcome=None,
+                    status=Status.QUEUED,
+                    attempt=job.attempt,
+                    settled_at=now,
+                )
+            )
+
+    def look(self) -> None:
+        """Somebody else may have made jobs ready or due: look with the next batch."""
+        self._maybe_ready, self._next_due = True, -math.inf
+        self._wake()
+
+    @property
+    def pending(self) -> int:
+        """How many adds wait to be stored."""
+        return len(self._adds)
+
+    async def flushed(self) -> None:
+        """Return when everything handed in so far is written, or the store cannot write."""
+        while self._has_work() and self.trouble is None:
+            self._idle = trio.Event()
+            await self._idle.wait()
+
+    # The writing task
+
+    async def run(self) -> None:
+        """Write batches for ever. A cancel ends it between two batches: what is still handed in is not written."""
+        while True:
+            await self._something_to_write()
+            entries = self._gather()
+            self._writing = True
+            try:
+                receipts = await self._store.exchange(entries.batch)
+            except StoreError as error:
+                await self._put_off(entries, error)
+            else:
+                self._hand_out(entries, receipts)
+            self._writing = False
+            if not self._has_work():
+                self._idle.set()
+
+    async def _written(self, queue: dict[Entry[W, R], None], what: W) -> R:
+        entry: Entry[W, R] = Entry(what)
+        queue[entry] = None
+        self._wake()
+        try:
+            return await entry.receipt()
+        finally:
+            queue.pop(entry, None)  # still there: the waiter was cancelled before its batch began
+
+    def _wake(self) -> None:
+        self._woken.set()
+
+    def _has_work(self) -> bool:
+        return self._writing or self._urgent() or bool(self._noted)
+
+    def _urgent(self) -> bool:
+        claimable = self._wish is not None and self._maybe_ready
+        return bool(self._adds or self._starts or self._renewals or self._settlements or claimable)
+
+    async def _something_to_write(self) -> None:
+        """Return when there is something to write or to take; sleeps without looking at the store."""
+        while not self._urgent() and self._next_due > self._clock.now():
+            wait = self._clock.nap(self._next_due) if self._next_due < math.inf else math.inf
+            self._woken = trio.Event()
+            with trio.move_on_after(min(wait, START_DELAY) if self._noted else wait) as nap:
+                await self._woken.wait()
+            if nap.cancelled_caught and self._noted:
+                return
+
+    def _gather(self) -> Gathered:
+        """Take what goes into the next batch."""
+        settlements, self._settlements = self._settlements[:BATCH], self._settlements[BATCH:]
+        starts, self._starts = list(self._starts), {}
+        renewals, self._renewals = list(self._renewals), {}
+        noted, self._noted = self._noted, {}
+        wish, self._wish = self._wish, None
+        adds = self._take_adds()
+        now = self._clock.now()
+        batch = Batch(
+            node=self._node,
+            now=now,
+            lease_until=now + self._lease if renewals else None,
+            starts=[*noted.values(), *(entry.what for entry in starts)],
+            settlements=settlements,
+            adds=[entry.what for entry in adds],
+            claim=wish.limit if wish else 0,
+        )
+        return Gathered(batch, adds, starts, renewals, noted, wish)
+
+    def _take_adds(self) -> list[Entry[Add, Sequence[Receipt]]]:
+        taken: list[Entry[Add, Sequence[Receipt]]] = []
+        jobs = 0
+        for entry in self._adds:
+            jobs += len(entry.what.jobs)
+            if taken and jobs > BATCH:
+                break
+            taken.append(entry)
+        for entry in taken:
+            del self._adds[entry]
+        return taken
+
+    async def _put_off(self, entries: Gathered, error: StoreError) -> None:
+        """The store did not take a batch: tell who waits, keep what must not be lost, and wait a little."""
+        refusal = error if isinstance(error, StoreUnavailable) else StoreUnavailable(str(error))
+        for entry in itertools.chain[Entry[Any, Any]](entries.adds, entries.starts, entries.renewals):
+            entry.refuse(refusal)
+        self._settlements[:0] = entries.batch.settlements
+        settled = {settlement.seq for settlement in self._settlements}
+        self._noted = {seq: start for seq, start in entries.noted.items() if seq not in settled} | self._noted
+        if entries.wish is not None and not entries.wish.abandoned and self._wish is None:
+            self._wish = entries.wish
+        if self.trouble is None:
+            log.error("the store cannot write; what is running is kept, and tried again", error=str(error))
+        self.trouble = str(error)
+        self._idle.set()
+        self._pause = min(LONGEST_PAUSE, self._pause * 2 or 0.1)
+        await trio.sleep(self._pause)
+
+    def _hand_out(self, entries: Gathered, receipts: Receipts) -> None:
+        if self.trouble is not None:
+            log.info("the store writes again")
+        self.trouble, self._pause = None, 0.0
+        self.commits += 1
+        self.waiting = receipts.waiting
+        self._next_due = math.inf if receipts.next_due is None else receipts.next_due
+        self._grant(entries.wish, receipts)
+        for add, receipt in zip(entries.adds, receipts.adds, strict=True):
+            add.hand(receipt)
+        for renewal in entries.renewals:
+            renewal.hand(not receipts.lease_lost)
+        for start in entries.starts:
+            start.hand((start.what.seq, start.what.claim) not in receipts.stale)
+        self._tell(entries, receipts)
+
+    def _grant(self, wish: Wish | None, receipts: Receipts) -> None:
+        """Hand claimed jobs to who wished for them, and judge whether more may be ready."""
+        self._maybe_ready = wish is None or len(receipts.claimed) == wish.limit
+        if wish is None:
+            return
+        if wish.abandoned:
+            self.hand_back(receipts.claimed)
+        elif receipts.claimed:
+            wish.grant(receipts.claimed)
+        elif self._wish is None:
+            self._wish = wish
+
+    def _tell(self, entries: Gathered, receipts: Receipts) -> None:
+        for seq, claim in receipts.stale:
+            self.stale += 1
+            self.on_stale(seq, claim)
+        for one in entries.batch.settlements:
+            if (one.seq, one.claim) not in receipts.stale:
+                self._events.publish(one.id, receipts.settled.get(one.seq, one.status))

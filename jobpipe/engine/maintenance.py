@@ -1,0 +1,32 @@
+"""Keeps the store small: deletes ended jobs that are too old or too many."""
+
+import structlog
+import trio
+
+from jobpipe.clock import Clock
+from jobpipe.errors import StoreError
+from jobpipe.store.base import STEP, EngineStore, Retention
+
+PERIOD = 10.0
+"""Seconds between two looks."""
+
+log = structlog.get_logger("jobpipe")
+
+
+class Maintenance:
+    """Runs as one task, beside the ledger."""
+
+    def __init__(self, store: EngineStore, clock: Clock, retention: Retention) -> None:
+        self._store, self._clock, self._retention = store, clock, retention
+
+    async def run(self) -> None:
+        """Prune for ever: a step at a time, so that nobody waits long for the writer."""
+        while True:
+            await trio.sleep(0 if await self._prune() == STEP else PERIOD)
+
+    async def _prune(self) -> int:
+        try:
+            return await self._store.prune(self._clock.now(), self._retention)
+        except StoreError as error:
+            log.warning("could not delete old jobs", error=str(error))
+            return 0

@@ -1,0 +1,139 @@
+"""One running jobpipe: the rooms of the engine put together, and the order in which they start and end."""
+
+import os
+import random
+import secrets
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+import structlog
+import trio
+
+from jobpipe.clock import Clock
+from jobpipe.engine.attempt import Attempt, Attempts
+from jobpipe.engine.control import Control
+from jobpipe.engine.intake import Intake
+from jobpipe.engine.lease import Lease
+from jobpipe.engine.ledger import Ledger
+from jobpipe.engine.maintenance import Maintenance
+from jobpipe.engine.queue import Queue
+from jobpipe.engine.worker import work
+from jobpipe.events import Events
+from jobpipe.handlers.registry import Registry
+from jobpipe.job import Outcome
+from jobpipe.settings import Settings
+from jobpipe.store.base import Rescued, Retention, Store
+
+CLEANUP = 5.0
+"""Seconds that handlers have for their cleanup once they are cancelled, and the store for its last writes."""
+
+Phase = Literal["starting", "running", "draining", "stopped"]
+
+log = structlog.get_logger("jobpipe")
+
+
+def node_name() -> str:
+    """A name that no other node has: host, process, and a few random digits for the next start."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+class Node:
+    """Everything that makes jobs move in this process, around one store."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        registry: Registry,
+        clock: Clock,
+        *,
+        name: str | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.settings, self.store, self.registry, self.clock = settings, store, registry, clock
+        self.name = name or node_name()
+        self.rng = rng or random.Random()  # noqa: S311 - jitter and ids, no secrets
+        self.phase: Phase = "starting"
+        self.events = Events()
+        self.ledger = Ledger(store, self.name, clock, self.events, settings.lease)
+        self.queue = Queue(self.ledger, size=settings.queue_size, max_backlog=settings.max_backlog)
+        self.attempts = Attempts(
+            self.ledger, registry, clock, threads=settings.workers, max_result=settings.max_body, rng=self.rng
+        )
+        self.control = Control(store, self.ledger, self.attempts, self.events, clock)
+        self.intake = Intake(self.ledger, self.queue, self.attempts)
+        self.lease = Lease(store, self.ledger, self.attempts, clock, self.name, settings.lease)
+        self.maintenance = Maintenance(store, clock, _retention(settings))
+        self._crew = trio.CancelScope()
+        self._tally_at_drain: Counter[Outcome | None] = Counter()
+
+    async def run(self, *, task_status: trio.TaskStatus[Sequence[Rescued]] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run jobs until drained; started with the jobs that were taken back from dead nodes.
+
+        Keepers outlive the crew, so that every outcome is written. Returns when nothing is held any more.
+        """
+        await self.lease.join()
+        rescued = await self.lease.rescue()
+        async with trio.open_nursery() as keepers:
+            for keeper in (self.ledger.run, self.lease.run, self.maintenance.run):
+                keepers.start_soon(keeper)
+            self.phase = "running"
+            task_status.started(rescued)
+            await self._run_crew()
+            await self.settle_up()
+            keepers.cancel_scope.cancel()
+        self.phase = "stopped"
+        self.events.close()
+
+    async def _run_crew(self) -> None:
+        run_buffered = not self.store.durable
+        with self._crew:
+            async with trio.open_nursery() as crew:
+                for _ in range(self.settings.workers):
+                    clone = self.queue.receive.clone()
+                    crew.start_soon(lambda end: work(end, self.queue, self.attempts, run_buffered=run_buffered), clone)
+                self.queue.receive.close()
+                crew.start_soon(self.intake.run)
+
+    async def settle_up(self) -> None:
+        """Hand back what was never begun, and have everything written, within `CLEANUP` seconds."""
+        self.attempts.release()
+        with trio.move_on_after(CLEANUP) as patience:
+            await self.ledger.flushed()
+            await self.store.leave(self.name)
+        if patience.cancelled_caught or self.ledger.trouble:
+            log.error("the last outcomes could not be written: those jobs run again", error=self.ledger.trouble)
+
+    def drain(self) -> None:
+        """Take no new job, let active ones finish for `GRACE` seconds, then stop them."""
+        if self.phase in ("starting", "running"):
+            self.phase, self.queue.draining = "draining", True
+            self._tally_at_drain = self.attempts.tally.copy()
+            self.intake.scope.cancel()
+            self._crew.deadline = trio.current_time() + self.settings.grace
+
+    def stop(self) -> None:
+        """Stop active jobs now; each handler's cleanup runs, and its job goes back to the store."""
+        self.drain()
+        self._crew.cancel()
+
+    def account(self, abandoned: Sequence[Attempt] = ()) -> dict[str, object]:
+        """What became of every attempt since the drain began."""
+        tally = self.attempts.tally - self._tally_at_drain
+        handed_back = tally[None] + tally[Outcome.INTERRUPTED] - len(abandoned)
+        return {
+            "finished": tally.total() - handed_back - len(abandoned),
+            "handed_back": handed_back,
+            "abandoned": [f"{one.job.id} ({one.job.kind})" for one in abandoned],
+        }
+
+
+def _retention(settings: Settings) -> Retention:
+    return Retention(
+        done_age=settings.keep_done,
+        failed_age=settings.keep_failed,
+        jobs=settings.keep_jobs,
+        size=settings.keep_bytes,
+    )

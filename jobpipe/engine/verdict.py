@@ -1,0 +1,199 @@
+"""How an attempt ended, judged from what its handler returned or raised; and what becomes of the job. Pure."""
+
+import math
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, assert_never
+
+import msgspec
+import trio
+
+from jobpipe import backoff
+from jobpipe.handlers.verdicts import Fail, Retry, Snooze
+from jobpipe.job import Backoff, JobError, Outcome, Status
+from jobpipe.store.base import Claimed, Settlement
+
+MESSAGE = 1_000
+"""The most characters of an error's message that are kept."""
+
+TRACEBACK = 8_000
+"""The most characters of a traceback that are kept: its head and, mostly, its tail."""
+
+_CUT = "\n[...]\n"
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """How an attempt ended. `outcome` None: it never began. `after`: seconds until the next, None: by the backoff."""
+
+    outcome: Outcome | None
+    result: bytes | None = None
+    error: JobError | None = None
+    after: float | None = None
+
+
+HANDED_BACK = Verdict(None)
+CANCELLED = Verdict(Outcome.CANCELLED)
+INTERRUPTED = Verdict(Outcome.INTERRUPTED)
+
+
+def returned(value: Any, max_result: int) -> Verdict:  # noqa: ANN401 - a handler may return anything
+    """Judge a return value: done, if JSON can hold it and it is not too large. To run again would not mend that: fail."""
+    try:
+        result = msgspec.json.encode(value)
+        if b"null" in result and _holds_nan(msgspec.to_builtins(value)):
+            raise ValueError("JSON has no NaN and no infinity")  # noqa: TRY301 - the same fault as the others here
+    except Exception as error:  # noqa: BLE001 - whatever stands in the value's way
+        return _unfit(f"the handler returned what JSON can't hold: {_text(error)}")
+    if len(result) > max_result:
+        return _unfit(
+            f"the handler returned {len(result)} bytes, and MAX_BODY allows {max_result}: store it and return where it is"
+        )
+    return Verdict(Outcome.DONE, result=result)
+
+
+def _unfit(message: str) -> Verdict:
+    return Verdict(Outcome.FAIL, error=JobError("ResultError", message))
+
+
+def _holds_nan(value: Any) -> bool:  # noqa: ANN401 - any JSON
+    match value:
+        case float():
+            return not math.isfinite(value)
+        case dict():
+            return any(map(_holds_nan, value.values()))
+        case list() | tuple() | set() | frozenset():
+            return any(map(_holds_nan, value))
+        case _:
+            return False
+
+
+def raised(error: BaseException) -> Verdict:
+    """Judge an exception. In a group, as a nursery raises it, a `Fail` decides, and else a lone `Retry` or `Snooze`."""
+    leaves = list(_leaves(error))
+    word = next((leaf for leaf in leaves if isinstance(leaf, Fail)), leaves[0] if len(leaves) == 1 else error)
+    match word:
+        case Fail():
+            return Verdict(Outcome.FAIL, error=described(error))
+        case Retry(after=after):
+            return Verdict(Outcome.RETRY, error=described(error), after=_wait(after))
+        case Snooze(seconds=seconds):
+            return Verdict(Outcome.SNOOZE, after=_wait(seconds) or 0.0)
+        case _:
+            return Verdict(Outcome.RETRY, error=described(error))
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from _leaves(part)
+    else:
+        yield error
+
+
+def _wait(seconds: float | None) -> float | None:
+    """A wait that a handler named; what is no sensible number of seconds counts as not named."""
+    if isinstance(seconds, int | float) and 0 <= seconds <= 315_360_000:  # noqa: PLR2004 - ten years
+        return float(seconds)
+    return None
+
+
+def timed_out(seconds: float) -> Verdict:
+    """The attempt ran longer than it may."""
+    return Verdict(Outcome.RETRY, error=JobError("Timeout", f"the attempt ran longer than its timeout of {seconds:g} s"))
+
+
+def unknown_kind(kind: str, after: float) -> Verdict:
+    """This node has no handler: put the job aside, unspent, until one is deployed."""
+    return Verdict(Outcome.SNOOZE, error=JobError("UnknownKind", f"no handler performs {kind!r} here"), after=after)
+
+
+def without_cancelled(error: BaseException) -> BaseException | None:
+    """What an exception holds beside Trio's `Cancelled`, or None."""
+    if isinstance(error, trio.Cancelled):
+        return None
+    return error.split(trio.Cancelled)[1] if isinstance(error, BaseExceptionGroup) else error
+
+
+def described(error: BaseException) -> JobError:
+    """An error as it is kept: bounded, and whatever its own methods do."""
+    try:
+        # The outermost frames are jobpipe's own, from here to the handler.
+        lines = traceback.TracebackException.from_exception(error, compact=True, limit=-30).format()
+        trace = "".join(lines)
+    except Exception as other:  # noqa: BLE001 - an error that cannot even be shown
+        trace = f"(the traceback cannot be shown: {type(other).__name__})"
+    return JobError(type(error).__name__, _text(error), _bounded(trace))
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return _clean(str(error))[:MESSAGE]
+    except Exception:  # noqa: BLE001 - an error that cannot even be shown
+        return "(the error cannot be shown)"
+
+
+def _bounded(text: str) -> str:
+    text = _clean(text)
+    if len(text) <= TRACEBACK:
+        return text
+    head = TRACEBACK // 4
+    return text[:head] + _CUT + text[len(text) - (TRACEBACK - head - len(_CUT)) :]
+
+
+def _clean(text: str) -> str:
+    """Text that JSON can hold: lone surrogates replaced."""
+    return text.encode(errors="replace").decode()
+
+
+def settlement(  # noqa: PLR0913 - the facts of one attempt
+    job: Claimed,
+    verdict: Verdict,
+    *,
+    started_at: float | None,
+    now: float,
+    policy: Backoff,
+    random: Callable[[], float],
+) -> Settlement:
+    """What becomes of a job after an attempt: the one place that turns outcomes into statuses.
+
+    A retry counts as an attempt; a snooze, an interruption and a hand-back do not. `max_retries: 3` means at most four attempts.
+    """
+    number = job.attempt + 1
+    outcome, status, attempt, run_at = verdict.outcome, Status.QUEUED, job.attempt, None
+    match outcome:
+        case Outcome.DONE:
+            status, attempt = Status.DONE, number
+        case Outcome.RETRY if number <= job.max_retries:
+            wait = backoff.delay(policy, number, random) if verdict.after is None else verdict.after
+            status, attempt, run_at = Status.RETRYING, number, round(now + wait, 3)
+        case Outcome.RETRY | Outcome.FAIL:
+            outcome, status, attempt = Outcome.FAIL, Status.FAILED, number
+        case Outcome.SNOOZE:
+            status, run_at = Status.SCHEDULED, round(now + (verdict.after or 0.0), 3)
+        case Outcome.CANCELLED:
+            status, attempt = Status.CANCELLED, number if started_at is not None else attempt
+            outcome = outcome if started_at is not None else None
+        case Outcome.INTERRUPTED | None:
+            pass
+        case _:
+            assert_never(outcome)
+    return Settlement(
+        seq=job.seq,
+        id=job.id,
+        queue=job.queue,
+        claim=job.claim,
+        outcome=outcome,
+        status=status,
+        attempt=attempt,
+        number=number,
+        run_at=run_at,
+        started_at=started_at,
+        settled_at=now,
+        result=verdict.result,
+        error=verdict.error,
+        size=len(job.payload) + len(verdict.result or b"") + _weight(verdict.error),
+    )
+
+
+def _weight(error: JobError | None) -> int:
+    return 0 if error is None else len(error.message) + len(error.traceback or "")

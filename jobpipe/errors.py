@@ -1,0 +1,29 @@
+"""What can be wrong. Expected results (a duplicate, a stale write, nothing to claim) are values, not errors."""
+
+
+class JobpipeError(Exception):
+    """The base of every error that jobpipe raises; its text is meant for the person who reads it."""
+
+
+class SettingsError(JobpipeError):
+    """The configuration is wrong; the text lists every fault, one a line."""
+
+
+class HandlerError(JobpipeError):
+    """A handler cannot be registered: its kind is taken, or its signature fits no job."""
+
+
+class StoreError(JobpipeError):
+    """The store cannot be used as it is: wrong file, newer version, no permission, in use elsewhere."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot do this now (disk full, input/output error); nothing of the call was written."""
+
+
+class QueueFull(JobpipeError):
+    """As many jobs wait as `MAX_BACKLOG` allows; nothing was stored."""
+
+
+class Draining(JobpipeError):
+    """The node has begun to shut down and takes no new job; nothing was stored."""

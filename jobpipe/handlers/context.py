@@ -1,0 +1,33 @@
+"""What a handler may know of the job that it performs."""
+
+from typing import Any
+
+import msgspec
+import structlog
+import trio
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """The job's side of one attempt."""
+
+    id: str
+    kind: str
+    queue: str
+    attempt: int
+    """which run this is, from 1"""
+    max_retries: int
+    claim: int
+    """grows with every claim of the job: hand it on as a fencing token, so that a late worker's write can be refused"""
+    deadline: float
+    """when the attempt times out, in Trio's clock (`trio.current_time()`); infinity: never"""
+    log: Any
+    """a structlog logger that carries the job's id, kind and attempt"""
+
+    def check_cancelled(self) -> None:
+        """For handlers in threads: raise `trio.Cancelled` when the attempt was cancelled or has timed out."""
+        trio.from_thread.check_cancelled()
+
+
+def job_logger(job_id: str, kind: str, attempt: int) -> Any:  # noqa: ANN401 - structlog's loggers have no common type
+    """A logger that carries the job."""
+    return structlog.get_logger("jobpipe.job").bind(job=job_id, kind=kind, attempt=attempt)

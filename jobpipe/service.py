@@ -1,0 +1,116 @@
+"""The service: HTTP in front, the node behind it, and the signals that end them in order."""
+
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import closing
+from typing import Any
+
+import structlog
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve
+
+from jobpipe.api.app import create_app
+from jobpipe.clock import WallClock
+from jobpipe.engine.attempt import Attempt
+from jobpipe.engine.node import CLEANUP, Node
+from jobpipe.errors import SettingsError
+from jobpipe.handlers.registry import load
+from jobpipe.settings import Settings
+from jobpipe.store.base import Rescued
+from jobpipe.store.factory import open_store
+from jobpipe.version import VERSION
+
+HTTP_GRACE = 3.0
+"""Seconds that requests under way have to be answered, once every job has ended."""
+
+STUCK = 70
+"""Exit code when handlers would not end and were abandoned (EX_SOFTWARE of sysexits.h)."""
+
+log = structlog.get_logger("jobpipe")
+
+
+async def run_service(settings: Settings) -> int:
+    """Serve until a signal, then end in order: intake, jobs, outcomes, HTTP, store. Returns the exit code.
+
+    The first SIGINT or SIGTERM drains; after `GRACE` seconds, or at the second signal, active jobs are cancelled
+    and handed back. Raises `JobpipeError` when the service cannot start.
+    """
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, closing(_listen(settings)) as listener:
+        registry = load(settings.handlers)
+        async with open_store(settings.store, settings.sync) as store:
+            node = Node(settings, store, registry, WallClock())
+            stopped = trio.Event()
+            async with trio.open_nursery() as front:
+                front.start_soon(_obey, signals, node)
+                rescued: Sequence[Rescued] = await front.start(_run_node, node, stopped)
+                address = listener.getsockname()
+                await front.start(_serve, node, listener, stopped)
+                _announce(node, address, rescued)
+                await stopped.wait()
+                front.cancel_scope.deadline = trio.current_time() + HTTP_GRACE
+    return 0
+
+
+async def _run_node(node: Node, stopped: trio.Event, *, task_status: trio.TaskStatus[Sequence[Rescued]]) -> None:
+    await node.run(task_status=task_status)
+    log.info("drained", **node.account())
+    stopped.set()
+
+
+async def _serve(node: Node, listener: socket.socket, stopped: trio.Event, *, task_status: trio.TaskStatus[list[str]]) -> None:
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}"]  # it is Hypercorn's from here on
+    config.loglevel = "WARNING"
+    config.graceful_timeout = HTTP_GRACE
+    config.keep_alive_timeout = 75
+    config.include_server_header = False
+    await serve(create_app(node), config, shutdown_trigger=stopped.wait, task_status=task_status)  # type: ignore[arg-type]
+
+
+async def _obey(signals: AsyncIterator[int], node: Node) -> None:
+    """Drain at the first signal, stop at the second or when the grace is over, give up at the third or after the cleanup."""
+    name = signal.Signals(await anext(signals)).name
+    log.info(f"{name}: draining; once more to stop at once", running=node.attempts.busy, grace=node.settings.grace)
+    node.drain()
+    with trio.move_on_after(node.settings.grace):
+        await anext(signals)
+    log.warning("stopping: active jobs are cancelled and go back to the store", running=node.attempts.busy)
+    node.stop()
+    with trio.move_on_after(CLEANUP):
+        await anext(signals)
+    await _abandon(node)
+
+
+async def _abandon(node: Node) -> None:
+    """Some handlers do not end although they were cancelled: name them, hand their jobs back, and leave."""
+    abandoned: Sequence[Attempt] = node.attempts.abandon()
+    await node.settle_up()
+    log.error("abandoned: these handlers ignored their cancel", **node.account(abandoned))
+    os._exit(STUCK)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Bind first of all, so that a taken port is told before any job is touched."""
+    try:
+        return socket.create_server(
+            (settings.host, settings.port),
+            family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET,
+            backlog=1024,
+        )
+    except OSError as error:
+        where = f"{settings.host}:{settings.port}"
+        raise SettingsError(f"cannot listen on {where} ({error.strerror}): set HOST and PORT to a free address") from error
+
+
+def _announce(node: Node, address: tuple[Any, ...], rescued: Sequence[Rescued]) -> None:
+    host, port = address[:2]
+    shown = f"[{host}]" if ":" in host else host
+    begun = sum(job.begun for job in rescued)
+    log.info(f"jobpipe {VERSION} listens on http://{shown}:{port}", node=node.name)
+    log.info(f"store: {node.store.name}", durable=node.store.durable, sync=node.settings.sync)
+    log.info(f"kinds: {', '.join(node.registry.kinds)}")
+    log.info(f"workers: {node.settings.workers}", queue_size=node.settings.queue_size)
+    log.info(f"rescued: {len(rescued)} jobs of a run that did not end in order", begun=begun)

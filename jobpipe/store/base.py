@@ -1,0 +1,256 @@
+"""The store contract: what the engine needs and what the API asks.
+
+Every verb is one transaction and takes one call, `now` is always passed in (seconds since the epoch),
+and a cancel of the caller never breaks a verb in two: it took effect whole, or not at all. Each may raise
+`StoreUnavailable`, after which nothing of it was written.
+
+A job that a node has claimed is *held* by it until the attempt is settled. Its status stays `queued` until its
+start is written, with the next commit; so what is shown as running runs, and what a crash finds held
+but not begun has not spent an attempt.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from jobpipe.job import NO_OPTIONS, Job, JobError, NewJob, Options, Outcome, Status
+
+STEP = 1000
+"""The most jobs that one exchange promotes or expires, and one prune deletes, so that no transaction is long."""
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """A job handed to this node to be run. `attempt` counts the runs before this one."""
+
+    seq: int
+    id: str
+    kind: str
+    queue: str
+    payload: bytes
+    priority: int
+    run_at: float
+    attempt: int
+    max_retries: int
+    claim: int
+    rescued: int
+    """how often a node died while it held the job"""
+    options: Options = NO_OPTIONS
+
+
+class Start(msgspec.Struct, frozen=True):
+    """An attempt has begun."""
+
+    seq: int
+    claim: int
+    attempt: int
+    started_at: float
+
+
+class Settlement(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a held job. `outcome` is None for one that is handed back without having begun."""
+
+    seq: int
+    id: str
+    queue: str
+    claim: int
+    outcome: Outcome | None
+    status: Status
+    """what the job becomes; one that was asked to cancel becomes `cancelled` instead of waiting again"""
+    attempt: int
+    """the job's count of runs from now on"""
+    number: int = 0
+    """which attempt this was"""
+    run_at: float | None = None
+    """when it is due again; None leaves it as it was"""
+    started_at: float | None = None
+    settled_at: float
+    result: bytes | None = None
+    error: JobError | None = None
+    size: int = 0
+    """bytes of payload, result and error, for the retention of ended jobs"""
+
+
+class Add(msgspec.Struct, frozen=True):
+    """Jobs to be stored for one asker. With `atomic`, a conflict in one means that none is stored."""
+
+    jobs: Sequence[NewJob]
+    atomic: bool = False
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What became of one job of an `Add`. `job` is the one that has the id already, unless `stored`."""
+
+    verdict: Literal["stored", "existing", "conflict", "refused"]
+    """`refused`: nothing wrong with this one, but it shared an atomic add with a conflict"""
+    job: Job | None = None
+
+
+STORED = Receipt("stored")
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node writes and takes in one transaction, carried out in the order of the fields."""
+
+    node: str
+    now: float
+    lease_until: float | None = None
+    """renew the node's lease until then; None: leave it"""
+    starts: Sequence[Start] = ()
+    settlements: Sequence[Settlement] = ()
+    adds: Sequence[Add] = ()
+    claim: int = 0
+    """take at most so many ready jobs, in order of priority (highest first), run_at, arrival"""
+
+
+class Receipts(msgspec.Struct, frozen=True, kw_only=True):
+    """What an exchange came to."""
+
+    lease_lost: bool = False
+    """the node has no lease to renew: another one took it for dead. Nothing was claimed"""
+    stale: frozenset[tuple[int, int]] = frozenset()
+    """(seq, claim) of the starts and settlements that matched no held row; they changed nothing"""
+    settled: dict[int, Status] = {}
+    """seq -> status where the job became something else than its settlement said"""
+    adds: Sequence[Sequence[Receipt]] = ()
+    """for each add, a receipt for each of its jobs"""
+    claimed: Sequence[Claimed] = ()
+    waiting: int = 0
+    """how many jobs wait in the store, those held by nodes not counted"""
+    next_due: float | None = None
+    """when the next job is to be promoted or expired; None: no job waits for a time"""
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A verb's effect on one job, or why there was none."""
+
+    id: str
+    verdict: Literal["changed", "absent", "refused"]
+    """`refused`: the job's status does not allow the verb"""
+    job: Job | None = None
+    """the job as it is now; None when absent or deleted"""
+
+
+class Rescued(msgspec.Struct, frozen=True):
+    """A job taken back from a dead node."""
+
+    id: str
+    queue: str
+    status: Status
+    """what it became"""
+    begun: bool
+    """whether an attempt is known to have begun"""
+
+
+class Retention(msgspec.Struct, frozen=True):
+    """How long and how many ended jobs are kept. Ages in seconds; `size` in bytes of payloads, results and errors."""
+
+    done_age: float
+    failed_age: float
+    """for failed, cancelled and expired jobs"""
+    jobs: int
+    size: int
+
+
+class QueueState(msgspec.Struct, frozen=True, kw_only=True):
+    """One queue: whether it is paused, and how many jobs it has in each status."""
+
+    name: str
+    paused: bool
+    counts: dict[Status, int]
+    oldest_queued_at: float | None = None
+    """run_at of the job that has been ready the longest"""
+
+
+class Filter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which jobs a list holds; None means any. Texts match parts of id, payload and error."""
+
+    status: Status | None = None
+    kind: str | None = None
+    queue: str | None = None
+    tag: str | None = None
+    text: str | None = None
+    created_after: float | None = None
+    created_before: float | None = None
+
+
+class Page(msgspec.Struct, frozen=True):
+    """A part of a list, newest job first. `next_before` continues it; None: there is no more."""
+
+    jobs: Sequence[Job]
+    next_before: int | None = None
+
+
+class EngineStore(Protocol):
+    """What makes jobs move."""
+
+    name: str
+    """as in the settings, for people; without secrets"""
+    durable: bool
+    """whether waiting jobs survive the end of this process"""
+
+    async def join(self, node: str, now: float, lease_until: float) -> None:
+        """Register a node with a lease. Repeatable: a node that joins again has its lease set anew."""
+
+    async def exchange(self, batch: Batch) -> Receipts:
+        """Write and take a batch in one transaction; when this returns, it survives a crash.
+
+        Due jobs (run_at, expires_at at or before `now`) are promoted and expired first, at most `STEP` of each.
+        Every start and settlement matches on the claim number: where no held row has it, nothing changes
+        and the pair is returned as stale.
+        """
+
+    async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
+        """Take back every job held by a node, other than `node`, whose lease has ended by `now` or that has none.
+
+        Goes by rows, so that no job stays held for want of an owner; drops such nodes. Repeatable.
+        What becomes of each job is `jobpipe.job.after_crash`.
+        """
+
+    async def prune(self, now: float, retention: Retention) -> int:
+        """Delete at most `STEP` ended jobs that are too old or too many, oldest end first; returns how many."""
+
+    async def leave(self, node: str) -> None:
+        """Forget a node that has drained. Held jobs, were there any, are left to rescue."""
+
+
+class ControlStore(Protocol):
+    """What people ask of jobs and queues. Each verb is atomic and repeatable."""
+
+    async def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+        """Cancel waiting jobs; held ones become `cancelling`, which survives a restart. Refused for ended ones."""
+
+    async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+        """Queue ended jobs again, their count of attempts set back to 0. Refused for jobs that have not ended."""
+
+    async def delete(self, ids: Sequence[str]) -> Sequence[Change]:
+        """Delete jobs. Refused for held ones: cancel them first."""
+
+    async def pause(self, queue: str) -> None:
+        """Claim nothing from a queue from now on; it need not exist yet. Survives a restart."""
+
+    async def resume(self, queue: str) -> None:
+        """Claim from a queue again."""
+
+
+class ReadStore(Protocol):
+    """What the API reads. Never waits for a writer."""
+
+    async def get(self, job_id: str) -> Job | None:
+        """One job with its attempts, oldest first."""
+
+    async def jobs(self, where: Filter, limit: int, before: int | None) -> Page:
+        """At most `limit` jobs (without attempts), newest first, that come after the page which ended at `before`.
+
+        Looks at a bounded number of rows: a page may hold fewer than `limit` jobs although there are more.
+        """
+
+    async def queues(self) -> Sequence[QueueState]:
+        """Every queue that was ever used or paused, by name."""
+
+    async def ping(self) -> None:
+        """Return when the store answers."""
+
+
+class Store(EngineStore, ControlStore, ReadStore, Protocol):
+    """All of it."""

@@ -1,0 +1,216 @@
+"""What people ask of jobs and queues, and what keeps the house clean: nodes, rescue, prune."""
+
+import itertools
+from collections.abc import Sequence
+
+import apsw
+import msgspec
+
+from jobpipe.job import ACTIVE, ENDED, Job, Status, after_crash
+from jobpipe.store.base import STEP, Change, Rescued, Retention
+from jobpipe.store.sqlite.rows import JOB_COLUMNS, Row, encoded_error, job_from
+from jobpipe.store.sqlite.tally import HELD, Tally
+
+_FIND = f"select {JOB_COLUMNS}, jobs.size from jobs where jobs.id = ?"  # noqa: S608 - columns are a constant
+
+_CANCEL = "update jobs set status = 'cancelled', finished_at = ?, size = length(payload) where seq = ?"
+_ASK_CANCEL = "update jobs set status = 'cancelling' where seq = ?"
+_RETRY = (
+    "update jobs set status = 'queued', attempt = 0, run_at = ?1, started_at = null, finished_at = null, "
+    "expires_at = iif(expires_at <= ?1, null, expires_at), result = null, error = null, size = 0 where seq = ?2"
+)
+_KEEP_ATTEMPT = (
+    "insert or replace into attempts (seq, claim, number, node, started_at, finished_at, outcome) "
+    "select seq, claim, attempt, node, started_at, finished_at, 'done' from jobs where seq = ?"
+)
+_DELETE = (
+    "delete from jobs where seq = ?",
+    "delete from attempts where seq = ?",
+)
+_UNTAG = "delete from tags where tag = ? and seq = ?"
+_PAUSE = "insert into queues (name, paused) values (?1, ?2) on conflict do update set paused = ?2"
+
+_JOIN = "insert into nodes (name, lease_until) values (?, ?) on conflict do update set lease_until = excluded.lease_until"
+_LEAVE = "update nodes set lease_until = null where name = ?"
+_DEAD = (
+    "select node from (select distinct node from jobs where held = 1) as held "
+    "left join nodes using (node) where (lease_until is null or lease_until <= ?) and name is not ?"
+)
+_HELD_BY = f"select {JOB_COLUMNS}, jobs.size from jobs where held = 1 and jobs.node = ?"  # noqa: S608 - a constant
+_TAKE_BACK = (
+    "update jobs set status = ?, finished_at = ?, error = coalesce(?, error), size = ?, held = 0, rescued = rescued + 1 "
+    "where seq = ?"
+)
+_INTERRUPTED = (
+    "insert or replace into attempts (seq, claim, number, node, started_at, finished_at, outcome, error) "
+    "select seq, claim, attempt, node, started_at, ?, ?, ? from jobs where seq = ?"
+)
+_EXPIRE_LEASES = "update nodes set lease_until = null where lease_until <= ?"
+
+_TOO_OLD = (
+    "select seq, queue, status, size, options from jobs "
+    "where status = ? and finished_at is not null and finished_at <= ? order by finished_at limit ?"
+)
+_OLDEST = (
+    "select finished_at, seq, queue, status, size, options from jobs "
+    "where status = ? and finished_at is not null order by finished_at limit ?"
+)
+_TOTALS = "select sum(jobs), sum(size) from counts where state in ('done', 'failed', 'cancelled', 'expired')"
+
+
+class Control:
+    """The other half of the writing: each method is one transaction."""
+
+    def __init__(self, db: apsw.Connection) -> None:
+        self.db = db
+
+    def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+        """See `jobpipe.store.base.ControlStore.cancel`."""
+        with self.db:
+            return [self._cancel(job_id, now) for job_id in ids]
+
+    def _cancel(self, job_id: str, now: float) -> Change:
+        found = self._find(job_id)
+        if found is None:
+            return Change(job_id, "absent")
+        job, seq, held, _ = found
+        if job.status in ENDED:
+            return Change(job_id, "refused", job)
+        if held:
+            self.db.execute(_ASK_CANCEL, (seq,))
+        else:
+            self.db.execute(_CANCEL, (now, seq))
+            self._count(job, job.status, Status.CANCELLED, size=len(job.payload))
+        return Change(job_id, "changed", self._job(job_id))
+
+    def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+        """See `jobpipe.store.base.ControlStore.retry`."""
+        with self.db:
+            return [self._retry(job_id, now) for job_id in ids]
+
+    def _retry(self, job_id: str, now: float) -> Change:
+        found = self._find(job_id)
+        if found is None:
+            return Change(job_id, "absent")
+        job, seq, _, size = found
+        if job.status not in ENDED:
+            return Change(job_id, "refused", job)
+        if job.status is Status.DONE:
+            self.db.execute(_KEEP_ATTEMPT, (seq,))
+        self.db.execute(_RETRY, (now, seq))
+        self._drop(job.queue, job.status, size)
+        self._count(job, None, Status.QUEUED)
+        return Change(job_id, "changed", self._job(job_id))
+
+    def delete(self, ids: Sequence[str]) -> Sequence[Change]:
+        """See `jobpipe.store.base.ControlStore.delete`."""
+        with self.db:
+            return [self._delete(job_id) for job_id in ids]
+
+    def _delete(self, job_id: str) -> Change:
+        found = self._find(job_id)
+        if found is None:
+            return Change(job_id, "absent")
+        job, seq, held, size = found
+        if held:
+            return Change(job_id, "refused", job)
+        self._erase(seq, job.options.tags)
+        self._drop(job.queue, job.status, size)
+        return Change(job_id, "changed")
+
+    def pause(self, queue: str, *, paused: bool) -> None:
+        """Pause a queue, or resume it."""
+        with self.db:
+            self.db.execute(_PAUSE, (queue, int(paused)))
+
+    def join(self, node: str, lease_until: float) -> None:
+        """See `jobpipe.store.base.EngineStore.join`."""
+        with self.db:
+            self.db.execute(_JOIN, (node, lease_until))
+
+    def leave(self, node: str) -> None:
+        """See `jobpipe.store.base.EngineStore.leave`. The row stays: attempts are shown with the node's name."""
+        with self.db:
+            self.db.execute(_LEAVE, (node,))
+
+    def end_leases(self) -> None:
+        """End every lease: the lock on the file proves that their nodes are dead."""
+        with self.db:
+            self.db.execute("update nodes set lease_until = null")
+
+    def rescue(self, node: str, now: float) -> Sequence[Rescued]:
+        """See `jobpipe.store.base.EngineStore.rescue`."""
+        with self.db:
+            dead = [row[0] for row in self.db.execute(_DEAD, (now, node))]
+            rows = [row for one in dead for row in self.db.execute(_HELD_BY, (one,)).fetchall()]
+            self.db.execute(_EXPIRE_LEASES, (now,))
+            return [self._rescue(row, now) for row in rows]
+
+    def _rescue(self, row: Row, now: float) -> Rescued:
+        job, seq = job_from(row), row[17]
+        status, error = after_crash(job)
+        begun = job.status in ACTIVE and job.started_at is not None
+        stored_error = encoded_error(error)
+        if begun:
+            outcome = "cancelled" if status is Status.CANCELLED else "interrupted"
+            self.db.execute(_INTERRUPTED, (now, outcome, stored_error, seq))
+        size = len(job.payload) + len(stored_error or b"") if status in ENDED else 0
+        self.db.execute(_TAKE_BACK, (status.value, now if status in ENDED else None, stored_error, size, seq))
+        self._count(job, HELD, status, size=size)
+        return Rescued(job.id, job.queue, status, begun)
+
+    def prune(self, now: float, retention: Retention) -> int:
+        """See `jobpipe.store.base.EngineStore.prune`."""
+        with self.db:
+            rows = self._too_old(now, retention) or self._too_many(retention)
+            tally = Tally()
+            for seq, queue, status, size, options in rows:
+                self._erase(seq, msgspec.json.decode(options).get("tags", ()) if options else ())
+                tally.drop(queue, status, 1, size)
+            tally.write(self.db)
+            return len(rows)
+
+    def _too_old(self, now: float, retention: Retention) -> list[Row]:
+        rows: list[Row] = []
+        for status in sorted(ENDED):
+            age = retention.done_age if status is Status.DONE else retention.failed_age
+            rows += self.db.execute(_TOO_OLD, (status.value, now - age, STEP - len(rows))).fetchall()
+        return rows
+
+    def _too_many(self, retention: Retention) -> list[Row]:
+        jobs, size = self.db.execute(_TOTALS).fetchone() or (0, 0)
+        jobs, size = (jobs or 0) - retention.jobs, (size or 0) - retention.size
+        if jobs <= 0 and size <= 0:
+            return []
+        by_status = [self.db.execute(_OLDEST, (status.value, STEP)).fetchall() for status in sorted(ENDED)]
+        rows: list[Row] = []
+        for _, *row in sorted(itertools.chain(*by_status))[:STEP]:
+            if jobs <= 0 and size <= 0:
+                break
+            rows.append(tuple(row))
+            jobs, size = jobs - 1, size - row[3]
+        return rows
+
+    def _erase(self, seq: int, tags: Sequence[str]) -> None:
+        for sql in _DELETE:
+            self.db.execute(sql, (seq,))
+        for tag in tags:
+            self.db.execute(_UNTAG, (tag, seq))
+
+    def _find(self, job_id: str) -> tuple[Job, int, bool, int] | None:
+        row = self.db.execute(_FIND, (job_id,)).fetchone()
+        return None if row is None else (job_from(row), row[17], bool(row[19]), row[20])
+
+    def _job(self, job_id: str) -> Job | None:
+        found = self._find(job_id)
+        return None if found is None else found[0]
+
+    def _count(self, job: Job, before: str | None, after: str, size: int = 0) -> None:
+        tally = Tally()
+        tally.move(job.queue, before, after, size=size)
+        tally.write(self.db)
+
+    def _drop(self, queue: str, state: str, size: int) -> None:
+        tally = Tally()
+        tally.drop(queue, state, 1, size)
+        tally.write(self.db)

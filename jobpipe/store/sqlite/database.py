@@ -1,0 +1,131 @@
+"""The file: opening, locking, checking and migrating it, and what SQLite's errors mean."""
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+import apsw
+
+from jobpipe.errors import StoreError, StoreUnavailable
+
+APPLICATION_ID = 0x6A6F6270
+"""Marks a file as jobpipe's ("jobp"; SQLite's pragma application_id)."""
+
+BUSY_MILLISECONDS = 2000
+"""How long to wait for somebody else's write, such as a backup tool's."""
+
+
+def migrations() -> list[tuple[int, str]]:
+    """The numbered SQL files in order: (number, SQL)."""
+    folder = files("jobpipe.store.sqlite") / "migrations"
+    found = [(int(match[1]), file) for file in folder.iterdir() if (match := re.match(r"(\d{4})_\w+\.sql$", file.name))]
+    return [(number, file.read_text(encoding="utf-8")) for number, file in sorted(found, key=lambda pair: pair[0])]
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[None]:
+    """Raise SQLite's errors as jobpipe's, each with what to do."""
+    try:
+        yield
+    except apsw.FullError as error:
+        raise StoreUnavailable(f"the disk that holds {path} is full ({error}): free some space") from error
+    except (apsw.IOError, apsw.BusyError, apsw.LockedError, apsw.ReadOnlyError, apsw.CantOpenError) as error:
+        raise StoreUnavailable(f"{path} cannot be used now ({error})") from error
+    except apsw.NotADBError as error:
+        raise StoreError(f"{path} is not a SQLite database: name another file in STORE") from error
+    except apsw.CorruptError as error:
+        raise StoreError(f"{path} is corrupt ({error}): restore it from a backup, or move it away") from error
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock beside the file, so that one process at a time uses it as its store.
+
+    The lock is the operating system's (flock) and ends with the process, however that ends.
+    """
+    lock_path = path.with_name(path.name + ".lock")
+    try:
+        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StoreError(f"cannot write {lock_path} ({error.strerror}): jobpipe needs to write beside {path}") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(lock, 100).decode(errors="replace").strip() or "unknown"
+            raise StoreError(
+                f"{path} is in use by another jobpipe (process {holder}): stop it, or give this one another STORE"
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(lock)
+
+
+def connect(path: Path, *, flags: int, sync: Literal["full", "normal"]) -> apsw.Connection:
+    """A connection with the settings that every one has."""
+    connection = apsw.Connection(str(path), flags=flags)
+    connection.set_busy_timeout(BUSY_MILLISECONDS)
+    for pragma in (f"synchronous={sync}", "cache_size=-16384", "temp_store=memory", "foreign_keys=off"):
+        connection.execute(f"pragma {pragma}")
+    return connection
+
+
+def prepare(connection: apsw.Connection, path: Path) -> None:
+    """Refuse what is not jobpipe's or newer than this program, then apply the migrations that are missing."""
+    connection.execute("pragma journal_mode=wal").fetchall()
+    with connection:
+        _refuse_foreign(connection, path)
+        version = connection.pragma("user_version")
+        known = migrations()
+        newest = known[-1][0]
+        if version > newest:
+            raise StoreError(
+                f"{path} was made by a newer jobpipe (schema {version}, this one knows {newest}): run that version"
+            )
+        for number, sql in known:
+            if number > version:
+                connection.execute(sql)
+                connection.pragma("user_version", number)
+        connection.pragma("application_id", APPLICATION_ID)
+
+
+def _refuse_foreign(connection: apsw.Connection, path: Path) -> None:
+    mark = connection.pragma("application_id")
+    tables = connection.execute("select count(*) from sqlite_schema").get
+    if mark != APPLICATION_ID and tables:
+        raise StoreError(f"{path} is a SQLite database, but not one of jobpipe's: name another file in STORE")
+
+
+def check_path(path: Path) -> None:
+    """Refuse, in words, a path that can't hold a database."""
+    if path.is_dir():
+        raise StoreError(f"{path} is a directory: name a file in STORE")
+    if not path.parent.is_dir():
+        raise StoreError(f"{path.parent} does not exist: make it, or name another file in STORE")
+    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+        raise StoreError(f"no permission to read and write {path}: mend it, or name another file in STORE")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise StoreError(f"no permission to write in {path.parent}: SQLite keeps its log beside {path.name}")
+
+
+@contextmanager
+def database(path: Path, sync: Literal["full", "normal"]) -> Iterator[apsw.Connection]:
+    """The writer's connection to a locked, checked and migrated file."""
+    check_path(path)
+    with ExitStack() as stack:
+        stack.enter_context(exclusive(path))
+        try:
+            with mapped(path):
+                flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+                writer = stack.enter_context(closing(connect(path, flags=flags, sync=sync)))
+                prepare(writer, path)
+        except StoreUnavailable as error:
+            raise StoreError(str(error)) from error
+        yield writer

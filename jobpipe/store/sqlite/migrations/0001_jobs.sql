@@ -1,0 +1,81 @@
+-- Jobs, their attempts, the nodes that hold them, and the counts that queues and back-pressure ask for.
+-- Times are seconds since the epoch. Each index holds just the rows that one query needs.
+
+create table jobs (
+    seq         integer primary key,
+    id          text not null unique,
+    kind        text not null,
+    queue       text not null,
+    status      text not null check (status in
+        ('scheduled', 'queued', 'running', 'retrying', 'cancelling', 'done', 'failed', 'cancelled', 'expired')),
+    priority    integer not null,
+    run_at      real not null,
+    attempt     integer not null default 0 check (attempt >= 0),
+    max_retries integer not null check (max_retries >= 0),
+    claim       integer not null default 0,
+    node        integer,
+    held        integer not null default 0,
+    rescued     integer not null default 0,
+    created_at  real not null,
+    started_at  real,
+    finished_at real,
+    expires_at  real,
+    size        integer not null default 0,
+    options     blob,
+    payload     blob not null,
+    result      blob,
+    error       blob,
+    check (held = 0 or status in ('queued', 'running', 'cancelling')),
+    check (status not in ('running', 'cancelling') or held = 1),
+    check ((finished_at is not null) = (status in ('done', 'failed', 'cancelled', 'expired')))
+) strict;
+
+create index jobs_ready on jobs (queue, priority desc, run_at, seq) where status = 'queued' and held = 0;
+create index jobs_later on jobs (run_at) where status in ('scheduled', 'retrying');
+create index jobs_expiring on jobs (expires_at) where expires_at is not null and finished_at is null and held = 0;
+create index jobs_held on jobs (node) where held = 1;
+create index jobs_ended on jobs (status, finished_at) where finished_at is not null;
+create index jobs_scheduled on jobs (seq) where status = 'scheduled';
+create index jobs_retrying on jobs (seq) where status = 'retrying';
+create index jobs_failed on jobs (seq) where status = 'failed';
+create index jobs_cancelled on jobs (seq) where status = 'cancelled';
+create index jobs_expired on jobs (seq) where status = 'expired';
+
+create table attempts (
+    seq         integer not null,
+    claim       integer not null,
+    number      integer not null,
+    node        integer,
+    started_at  real not null,
+    finished_at real not null,
+    outcome     text not null,
+    error       blob,
+    primary key (seq, claim)
+) strict, without rowid;
+
+create table tags (
+    tag text not null,
+    seq integer not null,
+    primary key (tag, seq)
+) strict, without rowid;
+
+create table nodes (
+    node        integer primary key,
+    name        text not null unique,
+    lease_until real
+) strict;
+
+create table queues (
+    name   text primary key,
+    paused integer not null default 0
+) strict, without rowid;
+
+-- How many jobs of a queue are in a state, kept in the transaction that changes them.
+-- The state is the status, but "held" for every job that a node holds; size counts ended jobs only.
+create table counts (
+    queue text not null,
+    state text not null,
+    jobs  integer not null,
+    size  integer not null,
+    primary key (queue, state)
+) strict, without rowid;

@@ -1,0 +1,110 @@
+"""What the API reads: on connections of its own, so that nothing waits for the writer."""
+
+from collections.abc import Sequence
+
+import apsw
+import msgspec
+
+from jobpipe.job import Job, Status
+from jobpipe.store.base import Filter, Page, QueueState
+from jobpipe.store.sqlite.rows import JOB_COLUMNS, Row, attempt_from, job_from
+from jobpipe.store.sqlite.tally import HELD
+
+LOOK = 100_000
+"""The most rows that one list looks at."""
+
+_ONE = f"select {JOB_COLUMNS} from jobs where jobs.id = ?"  # noqa: S608 - columns are a constant
+_ATTEMPTS = (
+    "select number, claim, name, started_at, finished_at, outcome, error from attempts left join nodes using (node) "
+    "where seq = ? order by claim"
+)
+_COUNTS = "select queue, state, jobs from counts where jobs > 0"
+_HELD = "select queue, status, count(*) from jobs where held = 1 group by queue, status"
+_QUEUES = "select name, paused from queues order by name"
+_PRIORITY = (
+    "select priority, min(run_at) from jobs where status = 'queued' and held = 0 and queue = ?1 and priority = "
+    "(select priority from jobs where status = 'queued' and held = 0 and queue = ?1 and priority < ?2 "
+    "order by priority desc limit 1)"
+)
+ABOVE_ALL = 1 << 40
+
+# A list looks at rows newest first, from the index that holds the fewest of them, and at `LOOK` of them at most: the
+# inner query has its own limit, so SQLite runs it as a co-routine, no further than the outer one asks, and in its order.
+_FROM = {
+    "tag": "tags where tag = :tag",
+    Status.RUNNING: "jobs where held = 1 and status = 'running'",
+    Status.CANCELLING: "jobs where held = 1 and status = 'cancelling'",
+} | {
+    status: f"jobs where status = '{status}'"
+    for status in (Status.SCHEDULED, Status.RETRYING, Status.FAILED, Status.CANCELLED, Status.EXPIRED)
+}
+_ANY = "jobs where true"
+_LOOKED = "select seq from {source} and seq < :before order by seq desc limit :look"
+_LIST = "select {columns} from ({looked}) as looked cross join jobs using (seq) where {conditions} limit :limit"
+_EDGE = "select min(seq) from ({looked}) having count(*) = :look"
+_CONDITIONS = {
+    "status": "status = :status",
+    "kind": "kind = :kind",
+    "queue": "queue = :queue",
+    "text": "(instr(jobs.id, :text) or instr(cast(payload as text), :text) or instr(error ->> 'message', :text))",
+    "created_after": "created_at >= :created_after",
+    "created_before": "created_at < :created_before",
+}
+
+
+def one(db: apsw.Connection, job_id: str) -> Job | None:
+    """See `jobpipe.store.base.ReadStore.get`."""
+    with db:  # both reads see the same state of the database
+        row = db.execute(_ONE, (job_id,)).fetchone()
+        if row is None:
+            return None
+        earlier = [attempt_from(attempt) for attempt in db.execute(_ATTEMPTS, (row[17],))]
+    return job_from(row, earlier)
+
+
+def listed(db: apsw.Connection, where: Filter, limit: int, before: int | None) -> Page:
+    """See `jobpipe.store.base.ReadStore.jobs`."""
+    wanted = {name: value for name, value in msgspec.structs.asdict(where).items() if value is not None}
+    conditions = " and ".join(sql for name, sql in _CONDITIONS.items() if name in wanted) or "true"
+    source = _FROM["tag"] if "tag" in wanted else _FROM.get(wanted.get("status", ""), _ANY)
+    looked = _LOOKED.format(source=source)
+    values = wanted | {"before": before or ABOVE_ALL, "look": LOOK, "limit": limit}
+    with db:
+        query = _LIST.format(columns=JOB_COLUMNS, looked=looked, conditions=conditions)
+        rows = db.execute(query, values).fetchall()
+        edge = rows[-1][17] if len(rows) == limit else db.execute(_EDGE.format(looked=looked), values).get
+    return Page([job_from(row) for row in rows], edge)
+
+
+def queues(db: apsw.Connection) -> Sequence[QueueState]:
+    """See `jobpipe.store.base.ReadStore.queues`."""
+    with db:
+        counts = _counts(db)
+        return [
+            QueueState(name=name, paused=bool(paused), counts=counts.get(name, {}), oldest_queued_at=_oldest(db, name))
+            for name, paused in db.execute(_QUEUES).fetchall()
+        ]
+
+
+def _counts(db: apsw.Connection) -> dict[str, dict[Status, int]]:
+    """Jobs by queue and status: the kept counts, with the held ones told apart."""
+    found: dict[str, dict[Status, int]] = {}
+    kept: list[Row] = [row for row in db.execute(_COUNTS) if row[1] != HELD]
+    for queue, status, jobs in kept + db.execute(_HELD).fetchall():
+        counts = found.setdefault(queue, {})
+        counts[Status(status)] = counts.get(Status(status), 0) + jobs
+    return found
+
+
+def _oldest(db: apsw.Connection, queue: str) -> float | None:
+    """The earliest run_at of the ready jobs: the index is read at its first entry of each priority."""
+    oldest, priority = None, ABOVE_ALL
+    while (row := db.execute(_PRIORITY, (queue, priority)).fetchone()) and row[0] is not None:
+        priority, run_at = row
+        oldest = run_at if oldest is None else min(oldest, run_at)
+    return oldest
+
+
+def ping(db: apsw.Connection) -> None:
+    """See `jobpipe.store.base.ReadStore.ping`."""
+    db.execute("select count(*) from nodes").fetchall()

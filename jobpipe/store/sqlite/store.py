@@ -1,0 +1,114 @@
+"""The store itself: each verb is one function, run in one thread call, so it is atomic under cancellation."""
+
+import queue
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager, closing
+from pathlib import Path
+from typing import Concatenate, Literal, ParamSpec, TypeVar
+
+import apsw
+import trio
+
+from jobpipe.job import Job
+from jobpipe.store.base import Batch, Change, Filter, Page, QueueState, Receipts, Rescued, Retention
+from jobpipe.store.sqlite import reader
+from jobpipe.store.sqlite.control import Control
+from jobpipe.store.sqlite.database import connect, database, mapped
+from jobpipe.store.sqlite.writer import Writer
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+READERS = 2
+
+
+class SqliteStore:
+    """See `jobpipe.store.base` for what each verb promises. The file is locked: this process is its only node."""
+
+    durable = True
+
+    def __init__(self, path: Path, writer: apsw.Connection, readers: Sequence[apsw.Connection]) -> None:
+        self.name = f"sqlite:{path}"
+        self._path = path
+        self._writer, self._control = Writer(writer), Control(writer)
+        self._readers: queue.SimpleQueue[apsw.Connection] = queue.SimpleQueue()
+        for connection in readers:
+            self._readers.put(connection)
+        # Limiters of their own: handlers in threads must never starve the store, nor readers the writer.
+        self._writing, self._reading = trio.CapacityLimiter(1), trio.CapacityLimiter(len(readers))
+
+    async def _write(self, verb: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        def call() -> R:
+            with mapped(self._path):
+                return verb(*args, **kwargs)
+
+        return await trio.to_thread.run_sync(call, limiter=self._writing)
+
+    async def _read(self, verb: Callable[Concatenate[apsw.Connection, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        def call() -> R:
+            connection = self._readers.get()
+            try:
+                with mapped(self._path):
+                    return verb(connection, *args, **kwargs)
+            finally:
+                self._readers.put(connection)
+
+        return await trio.to_thread.run_sync(call, limiter=self._reading)
+
+    async def join(self, node: str, now: float, lease_until: float) -> None:  # noqa: ARG002 - the contract's `now`
+        await self._write(self._control.join, node, lease_until)
+
+    async def exchange(self, batch: Batch) -> Receipts:
+        return await self._write(self._writer.exchange, batch)
+
+    async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
+        return await self._write(self._control.rescue, node, now)
+
+    async def prune(self, now: float, retention: Retention) -> int:
+        return await self._write(self._control.prune, now, retention)
+
+    async def leave(self, node: str) -> None:
+        await self._write(self._control.leave, node)
+
+    async def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+        return await self._write(self._control.cancel, ids, now)
+
+    async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+        return await self._write(self._control.retry, ids, now)
+
+    async def delete(self, ids: Sequence[str]) -> Sequence[Change]:
+        return await self._write(self._control.delete, ids)
+
+    async def pause(self, queue: str) -> None:
+        await self._write(self._control.pause, queue, paused=True)
+
+    async def resume(self, queue: str) -> None:
+        await self._write(self._control.pause, queue, paused=False)
+
+    async def get(self, job_id: str) -> Job | None:
+        return await self._read(reader.one, job_id)
+
+    async def jobs(self, where: Filter, limit: int, before: int | None) -> Page:
+        return await self._read(reader.listed, where, limit, before)
+
+    async def queues(self) -> Sequence[QueueState]:
+        return await self._read(reader.queues)
+
+    async def ping(self) -> None:
+        await self._read(reader.ping)
+
+
+@asynccontextmanager
+async def open_sqlite(path: Path, *, sync: Literal["full", "normal"]) -> AsyncIterator[SqliteStore]:
+    """Open a store in a file, made when it is not there.
+
+    `sync`: `full` syncs each commit to the disk, so that it survives a power cut; `normal` leaves that to the
+    system, so that it survives the end of the process. Raises `StoreError` when the file cannot be used.
+    """
+    with ExitStack() as stack:
+        writer = await trio.to_thread.run_sync(stack.enter_context, database(path, sync))
+        flags = apsw.SQLITE_OPEN_READONLY
+        readers = [stack.enter_context(closing(connect(path, flags=flags, sync=sync))) for _ in range(READERS)]
+        store = SqliteStore(path, writer, readers)
+        await store._write(store._control.end_leases)  # noqa: SLF001 - this is the store's own constructor
+        yield store

@@ -1,0 +1,46 @@
+"""The counts, kept in the transaction that changes them."""
+
+from collections import defaultdict
+
+import apsw
+
+HELD = "held"
+"""The state of a job that a node holds, whatever its status."""
+
+_WRITE = (
+    "insert into counts (queue, state, jobs, size) values (?, ?, ?, ?) "
+    "on conflict do update set jobs = jobs + excluded.jobs, size = size + excluded.size"
+)
+_WAITING = "select coalesce(sum(jobs), 0) from counts where state in ('scheduled', 'queued', 'retrying')"
+
+
+class Tally:
+    """Gathers what a transaction does to the counts, and writes it at its end: a row a queue and state."""
+
+    def __init__(self) -> None:
+        self._jobs: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self._size: defaultdict[tuple[str, str], int] = defaultdict(int)
+
+    def move(self, queue: str, before: str | None, after: str | None, jobs: int = 1, size: int = 0) -> None:
+        """Count jobs out of one state and into another; `size` in bytes is that of ended ones."""
+        if before is not None:
+            self._jobs[queue, before] -= jobs
+        if after is not None:
+            self._jobs[queue, after] += jobs
+            self._size[queue, after] += size
+
+    def drop(self, queue: str, state: str, jobs: int, size: int) -> None:
+        """Count ended jobs out, with their bytes."""
+        self._jobs[queue, state] -= jobs
+        self._size[queue, state] -= size
+
+    def write(self, db: apsw.Connection) -> None:
+        """Add what was gathered to the table."""
+        rows = [(*key, jobs, self._size[key]) for key, jobs in self._jobs.items() if jobs or self._size[key]]
+        if rows:
+            db.executemany(_WRITE, rows)
+
+
+def waiting(db: apsw.Connection) -> int:
+    """How many jobs wait and are held by nobody."""
+    return int(db.execute(_WAITING).get)

@@ -1,0 +1,81 @@
+# The Python to use and where its environment goes: `just PYTHON=python3.13 VENV=.venv-3.13 test`
+export PYTHON := env("PYTHON", "python3")
+export VENV := env("VENV", ".venv")
+bin := quote(VENV / "bin")
+docker := env("DOCKER", "docker")
+
+# How requirements are pinned: for every platform and every Python from 3.11 on.
+pins := "--quiet --universal --generate-hashes --no-header --python-version 3.11"
+
+# What ruff does not know yet: cancellation that is swallowed or not shielded, yields and returns across nurseries.
+async_rules := "ASYNC101,ASYNC102,ASYNC103,ASYNC104,ASYNC113,ASYNC118,ASYNC119,ASYNC120,ASYNC121,ASYNC122,ASYNC123"
+
+set positional-arguments
+
+# build and run the service
+default: run
+
+# run the service; flags go to `jobpipe serve`: just run --port 9090
+run *flags: (_venv "build")
+    @exec {{bin}}/jobpipe serve "$@"
+
+# run the tests; arguments go to pytest: just test tests/store -k claim
+test *args: (_venv "dev")
+    {{bin}}/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal "$@"
+
+# run the tests that kill the real process again and again
+test-crash *args: (_venv "dev")
+    {{bin}}/python -m pytest -m crash "$@"
+
+# run the tests that drive Chromium (Debian: apt-get install chromium)
+test-browser *args: (_venv "dev")
+    {{bin}}/python -m pytest -m browser "$@"
+
+# run the tests and show which lines and branches they did not reach
+coverage *args: (_venv "dev")
+    {{bin}}/python -m pytest --numprocesses auto --maxprocesses 8 --cov --cov-report term-missing "$@"
+
+# read the code without running it: lint, format, types, imports
+vet: (_venv "dev")
+    {{bin}}/ruff check . && {{bin}}/ruff format --check . && {{bin}}/mypy && {{bin}}/lint-imports --no-cache --no-logo
+    git ls-files --cached --others --exclude-standard '*.py' | xargs {{bin}}/flake8-async --enable {{async_rules}}
+
+# put right what `vet` can put right by itself
+fix: (_venv "dev")
+    {{bin}}/ruff check --fix-only . && {{bin}}/ruff format .
+
+# everything that CI runs, cheapest first
+check: vet test test-browser test-crash
+
+# build the Docker image `jobpipe`
+build: _docker
+    {{docker}} build --tag jobpipe .
+
+# run the image on port 8080, its database in the volume `jobpipe-data`; flags go to `jobpipe serve`
+docker-run *flags: build
+    {{docker}} run --rm --name jobpipe --publish 127.0.0.1:8080:8080 --volume jobpipe-data:/data --stop-timeout 40 jobpipe serve "$@"
+
+# remake requirements/*.txt from pyproject.toml (needs uv); newest of all: just lock --upgrade
+lock *flags:
+    uv pip compile {{pins}} "$@" --output-file requirements/runtime.txt pyproject.toml
+    for group in build dev just; do uv pip compile {{pins}} "$@" --constraints requirements/runtime.txt --group $group --output-file requirements/$group.txt; done
+
+_docker:
+    @command -v {{docker}} >/dev/null || { echo "There is no {{docker}} here: install it, or name another: just DOCKER=podman build" >&2; exit 1; }
+
+# bring the environment up to date: the pins of runtime.txt and GROUP.txt, hashes checked, and the package itself
+_venv group:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    runtime=requirements/runtime.txt tools="requirements/$1.txt" stamp="$VENV/$1.stamp"
+    python="$("$PYTHON" -VV)"
+    wanted="$python $(cat pyproject.toml "$runtime" "$tools" | cksum)"
+    if [ "$wanted" = "$(cat "$stamp" 2>/dev/null)" ]; then exit; fi
+    "$PYTHON" -c 'import sys; sys.version_info < (3, 11) and sys.exit("jobpipe needs Python 3.11 or newer: just PYTHON=python3.11")'
+    echo "Setting up $VENV (${python%% (*}) ..." >&2
+    if [ "$python" != "$("$VENV/bin/python" -VV 2>/dev/null)" ]; then clear=--clear; else clear=; fi
+    "$PYTHON" -m venv $clear "$VENV"
+    pip() { "$VENV/bin/python" -m pip --disable-pip-version-check --quiet install "$@"; }
+    pip --require-hashes --requirement "$runtime" --requirement "$tools"
+    pip --no-deps --no-build-isolation --editable .
+    echo "$wanted" > "$stamp"

@@ -1,0 +1,43 @@
+"""Every store, fresh for each test. A store more is a line more in OPENERS."""
+
+import itertools
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from jobpipe.store.base import Store
+from jobpipe.store.memory import open_memory
+from jobpipe.store.sqlite import open_sqlite
+
+Opener = Callable[[], AbstractAsyncContextManager[Store]]
+
+OPENERS: dict[str, Callable[[Path], AbstractAsyncContextManager[Store]]] = {
+    "memory": lambda _folder: open_memory(),
+    "sqlite": lambda folder: open_sqlite(folder / "jobs.db", sync="normal"),
+}
+
+# Many more and longer lives of jobs than in each run: pytest tests/store --hypothesis-profile=thorough
+settings.register_profile("thorough", max_examples=2000, stateful_step_count=80, deadline=None)
+
+
+@pytest.fixture(params=sorted(OPENERS))
+def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+    """Opens an empty store each time it is called."""
+    numbers = itertools.count()
+
+    def opened() -> AbstractAsyncContextManager[Store]:
+        folder = tmp_path / str(next(numbers))
+        folder.mkdir()
+        return OPENERS[request.param](folder)
+
+    return opened
+
+
+@pytest.fixture
+async def store(open_store: Opener) -> AsyncIterator[Store]:
+    """An empty store."""
+    async with open_store() as opened:
+        yield opened
