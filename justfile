@@ -2,7 +2,7 @@
 export PYTHON := env("PYTHON", "python3")
 export VENV := env("VENV", ".venv")
 bin := quote(VENV / "bin")
-docker := env("DOCKER", "docker")
+DOCKER := env("DOCKER", "docker")
 
 # How requirements are pinned: for every platform and every Python from 3.11 on.
 pins := "--quiet --universal --generate-hashes --no-header --python-version 3.11"
@@ -16,6 +16,7 @@ set positional-arguments
 default: run
 
 # run the service; flags go to `jobpipe serve`: just run --port 9090
+[continue]  # Ctrl+C is the service's to handle, not an error. An older just? It takes 1.54: pip install -U rust-just
 run *flags: (_venv "build")
     @exec {{bin}}/jobpipe serve "$@"
 
@@ -44,16 +45,16 @@ vet: (_venv "dev")
 fix: (_venv "dev")
     {{bin}}/ruff check --fix-only . && {{bin}}/ruff format .
 
-# everything that CI runs, cheapest first
-check: vet test test-browser test-crash
+# everything that CI runs
+check: test vet test-browser test-crash
 
 # build the Docker image `jobpipe`
 build: _docker
-    {{docker}} build --tag jobpipe .
+    {{DOCKER}} build --tag jobpipe .
 
 # run the image on port 8080, its database in the volume `jobpipe-data`; flags go to `jobpipe serve`
 docker-run *flags: build
-    {{docker}} run --rm --name jobpipe --publish 127.0.0.1:8080:8080 --volume jobpipe-data:/data --stop-timeout 40 jobpipe serve "$@"
+    {{DOCKER}} run --rm --name jobpipe --publish 127.0.0.1:8080:8080 --volume jobpipe-data:/data --stop-timeout 40 jobpipe serve "$@"
 
 # remake requirements/*.txt from pyproject.toml (needs uv); newest of all: just lock --upgrade
 lock *flags:
@@ -61,7 +62,7 @@ lock *flags:
     for group in build dev just; do uv pip compile {{pins}} "$@" --constraints requirements/runtime.txt --group $group --output-file requirements/$group.txt; done
 
 _docker:
-    @command -v {{docker}} >/dev/null || { echo "There is no {{docker}} here: install it, or name another: just DOCKER=podman build" >&2; exit 1; }
+    @command -v {{DOCKER}} >/dev/null || { echo "There is no {{DOCKER}} here: install it, or name another: just DOCKER=podman build" >&2; exit 1; }
 
 # bring the environment up to date: the pins of runtime.txt and GROUP.txt, hashes checked, and the package itself
 _venv group:

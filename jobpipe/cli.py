@@ -21,6 +21,8 @@ INTERRUPTED = 130
 """As shells report the end by Ctrl+C: 128 and the signal's number."""
 
 HEALTH_TIMEOUT = 3.0
+HEALTH_LENGTH = 2**20
+"""Seconds to wait for an answer of /health, and bytes of it that are read: something else may listen there."""
 
 Verb = TypeVar("Verb", bound=Callable[..., int])
 
@@ -39,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _version() -> str:
-    from importlib import metadata  # noqa: PLC0415 - 25 ms that only --version needs
+    from jobpipe.version import VERSION  # noqa: PLC0415 - 25 ms that no other verb needs here
 
-    return metadata.version("jobpipe")
+    return VERSION
 
 
 app = App(
@@ -166,10 +168,10 @@ def _ask(base: str) -> tuple[bool, str]:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"{base}/health", timeout=HEALTH_TIMEOUT) as answer:
-            return _judge(answer.status, answer.read())
+            return _judge(answer.status, answer.read(HEALTH_LENGTH))
     except urllib.error.HTTPError as error:
         with error:
-            return _judge(error.code, error.read())
+            return _judge(error.code, error.read(HEALTH_LENGTH))
     except (OSError, http.client.HTTPException, ValueError) as error:
         return False, _silence(error)
 
@@ -182,19 +184,19 @@ def _judge(code: int, body: bytes) -> tuple[bool, str]:
     if not isinstance(told, dict):
         return False, f"no jobpipe answers there, but something else: HTTP {code}"
     counts = ", ".join(f"{told[name]} {name}" for name in ("workers", "busy", "queued") if name in told)
-    match code, told.get("status"):
-        case 200, status:
-            return True, f"{status}: {counts}"
+    status = told.get("status")
+    match code, status if isinstance(status, str) else "broken":  # the status of a problem is a number
+        case 200, word:
+            return True, f"{word}: {counts}"
         case _, "draining":
             return False, f"draining: finishes its active jobs, takes no new ones; {counts}"
-        case _:
-            return False, f"broken: {_what_is_broken(told, code)}"
+        case _, word:
+            return False, f"{word}: {_why(told, code)}"
 
 
-def _what_is_broken(told: dict[str, Any], code: int) -> str:
-    """The faults by name, as /health lists them; the detail of a problem else."""
-    named = told.get("broken") or told.get("detail") or told.get("title") or f"HTTP {code}"
-    return ", ".join(map(str, named)) if isinstance(named, list) else str(named)
+def _why(told: dict[str, Any], code: int) -> str:
+    """What /health found, or the detail of a problem when something else went wrong on the way to it."""
+    return str(told.get("detail") or told.get("title") or f"HTTP {code}")
 
 
 def _silence(error: Exception) -> str:
@@ -219,24 +221,19 @@ def _complain(text: str) -> int:
 
 
 def _explain(error: BaseException) -> int:
-    """Messages instead of tracebacks for what was to be expected; the rest is raised again.
+    """Messages instead of tracebacks for what was to be expected; anything else is raised again.
 
     Nurseries wrap errors in groups, even a single one.
     """
-    expected, rest = BaseExceptionGroup("", [error]).split((JobpipeError, KeyboardInterrupt))
-    if rest is not None:
+    leaves = _leaves(error)
+    if not all(isinstance(each, JobpipeError | KeyboardInterrupt) for each in leaves):
         raise error
-    codes = [
-        INTERRUPTED if isinstance(each, KeyboardInterrupt) else _complain(str(each))
-        for each in _leaves(expected)
-    ]
-    return max(codes, default=WRONG)
+    return max(
+        INTERRUPTED if isinstance(each, KeyboardInterrupt) else _complain(str(each)) for each in leaves
+    )
 
 
-def _leaves(group: BaseExceptionGroup[BaseException] | None) -> list[BaseException]:
-    if group is None:
-        return []
-    nested = (each for each in group.exceptions if isinstance(each, BaseExceptionGroup))
-    return [each for each in group.exceptions if not isinstance(each, BaseExceptionGroup)] + [
-        leaf for each in nested for leaf in _leaves(each)
-    ]
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for each in error.exceptions for leaf in _leaves(each)]
+    return [error]

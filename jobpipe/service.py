@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import closing
 from typing import Any
@@ -26,6 +27,9 @@ from jobpipe.version import VERSION
 HTTP_GRACE = 3.0
 """Seconds that requests under way have to be answered, once every job has ended."""
 
+ECHO = 0.3
+"""Seconds within which a signal is taken for the one before: `timeout`, `just` and terminals may deliver one twice."""
+
 STUCK = 70
 """Exit code when handlers would not end and were abandoned (EX_SOFTWARE of sysexits.h)."""
 
@@ -41,33 +45,41 @@ async def run_service(settings: Settings) -> int:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, closing(_listen(settings)) as listener:
         registry = load(settings.handlers)
         async with open_store(settings.store, settings.sync) as store:
-            node = Node(settings, store, registry, WallClock())
-            stopped = trio.Event()
+            node, drained = Node(settings, store, registry, WallClock()), trio.Event()
             async with trio.open_nursery() as front:
                 front.start_soon(_obey, signals, node)
-                rescued: Sequence[Rescued] = await front.start(_run_node, node, stopped)
+                rescued: Sequence[Rescued] = await front.start(_run_node, node, drained)
                 address = listener.getsockname()
-                await front.start(_serve, node, listener, stopped)
+                front.start_soon(_serve, node, listener, drained, front.cancel_scope)
                 _announce(node, address, rescued)
-                await stopped.wait()
-                front.cancel_scope.deadline = trio.current_time() + HTTP_GRACE
+                await drained.wait()
+                _leave_in_the_end()
     return 0
 
 
-async def _run_node(node: Node, stopped: trio.Event, *, task_status: trio.TaskStatus[Sequence[Rescued]]) -> None:
+async def _run_node(node: Node, drained: trio.Event, *, task_status: trio.TaskStatus[Sequence[Rescued]]) -> None:
     await node.run(task_status=task_status)
     log.info("drained", **node.account())
-    stopped.set()
+    drained.set()
 
 
-async def _serve(node: Node, listener: socket.socket, stopped: trio.Event, *, task_status: trio.TaskStatus[list[str]]) -> None:
+async def _serve(node: Node, listener: socket.socket, drained: trio.Event, front: trio.CancelScope) -> None:
+    """Serve until the node has drained and the requests under way are answered; that is the end of the service."""
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]  # it is Hypercorn's from here on
     config.loglevel = "WARNING"
     config.graceful_timeout = HTTP_GRACE
     config.keep_alive_timeout = 75
     config.include_server_header = False
-    await serve(create_app(node), config, shutdown_trigger=stopped.wait, task_status=task_status)  # type: ignore[arg-type]
+    await serve(create_app(node), config, shutdown_trigger=drained.wait)  # type: ignore[arg-type]  # Hypercorn's own ASGI types
+    front.cancel()
+
+
+def _leave_in_the_end() -> None:
+    """End the process though a client does not take its answer: Hypercorn shields its writes from being cancelled."""
+    timer = threading.Timer(HTTP_GRACE + 1, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
 
 
 async def _obey(signals: AsyncIterator[int], node: Node) -> None:
@@ -76,12 +88,20 @@ async def _obey(signals: AsyncIterator[int], node: Node) -> None:
     log.info(f"{name}: draining; once more to stop at once", running=node.attempts.busy, grace=node.settings.grace)
     node.drain()
     with trio.move_on_after(node.settings.grace):
-        await anext(signals)
+        await _another(signals)
     log.warning("stopping: active jobs are cancelled and go back to the store", running=node.attempts.busy)
     node.stop()
     with trio.move_on_after(CLEANUP):
-        await anext(signals)
+        await _another(signals)
     await _abandon(node)
+
+
+async def _another(signals: AsyncIterator[int]) -> None:
+    """Wait for one more signal. What follows within `ECHO` seconds is the same one, sent to the process and to its group."""
+    begun = trio.current_time()
+    async for _ in signals:
+        if trio.current_time() - begun > ECHO:
+            return
 
 
 async def _abandon(node: Node) -> None:

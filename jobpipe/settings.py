@@ -16,6 +16,9 @@ from msgspec import Meta
 
 from jobpipe.errors import SettingsError
 
+if typing.TYPE_CHECKING:
+    from dotenv.parser import Original
+
 PREFIX = "JOBPIPE_"
 URL = "JOBPIPE_URL"
 """Where the command line finds its service; not a setting of the service itself."""
@@ -295,18 +298,12 @@ def load(
     """
     sources = _open(flags, environ, dotenv)
     sources.faults.extend(_unknown_variables(sources))
-    found = {setting.name: found for setting in SETTINGS if (found := sources.find(setting))}
-    values = {
-        setting.name: sources.read(setting, found[setting.name])
-        for setting in SETTINGS
-        if setting.name in found
-    }
+    found = [(setting, hit) for setting in SETTINGS if (hit := sources.find(setting))]
+    values: dict[str, Any] = {setting.name: sources.read(setting, hit) for setting, hit in found}
     sources.check()
-    origins = {
-        setting.name: found[setting.name].origin if setting.name in found else "default"
-        for setting in SETTINGS
-    }
-    return Loaded(Settings(**typing.cast("dict[str, Any]", values)), origins)
+    origins = {setting.name: "default" for setting in SETTINGS}
+    origins |= {setting.name: hit.origin for setting, hit in found}
+    return Loaded(Settings(**values), origins)
 
 
 def service_url(
@@ -357,17 +354,24 @@ def _open(flags: Mapping[str, str | None], environ: Mapping[str, str] | None, do
 
 
 def _read_dotenv(path: Path) -> dict[str, str]:
-    # A folder of this name is somebody's virtual environment.
-    if not path.exists() or path.is_dir():
-        return {}
+    try:
+        text = path.read_text("utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return {}  # a folder of this name is somebody's virtual environment
     # Imported only here: it costs 25 ms, and most places have no such file. `dotenv_values` would do the
     # same, but only warns of a line that it cannot read, and fills in ${...} from the environment.
     from dotenv.parser import parse_stream  # noqa: PLC0415
 
-    bindings = list(parse_stream(io.StringIO(path.read_text("utf-8-sig"))))
-    if wrong := [str(binding.original.line) for binding in bindings if binding.error]:
+    bindings = list(parse_stream(io.StringIO(text)))
+    if wrong := [str(_line(binding.original)) for binding in bindings if binding.error]:
         raise ValueError(f"line {', '.join(wrong)}")
     return {binding.key: binding.value for binding in bindings if binding.key and binding.value}
+
+
+def _line(original: "Original") -> int:
+    """The line of what could not be read; python-dotenv counts from the blank lines before it."""
+    text = original.string
+    return original.line + text[: len(text) - len(text.lstrip())].count("\n")
 
 
 def _unknown_variables(sources: _Sources) -> Iterator[str]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from jobpipe.settings import SETTINGS, Settings, load
+
 ROOT = Path(__file__).parent.parent
 PINNED = sorted(path.name for path in (ROOT / "requirements").glob("*.txt"))
 
@@ -96,12 +98,22 @@ def test_version_in_force_is_the_version_of_the_project():
     assert version("jobpipe") == _project()["version"]
 
 
+def test_env_example_shows_every_setting_with_its_default(tmp_path):
+    text = (ROOT / ".env.example").read_text()
+    dotenv = tmp_path / ".env"
+    dotenv.write_text(re.sub(r"^#(?=[A-Z_]+=)", "", text, flags=re.MULTILINE))
+    shown = re.findall(r"^#([A-Z_]+)=", text, re.MULTILINE)
+
+    assert sorted(shown) == sorted(setting.variable for setting in SETTINGS)
+    assert load({}, {}, dotenv).settings == Settings()
+
+
 def test_every_recipe_has_a_comment_that_is_its_help():
-    lines = (ROOT / "justfile").read_text().splitlines()
-    recipes = [index for index, line in enumerate(lines) if re.match(r"[a-z][\w-]*( [*+]?\w+)*:(?!=)", line)]
+    text = re.sub(r"^\[.*\n", "", (ROOT / "justfile").read_text(), flags=re.MULTILINE)
+    recipes = re.findall(r"^(.*)\n([a-z][\w-]*)(?: [^:\n]*)?:(?!=)", text, re.MULTILINE)
 
     assert len(recipes) >= 10
-    assert [lines[index] for index in recipes if not lines[index - 1].startswith("# ")] == []
+    assert [name for above, name in recipes if not above.startswith("# ")] == []
 
 
 @pytest.mark.parametrize(

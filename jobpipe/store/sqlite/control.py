@@ -1,17 +1,16 @@
 """What people ask of jobs and queues, and what keeps the house clean: nodes, rescue, prune."""
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Container, Mapping, Sequence
 
 import apsw
-import msgspec
 
 from jobpipe.job import ACTIVE, ENDED, Job, Status, after_crash
 from jobpipe.store.base import STEP, Change, Rescued, Retention
-from jobpipe.store.sqlite.rows import JOB_COLUMNS, Row, encoded_error, job_from
+from jobpipe.store.sqlite.reader import find, one
+from jobpipe.store.sqlite.rows import JOB_COLUMNS, Row, decoded_options, encoded_error, job_from
 from jobpipe.store.sqlite.tally import HELD, Tally
-
-_FIND = f"select {JOB_COLUMNS}, jobs.size from jobs where jobs.id = ?"  # noqa: S608 - columns are a constant
 
 _CANCEL = "update jobs set status = 'cancelled', finished_at = ?, size = length(payload) where seq = ?"
 _ASK_CANCEL = "update jobs set status = 'cancelling' where seq = ?"
@@ -36,7 +35,7 @@ _DEAD = (
     "select node from (select distinct node from jobs where held = 1) as held "
     "left join nodes using (node) where (lease_until is null or lease_until <= ?) and name is not ?"
 )
-_HELD_BY = f"select {JOB_COLUMNS}, jobs.size from jobs where held = 1 and jobs.node = ?"  # noqa: S608 - a constant
+_HELD_BY = f"select {JOB_COLUMNS} from jobs where held = 1 and jobs.node = ?"  # noqa: S608 - a constant
 _TAKE_BACK = (
     "update jobs set status = ?, finished_at = ?, error = coalesce(?, error), size = ?, held = 0, rescued = rescued + 1 "
     "where seq = ?"
@@ -45,15 +44,11 @@ _INTERRUPTED = (
     "insert or replace into attempts (seq, claim, number, node, started_at, finished_at, outcome, error) "
     "select seq, claim, attempt, node, started_at, ?, ?, ? from jobs where seq = ?"
 )
-_EXPIRE_LEASES = "update nodes set lease_until = null where lease_until <= ?"
+_EXPIRE_LEASES = "update nodes set lease_until = null where lease_until <= ? and name <> ?"
 
-_TOO_OLD = (
-    "select seq, queue, status, size, options from jobs "
-    "where status = ? and finished_at is not null and finished_at <= ? order by finished_at limit ?"
-)
 _OLDEST = (
     "select finished_at, seq, queue, status, size, options from jobs "
-    "where status = ? and finished_at is not null order by finished_at limit ?"
+    "where status = ? and finished_at is not null and finished_at <= ? order by finished_at, seq limit ?"
 )
 _TOTALS = "select sum(jobs), sum(size) from counts where state in ('done', 'failed', 'cancelled', 'expired')"
 
@@ -70,7 +65,7 @@ class Control:
             return [self._cancel(job_id, now) for job_id in ids]
 
     def _cancel(self, job_id: str, now: float) -> Change:
-        found = self._find(job_id)
+        found = find(self.db, job_id)
         if found is None:
             return Change(job_id, "absent")
         job, seq, held, _ = found
@@ -81,7 +76,7 @@ class Control:
         else:
             self.db.execute(_CANCEL, (now, seq))
             self._count(job, job.status, Status.CANCELLED, size=len(job.payload))
-        return Change(job_id, "changed", self._job(job_id))
+        return Change(job_id, "changed", one(self.db, job_id))
 
     def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         """See `jobpipe.store.base.ControlStore.retry`."""
@@ -89,7 +84,7 @@ class Control:
             return [self._retry(job_id, now) for job_id in ids]
 
     def _retry(self, job_id: str, now: float) -> Change:
-        found = self._find(job_id)
+        found = find(self.db, job_id)
         if found is None:
             return Change(job_id, "absent")
         job, seq, _, size = found
@@ -100,7 +95,7 @@ class Control:
         self.db.execute(_RETRY, (now, seq))
         self._drop(job.queue, job.status, size)
         self._count(job, None, Status.QUEUED)
-        return Change(job_id, "changed", self._job(job_id))
+        return Change(job_id, "changed", one(self.db, job_id))
 
     def delete(self, ids: Sequence[str]) -> Sequence[Change]:
         """See `jobpipe.store.base.ControlStore.delete`."""
@@ -108,7 +103,7 @@ class Control:
             return [self._delete(job_id) for job_id in ids]
 
     def _delete(self, job_id: str) -> Change:
-        found = self._find(job_id)
+        found = find(self.db, job_id)
         if found is None:
             return Change(job_id, "absent")
         job, seq, held, size = found
@@ -143,7 +138,7 @@ class Control:
         with self.db:
             dead = [row[0] for row in self.db.execute(_DEAD, (now, node))]
             rows = [row for one in dead for row in self.db.execute(_HELD_BY, (one,)).fetchall()]
-            self.db.execute(_EXPIRE_LEASES, (now,))
+            self.db.execute(_EXPIRE_LEASES, (now, node))
             return [self._rescue(row, now) for row in rows]
 
     def _rescue(self, row: Row, now: float) -> Rescued:
@@ -154,7 +149,7 @@ class Control:
         if begun:
             outcome = "cancelled" if status is Status.CANCELLED else "interrupted"
             self.db.execute(_INTERRUPTED, (now, outcome, stored_error, seq))
-        size = len(job.payload) + len(stored_error or b"") if status in ENDED else 0
+        size = len(job.payload) if status in ENDED else 0
         self.db.execute(_TAKE_BACK, (status.value, now if status in ENDED else None, stored_error, size, seq))
         self._count(job, HELD, status, size=size)
         return Rescued(job.id, job.queue, status, begun)
@@ -162,48 +157,38 @@ class Control:
     def prune(self, now: float, retention: Retention) -> int:
         """See `jobpipe.store.base.EngineStore.prune`."""
         with self.db:
-            rows = self._too_old(now, retention) or self._too_many(retention)
+            rows = self._too_much(now, retention)
             tally = Tally()
-            for seq, queue, status, size, options in rows:
-                self._erase(seq, msgspec.json.decode(options).get("tags", ()) if options else ())
+            for _, seq, queue, status, size, options in rows:
+                self._erase(seq, decoded_options(options).tags)
                 tally.drop(queue, status, 1, size)
             tally.write(self.db)
             return len(rows)
 
-    def _too_old(self, now: float, retention: Retention) -> list[Row]:
-        rows: list[Row] = []
-        for status in sorted(ENDED):
-            age = retention.done_age if status is Status.DONE else retention.failed_age
-            rows += self.db.execute(_TOO_OLD, (status.value, now - age, STEP - len(rows))).fetchall()
-        return rows
-
-    def _too_many(self, retention: Retention) -> list[Row]:
-        jobs, size = self.db.execute(_TOTALS).fetchone() or (0, 0)
-        jobs, size = (jobs or 0) - retention.jobs, (size or 0) - retention.size
-        if jobs <= 0 and size <= 0:
-            return []
-        by_status = [self.db.execute(_OLDEST, (status.value, STEP)).fetchall() for status in sorted(ENDED)]
-        rows: list[Row] = []
-        for _, *row in sorted(itertools.chain(*by_status))[:STEP]:
-            if jobs <= 0 and size <= 0:
+    def _too_much(self, now: float, retention: Retention) -> list[Row]:
+        """The ended jobs to delete: what is too old, and while there are too many or they are too large, the oldest."""
+        chosen = self._oldest({status: now - _age(status, retention) for status in ENDED})
+        jobs, size = (total or 0 for total in self.db.execute(_TOTALS).fetchone() or (0, 0))
+        jobs, size = jobs - len(chosen), size - sum(row[4] for row in chosen)
+        if len(chosen) == STEP or (jobs <= retention.jobs and size <= retention.size):
+            return chosen
+        for row in self._oldest(dict.fromkeys(ENDED, math.inf), skip={row[1] for row in chosen}):
+            if len(chosen) == STEP or (jobs <= retention.jobs and size <= retention.size):
                 break
-            rows.append(tuple(row))
-            jobs, size = jobs - 1, size - row[3]
-        return rows
+            chosen.append(row)
+            jobs, size = jobs - 1, size - row[4]
+        return chosen
+
+    def _oldest(self, until: Mapping[Status, float], skip: Container[int] = ()) -> list[Row]:
+        """At most `STEP` jobs that ended until then, the oldest end first."""
+        by_status = [self.db.execute(_OLDEST, (status.value, at, STEP)).fetchall() for status, at in until.items()]
+        return [row for row in sorted(itertools.chain(*by_status)) if row[1] not in skip][:STEP]
 
     def _erase(self, seq: int, tags: Sequence[str]) -> None:
         for sql in _DELETE:
             self.db.execute(sql, (seq,))
         for tag in tags:
             self.db.execute(_UNTAG, (tag, seq))
-
-    def _find(self, job_id: str) -> tuple[Job, int, bool, int] | None:
-        row = self.db.execute(_FIND, (job_id,)).fetchone()
-        return None if row is None else (job_from(row), row[17], bool(row[19]), row[20])
-
-    def _job(self, job_id: str) -> Job | None:
-        found = self._find(job_id)
-        return None if found is None else found[0]
 
     def _count(self, job: Job, before: str | None, after: str, size: int = 0) -> None:
         tally = Tally()
@@ -214,3 +199,7 @@ class Control:
         tally = Tally()
         tally.drop(queue, state, 1, size)
         tally.write(self.db)
+
+
+def _age(status: Status, retention: Retention) -> float:
+    return retention.done_age if status is Status.DONE else retention.failed_age

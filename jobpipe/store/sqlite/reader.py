@@ -7,7 +7,7 @@ import msgspec
 
 from jobpipe.job import Job, Status
 from jobpipe.store.base import Filter, Page, QueueState
-from jobpipe.store.sqlite.rows import JOB_COLUMNS, Row, attempt_from, job_from
+from jobpipe.store.sqlite.rows import JOB_COLUMNS, Row, attempt_from, job_from, with_attempts
 from jobpipe.store.sqlite.tally import HELD
 
 LOOK = 100_000
@@ -54,12 +54,19 @@ _CONDITIONS = {
 
 def one(db: apsw.Connection, job_id: str) -> Job | None:
     """See `jobpipe.store.base.ReadStore.get`."""
+    found = find(db, job_id)
+    return None if found is None else found[0]
+
+
+def find(db: apsw.Connection, job_id: str) -> tuple[Job, int, bool, int] | None:
+    """A job with its attempts; and its seq, whether it is held, and its size."""
     with db:  # both reads see the same state of the database
         row = db.execute(_ONE, (job_id,)).fetchone()
         if row is None:
             return None
-        earlier = [attempt_from(attempt) for attempt in db.execute(_ATTEMPTS, (row[17],))]
-    return job_from(row, earlier)
+        seq, node, held, size = row[17:]
+        earlier = [attempt_from(attempt) for attempt in db.execute(_ATTEMPTS, (seq,))]
+        return with_attempts(job_from(row), node, earlier), seq, bool(held), size
 
 
 def listed(db: apsw.Connection, where: Filter, limit: int, before: int | None) -> Page:

@@ -5,14 +5,14 @@ from typing import Any
 
 import msgspec
 
-from jobpipe.job import ATTEMPTS_KEPT, NO_OPTIONS, AttemptRecord, Job, JobError, NewJob, Options, Outcome, Status
+from jobpipe.job import ACTIVE, NO_OPTIONS, AttemptRecord, Job, JobError, NewJob, Options, Outcome, Status, kept
 
 Row = tuple[Any, ...]
 
 JOB_COLUMNS = (
     "jobs.id, kind, queue, status, priority, payload, result, error, attempt, max_retries, claim, "
     "created_at, run_at, started_at, finished_at, expires_at, options, seq, "
-    "(select name from nodes where nodes.node = jobs.node), held"
+    "(select name from nodes where nodes.node = jobs.node), held, size"
 )
 CLAIMED_COLUMNS = "seq, id, kind, queue, payload, priority, run_at, attempt, max_retries, claim, rescued, options"
 
@@ -58,9 +58,9 @@ def new_row(job: NewJob) -> Row:
     )
 
 
-def job_from(row: Row, earlier: Sequence[AttemptRecord] = ()) -> Job:
-    """A job from its JOB_COLUMNS and the attempts that ended before the last one."""
-    job = Job(
+def job_from(row: Row) -> Job:
+    """A job from its JOB_COLUMNS, without its attempts."""
+    return Job(
         id=row[0],
         kind=row[1],
         queue=row[2],
@@ -79,13 +79,17 @@ def job_from(row: Row, earlier: Sequence[AttemptRecord] = ()) -> Job:
         expires_at=row[15],
         options=decoded_options(row[16]),
     )
-    attempts = (*earlier, *_last_attempt(job, node=row[18]))
-    return msgspec.structs.replace(job, attempts=attempts[-ATTEMPTS_KEPT:]) if attempts else job
 
 
-def _last_attempt(job: Job, node: str | None) -> list[AttemptRecord]:
+def with_attempts(job: Job, node: str | None, earlier: Sequence[AttemptRecord]) -> Job:
+    """A job with its attempts, given the name of the node that claimed it last."""
+    attempts = kept([*earlier, *_last_attempt(job, node)])
+    return msgspec.structs.replace(job, attempts=attempts)
+
+
+def _last_attempt(job: Job, node: str | None) -> Sequence[AttemptRecord]:
     """The attempt that stands in the job's own row: one that runs, or the one that ended the job well."""
-    runs = job.status in (Status.RUNNING, Status.CANCELLING)
+    runs = job.status in ACTIVE
     if job.started_at is None or not (runs or job.status is Status.DONE):
         return []
     return [

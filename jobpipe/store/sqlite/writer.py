@@ -7,13 +7,12 @@ import apsw
 
 from jobpipe.job import ATTEMPTS_KEPT, ENDED, WAITING, Job, NewJob, Status, as_stored, same_content
 from jobpipe.store.base import STEP, STORED, Add, Batch, Claimed, Receipt, Receipts, Settlement, Start
+from jobpipe.store.sqlite.reader import one
 from jobpipe.store.sqlite.rows import (
     CLAIMED_COLUMNS,
-    JOB_COLUMNS,
     Row,
     decoded_options,
     encoded_error,
-    job_from,
     new_row,
 )
 from jobpipe.store.sqlite.tally import HELD, Tally, waiting
@@ -45,7 +44,7 @@ _END = (
 _AGAIN = (
     "update jobs set status = iif(status = 'cancelling', 'cancelled', ?1), "
     "finished_at = iif(status = 'cancelling', ?2, null), size = iif(status = 'cancelling', ?3, 0), "
-    "attempt = ?4, run_at = coalesce(?5, run_at), started_at = coalesce(?6, started_at), error = ?7, held = 0 "
+    "attempt = ?4, run_at = coalesce(?5, run_at), started_at = coalesce(?6, started_at), error = coalesce(?7, error), held = 0 "
     "where seq = ?8 and claim = ?9 and held = 1 returning status"
 )
 _RECORD = (
@@ -59,18 +58,17 @@ _INSERT = (
     "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict (id) do nothing"
 )
 _TAG = "insert or ignore into tags (tag, seq) select ?, seq from jobs where id = ?"
-_FIND = f"select {JOB_COLUMNS} from jobs where jobs.id = ?"  # noqa: S608 - columns are a constant
 _NAME = "insert or ignore into queues (name) values (?)"
 _ACTIVE = "select name from queues where paused = 0"
 
 _READY = (
-    "select -priority, run_at, seq from jobs where status = 'queued' and held = 0 and queue = ? "
-    "order by priority desc, run_at, seq limit ?"
+    "select -priority, run_at, seq from jobs where status = 'queued' and held = 0 and queue = ?1 "
+    "and (expires_at is null or expires_at > ?2) order by priority desc, run_at, seq limit ?3"
 )
 _CLAIM = "update jobs set claim = claim + 1, node = ?, held = 1, started_at = null where seq "
 _CLAIM_QUEUE = (
     _CLAIM + "in (select seq from jobs where status = 'queued' and held = 0 and queue = ? "
-    "order by priority desc, run_at, seq limit ?) returning " + CLAIMED_COLUMNS
+    "and (expires_at is null or expires_at > ?) order by priority desc, run_at, seq limit ?) returning " + CLAIMED_COLUMNS
 )
 _CLAIM_ONE = _CLAIM + "= ? returning " + CLAIMED_COLUMNS
 
@@ -86,10 +84,11 @@ class Writer:
         """Carry out a batch; see `jobpipe.store.base.EngineStore.exchange`."""
         try:
             with self.db:
-                return self._carry_out(batch)
+                receipts = self._carry_out(batch)
         except BaseException:
             self._names.clear()  # a name may have gone with the transaction; to write it again is harmless
             raise
+        return receipts
 
     def _carry_out(self, batch: Batch) -> Receipts:
         tally = Tally()
@@ -189,39 +188,34 @@ class Writer:
     def _add(self, add: Add, tally: Tally) -> Sequence[Receipt]:
         if add.atomic and (refused := self._refusal(add.jobs)):
             return refused
-        for queue in {job.queue for job in add.jobs} - self._names:
-            self.name(queue)
         if self._whole(_INSERT, [new_row(job) for job in add.jobs]):
             stored: Sequence[NewJob] = add.jobs
             receipts: Sequence[Receipt] = [STORED] * len(add.jobs)
         else:
             receipts = [STORED if self._changed(_INSERT, new_row(job)) else self._twin(job) for job in add.jobs]
             stored = [job for job, receipt in zip(add.jobs, receipts, strict=True) if receipt is STORED]
+        for queue in {job.queue for job in stored} - self._names:
+            self._name(queue)
         for job in stored:
             tally.move(job.queue, None, job.status.value)
             for tag in job.options.tags:
                 self.db.execute(_TAG, (tag, job.id))
         return receipts
 
-    def name(self, queue: str) -> None:
+    def _name(self, queue: str) -> None:
         """Make a queue known."""
         self.db.execute(_NAME, (queue,))
         self._names.add(queue)
 
-    def find(self, job_id: str) -> Job | None:
-        """A job by its id, without its earlier attempts."""
-        row = self.db.execute(_FIND, (job_id,)).fetchone()
-        return None if row is None else job_from(row)
-
     def _twin(self, new: NewJob) -> Receipt:
-        return _compared(new, self.find(new.id))
+        return _compared(new, one(self.db, new.id))
 
     def _refusal(self, jobs: Sequence[NewJob]) -> Sequence[Receipt] | None:
         """The receipts of an atomic add that cannot be: None when no job of it is in conflict."""
         receipts: list[Receipt] = []
         seen: dict[str, NewJob] = {}
         for job in jobs:
-            twin = as_stored(seen[job.id]) if job.id in seen else self.find(job.id)
+            twin = as_stored(seen[job.id]) if job.id in seen else one(self.db, job.id)
             receipts.append(Receipt("refused") if twin is None else _compared(job, twin))
             seen.setdefault(job.id, job)
         return receipts if any(receipt.verdict == "conflict" for receipt in receipts) else None
@@ -230,19 +224,19 @@ class Writer:
         node = self.db.execute(_NODE, (batch.node,)).get
         queues = [row[0] for row in self.db.execute(_ACTIVE)]
         if len(queues) == 1:
-            rows = self.db.execute(_CLAIM_QUEUE, (node, queues[0], batch.claim)).fetchall()
+            rows = self.db.execute(_CLAIM_QUEUE, (node, queues[0], batch.now, batch.claim)).fetchall()
         else:
-            rows = [self.db.execute(_CLAIM_ONE, (node, seq)).fetchone() for seq in self._ready(queues, batch.claim)]
+            rows = [self.db.execute(_CLAIM_ONE, (node, seq)).fetchone() for seq in self._ready(queues, batch)]
         claimed = sorted((_claimed(row) for row in rows), key=lambda job: (-job.priority, job.run_at, job.seq))
         for job in claimed:
             tally.move(job.queue, Status.QUEUED, HELD)
         return claimed
 
-    def _ready(self, queues: Iterable[str], limit: int) -> Sequence[int]:
+    def _ready(self, queues: Iterable[str], batch: Batch) -> Sequence[int]:
         """The seqs of the next jobs over several queues: each is read only as far as it is taken from."""
-        cursors: list[Iterator[Row]] = [self.db.cursor().execute(_READY, (queue, limit)) for queue in queues]
+        cursors: list[Iterator[Row]] = [self.db.cursor().execute(_READY, (queue, batch.now, batch.claim)) for queue in queues]
         merged = heapq.merge(*cursors)
-        return [row[2] for row, _ in zip(merged, range(limit), strict=False)]
+        return [row[2] for row, _ in zip(merged, range(batch.claim), strict=False)]
 
 
 def _end_values(one: Settlement) -> Row:

@@ -2,7 +2,7 @@
 -- Times are seconds since the epoch. Each index holds just the rows that one query needs.
 
 create table jobs (
-    seq         integer primary key,
+    seq         integer primary key autoincrement,  -- never used again, so that a late write finds no other job
     id          text not null unique,
     kind        text not null,
     queue       text not null,

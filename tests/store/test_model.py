@@ -1,0 +1,669 @@
+"""Whole lives of jobs, drawn at random: each store against a plain model of the contract.
+
+The model is a dict and a few loops, written from `jobpipe.store.base`, with no thought for speed. What it takes
+for granted, the contract tests show one by one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from msgspec.structs import astuple, replace
+
+from jobpipe.job import (
+    ACTIVE,
+    ENDED,
+    FOLLOWS,
+    WAITING,
+    AttemptRecord,
+    Job,
+    JobError,
+    NewJob,
+    Options,
+    Outcome,
+    Status,
+)
+from jobpipe.store.base import (
+    Add,
+    Batch,
+    Change,
+    Claimed,
+    Filter,
+    QueueState,
+    Receipts,
+    Retention,
+    Settlement,
+    Start,
+    Store,
+)
+
+QUICK = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=False,
+    report_multiple_bugs=False,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+EPOCH = 1_700_000_000.0
+IDS = ("a", "b", "c", "d", "ü'%")
+NODES = ("n1", "n2", "n3")
+QUEUES = ("x", "y")
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Entry:
+    """A job as the model has it."""
+
+    new: NewJob
+    arrival: int
+    status: Status
+    run_at: float
+    expires_at: float | None
+    attempt: int = 0
+    claim: int = 0
+    holder: str | None = None
+    begun: bool = False
+    rescued: int = 0
+    started_at: float | None = None
+    finished_at: float | None = None
+    result: bytes | None = None
+    error: JobError | None = None
+    size: int = 0
+    records: list[AttemptRecord] = field(default_factory=list)
+
+    @property
+    def ready(self) -> bool:
+        return self.status is Status.QUEUED and self.holder is None
+
+    def end(self, status: Status, at: float, size: int) -> None:
+        self.status, self.finished_at, self.size, self.holder = status, at, size, None
+
+    def shown(self) -> Job:
+        new = self.new
+        return Job(
+            id=new.id,
+            kind=new.kind,
+            queue=new.queue,
+            status=self.status,
+            priority=new.priority,
+            payload=new.payload,
+            result=self.result,
+            error=self.error,
+            attempt=self.attempt,
+            max_retries=new.max_retries,
+            claim=self.claim,
+            created_at=new.created_at,
+            run_at=self.run_at,
+            started_at=self.started_at,
+            finished_at=self.finished_at,
+            expires_at=self.expires_at,
+            options=new.options,
+            attempts=tuple(self.records),
+        )
+
+
+class Model:
+    """The contract, in the plainest words."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Entry] = {}
+        self.leases: dict[str, float] = {}
+        self.paused: dict[str, bool] = {}
+        self.arrivals = 0
+
+    def waiting(self) -> int:
+        return sum(entry.status in WAITING and entry.holder is None for entry in self.jobs.values())
+
+    def next_due(self) -> float | None:
+        idle = [entry for entry in self.jobs.values() if entry.status in WAITING and entry.holder is None]
+        times = [entry.run_at for entry in idle if entry.status is not Status.QUEUED]
+        times += [entry.expires_at for entry in idle if entry.expires_at is not None]
+        return min(times, default=None)
+
+    def tick(self, now: float) -> None:
+        """Expire what is overdue, then queue what is due."""
+        for entry in self.jobs.values():
+            if entry.status in WAITING and entry.holder is None:
+                if entry.expires_at is not None and entry.expires_at <= now:
+                    entry.end(Status.EXPIRED, now, len(entry.new.payload))
+                elif entry.status is not Status.QUEUED and entry.run_at <= now:
+                    entry.status = Status.QUEUED
+
+    def held(self, seq_of: dict[int, int], seq: int, claim: int) -> Entry | None:
+        """The entry that a claim number gives the right to write; `seq_of`: arrival by the store's own number."""
+        for entry in self.jobs.values():
+            if entry.arrival == seq_of.get(seq) and entry.holder is not None and entry.claim == claim:
+                return entry
+        return None
+
+    def start(self, entry: Entry, one: Start) -> None:
+        if entry.status is Status.QUEUED:
+            entry.status = Status.RUNNING
+        if entry.begun:
+            entry.records.pop()
+        entry.begun, entry.attempt, entry.started_at = True, one.attempt, one.started_at
+        entry.records.append(
+            AttemptRecord(number=one.attempt, claim=one.claim, node=entry.holder, started_at=one.started_at)
+        )
+
+    def settle(self, entry: Entry, one: Settlement) -> None:
+        if entry.begun:
+            entry.records.pop()
+        if one.outcome is not None:
+            assert one.started_at is not None
+            entry.records.append(
+                AttemptRecord(
+                    number=one.number,
+                    claim=one.claim,
+                    node=entry.holder,
+                    started_at=one.started_at,
+                    finished_at=one.settled_at,
+                    outcome=one.outcome,
+                    error=one.error,
+                )
+            )
+        entry.attempt = one.attempt
+        entry.started_at = one.started_at if one.started_at is not None else entry.started_at
+        entry.run_at = one.run_at if one.run_at is not None else entry.run_at
+        entry.begun, cancelling = False, entry.status is Status.CANCELLING
+        if one.status in ENDED:
+            entry.result, entry.error = one.result, one.error
+            entry.end(one.status, one.settled_at, one.size)
+            return
+        entry.error = one.error or entry.error
+        entry.status, entry.holder = one.status, None
+        if cancelling:
+            entry.end(Status.CANCELLED, one.settled_at, one.size)
+
+    def add(self, one: Add) -> list[tuple[str, str | None]]:
+        """The receipts: (verdict, id of the job handed over)."""
+        kept, arrivals, paused = dict(self.jobs), self.arrivals, dict(self.paused)
+        receipts = [self.add_one(new) for new in one.jobs]
+        if one.atomic and ("conflict" in {verdict for verdict, _ in receipts}):
+            self.jobs, self.arrivals, self.paused = kept, arrivals, paused
+            return [
+                ("refused", None) if verdict == "stored" else (verdict, job_id)
+                for verdict, job_id in receipts
+            ]
+        return receipts
+
+    def add_one(self, new: NewJob) -> tuple[str, str | None]:
+        entry = self.jobs.get(new.id)
+        if entry is None:
+            self.arrivals += 1
+            status = Status.SCHEDULED if new.run_at > new.created_at else Status.QUEUED
+            self.jobs[new.id] = Entry(new, self.arrivals, status, new.run_at, new.expires_at)
+            self.paused.setdefault(new.queue, False)
+            return "stored", None
+        old = entry.new
+        same = (
+            new.kind,
+            new.queue,
+            new.priority,
+            new.max_retries,
+            new.options,
+            new.payload,
+            new.expires_at,
+        ) == (
+            (old.kind, old.queue, old.priority, old.max_retries, old.options, old.payload, entry.expires_at)
+        )
+        return ("existing" if same else "conflict"), new.id
+
+    def claim(self, batch: Batch) -> list[Entry]:
+        ready = [
+            entry
+            for entry in self.jobs.values()
+            if entry.ready
+            and not self.paused[entry.new.queue]
+            and not (entry.expires_at is not None and entry.expires_at <= batch.now)
+        ]
+        ready.sort(key=lambda entry: (-entry.new.priority, entry.run_at, entry.arrival))
+        for entry in ready[: batch.claim]:
+            entry.claim, entry.holder, entry.started_at = entry.claim + 1, batch.node, None
+        return ready[: batch.claim]
+
+    def rescue(self, node: str, now: float) -> set[tuple[str, str, Status, bool]]:
+        self.leases = {name: until for name, until in self.leases.items() if until > now or name == node}
+        held = [entry for entry in self.jobs.values() if entry.holder is not None]
+        return {
+            self.rescue_one(entry, now)
+            for entry in held
+            if entry.holder != node and entry.holder not in self.leases
+        }
+
+    def rescue_one(self, entry: Entry, now: float) -> tuple[str, str, Status, bool]:
+        begun, status, message = entry.begun, Status.QUEUED, None
+        if entry.status is Status.CANCELLING:
+            status = Status.CANCELLED
+        elif entry.status is Status.RUNNING:
+            message = "the node died during the attempt"
+            if entry.new.options.on_crash == "fail":
+                status, message = Status.FAILED, message + ', and "on_crash" is "fail"'
+            elif entry.attempt > entry.new.max_retries:
+                status, message = Status.FAILED, "the node died during the last attempt"
+        error = None if message is None else JobError("NodeDied", message)
+        if begun:
+            outcome = Outcome.CANCELLED if status is Status.CANCELLED else Outcome.INTERRUPTED
+            entry.records[-1] = replace(entry.records[-1], finished_at=now, outcome=outcome, error=error)
+        entry.error = error or entry.error
+        entry.status, entry.holder, entry.begun = status, None, False
+        entry.rescued += 1
+        if status in ENDED:
+            entry.end(status, now, len(entry.new.payload))
+        return entry.new.id, entry.new.queue, status, begun
+
+    def prune(self, now: float, retention: Retention) -> int:
+        def ended() -> list[Entry]:
+            found = [entry for entry in self.jobs.values() if entry.finished_at is not None]
+            return sorted(found, key=lambda entry: (entry.finished_at, entry.arrival))
+
+        before = len(self.jobs)
+        for entry in ended():
+            age = retention.done_age if entry.status is Status.DONE else retention.failed_age
+            if entry.finished_at is not None and entry.finished_at <= now - age:
+                del self.jobs[entry.new.id]
+        while len(ended()) > retention.jobs or sum(entry.size for entry in ended()) > retention.size:
+            del self.jobs[ended()[0].new.id]
+        return before - len(self.jobs)
+
+    def cancel(self, job_id: str, now: float) -> str:
+        entry = self.jobs.get(job_id)
+        if entry is None:
+            return "absent"
+        if entry.status in ENDED:
+            return "refused"
+        if entry.holder is None:
+            entry.end(Status.CANCELLED, now, len(entry.new.payload))
+        else:
+            entry.status = Status.CANCELLING
+        return "changed"
+
+    def retry(self, job_id: str, now: float) -> str:
+        entry = self.jobs.get(job_id)
+        if entry is None:
+            return "absent"
+        if entry.status not in ENDED:
+            return "refused"
+        entry.status, entry.attempt, entry.run_at = Status.QUEUED, 0, now
+        entry.started_at = entry.finished_at = entry.result = entry.error = None
+        if entry.expires_at is not None and entry.expires_at <= now:
+            entry.expires_at = None
+        return "changed"
+
+    def delete(self, job_id: str) -> str:
+        entry = self.jobs.get(job_id)
+        if entry is None:
+            return "absent"
+        if entry.holder is not None:
+            return "refused"
+        del self.jobs[job_id]
+        return "changed"
+
+    def newest_first(self) -> list[Entry]:
+        return sorted(self.jobs.values(), key=lambda entry: -entry.arrival)
+
+    def queues(self) -> list[QueueState]:
+        states = []
+        for name in sorted(self.paused):
+            entries = [entry for entry in self.jobs.values() if entry.new.queue == name]
+            counts = {status: sum(entry.status is status for entry in entries) for status in Status}
+            states.append(
+                QueueState(
+                    name=name,
+                    paused=self.paused[name],
+                    counts={status: count for status, count in counts.items() if count},
+                    oldest_queued_at=min((entry.run_at for entry in entries if entry.ready), default=None),
+                )
+            )
+        return states
+
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+SECONDS = st.sampled_from([0.5, 1.0, 5.0, 20.0])
+ERRORS = st.sampled_from([JobError("ValueError", "first"), JobError("KeyError", "second", "Traceback ...")])
+RETENTIONS = st.builds(
+    Retention,
+    done_age=st.sampled_from([0.0, 7.25, 1e9]),
+    failed_age=st.sampled_from([0.0, 7.25, 1e9]),
+    jobs=st.sampled_from([0, 1, 3, 100]),
+    size=st.sampled_from([0, 30, 100, 1000]),
+)
+NEW_JOBS = st.fixed_dictionaries(
+    {
+        "id": st.sampled_from(IDS),
+        "kind": st.sampled_from(["echo", "echo", "demo"]),
+        "queue": st.sampled_from(QUEUES),
+        "payload": st.sampled_from([b"1", b'"' + b"x" * 28 + b'"']),
+        "priority": st.sampled_from([0, 0, -1, 5]),
+        "max_retries": st.sampled_from([0, 1]),
+        "delay": st.sampled_from([0.0, 0.0, 5.0]),
+        "expiry": st.sampled_from([None, None, 5.0, 20.0]),
+        "options": st.sampled_from(
+            [Options(), Options(), Options(on_crash="fail"), Options(tags=("t", "u"))]
+        ),
+    }
+)
+SETTLED_AS = {
+    Outcome.DONE: Status.DONE,
+    Outcome.RETRY: Status.RETRYING,
+    Outcome.FAIL: Status.FAILED,
+    Outcome.SNOOZE: Status.SCHEDULED,
+    Outcome.CANCELLED: Status.CANCELLED,
+    Outcome.INTERRUPTED: Status.QUEUED,
+}
+
+
+class Lives(RuleBasedStateMachine):
+    """Draws what nodes and people do; after each step the store must look like the model."""
+
+    open_store: Callable[[], tuple[Store, Callable[[], None]]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store, self.close = self.open_store()
+        self.model = Model()
+        self.now = EPOCH
+        self.claims: list[Claimed] = []
+        """every claim that was ever made"""
+        self.begun: dict[tuple[int, int], float] = {}
+        self.arrival: dict[int, int] = {}
+        """which arrival each of the store's numbers is"""
+        self.last: dict[int, Job] = {}
+
+    def teardown(self) -> None:
+        self.close()
+
+    def call(self, verb: Callable[..., Any], *args: Any) -> Any:
+        return trio.from_thread.run(verb, *args)
+
+    # what nodes do
+
+    @initialize()
+    def first_node_joins(self) -> None:
+        self.join("n1", 20.0)
+
+    @rule(node=st.sampled_from(NODES), lease=SECONDS)
+    def join(self, node: str, lease: float) -> None:
+        self.call(self.store.join, node, self.now, self.now + lease)
+        self.model.leases[node] = self.now + lease
+
+    @rule(node=st.sampled_from(NODES))
+    def leave(self, node: str) -> None:
+        self.call(self.store.leave, node)
+        self.model.leases.pop(node, None)
+
+    @rule(node=st.sampled_from(NODES), lease=SECONDS)
+    def heartbeat(self, node: str, lease: float) -> None:
+        self.exchange(Batch(node=node, now=self.now, lease_until=self.now + lease))
+
+    @rule(jobs=st.lists(NEW_JOBS, min_size=1, max_size=4), atomic=st.booleans())
+    def add(self, jobs: list[dict[str, Any]], atomic: bool) -> None:
+        self.exchange(Batch(node="door", now=self.now, adds=[Add(self.new_jobs(jobs), atomic=atomic)]))
+
+    @rule(job_id=st.sampled_from(IDS))
+    def add_again(self, job_id: str) -> None:
+        """The same request once more, whatever has become of it."""
+        if entry := self.model.jobs.get(job_id):
+            twin = replace(entry.new, created_at=self.now, run_at=self.now, expires_at=entry.expires_at)
+            self.exchange(Batch(node="door", now=self.now, adds=[Add([twin])]))
+
+    @rule(node=st.sampled_from(NODES), limit=st.integers(1, 3))
+    def claim(self, node: str, limit: int) -> None:
+        self.exchange(Batch(node=node, now=self.now, claim=limit))
+
+    @rule(data=st.data())
+    def start(self, data: st.DataObject) -> None:
+        self.exchange(Batch(node="door", now=self.now, starts=self.starts(data)))
+
+    @rule(data=st.data())
+    def settle(self, data: st.DataObject) -> None:
+        self.exchange(Batch(node="door", now=self.now, settlements=self.settlements(data)))
+
+    @rule(
+        data=st.data(),
+        node=st.sampled_from(NODES),
+        jobs=st.lists(NEW_JOBS, max_size=2),
+        limit=st.integers(0, 3),
+    )
+    def all_in_one(self, data: st.DataObject, node: str, jobs: list[dict[str, Any]], limit: int) -> None:
+        """As a busy node's ledger does."""
+        adds = [Add([new]) for new in self.new_jobs(jobs)]
+        lease_until = data.draw(st.none() | SECONDS.map(lambda seconds: self.now + seconds))
+        batch = Batch(
+            node=node,
+            now=self.now,
+            lease_until=lease_until,
+            starts=self.starts(data),
+            settlements=self.settlements(data),
+            adds=adds,
+            claim=limit,
+        )
+        self.exchange(batch)
+
+    @rule(node=st.sampled_from(NODES))
+    def rescue(self, node: str) -> None:
+        rescued = self.call(self.store.rescue, node, self.now)
+        found = {(one.id, one.queue, one.status, one.begun) for one in rescued}
+
+        assert len(found) == len(rescued)
+        assert found == self.model.rescue(node, self.now)
+
+    @rule(retention=RETENTIONS)
+    def prune(self, retention: Retention) -> None:
+        assert self.call(self.store.prune, self.now, retention) == self.model.prune(self.now, retention)
+
+    @rule(seconds=SECONDS)
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    # what people do
+
+    @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=3))
+    def cancel(self, ids: list[str]) -> None:
+        self.compare(
+            self.call(self.store.cancel, ids, self.now), ids, lambda one: self.model.cancel(one, self.now)
+        )
+
+    @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=3))
+    def retry(self, ids: list[str]) -> None:
+        self.compare(
+            self.call(self.store.retry, ids, self.now), ids, lambda one: self.model.retry(one, self.now)
+        )
+
+    @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=2))
+    def delete(self, ids: list[str]) -> None:
+        self.compare(self.call(self.store.delete, ids), ids, self.model.delete)
+
+    @rule(queue=st.sampled_from(QUEUES), paused=st.booleans())
+    def pause_or_resume(self, queue: str, paused: bool) -> None:
+        self.call(self.store.pause if paused else self.store.resume, queue)
+        self.model.paused[queue] = paused
+
+    # what must hold after each step
+
+    @invariant()
+    def each_job_is_as_the_model_has_it(self) -> None:
+        found = {job_id: self.call(self.store.get, job_id) for job_id in IDS}
+        assert found == {job_id: entry and entry.shown() for job_id, entry in self.of_each_id().items()}
+        self.check_transitions([(entry.arrival, found[job_id]) for job_id, entry in self.model.jobs.items()])
+
+    def check_transitions(self, jobs: Sequence[tuple[int, Job]]) -> None:
+        """Each status follows the one before; claims only grow."""
+        for arrival, job in jobs:
+            before = self.last.get(arrival, job)
+            assert job.status is before.status or job.status in FOLLOWS[before.status]
+            assert job.claim >= before.claim
+            assert (job.finished_at is not None) == (job.status in ENDED)
+            assert job.status not in ACTIVE or job.claim > 0
+        self.last = dict(jobs)
+
+    @invariant()
+    def lists_and_counts_agree_with_the_rows(self) -> None:
+        page = self.call(self.store.jobs, Filter(), 100, None)
+        assert list(page.jobs) == [replace(entry.shown(), attempts=()) for entry in self.model.newest_first()]
+        assert list(self.call(self.store.queues)) == self.model.queues()
+
+    # how
+
+    def of_each_id(self) -> dict[str, Entry | None]:
+        return {job_id: self.model.jobs.get(job_id) for job_id in IDS}
+
+    def new_jobs(self, jobs: list[dict[str, Any]]) -> list[NewJob]:
+        """Jobs of this moment."""
+        return [
+            NewJob(
+                created_at=self.now,
+                run_at=self.now + job["delay"],
+                expires_at=None if job["expiry"] is None else self.now + job["expiry"],
+                **{name: value for name, value in job.items() if name not in {"delay", "expiry"}},
+            )
+            for job in jobs
+        ]
+
+    def some_claims(self, data: st.DataObject) -> list[Claimed]:
+        """Claims of any age, each once: mostly those that stand."""
+        standing = [job for job in self.claims if self.standing(job)]
+        choices = [st.sampled_from(jobs) for jobs in (standing, standing, self.claims) if jobs]
+        if not choices:
+            return []
+        claims = st.lists(st.one_of(choices), max_size=3, unique_by=lambda job: (job.seq, job.claim))
+        drawn: list[Claimed] = data.draw(claims)
+        return drawn
+
+    def starts(self, data: st.DataObject) -> list[Start]:
+        """Starts, one for each claim; those of claims that are over may come as often as they like."""
+        return [
+            Start(job.seq, job.claim, job.attempt + 1, self.now)
+            for job in self.some_claims(data)
+            if (job.seq, job.claim) not in self.begun or not self.standing(job)
+        ]
+
+    def standing(self, job: Claimed) -> bool:
+        return self.model.held(self.arrival, job.seq, job.claim) is not None
+
+    def settlements(self, data: st.DataObject) -> list[Settlement]:
+        return [self.settlement(data, job) for job in self.some_claims(data)]
+
+    def settlement(self, data: st.DataObject, job: Claimed) -> Settlement:
+        begun = self.begun.get((job.seq, job.claim))
+        outcome = data.draw(st.sampled_from([*Outcome, None] if begun is None else list(Outcome)))
+        status = Status.QUEUED if outcome is None else SETTLED_AS[outcome]
+        counts = outcome in {Outcome.DONE, Outcome.RETRY, Outcome.FAIL, Outcome.CANCELLED}
+        again = outcome in {Outcome.RETRY, Outcome.SNOOZE}
+        return Settlement(
+            seq=job.seq,
+            id=job.id,
+            queue=job.queue,
+            claim=job.claim,
+            outcome=outcome,
+            status=status,
+            attempt=job.attempt + counts,
+            number=job.attempt + 1,
+            run_at=self.now + data.draw(SECONDS) if again else None,
+            started_at=None if outcome is None else begun or self.now,
+            settled_at=self.now,
+            result=b"[true]" if outcome is Outcome.DONE else None,
+            error=data.draw(ERRORS) if outcome in {Outcome.RETRY, Outcome.FAIL} else None,
+            size=data.draw(st.sampled_from([10, 40])),
+        )
+
+    def exchange(self, batch: Batch) -> None:
+        """Let the store and the model carry out a batch, and compare what they say."""
+        receipts: Receipts = self.call(self.store.exchange, batch)
+        known = batch.node in self.model.leases
+        if known and batch.lease_until is not None:
+            self.model.leases[batch.node] = batch.lease_until
+        lease_lost = not known and bool(batch.lease_until is not None or batch.claim)
+        self.model.tick(batch.now)
+        stale, settled = self.model_writes(batch)
+        adds = [self.model.add(one) for one in batch.adds]
+        claimed = self.model.claim(batch) if not lease_lost else []
+
+        assert receipts.lease_lost == lease_lost
+        assert (set(receipts.stale), receipts.settled) == (stale, settled)
+        assert [[(one.verdict, one.job and one.job.id) for one in add] for add in receipts.adds] == adds
+        self.compare_claimed(receipts.claimed, claimed)
+        assert (receipts.waiting, receipts.next_due) == (self.model.waiting(), self.model.next_due())
+
+    def model_writes(self, batch: Batch) -> tuple[set[tuple[int, int]], dict[int, Status]]:
+        stale: set[tuple[int, int]] = set()
+        settled: dict[int, Status] = {}
+        for one in batch.starts:
+            if entry := self.model.held(self.arrival, one.seq, one.claim):
+                self.model.start(entry, one)
+                self.begun[one.seq, one.claim] = one.started_at
+            else:
+                stale.add((one.seq, one.claim))
+        for end in batch.settlements:
+            if entry := self.model.held(self.arrival, end.seq, end.claim):
+                self.model.settle(entry, end)
+                if entry.status is not end.status:
+                    settled[end.seq] = entry.status
+            else:
+                stale.add((end.seq, end.claim))
+        return stale, settled
+
+    def compare_claimed(self, claimed: Sequence[Claimed], expected: Sequence[Entry]) -> None:
+        assert [astuple(job)[1:] for job in claimed] == [
+            (
+                *(entry.new.id, entry.new.kind, entry.new.queue, entry.new.payload, entry.new.priority),
+                *(
+                    entry.run_at,
+                    entry.attempt,
+                    entry.new.max_retries,
+                    entry.claim,
+                    entry.rescued,
+                    entry.new.options,
+                ),
+            )
+            for entry in expected
+        ]
+        for job, entry in zip(claimed, expected, strict=True):
+            assert self.arrival.setdefault(job.seq, entry.arrival) == entry.arrival
+            self.claims.append(job)
+
+    def compare(self, changes: Sequence[Change], ids: Sequence[str], verb: Callable[[str], str]) -> None:
+        """Let the model do what the store did, id by id."""
+        expected = []
+        for job_id in ids:
+            verdict = verb(job_id)
+            entry = self.model.jobs.get(job_id)
+            expected.append(Change(job_id, verdict, entry and entry.shown()))  # type: ignore[arg-type] # one of three
+
+        assert list(changes) == expected
+
+
+# --- the test ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_store_lives_like_the_model(open_store: Any) -> None:
+    """Whatever nodes and people do, in whatever order, a store keeps the contract."""
+    chosen = settings() if settings.get_current_profile_name() == "thorough" else QUICK
+
+    async def opened(task_status: trio.TaskStatus[tuple[Store, trio.CancelScope]]) -> None:
+        async with open_store() as store:
+            with trio.CancelScope() as scope:
+                task_status.started((store, scope))
+                await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+
+        def open_one() -> tuple[Store, Callable[[], None]]:
+            store, scope = trio.from_thread.run(nursery.start, opened)
+            return store, lambda: trio.from_thread.run_sync(scope.cancel)
+
+        class Machine(Lives):
+            open_store = staticmethod(open_one)
+
+        # Hypothesis is not async: it runs in a thread, from which each verb is called in this loop.
+        await trio.to_thread.run_sync(lambda: run_state_machine_as_test(Machine, settings=chosen))
