@@ -1,8 +1,31 @@
-"""jobpipe: a background-job service on Trio. These are the names for those who write handlers."""
+"""jobpipe: a background-job service on Trio. These are the names for those who write handlers.
 
-from jobpipe.handlers.context import Context
-from jobpipe.handlers.registry import handler
-from jobpipe.handlers.verdicts import Fail, Retry, Snooze
-from jobpipe.job import Backoff
+Each is imported when it is asked for, so that the command line, which needs none of them, starts quickly.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jobpipe.handlers.context import Context
+    from jobpipe.handlers.registry import handler
+    from jobpipe.handlers.verdicts import Fail, Retry, Snooze
+    from jobpipe.job import Backoff
 
 __all__ = ["Backoff", "Context", "Fail", "Retry", "Snooze", "handler"]
+
+_ROOMS = {
+    "Backoff": "jobpipe.job",
+    "Context": "jobpipe.handlers.context",
+    "Fail": "jobpipe.handlers.verdicts",
+    "Retry": "jobpipe.handlers.verdicts",
+    "Snooze": "jobpipe.handlers.verdicts",
+    "handler": "jobpipe.handlers.registry",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562: a name may be anything
+    """Import a public name on first use."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_ROOMS[name]), name)

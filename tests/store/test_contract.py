@@ -432,6 +432,21 @@ async def test_jobs_are_claimed_by_priority_then_run_at_then_arrival(node: Node)
     assert claimed == sorted(order, key=order.__getitem__)
 
 
+async def test_jobs_that_are_taken_out_do_not_disturb_the_order_of_the_rest(node: Node) -> None:
+    """However many of those that wait are cancelled, deleted, or queued again."""
+    jobs = [new_job(f"j{number:03}", priority=number % 3) for number in range(500)]
+    await add(node.store, *jobs)
+    ids = [job.id for job in jobs]
+    await node.store.cancel(ids[:400], NOW)
+    await node.store.delete(ids[300:420])
+    await node.store.retry(ids[:10], NOW)
+    claimed = [job.id for job in await node.claim(1000)]
+    left = [job for job in jobs[:10] + jobs[420:] if job.id in claimed]
+
+    assert len(claimed) == 90
+    assert claimed == [job.id for job in sorted(left, key=lambda job: -job.priority)]
+
+
 async def test_a_claim_takes_at_most_what_it_asks_for(node: Node) -> None:
     """And none when it asks for none."""
     await add(node.store, *(new_job(f"j{number}") for number in range(5)))
@@ -1027,6 +1042,18 @@ async def test_a_node_does_not_rescue_from_itself(node: Node) -> None:
 
     assert list(rescued) == []
     assert not renewed.lease_lost
+    assert not receipts.stale
+
+
+async def test_a_node_that_left_does_not_rescue_from_itself_either(node: Node) -> None:
+    """What it holds, it may still settle; only another one takes it."""
+    claimed = await bring_to(node, Status.RUNNING)
+    assert claimed is not None
+    await node.store.leave("node")
+    rescued = await node.store.rescue("node", LATER)
+    receipts = await node.settle(claimed, Outcome.DONE)
+
+    assert list(rescued) == []
     assert not receipts.stale
 
 

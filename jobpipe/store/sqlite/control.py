@@ -9,7 +9,7 @@ import apsw
 from jobpipe.job import ACTIVE, ENDED, Job, Status, after_crash
 from jobpipe.store.base import STEP, Change, Rescued, Retention
 from jobpipe.store.sqlite.reader import find, one
-from jobpipe.store.sqlite.rows import JOB_COLUMNS, Row, decoded_options, encoded_error, job_from
+from jobpipe.store.sqlite.rows import JOB_COLUMNS, Row, decoded_options, encoded_error, fetch, fetch_one, job_from, transaction
 from jobpipe.store.sqlite.tally import HELD, Tally
 
 _CANCEL = "update jobs set status = 'cancelled', finished_at = ?, size = length(payload) where seq = ?"
@@ -61,7 +61,7 @@ class Control:
 
     def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         """See `jobpipe.store.base.ControlStore.cancel`."""
-        with self.db:
+        with transaction(self.db):
             return [self._cancel(job_id, now) for job_id in ids]
 
     def _cancel(self, job_id: str, now: float) -> Change:
@@ -80,7 +80,7 @@ class Control:
 
     def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         """See `jobpipe.store.base.ControlStore.retry`."""
-        with self.db:
+        with transaction(self.db):
             return [self._retry(job_id, now) for job_id in ids]
 
     def _retry(self, job_id: str, now: float) -> Change:
@@ -99,7 +99,7 @@ class Control:
 
     def delete(self, ids: Sequence[str]) -> Sequence[Change]:
         """See `jobpipe.store.base.ControlStore.delete`."""
-        with self.db:
+        with transaction(self.db):
             return [self._delete(job_id) for job_id in ids]
 
     def _delete(self, job_id: str) -> Change:
@@ -115,29 +115,29 @@ class Control:
 
     def pause(self, queue: str, *, paused: bool) -> None:
         """Pause a queue, or resume it."""
-        with self.db:
+        with transaction(self.db):
             self.db.execute(_PAUSE, (queue, int(paused)))
 
     def join(self, node: str, lease_until: float) -> None:
         """See `jobpipe.store.base.EngineStore.join`."""
-        with self.db:
+        with transaction(self.db):
             self.db.execute(_JOIN, (node, lease_until))
 
     def leave(self, node: str) -> None:
         """See `jobpipe.store.base.EngineStore.leave`. The row stays: attempts are shown with the node's name."""
-        with self.db:
+        with transaction(self.db):
             self.db.execute(_LEAVE, (node,))
 
     def end_leases(self) -> None:
         """End every lease: the lock on the file proves that their nodes are dead."""
-        with self.db:
+        with transaction(self.db):
             self.db.execute("update nodes set lease_until = null")
 
     def rescue(self, node: str, now: float) -> Sequence[Rescued]:
         """See `jobpipe.store.base.EngineStore.rescue`."""
-        with self.db:
+        with transaction(self.db):
             dead = [row[0] for row in self.db.execute(_DEAD, (now, node))]
-            rows = [row for one in dead for row in self.db.execute(_HELD_BY, (one,)).fetchall()]
+            rows = [row for one in dead for row in fetch(self.db, _HELD_BY, (one,))]
             self.db.execute(_EXPIRE_LEASES, (now, node))
             return [self._rescue(row, now) for row in rows]
 
@@ -156,7 +156,7 @@ class Control:
 
     def prune(self, now: float, retention: Retention) -> int:
         """See `jobpipe.store.base.EngineStore.prune`."""
-        with self.db:
+        with transaction(self.db):
             rows = self._too_much(now, retention)
             tally = Tally()
             for _, seq, queue, status, size, options in rows:
@@ -168,7 +168,7 @@ class Control:
     def _too_much(self, now: float, retention: Retention) -> list[Row]:
         """The ended jobs to delete: what is too old, and while there are too many or they are too large, the oldest."""
         chosen = self._oldest({status: now - _age(status, retention) for status in ENDED})
-        jobs, size = (total or 0 for total in self.db.execute(_TOTALS).fetchone() or (0, 0))
+        jobs, size = (total or 0 for total in fetch_one(self.db, _TOTALS) or (0, 0))
         jobs, size = jobs - len(chosen), size - sum(row[4] for row in chosen)
         if len(chosen) == STEP or (jobs <= retention.jobs and size <= retention.size):
             return chosen
@@ -181,7 +181,7 @@ class Control:
 
     def _oldest(self, until: Mapping[Status, float], skip: Container[int] = ()) -> list[Row]:
         """At most `STEP` jobs that ended until then, the oldest end first."""
-        by_status = [self.db.execute(_OLDEST, (status.value, at, STEP)).fetchall() for status, at in until.items()]
+        by_status = [fetch(self.db, _OLDEST, (status.value, at, STEP)) for status, at in until.items()]
         return [row for row in sorted(itertools.chain(*by_status)) if row[1] not in skip][:STEP]
 
     def _erase(self, seq: int, tags: Sequence[str]) -> None:

@@ -1,13 +1,14 @@
 """What the API reads: on connections of its own, so that nothing waits for the writer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import apsw
 import msgspec
 
 from jobpipe.job import Job, Status
 from jobpipe.store.base import Filter, Page, QueueState
-from jobpipe.store.sqlite.rows import JOB_COLUMNS, Row, attempt_from, job_from, with_attempts
+from jobpipe.store.sqlite.rows import JOB_COLUMNS, Row, attempt_from, fetch, fetch_one, job_from, transaction, with_attempts
 from jobpipe.store.sqlite.tally import HELD
 
 LOOK = 100_000
@@ -60,8 +61,8 @@ def one(db: apsw.Connection, job_id: str) -> Job | None:
 
 def find(db: apsw.Connection, job_id: str) -> tuple[Job, int, bool, int] | None:
     """A job with its attempts; and its seq, whether it is held, and its size."""
-    with db:  # both reads see the same state of the database
-        row = db.execute(_ONE, (job_id,)).fetchone()
+    with transaction(db):  # both reads see the same state of the database
+        row = fetch_one(db, _ONE, (job_id,))
         if row is None:
             return None
         seq, node, held, size = row[17:]
@@ -76,20 +77,26 @@ def listed(db: apsw.Connection, where: Filter, limit: int, before: int | None) -
     source = _FROM["tag"] if "tag" in wanted else _FROM.get(wanted.get("status", ""), _ANY)
     looked = _LOOKED.format(source=source)
     values = wanted | {"before": before or ABOVE_ALL, "look": LOOK, "limit": limit}
-    with db:
+    with transaction(db):
         query = _LIST.format(columns=JOB_COLUMNS, looked=looked, conditions=conditions)
-        rows = db.execute(query, values).fetchall()
-        edge = rows[-1][17] if len(rows) == limit else db.execute(_EDGE.format(looked=looked), values).get
+        rows = fetch(db, query, values)
+        edge = rows[-1][17] if len(rows) == limit else _edge(db, looked, values)
     return Page([job_from(row) for row in rows], edge)
+
+
+def _edge(db: apsw.Connection, looked: str, values: Mapping[str, Any]) -> int | None:
+    """The last row looked at, when there may be more behind it."""
+    row = fetch_one(db, _EDGE.format(looked=looked), values)
+    return None if row is None else row[0]
 
 
 def queues(db: apsw.Connection) -> Sequence[QueueState]:
     """See `jobpipe.store.base.ReadStore.queues`."""
-    with db:
+    with transaction(db):
         counts = _counts(db)
         return [
             QueueState(name=name, paused=bool(paused), counts=counts.get(name, {}), oldest_queued_at=_oldest(db, name))
-            for name, paused in db.execute(_QUEUES).fetchall()
+            for name, paused in fetch(db, _QUEUES)
         ]
 
 
@@ -97,7 +104,7 @@ def _counts(db: apsw.Connection) -> dict[str, dict[Status, int]]:
     """Jobs by queue and status: the kept counts, with the held ones told apart."""
     found: dict[str, dict[Status, int]] = {}
     kept: list[Row] = [row for row in db.execute(_COUNTS) if row[1] != HELD]
-    for queue, status, jobs in kept + db.execute(_HELD).fetchall():
+    for queue, status, jobs in kept + fetch(db, _HELD):
         counts = found.setdefault(queue, {})
         counts[Status(status)] = counts.get(Status(status), 0) + jobs
     return found
@@ -106,7 +113,7 @@ def _counts(db: apsw.Connection) -> dict[str, dict[Status, int]]:
 def _oldest(db: apsw.Connection, queue: str) -> float | None:
     """The earliest run_at of the ready jobs: the index is read at its first entry of each priority."""
     oldest, priority = None, ABOVE_ALL
-    while (row := db.execute(_PRIORITY, (queue, priority)).fetchone()) and row[0] is not None:
+    while (row := fetch_one(db, _PRIORITY, (queue, priority))) and row[0] is not None:
         priority, run_at = row
         oldest = run_at if oldest is None else min(oldest, run_at)
     return oldest
@@ -114,4 +121,4 @@ def _oldest(db: apsw.Connection, queue: str) -> float | None:
 
 def ping(db: apsw.Connection) -> None:
     """See `jobpipe.store.base.ReadStore.ping`."""
-    db.execute("select count(*) from nodes").fetchall()
+    fetch(db, "select count(*) from nodes")

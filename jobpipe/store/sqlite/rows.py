@@ -1,8 +1,10 @@
 """Rows to structs and back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import apsw
 import msgspec
 
 from jobpipe.job import ACTIVE, NO_OPTIONS, AttemptRecord, Job, JobError, NewJob, Options, Outcome, Status, kept
@@ -19,6 +21,23 @@ CLAIMED_COLUMNS = "seq, id, kind, queue, payload, priority, run_at, attempt, max
 _encode = msgspec.json.Encoder().encode
 _options = msgspec.json.Decoder(Options).decode
 _error = msgspec.json.Decoder(JobError).decode
+
+
+@contextmanager
+def transaction(db: apsw.Connection) -> Iterator[None]:
+    """Everything inside is written as one, or not at all. May be nested."""
+    with db:
+        yield
+
+
+def fetch(db: apsw.Connection, sql: str, values: Row | Mapping[str, Any] = ()) -> list[Row]:
+    """All rows of a query."""
+    return db.execute(sql, values).fetchall()
+
+
+def fetch_one(db: apsw.Connection, sql: str, values: Row | Mapping[str, Any] = ()) -> Row | None:
+    """The first row of a query, or None."""
+    return db.execute(sql, values).fetchone()
 
 
 def encoded_options(options: Options) -> bytes | None:

@@ -2,6 +2,7 @@
 
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import apsw
 
@@ -13,7 +14,10 @@ from jobpipe.store.sqlite.rows import (
     Row,
     decoded_options,
     encoded_error,
+    fetch,
+    fetch_one,
     new_row,
+    transaction,
 )
 from jobpipe.store.sqlite.tally import HELD, Tally, waiting
 
@@ -83,7 +87,7 @@ class Writer:
     def exchange(self, batch: Batch) -> Receipts:
         """Carry out a batch; see `jobpipe.store.base.EngineStore.exchange`."""
         try:
-            with self.db:
+            with transaction(self.db):
                 receipts = self._carry_out(batch)
         except BaseException:
             self._names.clear()  # a name may have gone with the transaction; to write it again is harmless
@@ -117,11 +121,11 @@ class Writer:
 
     def promote(self, now: float, tally: Tally) -> None:
         """Expire what is past its expires_at, then queue what is due; at most `STEP` of each."""
-        overdue = self.db.execute(_OVERDUE, (now, STEP)).fetchall()
+        overdue = fetch(self.db, _OVERDUE, (now, STEP))
         for seq, queue, status, size in overdue:
             self.db.execute(_EXPIRE, (now, size, seq))
             tally.move(queue, status, Status.EXPIRED, size=size)
-        due = self.db.execute(_DUE, (now, STEP)).fetchall()
+        due = fetch(self.db, _DUE, (now, STEP))
         self.db.executemany(_PROMOTE, [(seq,) for seq, _, _ in due])
         for _, queue, status in due:
             tally.move(queue, status, Status.QUEUED)
@@ -174,7 +178,7 @@ class Writer:
 
     def _again(self, one: Settlement) -> Status | None:
         values = (one.status.value, one.settled_at, one.size, one.attempt, one.run_at, one.started_at)
-        row = self.db.execute(_AGAIN, (*values, encoded_error(one.error), one.seq, one.claim)).fetchone()
+        row = fetch_one(self.db, _AGAIN, (*values, encoded_error(one.error), one.seq, one.claim))
         return None if row is None else Status(row[0])
 
     def _record(self, one: Settlement, status: Status) -> None:
@@ -222,11 +226,11 @@ class Writer:
 
     def _claim(self, batch: Batch, tally: Tally) -> Sequence[Claimed]:
         node = self.db.execute(_NODE, (batch.node,)).get
-        queues = [row[0] for row in self.db.execute(_ACTIVE)]
+        queues: list[str] = [row[0] for row in fetch(self.db, _ACTIVE)]
         if len(queues) == 1:
-            rows = self.db.execute(_CLAIM_QUEUE, (node, queues[0], batch.now, batch.claim)).fetchall()
+            rows = fetch(self.db, _CLAIM_QUEUE, (node, queues[0], batch.now, batch.claim))
         else:
-            rows = [self.db.execute(_CLAIM_ONE, (node, seq)).fetchone() for seq in self._ready(queues, batch)]
+            rows = [row for seq in self._ready(queues, batch) for row in fetch(self.db, _CLAIM_ONE, (node, seq))]
         claimed = sorted((_claimed(row) for row in rows), key=lambda job: (-job.priority, job.run_at, job.seq))
         for job in claimed:
             tally.move(job.queue, Status.QUEUED, HELD)
@@ -254,7 +258,8 @@ def _end_values(one: Settlement) -> Row:
 
 
 def _claimed(row: Row) -> Claimed:
-    return Claimed(*row[:11], decoded_options(row[11]))
+    values: Sequence[Any] = (*row[:-1], decoded_options(row[-1]))
+    return Claimed(*values)
 
 
 def _compared(new: NewJob, job: Job | None) -> Receipt:

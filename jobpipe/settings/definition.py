@@ -1,0 +1,124 @@
+"""Every setting, once: flags, environment, `.env`, checks, `jobpipe config` and its docs derive from `Settings`."""
+
+import dataclasses
+import typing
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from jobpipe.settings.forms import DAY, Duration, Form, Host, Modules, Size, Store, Whole
+
+PREFIX = "JOBPIPE_"
+
+
+def about(text: str, least: float | None = None, most: float | None = None) -> Meta:
+    """What a setting does and, for a number, the least and the most that is allowed."""
+    return Meta(description=text, ge=least, le=most)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a node does and where. `load` checks the limits; who makes one by hand answers for the values.
+
+    Durations are seconds, sizes are bytes. `max_backlog` is never 0 afterwards: its default is filled in.
+    """
+
+    workers: Annotated[Whole, about("How many jobs run at the same time.", 1, 1000)] = 4
+    queue_size: Annotated[
+        Whole,
+        about("How many claimed jobs wait before the workers; 0 keeps priorities strict.", 0, 100_000),
+    ] = 64
+    store: Annotated[Store, about("Where jobs live.")] = "sqlite:jobpipe.db"
+    sync: Annotated[
+        Literal["full", "normal"],
+        about("Whether what is acknowledged survives a power cut (full) or a dead process only (normal)."),
+    ] = "full"
+    host: Annotated[Host, about("The address to listen on; 0.0.0.0 is every IPv4 one.")] = "127.0.0.1"
+    port: Annotated[Whole, about("The port to listen on; 0 takes any free one.", 0, 65_535)] = 8080
+    handlers: Annotated[Modules, about("Modules to import, in which your handlers are.")] = ()
+    grace: Annotated[
+        Duration, about("How long active jobs may go on after the first signal to stop.", 0, 30 * DAY)
+    ] = 30.0
+    lease: Annotated[
+        Duration, about("How long a silent node keeps its jobs before others may rescue them.", 1, 3600)
+    ] = 15.0
+    max_backlog: Annotated[
+        Whole, about("How many jobs may wait before new ones are refused with 503.", 1, 10**9)
+    ] = dataclasses.field(default=0, metadata={"default": "QUEUE_SIZE on memory: (at least 1), else 1000000"})
+    max_body: Annotated[Size, about("The longest body of one request.", 1, 2**30)] = 2**20
+    keep_done: Annotated[Duration, about("How long a job is kept after it ended done.", 0, 3650 * DAY)] = (
+        7.0 * DAY
+    )
+    keep_failed: Annotated[
+        Duration, about("How long a job is kept after it ended failed, cancelled or expired.", 0, 3650 * DAY)
+    ] = 30.0 * DAY
+    keep_jobs: Annotated[
+        Whole, about("How many ended jobs are kept at most; the oldest go first.", 0, 10**9)
+    ] = 1_000_000
+    keep_bytes: Annotated[
+        Size, about("How many bytes of ended jobs' payloads and results are kept at most.", 0, 2**40)
+    ] = 2**30
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], about("Lines of this level and above are written.")
+    ] = "info"
+    log_format: Annotated[
+        Literal["console", "json"], about("Log lines for people (console) or for programs (json).")
+    ] = "console"
+
+    def __post_init__(self) -> None:
+        if self.max_backlog == 0:
+            default = max(self.queue_size, 1) if self.store == "memory:" else 1_000_000
+            object.__setattr__(self, "max_backlog", default)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One field of `Settings` as flags, environment, messages and docs see it."""
+
+    name: str
+    hint: Any
+    form: Form
+    limits: str
+    help: str
+    default: str
+
+    @property
+    def variable(self) -> str:
+        """Its name in the environment; with `PREFIX` in front of it another one, which wins."""
+        return self.name.upper()
+
+    @property
+    def flag(self) -> str:
+        """Its name on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def allowed(self) -> str:
+        """Which values are allowed, in words."""
+        return self.form.words + self.limits
+
+    def read(self, text: str) -> object:
+        """The value that `text` stands for; ValueError when it is not allowed."""
+        try:
+            return msgspec.convert(self.form.read(text), self.hint)
+        except msgspec.ValidationError as error:
+            raise ValueError(text) from error
+
+
+def _setting(field: dataclasses.Field[Any], hint: Any) -> Setting:  # noqa: ANN401 - a type form has no type yet
+    metas = [part for part in hint.__metadata__ if isinstance(part, Meta)]
+    form = next((part for part in hint.__metadata__ if isinstance(part, Form)), None) or _choice(hint)
+    last = metas[-1]
+    limits = "" if last.ge is None else f", from {form.show(last.ge)} to {form.show(last.le)}"
+    default = field.metadata.get("default") or form.show(field.default) or "none"
+    return Setting(field.name, hint, form, limits, last.description or "", default)
+
+
+def _choice(hint: Any) -> Form:  # noqa: ANN401 - a type form has no type yet
+    *rest, last = typing.get_args(hint.__origin__)
+    return Form(f"{', '.join(rest)} or {last}", str.lower)
+
+
+_HINTS = typing.get_type_hints(Settings, include_extras=True)
+SETTINGS = tuple(_setting(field, _HINTS[field.name]) for field in dataclasses.fields(Settings))

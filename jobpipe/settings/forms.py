@@ -1,0 +1,99 @@
+"""How the values of settings are written: durations, sizes, stores, modules."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+DAY = 86_400
+DURATIONS: dict[str, Decimal | int] = {"d": DAY, "h": 3600, "m": 60, "s": 1, "ms": Decimal("0.001"), "": 1}
+SIZES: dict[str, Decimal | int] = {
+    "GiB": 2**30,
+    "GB": 10**9,
+    "MiB": 2**20,
+    "MB": 10**6,
+    "KiB": 2**10,
+    "KB": 10**3,
+    "": 1,
+}
+
+
+def read_duration(text: str) -> float:
+    """Seconds in `90`, `0.5`, `500ms`, `30s`, `5m`, `2h` or `7d`; ValueError when it is none of them."""
+    return float(_measured(text, DURATIONS))
+
+
+def read_size(text: str) -> int:
+    """Bytes in `1000`, `64KB`, `1.5MiB` and the like, rounded; ValueError when it is none of them."""
+    return round(_measured(text, SIZES))
+
+
+def show_duration(seconds: float) -> str:
+    """The shortest text that `read_duration` reads as `seconds`."""
+    exact = Decimal(repr(seconds)).normalize()
+    return next(_in_whole_units(exact, DURATIONS), f"{exact:f}s")
+
+
+def show_size(size: int) -> str:
+    """The shortest text that `read_size` reads as `size`."""
+    return next(_in_whole_units(Decimal(size), SIZES), str(size))
+
+
+def mask(text: str) -> str:
+    """`text` with the password of a URL, if it has one, made unreadable."""
+    masked = re.sub(r"(://[^:/?#\s]*):.*@", r"\1:***@", text)
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", masked)
+
+
+def _measured(text: str, units: Mapping[str, Decimal | int]) -> Decimal:
+    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)", text)
+    if match is None or match[2] not in units:
+        raise ValueError(text)
+    return Decimal(match[1]) * units[match[2]]
+
+
+def _in_whole_units(exact: Decimal, units: Mapping[str, Decimal | int]) -> Iterator[str]:
+    return (f"{exact // size}{unit}" for unit, size in units.items() if exact and exact % size == 0)
+
+
+def _whole(text: str) -> int:
+    # int() alone would also take 1_0, and refuse more than 4,300 digits with a riddle.
+    if not re.fullmatch(r"-?[0-9]{1,18}", text):
+        raise ValueError(text)
+    return int(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for part in text.split(",") if (name := part.strip()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How the values of a setting are written; `read` raises ValueError for a text that is not of this form."""
+
+    words: str
+    read: Callable[[str], object]
+    show: Callable[[Any], str] = str
+
+
+Whole = Annotated[int, Form("a whole number", _whole)]
+Duration = Annotated[float, Form("seconds, or a number with ms, s, m, h or d", read_duration, show_duration)]
+Size = Annotated[int, Form("bytes, or a number with KB, MB, GB, KiB, MiB or GiB", read_size, show_size)]
+# "sqlite://" is refused: whoever is used to sqlite:///jobs.db would get /jobs.db, at the root of the disk.
+Store = Annotated[
+    str,
+    Meta(pattern=r"^(memory:|sqlite:(?!//|:memory:).+)$"),
+    Form("memory: or sqlite:PATH (postgresql:// comes with a later version)", str, mask),
+]
+Host = Annotated[
+    str,
+    Meta(pattern=r"^([A-Za-z0-9._-]+|(?=.*:.*:)[0-9A-Fa-f:.]+(%[\w.-]+)?)$"),
+    Form("a host name or an IP address, without a port", str),
+]
+Modules = Annotated[
+    tuple[Annotated[str, Meta(pattern=r"^(?!.*\.py$)[^\W\d]\w*(\.[^\W\d]\w*)*$")], ...],
+    Form("names of Python modules such as shop.mail, with commas between", _names, ",".join),
+]
