@@ -19,12 +19,21 @@ APPLICATION_ID = 0x6A6F6270
 BUSY_MILLISECONDS = 2000
 """How long to wait for somebody else's write, such as a backup tool's."""
 
+CHECKED_WHOLE = 8 << 20
+"""Bytes up to which a file is checked whole at the start (0.1 s): of a larger one, only what the start reads."""
+
 
 def migrations() -> list[tuple[int, str]]:
     """The numbered SQL files in order: (number, SQL)."""
     folder = files("jobpipe.store.sqlite") / "migrations"
-    found = [(int(match[1]), file) for file in folder.iterdir() if (match := re.match(r"(\d{4})_\w+\.sql$", file.name))]
-    return [(number, file.read_text(encoding="utf-8")) for number, file in sorted(found, key=lambda pair: pair[0])]
+    found = [
+        (int(match[1]), file)
+        for file in folder.iterdir()
+        if (match := re.match(r"(\d{4})_\w+\.sql$", file.name))
+    ]
+    return [
+        (number, file.read_text(encoding="utf-8")) for number, file in sorted(found, key=lambda pair: pair[0])
+    ]
 
 
 @contextmanager
@@ -39,20 +48,23 @@ def mapped(path: Path) -> Iterator[None]:
     except apsw.NotADBError as error:
         raise StoreError(f"{path} is not a SQLite database: name another file in STORE") from error
     except apsw.CorruptError as error:
-        raise StoreError(f"{path} is corrupt ({error}): restore it from a backup, or move it away") from error
+        raise _corrupt(path, error) from error
 
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Hold the lock beside the file, so that one process at a time uses it as its store.
 
-    The lock is the operating system's (flock) and ends with the process, however that ends.
+    The lock is the operating system's (flock) and ends with the process, however that ends. It lies beside the file
+    itself, as SQLite's log does: a link to the file is another name for the same store.
     """
-    lock_path = path.with_name(path.name + ".lock")
+    lock_path = Path(os.path.realpath(path) + ".lock")
     try:
         lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise StoreError(f"cannot write {lock_path} ({error.strerror}): jobpipe needs to write beside {path}") from error
+        raise StoreError(
+            f"cannot write {lock_path} ({error.strerror}): jobpipe needs to write beside {path}"
+        ) from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,17 +90,14 @@ def connect(path: Path, *, flags: int, sync: Literal["full", "normal"]) -> apsw.
 
 
 def prepare(connection: apsw.Connection, path: Path) -> None:
-    """Refuse what is not jobpipe's or newer than this program, then apply the migrations that are missing."""
+    """Leave alone what is not jobpipe's, newer than this program or corrupt; then apply the migrations that are missing."""
+    known = migrations()
+    version = connection.pragma("user_version")
+    _refuse_foreign(connection, path)
+    _refuse_newer(version, known[-1][0], path)
+    _refuse_corrupt(connection, path)
     connection.execute("pragma journal_mode=wal").fetchall()
     with connection:
-        _refuse_foreign(connection, path)
-        version = connection.pragma("user_version")
-        known = migrations()
-        newest = known[-1][0]
-        if version > newest:
-            raise StoreError(
-                f"{path} was made by a newer jobpipe (schema {version}, this one knows {newest}): run that version"
-            )
         for number, sql in known:
             if number > version:
                 connection.execute(sql)
@@ -103,13 +112,37 @@ def _refuse_foreign(connection: apsw.Connection, path: Path) -> None:
         raise StoreError(f"{path} is a SQLite database, but not one of jobpipe's: name another file in STORE")
 
 
+def _refuse_newer(version: int, newest: int, path: Path) -> None:
+    if version > newest:
+        raise StoreError(
+            f"{path} was made by a newer jobpipe (schema {version}, this one knows {newest}): run that version"
+        )
+
+
+def _refuse_corrupt(connection: apsw.Connection, path: Path) -> None:
+    if path.stat().st_size > CHECKED_WHOLE:
+        return
+    found = connection.execute("pragma quick_check(1)").get
+    if found != "ok":
+        raise _corrupt(path, found)
+
+
+def _corrupt(path: Path, found: object) -> StoreError:
+    what = " ".join(str(found).split())
+    return StoreError(f"{path} is corrupt ({what}): restore it from a backup, or move it away")
+
+
 def check_path(path: Path) -> None:
     """Refuse, in words, a path that can't hold a database."""
-    if path.is_dir():
+    # os.path, since pathlib raises where a folder on the way may not be looked into.
+    if os.path.isdir(path):  # noqa: PTH112 - see above
         raise StoreError(f"{path} is a directory: name a file in STORE")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):  # noqa: PTH112 - see above
         raise StoreError(f"{path.parent} does not exist: make it, or name another file in STORE")
-    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+    exists = os.path.exists(path)  # noqa: PTH110 - see above
+    if exists and not path.is_file():
+        raise StoreError(f"{path} is not a file: name another in STORE")
+    if exists and not os.access(path, os.R_OK | os.W_OK):
         raise StoreError(f"no permission to read and write {path}: mend it, or name another file in STORE")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise StoreError(f"no permission to write in {path.parent}: SQLite keeps its log beside {path.name}")

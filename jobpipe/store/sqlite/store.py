@@ -44,6 +44,17 @@ class SqliteStore:
 
         return await trio.to_thread.run_sync(call, limiter=self._writing)
 
+    async def _change(self, verb: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Write what the engine's writer does not know of: it has to ask again."""
+
+        def call() -> R:
+            try:
+                return verb(*args, **kwargs)
+            finally:
+                self._writer.forget()
+
+        return await self._write(call)
+
     async def _read(self, verb: Callable[Concatenate[apsw.Connection, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         def call() -> R:
             connection = self._readers.get()
@@ -56,34 +67,34 @@ class SqliteStore:
         return await trio.to_thread.run_sync(call, limiter=self._reading)
 
     async def join(self, node: str, now: float, lease_until: float) -> None:  # noqa: ARG002 - the contract's `now`
-        await self._write(self._control.join, node, lease_until)
+        await self._change(self._control.join, node, lease_until)
 
     async def exchange(self, batch: Batch) -> Receipts:
         return await self._write(self._writer.exchange, batch)
 
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
-        return await self._write(self._control.rescue, node, now)
+        return await self._change(self._control.rescue, node, now)
 
     async def prune(self, now: float, retention: Retention) -> int:
-        return await self._write(self._control.prune, now, retention)
+        return await self._change(self._control.prune, now, retention)
 
     async def leave(self, node: str) -> None:
-        await self._write(self._control.leave, node)
+        await self._change(self._control.leave, node)
 
     async def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        return await self._write(self._control.cancel, ids, now)
+        return await self._change(self._control.cancel, ids, now)
 
     async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        return await self._write(self._control.retry, ids, now)
+        return await self._change(self._control.retry, ids, now)
 
     async def delete(self, ids: Sequence[str]) -> Sequence[Change]:
-        return await self._write(self._control.delete, ids)
+        return await self._change(self._control.delete, ids)
 
     async def pause(self, queue: str) -> None:
-        await self._write(self._control.pause, queue, paused=True)
+        await self._change(self._control.pause, queue, paused=True)
 
     async def resume(self, queue: str) -> None:
-        await self._write(self._control.pause, queue, paused=False)
+        await self._change(self._control.pause, queue, paused=False)
 
     async def get(self, job_id: str) -> Job | None:
         return await self._read(reader.one, job_id)
@@ -110,5 +121,5 @@ async def open_sqlite(path: Path, *, sync: Literal["full", "normal"]) -> AsyncIt
         flags = apsw.SQLITE_OPEN_READONLY
         readers = [stack.enter_context(closing(connect(path, flags=flags, sync=sync))) for _ in range(READERS)]
         store = SqliteStore(path, writer, readers)
-        await store._write(store._control.end_leases)  # noqa: SLF001 - this is the store's own constructor
+        await store._change(store._control.end_leases)  # noqa: SLF001 - this is the store's own constructor
         yield store

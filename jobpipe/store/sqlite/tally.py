@@ -4,12 +4,15 @@ from collections import defaultdict
 
 import apsw
 
+from jobpipe.job import WAITING
+from jobpipe.store.sqlite.values import execute_values
+
 HELD = "held"
 """The state of a job that a node holds, whatever its status."""
 
 _WRITE = (
-    "insert into counts (queue, state, jobs, size) values (?, ?, ?, ?) "
-    "on conflict do update set jobs = jobs + excluded.jobs, size = size + excluded.size"
+    "insert into counts (queue, state, jobs, size) {values} "
+    "on conflict (queue, state) do update set jobs = jobs + excluded.jobs, size = size + excluded.size"
 )
 _WAITING = "select coalesce(sum(jobs), 0) from counts where state in ('scheduled', 'queued', 'retrying')"
 
@@ -27,18 +30,23 @@ class Tally:
             self._jobs[queue, before] -= jobs
         if after is not None:
             self._jobs[queue, after] += jobs
-            self._size[queue, after] += size
+            if size:
+                self._size[queue, after] += size
 
     def drop(self, queue: str, state: str, jobs: int, size: int) -> None:
         """Count ended jobs out, with their bytes."""
         self._jobs[queue, state] -= jobs
         self._size[queue, state] -= size
 
+    @property
+    def waiting(self) -> int:
+        """By how many the jobs that wait, held by nobody, have become more."""
+        return sum(jobs for (_, state), jobs in self._jobs.items() if state in WAITING)
+
     def write(self, db: apsw.Connection) -> None:
         """Add what was gathered to the table."""
         rows = [(*key, jobs, self._size[key]) for key, jobs in self._jobs.items() if jobs or self._size[key]]
-        if rows:
-            db.executemany(_WRITE, rows)
+        execute_values(db, _WRITE, rows)
 
 
 def waiting(db: apsw.Connection) -> int:

@@ -1,6 +1,7 @@
 """What the engine writes: one function a verb, each run whole inside one transaction."""
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from jobpipe.store.sqlite.rows import (
     transaction,
 )
 from jobpipe.store.sqlite.tally import HELD, Tally, waiting
+from jobpipe.store.sqlite.values import execute_values
 
 _RENEW = "update nodes set lease_until = ? where name = ? and lease_until is not null"
 _NODE = "select node from nodes where name = ? and lease_until is not null"
@@ -42,8 +44,9 @@ _START = (
 )
 
 _END = (
-    "update jobs set status = ?, attempt = ?, started_at = coalesce(?, started_at), finished_at = ?, "
-    "result = ?, error = ?, size = ?, held = 0 where seq = ? and claim = ? and held = 1"
+    "update jobs set status = v.column1, attempt = v.column2, started_at = coalesce(v.column3, started_at), "
+    "finished_at = v.column4, result = v.column5, error = v.column6, size = v.column7, held = 0 "
+    "from ({values}) as v where jobs.seq = v.column8 and jobs.claim = v.column9 and held = 1"
 )
 _AGAIN = (
     "update jobs set status = iif(status = 'cancelling', 'cancelled', ?1), "
@@ -58,8 +61,9 @@ _RECORD = (
 _FORGET = "delete from attempts where seq = ?1 and claim <= (select claim from jobs where seq = ?1) - ?2"
 
 _INSERT = (
-    "insert into jobs (id, kind, queue, status, priority, run_at, max_retries, created_at, expires_at, options, payload) "
-    "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict (id) do nothing"
+    "insert into jobs "
+    "(id, kind, queue, status, priority, run_at, max_retries, created_at, expires_at, options, payload) "
+    "{values} on conflict (id) do nothing"
 )
 _TAG = "insert or ignore into tags (tag, seq) select ?, seq from jobs where id = ?"
 _NAME = "insert or ignore into queues (name) values (?)"
@@ -72,35 +76,57 @@ _READY = (
 _CLAIM = "update jobs set claim = claim + 1, node = ?, held = 1, started_at = null where seq "
 _CLAIM_QUEUE = (
     _CLAIM + "in (select seq from jobs where status = 'queued' and held = 0 and queue = ? "
-    "and (expires_at is null or expires_at > ?) order by priority desc, run_at, seq limit ?) returning " + CLAIMED_COLUMNS
+    "and (expires_at is null or expires_at > ?) order by priority desc, run_at, seq limit ?) returning -priority, run_at, " + CLAIMED_COLUMNS
 )
-_CLAIM_ONE = _CLAIM + "= ? returning " + CLAIMED_COLUMNS
+_CLAIM_ONE = _CLAIM + "= ? returning -priority, run_at, " + CLAIMED_COLUMNS
+
+
+class _Mismatch(Exception):  # noqa: N818 - no error: it is caught where it is raised for
+    """A statement for many rows did not change each of them: some are stale, or there already."""
 
 
 class Writer:
-    """The writing half of the store: prepared on one connection, used by one thread at a time."""
+    """The writing half of the store: prepared on one connection, used by one thread at a time.
+
+    The file is locked, so what this writer knows of queues, nodes and counts it need not ask for again.
+    """
 
     def __init__(self, db: apsw.Connection) -> None:
         self.db = db
-        self._names = {row[0] for row in db.execute("select name from queues")}
+        self.forget()
+
+    def forget(self) -> None:
+        """Ask the database for everything again: somebody else has written, or a transaction was undone."""
+        self._names: set[str] = set()
+        self._active: list[str] | None = None
+        self._nodes: dict[str, int] = {}
+        self._waiting: int | None = None
+        self._next_due: float | None = None
+        self._due_known = False
 
     def exchange(self, batch: Batch) -> Receipts:
         """Carry out a batch; see `jobpipe.store.base.EngineStore.exchange`."""
         try:
+            return self._written(batch, one_by_one=False)
+        except _Mismatch:
+            return self._written(batch, one_by_one=True)
+
+    def _written(self, batch: Batch, *, one_by_one: bool) -> Receipts:
+        try:
             with transaction(self.db):
-                receipts = self._carry_out(batch)
+                receipts = self._carry_out(batch, one_by_one=one_by_one)
         except BaseException:
-            self._names.clear()  # a name may have gone with the transaction; to write it again is harmless
+            self.forget()
             raise
         return receipts
 
-    def _carry_out(self, batch: Batch) -> Receipts:
+    def _carry_out(self, batch: Batch, *, one_by_one: bool) -> Receipts:
         tally = Tally()
         lease_lost = not self._renew(batch)
-        self.promote(batch.now, tally)
+        self._promote(batch.now, tally)
         stale = self._start(batch.starts)
-        settled = self._settle(batch.settlements, tally, stale)
-        adds = [self._add(add, tally) for add in batch.adds]
+        settled = self._settle(batch.settlements, tally, stale, one_by_one=one_by_one)
+        adds = [self._add(add, tally, one_by_one=one_by_one) for add in batch.adds]
         claimed = self._claim(batch, tally) if batch.claim and not lease_lost else []
         tally.write(self.db)
         return Receipts(
@@ -109,18 +135,37 @@ class Writer:
             settled=settled,
             adds=adds,
             claimed=claimed,
-            waiting=waiting(self.db),
-            next_due=self.db.execute(_NEXT_DUE).get,
+            waiting=self._count_waiting(tally),
+            next_due=self._due(),
         )
+
+    def _count_waiting(self, tally: Tally) -> int:
+        self._waiting = waiting(self.db) if self._waiting is None else self._waiting + tally.waiting
+        return self._waiting
+
+    def _due(self) -> float | None:
+        """When the next job is to be promoted or expired; never too late, and perhaps too early."""
+        if not self._due_known:
+            self._next_due, self._due_known = self.db.execute(_NEXT_DUE).get, True
+        return self._next_due
+
+    def _node(self, name: str) -> int | None:
+        """The number of a node that has a lease."""
+        if name not in self._nodes and (row := fetch_one(self.db, _NODE, (name,))):
+            self._nodes[name] = row[0]
+        return self._nodes.get(name)
 
     def _renew(self, batch: Batch) -> bool:
         if batch.lease_until is not None:
             self.db.execute(_RENEW, (batch.lease_until, batch.node))
             return bool(self.db.changes())
-        return not batch.claim or self.db.execute(_NODE, (batch.node,)).get is not None
+        return not batch.claim or self._node(batch.node) is not None
 
-    def promote(self, now: float, tally: Tally) -> None:
+    def _promote(self, now: float, tally: Tally) -> None:
         """Expire what is past its expires_at, then queue what is due; at most `STEP` of each."""
+        due_at = self._due()
+        if due_at is None or due_at > now:
+            return
         overdue = fetch(self.db, _OVERDUE, (now, STEP))
         for seq, queue, status, size in overdue:
             self.db.execute(_EXPIRE, (now, size, seq))
@@ -129,6 +174,7 @@ class Writer:
         self.db.executemany(_PROMOTE, [(seq,) for seq, _, _ in due])
         for _, queue, status in due:
             tally.move(queue, status, Status.QUEUED)
+        self._due_known = False
 
     def _start(self, starts: Sequence[Start]) -> set[tuple[int, int]]:
         stale = set()
@@ -139,42 +185,48 @@ class Writer:
         return stale
 
     def _settle(
-        self, settlements: Sequence[Settlement], tally: Tally, stale: set[tuple[int, int]]
+        self,
+        settlements: Sequence[Settlement],
+        tally: Tally,
+        stale: set[tuple[int, int]],
+        *,
+        one_by_one: bool,
     ) -> dict[int, Status]:
         """Write outcomes under their fences; gathers stale ones, returns those that became something else."""
-        missed = self._end([one for one in settlements if one.status in ENDED])
+        ends = [one for one in settlements if one.status in ENDED]
+        missed = self._end(ends, one_by_one=one_by_one)
+        stale |= missed
+        for one in ends:
+            if (one.seq, one.claim) not in missed:
+                tally.move(one.queue, HELD, one.status, size=one.size)
+                self._record(one, one.status)
         changed: dict[int, Status] = {}
         for one in settlements:
-            status = self._again(one) if one.status in WAITING else one.status
-            if status is None or (one.seq, one.claim) in missed:
-                stale.add((one.seq, one.claim))
-                continue
-            if status != one.status:
-                changed[one.seq] = status
-            tally.move(one.queue, HELD, status, size=one.size if status in ENDED else 0)
-            self._record(one, status)
+            if one.status in WAITING:
+                self._settle_waiting(one, tally, stale, changed)
         return changed
 
-    def _end(self, ends: Sequence[Settlement]) -> set[tuple[int, int]]:
-        """End jobs, all in one statement; only when one of them is stale, one by one. Returns the stale ones."""
-        if self._whole(_END, [_end_values(one) for one in ends]):
-            return set()
-        return {(one.seq, one.claim) for one in ends if not self._changed(_END, _end_values(one))}
+    def _end(self, ends: Sequence[Settlement], *, one_by_one: bool) -> set[tuple[int, int]]:
+        """End jobs, all at once or one by one; returns the stale ones."""
+        if one_by_one:
+            return {(one.seq, one.claim) for one in ends if not execute_values(self.db, _END, [_end_values(one)])}
+        if execute_values(self.db, _END, list(map(_end_values, ends))) != len(ends):
+            raise _Mismatch
+        return set()
 
-    def _whole(self, sql: str, rows: Sequence[Row]) -> bool:
-        """Run a statement for all rows; when it did not change one each, undo it and return False."""
-        before = self.db.total_changes()
-        self.db.execute("savepoint whole")
-        self.db.executemany(sql, rows)
-        whole = self.db.total_changes() - before == len(rows)
-        if not whole:
-            self.db.execute("rollback to whole")
-        self.db.execute("release whole")
-        return whole
-
-    def _changed(self, sql: str, values: Row) -> bool:
-        self.db.execute(sql, values)
-        return bool(self.db.changes())
+    def _settle_waiting(
+        self, one: Settlement, tally: Tally, stale: set[tuple[int, int]], changed: dict[int, Status]
+    ) -> None:
+        """Let a job wait again, or end it when it was asked to cancel meanwhile."""
+        status = self._again(one)
+        if status is None:
+            stale.add((one.seq, one.claim))
+            return
+        if status is not one.status:
+            changed[one.seq] = status
+        self._due_known = False
+        tally.move(one.queue, HELD, status, size=one.size if status in ENDED else 0)
+        self._record(one, status)
 
     def _again(self, one: Settlement) -> Status | None:
         values = (one.status.value, one.settled_at, one.size, one.attempt, one.run_at, one.started_at)
@@ -189,27 +241,35 @@ class Writer:
         self.db.execute(_RECORD, values)
         self.db.execute(_FORGET, (one.seq, ATTEMPTS_KEPT))
 
-    def _add(self, add: Add, tally: Tally) -> Sequence[Receipt]:
+    def _add(self, add: Add, tally: Tally, *, one_by_one: bool) -> Sequence[Receipt]:
         if add.atomic and (refused := self._refusal(add.jobs)):
             return refused
-        if self._whole(_INSERT, [new_row(job) for job in add.jobs]):
-            stored: Sequence[NewJob] = add.jobs
-            receipts: Sequence[Receipt] = [STORED] * len(add.jobs)
-        else:
-            receipts = [STORED if self._changed(_INSERT, new_row(job)) else self._twin(job) for job in add.jobs]
-            stored = [job for job, receipt in zip(add.jobs, receipts, strict=True) if receipt is STORED]
-        for queue in {job.queue for job in stored} - self._names:
-            self._name(queue)
-        for job in stored:
-            tally.move(job.queue, None, job.status.value)
-            for tag in job.options.tags:
-                self.db.execute(_TAG, (tag, job.id))
+        receipts = self._insert(add.jobs, one_by_one=one_by_one)
+        for job, receipt in zip(add.jobs, receipts, strict=True):
+            if receipt is STORED:
+                self._stored(job, tally)
         return receipts
 
-    def _name(self, queue: str) -> None:
-        """Make a queue known."""
-        self.db.execute(_NAME, (queue,))
-        self._names.add(queue)
+    def _insert(self, jobs: Sequence[NewJob], *, one_by_one: bool) -> Sequence[Receipt]:
+        if one_by_one:
+            return [
+                STORED if execute_values(self.db, _INSERT, [new_row(job)]) else self._twin(job) for job in jobs
+            ]
+        if execute_values(self.db, _INSERT, list(map(new_row, jobs))) != len(jobs):
+            raise _Mismatch
+        return [STORED] * len(jobs)
+
+    def _stored(self, job: NewJob, tally: Tally) -> None:
+        """Count a new job, and make its queue and tags known."""
+        if job.queue not in self._names:
+            self.db.execute(_NAME, (job.queue,))
+            self._names.add(job.queue)
+            self._active = None
+        if job.run_at > job.created_at or job.expires_at is not None:
+            self._due_known = False
+        tally.move(job.queue, None, job.status)
+        for tag in job.options.tags:
+            self.db.execute(_TAG, (tag, job.id))
 
     def _twin(self, new: NewJob) -> Receipt:
         return _compared(new, one(self.db, new.id))
@@ -219,21 +279,23 @@ class Writer:
         receipts: list[Receipt] = []
         seen: dict[str, NewJob] = {}
         for job in jobs:
-            twin = as_stored(seen[job.id]) if job.id in seen else one(self.db, job.id)
+            twin = one(self.db, job.id) or (as_stored(seen[job.id]) if job.id in seen else None)
             receipts.append(Receipt("refused") if twin is None else _compared(job, twin))
             seen.setdefault(job.id, job)
         return receipts if any(receipt.verdict == "conflict" for receipt in receipts) else None
 
     def _claim(self, batch: Batch, tally: Tally) -> Sequence[Claimed]:
-        node = self.db.execute(_NODE, (batch.node,)).get
-        queues: list[str] = [row[0] for row in fetch(self.db, _ACTIVE)]
-        if len(queues) == 1:
-            rows = fetch(self.db, _CLAIM_QUEUE, (node, queues[0], batch.now, batch.claim))
+        node = self._node(batch.node)
+        if self._active is None:
+            self._active = [row[0] for row in fetch(self.db, _ACTIVE)]
+        if len(self._active) == 1:
+            rows = fetch(self.db, _CLAIM_QUEUE, (node, self._active[0], batch.now, batch.claim))
+            rows.sort()  # by -priority, run_at, seq: what an update returns has no order
         else:
-            rows = [row for seq in self._ready(queues, batch) for row in fetch(self.db, _CLAIM_ONE, (node, seq))]
-        claimed = sorted((_claimed(row) for row in rows), key=lambda job: (-job.priority, job.run_at, job.seq))
-        for job in claimed:
-            tally.move(job.queue, Status.QUEUED, HELD)
+            rows = [row for seq in self._ready(self._active, batch) for row in fetch(self.db, _CLAIM_ONE, (node, seq))]
+        claimed = [_claimed(row) for row in rows]
+        for queue, jobs in Counter(job.queue for job in claimed).items():
+            tally.move(queue, Status.QUEUED, HELD, jobs)
         return claimed
 
     def _ready(self, queues: Iterable[str], batch: Batch) -> Sequence[int]:
@@ -258,7 +320,7 @@ def _end_values(one: Settlement) -> Row:
 
 
 def _claimed(row: Row) -> Claimed:
-    values: Sequence[Any] = (*row[:-1], decoded_options(row[-1]))
+    values: Sequence[Any] = (*row[2:-1], decoded_options(row[-1]))
     return Claimed(*values)
 
 
