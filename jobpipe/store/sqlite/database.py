@@ -90,7 +90,7 @@ def connect(path: Path, *, flags: int, sync: Literal["full", "normal"]) -> apsw.
 
 
 def prepare(connection: apsw.Connection, path: Path) -> None:
-    """Leave alone what is not jobpipe's, newer than this program or corrupt; then apply the migrations that are missing."""
+    """Refuse what is not jobpipe's, newer than this program or corrupt, unchanged; then apply missing migrations."""
     known = migrations()
     version = connection.pragma("user_version")
     _refuse_foreign(connection, path)

@@ -76,9 +76,9 @@ _READY = (
 _CLAIM = "update jobs set claim = claim + 1, node = ?, held = 1, started_at = null where seq "
 _CLAIM_QUEUE = (
     _CLAIM + "in (select seq from jobs where status = 'queued' and held = 0 and queue = ? "
-    "and (expires_at is null or expires_at > ?) order by priority desc, run_at, seq limit ?) returning -priority, run_at, " + CLAIMED_COLUMNS
+    "and (expires_at is null or expires_at > ?) order by priority desc, run_at, seq limit ?) returning -priority, run_at, " + CLAIMED_COLUMNS + ", expires_at"
 )
-_CLAIM_ONE = _CLAIM + "= ? returning -priority, run_at, " + CLAIMED_COLUMNS
+_CLAIM_ONE = _CLAIM + "= ? returning -priority, run_at, " + CLAIMED_COLUMNS + ", expires_at"
 
 
 class _Mismatch(Exception):  # noqa: N818 - no error: it is caught where it is raised for
@@ -144,7 +144,7 @@ class Writer:
         return self._waiting
 
     def _due(self) -> float | None:
-        """When the next job is to be promoted or expired; never too late, and perhaps too early."""
+        """When the next job is to be promoted or expired."""
         if not self._due_known:
             self._next_due, self._due_known = self.db.execute(_NEXT_DUE).get, True
         return self._next_due
@@ -293,6 +293,8 @@ class Writer:
             rows.sort()  # by -priority, run_at, seq: what an update returns has no order
         else:
             rows = [row for seq in self._ready(self._active, batch) for row in fetch(self.db, _CLAIM_ONE, (node, seq))]
+        if any(row[-1] is not None for row in rows):
+            self._due_known = False  # a held job does not expire
         claimed = [_claimed(row) for row in rows]
         for queue, jobs in Counter(job.queue for job in claimed).items():
             tally.move(queue, Status.QUEUED, HELD, jobs)
@@ -320,7 +322,7 @@ def _end_values(one: Settlement) -> Row:
 
 
 def _claimed(row: Row) -> Claimed:
-    values: Sequence[Any] = (*row[2:-1], decoded_options(row[-1]))
+    values: Sequence[Any] = (*row[2:-2], decoded_options(row[-2]))
     return Claimed(*values)
 
 
