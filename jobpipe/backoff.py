@@ -17,7 +17,9 @@ def ceiling(policy: Backoff, retry: int) -> float:
     growth = (retry - 1) * math.log(policy.factor)
     if growth >= math.log(policy.cap) - math.log(policy.base):
         return policy.cap
-    return min(policy.cap, policy.base * math.exp(growth))
+    # In two halves, neither of which overflows where the product does not.
+    half = (retry - 1) // 2
+    return min(policy.cap, policy.base * policy.factor**half * policy.factor ** (retry - 1 - half))
 
 
 def delay(policy: Backoff, retry: int, random: Callable[[], float]) -> float:

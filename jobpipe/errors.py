@@ -17,13 +17,13 @@ class StoreError(JobpipeError):
     """The store cannot be used as it is: wrong file, newer version, no permission, in use elsewhere."""
 
 
-class StoreUnavailable(StoreError):
+class StoreUnavailable(StoreError):  # noqa: N818 - what is so, and will pass
     """The store cannot do this now (disk full, input/output error); nothing of the call was written."""
 
 
-class QueueFull(JobpipeError):
+class QueueFull(JobpipeError):  # noqa: N818 - what is so, and will pass
     """As many jobs wait as `MAX_BACKLOG` allows; nothing was stored."""
 
 
-class Draining(JobpipeError):
+class Draining(JobpipeError):  # noqa: N818 - what is so, and will pass
     """The node has begun to shut down and takes no new job; nothing was stored."""

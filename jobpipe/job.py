@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -16,14 +16,14 @@ ATTEMPTS_KEPT = 100
 JobId = Annotated[
     str,
     Meta(
-        pattern=r"^(?!\.{1,2}$)[^\s/\x00-\x1f\x7f]{1,200}$",
+        pattern=r"^(?!\.{1,2}$)[^\s/\x00-\x1f\x7f]{1,200}$(?!\n)",
         description="1 to 200 characters, without spaces and slashes",
     ),
 ]
 Name = Annotated[
     str,
     Meta(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$(?!\n)",
         description="1 to 100 letters, digits, dots, dashes and underscores",
     ),
 ]
@@ -198,7 +198,23 @@ def same_content(new: NewJob, job: Job) -> bool:
     return (
         (new.kind, new.queue, new.priority, new.max_retries, new.options, new.expires_at)
         == (job.kind, job.queue, job.priority, job.max_retries, job.options, job.expires_at)
-    ) and (new.payload == job.payload or msgspec.json.decode(new.payload) == msgspec.json.decode(job.payload))
+    ) and (
+        new.payload == job.payload
+        or _same(msgspec.json.decode(new.payload), msgspec.json.decode(job.payload))
+    )
+
+
+def _same(one: Any, other: Any) -> bool:  # noqa: ANN401 - any JSON
+    """Whether two JSON values are the same: to Python `True == 1`, to JSON it is not."""
+    match one, other:
+        case (bool(), _) | (_, bool()):
+            return one is other
+        case dict(), dict():
+            return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
+        case list(), list():
+            return len(one) == len(other) and all(map(_same, one, other))
+        case _:
+            return bool(one == other)
 
 
 def after_crash(job: Job) -> tuple[Status, JobError | None]:
@@ -211,7 +227,9 @@ def after_crash(job: Job) -> tuple[Status, JobError | None]:
         case Status.CANCELLING:
             return Status.CANCELLED, None
         case Status.RUNNING if job.options.on_crash == "fail":
-            return Status.FAILED, JobError("NodeDied", 'the node died during the attempt, and "on_crash" is "fail"')
+            return Status.FAILED, JobError(
+                "NodeDied", 'the node died during the attempt, and "on_crash" is "fail"'
+            )
         case Status.RUNNING if job.attempt > job.max_retries:
             return Status.FAILED, JobError("NodeDied", "the node died during the last attempt")
         case Status.RUNNING:
@@ -222,7 +240,9 @@ def after_crash(job: Job) -> tuple[Status, JobError | None]:
 
 def new_job_id(now: float, random_bits: Callable[[int], int]) -> str:
     """A time-ordered id: a UUID of version 7 (RFC 9562, section 5.7), so that neighbours lie together in an index."""
-    bits = (int(now * 1000) & (1 << 48) - 1) << 80 | 7 << 76 | random_bits(12) << 64 | 2 << 62 | random_bits(62)
+    bits = (
+        (int(now * 1000) & (1 << 48) - 1) << 80 | 7 << 76 | random_bits(12) << 64 | 2 << 62 | random_bits(62)
+    )
     text = f"{bits:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 

@@ -5,11 +5,14 @@ from collections.abc import Callable
 from random import Random
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jobpipe.backoff import ceiling, delay
 from jobpipe.job import Backoff
+
+UNTIMED = settings(deadline=None)
+"""A busy machine is no fault."""
 
 TINY = 5e-324
 HUGE = 1 << 62
@@ -46,9 +49,11 @@ def test_factor_and_base_are_what_they_say() -> None:
     )
 
 
+@UNTIMED
 @given(policy=POLICIES, retry=RETRIES, number=RANDOM)
 @example(policy=Backoff(base=86_400, factor=100, cap=31_536_000), retry=10_000, number=1 - 2**-53)
 @example(policy=Backoff(base=TINY, factor=100, cap=31_536_000), retry=10_000, number=0.5)
+@example(policy=Backoff(base=TINY, factor=19, cap=1), retry=243, number=0.5)
 @example(policy=Backoff(base=TINY, factor=1, cap=TINY), retry=HUGE, number=0.5)
 @example(policy=Backoff(base=1, factor=1 + 2**-52, cap=2), retry=HUGE, number=0.0)
 @example(policy=Backoff(base=0, factor=100, cap=0), retry=HUGE, number=0.0)
@@ -60,6 +65,7 @@ def test_a_wait_lies_between_nothing_and_the_cap(policy: Backoff, retry: int, nu
     assert 0 <= wait <= policy.cap
 
 
+@UNTIMED
 @given(policy=POLICIES, retry=RETRIES)
 def test_a_later_retry_never_waits_less(policy: Backoff, retry: int) -> None:
     """Before jitter, the wait grows until it is the cap, and stays there."""
@@ -69,6 +75,7 @@ def test_a_later_retry_never_waits_less(policy: Backoff, retry: int) -> None:
     assert first < policy.cap or second == policy.cap
 
 
+@UNTIMED
 @given(policy=POLICIES, retry=st.integers(1, 60))
 def test_the_wait_is_the_formula_where_that_can_be_computed(policy: Backoff, retry: int) -> None:
     """min(cap, base * factor ** (retry - 1))."""
@@ -77,6 +84,7 @@ def test_the_wait_is_the_formula_where_that_can_be_computed(policy: Backoff, ret
     assert ceiling(policy, retry) == pytest.approx(plain, rel=1e-9, abs=1e-300)
 
 
+@UNTIMED
 @given(policy=POLICIES)
 def test_the_first_wait_is_the_base(policy: Backoff) -> None:
     """Unless the cap is lower."""
@@ -84,6 +92,7 @@ def test_the_first_wait_is_the_base(policy: Backoff) -> None:
 
 
 @pytest.mark.parametrize(("jitter", "lowest"), [("full", 0.0), ("equal", 0.5), ("none", 1.0)])
+@UNTIMED
 @given(policy=POLICIES, retry=RETRIES, number=RANDOM)
 def test_jitter_spreads_over_its_part_of_the_wait(
     jitter: str, lowest: float, policy: Backoff, retry: int, number: float

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -36,6 +36,9 @@ from jobpipe.job import (
     new_job_id,
     same_content,
 )
+
+UNTIMED = settings(deadline=None)
+"""A busy machine is no fault."""
 
 NOW = 1_700_000_000.0
 
@@ -206,6 +209,7 @@ def test_a_backoff_out_of_bounds_is_refused(policy: dict[str, Any]) -> None:
 TIMES = st.floats(0, 4e9).map(lambda seconds: round(seconds, 3))
 
 
+@UNTIMED
 @given(now=TIMES, seed=st.integers())
 def test_a_new_id_is_a_uuid_of_version_7_of_its_moment(now: float, seed: int) -> None:
     """RFC 9562, section 5.7: 48 bits of milliseconds, and the rest random."""
@@ -218,6 +222,7 @@ def test_a_new_id_is_a_uuid_of_version_7_of_its_moment(now: float, seed: int) ->
     assert fits(JobId, job_id)
 
 
+@UNTIMED
 @given(earlier=TIMES, later=TIMES, seed=st.integers())
 def test_ids_of_different_moments_are_in_their_order(earlier: float, later: float, seed: int) -> None:
     """So that neighbours lie together in an index."""
@@ -312,6 +317,7 @@ def turned(value: Any) -> Any:
             return value
 
 
+@UNTIMED
 @given(value=JSON)
 def test_a_payload_with_its_keys_turned_is_the_same(value: Any) -> None:
     """At any depth, however it is laid out."""

@@ -327,6 +327,19 @@ async def test_two_different_jobs_of_one_id_within_an_add_are_a_conflict(store: 
     assert (await get(store)).payload == b"1"
 
 
+@pytest.mark.parametrize("atomic", [False, True])
+async def test_a_job_that_was_not_stored_is_nobodys_twin(store: Store, atomic: bool) -> None:
+    """Within an add too, each is compared with the job that has the id."""
+    await add(store, new_job(payload=b"1"))
+    stored = await get(store)
+    receipts = await add(
+        store, new_job(payload=b"2"), new_job(payload=b"1"), new_job(payload=b"2"), atomic=atomic
+    )
+
+    assert [receipt.verdict for receipt in receipts] == ["conflict", "existing", "conflict"]
+    assert [receipt.job for receipt in receipts] == [stored] * 3
+
+
 async def test_the_adds_of_a_batch_are_judged_one_by_one_in_order(store: Store) -> None:
     """What one asker is refused does not touch another one's jobs."""
     adds = [

@@ -9,7 +9,16 @@ import apsw
 from jobpipe.job import ACTIVE, ENDED, Job, Status, after_crash
 from jobpipe.store.base import STEP, Change, Rescued, Retention
 from jobpipe.store.sqlite.reader import find, one
-from jobpipe.store.sqlite.rows import JOB_COLUMNS, Row, decoded_options, encoded_error, fetch, fetch_one, job_from, transaction
+from jobpipe.store.sqlite.rows import (
+    JOB_COLUMNS,
+    Row,
+    decoded_options,
+    encoded_error,
+    fetch,
+    fetch_one,
+    job_from,
+    transaction,
+)
 from jobpipe.store.sqlite.tally import HELD, Tally
 
 _CANCEL = "update jobs set status = 'cancelled', finished_at = ?, size = length(payload) where seq = ?"
@@ -29,7 +38,10 @@ _DELETE = (
 _UNTAG = "delete from tags where tag = ? and seq = ?"
 _PAUSE = "insert into queues (name, paused) values (?1, ?2) on conflict do update set paused = ?2"
 
-_JOIN = "insert into nodes (name, lease_until) values (?, ?) on conflict do update set lease_until = excluded.lease_until"
+_JOIN = (
+    "insert into nodes (name, lease_until) values (?, ?) "
+    "on conflict (name) do update set lease_until = excluded.lease_until"
+)
 _LEAVE = "update nodes set lease_until = null where name = ?"
 _DEAD = (
     "select node from (select distinct node from jobs where held = 1) as held "
@@ -37,8 +49,8 @@ _DEAD = (
 )
 _HELD_BY = f"select {JOB_COLUMNS} from jobs where held = 1 and jobs.node = ?"  # noqa: S608 - a constant
 _TAKE_BACK = (
-    "update jobs set status = ?, finished_at = ?, error = coalesce(?, error), size = ?, held = 0, rescued = rescued + 1 "
-    "where seq = ?"
+    "update jobs set status = ?, finished_at = ?, error = coalesce(?, error), size = ?, held = 0, "
+    "rescued = rescued + 1 where seq = ?"
 )
 _INTERRUPTED = (
     "insert or replace into attempts (seq, claim, number, node, started_at, finished_at, outcome, error) "

@@ -8,7 +8,16 @@ import msgspec
 
 from jobpipe.job import Job, Status
 from jobpipe.store.base import Filter, Page, QueueState
-from jobpipe.store.sqlite.rows import JOB_COLUMNS, Row, attempt_from, fetch, fetch_one, job_from, transaction, with_attempts
+from jobpipe.store.sqlite.rows import (
+    JOB_COLUMNS,
+    Row,
+    attempt_from,
+    fetch,
+    fetch_one,
+    job_from,
+    transaction,
+    with_attempts,
+)
 from jobpipe.store.sqlite.tally import HELD
 
 LOOK = 100_000
@@ -30,7 +39,7 @@ _PRIORITY = (
 ABOVE_ALL = 1 << 40
 
 # A list looks at rows newest first, from the index that holds the fewest of them, and at `LOOK` of them at most: the
-# inner query has its own limit, so SQLite runs it as a co-routine, no further than the outer one asks, and in its order.
+# inner query has its own limit, so SQLite runs it as a co-routine, in its order and no further than the outer asks.
 _FROM = {
     "tag": "tags where tag = :tag",
     Status.RUNNING: "jobs where held = 1 and status = 'running'",
@@ -41,7 +50,9 @@ _FROM = {
 }
 _ANY = "jobs where true"
 _LOOKED = "select seq from {source} and seq < :before order by seq desc limit :look"
-_LIST = "select {columns} from ({looked}) as looked cross join jobs using (seq) where {conditions} limit :limit"
+_LIST = (
+    "select {columns} from ({looked}) as looked cross join jobs using (seq) where {conditions} limit :limit"
+)
 _EDGE = "select min(seq) from ({looked}) having count(*) = :look"
 _CONDITIONS = {
     "status": "status = :status",
@@ -95,7 +106,12 @@ def queues(db: apsw.Connection) -> Sequence[QueueState]:
     with transaction(db):
         counts = _counts(db)
         return [
-            QueueState(name=name, paused=bool(paused), counts=counts.get(name, {}), oldest_queued_at=_oldest(db, name))
+            QueueState(
+                name=name,
+                paused=bool(paused),
+                counts=counts.get(name, {}),
+                oldest_queued_at=_oldest(db, name),
+            )
             for name, paused in fetch(db, _QUEUES)
         ]
 

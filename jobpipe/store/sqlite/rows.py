@@ -7,7 +7,18 @@ from typing import Any
 import apsw
 import msgspec
 
-from jobpipe.job import ACTIVE, NO_OPTIONS, AttemptRecord, Job, JobError, NewJob, Options, Outcome, Status, kept
+from jobpipe.job import (
+    ACTIVE,
+    NO_OPTIONS,
+    AttemptRecord,
+    Job,
+    JobError,
+    NewJob,
+    Options,
+    Outcome,
+    Status,
+    kept,
+)
 
 Row = tuple[Any, ...]
 
@@ -16,7 +27,9 @@ JOB_COLUMNS = (
     "created_at, run_at, started_at, finished_at, expires_at, options, seq, "
     "(select name from nodes where nodes.node = jobs.node), held, size"
 )
-CLAIMED_COLUMNS = "seq, id, kind, queue, payload, priority, run_at, attempt, max_retries, claim, rescued, options"
+CLAIMED_COLUMNS = (
+    "seq, id, kind, queue, payload, priority, run_at, attempt, max_retries, claim, rescued, options"
+)
 
 _encode = msgspec.json.Encoder().encode
 _options = msgspec.json.Decoder(Options).decode

@@ -55,7 +55,9 @@ class SqliteStore:
 
         return await self._write(call)
 
-    async def _read(self, verb: Callable[Concatenate[apsw.Connection, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+    async def _read(
+        self, verb: Callable[Concatenate[apsw.Connection, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
         def call() -> R:
             connection = self._readers.get()
             try:
@@ -119,7 +121,9 @@ async def open_sqlite(path: Path, *, sync: Literal["full", "normal"]) -> AsyncIt
     with ExitStack() as stack:
         writer = await trio.to_thread.run_sync(stack.enter_context, database(path, sync))
         flags = apsw.SQLITE_OPEN_READONLY
-        readers = [stack.enter_context(closing(connect(path, flags=flags, sync=sync))) for _ in range(READERS)]
+        readers = [
+            stack.enter_context(closing(connect(path, flags=flags, sync=sync))) for _ in range(READERS)
+        ]
         store = SqliteStore(path, writer, readers)
         await store._change(store._control.end_leases)  # noqa: SLF001 - this is the store's own constructor
         yield store

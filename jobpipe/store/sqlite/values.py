@@ -1,7 +1,7 @@
 """Statements that take many rows in one step.
 
-A step gives the interpreter lock up and takes it back; one step for a batch leaves the lock to the event loop meanwhile,
-where a step a row would fight for it. It is also the quicker way: SQLite plans and runs the statement once.
+A step gives the interpreter lock up and takes it back; one step for a batch leaves the lock to the event loop
+meanwhile, where a step a row would fight for it. It is also the quicker way: SQLite runs the statement once.
 """
 
 import functools

@@ -9,7 +9,7 @@ import apsw
 
 from jobpipe.job import ATTEMPTS_KEPT, ENDED, WAITING, Job, NewJob, Status, as_stored, same_content
 from jobpipe.store.base import STEP, STORED, Add, Batch, Claimed, Receipt, Receipts, Settlement, Start
-from jobpipe.store.sqlite.reader import one
+from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.rows import (
     CLAIMED_COLUMNS,
     Row,
@@ -26,7 +26,10 @@ from jobpipe.store.sqlite.values import execute_values
 _RENEW = "update nodes set lease_until = ? where name = ? and lease_until is not null"
 _NODE = "select node from nodes where name = ? and lease_until is not null"
 
-_DUE = "select seq, queue, status from jobs where status in ('scheduled', 'retrying') and run_at <= ? order by run_at limit ?"
+_DUE = (
+    "select seq, queue, status from jobs where status in ('scheduled', 'retrying') and run_at <= ? "
+    "order by run_at limit ?"
+)
 _PROMOTE = "update jobs set status = 'queued' where seq = ?"
 _OVERDUE = (
     "select seq, queue, status, length(payload) from jobs "
@@ -51,7 +54,8 @@ _END = (
 _AGAIN = (
     "update jobs set status = iif(status = 'cancelling', 'cancelled', ?1), "
     "finished_at = iif(status = 'cancelling', ?2, null), size = iif(status = 'cancelling', ?3, 0), "
-    "attempt = ?4, run_at = coalesce(?5, run_at), started_at = coalesce(?6, started_at), error = coalesce(?7, error), held = 0 "
+    "attempt = ?4, run_at = coalesce(?5, run_at), started_at = coalesce(?6, started_at), "
+    "error = coalesce(?7, error), held = 0 "
     "where seq = ?8 and claim = ?9 and held = 1 returning status"
 )
 _RECORD = (
@@ -74,11 +78,12 @@ _READY = (
     "and (expires_at is null or expires_at > ?2) order by priority desc, run_at, seq limit ?3"
 )
 _CLAIM = "update jobs set claim = claim + 1, node = ?, held = 1, started_at = null where seq "
+_TAKEN = f" returning -priority, run_at, {CLAIMED_COLUMNS}, expires_at"
 _CLAIM_QUEUE = (
-    _CLAIM + "in (select seq from jobs where status = 'queued' and held = 0 and queue = ? "
-    "and (expires_at is null or expires_at > ?) order by priority desc, run_at, seq limit ?) returning -priority, run_at, " + CLAIMED_COLUMNS + ", expires_at"
+    f"{_CLAIM} in (select seq from jobs where status = 'queued' and held = 0 and queue = ? "  # noqa: S608 - every part is a constant
+    f"and (expires_at is null or expires_at > ?) order by priority desc, run_at, seq limit ?) {_TAKEN}"
 )
-_CLAIM_ONE = _CLAIM + "= ? returning -priority, run_at, " + CLAIMED_COLUMNS + ", expires_at"
+_CLAIM_ONE = f"{_CLAIM} = ? {_TAKEN}"
 
 
 class _Mismatch(Exception):  # noqa: N818 - no error: it is caught where it is raised for
@@ -209,7 +214,9 @@ class Writer:
     def _end(self, ends: Sequence[Settlement], *, one_by_one: bool) -> set[tuple[int, int]]:
         """End jobs, all at once or one by one; returns the stale ones."""
         if one_by_one:
-            return {(one.seq, one.claim) for one in ends if not execute_values(self.db, _END, [_end_values(one)])}
+            return {
+                (one.seq, one.claim) for one in ends if not execute_values(self.db, _END, [_end_values(one)])
+            }
         if execute_values(self.db, _END, list(map(_end_values, ends))) != len(ends):
             raise _Mismatch
         return set()
@@ -237,7 +244,14 @@ class Writer:
         """Keep an attempt; one that ended its job well stands in the job's own row."""
         if one.outcome is None or status is Status.DONE:
             return
-        values = (one.number, one.started_at, one.settled_at, one.outcome.value, encoded_error(one.error), one.seq)
+        values = (
+            one.number,
+            one.started_at,
+            one.settled_at,
+            one.outcome.value,
+            encoded_error(one.error),
+            one.seq,
+        )
         self.db.execute(_RECORD, values)
         self.db.execute(_FORGET, (one.seq, ATTEMPTS_KEPT))
 
@@ -253,7 +267,8 @@ class Writer:
     def _insert(self, jobs: Sequence[NewJob], *, one_by_one: bool) -> Sequence[Receipt]:
         if one_by_one:
             return [
-                STORED if execute_values(self.db, _INSERT, [new_row(job)]) else self._twin(job) for job in jobs
+                STORED if execute_values(self.db, _INSERT, [new_row(job)]) else self._twin(job)
+                for job in jobs
             ]
         if execute_values(self.db, _INSERT, list(map(new_row, jobs))) != len(jobs):
             raise _Mismatch
@@ -272,14 +287,14 @@ class Writer:
             self.db.execute(_TAG, (tag, job.id))
 
     def _twin(self, new: NewJob) -> Receipt:
-        return _compared(new, one(self.db, new.id))
+        return _compared(new, reader.one(self.db, new.id))
 
     def _refusal(self, jobs: Sequence[NewJob]) -> Sequence[Receipt] | None:
         """The receipts of an atomic add that cannot be: None when no job of it is in conflict."""
         receipts: list[Receipt] = []
         seen: dict[str, NewJob] = {}
         for job in jobs:
-            twin = one(self.db, job.id) or (as_stored(seen[job.id]) if job.id in seen else None)
+            twin = reader.one(self.db, job.id) or (as_stored(seen[job.id]) if job.id in seen else None)
             receipts.append(Receipt("refused") if twin is None else _compared(job, twin))
             seen.setdefault(job.id, job)
         return receipts if any(receipt.verdict == "conflict" for receipt in receipts) else None
@@ -292,7 +307,11 @@ class Writer:
             rows = fetch(self.db, _CLAIM_QUEUE, (node, self._active[0], batch.now, batch.claim))
             rows.sort()  # by -priority, run_at, seq: what an update returns has no order
         else:
-            rows = [row for seq in self._ready(self._active, batch) for row in fetch(self.db, _CLAIM_ONE, (node, seq))]
+            rows = [
+                row
+                for seq in self._ready(self._active, batch)
+                for row in fetch(self.db, _CLAIM_ONE, (node, seq))
+            ]
         if any(row[-1] is not None for row in rows):
             self._due_known = False  # a held job does not expire
         claimed = [_claimed(row) for row in rows]
@@ -302,7 +321,9 @@ class Writer:
 
     def _ready(self, queues: Iterable[str], batch: Batch) -> Sequence[int]:
         """The seqs of the next jobs over several queues: each is read only as far as it is taken from."""
-        cursors: list[Iterator[Row]] = [self.db.cursor().execute(_READY, (queue, batch.now, batch.claim)) for queue in queues]
+        cursors: list[Iterator[Row]] = [
+            self.db.cursor().execute(_READY, (queue, batch.now, batch.claim)) for queue in queues
+        ]
         merged = heapq.merge(*cursors)
         return [row[2] for row, _ in zip(merged, range(batch.claim), strict=False)]
 
