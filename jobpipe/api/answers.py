@@ -28,4 +28,6 @@ def answer(body: Any, status: int = 200, headers: Headers | None = None) -> Answ
 
 def problem_answer(problem: Problem) -> Answer:
     """A problem as an answer."""
-    return Answer(problem.details.status, encode(problem.details) + b"\n", "application/problem+json", problem.headers)
+    return Answer(
+        problem.details.status, encode(problem.details) + b"\n", "application/problem+json", problem.headers
+    )

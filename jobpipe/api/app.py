@@ -1,59 +1,79 @@
 """The HTTP application: Quart with every route, behind the thin front for the hot ones."""
 
 import http
+from typing import Annotated
 
 import structlog
-from quart import Response, redirect, request
-from quart.typing import ResponseReturnValue
-from quart_schema import Info, QuartSchema, document_request, document_response, hide
+from msgspec import Meta
+from quart import Response, request
+from quart_schema import tag
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from jobpipe.api import bulk, enqueue
 from jobpipe.api.answers import problem_answer
+from jobpipe.api.docs import STATIC_MAX_AGE, docs_blueprint
 from jobpipe.api.front import Front
 from jobpipe.api.health import health_blueprint
 from jobpipe.api.jobs import jobs_blueprint
-from jobpipe.api.problems import Problem, ProblemDetails, too_large
+from jobpipe.api.problems import Code, Problem, ProblemDetails, internal, too_large
 from jobpipe.api.queues import queues_blueprint
 from jobpipe.api.responses import respond
-from jobpipe.api.schemas import BulkReceipt, EnqueueRequest, JobView
+from jobpipe.api.schemas import BulkReceipt, EnqueueRequest, JobView, LineReceipt
+from jobpipe.api.spec import Content, answers, describe, problems, takes
+from jobpipe.api.words import LOCATION
 from jobpipe.engine.node import Node
-from jobpipe.version import VERSION
+
+JOB = Content(EnqueueRequest, examples={"job": {"id": "t1", "payload": "data", "max_retries": 3}})
+JOBS = Content(
+    Annotated[list[EnqueueRequest], Meta(max_length=bulk.MOST)],
+    examples={"jobs": [{"id": "t1", "payload": 1}, {"id": "t2", "kind": "demo"}]},
+)
+JOB_LINES = Content(
+    Annotated[str, Meta(description="a job a line, each as in the array")],
+    "application/x-ndjson",
+    examples={"jobs": '{"id": "t1", "payload": 1}\n{"id": "t2", "kind": "demo"}\n'},
+    lines=(EnqueueRequest,),
+)
+ANSWER_LINES = Content(
+    Annotated[str, Meta(description="an answer a line: a receipt, or a problem with the number of its line")],
+    "application/x-ndjson",
+    examples={"receipts": '{"id":"t1","status":"queued"}\n{"id":"t2","status":"queued"}\n'},
+    lines=(LineReceipt, ProblemDetails),
+)
+REFUSALS = (
+    Code.NOT_JSON,
+    Code.CROSS_SITE,
+    Code.ID_CONFLICT,
+    Code.TOO_LARGE,
+    Code.UNSUPPORTED_MEDIA_TYPE,
+    Code.INVALID,
+    Code.QUEUE_FULL,
+    Code.DRAINING,
+    Code.STORE_UNAVAILABLE,
+)
+"""The problems of the ways in."""
 
 log = structlog.get_logger("jobpipe")
 
 
 def create_app(node: Node) -> Front:
     """The ASGI application of a node."""
-    app = QuartTrio("jobpipe.api")
+    app = QuartTrio("jobpipe.api", static_folder=None)  # the static files are the business of docs.py
     app.config["MAX_CONTENT_LENGTH"] = node.settings.max_body
+    app.config["SEND_FILE_MAX_AGE_DEFAULT"] = STATIC_MAX_AGE
     app.url_map.strict_slashes = False
-    _describe(app)
+    spec = describe(app)
     _answer_errors(app, node)
     _enqueue_routes(app, node)
-    for blueprint in (jobs_blueprint(node), queues_blueprint(node), health_blueprint(node)):
+    for blueprint in (
+        jobs_blueprint(node),
+        queues_blueprint(node),
+        health_blueprint(node),
+        docs_blueprint(spec.schema),
+    ):
         app.register_blueprint(blueprint)
-
-    @app.get("/")
-    @hide
-    async def home() -> ResponseReturnValue:
-        return redirect("/docs")
-
     return Front(node, app)
-
-
-def _describe(app: QuartTrio) -> None:
-    """The OpenAPI spec and its page, whose assets come with the package."""
-    app.config["QUART_SCHEMA_SWAGGER_JS_URL"] = "/static/swagger-ui-bundle.js"
-    app.config["QUART_SCHEMA_SWAGGER_CSS_URL"] = "/static/swagger-ui.css"
-    QuartSchema(
-        app,
-        redoc_ui_path=None,
-        scalar_ui_path=None,
-        conversion_preference="msgspec",
-        info=Info(title="jobpipe", version=VERSION, description="Background jobs: enqueue, watch, cancel, retry."),
-    )
 
 
 def _answer_errors(app: QuartTrio, node: Node) -> None:
@@ -68,8 +88,7 @@ def _answer_errors(app: QuartTrio, node: Node) -> None:
     @app.errorhandler(Exception)
     async def on_error(error: Exception) -> Response:
         log.error("a request failed", method=request.method, path=request.path, exc_info=error)
-        detail = "this is a fault of jobpipe: the log of the node tells more"
-        return respond(problem_answer(Problem(500, "internal", "Internal error", detail)))
+        return respond(problem_answer(internal()))
 
 
 def _problem_from(error: HTTPException, node: Node) -> Problem:
@@ -78,52 +97,60 @@ def _problem_from(error: HTTPException, node: Node) -> Problem:
     headers = {name: value for name, value in error.get_headers() if name in ("Allow", "Retry-After")}
     match status:
         case 404:
-            return Problem(404, "not_found", "There is nothing here", f"no route for {path}: /docs lists them all")
+            detail = f"no route for {path}: /docs lists them all"
+            return Problem(404, Code.NOT_FOUND, "There is nothing here", detail)
         case 405:
             allowed = headers.get("Allow", "")
             detail = f"{path} is not a thing here: {request.path} takes {allowed}"
-            return Problem(405, "method_not_allowed", "The method is not allowed", detail, headers=headers)
+            return Problem(405, Code.METHOD_NOT_ALLOWED, "The method is not allowed", detail, headers=headers)
         case 413:
             return too_large(node.settings.max_body)
+        case _ if status >= 500:  # noqa: PLR2004 - HTTP's classes of statuses
+            return internal()
         case _:
             title = http.HTTPStatus(status).phrase
-            return Problem(status, title.lower().replace(" ", "_"), title, error.description or title, headers=headers)
+            return Problem(status, Code.BAD_REQUEST, title, error.description or title, headers=headers)
 
 
 def _enqueue_routes(app: QuartTrio, node: Node) -> None:
     """The hot routes once more: for the spec, and for whoever uses Quart's application without the front."""
 
     @app.post("/enqueue")
-    @document_request(EnqueueRequest)
-    @document_response(JobView)
-    @document_response(JobView, 202)
-    @document_response(ProblemDetails, 400)
-    @document_response(ProblemDetails, 409)
-    @document_response(ProblemDetails, 413)
-    @document_response(ProblemDetails, 415)
-    @document_response(ProblemDetails, 422)
-    @document_response(ProblemDetails, 503)
-    async def post_enqueue() -> Response:
+    @tag(["enqueue"])
+    @takes(JOB)
+    @answers(
+        200, "The job as it is: the same request has stored it before.", Content(JobView), headers=LOCATION
+    )
+    @answers(202, "The job. It survives a crash.", Content(JobView), headers=LOCATION)
+    @problems(*REFUSALS)
+    async def enqueue_job() -> Response:
         """Enqueue a job.
 
-        202 once the job survives a crash, with its `Location`. The same request with the same `id` again: 200 and the job as it is.
+        202 once the job survives a crash, with its `Location`. The same request with the same `id` again: 200 and the
+        job as it is. Other content with the same `id`: 409.
         """
-        body = await request.get_data(as_text=False)
-        return respond(await enqueue.enqueue(node, request.headers.get("Content-Type", ""), body))
+        return respond(await enqueue.enqueue(node, *await _received()))
 
     @app.post("/enqueue/bulk")
-    @document_request(list[EnqueueRequest])
-    @document_response(BulkReceipt, 202)
-    @document_response(ProblemDetails, 400)
-    @document_response(ProblemDetails, 409)
-    @document_response(ProblemDetails, 413)
-    @document_response(ProblemDetails, 415)
-    @document_response(ProblemDetails, 422)
-    @document_response(ProblemDetails, 503)
-    async def post_enqueue_bulk() -> Response:
+    @tag(["enqueue"])
+    @takes(JOBS, JOB_LINES)
+    @answers(
+        200,
+        "The answers to a stream: a line for each of its lines, in order, while it comes in.",
+        ANSWER_LINES,
+    )
+    @answers(202, "The array is stored. It survives a crash.", Content(BulkReceipt))
+    @problems(*REFUSALS)
+    async def enqueue_jobs() -> Response:
         """Enqueue many jobs.
 
-        A JSON array is stored whole or not at all. As `application/x-ndjson`, a stream of any length is stored as it comes,
-        and answered with a line for each line, in order: `{"id", "status"}`, or a problem with its `line`.
+        A JSON array is stored whole or not at all. As `application/x-ndjson`, a stream of any length is stored as it
+        comes, and answered with a line for each line, in order: `{"id", "status"}`, or a problem with its `line`.
         """
-        return respond(await bulk.bulk_array(node, await request.get_data(as_text=False)))
+        return respond(await bulk.bulk(node, *await _received()))
+
+
+async def _received() -> tuple[str, bytes]:
+    """The request's media type and its body."""
+    body = await request.get_data(cache=True, as_text=False, parse_form_data=False)
+    return request.headers.get("Content-Type", ""), body

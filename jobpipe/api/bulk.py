@@ -1,15 +1,26 @@
 """`POST /enqueue/bulk`: an array, all or nothing; or NDJSON, a stream of any length in bounded memory."""
 
 import itertools
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
+import trio
 
 from jobpipe.api.answers import Answer, answer, encode
-from jobpipe.api.enqueue import DEEPEST, conflict, deeper, existing, new_job, request_from, store
-from jobpipe.api.problems import Fault, Problem, ProblemDetails, faults_of, invalid, not_json, too_large
-from jobpipe.api.schemas import BulkReceipt, EnqueueRequest, LineReceipt
+from jobpipe.api.enqueue import admitted, is_json, known, store, too_deep
+from jobpipe.api.problems import (
+    LISTED,
+    Code,
+    Fault,
+    Problem,
+    ProblemDetails,
+    conflict,
+    invalid,
+    not_json,
+    too_large,
+    unsupported,
+)
+from jobpipe.api.schemas import BulkReceipt, LineReceipt
 from jobpipe.engine.node import Node
 from jobpipe.job import NewJob
 from jobpipe.store.base import Receipt
@@ -17,78 +28,110 @@ from jobpipe.store.base import Receipt
 GROUP = 500
 """How many lines share a trip to the store."""
 
-NDJSON_TYPES = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
+MOST = 10_000
+"""The most jobs in one array: they share one transaction, and nobody else may wait long for it."""
+
+NDJSON = "application/x-ndjson"
+NDJSON_TYPES = frozenset({NDJSON, "application/ndjson", "application/jsonl", "application/x-jsonlines"})
 
 Line = tuple[int, bytes]
 """A line of a stream with its number, from 1."""
 
+Write = Callable[[bytes], Awaitable[None]]
 
-async def bulk_array(node: Node, body: bytes) -> Answer:
+
+def is_ndjson(content_type: str) -> bool:
+    """Whether a body of this media type is read as a stream of lines."""
+    return content_type.partition(";")[0].strip().lower() in NDJSON_TYPES
+
+
+async def bulk(node: Node, content_type: str, body: bytes) -> Answer:
+    """Store the jobs of a body that is whole here, whether it is an array or lines. Raises `Problem`."""
+    if not is_ndjson(content_type):
+        return await bulk_array(node, content_type, body)
+    lines, answers = Splitter(node.settings.max_body), bytearray()
+
+    async def write(part: bytes) -> None:
+        answers.extend(part)
+        await trio.lowlevel.checkpoint()
+
+    await _store_lines(node, [*lines.feed(body), *lines.end()], write)
+    return Answer(200, bytes(answers), NDJSON)
+
+
+async def bulk_array(node: Node, content_type: str, body: bytes) -> Answer:
     """Store the jobs of a JSON array, all or none: 202 with how many were new and how many were there already.
 
     Raises `Problem`: then nothing was stored.
     """
+    if not is_json(content_type):
+        raise unsupported(content_type, f"application/json (an array) or {NDJSON} (a stream)")
     if len(body) > node.settings.max_body:
         raise too_large(node.settings.max_body)
-    jobs = _jobs_from(node, _array_from(body))
-    receipts = await store(node, jobs, atomic=True) if jobs else []
-    taken = [job.id for job, receipt in zip(jobs, receipts, strict=True) if receipt.verdict == "conflict"]
+    admissions = await _all_admitted(node, _items(body))
+    new = [one for one in admissions if isinstance(one, NewJob)]
+    receipts = [one for one in admissions if isinstance(one, Receipt)]
+    if not any(receipt.verdict == "conflict" for receipt in receipts):
+        receipts += await store(node, new, atomic=True) if new else []
+    taken = [
+        receipt.job.id for receipt in receipts if receipt.verdict == "conflict" and receipt.job is not None
+    ]
     if taken:
         raise conflict(taken)
     enqueued = sum(receipt.verdict == "stored" for receipt in receipts)
     return answer(BulkReceipt(enqueued, len(receipts) - enqueued), 202)
 
 
-def _array_from(body: bytes) -> Sequence[Any]:
+def _items(body: bytes) -> Sequence[msgspec.Raw]:
+    """The items of an array, not decoded yet, so that each goes the way of a single request."""
     try:
-        items = msgspec.json.decode(body)
+        items = msgspec.json.decode(body, type=list[msgspec.Raw])
+    except msgspec.ValidationError as error:
+        raise invalid([Fault("", str(error))]) from None
     except RecursionError:
-        raise invalid([Fault("", f"nests deeper than {DEEPEST} levels")]) from None
+        raise too_deep("") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise not_json(str(error)) from None
-    if not isinstance(items, list):
-        raise invalid([Fault("", "expected an array of jobs")])
+    if len(items) > MOST:
+        raise invalid(
+            [Fault("", f"holds {len(items)} jobs, and {MOST} are taken: send several, or {NDJSON}")]
+        )
     return items
 
 
-def _jobs_from(node: Node, items: Sequence[Any]) -> Sequence[NewJob]:
-    jobs: list[NewJob] = []
+async def _all_admitted(node: Node, items: Sequence[msgspec.Raw]) -> Sequence[NewJob | Receipt]:
+    """Every job of an array; raises `Problem` with the faults of all of them, or as many as are listed."""
+    admissions: list[NewJob | Receipt] = []
     faults: list[Fault] = []
     for index, item in enumerate(items):
+        if index % GROUP == 0:
+            await trio.lowlevel.checkpoint()  # others have their turn while thousands are read
         try:
-            jobs.append(_job_from(node, item))
+            admissions.append(await admitted(node, bytes(item)))
         except Problem as problem:
+            if not problem.details.faults:
+                raise
             faults += [Fault(f"/{index}{fault.pointer}", fault.detail) for fault in problem.details.faults]
+            if len(faults) > LISTED:
+                break
     if faults:
-        raise invalid(faults[:1000])
-    return jobs
+        raise invalid(faults)
+    return admissions
 
 
-def _job_from(node: Node, item: Any) -> NewJob:  # noqa: ANN401 - any JSON
-    try:
-        request = msgspec.convert(item, EnqueueRequest)
-    except msgspec.ValidationError as error:
-        raise invalid(faults_of(item, EnqueueRequest) or [Fault("", str(error))]) from None
-    if deeper(request.payload, DEEPEST):
-        raise invalid([Fault("/payload", f"nests deeper than {DEEPEST} levels")])
-    return new_job(node, request)
-
-
-async def bulk_stream(
-    node: Node, chunk: Callable[[], Awaitable[bytes | None]], write: Callable[[bytes], Awaitable[None]]
-) -> None:
+async def bulk_stream(node: Node, chunk: Callable[[], Awaitable[bytes | None]], write: Write) -> None:
     """Store the jobs of a stream, a line each; writes an answer a line, in order: a receipt or a problem.
 
     `chunk` returns the next part of the stream, and None at its end. When it raises, because the client went away,
     the whole lines before that are stored, and a broken one is not.
     """
-    splitter = Splitter(node.settings.max_body)
+    lines = Splitter(node.settings.max_body)
     while (part := await chunk()) is not None:
-        await _store_lines(node, splitter.feed(part), write)
-    await _store_lines(node, splitter.end(), write)
+        await _store_lines(node, lines.feed(part), write)
+    await _store_lines(node, lines.end(), write)
 
 
-async def _store_lines(node: Node, lines: Sequence[Line], write: Callable[[bytes], Awaitable[None]]) -> None:
+async def _store_lines(node: Node, lines: Sequence[Line], write: Write) -> None:
     for start in range(0, len(lines), GROUP):
         await write(await _answers(node, lines[start : start + GROUP]))
 
@@ -97,48 +140,74 @@ class Splitter:
     """Cuts a stream into lines, keeping no more than one line of `limit` bytes, and of a longer one its beginning."""
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._rest, self._number = limit, b"", itertools.count(1)
+        self._limit, self._number = limit, itertools.count(1)
+        self._rest = bytearray()
 
     def feed(self, chunk: bytes) -> Sequence[Line]:
-        """The lines that this chunk completes; empty ones are counted and left out."""
-        *whole, rest = (self._rest + chunk).split(b"\n")
-        self._rest = rest[: self._limit + 1]
-        return [(number, line) for line, number in zip(whole, self._number, strict=False) if line and not line.isspace()]
+        """The lines that this chunk completes, without their ends; empty ones are counted and left out."""
+        first, *others = chunk.split(b"\n")
+        self._keep(first)
+        whole = []
+        for part in others:
+            whole.append(bytes(self._rest))
+            self._rest.clear()
+            self._keep(part)
+        numbered = zip(whole, self._number, strict=False)
+        return [
+            (number, line.removesuffix(b"\r")) for line, number in numbered if line and not line.isspace()
+        ]
 
     def end(self) -> Sequence[Line]:
         """The last line, when no line feed ended it."""
         return self.feed(b"\n") if self._rest else []
 
+    def _keep(self, part: bytes) -> None:
+        # Two more than the limit: one to tell that it is too long, one that may turn out to be the \r of its end.
+        self._rest += part[: max(0, self._limit + 2 - len(self._rest))]
+
 
 async def _answers(node: Node, lines: Sequence[Line]) -> bytes:
     """Store a group of lines; returns a line of answer for each."""
-    parsed = [_parsed(node, line) for line in lines]
-    jobs = [job for job in parsed if isinstance(job, NewJob)]
-    try:
-        receipts: Iterator[Receipt | Problem] = iter(await store(node, jobs) if jobs else ())
-    except Problem as problem:
-        receipts = iter([problem] * len(jobs))
-    told = [_told(job, next(receipts) if isinstance(job, NewJob) else job, line[0]) for job, line in zip(parsed, lines, strict=True)]
+    admissions = [await _admission(node, line) for _, line in lines]
+    receipts = iter(await _stored(node, [one for one in admissions if isinstance(one, NewJob)]))
+    told = [
+        _told(one, next(receipts) if isinstance(one, NewJob) else one, number)
+        for one, (number, _) in zip(admissions, lines, strict=True)
+    ]
     return b"".join(encode(one) + b"\n" for one in told)
 
 
-def _parsed(node: Node, line: Line) -> NewJob | Problem:
+async def _admission(node: Node, line: bytes) -> NewJob | Receipt | Problem:
     try:
-        if len(line[1]) > node.settings.max_body:
-            raise too_large(node.settings.max_body)
-        return new_job(node, request_from(line[1]))
+        if len(line) > node.settings.max_body:
+            raise too_large(node.settings.max_body, "send less in one line")
+        return await admitted(node, line)
     except Problem as problem:
         return problem
 
 
-def _told(job: NewJob | Problem, receipt: Receipt | Problem, line: int) -> LineReceipt | ProblemDetails:
+async def _stored(node: Node, jobs: Sequence[NewJob]) -> Sequence[Receipt | Problem]:
+    """Store jobs together; where not all of them find room, as many as do."""
+    if not jobs:
+        return []
+    try:
+        return await store(node, jobs)
+    except Problem as problem:
+        half = len(jobs) // 2
+        if problem.details.code is not Code.QUEUE_FULL or not half:
+            return [problem] * len(jobs)
+    return [*await _stored(node, jobs[:half]), *await _stored(node, jobs[half:])]
+
+
+def _told(
+    job: NewJob | Receipt | Problem, receipt: Receipt | Problem, line: int
+) -> LineReceipt | ProblemDetails:
     if isinstance(receipt, Problem):
         return msgspec.structs.replace(receipt.details, line=line)
-    assert isinstance(job, NewJob)
-    match receipt.verdict:
-        case "stored":
-            return LineReceipt(job.id, job.status)
-        case "existing":
-            return LineReceipt(job.id, existing(receipt).status)
-        case _:
-            return msgspec.structs.replace(conflict([job.id]).details, line=line)
+    if receipt.verdict == "stored" and isinstance(job, NewJob):
+        return LineReceipt(job.id, job.status)
+    try:
+        there = known(receipt)
+    except Problem as problem:
+        return msgspec.structs.replace(problem.details, line=line)
+    return LineReceipt(there.id, there.status)

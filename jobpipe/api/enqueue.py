@@ -1,21 +1,44 @@
 """`POST /enqueue`: plain functions from bytes to answer, called by the thin front and by Quart alike."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
 from jobpipe.api.answers import Answer, answer
-from jobpipe.api.problems import Fault, Problem, fault_from, faults_of, invalid, not_json, too_large, unavailable, unsupported
+from jobpipe.api.faults import fault_from, faults_of
+from jobpipe.api.problems import (
+    Fault,
+    Problem,
+    conflict,
+    invalid,
+    not_json,
+    too_large,
+    unavailable,
+    unsupported,
+)
 from jobpipe.api.schemas import EnqueueRequest, job_view
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
-from jobpipe.job import DEFAULT_MAX_RETRIES, NO_OPTIONS, Job, NewJob, Options, as_stored, new_job_id
+from jobpipe.job import (
+    DEFAULT_MAX_RETRIES,
+    NO_OPTIONS,
+    Job,
+    NewJob,
+    Options,
+    as_stored,
+    new_job_id,
+    same_content,
+)
 from jobpipe.store.base import Receipt
 
 DEEPEST = 500
 """How deep a payload may nest: well below what would break whoever reads it."""
+
+LATEST = 253_402_300_799.0
+"""The end of the year 9999, the last that RFC 3339 can write."""
 
 _decode = msgspec.json.Decoder(EnqueueRequest).decode
 _encode = msgspec.json.Encoder().encode
@@ -33,16 +56,23 @@ async def enqueue(node: Node, content_type: str, body: bytes) -> Answer:
         raise unsupported(content_type, "application/json")
     if len(body) > node.settings.max_body:
         raise too_large(node.settings.max_body)
-    new = new_job(node, request_from(body))
+    new = await admitted(node, body)
+    if isinstance(new, Receipt):
+        return _answer(known(new), 200)
     (receipt,) = await store(node, [new])
-    location = {"Location": "/jobs/" + quote(new.id, safe="")}
-    match receipt.verdict:
-        case "stored":
-            return answer(job_view(as_stored(new)), 202, location)
-        case "existing":
-            return answer(job_view(existing(receipt)), 200, location)
-        case _:
-            raise conflict([new.id])
+    return _answer(as_stored(new), 202) if receipt.verdict == "stored" else _answer(known(receipt), 200)
+
+
+def _answer(job: Job, status: int) -> Answer:
+    return answer(job_view(job), status, {"Location": "/jobs/" + quote(job.id, safe="")})
+
+
+def known(receipt: Receipt) -> Job:
+    """The job that an earlier request has stored; raises `Problem` when that one had other content."""
+    assert receipt.job is not None  # noqa: S101 - only a stored one has none
+    if receipt.verdict == "conflict":
+        raise conflict([receipt.job.id])
+    return receipt.job
 
 
 def is_json(content_type: str) -> bool:
@@ -55,6 +85,31 @@ async def store(node: Node, jobs: Sequence[NewJob], *, atomic: bool = False) -> 
     """Enqueue, with the engine's refusals as problems."""
     try:
         return await node.queue.enqueue(jobs, atomic=atomic)
+    except JobpipeError as error:
+        raise unavailable(error) from None
+
+
+async def admitted(node: Node, body: bytes) -> NewJob | Receipt:
+    """The job that a body asks for, to be stored; or at once its receipt, when that needs no store any more.
+
+    Raises `Problem` with every fault of it.
+    """
+    request = request_from(body)
+    new = new_job(node, request)
+    if new.expires_at is None or new.expires_at > new.run_at:
+        return new
+    # The same request again after its expiry is no fault: it was in time when it stored the job.
+    job = await _job_before(node, request.id)
+    if job is None:
+        raise invalid(
+            [Fault("/expires_at", "lies before the job could run: name a later time, or leave it out")]
+        )
+    return Receipt("existing" if same_content(new, job) else "conflict", job)
+
+
+async def _job_before(node: Node, job_id: str | None) -> Job | None:
+    try:
+        return None if job_id is None else await node.store.get(job_id)
     except JobpipeError as error:
         raise unavailable(error) from None
 
@@ -76,44 +131,48 @@ def request_from(body: bytes) -> EnqueueRequest:
 
 
 def _every_fault(body: bytes, first: msgspec.ValidationError) -> Sequence[Fault]:
+    """The faults behind the first one; raises `Problem` when the body turns out to be no JSON after that one."""
     try:
-        return faults_of(msgspec.json.decode(body), EnqueueRequest) or [fault_from(first)]
-    except (msgspec.MsgspecError, RecursionError):
-        return [fault_from(first)]
+        faults = faults_of(msgspec.json.decode(body), EnqueueRequest)
+    except (msgspec.ValidationError, RecursionError):  # a number beyond all bounds, or too deep
+        faults = []
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise not_json(str(error)) from None
+    return faults or [fault_from(first)]  # none: of a key given twice, the one that does not count was wrong
 
 
-def too_deep() -> Problem:
+def too_deep(pointer: str = "/payload") -> Problem:
     """422: the payload nests too deep."""
-    return invalid([Fault("/payload", f"nests deeper than {DEEPEST} levels")])
+    return invalid([Fault(pointer, f"nests deeper than {DEEPEST} levels")])
 
 
 def deeper(value: Any, levels: int) -> bool:  # noqa: ANN401 - any JSON
     """Whether arrays and objects nest deeper than so many levels."""
     layer = [value]
-    for _ in range(levels + 1):
-        parts = (one.values() if isinstance(one, dict) else one for one in layer if isinstance(one, dict | list))
+    for _ in range(levels):
+        parts = (
+            one.values() if isinstance(one, dict) else one for one in layer if isinstance(one, dict | list)
+        )
         layer = [inner for part in parts for inner in part]
         if not layer:
             return False
-    return True
+    return any(isinstance(one, dict | list) for one in layer)
 
 
 def new_job(node: Node, request: EnqueueRequest) -> NewJob:
-    """The job that a request asks for; raises `Problem` when it can't be."""
+    """The job that a request asks for; raises `Problem` when it can't be. Whether it is in time is not judged."""
     now = node.clock.now()
     handler = node.registry.find(request.kind)
     faults: list[Fault] = []
     if handler is None:
-        faults.append(Fault("/kind", f"no handler performs {request.kind!r} here; known are {', '.join(node.registry.kinds)}"))
+        known = ", ".join(node.registry.kinds)
+        faults.append(Fault("/kind", f"no handler performs {request.kind!r} here; known are {known}"))
     elif handler.payload_type is not Any:
-        try:
-            handler.typed(request.payload)
-        except msgspec.ValidationError as error:
-            faults.append(fault_from(error, "/payload"))
-    run_at = _run_at(request, now, faults)
-    expires_at = None if request.expires_at is None else round(request.expires_at.timestamp(), 3)
-    if expires_at is not None and expires_at <= run_at:
-        faults.append(Fault("/expires_at", "lies before the job could run: name a later time, or leave it out"))
+        faults += faults_of(request.payload, handler.payload_type, "/payload")
+    asked_run_at = _seconds(request.run_at, "/run_at", faults)
+    expires_at = _seconds(request.expires_at, "/expires_at", faults)
+    if request.delay is not None and request.run_at is not None:
+        faults.append(Fault("/run_at", "goes not together with delay: give one of them"))
     if faults:
         raise invalid(faults)
     default_retries = DEFAULT_MAX_RETRIES
@@ -127,21 +186,27 @@ def new_job(node: Node, request: EnqueueRequest) -> NewJob:
         priority=request.priority,
         max_retries=default_retries if request.max_retries is None else request.max_retries,
         created_at=now,
-        run_at=run_at,
+        run_at=_run_at(request.delay, asked_run_at, now),
         expires_at=expires_at,
-        options=_options(request),
+        options=_options(request, asked_run_at),
     )
 
 
-def _run_at(request: EnqueueRequest, now: float, faults: list[Fault]) -> float:
-    if request.delay is not None and request.run_at is not None:
-        faults.append(Fault("/run_at", "goes not together with delay: give one of them"))
-    if request.delay is not None:
-        return round(now + request.delay, 3)
-    return now if request.run_at is None else max(now, round(request.run_at.timestamp(), 3))
+def _seconds(time: datetime | None, pointer: str, faults: list[Fault]) -> float | None:
+    """A time in whole milliseconds, or a fault more when no answer could show it."""
+    seconds = None if time is None else round(time.timestamp(), 3)
+    if seconds is not None and seconds > LATEST:
+        faults.append(Fault(pointer, "lies after the year 9999"))
+    return seconds
 
 
-def _options(request: EnqueueRequest) -> Options:
+def _run_at(delay: float | None, asked: float | None, now: float) -> float:
+    if delay is not None:
+        return round(now + delay, 3)
+    return now if asked is None else max(now, asked)
+
+
+def _options(request: EnqueueRequest, run_at: float | None) -> Options:
     asked = (request.timeout, request.backoff, request.delay, request.run_at, request.tags)
     if request.on_crash == "retry" and not any(part is not None and part != [] for part in asked):
         return NO_OPTIONS
@@ -151,22 +216,5 @@ def _options(request: EnqueueRequest) -> Options:
         on_crash=request.on_crash,
         tags=tuple(dict.fromkeys(request.tags)),
         delay=request.delay,
-        run_at=None if request.run_at is None else round(request.run_at.timestamp(), 3),
-    )
-
-
-def existing(receipt: Receipt) -> Job:
-    """The job that was there already."""
-    assert receipt.job is not None
-    return receipt.job
-
-
-def conflict(ids: Sequence[str]) -> Problem:
-    """409: the ids belong to jobs with another content."""
-    return Problem(
-        409,
-        "id_conflict",
-        "The id belongs to another job",
-        f"another job, with other content, has the id {', '.join(map(repr, ids[:5]))}; nothing was stored: choose another id",
-        ids=ids,
+        run_at=run_at,
     )

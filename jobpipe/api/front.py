@@ -4,23 +4,32 @@ import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+import structlog
 import trio
 
 from jobpipe.api.answers import Answer, problem_answer
-from jobpipe.api.bulk import NDJSON_TYPES, bulk_array, bulk_stream
-from jobpipe.api.enqueue import enqueue, is_json
-from jobpipe.api.problems import Problem, cross_site, too_large, unsupported
+from jobpipe.api.bulk import NDJSON, bulk_array, bulk_stream, is_ndjson
+from jobpipe.api.enqueue import enqueue
+from jobpipe.api.problems import Problem, cross_site, internal, too_large
 from jobpipe.engine.node import Node
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
+Route = Callable[[Node, str, bytes], Awaitable[Answer]]
 
 SPOOL = 1 << 20
-"""Bytes of a stream's answers that are kept in memory when the client does not read them yet; the rest goes to a file."""
+"""Bytes of a stream's answers that are kept in memory until the client reads them; what is more goes to a file."""
+
+LINGER = 5.0
+"""Seconds that a client has to end its request once it is answered: were it cut off, it might never read the answer."""
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+ROUTES: Mapping[str, Route] = {"/enqueue": enqueue, "/enqueue/bulk": bulk_array}
+
+log = structlog.get_logger("jobpipe")
 
 
 class ClientGone(Exception):  # noqa: N818 - what has happened, and no fault
@@ -32,45 +41,65 @@ class Front:
 
     def __init__(self, node: Node, app: App) -> None:
         self._node, self._app = node, app
-        self._routes = {"/enqueue": self._enqueue, "/enqueue/bulk": self._bulk}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI 3)."""
-        if scope["type"] != "http" or scope["method"] in SAFE_METHODS:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        route = self._routes.get(scope["path"]) if scope["method"] == "POST" else None
-        try:
-            if headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin"):
-                raise cross_site()
-            if route is None:
-                await self._app(scope, receive, send)
+        headers, chunks = dict(scope["headers"]), Chunks(receive)
+        path, changes = scope["path"].rstrip("/"), scope["method"] not in SAFE_METHODS
+        route = ROUTES.get(path) if scope["method"] == "POST" else None
+        if changes and headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin"):
+            await respond(send, problem_answer(cross_site()), chunks)
+        elif route is None:
+            await self._hand_on(scope, chunks, send)
+        elif path == "/enqueue/bulk" and is_ndjson(_content_type(headers)):
+            await self._stream(chunks, send)
+        else:
+            await self._answer(route, headers, chunks, send)
+
+    async def _hand_on(self, scope: Scope, chunks: "Chunks", send: Send) -> None:
+        """Let Quart answer, and send the end of its answer from here.
+
+        At that end Hypercorn says that the client is gone, and closes the connection when it is to be closed. Quart
+        cancels what it does when it hears that: it would break off the very call that closes, and the connection
+        would stay.
+        """
+        end: list[Mapping[str, Any]] = []
+
+        async def send_but_end(message: Mapping[str, Any]) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                end.append(message)
             else:
-                await route(headers, receive, send)
-        except Problem as problem:
-            await respond(send, problem_answer(problem))
+                await send(message)
+
+        await self._app(scope, chunks.receive, send_but_end)
+        for message in end:
+            await chunks.drop()
+            await send(message)
+
+    async def _answer(
+        self, route: Route, headers: Mapping[bytes, bytes], chunks: "Chunks", send: Send
+    ) -> None:
+        try:
+            body = await read_body(chunks, headers, self._node.settings.max_body)
+            answer = await route(self._node, _content_type(headers), body)
         except ClientGone:
             return
+        except Problem as problem:
+            answer = problem_answer(problem)
+        except Exception:
+            log.exception("a request failed")
+            answer = problem_answer(internal())
+        await respond(send, answer, chunks)
 
-    async def _enqueue(self, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
-        body = await read_body(receive, self._node.settings.max_body)
-        await respond(send, await enqueue(self._node, _content_type(headers), body))
-
-    async def _bulk(self, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
-        content_type = _content_type(headers)
-        if content_type.partition(";")[0].strip().lower() in NDJSON_TYPES:
-            await self._stream(receive, send)
-        elif is_json(content_type):
-            body = await read_body(receive, self._node.settings.max_body)
-            await respond(send, await bulk_array(self._node, body))
-        else:
-            raise unsupported(content_type, "application/json (an array) or application/x-ndjson (a stream)")
-
-    async def _stream(self, receive: Receive, send: Send) -> None:
+    async def _stream(self, chunks: "Chunks", send: Send) -> None:
         """Answer a stream while it comes in, without ever waiting for a client that sends and does not read."""
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/x-ndjson")]})
-        spool, chunks = Spool(), Chunks(receive)
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-type", NDJSON.encode())]}
+        )
+        spool = Spool()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(spool.pour, send)
             try:
@@ -84,17 +113,33 @@ class Chunks:
     """A request's body, part by part."""
 
     def __init__(self, receive: Receive) -> None:
-        self._receive, self._more = receive, True
+        self._receive = receive
+        self.more = True
+        """whether something is still to come"""
+
+    async def receive(self) -> Mapping[str, Any]:
+        """The server's next message."""
+        message = await self._receive()
+        self.more = message["type"] == "http.request" and message.get("more_body", False)
+        return message
 
     async def next(self) -> bytes | None:
         """The next part, or None at the end; raises `ClientGone` when the body does not come whole."""
-        if not self._more:
+        if not self.more:
             return None
-        message = await self._receive()
+        message = await self.receive()
         if message["type"] != "http.request":
             raise ClientGone
-        self._more = message.get("more_body", False)
-        return bytes(message["body"])
+        return bytes(message.get("body", b""))
+
+    async def drop(self) -> None:
+        """Let the rest go by, for as long as `LINGER`."""
+        with trio.move_on_after(LINGER):
+            try:
+                while await self.next() is not None:
+                    pass
+            except ClientGone:
+                return
 
 
 class Spool:
@@ -105,6 +150,11 @@ class Spool:
         self._written = self._sent = 0
         self._ended = False
         self._more = trio.Event()
+
+    @property
+    def size(self) -> int:
+        """Bytes kept, in memory or in the file."""
+        return self._written
 
     async def write(self, answers: bytes) -> None:
         """Append; never waits for the client."""
@@ -126,24 +176,39 @@ class Spool:
                 await self._more.wait()
                 self._more = trio.Event()
                 while self._sent < self._written:
-                    self._file.seek(self._sent)
-                    part = self._file.read(min(1 << 16, self._written - self._sent))
-                    self._sent += len(part)
-                    await send({"type": "http.response.body", "body": part, "more_body": True})
+                    await send({"type": "http.response.body", "body": self._next(), "more_body": True})
+                self._empty()
         await send({"type": "http.response.body", "body": b""})
 
+    def _next(self) -> bytes:
+        self._file.seek(self._sent)
+        part = self._file.read(min(1 << 16, self._written - self._sent))
+        self._sent += len(part)
+        return part
 
-async def respond(send: Send, answer: Answer) -> None:
-    """Send an answer."""
+    def _empty(self) -> None:
+        """Begin anew, since all is sent: who reads along costs little, however long the stream."""
+        self._file.seek(0)
+        self._file.truncate()
+        self._written = self._sent = 0
+
+
+async def respond(send: Send, answer: Answer, chunks: Chunks) -> None:
+    """Send an answer. Where the request was not read to its end, its rest is let go by before the connection closes."""
     headers = [(b"content-type", answer.content_type.encode()), (b"content-length", b"%d" % len(answer.body))]
     headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers.items()]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
+    await send({"type": "http.response.body", "body": answer.body, "more_body": chunks.more})
+    if chunks.more:
+        await chunks.drop()
+        await send({"type": "http.response.body", "body": b""})
 
 
-async def read_body(receive: Receive, limit: int) -> bytes:
+async def read_body(chunks: Chunks, headers: Mapping[bytes, bytes], limit: int) -> bytes:
     """The whole body; raises `Problem` beyond the limit and `ClientGone` when it does not come whole."""
-    chunks, parts, size = Chunks(receive), [], 0
+    if int(headers.get(b"content-length", b"0")) > limit:
+        raise too_large(limit)
+    parts, size = [], 0
     while (part := await chunks.next()) is not None:
         parts.append(part)
         size += len(part)

@@ -1,15 +1,17 @@
 """`GET /health`: proves that the store answers, that it can be written, and that the intake takes jobs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 from quart import Blueprint, Response
-from quart_schema import document_response
+from quart_schema import tag_blueprint
 
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.problems import RETRY_AFTER
 from jobpipe.api.responses import respond
 from jobpipe.api.schemas import Health
+from jobpipe.api.spec import Content, answers, problems
+from jobpipe.api.words import RETRY_LATER
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
 from jobpipe.job import Status
@@ -17,38 +19,38 @@ from jobpipe.store.base import QueueState
 from jobpipe.version import VERSION
 
 PATIENCE = 2.0
-"""Seconds that the store has to answer, and the intake to take a job."""
+"""Seconds that all of it may take: `jobpipe health` and the HEALTHCHECK of the image wait for 3."""
+
+SHORTEST_NAP, LONGEST_NAP = 0.001, 0.05
+"""Seconds between two looks."""
 
 
 def health_blueprint(node: Node) -> Blueprint:
     """The route `/health`."""
     routes = Blueprint("health", __name__)
+    tag_blueprint(routes, ["service"])
 
     @routes.get("/health")
-    @document_response(Health)
-    @document_response(Health, 503)
+    @answers(200, "The node works.", Content(Health))
+    @answers(503, "The node drains, or something of it is broken.", Content(Health), headers=RETRY_LATER)
+    @problems()
     async def health() -> Response:
-        """200 `ok` when the node works; 503 when it drains, or with what is broken."""
+        """Is the node well?
+
+        It proves that the store answers, that it can be written, and that the intake takes jobs.
+        200 `ok` when the node works; 503 when it drains, or with what is broken.
+        """
         return respond(await check(node))
 
     return routes
 
 
 async def check(node: Node) -> Answer:
-    """Probe the node now."""
-    queues: Sequence[QueueState] = ()
-    broken: str | None = "the store does not answer"
+    """Probe the node now; takes at most `PATIENCE` seconds."""
+    probe = Probe(node)
     with trio.move_on_after(PATIENCE):
-        try:
-            queues = await node.store.queues()
-            broken = None if node.ledger.trouble is None else f"the store cannot write: {node.ledger.trouble}"
-        except JobpipeError as error:
-            broken = f"the store cannot be read: {error}"
-    if broken is None and node.phase == "running":
-        broken = await _stuck(node, queues)
-    status = node.phase if node.phase != "running" else "broken" if broken else "ok"
-    healthy = status == "ok"
-    counted = {status: sum(queue.counts.get(status, 0) for queue in queues) if queues else None for status in Status}
+        await probe.run()
+    status = node.phase if node.phase != "running" else "broken" if probe.broken else "ok"
     body = Health(
         status=status,
         version=VERSION,
@@ -56,24 +58,64 @@ async def check(node: Node) -> Answer:
         store=node.store.name,
         workers=node.settings.workers,
         busy=node.attempts.busy,
-        queued=counted[Status.QUEUED] or 0,
-        scheduled=counted[Status.SCHEDULED] or 0,
-        retrying=counted[Status.RETRYING] or 0,
-        detail=broken,
+        queued=probe.count(Status.QUEUED),
+        scheduled=probe.count(Status.SCHEDULED),
+        retrying=probe.count(Status.RETRYING),
+        detail=probe.broken,
     )
-    return answer(body, 200 if healthy else 503, None if healthy else {"Retry-After": RETRY_AFTER})
+    return answer(body) if status == "ok" else answer(body, 503, {"Retry-After": RETRY_AFTER})
 
 
-async def _stuck(node: Node, queues: Sequence[QueueState]) -> str | None:
-    """What is wrong when jobs are ready and workers idle: the intake is asked to look, and has `PATIENCE` to do it."""
-    ready = any(not queue.paused and queue.oldest_queued_at is not None for queue in queues)
-    if not ready or node.attempts.busy >= node.settings.workers:
-        return None
-    ticks = node.intake.ticks
-    node.ledger.look()
-    with trio.move_on_after(PATIENCE):
-        while node.intake.ticks == ticks and node.attempts.busy < node.settings.workers:
-            await node.ledger.flushed()
-            await trio.sleep(PATIENCE / 20)
-        return None
-    return "jobs are ready and workers idle, but the intake takes none"
+class Probe:
+    """Looks at one thing after another; `broken` says what the one that was not well, or did not answer, means."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._queues: Sequence[QueueState] | None = None
+        self.broken: str | None = "the store does not answer"
+
+    async def run(self) -> None:
+        """Probe; while the node starts or drains, only whether the store can be read."""
+        ticks = (
+            self._node.intake.ticks
+        )  # from before the look at the queues: what is ready there may be taken meanwhile
+        try:
+            self._queues = await self._node.store.queues()
+        except JobpipeError as error:
+            self.broken = f"the store cannot be read: {error}"
+            return
+        if self._node.phase == "running":
+            self.broken = "the store takes nothing"
+            await self._written()
+            trouble = self._node.ledger.trouble
+            if trouble is not None:
+                self.broken = f"the store cannot write: {trouble}"
+                return
+            self.broken = "jobs are ready and workers idle, but the intake takes none"
+            await self._taken(self._queues, ticks)
+        self.broken = None
+
+    def count(self, status: Status) -> int | None:
+        """How many jobs have a status; None when the store did not tell."""
+        return None if self._queues is None else sum(queue.counts.get(status, 0) for queue in self._queues)
+
+    async def _written(self) -> None:
+        """Wait until a transaction got through, or the ledger says why none can."""
+        ledger = self._node.ledger
+        commits = ledger.commits
+        ledger.look()
+        await _until(lambda: ledger.commits > commits or ledger.trouble is not None)
+
+    async def _taken(self, queues: Sequence[QueueState], ticks: int) -> None:
+        """Wait until the intake has taken jobs, where some were ready and workers are idle."""
+        node = self._node
+        if any(not queue.paused and queue.oldest_queued_at is not None for queue in queues):
+            await _until(lambda: node.intake.ticks > ticks or node.attempts.busy >= node.settings.workers)
+
+
+async def _until(true: Callable[[], bool]) -> None:
+    """Return when something is so that does not tell when it changes."""
+    nap = SHORTEST_NAP
+    while not true():
+        await trio.sleep(nap)
+        nap = min(LONGEST_NAP, nap * 2)

@@ -4,30 +4,39 @@ import base64
 import binascii
 from collections.abc import Awaitable
 from datetime import datetime
+from typing import Annotated
 
 import msgspec
 import trio
 from quart import Blueprint, Response, request
-from quart_schema import document_querystring, document_response
+from quart_schema import document_querystring, tag_blueprint
 
 from jobpipe.api.answers import Answer, answer
-from jobpipe.api.problems import Fault, Problem, ProblemDetails, invalid, no_job, unavailable
+from jobpipe.api.problems import Code, Fault, Problem, invalid, no_job, unavailable
 from jobpipe.api.responses import query, respond
 from jobpipe.api.schemas import JobList, JobView, ListQuery, WaitQuery, job_view
+from jobpipe.api.spec import Content, answers, problems
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
 from jobpipe.job import ENDED, Job, Status
 from jobpipe.store.base import Change, Filter
 
+LOOK_AGAIN = 2.0
+"""Seconds after which who waits looks at the job itself: of an end that this node did not write, nobody tells."""
+
+Place = Annotated[int, msgspec.Meta(ge=1, lt=1 << 62)]
+"""Where a page of a list ended."""
+
 
 def jobs_blueprint(node: Node) -> Blueprint:
     """The routes below `/jobs`."""
     routes = Blueprint("jobs", __name__)
+    tag_blueprint(routes, ["jobs"])
 
     @routes.get("/jobs/<job_id>")
     @document_querystring(WaitQuery)
-    @document_response(JobView)
-    @document_response(ProblemDetails, 404)
+    @answers(200, "The job, with what it came to so far.", Content(JobView))
+    @problems(Code.NO_SUCH_JOB, Code.INVALID, Code.STORE_UNAVAILABLE)
     async def get_job(job_id: str) -> Response:
         """A job with its attempts.
 
@@ -41,41 +50,40 @@ def jobs_blueprint(node: Node) -> Blueprint:
 
     @routes.get("/jobs")
     @document_querystring(ListQuery)
-    @document_response(JobList)
-    @document_response(ProblemDetails, 422)
+    @answers(200, "A page of jobs.", Content(JobList))
+    @problems(Code.INVALID, Code.STORE_UNAVAILABLE)
     async def list_jobs() -> Response:
         """Jobs, newest first.
 
-        Filters go together. A page may hold fewer than `limit` jobs although there are more: go on while there is a `next_cursor`.
+        Filters go together. A page may hold fewer than `limit` jobs although there are more: go on while there is a
+        `next_cursor`.
         """
         return respond(await _list(node, query(request, ListQuery)))
 
     @routes.post("/jobs/<job_id>/cancel")
     @document_querystring(WaitQuery)
-    @document_response(JobView)
-    @document_response(JobView, 202)
-    @document_response(ProblemDetails, 404)
-    @document_response(ProblemDetails, 409)
+    @answers(200, "The job is cancelled, and nothing of it runs any more.", Content(JobView))
+    @answers(202, "The job is being stopped; its cleanup has not ended yet.", Content(JobView))
+    @problems(Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.INVALID, Code.STORE_UNAVAILABLE)
     async def cancel_job(job_id: str) -> Response:
         """Cancel a job that waits, or stop one that runs.
 
-        200 when it is `cancelled`: the handler, all its child tasks and their cleanup have ended. 202 while it is `cancelling`:
-        `?wait=SECONDS` waits for its end. 409 when it had ended before.
+        200 when it is `cancelled`: the handler, all its child tasks and their cleanup have ended. 202 while it is
+        `cancelling`: `?wait=SECONDS` waits for its end. 409 when it had ended before.
         """
         return respond(await _cancel(node, job_id, query(request, WaitQuery).wait))
 
     @routes.post("/jobs/<job_id>/retry")
-    @document_response(JobView, 202)
-    @document_response(ProblemDetails, 404)
-    @document_response(ProblemDetails, 409)
+    @answers(202, "The job, queued again.", Content(JobView))
+    @problems(Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.STORE_UNAVAILABLE)
     async def retry_job(job_id: str) -> Response:
         """Queue a job that has ended once more, with all its retries."""
         change = await _changed(node.control.retry(job_id))
         return respond(answer(job_view(_job_of(change, "retry it when it has ended")), 202))
 
     @routes.delete("/jobs/<job_id>")
-    @document_response(ProblemDetails, 404)
-    @document_response(ProblemDetails, 409)
+    @answers(204, "The job is deleted.")
+    @problems(Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.STORE_UNAVAILABLE)
     async def delete_job(job_id: str) -> Response:
         """Delete a job that no worker holds: 204."""
         change = await _changed(node.control.delete(job_id))
@@ -97,13 +105,13 @@ async def _found(node: Node, job_id: str) -> Job:
 
 
 async def _awaited(node: Node, job_id: str, seconds: float) -> Job:
-    """The job once it has ended, or as it is after so many seconds."""
-    with node.events.watch(job_id) as watch:
-        job = await _found(node, job_id)  # it may have ended before the watch began
-        if job.status in ENDED:
-            return job
-        with trio.move_on_after(seconds):
-            await watch.ended()
+    """The job once it has ended, or as it is after so many seconds, or when this node stops."""
+    with node.events.watch(job_id) as watch, trio.move_on_after(seconds):
+        while (await _found(node, job_id)).status not in ENDED:
+            with trio.move_on_after(LOOK_AGAIN) as nap:
+                await watch.ended()
+            if not nap.cancelled_caught:
+                break
     return await _found(node, job_id)
 
 
@@ -137,7 +145,7 @@ def _job_of(change: Change, advice: str) -> Job:
 
 def _wrong_status(job: Job, advice: str) -> Problem:
     title = "The job's status does not allow that"
-    return Problem(409, "wrong_status", title, f"job {job.id!r} is {job.status.value}: {advice}")
+    return Problem(409, Code.WRONG_STATUS, title, f"job {job.id!r} is {job.status.value}: {advice}")
 
 
 async def _list(node: Node, wanted: ListQuery) -> Answer:
@@ -171,7 +179,7 @@ def _before(cursor: str | None) -> int | None:
         return None
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
-        return msgspec.json.decode(base64.b64decode(padded, altchars=b"-_", validate=True), type=int)
+        return msgspec.json.decode(base64.b64decode(padded, altchars=b"-_", validate=True), type=Place)
     except (binascii.Error, msgspec.MsgspecError, ValueError):
         fault = Fault("?cursor", "is not a cursor: pass on what next_cursor said, or leave it out")
         raise invalid([fault]) from None

@@ -1,13 +1,14 @@
 """`/queues`: what waits where; pause and resume."""
 
-import msgspec
 from quart import Blueprint, Response
-from quart_schema import document_response
+from quart_schema import tag_blueprint
 
 from jobpipe.api.answers import answer
-from jobpipe.api.problems import Fault, ProblemDetails, invalid, unavailable
+from jobpipe.api.faults import faults_of
+from jobpipe.api.problems import Code, invalid, unavailable
 from jobpipe.api.responses import respond
 from jobpipe.api.schemas import QueueList, QueueView
+from jobpipe.api.spec import Content, answers, problems
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
 from jobpipe.job import Name
@@ -17,9 +18,11 @@ from jobpipe.store.base import QueueState
 def queues_blueprint(node: Node) -> Blueprint:
     """The routes below `/queues`."""
     routes = Blueprint("queues", __name__)
+    tag_blueprint(routes, ["queues"])
 
     @routes.get("/queues")
-    @document_response(QueueList)
+    @answers(200, "The queues, by name.", Content(QueueList))
+    @problems(Code.STORE_UNAVAILABLE)
     async def list_queues() -> Response:
         """Every queue that was ever used or paused, with its counts by status."""
         try:
@@ -30,24 +33,22 @@ def queues_blueprint(node: Node) -> Blueprint:
         return respond(answer(QueueList([_view(state, now) for state in states])))
 
     @routes.post("/queues/<name>/pause")
-    @document_response(QueueView)
-    @document_response(ProblemDetails, 422)
+    @answers(200, "The queue, paused.", Content(QueueView))
+    @problems(Code.CROSS_SITE, Code.INVALID, Code.STORE_UNAVAILABLE)
     async def pause_queue(name: str) -> Response:
         """Start no more jobs of a queue, also after a restart; those that run go on."""
         return await _set(name, paused=True)
 
     @routes.post("/queues/<name>/resume")
-    @document_response(QueueView)
-    @document_response(ProblemDetails, 422)
+    @answers(200, "The queue, at work.", Content(QueueView))
+    @problems(Code.CROSS_SITE, Code.INVALID, Code.STORE_UNAVAILABLE)
     async def resume_queue(name: str) -> Response:
         """Start jobs of a queue again."""
         return await _set(name, paused=False)
 
     async def _set(name: str, *, paused: bool) -> Response:
-        try:
-            msgspec.convert(name, Name)
-        except msgspec.ValidationError as error:
-            raise invalid([Fault("?name", str(error))]) from None
+        if faults := faults_of(name, Name, "?name"):
+            raise invalid(faults)
         try:
             await (node.control.pause(name) if paused else node.control.resume(name))
             states = await node.store.queues()

@@ -1,5 +1,6 @@
 """Between plain answers and Quart."""
 
+import http
 from typing import TypeVar
 
 import msgspec
@@ -13,8 +14,11 @@ Q = TypeVar("Q", bound=msgspec.Struct)
 
 def respond(answer: Answer) -> Response:
     """An answer as Quart's response."""
-    headers = dict(answer.headers)
-    return Response(answer.body, answer.status, headers, content_type=answer.content_type if answer.body else None)
+    response = Response(answer.body, answer.status, dict(answer.headers), content_type=answer.content_type)
+    if answer.status == http.HTTPStatus.NO_CONTENT:
+        response.headers.pop("Content-Type")
+        response.headers.pop("Content-Length")  # a 204 must not have one (RFC 9110, section 8.6)
+    return response
 
 
 def query(request: Request, model: type[Q]) -> Q:

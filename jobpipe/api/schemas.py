@@ -24,7 +24,9 @@ from jobpipe.job import (
     Timeout,
 )
 
-Time = Annotated[datetime, Meta(tz=True, description="RFC 3339 with a time zone, such as 2030-01-31T12:00:00Z")]
+Time = Annotated[
+    datetime, Meta(tz=True, description="RFC 3339 with a time zone, such as 2030-01-31T12:00:00Z")
+]
 
 
 class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -159,7 +161,8 @@ NULL = msgspec.Raw(b"null")
 
 def rfc3339(seconds: float) -> str:
     """Seconds since the epoch as RFC 3339, UTC, with milliseconds."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+    # isoformat cuts off what is below a millisecond; with a half more, that is rounding.
+    return datetime.fromtimestamp(seconds + 0.0005, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def _when(seconds: float | None) -> str | None:

@@ -66,7 +66,8 @@ class SqliteStore:
             finally:
                 self._readers.put(connection)
 
-        return await trio.to_thread.run_sync(call, limiter=self._reading)
+        # A read changes nothing: who is cancelled need not wait for one that hangs.
+        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._reading)
 
     async def join(self, node: str, now: float, lease_until: float) -> None:  # noqa: ARG002 - the contract's `now`
         await self._change(self._control.join, node, lease_until)

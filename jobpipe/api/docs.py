@@ -1,0 +1,67 @@
+"""`/openapi.json` and `/docs`: the spec, and a page for it that needs nothing from the internet."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from quart import Blueprint, Response, redirect, render_template, url_for
+from quart.typing import ResponseReturnValue
+from quart_schema import hide, tag_blueprint
+
+from jobpipe.api.spec import Content, answers, problems
+from jobpipe.version import VERSION
+
+STATIC_MAX_AGE = 86_400
+"""Seconds that a browser may keep a static file. Pages ask for it by version, so a newer jobpipe is seen at once."""
+
+HEADERS = {
+    # Everything comes from this node, and nothing runs that is not a file of it. The style sheet's pictures are inline.
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+def docs_blueprint(spec: Callable[[], dict[str, Any]]) -> Blueprint:
+    """The routes of the spec, its page and the page's static files. `spec` is asked once, when all routes are known."""
+    routes = Blueprint(
+        "docs", __name__, static_folder="static", static_url_path="/static", template_folder="templates"
+    )
+    tag_blueprint(routes, ["service"])
+
+    @functools.cache
+    def encoded() -> bytes:
+        return msgspec.json.format(msgspec.json.encode(spec()), indent=2) + b"\n"
+
+    @routes.get("/")
+    @hide
+    async def home() -> ResponseReturnValue:
+        return redirect("/docs")
+
+    @routes.get("/openapi.json")
+    @answers(200, "The spec, OpenAPI 3.1.", Content(dict[str, Any]))
+    @problems()
+    async def openapi() -> Response:
+        """This spec."""
+        return Response(encoded(), content_type="application/json", headers={"Cache-Control": "no-cache"})
+
+    @routes.get("/docs")
+    @answers(200, "The page.", Content(str, "text/html"))
+    @problems()
+    async def docs() -> Response:
+        """The spec as a page to read and to try. It needs nothing from the internet."""
+        page = await render_template("docs.html", version=VERSION, asset=_asset)
+        return Response(page, content_type="text/html; charset=utf-8", headers={"Cache-Control": "no-cache"})
+
+    @routes.after_request
+    async def secure(response: Response) -> Response:
+        response.headers.update(HEADERS)
+        return response
+
+    return routes
+
+
+def _asset(filename: str) -> str:
+    return url_for("docs.static", filename=filename, v=VERSION)

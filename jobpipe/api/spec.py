@@ -1,0 +1,165 @@
+"""The OpenAPI spec: what a route takes and answers is said at the route; schemas come from the structs of the wire."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from http import HTTPStatus
+from itertools import groupby
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import NODEFAULT
+from quart_schema import Info, OpenAPIProvider, QuartSchema, Tag, document_request, document_response
+from quart_trio import QuartTrio
+from werkzeug.routing import Rule
+from werkzeug.routing.converters import BaseConverter
+
+from jobpipe.api.problems import Code, ProblemDetails
+from jobpipe.api.words import DESCRIPTION, PARAMETERS, PATH_TYPES, PROBLEMS, RETRY_LATER, TAGS
+from jobpipe.version import VERSION
+
+R = TypeVar("R", bound=Callable[..., Any])
+Json = dict[str, Any]
+
+
+class Content(msgspec.Struct, frozen=True):
+    """A body in one media type. `lines` are the types of its lines when it is a stream of JSON values."""
+
+    model: Any
+    media_type: str = "application/json"
+    examples: Mapping[str, Any] = {}
+    lines: Sequence[Any] = ()
+
+
+class _Answered(msgspec.Struct, frozen=True):
+    description: str
+    contents: Sequence[Content]
+    headers: Mapping[str, Json]
+
+
+def takes(*contents: Content) -> Callable[[R], R]:
+    """Say what bodies a route takes."""
+    model: Any = contents  # quart-schema only carries it from the route to the provider below
+    return document_request(model)
+
+
+def answers(
+    status: int, description: str, *contents: Content, headers: Mapping[str, Json] | None = None
+) -> Callable[[R], R]:
+    """Say one answer of a route."""
+    model: Any = _Answered(description, contents, headers or {})  # carried as above
+    return document_response(model, status)
+
+
+def problems(*codes: Code) -> Callable[[R], R]:
+    """Say which problems a route answers with; `internal` every route may."""
+
+    def say(route: R) -> R:
+        known = sorted((PROBLEMS[code] for code in {*codes, Code.INTERNAL}), key=_status)
+        for status, group in groupby(known, key=_status):
+            one_status = list(group)
+            description = ". ".join(f"{each.title}: `{each.code.value}`" for each in one_status) + "."
+            examples = {each.code.value: msgspec.to_builtins(each) for each in one_status}
+            headers = RETRY_LATER if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+            content = Content(ProblemDetails, "application/problem+json", examples)
+            answers(status, description, content, headers=headers)(route)
+        return route
+
+    return say
+
+
+def _status(details: ProblemDetails) -> int:
+    return details.status
+
+
+def describe(app: QuartTrio) -> OpenAPIProvider:
+    """What makes the spec of an application, once all its routes are known."""
+    return QuartSchema(
+        app,
+        openapi_path=None,  # served by docs.py, with its page
+        conversion_preference="msgspec",
+        info=Info(title="jobpipe", version=VERSION, description=DESCRIPTION),
+        tags=[Tag(name, description) for name, description in TAGS.items()],
+        openapi_provider_class=Spec,
+    ).openapi_provider
+
+
+class Spec(OpenAPIProvider):
+    """quart-schema's walk over the routes, with schemas that are whole.
+
+    Its own way keeps the first schema of each model and loses those that it refers to, and it knows one media type.
+    """
+
+    def schema(self) -> Json:
+        spec: Json = super().schema()
+        spec["info"]["license"] = {"name": "MIT", "identifier": "MIT"}
+        return spec
+
+    def generate_rules(self) -> Iterable[Rule]:
+        return (rule for rule in super().generate_rules() if not rule.endpoint.endswith(".static"))
+
+    def build_paths(self, rule: Rule) -> tuple[Json, Json]:
+        paths, components = super().build_paths(rule)
+        for path in paths.values():
+            for operation in path.values():
+                operation["description"] = operation.get("description", "").strip()
+                operation["responses"] = dict(sorted(operation["responses"].items()))
+        return paths, components
+
+    def operation_id(self, method: str, path: str, func: Callable[..., Any]) -> str:  # noqa: ARG002 - the base's
+        """The route's function: its name is unique, a test sees to it."""
+        return func.__name__
+
+    def build_path_parameter(self, name: str, converter: BaseConverter) -> Json:
+        (schema,), _ = _schemas([PATH_TYPES[name]])
+        described = {"description": PARAMETERS[name], "schema": schema}
+        return super().build_path_parameter(name, converter) | described
+
+    def build_querystring_parameters(self, model: Any) -> tuple[list[Json], Json]:  # noqa: ANN401 - the base's
+        parameters, components = [], {}
+        for field in msgspec.structs.fields(model):
+            (schema,), found = _schemas([field.type])
+            components.update(found)
+            schema = _given(schema)
+            typed = schema.pop("description", None)
+            described = {"description": PARAMETERS.get(field.name, typed)}
+            default = {} if field.default in (None, NODEFAULT) else {"default": field.default}
+            parameters.append({"name": field.name, "in": "query", "schema": schema | default} | described)
+        return parameters, components
+
+    def build_request_body(self, model: Any, source: Any) -> tuple[Json, Json]:  # noqa: ANN401, ARG002 - the base's
+        content, components = _content(model)
+        return {"required": True, "content": content}, components
+
+    def build_response_object(self, model: Any, headers_model: Any) -> tuple[Json, Json]:  # noqa: ANN401, ARG002 - the base's
+        response = {"description": model.description}
+        if model.headers:
+            response["headers"] = model.headers
+        if not model.contents:
+            return response, {}
+        content, components = _content(model.contents)
+        return response | {"content": content}, components
+
+
+def _content(contents: Sequence[Content]) -> tuple[Json, Json]:
+    """Bodies by their media type, and the schemas that they refer to."""
+    written, components = {}, {}
+    for content in contents:
+        (schema, *lines), found = _schemas([content.model, *content.lines])
+        components.update(found)
+        body = {"schema": schema}
+        if content.examples:
+            body["examples"] = {name: {"value": value} for name, value in content.examples.items()}
+        if lines:
+            body["x-itemSchema"] = {"anyOf": lines}  # OpenAPI 3.2 calls it itemSchema; 3.1 has no word for it
+        written[content.media_type] = body
+    return written, components
+
+
+def _schemas(models: Sequence[Any]) -> tuple[Sequence[Json], Json]:
+    schemas, components = msgspec.json.schema_components(models, ref_template="#/components/schemas/{name}")
+    return schemas, dict(components)
+
+
+def _given(schema: Json) -> Json:
+    """The schema of a parameter that is there: one that is not is left out, it is never null."""
+    choices = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
+    return choices[0] if len(choices) == 1 else schema

@@ -1,0 +1,230 @@
+"""A client of the real application, and what stands behind it: handlers to direct, and a store to break."""
+
+import contextlib
+import functools
+import importlib
+import json
+import socket
+import types
+from typing import Annotated, Any, NamedTuple
+
+import httpx
+import msgspec
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve
+
+from jobpipe.api.app import create_app
+from jobpipe.clock import VirtualClock
+from jobpipe.engine.node import Node
+from jobpipe.errors import StoreUnavailable
+from jobpipe.handlers.registry import SHIPPED, Registry, handler, handlers_of
+from jobpipe.handlers.verdicts import Fail
+from jobpipe.settings import Settings
+from jobpipe.store.memory.store import MemoryStore
+
+ORIGIN = "http://test"
+
+
+class Mail(msgspec.Struct):
+    """A payload with a type, so that the door can check it."""
+
+    to: Annotated[str, msgspec.Meta(pattern="@")]
+    lines: list[int] = []
+    labels: dict[str, int] = {}
+
+
+class Stage:
+    """The handlers of these tests: one whose payload says how its attempt ends, and one with a typed payload."""
+
+    def __init__(self):
+        self.release = trio.Event()
+        """lets `hold` go on"""
+        self.cleaned = trio.Event()
+        """lets the cleanup of `hold` end"""
+        self.begun = trio.Event()
+        """set once a handler has begun"""
+
+    def registry(self):
+        @handler("play")
+        async def play(payload: Any) -> Any:
+            self.begun.set()
+            match payload:
+                case "fail":
+                    raise Fail("as told")
+                case "hold":
+                    await self.release.wait()
+                case "hold, then clean up":
+                    try:
+                        await self.release.wait()
+                    finally:
+                        with trio.CancelScope(shield=True):
+                            await self.cleaned.wait()
+            return payload
+
+        @handler("mail", max_retries=7)
+        async def mail(payload: Mail) -> None:
+            assert "@" in payload.to
+
+        module = types.ModuleType("stage")
+        module.__dict__.update(play=play, mail=mail)
+        shipped = [one for name in SHIPPED for one in handlers_of(importlib.import_module(name))]
+        return Registry([*shipped, *handlers_of(module)])
+
+
+class Breakable(MemoryStore):
+    """A memory store that can be told to refuse, to hang, or to keep its jobs to itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.refuses = self.hangs = self.keeps = False
+        self.refuses_writing = self.hangs_writing = False
+
+    async def _obey(self, *, writing=False):
+        if self.refuses or (writing and self.refuses_writing):
+            await trio.lowlevel.checkpoint()
+            raise StoreUnavailable("the disk is full")
+        while self.hangs or (writing and self.hangs_writing):  # noqa: ASYNC110 - a switch, to be thrown and thrown back
+            await trio.sleep(1)
+
+    async def exchange(self, batch):
+        await self._obey(writing=True)
+        return await super().exchange(msgspec.structs.replace(batch, claim=0) if self.keeps else batch)
+
+    async def get(self, job_id):
+        await self._obey()
+        return await super().get(job_id)
+
+    async def jobs(self, where, limit, before):
+        await self._obey()
+        return await super().jobs(where, limit, before)
+
+    async def queues(self):
+        await self._obey()
+        return await super().queues()
+
+    async def cancel(self, ids, now):
+        await self._obey()
+        return await super().cancel(ids, now)
+
+    async def retry(self, ids, now):
+        await self._obey()
+        return await super().retry(ids, now)
+
+    async def delete(self, ids):
+        await self._obey()
+        return await super().delete(ids)
+
+    async def pause(self, queue):
+        await self._obey()
+        await super().pause(queue)
+
+    async def resume(self, queue):
+        await self._obey()
+        await super().resume(queue)
+
+
+class Call(NamedTuple):
+    """What an application sent, as it sent it."""
+
+    status: int | None
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def lines(self):
+        return [json.loads(line) for line in self.body.splitlines()]
+
+
+class Door(httpx.AsyncClient):
+    """A client of the application, with the node and the store behind it at hand."""
+
+    def __init__(self, node, stage):
+        self.node, self.stage, self.store, self.app = node, stage, node.store, create_app(node)
+        transport = httpx.ASGITransport(self.app)  # type: ignore[arg-type]  # httpx's own ASGI types
+        super().__init__(transport=transport, base_url=ORIGIN)
+
+    async def enqueue(self, **job):
+        """POST /enqueue."""
+        return await self.post("/enqueue", json=job)
+
+    async def ended(self, job_id):
+        """The job, once it has ended."""
+        return (await self.get(f"/jobs/{job_id}?wait=600")).json()
+
+    async def stored(self):
+        """How many jobs there are."""
+        return sum(sum(queue.counts.values()) for queue in await self.store.queues())
+
+    async def call(self, path, receive, *, method="POST", query="", headers=(), app=None, send=None):
+        """Call the application as a server does, with a `receive` and, where told, a `send` made by hand."""
+        sent = []
+
+        async def collect(message):
+            sent.append(message)
+            await trio.lowlevel.checkpoint()
+            if send:
+                await send(message)
+
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "root_path": "",
+            "headers": [(name.lower().encode(), value.encode()) for name, value in dict(headers).items()],
+            "server": ("test", 80),
+            "client": ("127.0.0.1", 1),
+            "extensions": {},
+        }
+        await (app or self.app)(scope, receive, collect)
+        start = next((one for one in sent if one["type"] == "http.response.start"), None)
+        body = b"".join(one.get("body", b"") for one in sent if one["type"] == "http.response.body")
+        if start is None:
+            return Call(None, {}, body)
+        return Call(
+            start["status"], {name.decode(): value.decode() for name, value in start["headers"]}, body
+        )
+
+    @contextlib.asynccontextmanager
+    async def served(self):
+        """Serve the application on a free port of this machine, as the service does; yields the port."""
+        listener = socket.create_server(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        config = Config()
+        config.bind = [f"fd://{listener.detach()}"]
+        config.loglevel = "WARNING"
+        config.graceful_timeout = 1
+        over = trio.Event()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(
+                functools.partial(serve, self.app, config, shutdown_trigger=over.wait)  # type: ignore[arg-type]  # Hypercorn's
+            )
+            yield port
+            over.set()
+
+    @contextlib.asynccontextmanager
+    async def connected(self):
+        """A connection to the application, to send bytes of one's own."""
+        async with self.served() as port, await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            yield stream
+
+
+@contextlib.asynccontextmanager
+async def open_door(store=None, **settings):
+    """Open a door with settings of its own; its node runs until the door is closed."""
+    stage = Stage()
+    chosen = Settings(**{"store": "memory:", "max_backlog": 10_000, "workers": 2, **settings})
+    node = Node(chosen, store or MemoryStore(), stage.registry(), VirtualClock(), name="n1")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(node.run)
+        try:
+            async with Door(node, stage) as door:
+                yield door
+        finally:
+            stage.cleaned.set()  # a test that failed must not wait for a cleanup
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,519 @@
+"""`/jobs`: one job and how to wait for it, lists, cancel, retry, delete."""
+
+import functools
+
+import pytest
+import trio
+import trio.testing
+
+from tests.api.door import Breakable, open_door
+
+
+async def got(door, path):
+    answer = await door.get(path)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def asked(nursery, call):
+    """Make a request in a task of its own; returns the list that its answer will be put into."""
+    answers = []
+
+    async def ask():
+        answers.append(await call())
+
+    nursery.start_soon(ask)
+    await trio.testing.wait_all_tasks_blocked()
+    return answers
+
+
+# One job
+
+
+async def test_a_job_is_shown_with_its_attempts_and_its_result(door, autojump_clock):
+    await door.enqueue(id="a", payload={"x": 1})
+
+    job = await door.ended("a")
+
+    assert (job["status"], job["attempt"], job["result"], job["error"]) == ("done", 1, {"x": 1}, None)
+    (attempt,) = job["attempts"]
+    assert (attempt["number"], attempt["outcome"], attempt["node"], attempt["error"]) == (
+        1,
+        "done",
+        "n1",
+        None,
+    )
+    assert job["created_at"] <= attempt["started_at"] <= attempt["finished_at"] == job["finished_at"]
+
+
+async def test_a_job_that_failed_is_shown_with_its_error(door, autojump_clock):
+    await door.enqueue(id="a", kind="play", payload="fail")
+
+    job = await door.ended("a")
+
+    assert (job["status"], job["result"]) == ("failed", None)
+    assert (job["error"]["type"], job["error"]["message"]) == ("Fail", "as told")
+    assert "Traceback" in job["error"]["traceback"]
+    assert job["attempts"][0]["error"] == job["error"]
+
+
+@pytest.mark.parametrize(
+    "job_id", ["nobody", "%00", "%0A", "%ED%A0%80", "%2e%2e", "a" * 5000, "%F0%9F%98%80"]
+)
+@pytest.mark.parametrize(
+    ("method", "verb"),
+    [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("POST", "/retry"), ("GET", "?wait=1")],
+)
+async def test_a_job_that_is_not_there_is_told_with_404(either_door, method, verb, job_id):
+    answer = await either_door.request(method, f"/jobs/{job_id}{verb}")
+
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["code"] in ("no_such_job", "not_found")
+
+
+# Waiting
+
+
+async def test_wait_answers_when_the_job_ends(door, autojump_clock):
+    await door.enqueue(id="a", kind="play", payload="hold")
+    async with trio.open_nursery() as nursery:
+        answers = await asked(nursery, functools.partial(door.get, "/jobs/a?wait=60"))
+        waited = not answers
+        door.stage.release.set()
+
+    assert waited
+    assert answers[0].json()["status"] == "done"
+
+
+async def test_wait_answers_at_the_latest_then_with_the_job_as_it_is(door, autojump_clock):
+    await door.enqueue(id="a", kind="play", payload="hold")
+    begun = trio.current_time()
+
+    job = await got(door, "/jobs/a?wait=7.5")
+
+    assert job["status"] == "running"
+    assert trio.current_time() == begun + 7.5
+
+
+async def test_wait_answers_at_once_when_the_job_has_ended_before(door, autojump_clock):
+    await door.enqueue(id="a")
+    await door.ended("a")
+    begun = trio.current_time()
+
+    job = await got(door, "/jobs/a?wait=600")
+
+    assert job["status"] == "done"
+    assert trio.current_time() == begun
+
+
+async def test_wait_lasts_through_retries_and_pauses(door, autojump_clock):
+    await door.post("/queues/default/pause")
+    await door.enqueue(id="a")
+    async with trio.open_nursery() as nursery:
+        answers = await asked(nursery, functools.partial(door.get, "/jobs/a?wait=600"))
+        await trio.sleep(60)
+        await door.post("/queues/default/resume")
+
+    assert answers[0].json()["status"] == "done"
+
+
+async def test_wait_hears_of_a_job_that_expires(door, autojump_clock):
+    await door.post("/queues/default/pause")
+    await door.enqueue(id="a", expires_at="2023-11-14T22:14:20Z")
+    begun = trio.current_time()
+
+    job = await got(door, "/jobs/a?wait=600")
+
+    assert job["status"] == "expired"
+    assert trio.current_time() < begun + 70
+
+
+async def test_many_may_wait_for_one_job(door, autojump_clock):
+    await door.enqueue(id="a", kind="play", payload="hold")
+    async with trio.open_nursery() as nursery:
+        answers = [await asked(nursery, functools.partial(door.get, "/jobs/a?wait=60")) for _ in range(5)]
+        door.stage.release.set()
+
+    assert [answer.json()["status"] for (answer,) in answers] == ["done"] * 5
+
+
+@pytest.mark.parametrize("wait", ["-1", "601", "nan", "inf", "1e999", "soon", "", "1s", "0x1", "1_0", "%00"])
+@pytest.mark.parametrize(("method", "path"), [("GET", "/jobs/a"), ("POST", "/jobs/a/cancel")])
+async def test_a_wait_that_is_none_is_refused(door, method, path, wait):
+    await door.enqueue(id="a", delay=60)
+
+    answer = await door.request(method, f"{path}?wait={wait}")
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+    assert [fault["pointer"] for fault in answer.json()["faults"]] == ["?wait"]
+    assert (await got(door, "/jobs/a"))["status"] == "scheduled"
+
+
+async def test_an_unknown_parameter_is_refused(door):
+    await door.enqueue(id="a", delay=60)
+
+    answer = await door.get("/jobs/a?wiat=1&x=2")
+
+    assert answer.status_code == 422
+    assert [fault["pointer"] for fault in answer.json()["faults"]] == ["?wiat", "?x"]
+
+
+async def test_a_client_that_hangs_up_is_waited_for_no_more(door, autojump_clock):
+    gone = trio.Event()
+    await door.enqueue(id="a", kind="play", payload="hold")
+    whole = iter([{"type": "http.request"}])
+
+    async def receive():
+        if message := next(whole, None):
+            await trio.lowlevel.checkpoint()
+            return message
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(functools.partial(door.call, "/jobs/a", receive, method="GET", query="wait=600"))
+        await trio.testing.wait_all_tasks_blocked()
+        watched = dict(door.node.events._watches)
+        gone.set()
+
+    assert list(watched) == ["a"]
+    assert door.node.events._watches == {}
+
+
+async def test_who_waits_is_answered_when_the_node_stops(door, autojump_clock):
+    await door.enqueue(id="a", delay=3600)
+    async with trio.open_nursery() as nursery:
+        answers = await asked(nursery, functools.partial(door.get, "/jobs/a?wait=600"))
+        door.node.drain()
+
+    assert answers[0].json()["status"] == "scheduled"
+
+
+# Lists
+
+
+async def test_jobs_are_listed_newest_first_without_payload_result_and_attempts(either_door):
+    for number in range(3):
+        await either_door.enqueue(id=f"j{number}", payload={"big": "x" * 1000}, delay=60)
+
+    told = await got(either_door, "/jobs")
+
+    assert [job["id"] for job in told["jobs"]] == ["j2", "j1", "j0"]
+    assert told["next_cursor"] is None
+    assert not {"payload", "result", "attempts"} & set(told["jobs"][0])
+    assert set(told["jobs"][0]) == set(await got(either_door, "/jobs/j0")) - {"payload", "result", "attempts"}
+
+
+async def test_payloads_and_results_are_listed_when_asked(either_door):
+    await either_door.enqueue(id="a", payload=[1])
+    await either_door.ended("a")
+
+    (job,) = (await got(either_door, "/jobs?payload=true"))["jobs"]
+
+    assert (job["payload"], job["result"]) == ([1], [1])
+    assert "attempts" not in job
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 1000])
+async def test_a_cursor_leads_through_all_jobs_once(either_door, limit):
+    await either_door.post("/enqueue/bulk", json=[{"id": f"j{number}", "delay": 60} for number in range(7)])
+
+    pages, cursor = [], ""
+    while cursor is not None:
+        page = await got(either_door, f"/jobs?limit={limit}{cursor and '&cursor=' + cursor}")
+        pages.append([job["id"] for job in page["jobs"]])
+        cursor = page["next_cursor"]
+
+    assert [job_id for page in pages for job_id in page] == [f"j{number}" for number in reversed(range(7))]
+    assert all(len(page) <= limit for page in pages)
+
+
+async def test_jobs_that_come_meanwhile_do_not_disturb_a_cursor(either_door):
+    await either_door.post("/enqueue/bulk", json=[{"id": f"j{number}", "delay": 60} for number in range(4)])
+    page = await got(either_door, "/jobs?limit=2")
+    await either_door.enqueue(id="new", delay=60)
+    await either_door.delete("/jobs/j2")
+
+    rest = await got(either_door, f"/jobs?limit=2&cursor={page['next_cursor']}")
+
+    assert [job["id"] for job in rest["jobs"]] == ["j1", "j0"]
+
+
+@pytest.fixture
+async def filled_door(either_door):
+    """A door with jobs of all sorts: done, failed, scheduled and cancelled ones."""
+    await either_door.enqueue(id="done-1", tags=["red", "blue"], payload="alpha")
+    await either_door.enqueue(id="failed-1", kind="play", payload="fail", tags=["red"])
+    await either_door.enqueue(id="later-1", queue="mail", delay=3600, payload="beta 100%_")
+    await either_door.enqueue(id="gone-1", queue="mail", delay=3600)
+    await either_door.post("/jobs/gone-1/cancel")
+    for job_id in ("done-1", "failed-1"):
+        await either_door.ended(job_id)
+    return either_door
+
+
+@pytest.mark.parametrize(
+    ("query", "ids"),
+    [
+        ("status=done", ["done-1"]),
+        ("status=failed", ["failed-1"]),
+        ("status=scheduled", ["later-1"]),
+        ("status=cancelled", ["gone-1"]),
+        ("status=running", []),
+        ("kind=play", ["failed-1"]),
+        ("queue=mail", ["gone-1", "later-1"]),
+        ("queue=mail&status=scheduled", ["later-1"]),
+        ("tag=red", ["failed-1", "done-1"]),
+        ("tag=red&status=done", ["done-1"]),
+        ("tag=none", []),
+        ("text=alpha", ["done-1"]),
+        ("text=100%25_", ["later-1"]),
+        ("text=told", ["failed-1"]),
+        ("text=-1", ["gone-1", "later-1", "failed-1", "done-1"]),
+        ("text=%25", ["later-1"]),
+        ("text='", []),
+        ("text=%00", []),
+        ("text=%FF", []),
+        ("queue=%00", []),
+        ("kind=nobody'--", []),
+        ("created_after=2023-11-14T00:00:00Z", ["gone-1", "later-1", "failed-1", "done-1"]),
+        ("created_after=2030-01-01T00:00:00Z", []),
+        ("created_before=2030-01-01T00:00:00%2B02:00", ["gone-1", "later-1", "failed-1", "done-1"]),
+        ("created_before=0001-01-01T00:00:00Z", []),
+        ("created_after=9999-12-31T23:59:59.9999-23:59", []),
+    ],
+)
+async def test_a_list_holds_what_its_filters_say(filled_door, query, ids):
+    told = await got(filled_door, f"/jobs?{query}")
+
+    assert [job["id"] for job in told["jobs"]] == ids
+
+
+@pytest.mark.parametrize(
+    ("query", "parameters"),
+    [
+        ("status=finished", ["?status"]),
+        ("status=", ["?status"]),
+        ("limit=0", ["?limit"]),
+        ("limit=1001", ["?limit"]),
+        ("limit=1.5", ["?limit"]),
+        ("limit=" + "9" * 5000, ["?limit"]),
+        ("payload=maybe", ["?payload"]),
+        ("text=", ["?text"]),
+        ("created_after=today", ["?created_after"]),
+        ("created_after=2030-01-01T00:00:00", ["?created_after"]),
+        ("created_before=2030-01-01T00:00:00+02:00", ["?created_before"]),
+        ("state=done&limit=none&page=2", ["?state", "?limit", "?page"]),
+        ("cursor=", ["?cursor"]),
+        ("cursor=2", ["?cursor"]),
+        ("cursor=!", ["?cursor"]),
+        ("cursor=é", ["?cursor"]),
+        ("cursor=MA", ["?cursor"]),  # 0
+        ("cursor=LTE", ["?cursor"]),  # -1
+        ("cursor=Im5vbmUi", ["?cursor"]),  # "none"
+        ("cursor=MS41", ["?cursor"]),  # 1.5
+        ("cursor=OTk5OTk5OTk5OTk5OTk5OTk5OTk5", ["?cursor"]),  # beyond 64 bits
+    ],
+)
+async def test_a_parameter_that_is_none_is_refused(either_door, query, parameters):
+    await either_door.enqueue(id="a", delay=60)
+
+    answer = await either_door.get(f"/jobs?{query}")
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+    assert [fault["pointer"] for fault in answer.json()["faults"]] == parameters
+
+
+# Cancel
+
+
+@pytest.mark.parametrize("job", [{"delay": 60}, {}])
+async def test_a_job_that_waits_is_cancelled_with_200(either_door, job):
+    await either_door.post("/queues/default/pause")
+    await either_door.enqueue(id="a", **job)
+
+    answer = await either_door.post("/jobs/a/cancel")
+
+    assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+    assert answer.json()["attempts"] == []
+    assert (await got(either_door, "/jobs/a"))["status"] == "cancelled"
+
+
+async def test_a_job_that_runs_is_cancelling_with_202_until_its_cleanup_has_ended(either_door):
+    await either_door.enqueue(id="a", kind="play", payload="hold, then clean up")
+    await either_door.stage.begun.wait()
+
+    first = await either_door.post("/jobs/a/cancel")
+    again = await either_door.post("/jobs/a/cancel?wait=0.01")
+    shown = await got(either_door, "/jobs/a")
+    either_door.stage.cleaned.set()
+    last = await either_door.post("/jobs/a/cancel?wait=600")
+
+    assert (first.status_code, first.json()["status"]) == (202, "cancelling")
+    assert (again.status_code, again.json()["status"]) == (202, "cancelling")
+    assert shown["status"] == "cancelling"
+    assert (last.status_code, last.json()["status"]) == (200, "cancelled")
+    assert [attempt["outcome"] for attempt in last.json()["attempts"]] == ["cancelled"]
+
+
+async def test_cancel_with_wait_answers_200_only_after_the_cleanup(door, autojump_clock):
+    await door.enqueue(id="a", kind="play", payload="hold, then clean up")
+    await door.stage.begun.wait()
+    async with trio.open_nursery() as nursery:
+        answers = await asked(nursery, functools.partial(door.post, "/jobs/a/cancel?wait=60"))
+        waited = not answers
+        door.stage.cleaned.set()
+
+    assert waited
+    assert (answers[0].status_code, answers[0].json()["status"]) == (200, "cancelled")
+
+
+async def test_cancel_with_wait_answers_202_when_the_cleanup_takes_longer(door, autojump_clock):
+    await door.enqueue(id="a", kind="play", payload="hold, then clean up")
+    await door.stage.begun.wait()
+    begun = trio.current_time()
+
+    answer = await door.post("/jobs/a/cancel?wait=5")
+
+    assert (answer.status_code, answer.json()["status"]) == (202, "cancelling")
+    assert trio.current_time() == begun + 5
+    door.stage.cleaned.set()
+
+
+async def test_a_job_that_waits_between_two_attempts_is_cancelled(door, autojump_clock):
+    await door.enqueue(id="a", kind="demo", payload={"fail": 1}, backoff={"base": 600, "jitter": "none"})
+    await trio.sleep(10)
+    assert (await got(door, "/jobs/a"))["status"] == "retrying"
+
+    answer = await door.post("/jobs/a/cancel")
+
+    assert (answer.status_code, answer.json()["status"], answer.json()["attempt"]) == (200, "cancelled", 1)
+
+
+@pytest.mark.parametrize(("payload", "status"), [("return", "done"), ("fail", "failed")])
+async def test_a_job_that_has_ended_cannot_be_cancelled(either_door, payload, status):
+    await either_door.enqueue(id="a", kind="play", payload=payload)
+    await either_door.ended("a")
+
+    answer = await either_door.post("/jobs/a/cancel")
+
+    assert (answer.status_code, answer.json()["code"]) == (409, "wrong_status")
+    assert (await got(either_door, "/jobs/a"))["status"] == status
+
+
+async def test_a_job_that_is_cancelled_already_cannot_be_cancelled_again(either_door):
+    await either_door.enqueue(id="a", delay=60)
+    await either_door.post("/jobs/a/cancel")
+
+    answer = await either_door.post("/jobs/a/cancel")
+
+    assert (answer.status_code, answer.json()["code"]) == (409, "wrong_status")
+
+
+# Retry
+
+
+@pytest.mark.parametrize("payload", ["return", "fail"])
+async def test_a_job_that_has_ended_is_queued_again_with_all_its_retries(either_door, payload):
+    await either_door.enqueue(id="a", kind="play", payload=payload)
+    await either_door.ended("a")
+    await either_door.post("/queues/default/pause")
+
+    answer = await either_door.post("/jobs/a/retry")
+
+    job = answer.json()
+    assert (answer.status_code, job["status"], job["attempt"]) == (202, "queued", 0)
+    assert (job["result"], job["error"], job["finished_at"]) == (None, None, None)
+    assert len(job["attempts"]) == 1
+
+
+async def test_a_job_that_was_cancelled_runs_after_a_retry(either_door):
+    await either_door.enqueue(id="a", delay=3600)
+    await either_door.post("/jobs/a/cancel")
+
+    await either_door.post("/jobs/a/retry")
+
+    assert (await either_door.ended("a"))["status"] == "done"
+
+
+@pytest.mark.parametrize("job", [{"delay": 60}, {"kind": "play", "payload": "hold"}])
+async def test_a_job_that_has_not_ended_cannot_be_retried(door, job, autojump_clock):
+    await door.enqueue(id="a", **job)
+    await trio.sleep(1)
+
+    answer = await door.post("/jobs/a/retry")
+
+    assert (answer.status_code, answer.json()["code"]) == (409, "wrong_status")
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+# Delete
+
+
+async def test_a_job_is_deleted_with_204_and_nothing_else(either_door):
+    await either_door.enqueue(id="a", delay=60)
+
+    answer = await either_door.delete("/jobs/a")
+
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert "content-type" not in answer.headers
+    assert "content-length" not in answer.headers
+    assert (await either_door.delete("/jobs/a")).status_code == 404
+    assert (await got(either_door, "/jobs"))["jobs"] == []
+
+
+async def test_a_job_that_is_held_cannot_be_deleted(door, autojump_clock):
+    await door.enqueue(id="a", kind="play", payload="hold")
+    await trio.sleep(1)
+
+    answer = await door.delete("/jobs/a")
+
+    assert (answer.status_code, answer.json()["code"]) == (409, "wrong_status")
+    assert "cancel it first" in answer.json()["detail"]
+    assert (await got(door, "/jobs/a"))["status"] == "running"
+
+
+async def test_an_id_is_free_again_after_its_job_was_deleted(either_door):
+    await either_door.enqueue(id="a", delay=60)
+    await either_door.delete("/jobs/a")
+
+    answer = await either_door.enqueue(id="a", payload="other", delay=60)
+
+    assert answer.status_code == 202
+
+
+async def test_a_deletion_over_a_socket_leaves_the_connection_as_it_was(door):
+    await door.enqueue(id="a", delay=60)
+    async with door.connected() as stream:
+        await stream.send_all(b"DELETE /jobs/a HTTP/1.1\r\nHost: test\r\n\r\n")
+        await stream.send_all(b"GET /jobs/a HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+        received = b"".join([part async for part in stream])
+
+    assert [part[:3] for part in received.split(b"HTTP/1.1 ")[1:]] == [b"204", b"404"]
+
+
+# When the store refuses
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/jobs"),
+        ("GET", "/jobs/a"),
+        ("GET", "/jobs/a?wait=5"),
+        ("POST", "/jobs/a/cancel"),
+        ("POST", "/jobs/a/retry"),
+        ("DELETE", "/jobs/a"),
+    ],
+)
+async def test_a_store_that_refuses_is_told_with_503(method, path):
+    store = Breakable()
+    async with open_door(store) as door:
+        store.refuses = True
+        answer = await door.request(method, path)
+        store.refuses = False
+
+        assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
+        assert answer.headers["retry-after"] == "1"
+        assert answer.headers["content-type"] == "application/problem+json"

@@ -1,0 +1,119 @@
+"""`/queues`: what waits where; pause and resume."""
+
+import pytest
+import trio
+
+from jobpipe.store.sqlite import open_sqlite
+from tests.api.door import Breakable, open_door
+
+
+async def queues(door):
+    answer = await door.get("/queues")
+    assert answer.status_code == 200
+    return {queue["name"]: queue for queue in answer.json()["queues"]}
+
+
+async def test_no_queue_was_used_yet(either_door):
+    assert await queues(either_door) == {}
+
+
+async def test_queues_are_listed_by_name_with_their_counts(either_door):
+    await either_door.post("/queues/mail/pause")
+    for job_id, more in (("b", {}), ("c", {"delay": 60}), ("d", {"delay": 60})):
+        await either_door.enqueue(id=job_id, queue="mail", **more)
+    await either_door.enqueue(id="a")
+    await either_door.ended("a")
+
+    told = await queues(either_door)
+
+    assert list(told) == ["default", "mail"]
+    assert (told["default"]["paused"], told["default"]["counts"]) == (False, {"done": 1})
+    assert told["default"]["oldest_age"] is None
+    assert (told["mail"]["paused"], told["mail"]["counts"]) == (True, {"queued": 1, "scheduled": 2})
+    assert told["mail"]["oldest_age"] >= 0
+
+
+async def test_the_age_is_how_long_the_oldest_ready_job_has_waited(door, autojump_clock):
+    await door.post("/queues/default/pause")
+    await door.enqueue(delay=10)
+    await trio.sleep(30)
+    await door.enqueue()
+    await trio.sleep(5)
+
+    assert (await queues(door))["default"]["oldest_age"] == 25
+
+
+async def test_a_paused_queue_starts_nothing_until_it_is_resumed(door, autojump_clock):
+    paused = await door.post("/queues/default/pause")
+    await door.enqueue(id="a")
+    await trio.sleep(60)
+    waiting = (await door.get("/jobs/a")).json()["status"]
+    resumed = await door.post("/queues/default/resume")
+    job = await door.ended("a")
+
+    assert (paused.status_code, paused.json()["name"], paused.json()["paused"]) == (200, "default", True)
+    assert (resumed.status_code, resumed.json()["paused"]) == (200, False)
+    assert (waiting, job["status"]) == ("queued", "done")
+
+
+async def test_the_other_queues_go_on(door, autojump_clock):
+    await door.post("/queues/mail/pause")
+
+    await door.enqueue(id="a")
+
+    assert (await door.ended("a"))["status"] == "done"
+
+
+async def test_a_job_that_runs_goes_on_while_its_queue_is_paused(door, autojump_clock):
+    await door.enqueue(id="a", kind="play", payload="hold")
+    await door.stage.begun.wait()
+
+    await door.post("/queues/default/pause")
+    door.stage.release.set()
+
+    assert (await door.ended("a"))["status"] == "done"
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume"])
+async def test_to_ask_twice_changes_nothing_more(either_door, verb):
+    first = await either_door.post(f"/queues/new/{verb}")
+    again = await either_door.post(f"/queues/new/{verb}")
+
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert first.json() == again.json()
+    assert (await queues(either_door))["new"]["paused"] == (verb == "pause")
+
+
+async def test_a_paused_queue_stays_paused_over_a_restart(tmp_path):
+    async with open_sqlite(tmp_path / "jobs.db", sync="normal") as store, open_door(store) as door:
+        await door.post("/queues/mail/pause")
+
+    async with open_sqlite(tmp_path / "jobs.db", sync="normal") as store, open_door(store) as door:
+        assert (await queues(door))["mail"]["paused"] is True
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume"])
+@pytest.mark.parametrize(
+    "name", ["a%20b", ".a", "a%00", "a%0A", "%C3%A9", "a" * 101, "a%5Cb", "%2e%2e", "'--"]
+)
+async def test_a_name_that_no_queue_can_have_is_refused(either_door, verb, name):
+    answer = await either_door.post(f"/queues/{name}/{verb}")
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert [fault["pointer"] for fault in answer.json()["faults"]] == ["?name"]
+    assert await queues(either_door) == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/queues"), ("POST", "/queues/a/pause"), ("POST", "/queues/a/resume")]
+)
+async def test_a_store_that_refuses_is_told_with_503(method, path):
+    store = Breakable()
+    async with open_door(store) as door:
+        store.refuses = True
+        answer = await door.request(method, path)
+        store.refuses = False
+
+        assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
+        assert answer.headers["retry-after"] == "1"

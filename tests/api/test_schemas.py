@@ -1,0 +1,121 @@
+"""What goes over the wire: times, and how a job is shown."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobpipe.api.answers import encode
+from jobpipe.api.enqueue import LATEST
+from jobpipe.api.schemas import EnqueueRequest, job_view, rfc3339
+from jobpipe.job import AttemptRecord, Backoff, Job, JobError, Options, Outcome, Status
+
+JOB = Job(
+    id="a",
+    kind="echo",
+    queue="default",
+    status=Status.DONE,
+    priority=0,
+    payload=b'{"x":1}',
+    result=b"[2]",
+    error=JobError("Oops", "it broke", "Traceback"),
+    attempt=1,
+    max_retries=3,
+    created_at=1_700_000_000.0,
+    run_at=1_700_000_000.25,
+    started_at=1_700_000_001.0,
+    finished_at=1_700_000_002.0,
+    options=Options(timeout=1.5, backoff=Backoff(), on_crash="fail", tags=("a", "b")),
+    attempts=(AttemptRecord(number=1, claim=7, node="n1", started_at=1_700_000_001.0, outcome=Outcome.DONE),),
+)
+
+
+def shown(job, **how):
+    return json.loads(encode(job_view(job, **how)))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "1970-01-01T00:00:00.000Z"),
+        (1_700_000_000.123, "2023-11-14T22:13:20.123Z"),
+        (1_700_000_000.999, "2023-11-14T22:13:20.999Z"),
+        (-62_135_596_800.0, "0001-01-01T00:00:00.000Z"),
+        (LATEST, "9999-12-31T23:59:59.000Z"),
+    ],
+)
+def test_times_are_rfc_3339_in_utc_with_milliseconds(seconds, text):
+    assert rfc3339(seconds) == text
+
+
+@given(st.integers(0, int(LATEST) * 1000))
+def test_a_time_survives_its_way_through_json(milliseconds):
+    told = rfc3339(round(milliseconds / 1000, 3))
+
+    since = datetime.fromisoformat(told) - datetime(1970, 1, 1, tzinfo=UTC)
+    assert since == timedelta(milliseconds=milliseconds)
+
+
+def test_a_job_is_shown_whole():
+    assert shown(JOB) == {
+        "id": "a",
+        "kind": "echo",
+        "queue": "default",
+        "status": "done",
+        "priority": 0,
+        "payload": {"x": 1},
+        "result": [2],
+        "error": {"type": "Oops", "message": "it broke", "traceback": "Traceback"},
+        "attempt": 1,
+        "max_retries": 3,
+        "timeout": 1.5,
+        "backoff": {"base": 1.0, "factor": 2.0, "cap": 3600.0, "jitter": "full"},
+        "on_crash": "fail",
+        "tags": ["a", "b"],
+        "created_at": "2023-11-14T22:13:20.000Z",
+        "run_at": "2023-11-14T22:13:20.250Z",
+        "started_at": "2023-11-14T22:13:21.000Z",
+        "finished_at": "2023-11-14T22:13:22.000Z",
+        "expires_at": None,
+        "attempts": [
+            {
+                "number": 1,
+                "claim": 7,
+                "node": "n1",
+                "started_at": "2023-11-14T22:13:21.000Z",
+                "finished_at": None,
+                "outcome": "done",
+                "error": None,
+            }
+        ],
+    }
+
+
+def test_in_a_list_a_job_is_shown_without_its_content_and_attempts():
+    assert set(shown(JOB)) - set(shown(JOB, content=False, attempts=False)) == {
+        "payload",
+        "result",
+        "attempts",
+    }
+    assert set(shown(JOB)) - set(shown(JOB, attempts=False)) == {"attempts"}
+
+
+def test_a_job_without_a_result_is_shown_with_null():
+    assert shown(msgspec.structs.replace(JOB, result=None))["result"] is None
+
+
+@pytest.mark.parametrize(
+    "content", [b"1e2", b'"\xc3\xa9"', b"123456789012345678901234567890", b'{"b":1,"a":2}']
+)
+def test_a_payload_is_shown_byte_by_byte_as_it_is_stored(content):
+    assert content in encode(job_view(msgspec.structs.replace(JOB, payload=content, result=content)))
+
+
+def test_a_request_can_say_what_a_job_shows():
+    """What may be asked for is shown again under the same name."""
+    asked = {field.encode_name for field in msgspec.structs.fields(EnqueueRequest)}
+
+    assert asked - set(shown(JOB)) == {"delay"}

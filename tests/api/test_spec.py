@@ -1,0 +1,456 @@
+"""`/openapi.json`: valid, whole, and what the routes really answer. `/docs`: all of it comes from this node."""
+
+import hashlib
+import json
+import re
+from importlib.resources import files
+
+import httpx
+import jsonschema  # type: ignore[import-untyped]  # it has no types
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from jobpipe.api import problems, schemas
+from jobpipe.api.problems import Code
+from jobpipe.job import JobError
+from jobpipe.version import VERSION
+from tests.api.door import Breakable, open_door
+
+CROSS_SITE = {"Sec-Fetch-Site": "cross-site"}
+NDJSON = {"Content-Type": "application/x-ndjson"}
+
+AMONG_NO_OPERATION = {Code.BAD_REQUEST, Code.NOT_FOUND, Code.METHOD_NOT_ALLOWED}
+"""These answer what no operation is."""
+
+
+class Spec:
+    """What the spec says of an answer."""
+
+    def __init__(self, document):
+        self.document, self.schemas = document, document["components"]["schemas"]
+        self.operations = {
+            (method, path): operation
+            for path, methods in document["paths"].items()
+            for method, operation in methods.items()
+        }
+
+    def operation(self, request):
+        path = request.url.path
+        for (method, template), operation in self.operations.items():
+            if method == request.method.lower() and re.fullmatch(re.sub(r"{\w+}", "[^/]+", template), path):
+                return operation
+        raise AssertionError(f"no operation for {request.method} {path}")
+
+    def documented(self):
+        """Each operation with each status and, where that is a problem, each code."""
+        return {
+            (operation["operationId"], int(status), code)
+            for operation in self.operations.values()
+            for status, answer in operation["responses"].items()
+            for code in _codes(answer)
+        }
+
+    def checked(self, response):
+        """The operation, status and code of an answer, when it is as the spec says; fails when it is not."""
+        operation = self.operation(response.request)
+        where = (response.request.method, str(response.request.url), response.status_code, response.text)
+        assert str(response.status_code) in operation["responses"], where
+        answer = operation["responses"][str(response.status_code)]
+        kind = response.headers.get("content-type", "").partition(";")[0]
+        assert kind in answer.get("content", {"": None}), where
+        assert {name.lower() for name in answer.get("headers", ())} <= set(response.headers), where
+        for value, schema in _values(kind, response, answer):
+            jsonschema.Draft202012Validator({**schema, "components": {"schemas": self.schemas}}).validate(
+                value
+            )
+        code = response.json()["code"] if kind == "application/problem+json" else None
+        assert code in _codes(answer), where
+        return operation["operationId"], response.status_code, code
+
+
+def _codes(answer):
+    return answer.get("content", {}).get("application/problem+json", {}).get("examples", [None])
+
+
+def _values(kind, response, answer):
+    """The JSON values of an answer, each with its schema."""
+    if kind == "application/x-ndjson":
+        schema = answer["content"][kind]["x-itemSchema"]
+        return [(json.loads(line), schema) for line in response.text.splitlines()]
+    if kind in ("application/json", "application/problem+json"):
+        return [(response.json(), answer["content"][kind]["schema"])]
+    return []
+
+
+def _nodes(value):
+    """Every object in a JSON value."""
+    match value:
+        case dict():
+            yield value
+            for inner in value.values():
+                yield from _nodes(inner)
+        case list():
+            for inner in value:
+                yield from _nodes(inner)
+
+
+async def _spec_of(door):
+    return Spec((await door.get("/openapi.json")).json())
+
+
+@pytest.fixture
+async def spec(door):
+    return await _spec_of(door)
+
+
+# What the spec is
+
+
+async def test_spec_is_valid_openapi(spec):
+    assert list(OpenAPIV31SpecValidator(spec.document).iter_errors()) == []
+
+
+async def test_spec_names_the_version_and_the_license(spec):
+    info = spec.document["info"]
+
+    assert (info["title"], info["version"]) == ("jobpipe", VERSION)
+    assert info["license"] == {"name": "MIT", "identifier": "MIT"}
+
+
+async def test_every_reference_leads_to_a_schema_and_every_schema_is_used(spec):
+    references = {node["$ref"] for node in _nodes(spec.document) if "$ref" in node}
+
+    assert references == {f"#/components/schemas/{name}" for name in spec.schemas}
+
+
+async def test_schemas_are_those_of_the_structs_of_the_wire(spec):
+    """Made in one go, in which two structs of one name would get longer names."""
+    structs = [
+        struct
+        for room in (schemas, problems)
+        for struct in vars(room).values()
+        if isinstance(struct, type)
+        and issubclass(struct, msgspec.Struct)
+        and struct.__module__ == room.__name__
+    ]
+    _, made = msgspec.json.schema_components([*structs, JobError], ref_template="#/components/schemas/{name}")
+    components = json.loads(msgspec.json.encode(made))
+    queries = {"WaitQuery", "ListQuery"}  # written as parameters
+
+    assert spec.schemas == {name: schema for name, schema in components.items() if name not in queries}
+
+
+async def test_every_route_and_method_is_in_the_spec(door, spec):
+    """But for the way to the page and its files; Quart itself adds HEAD and OPTIONS to every route."""
+    routes = {
+        (method.lower(), re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule))
+        for rule in door.app._app.url_map.iter_rules()
+        for method in rule.methods - {"HEAD", "OPTIONS"}
+    }
+
+    assert routes - {("get", "/"), ("get", "/static/{filename}")} == set(spec.operations)
+
+
+async def test_every_operation_has_a_name_a_summary_a_tag_and_words_for_everything(spec):
+    tags = {tag["name"] for tag in spec.document["tags"]}
+    names = [operation["operationId"] for operation in spec.operations.values()]
+
+    assert len(set(names)) == len(names)
+    for operation in spec.operations.values():
+        assert operation["summary"]
+        assert set(operation["tags"]) <= tags
+        assert all(answer["description"] for answer in operation["responses"].values())
+        assert all(parameter["description"] for parameter in operation["parameters"])
+
+
+async def test_every_problem_is_an_answer_of_some_operation_with_its_own_status(spec):
+    examples = [
+        (status, code, example["value"])
+        for operation in spec.operations.values()
+        for status, answer in operation["responses"].items()
+        for code, example in answer.get("content", {})
+        .get("application/problem+json", {})
+        .get("examples", {})
+        .items()
+    ]
+
+    assert {code for _, code, _ in examples} == {code.value for code in set(Code) - AMONG_NO_OPERATION}
+    assert [one for one in examples if one[:2] != (str(one[2]["status"]), one[2]["code"])] == []
+
+
+async def test_every_example_of_a_body_fits_its_schema(spec):
+    bodies = [node for node in _nodes(spec.document["paths"]) if "schema" in node and "examples" in node]
+
+    assert len(bodies) > len(spec.operations)
+    for body in bodies:
+        for example in body["examples"].values():
+            schema = {**body["schema"], "components": {"schemas": spec.schemas}}
+            jsonschema.Draft202012Validator(schema).validate(example["value"])
+
+
+async def test_query_parameters_have_their_types_bounds_and_defaults(spec):
+    parameters = {one["name"]: one["schema"] for one in spec.operations["get", "/jobs"]["parameters"]}
+
+    assert parameters["limit"] == {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}
+    assert parameters["status"] == {"$ref": "#/components/schemas/Status"}
+    assert parameters["created_after"] == {"type": "string", "format": "date-time"}
+    assert parameters["payload"] == {"type": "boolean", "default": False}
+
+
+async def test_path_parameters_have_their_patterns(spec):
+    (job_id,) = spec.operations["post", "/jobs/{job_id}/retry"]["parameters"]
+    (name,) = spec.operations["post", "/queues/{name}/pause"]["parameters"]
+
+    assert (job_id["name"], job_id["in"], job_id["required"]) == ("job_id", "path", True)
+    assert re.search(job_id["schema"]["pattern"], "a/b") is None
+    assert re.search(name["schema"]["pattern"], "mail.out")
+
+
+async def test_bulk_takes_an_array_and_a_stream(spec):
+    operation = spec.operations["post", "/enqueue/bulk"]
+
+    assert set(operation["requestBody"]["content"]) == {"application/json", "application/x-ndjson"}
+    assert set(operation["responses"]["202"]["content"]) == {"application/json"}
+    assert set(operation["responses"]["200"]["content"]) == {"application/x-ndjson"}
+
+
+# What the routes answer
+
+
+async def _with_jobs(door):
+    """Answers of a node at work; `a` has ended, `held` runs."""
+    for path in ("/enqueue", "/enqueue/bulk"):
+        yield await door.post(path, content=b"[")
+        yield await door.post(path, json={"max_retry": 3})
+        yield await door.post(path, content=b" " * 3000)
+        yield await door.post(path, content=b"x", headers={"Content-Type": "text/plain"})
+        yield await door.post(path, json={}, headers=CROSS_SITE)
+    yield await door.enqueue(id="a")
+    await door.ended("a")
+    yield await door.enqueue(id="a")
+    yield await door.enqueue(id="a", payload=1)
+    yield await door.post("/enqueue/bulk", json=[{"id": "a"}, {"id": "later", "delay": 1000}])
+    yield await door.post("/enqueue/bulk", json=[{"id": "a", "payload": 1}])
+    yield await door.post(
+        "/enqueue/bulk", content=b'{"id":"s"}\nwrong\n{"id":"a","payload":1}', headers=NDJSON
+    )
+    await door.enqueue(id="held", kind="play", payload="hold, then clean up")
+    await door.enqueue(id="failed", kind="play", payload="fail")
+    await door.ended("failed")
+    yield await door.get("/jobs/a")
+    yield await door.get("/jobs/failed")
+    yield await door.get("/jobs/held")
+    yield await door.get("/jobs/none")
+    yield await door.get("/jobs/a?wait=long")
+    yield await door.get("/jobs")
+    yield await door.get("/jobs?payload=true&limit=1")
+    yield await door.get("/jobs?limit=0")
+    for job_id in ("none", "a", "later", "held"):
+        yield await door.post(f"/jobs/{job_id}/cancel")
+    yield await door.post("/jobs/a/cancel?wait=long")
+    for job_id in ("none", "a", "held"):
+        yield await door.post(f"/jobs/{job_id}/retry")
+    await door.ended("a")
+    for job_id in ("none", "a", "held"):
+        yield await door.delete(f"/jobs/{job_id}")
+    yield await door.get("/queues")
+    for verb in ("pause", "resume"):
+        yield await door.post(f"/queues/default/{verb}")
+        yield await door.post(f"/queues/-/{verb}")
+        yield await door.post(f"/queues/default/{verb}", headers=CROSS_SITE)
+        yield await door.post(f"/jobs/held/{'cancel' if verb == 'pause' else 'retry'}", headers=CROSS_SITE)
+    yield await door.delete("/jobs/held", headers=CROSS_SITE)
+    for path in ("/health", "/openapi.json", "/docs"):
+        yield await door.get(path)
+    door.stage.cleaned.set()
+
+
+async def _full(door):
+    await door.enqueue(id="first", delay=1000)
+    yield await door.enqueue(id="second", delay=1000)
+    yield await door.post("/enqueue/bulk", json=[{"id": "second", "delay": 1000}])
+
+
+async def _draining(door):
+    door.node.drain()
+    yield await door.enqueue(id="a")
+    yield await door.post("/enqueue/bulk", json=[{"id": "a"}])
+    yield await door.get("/health")
+
+
+async def _broken(door):
+    door.store.refuses = True
+    yield await door.enqueue(id="a")
+    yield await door.post("/enqueue/bulk", json=[{"id": "a"}])
+    for path in ("/jobs/a", "/jobs", "/queues", "/health"):
+        yield await door.get(path)
+    for path in ("/jobs/a/cancel", "/jobs/a/retry", "/queues/default/pause", "/queues/default/resume"):
+        yield await door.post(path)
+    yield await door.delete("/jobs/a")
+    door.store.refuses = False
+
+
+async def test_routes_answer_all_that_the_spec_says_and_nothing_else(autojump_clock):
+    """Every status and every problem of every operation is provoked, but for faults of jobpipe itself."""
+    documented, seen = set(), set()
+    for answers, store, limits in (
+        (_with_jobs, None, {"max_body": 2000}),
+        (_full, None, {"max_backlog": 1}),
+        (_draining, None, {}),
+        (_broken, Breakable(), {}),
+    ):
+        async with open_door(store, **limits) as door:
+            spec = await _spec_of(door)
+            documented |= spec.documented()
+            seen |= {spec.checked(response) async for response in answers(door)}
+
+    assert {one for one in documented - seen if one[1:] != (500, "internal")} == set()
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def _fitting(spec, schema):
+    """Values that a schema allows, or nearly."""
+    if "$ref" in schema:
+        return _fitting(spec, spec.schemas[schema["$ref"].rpartition("/")[2]])
+    if "anyOf" in schema:
+        return st.one_of([_fitting(spec, one) for one in schema["anyOf"]])
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    if schema.get("type") == "array":
+        return st.lists(_fitting(spec, schema["items"]), max_size=3)
+    if schema.get("type") == "object":
+        fields = {name: _fitting(spec, one) for name, one in schema["properties"].items()}
+        return st.fixed_dictionaries({}, optional=fields)
+    return _plain(schema)
+
+
+def _plain(schema):
+    near = {
+        "min_value": schema.get("minimum", -1) - 1,
+        "max_value": min(schema.get("maximum", 100), 10**6) + 1,
+    }
+    match schema:
+        case {"type": "integer"}:
+            return st.integers(**near)
+        case {"type": "number"}:
+            return st.floats(**near)
+        case {"type": "string", "format": "date-time"}:
+            return st.datetimes().map(lambda time: f"{time.isoformat()}Z")
+        case {"type": "string", "pattern": pattern}:
+            return st.sampled_from(["a", "b", "echo", "default"]) | st.from_regex(pattern)
+        case _:
+            return ANY_JSON
+
+
+def _text(value):
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _draw_request(data, spec):
+    """A request for some operation, as the spec tells to send it, or with something of it wrong."""
+    (method, path), operation = data.draw(
+        st.sampled_from(sorted(spec.operations.items(), key=lambda one: one[0]))
+    )
+    query = {}
+    for parameter in operation["parameters"]:
+        if parameter["in"] == "path":
+            path = path.replace(
+                f"{{{parameter['name']}}}", data.draw(st.sampled_from(["a", "b", "none", "%20"]))
+            )
+        elif data.draw(st.booleans()):
+            query[parameter["name"]] = _text(data.draw(_fitting(spec, parameter["schema"]) | st.text()))
+    if "requestBody" not in operation:
+        return httpx.Request(method, f"http://test{path}", params=query)
+    kind, content = data.draw(st.sampled_from(sorted(operation["requestBody"]["content"].items())))
+    values = _fitting(spec, content["schema"]) if kind == "application/json" else st.just("")
+    lines = _fitting(spec, content.get("x-itemSchema", {})) | ANY_JSON
+    body = json.dumps(data.draw(values | ANY_JSON)) if kind == "application/json" else ""
+    if kind == "application/x-ndjson":
+        body = "\n".join(json.dumps(line) for line in data.draw(st.lists(lines, max_size=4)))
+    return httpx.Request(
+        method, f"http://test{path}", params=query, content=body, headers={"Content-Type": kind}
+    )
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+async def test_whatever_is_sent_is_answered_as_the_spec_says(autojump_clock, data):
+    async with open_door() as door:
+        spec = await _spec_of(door)
+        await door.enqueue(id="a")
+        await door.enqueue(id="b", delay=1000)
+        for _ in range(5):
+            spec.checked(await door.send(_draw_request(data, spec)))
+
+
+# The page and its files
+
+
+async def test_home_leads_to_the_page(door):
+    response = await door.get("/")
+
+    assert (response.status_code, response.headers["location"]) == (302, "/docs")
+
+
+async def test_page_and_its_files_refer_to_nothing_of_another_host(door):
+    page = await door.get("/docs")
+    named = re.findall(r'(?:src|href|data-spec)="([^"]*)"', page.text)
+    answers = [await door.get(url) for url in named]
+
+    assert len(named) >= 6
+    assert [url for url in named if not url.startswith("/") or url.startswith("//")] == []
+    assert {answer.status_code for answer in answers} == {200}
+    assert "<script>" not in page.text
+
+
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/static/docs.js", "/"])
+async def test_page_and_its_files_come_with_headers_that_lock_others_out(door, path):
+    headers = (await door.get(path)).headers
+
+    assert "default-src 'self'" in headers["content-security-policy"]
+    assert "unsafe" not in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+
+
+async def test_static_files_are_kept_by_the_browser_and_asked_for_by_version(door):
+    page = await door.get("/docs")
+    first = await door.get("/static/docs.css")
+    again = await door.get("/static/docs.css", headers={"If-None-Match": first.headers["etag"]})
+
+    assert page.headers["cache-control"] == "no-cache"
+    assert f'"/static/docs.css?v={VERSION}"' in page.text
+    assert first.headers["cache-control"] == "public, max-age=86400"
+    assert (again.status_code, again.content) == (304, b"")
+
+
+@pytest.mark.parametrize(
+    "path", ["/static/none.js", "/static/../app.py", "/static/..%2Fapp.py", "/static/%2e%2e/app.py"]
+)
+async def test_what_is_no_static_file_is_not_found(door, path):
+    response = await door.get(path)
+
+    assert (response.status_code, response.json()["code"]) == (404, "not_found")
+
+
+def test_vendored_files_are_those_of_the_release():
+    folder = files("jobpipe.api") / "static" / "swagger-ui"
+    sums = re.findall(r"^([0-9a-f]{64})  (\S+)$", (folder / "VENDORED.txt").read_text(), re.MULTILINE)
+
+    assert {name for _, name in sums} == {file.name for file in folder.iterdir()} - {"VENDORED.txt"}
+    assert [
+        name for known, name in sums if hashlib.sha256((folder / name).read_bytes()).hexdigest() != known
+    ] == []
