@@ -42,23 +42,36 @@ async def run_service(settings: Settings) -> int:
     The first SIGINT or SIGTERM drains; after `GRACE` seconds, or at the second signal, active jobs are cancelled
     and handed back. Raises `JobpipeError` when the service cannot start.
     """
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, closing(_listen(settings)) as listener:
+    with (
+        trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals,
+        closing(_listen(settings)) as listener,
+    ):
         registry = load(settings.handlers)
         async with open_store(settings.store, settings.sync) as store:
             node, drained = Node(settings, store, registry, WallClock()), trio.Event()
             async with trio.open_nursery() as front:
-                front.start_soon(_obey, signals, node)
-                rescued: Sequence[Rescued] = await front.start(_run_node, node, drained)
+                rescued: Sequence[Rescued] = await front.start(_run_node, node, signals, drained)
                 address = listener.getsockname()
                 front.start_soon(_serve, node, listener, drained, front.cancel_scope)
                 _announce(node, address, rescued)
                 await drained.wait()
                 _leave_in_the_end()
+                await _another(signals)
+                os._exit(0)  # only clients are left: nothing is lost
     return 0
 
 
-async def _run_node(node: Node, drained: trio.Event, *, task_status: trio.TaskStatus[Sequence[Rescued]]) -> None:
-    await node.run(task_status=task_status)
+async def _run_node(
+    node: Node,
+    signals: AsyncIterator[int],
+    drained: trio.Event,
+    *,
+    task_status: trio.TaskStatus[Sequence[Rescued]],
+) -> None:
+    async with trio.open_nursery() as keepers:
+        keepers.start_soon(_obey, signals, node)
+        await node.run(task_status=task_status)
+        keepers.cancel_scope.cancel()
     log.info("drained", **node.account())
     drained.set()
 
@@ -83,9 +96,11 @@ def _leave_in_the_end() -> None:
 
 
 async def _obey(signals: AsyncIterator[int], node: Node) -> None:
-    """Drain at the first signal, stop at the second or when the grace is over, give up at the third or after the cleanup."""
+    """Drain at the first signal, stop at the second or after the grace, give up at the third or after the cleanup."""
     name = signal.Signals(await anext(signals)).name
-    log.info(f"{name}: draining; once more to stop at once", running=node.attempts.busy, grace=node.settings.grace)
+    log.info(
+        f"{name}: draining; once more to stop at once", running=node.attempts.busy, grace=node.settings.grace
+    )
     node.drain()
     with trio.move_on_after(node.settings.grace):
         await _another(signals)
@@ -97,7 +112,7 @@ async def _obey(signals: AsyncIterator[int], node: Node) -> None:
 
 
 async def _another(signals: AsyncIterator[int]) -> None:
-    """Wait for one more signal. What follows within `ECHO` seconds is the same one, sent to the process and to its group."""
+    """Wait for one more signal: within `ECHO` seconds it is the same one, sent to the process and to its group."""
     begun = trio.current_time()
     async for _ in signals:
         if trio.current_time() - begun > ECHO:
@@ -107,7 +122,9 @@ async def _another(signals: AsyncIterator[int]) -> None:
 async def _abandon(node: Node) -> None:
     """Some handlers do not end although they were cancelled: name them, hand their jobs back, and leave."""
     abandoned: Sequence[Attempt] = node.attempts.abandon()
-    await node.settle_up()
+    # Shielded: a handler that ends after all would end the node, and with it this.
+    with trio.CancelScope(shield=True):
+        await node.settle_up()
     log.error("abandoned: these handlers ignored their cancel", **node.account(abandoned))
     os._exit(STUCK)
 
@@ -122,7 +139,9 @@ def _listen(settings: Settings) -> socket.socket:
         )
     except OSError as error:
         where = f"{settings.host}:{settings.port}"
-        raise SettingsError(f"cannot listen on {where} ({error.strerror}): set HOST and PORT to a free address") from error
+        raise SettingsError(
+            f"cannot listen on {where} ({error.strerror}): set HOST and PORT to a free address"
+        ) from error
 
 
 def _announce(node: Node, address: tuple[Any, ...], rescued: Sequence[Rescued]) -> None:

@@ -33,11 +33,13 @@ class Attempt:
     def __init__(self, job: Claimed) -> None:
         self.job = job
         self.scope = trio.CancelScope()
+        self.taken = False
+        """whether a worker has it; else it waits in the channel"""
         self.started_at: float | None = None
         self.reason: Reason | None = None
 
     def stop(self, reason: Reason) -> None:
-        """Cancel the handler, whether it runs already or not; the first reason counts."""
+        """Cancel the handler, or keep it from beginning; the first reason counts."""
         if self.reason is None:
             self.reason = reason
             self.scope.cancel()
@@ -52,13 +54,20 @@ class Attempts:
     """Every attempt of this node, and how one is performed."""
 
     def __init__(
-        self, ledger: Ledger, registry: Registry, clock: Clock, *, threads: int, max_result: int, rng: random.Random
+        self,
+        ledger: Ledger,
+        registry: Registry,
+        clock: Clock,
+        *,
+        threads: int,
+        max_result: int,
+        rng: random.Random,
     ) -> None:
         self._ledger, self._registry, self._clock, self._rng = ledger, registry, clock, rng
         self._max_result = max_result
         # Handlers that are not async run in threads under a limiter of their own: a worker each, so nobody waits.
         self._threads = trio.CapacityLimiter(threads)
-        self._held: dict[int, Attempt] = {}
+        self._held: dict[tuple[int, int], Attempt] = {}
         self._by_id: dict[str, Attempt] = {}
         self.tally: Counter[Outcome | None] = Counter()
         """how many attempts ended in each outcome; None: handed back without having begun"""
@@ -80,27 +89,32 @@ class Attempts:
     def hold(self, job: Claimed) -> None:
         """Take a claimed job over; from now on it can be stopped."""
         attempt = Attempt(job)
-        self._held[job.seq] = self._by_id[job.id] = attempt
+        self._held[job.seq, job.claim] = self._by_id[job.id] = attempt
 
     def stop(self, job_id: str, reason: Reason) -> None:
         """Cancel the attempt of a job, when this node holds it. Returns before its cleanup has ended."""
         if attempt := self._by_id.get(job_id):
-            attempt.stop(reason)
+            self._stop(attempt, reason)
 
     def stop_all(self, reason: Reason) -> None:
         """Cancel every attempt."""
         for attempt in self:
-            attempt.stop(reason)
+            self._stop(attempt, reason)
+
+    def _stop(self, attempt: Attempt, reason: Reason) -> None:
+        attempt.stop(reason)
+        if not attempt.taken:
+            self.hand_back(attempt.job)  # at once: a worker may be long in coming
 
     def hand_back(self, job: Claimed) -> None:
-        """Give a held job back unstarted, or as cancelled when somebody asked for that."""
-        attempt = self._held[job.seq]
-        self._settle(attempt, verdicts.CANCELLED if attempt.reason == "cancel" else verdicts.HANDED_BACK)
+        """Give a job back unstarted, or cancelled when somebody asked for that. One not held any more is left alone."""
+        if attempt := self._held.get((job.seq, job.claim)):
+            self._settle(attempt, verdicts.CANCELLED if attempt.reason == "cancel" else verdicts.HANDED_BACK)
 
     def release(self) -> None:
-        """Give everything back that no worker has begun: what a channel without receivers has dropped."""
+        """Give everything back that only waits in the channel, or that a channel without receivers has dropped."""
         for attempt in self:
-            if attempt.started_at is None:
+            if not attempt.taken:
                 self.hand_back(attempt.job)
 
     def abandon(self) -> list[Attempt]:
@@ -114,20 +128,23 @@ class Attempts:
         """Run one attempt and settle it. Whatever the handler does ends its attempt and nothing else.
 
         A cancel stops the handler, waits for its cleanup, settles the job as interrupted, and is raised on.
+        A job that was given back while it waited in the channel is passed over.
         """
-        attempt = self._held[job.seq]
+        if (attempt := self._held.get((job.seq, job.claim))) is None:
+            return
+        attempt.taken = True
         handler = self._registry.find(job.kind)
-        if attempt.reason is not None:
-            self.hand_back(job)
-        elif handler is None:
-            log.warning("no handler for a job: it waits", job=job.id, kind=job.kind, seconds=UNKNOWN_KIND_WAIT)
+        if handler is None:
+            log.warning(
+                "no handler for a job: it waits", job=job.id, kind=job.kind, seconds=UNKNOWN_KIND_WAIT
+            )
             self._settle(attempt, verdicts.unknown_kind(job.kind, UNKNOWN_KIND_WAIT))
         elif await self._start(attempt):
             self._settle(attempt, await self._run(attempt, handler), handler)
         await trio.lowlevel.checkpoint_if_cancelled()
 
     async def _start(self, attempt: Attempt) -> bool:
-        """Write that the attempt begins: before it does, where a crash must not leave that open; else a little later."""
+        """Write that the attempt begins: before it does, where a crash must not leave that open; else soon after."""
         job = attempt.job
         start = Start(job.seq, job.claim, attempt.number, self._clock.now())
         if job.rescued or job.options.on_crash == "fail":
@@ -150,6 +167,9 @@ class Attempts:
             raise
         if not held:
             self._forget(attempt)
+        elif attempt.reason is not None:  # stopped while that was written
+            self.hand_back(attempt.job)
+            return False
         return held
 
     async def _run(self, attempt: Attempt, handler: Handler) -> Verdict:
@@ -159,12 +179,17 @@ class Attempts:
         try:
             with attempt.scope:
                 return verdicts.returned(await self._call(attempt, handler), self._max_result)
-        except BaseException as error:  # noqa: BLE001 - SystemExit, groups, a foreign Cancelled: all end the attempt only
-            if (stopped := self._stopped(attempt)) is None:
-                return verdicts.raised(error)
-            rest = verdicts.without_cancelled(error)
-            return Verdict(stopped.outcome, error=verdicts.described(rest) if rest else None)
+        # SystemExit, groups, a foreign Cancelled: all end the attempt only. `perform` raises the worker's own cancel.
+        except BaseException as error:  # noqa: BLE001, ASYNC103 - see above
+            return self._judged(attempt, error)  # noqa: ASYNC104 - see above
         return self._stopped(attempt) or verdicts.timed_out(timeout)
+
+    def _judged(self, attempt: Attempt, error: BaseException) -> Verdict:
+        """The verdict on an attempt that ended with an exception; one that was stopped says what its cleanup raised."""
+        if (stopped := self._stopped(attempt)) is None:
+            return verdicts.raised(error)
+        rest = verdicts.without_cancelled(error)
+        return Verdict(stopped.outcome, error=None if rest is None else verdicts.described(rest))
 
     async def _call(self, attempt: Attempt, handler: Handler) -> Any:  # noqa: ANN401 - a handler may return anything
         job = attempt.job
@@ -193,6 +218,8 @@ class Attempts:
 
     def _settle(self, attempt: Attempt, verdict: Verdict, handler: Handler | None = None) -> None:
         job = attempt.job
+        if (job.seq, job.claim) not in self._held:
+            return  # it was abandoned; its handler ended after all
         written = verdicts.settlement(
             job,
             verdict,
@@ -207,17 +234,20 @@ class Attempts:
         if written.status is Status.FAILED and written.error is not None:
             error = written.error
             log.warning(
-                "job failed", job=job.id, kind=job.kind, attempt=attempt.number, error=f"{error.type}: {error.message}"
+                "job failed",
+                job=job.id,
+                kind=job.kind,
+                attempt=attempt.number,
+                error=f"{error.type}: {error.message}",
             )
 
     def _forget(self, attempt: Attempt) -> None:
-        self._held.pop(attempt.job.seq, None)
+        self._held.pop((attempt.job.seq, attempt.job.claim), None)
         if self._by_id.get(attempt.job.id) is attempt:
             del self._by_id[attempt.job.id]
 
     def _lost(self, seq: int, claim: int) -> None:
         """A write of an attempt matched no held row: somebody else has the job, so its run must end."""
         log.warning("a late write was refused: the job is not this attempt's any more", seq=seq, claim=claim)
-        attempt = self._held.get(seq)
-        if attempt is not None and attempt.job.claim == claim:
-            attempt.stop("lease")
+        if attempt := self._held.get((seq, claim)):
+            self._stop(attempt, "lease")

@@ -11,7 +11,9 @@ from jobpipe.store.base import Change, ControlStore
 class Control:
     """Writes a wish to the store, then acts on it here. Every method may raise `StoreUnavailable`: nothing was done."""
 
-    def __init__(self, store: ControlStore, ledger: Ledger, attempts: Attempts, events: Events, clock: Clock) -> None:
+    def __init__(
+        self, store: ControlStore, ledger: Ledger, attempts: Attempts, events: Events, clock: Clock
+    ) -> None:
         self._store, self._ledger, self._attempts = store, ledger, attempts
         self._events, self._clock = events, clock
 

@@ -1,6 +1,6 @@
 """What waits at the ledger: entries to be written with their receipts, and the wish for ready jobs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import msgspec
@@ -43,14 +43,17 @@ class Entry(Generic[W, R]):
 class Wish:
     """A standing wish for at most `limit` ready jobs: granted by the batch that first finds some."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, limit: int, hold: Callable[[Claimed], None]) -> None:
+        self.limit, self._hold = limit, hold
         self.jobs: Sequence[Claimed] = ()
         self.abandoned = False
         self.granted = trio.Event()
 
     def grant(self, jobs: Sequence[Claimed]) -> None:
         """Hand over the jobs."""
+        # Right here, before the asker wakes: a wish to cancel one of them must not fall between.
+        for job in jobs:
+            self._hold(job)
         self.jobs = jobs
         self.granted.set()
 
@@ -62,5 +65,5 @@ class Gathered(msgspec.Struct, frozen=True):
     adds: Sequence[Entry[Add, Sequence[Receipt]]]
     starts: Sequence[Entry[Start, bool]]
     renewals: Sequence[Entry[None, bool]]
-    noted: dict[int, Start]
+    noted: dict[tuple[int, int], Start]
     wish: Wish | None

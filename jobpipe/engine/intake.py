@@ -1,13 +1,11 @@
 """The one task that claims ready jobs and sends them down the channel."""
 
-import structlog
 import trio
 
 from jobpipe.engine.attempt import Attempts
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.queue import Queue
-
-log = structlog.get_logger("jobpipe")
+from jobpipe.store.base import Claimed
 
 
 class Intake:
@@ -25,11 +23,15 @@ class Intake:
             while True:
                 room = await self._queue.has_room()
                 self.ticks += 1
-                for job in await self._ledger.claim(room):
+                for job in await self._ledger.claim(room, self._hold):
                     # No await between the claim and the send: a cancel cannot fall between them.
-                    self._attempts.hold(job)
+                    self._queue.coming -= 1
                     try:
                         self._queue.send.send_nowait(job)
                     except (trio.WouldBlock, trio.BrokenResourceError):  # a worker that waited has gone
                         self._attempts.hand_back(job)
                 self.ticks += 1
+
+    def _hold(self, job: Claimed) -> None:
+        self._queue.coming += 1
+        self._attempts.hold(job)

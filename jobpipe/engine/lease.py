@@ -15,7 +15,7 @@ BEATS = 3
 """Renewals within the time of one lease."""
 
 SAFE = 5 / 6
-"""The share of the lease after which a node that could not renew it stops its attempts: the rest is for their cleanup."""
+"""The share of the lease after which a node that could not renew it stops its attempts; the rest is for cleanup."""
 
 RETRY = 0.2
 """Seconds between tries to renew while the store cannot write."""
@@ -26,7 +26,9 @@ log = structlog.get_logger("jobpipe")
 class Lease:
     """Keeps the node's lease. Renewals go through the ledger, and never wait behind handlers."""
 
-    def __init__(self, store: EngineStore, ledger: Ledger, attempts: Attempts, clock: Clock, node: str, seconds: float) -> None:
+    def __init__(
+        self, store: EngineStore, ledger: Ledger, attempts: Attempts, clock: Clock, node: str, seconds: float
+    ) -> None:
         self._store, self._ledger, self._attempts, self._clock = store, ledger, attempts, clock
         self._node, self._seconds = node, seconds
         self._renewed_at = 0.0
@@ -73,6 +75,7 @@ class Lease:
             except StoreError:
                 await trio.sleep(RETRY)
             else:
+                self._ledger.look()  # without a lease nothing was claimed
                 return
 
     async def _rescue_if_possible(self) -> None:

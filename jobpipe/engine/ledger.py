@@ -39,10 +39,11 @@ class Ledger:
 
     def __init__(self, store: EngineStore, node: str, clock: Clock, events: Events, lease: float) -> None:
         self._store, self._node, self._clock, self._events, self._lease = store, node, clock, events, lease
-        self._adds: dict[Entry[Add, Sequence[Receipt]], None] = {}
-        self._starts: dict[Entry[Start, bool], None] = {}
-        self._renewals: dict[Entry[None, bool], None] = {}
-        self._noted: dict[int, Start] = {}
+        # What waits, and how many new jobs each entry holds.
+        self._adds: dict[Entry[Add, Sequence[Receipt]], int] = {}
+        self._starts: dict[Entry[Start, bool], int] = {}
+        self._renewals: dict[Entry[None, bool], int] = {}
+        self._noted: dict[tuple[int, int], Start] = {}
         self._settlements: list[Settlement] = []
         self._wish: Wish | None = None
         self._maybe_ready = True
@@ -54,6 +55,8 @@ class Ledger:
         self.on_stale: Callable[[int, int], None] = lambda _seq, _claim: None
         self.waiting = 0
         """how many jobs wait in the store, as of the last batch"""
+        self.arriving = 0
+        """how many jobs were handed in and are not stored yet"""
         self.stale = 0
         """how many writes came too late and were dropped"""
         self.trouble: str | None = None
@@ -67,7 +70,7 @@ class Ledger:
 
         A cancel before the batch begins stores nothing; a later one leaves the jobs stored.
         """
-        return await self._written(self._adds, Add(jobs, atomic))
+        return await self._written(self._adds, Add(jobs, atomic), len(jobs))
 
     async def start(self, start: Start) -> bool:
         """Write that an attempt begins, and return once that survives a crash; False: the job is held no more."""
@@ -77,11 +80,11 @@ class Ledger:
         """Write with one of the next batches that an attempt has begun, unless it is over by then."""
         if not self._noted:
             self._wake()  # so that the wait for a batch to ride with begins
-        self._noted[start.seq] = start
+        self._noted[start.seq, start.claim] = start
 
     def settle(self, settlement: Settlement) -> None:
         """Write what became of a held job with the next batch. Its place is given up at once."""
-        self._noted.pop(settlement.seq, None)
+        self._noted.pop((settlement.seq, settlement.claim), None)
         self._settlements.append(settlement)
         self._wake()
 
@@ -89,12 +92,13 @@ class Ledger:
         """Renew the node's lease; False: it is lost. Raises `StoreUnavailable`."""
         return await self._written(self._renewals, None)
 
-    async def claim(self, limit: int) -> Sequence[Claimed]:
-        """Take at least one and at most `limit` ready jobs, as soon as there are some. One asker at a time.
+    async def claim(self, limit: int, hold: Callable[[Claimed], None]) -> Sequence[Claimed]:
+        """Take from one to `limit` (or `BATCH`) ready jobs, as soon as there are some. One asker at a time.
 
-        When the asker is cancelled, what was claimed for it is handed back with the next batch.
+        `hold` is called with each in the very step in which it is known to be claimed. When the asker is cancelled
+        before that, what is claimed for it is handed back with the next batch.
         """
-        wish = self._wish = Wish(limit)
+        wish = self._wish = Wish(min(limit, BATCH), hold)
         self._wake()
         try:
             await wish.granted.wait()
@@ -102,7 +106,6 @@ class Ledger:
             wish.abandoned = True
             if self._wish is wish:
                 self._wish = None
-            self.hand_back(wish.jobs)
             raise
         return wish.jobs
 
@@ -128,15 +131,11 @@ class Ledger:
         self._maybe_ready, self._next_due = True, -math.inf
         self._wake()
 
-    @property
-    def pending(self) -> int:
-        """How many adds wait to be stored."""
-        return len(self._adds)
-
     async def flushed(self) -> None:
-        """Return when everything handed in so far is written, or the store cannot write."""
-        while self._has_work() and self.trouble is None:
-            self._idle = trio.Event()
+        """Return when nothing waits to be written. As long as the store cannot write, something does."""
+        while self._has_work():
+            if self._idle.is_set():
+                self._idle = trio.Event()  # one for all who wait
             await self._idle.wait()
 
     # The writing task
@@ -157,14 +156,16 @@ class Ledger:
             if not self._has_work():
                 self._idle.set()
 
-    async def _written(self, queue: dict[Entry[W, R], None], what: W) -> R:
+    async def _written(self, queue: dict[Entry[W, R], int], what: W, jobs: int = 0) -> R:
         entry: Entry[W, R] = Entry(what)
-        queue[entry] = None
+        queue[entry] = jobs
+        self.arriving += jobs
         self._wake()
         try:
             return await entry.receipt()
         finally:
-            queue.pop(entry, None)  # still there: the waiter was cancelled before its batch began
+            # Still there: the waiter was cancelled before its batch began.
+            self.arriving -= queue.pop(entry, 0)
 
     def _wake(self) -> None:
         self._woken.set()
@@ -220,18 +221,18 @@ class Ledger:
 
     async def _put_off(self, entries: Gathered, error: StoreError) -> None:
         """The store did not take a batch: tell who waits, keep what must not be lost, and wait a little."""
+        self._arrived(entries)
         refusal = error if isinstance(error, StoreUnavailable) else StoreUnavailable(str(error))
         for entry in itertools.chain[Entry[Any, Any]](entries.adds, entries.starts, entries.renewals):
             entry.refuse(refusal)
         self._settlements[:0] = entries.batch.settlements
-        settled = {settlement.seq for settlement in self._settlements}
-        self._noted = {seq: start for seq, start in entries.noted.items() if seq not in settled} | self._noted
+        settled = {(settlement.seq, settlement.claim) for settlement in self._settlements}
+        self._noted = {key: start for key, start in entries.noted.items() if key not in settled} | self._noted
         if entries.wish is not None and not entries.wish.abandoned and self._wish is None:
             self._wish = entries.wish
         if self.trouble is None:
             log.error("the store cannot write; what is running is kept, and tried again", error=str(error))
         self.trouble = str(error)
-        self._idle.set()
         self._pause = min(LONGEST_PAUSE, self._pause * 2 or 0.1)
         await trio.sleep(self._pause)
 
@@ -240,6 +241,7 @@ class Ledger:
             log.info("the store writes again")
         self.trouble, self._pause = None, 0.0
         self.commits += 1
+        self._arrived(entries)
         self.waiting = receipts.waiting
         self._next_due = math.inf if receipts.next_due is None else receipts.next_due
         self._grant(entries.wish, receipts)
@@ -250,6 +252,9 @@ class Ledger:
         for start in entries.starts:
             start.hand((start.what.seq, start.what.claim) not in receipts.stale)
         self._tell(entries, receipts)
+
+    def _arrived(self, entries: Gathered) -> None:
+        self.arriving -= sum(len(add.what.jobs) for add in entries.adds)
 
     def _grant(self, wish: Wish | None, receipts: Receipts) -> None:
         """Hand claimed jobs to who wished for them, and judge whether more may be ready."""

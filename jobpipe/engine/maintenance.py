@@ -21,7 +21,7 @@ class Maintenance:
 
     async def run(self) -> None:
         """Prune for ever: a step at a time, so that nobody waits long for the writer."""
-        while True:
+        while True:  # noqa: ASYNC110 - nobody tells when a job is too old
             await trio.sleep(0 if await self._prune() == STEP else PERIOD)
 
     async def _prune(self) -> int:

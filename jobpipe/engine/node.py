@@ -6,6 +6,7 @@ import secrets
 import socket
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Literal
 
 import structlog
@@ -20,6 +21,7 @@ from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.maintenance import Maintenance
 from jobpipe.engine.queue import Queue
 from jobpipe.engine.worker import work
+from jobpipe.errors import StoreError
 from jobpipe.events import Events
 from jobpipe.handlers.registry import Registry
 from jobpipe.job import Outcome
@@ -58,7 +60,12 @@ class Node:
         self.phase: Phase = "starting"
         self.events = Events()
         self.ledger = Ledger(store, self.name, clock, self.events, settings.lease)
-        self.queue = Queue(self.ledger, size=settings.queue_size, max_backlog=settings.max_backlog)
+        self.queue = Queue(
+            self.ledger,
+            size=settings.queue_size,
+            refill=_refill(settings.queue_size, durable=store.durable),
+            max_backlog=settings.max_backlog,
+        )
         self.attempts = Attempts(
             self.ledger, registry, clock, threads=settings.workers, max_result=settings.max_body, rng=self.rng
         )
@@ -69,7 +76,9 @@ class Node:
         self._crew = trio.CancelScope()
         self._tally_at_drain: Counter[Outcome | None] = Counter()
 
-    async def run(self, *, task_status: trio.TaskStatus[Sequence[Rescued]] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, *, task_status: trio.TaskStatus[Sequence[Rescued]] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Run jobs until drained; started with the jobs that were taken back from dead nodes.
 
         Keepers outlive the crew, so that every outcome is written. Returns when nothing is held any more.
@@ -79,7 +88,8 @@ class Node:
         async with trio.open_nursery() as keepers:
             for keeper in (self.ledger.run, self.lease.run, self.maintenance.run):
                 keepers.start_soon(keeper)
-            self.phase = "running"
+            if self.phase == "starting":  # a signal may have come already
+                self.phase = "running"
             task_status.started(rescued)
             await self._run_crew()
             await self.settle_up()
@@ -93,7 +103,9 @@ class Node:
             async with trio.open_nursery() as crew:
                 for _ in range(self.settings.workers):
                     clone = self.queue.receive.clone()
-                    crew.start_soon(lambda end: work(end, self.queue, self.attempts, run_buffered=run_buffered), clone)
+                    crew.start_soon(
+                        lambda end: work(end, self.queue, self.attempts, run_buffered=run_buffered), clone
+                    )
                 self.queue.receive.close()
                 crew.start_soon(self.intake.run)
 
@@ -102,9 +114,12 @@ class Node:
         self.attempts.release()
         with trio.move_on_after(CLEANUP) as patience:
             await self.ledger.flushed()
+        if patience.cancelled_caught:
+            log.error(
+                "the last outcomes could not be written: those jobs run again", error=self.ledger.trouble
+            )
+        with trio.move_on_after(CLEANUP), suppress(StoreError):  # a lease that stays ends by itself
             await self.store.leave(self.name)
-        if patience.cancelled_caught or self.ledger.trouble:
-            log.error("the last outcomes could not be written: those jobs run again", error=self.ledger.trouble)
 
     def drain(self) -> None:
         """Take no new job, let active ones finish for `GRACE` seconds, then stop them."""
@@ -112,6 +127,8 @@ class Node:
             self.phase, self.queue.draining = "draining", True
             self._tally_at_drain = self.attempts.tally.copy()
             self.intake.scope.cancel()
+            if self.store.durable:
+                self.attempts.release()
             self._crew.deadline = trio.current_time() + self.settings.grace
 
     def stop(self) -> None:
@@ -128,6 +145,15 @@ class Node:
             "handed_back": handed_back,
             "abandoned": [f"{one.job.id} ({one.job.kind})" for one in abandoned],
         }
+
+
+def _refill(size: int, *, durable: bool) -> int:
+    """How much room there must be before more jobs are claimed.
+
+    Half of the channel, so that one commit pays for many; one place where the store is volatile, since a drain
+    runs only what is in the channel.
+    """
+    return max(1, size // 2) if durable else 1
 
 
 def _retention(settings: Settings) -> Retention:

@@ -13,10 +13,12 @@ from jobpipe.store.base import Claimed, Receipt
 class Queue:
     """Stores jobs through the ledger while there is room, and holds the ends of the channel."""
 
-    def __init__(self, ledger: Ledger, *, size: int, max_backlog: int) -> None:
-        self._ledger, self._size, self._max_backlog = ledger, size, max_backlog
+    def __init__(self, ledger: Ledger, *, size: int, refill: int, max_backlog: int) -> None:
+        self._ledger, self._size, self._refill, self._max_backlog = ledger, size, refill, max_backlog
         self.send, self.receive = trio.open_memory_channel[Claimed](size)
         self._took = trio.Event()
+        self.coming = 0
+        """how many jobs are claimed already and about to be sent down the channel"""
         self.draining = False
 
     async def enqueue(self, jobs: Sequence[NewJob], *, atomic: bool = False) -> Sequence[Receipt]:
@@ -27,14 +29,14 @@ class Queue:
         """
         if self.draining:
             raise Draining("this node is shutting down and takes no new job")
-        if self.waiting + self._ledger.pending + len(jobs) > self._max_backlog:
-            raise QueueFull(f"{self.waiting} jobs wait already, and MAX_BACKLOG allows {self._max_backlog}")
+        if (waiting := self.waiting + self._ledger.arriving) + len(jobs) > self._max_backlog:
+            raise QueueFull(f"{waiting} jobs wait already, and MAX_BACKLOG allows {self._max_backlog}")
         return await self._ledger.add(jobs, atomic=atomic)
 
     @property
     def waiting(self) -> int:
-        """How many jobs wait, in the store and in the channel."""
-        return self._ledger.waiting + self.send.statistics().current_buffer_used
+        """How many jobs wait, in the store, in the channel and between them."""
+        return self._ledger.waiting + self.coming + self.send.statistics().current_buffer_used
 
     def took(self) -> None:
         """A worker has taken a job out of the channel, or is about to wait for one."""
@@ -46,9 +48,8 @@ class Queue:
         return self._size - statistics.current_buffer_used + statistics.tasks_waiting_receive
 
     async def has_room(self) -> int:
-        """Wait until half of the channel is free (of one without a buffer: until a worker waits); returns the room."""
-        enough = max(1, self._size // 2)
-        while (room := self.room()) < enough:
+        """Wait until at least `refill` jobs can be sent; returns how many can."""
+        while (room := self.room()) < self._refill:
             self._took = trio.Event()
             await self._took.wait()
         return room

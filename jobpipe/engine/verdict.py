@@ -1,5 +1,6 @@
 """How an attempt ended, judged from what its handler returned or raised; and what becomes of the job. Pure."""
 
+import itertools
 import math
 import traceback
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ INTERRUPTED = Verdict(Outcome.INTERRUPTED)
 
 
 def returned(value: Any, max_result: int) -> Verdict:  # noqa: ANN401 - a handler may return anything
-    """Judge a return value: done, if JSON can hold it and it is not too large. To run again would not mend that: fail."""
+    """Judge a return value: done, if JSON can hold it and it is not too large; else fail, as no retry would help."""
     try:
         result = msgspec.json.encode(value)
         if b"null" in result and _holds_nan(msgspec.to_builtins(value)):
@@ -45,9 +46,8 @@ def returned(value: Any, max_result: int) -> Verdict:  # noqa: ANN401 - a handle
     except Exception as error:  # noqa: BLE001 - whatever stands in the value's way
         return _unfit(f"the handler returned what JSON can't hold: {_text(error)}")
     if len(result) > max_result:
-        return _unfit(
-            f"the handler returned {len(result)} bytes, and MAX_BODY allows {max_result}: store it and return where it is"
-        )
+        size = f"the handler returned {len(result)} bytes, and MAX_BODY allows {max_result}"
+        return _unfit(f"{size}: store it and return where it is")
     return Verdict(Outcome.DONE, result=result)
 
 
@@ -68,26 +68,34 @@ def _holds_nan(value: Any) -> bool:  # noqa: ANN401 - any JSON
 
 
 def raised(error: BaseException) -> Verdict:
-    """Judge an exception. In a group, as a nursery raises it, a `Fail` decides, and else a lone `Retry` or `Snooze`."""
-    leaves = list(_leaves(error))
-    word = next((leaf for leaf in leaves if isinstance(leaf, Fail)), leaves[0] if len(leaves) == 1 else error)
+    """Judge an exception. In a group, as a nursery raises it, a `Fail` decides, and else what is in it alone."""
+    word = next((leaf for leaf in _leaves(error) if isinstance(leaf, Fail)), _alone(error))
     match word:
         case Fail():
-            return Verdict(Outcome.FAIL, error=described(error))
+            return Verdict(Outcome.FAIL, error=described(error, word))
         case Retry(after=after):
-            return Verdict(Outcome.RETRY, error=described(error), after=_wait(after))
+            return Verdict(Outcome.RETRY, error=described(error, word), after=_wait(after))
         case Snooze(seconds=seconds):
             return Verdict(Outcome.SNOOZE, after=_wait(seconds) or 0.0)
         case _:
-            return Verdict(Outcome.RETRY, error=described(error))
+            return Verdict(Outcome.RETRY, error=described(error, word))
+
+
+def _alone(error: BaseException) -> BaseException:
+    """The one error in a group; of a group with several, the group."""
+    first, *others = itertools.islice(_leaves(error), 2)
+    return error if others else first
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for part in error.exceptions:
-            yield from _leaves(part)
-    else:
-        yield error
+    """The errors in a group, in order, however deep it nests; an error that is no group is its own leaf."""
+    left = [error]
+    while left:
+        one = left.pop()
+        if isinstance(one, BaseExceptionGroup):
+            left += reversed(one.exceptions)
+        else:
+            yield one
 
 
 def _wait(seconds: float | None) -> float | None:
@@ -99,37 +107,48 @@ def _wait(seconds: float | None) -> float | None:
 
 def timed_out(seconds: float) -> Verdict:
     """The attempt ran longer than it may."""
-    return Verdict(Outcome.RETRY, error=JobError("Timeout", f"the attempt ran longer than its timeout of {seconds:g} s"))
+    return Verdict(
+        Outcome.RETRY, error=JobError("Timeout", f"the attempt ran longer than its timeout of {seconds:g} s")
+    )
 
 
 def unknown_kind(kind: str, after: float) -> Verdict:
     """This node has no handler: put the job aside, unspent, until one is deployed."""
-    return Verdict(Outcome.SNOOZE, error=JobError("UnknownKind", f"no handler performs {kind!r} here"), after=after)
+    return Verdict(
+        Outcome.SNOOZE, error=JobError("UnknownKind", f"no handler performs {kind!r} here"), after=after
+    )
 
 
 def without_cancelled(error: BaseException) -> BaseException | None:
     """What an exception holds beside Trio's `Cancelled`, or None."""
-    if isinstance(error, trio.Cancelled):
+    if all(isinstance(leaf, trio.Cancelled) for leaf in _leaves(error)):
         return None
-    return error.split(trio.Cancelled)[1] if isinstance(error, BaseExceptionGroup) else error
+    try:
+        return error.split(trio.Cancelled)[1] if isinstance(error, BaseExceptionGroup) else error
+    except Exception:  # noqa: BLE001 - it nests too deep to be taken apart, or has its own idea of that
+        return error
 
 
-def described(error: BaseException) -> JobError:
-    """An error as it is kept: bounded, and whatever its own methods do."""
+def described(error: BaseException, word: BaseException | None = None) -> JobError:
+    """An error as it is kept: bounded, and whatever its own methods do.
+
+    Of a group the type and message are those of `word` (None: of what is in it alone), the traceback is of the whole.
+    """
+    word = _alone(error) if word is None else word  # whose truth may be anything
     try:
         # The outermost frames are jobpipe's own, from here to the handler.
         lines = traceback.TracebackException.from_exception(error, compact=True, limit=-30).format()
         trace = "".join(lines)
-    except Exception as other:  # noqa: BLE001 - an error that cannot even be shown
+    except BaseException as other:  # noqa: BLE001, ASYNC103 - an error that cannot even be shown, as in `_text`
         trace = f"(the traceback cannot be shown: {type(other).__name__})"
-    return JobError(type(error).__name__, _text(error), _bounded(trace))
+    return JobError(type(word).__name__, _text(word), _bounded(trace))
 
 
 def _text(error: BaseException) -> str:
     try:
-        return _clean(str(error))[:MESSAGE]
-    except Exception:  # noqa: BLE001 - an error that cannot even be shown
-        return "(the error cannot be shown)"
+        return _clean(str(error)[:MESSAGE])
+    except BaseException:  # noqa: BLE001, ASYNC103 - an error that cannot even be shown: its __str__ may raise SystemExit
+        return "(the error cannot be shown)"  # noqa: ASYNC104 - nothing is awaited here
 
 
 def _bounded(text: str) -> str:
@@ -145,7 +164,7 @@ def _clean(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def settlement(  # noqa: PLR0913 - the facts of one attempt
+def settlement(
     job: Claimed,
     verdict: Verdict,
     *,
@@ -156,7 +175,8 @@ def settlement(  # noqa: PLR0913 - the facts of one attempt
 ) -> Settlement:
     """What becomes of a job after an attempt: the one place that turns outcomes into statuses.
 
-    A retry counts as an attempt; a snooze, an interruption and a hand-back do not. `max_retries: 3` means at most four attempts.
+    A retry counts as an attempt; a snooze, an interruption and a hand-back do not.
+    `max_retries: 3` means at most four attempts.
     """
     number = job.attempt + 1
     outcome, status, attempt, run_at = verdict.outcome, Status.QUEUED, job.attempt, None

@@ -35,7 +35,10 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
 
     def typed(self, payload: Any) -> Any:  # noqa: ANN401 - a payload is any JSON
         """The payload as the type that the handler is annotated with; raises `msgspec.ValidationError`."""
-        return payload if self.payload_type is Any else msgspec.convert(payload, self.payload_type)
+        if self.payload_type is Any:
+            return payload
+        # str_keys: in JSON every key is a text, so that of a dict[int, ...] too.
+        return msgspec.convert(payload, self.payload_type, str_keys=True)
 
     def arguments(self, payload: bytes, context: Context) -> tuple[Any, ...]:
         """What the function is called with; raises `msgspec.ValidationError` when the payload does not fit."""
@@ -68,32 +71,47 @@ def handler(
     """
     asked = {"kind": kind, "timeout": timeout, "max_retries": max_retries, "backoff": backoff}
     try:
-        msgspec.convert(asked, _Asked, from_attributes=True)
-    except msgspec.ValidationError as error:
+        # By way of builtins, since the values of a ready-made Backoff would not be checked.
+        checked = msgspec.convert(msgspec.to_builtins(asked), _Asked)
+    except (msgspec.ValidationError, TypeError) as error:
         raise HandlerError(f"@handler({kind!r}): {error}") from None
 
     def mark(function: Function) -> Function:
-        setattr(function, _MARK, _described(function, asked))
+        setattr(function, _MARK, _described(function, msgspec.structs.asdict(checked)))
         return function
 
     return mark
 
 
 def _described(function: Callable[..., Any], asked: Mapping[str, Any]) -> Handler:
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise HandlerError(f"{function.__qualname__} yields: a handler returns its result")
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = list(inspect.signature(function).parameters.values())
     taken = [one for one in parameters if one.kind in positional]
     required = [one for one in parameters if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
     if not 1 <= len(taken) <= 2 or len(required) > len(taken):  # noqa: PLR2004 - payload and context
-        raise HandlerError(f"{function.__qualname__} must take the payload, and may take the context: nothing else")
-    hints = typing.get_type_hints(function, include_extras=True)
+        raise HandlerError(
+            f"{function.__qualname__} must take the payload, and may take the context: nothing else"
+        )
     return Handler(
         function=function,
         is_async=inspect.iscoroutinefunction(function),
         takes_context=len(taken) > 1,
-        payload_type=hints.get(taken[0].name, Any),
+        payload_type=_payload_type(function, taken[0].name),
         **asked,
     )
+
+
+def _payload_type(function: Callable[..., Any], parameter: str) -> Any:  # noqa: ANN401 - a type form has no type yet
+    try:
+        payload_type = typing.get_type_hints(function, include_extras=True).get(parameter, Any)
+        msgspec.json.Decoder(payload_type)
+    except (NameError, TypeError) as error:
+        raise HandlerError(
+            f"{function.__qualname__}: the type of its payload cannot be read from JSON: {error}"
+        ) from None
+    return payload_type
 
 
 class Registry:
@@ -120,7 +138,8 @@ def load(modules: Iterable[str]) -> Registry:
 
     Modules are looked up in the working directory too. Raises `HandlerError` when one cannot be imported.
     """
-    sys.path.append(str(Path.cwd()))
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     found: dict[int, Handler] = {}
     for name in (*SHIPPED, *modules):
         found |= {id(one): one for one in handlers_of(_imported(name))}
@@ -130,13 +149,15 @@ def load(modules: Iterable[str]) -> Registry:
 def _imported(name: str) -> types.ModuleType:
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise HandlerError(f"HANDLERS: cannot import {name!r} ({type(error).__name__}: {error})") from error
 
 
 def handlers_of(module: types.ModuleType) -> Sequence[Handler]:
     """The handlers that a module holds, in order of definition."""
-    return [mark for value in vars(module).values() if isinstance(mark := getattr(value, _MARK, None), Handler)]
+    # Static: to ask a proxy for an attribute, such as Flask's `request`, may raise anything.
+    marks = (inspect.getattr_static(value, _MARK, None) for value in vars(module).values())
+    return [mark for mark in marks if isinstance(mark, Handler)]
 
 
 def _where(one: Handler) -> str:

@@ -1,0 +1,436 @@
+"""The single writer: what is handed in together is written together, and nothing is lost."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from jobpipe.clock import VirtualClock
+from jobpipe.engine.ledger import BATCH, LONGEST_PAUSE, START_DELAY, Ledger
+from jobpipe.errors import StoreUnavailable
+from jobpipe.events import Events
+from jobpipe.job import Outcome, Status
+from jobpipe.store.base import Claimed, Settlement, Start
+from tests.engine.conftest import NOW, FaultyStore, new_job, turns
+
+
+def settlement(job: Claimed, status: Status = Status.DONE) -> Settlement:
+    outcome = Outcome.DONE if status is Status.DONE else None
+    return Settlement(
+        seq=job.seq,
+        id=job.id,
+        queue=job.queue,
+        claim=job.claim,
+        outcome=outcome,
+        status=status,
+        attempt=1,
+        number=1,
+        started_at=NOW,
+        settled_at=NOW,
+    )
+
+
+class Desk:
+    """A ledger at work, and those who ask it for something."""
+
+    def __init__(self, store: FaultyStore, asking: trio.Nursery) -> None:
+        self.store, self.asking, self.events = store, asking, Events()
+        self.ledger = Ledger(store, "n1", VirtualClock(NOW), self.events, lease=15)
+        self.held: list[Claimed] = []
+
+    async def claim(self, limit: int = 10) -> list[Claimed]:
+        return list(await self.ledger.claim(limit, self.held.append))
+
+    async def add(self, *ids: str) -> None:
+        await self.ledger.add([new_job(job_id) for job_id in ids])
+
+    async def status(self, job_id: str = "a") -> Status | None:
+        job = await self.store.get(job_id)
+        return None if job is None else job.status
+
+
+@asynccontextmanager
+async def at_work(*, errors: int = 0) -> AsyncIterator[Desk]:
+    """A ledger on its own, without a node around it."""
+    with capture_logs() as log:
+        async with trio.open_nursery() as keepers:
+            async with trio.open_nursery() as asking:
+                desk = Desk(FaultyStore(), asking)
+                await desk.store.join("n1", NOW, NOW + 15)
+                keepers.start_soon(desk.ledger.run)
+                await turns()  # its first look, for what may be due
+                desk.store.batches.clear()
+                yield desk
+                asking.cancel_scope.cancel()
+            await desk.ledger.flushed()
+            keepers.cancel_scope.cancel()
+
+    assert sum(line["log_level"] == "error" for line in log) == errors
+
+
+def sizes(desk: Desk) -> list[tuple[int, int, int]]:
+    """How many adds, settlements and starts each batch held."""
+    return [(len(batch.adds), len(batch.settlements), len(batch.starts)) for batch in desk.store.batches]
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+async def test_what_comes_while_a_commit_runs_shares_the_next_one(autojump_clock) -> None:
+    """A hundred askers, two transactions: one fsync pays for all that waits."""
+    async with at_work() as desk:
+        desk.store.before = trio.Event()
+        async with trio.open_nursery() as askers:
+            askers.start_soon(desk.add, "first")
+            await turns()
+            for number in range(100):
+                askers.start_soon(desk.add, str(number))
+            await turns()
+            desk.store.before.set()
+
+    assert sizes(desk) == [(1, 0, 0), (100, 0, 0)]
+
+
+async def test_a_job_is_claimed_by_the_very_commit_that_stores_it(autojump_clock) -> None:
+    """When somebody waits for work already."""
+    async with at_work() as desk:
+        desk.asking.start_soon(desk.claim)
+        await turns()
+        looked = len(desk.store.batches)
+        await desk.add("a")
+
+    assert [job.id for job in desk.held] == ["a"]
+    assert len(desk.store.batches) == looked + 1
+
+
+async def test_an_idle_ledger_leaves_the_store_alone(autojump_clock) -> None:
+    """One look for a wish, and then it sleeps until something is handed in."""
+    async with at_work() as desk:
+        desk.asking.start_soon(desk.claim)
+        await trio.sleep(1000)
+
+    assert [batch.claim for batch in desk.store.batches] == [10]
+
+
+async def test_a_ledger_wakes_when_a_job_is_due(autojump_clock) -> None:
+    """At its very time, and not before."""
+    async with at_work() as desk:
+        desk.asking.start_soon(desk.claim)
+        await desk.ledger.add([new_job("a", run_at=NOW + 500)])
+        begun = trio.current_time()
+        with trio.fail_after(1000):
+            while not desk.held:
+                await trio.testing.wait_all_tasks_blocked()
+                await trio.sleep(1)
+        waited = trio.current_time() - begun
+
+    assert 500 <= waited <= 502
+
+
+async def test_large_adds_are_spread_over_batches(autojump_clock) -> None:
+    """No transaction holds many more than a thousand new jobs, and an add stays whole."""
+    async with at_work() as desk:
+        desk.store.before = trio.Event()
+        async with trio.open_nursery() as askers:
+            askers.start_soon(desk.add, "first")
+            await turns()
+            for number in range(5):
+                askers.start_soon(desk.add, *(f"{number}-{one}" for one in range(400)))
+            askers.start_soon(desk.add, *(f"large-{one}" for one in range(2 * BATCH)))
+            await turns()
+            desk.store.before.set()
+        jobs = [[len(add.jobs) for add in batch.adds] for batch in desk.store.batches]
+
+    assert jobs[0] == [1]
+    assert sorted(size for batch in jobs for size in batch) == [1, 400, 400, 400, 400, 400, 2000]
+    assert all(len(batch) == 1 or sum(batch) <= BATCH for batch in jobs)
+    assert desk.ledger.waiting == 1 + 5 * 400 + 2 * BATCH
+
+
+async def test_many_outcomes_are_spread_over_batches(autojump_clock) -> None:
+    """At most a thousand in each, and the claims that hand them out are bounded too."""
+    async with at_work() as desk:
+        await desk.add(*map(str, range(2500)))
+        jobs = [job for _ in range(3) for job in await desk.claim(10_000)]
+        for job in jobs:
+            desk.ledger.settle(settlement(job))
+        await desk.ledger.flushed()
+        (queue,) = await desk.store.queues()
+
+    assert len(jobs) == 2500
+    assert [batch.claim for batch in desk.store.batches if batch.claim] == [BATCH] * 3
+    assert [count for _, count, _ in sizes(desk) if count] == [1000, 1000, 500]
+    assert queue.counts == {Status.DONE: 2500}
+
+
+# --- cancelled askers -------------------------------------------------------------------------------------------------
+
+
+async def test_an_asker_that_leaves_before_its_batch_is_taken_out(autojump_clock) -> None:
+    """Its job is not stored."""
+    async with at_work() as desk:
+        desk.store.before = trio.Event()
+        desk.asking.start_soon(desk.add, "first")
+        await turns()
+        async with trio.open_nursery() as leaving:
+            leaving.start_soon(desk.add, "a")
+            await turns()
+            arriving = desk.ledger.arriving
+            leaving.cancel_scope.cancel()
+        left = desk.ledger.arriving
+        desk.store.before.set()
+        await desk.ledger.flushed()
+        status = await desk.status("a")
+
+    assert (arriving, left, status) == (2, 1, None)
+    assert sizes(desk) == [(1, 0, 0)]
+
+
+async def test_an_asker_that_leaves_while_its_batch_is_written_leaves_its_job(autojump_clock) -> None:
+    """The whole job: a client that hangs up leaves one or none."""
+    async with at_work() as desk:
+        desk.store.before = trio.Event()
+        async with trio.open_nursery() as leaving:
+            leaving.start_soon(desk.add, "a")
+            await turns()
+            leaving.cancel_scope.cancel()
+        desk.store.before.set()
+        await desk.ledger.flushed()
+        status = await desk.status("a")
+
+    assert status is Status.QUEUED
+    assert desk.ledger.arriving == 0
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_a_claim_whose_asker_is_gone_is_handed_back(autojump_clock, moment) -> None:
+    """With the next batch, unspent, so that the next asker gets it; nobody was told to hold it."""
+    async with at_work() as desk:
+        await desk.add("a")
+        setattr(desk.store, moment, gate := trio.Event())
+        async with trio.open_nursery() as leaving:
+            leaving.start_soon(desk.claim)
+            await turns()
+            leaving.cancel_scope.cancel()
+        gate.set()
+        await desk.ledger.flushed()
+        job = await desk.store.get("a")
+        held = list(desk.held)
+        (again,) = await desk.claim()
+        desk.ledger.settle(settlement(again))
+
+    assert job is not None
+    assert (job.status, job.attempt, held) == (Status.QUEUED, 0, [])
+    assert (again.id, again.attempt, again.claim) == ("a", 0, job.claim + 1)
+
+
+async def test_an_asker_that_leaves_before_the_claim_is_written_takes_nothing(autojump_clock) -> None:
+    """And the next asker is served."""
+    async with at_work() as desk:
+        async with trio.open_nursery() as leaving:
+            leaving.start_soon(desk.claim)
+            await turns()
+            leaving.cancel_scope.cancel()
+        await desk.add("a")
+        job = await desk.store.get("a")
+        (again,) = await desk.claim()
+        desk.ledger.settle(settlement(again))
+
+    assert job is not None
+    assert job.claim == 0
+
+
+async def test_a_job_that_is_cancelled_in_the_moment_of_its_claim_does_not_wait_again(autojump_clock) -> None:
+    """The wish is in the store before the holder knows of the job, and is not lost."""
+    async with at_work() as desk:
+        desk.store.after = trio.Event()
+        desk.asking.start_soon(desk.claim)
+        desk.asking.start_soon(desk.add, "a")
+        await turns()
+        in_store = await desk.store.cancel(["a"], NOW)
+        desk.store.after.set()
+        await turns()
+        (job,) = desk.held
+        desk.ledger.settle(settlement(job, Status.QUEUED))
+        await desk.ledger.flushed()
+        status = await desk.status("a")
+
+    assert [change.verdict for change in in_store] == ["changed"]
+    assert status is Status.CANCELLED
+
+
+# --- starts -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_start_rides_with_the_next_batch(autojump_clock) -> None:
+    """It gets one of its own only when none comes within its time."""
+    async with at_work() as desk:
+        await desk.add("a", "b")
+        first, second = await desk.claim(2)
+        before = len(desk.store.batches)
+        desk.ledger.note_start(Start(first.seq, first.claim, 1, NOW))
+        await trio.sleep(START_DELAY / 2)
+        waiting = await desk.status("a")
+        await desk.add("c")
+        rode = await desk.status("a")
+        desk.ledger.note_start(Start(second.seq, second.claim, 1, NOW))
+        await trio.sleep(START_DELAY * 1.5)
+        alone = await desk.status("b")
+
+    assert (waiting, rode, alone) == (Status.QUEUED, Status.RUNNING, Status.RUNNING)
+    assert sizes(desk)[before:] == [(1, 0, 1), (0, 0, 1)]
+
+
+async def test_the_start_of_an_attempt_that_is_over_is_not_written(autojump_clock) -> None:
+    """The outcome says it all."""
+    async with at_work() as desk:
+        await desk.add("a")
+        (job,) = await desk.claim()
+        desk.ledger.note_start(Start(job.seq, job.claim, 1, NOW))
+        desk.ledger.settle(settlement(job))
+        await desk.ledger.flushed()
+        status = await desk.status()
+
+    assert status is Status.DONE
+    assert sum(starts for _, _, starts in sizes(desk)) == 0
+
+
+async def test_a_start_for_sure_is_stored_when_it_returns(autojump_clock) -> None:
+    """And tells whether the job is held still."""
+    async with at_work() as desk:
+        await desk.add("a")
+        (job,) = await desk.claim()
+        held = await desk.ledger.start(Start(job.seq, job.claim, 1, NOW))
+        status = await desk.status()
+        late = await desk.ledger.start(Start(job.seq, job.claim - 1, 1, NOW))
+
+    assert (held, status, late) == (True, Status.RUNNING, False)
+    assert desk.ledger.stale == 1
+
+
+async def test_a_late_write_is_counted_and_told(autojump_clock) -> None:
+    """It changes nothing, and whoever runs that attempt learns of it; who watches the job hears nothing."""
+    told: list[tuple[int, int]] = []
+    async with at_work() as desk:
+        desk.ledger.on_stale = lambda seq, claim: told.append((seq, claim))
+        await desk.add("a")
+        (job,) = await desk.claim()
+        desk.ledger.settle(settlement(job, Status.QUEUED))
+        (newer,) = await desk.claim()
+        with desk.events.watch("a") as watch, trio.move_on_after(10) as waiting:
+            desk.ledger.settle(settlement(job))
+            await watch.ended()
+        status = await desk.status()
+
+    assert status is Status.QUEUED
+    assert newer.claim == job.claim + 1
+    assert (desk.ledger.stale, told, waiting.cancelled_caught) == (1, [(job.seq, job.claim)], True)
+
+
+# --- a store that cannot write ----------------------------------------------------------------------------------------
+
+
+async def test_while_the_store_cannot_write_adds_are_refused(autojump_clock) -> None:
+    """At once, and none of them is stored later behind the asker's back."""
+    async with at_work(errors=1) as desk:
+        desk.store.broken = True
+        with pytest.raises(StoreUnavailable, match="disk full"):
+            await desk.add("a")
+        trouble, arriving = desk.ledger.trouble, desk.ledger.arriving
+        desk.store.broken = False
+        await desk.add("b")
+        await desk.ledger.flushed()
+
+        assert (trouble, arriving) == ("disk full", 0)
+        assert desk.ledger.trouble is None
+        assert await desk.status("a") is None
+        assert await desk.status("b") is Status.QUEUED
+
+
+async def test_outcomes_are_kept_until_the_store_can_write(autojump_clock) -> None:
+    """However long that takes, and in order; starts that are not over are kept with them."""
+    async with at_work(errors=1) as desk:
+        await desk.add("a", "b", "c")
+        first, second, third = await desk.claim(3)
+        desk.store.broken = True
+        desk.ledger.note_start(Start(first.seq, first.claim, 1, NOW))
+        desk.ledger.note_start(Start(second.seq, second.claim, 1, NOW))
+        desk.ledger.settle(settlement(third))
+        await trio.sleep(1000)
+        desk.ledger.settle(settlement(first))
+        await trio.sleep(1000)
+        still = [await desk.status(job_id) for job_id in "abc"]
+        desk.store.broken = False
+        await desk.ledger.flushed()
+        written = [await desk.status(job_id) for job_id in "abc"]
+
+    assert still == [Status.QUEUED] * 3
+    assert written == [Status.DONE, Status.RUNNING, Status.DONE]
+    assert 2000 / LONGEST_PAUSE <= desk.store.refused < 2000 / LONGEST_PAUSE + 10
+
+
+async def test_a_wish_for_jobs_stands_while_the_store_cannot_write(autojump_clock) -> None:
+    """And is granted afterwards, without being asked again."""
+    async with at_work(errors=1) as desk:
+        await desk.add("a")
+        desk.store.broken = True
+        desk.asking.start_soon(desk.claim)
+        await trio.sleep(100)
+        nothing = list(desk.held)
+        desk.store.broken = False
+        await trio.sleep(LONGEST_PAUSE)
+
+    assert nothing == []
+    assert [job.id for job in desk.held] == ["a"]
+
+
+async def test_trouble_is_logged_once_and_its_end_too(autojump_clock) -> None:
+    """Not at every try."""
+    with capture_logs() as log:
+        async with trio.open_nursery() as keepers:
+            store = FaultyStore()
+            ledger = Ledger(store, "n1", VirtualClock(NOW), Events(), lease=15)
+            keepers.start_soon(ledger.run)
+            await ledger.flushed()
+            store.broken = True
+            ledger.look()
+            await trio.sleep(100)
+            store.broken = False
+            await trio.sleep(LONGEST_PAUSE)
+            keepers.cancel_scope.cancel()
+
+    assert [(line["log_level"], line["event"]) for line in log] == [
+        ("error", "the store cannot write; what is running is kept, and tried again"),
+        ("info", "the store writes again"),
+    ]
+
+
+async def test_a_renewal_is_refused_while_the_store_cannot_write(autojump_clock) -> None:
+    """The lease tries again by itself, since only it knows how long there is time."""
+    async with at_work(errors=1) as desk:
+        kept = await desk.ledger.renew()
+        desk.store.broken = True
+        with pytest.raises(StoreUnavailable):
+            await desk.ledger.renew()
+        desk.store.broken = False
+        await desk.store.leave("n1")
+        lost = await desk.ledger.renew()
+
+    assert (kept, lost) == (True, False)
+
+
+async def test_everybody_who_waits_for_a_flush_is_told(autojump_clock) -> None:
+    """Not just the last one who asked."""
+    async with at_work() as desk:
+        desk.store.before = trio.Event()
+        desk.ledger.look()
+        with trio.fail_after(10):
+            async with trio.open_nursery() as waiting:
+                for _ in range(3):
+                    waiting.start_soon(desk.ledger.flushed)
+                await turns()
+                desk.store.before.set()
+
+    assert desk.ledger.commits == 2

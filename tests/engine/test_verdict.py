@@ -1,0 +1,452 @@
+"""How an attempt is judged, and what becomes of its job. Pure: no clock, no task."""
+
+import contextlib
+import datetime as dt
+import decimal
+import math
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobpipe.engine import verdict as verdicts
+from jobpipe.engine.verdict import (
+    CANCELLED,
+    HANDED_BACK,
+    INTERRUPTED,
+    MESSAGE,
+    TRACEBACK,
+    Verdict,
+    raised,
+    returned,
+)
+from jobpipe.handlers.verdicts import Fail, Retry, Snooze
+from jobpipe.job import ENDED, FOLLOWS, Backoff, JobError, Outcome, Status
+from jobpipe.store.base import Settlement
+from tests.engine.conftest import NOW, claimed
+
+LIMIT = 1000
+ERROR = JobError("ValueError", "no luck", "Traceback ...")
+EXACT = Backoff(base=2, factor=3, cap=1000, jitter="none")
+
+
+class Unspeakable(Exception):  # noqa: N818 - not an error of the project
+    """Cannot be shown."""
+
+    def __init__(self, obstacle: BaseException) -> None:
+        self.obstacle = obstacle
+
+    def __str__(self) -> str:
+        raise self.obstacle
+
+
+class Point(msgspec.Struct):
+    x: float
+
+
+def thrown(error: BaseException) -> BaseException:
+    """The error as it is after it was raised and caught."""
+    with contextlib.suppress(BaseException):
+        raise error
+    return error
+
+
+def nested(error: BaseException, depth: int) -> BaseException:
+    for _ in range(depth):
+        error = BaseExceptionGroup("nursery", [error])
+    return error
+
+
+async def cancelled() -> trio.Cancelled:
+    """Trio's own word, taken from where it belongs."""
+    caught: list[trio.Cancelled] = []
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        try:
+            await trio.lowlevel.checkpoint()
+        except trio.Cancelled as error:
+            caught.append(error)
+            raise
+    return caught[0]
+
+
+def settled(verdict: Verdict, random: float = 0.5, policy: Backoff = EXACT, **job: Any) -> Settlement:
+    return verdicts.settlement(
+        claimed(**job), verdict, started_at=NOW, now=NOW + 10, policy=policy, random=lambda: random
+    )
+
+
+# --- what a handler returns -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "result"),
+    [
+        (None, b"null"),
+        (0, b"0"),
+        (2**70, str(2**70).encode()),
+        ("ü\x00", b'"\xc3\xbc\\u0000"'),
+        ([None, 1.5, {"a": [True]}], b'[null,1.5,{"a":[true]}]'),
+        ((1, None), b"[1,null]"),
+        ({7}, b"[7]"),
+        ({1: None}, b'{"1":null}'),
+        (b"ab", b'"YWI="'),
+        (Point(1.5), b'{"x":1.5}'),
+        (Status.DONE, b'"done"'),
+        (decimal.Decimal("1.10"), b'"1.10"'),
+        (dt.date(2030, 1, 31), b'"2030-01-31"'),
+        (uuid.UUID(int=0), b'"00000000-0000-0000-0000-000000000000"'),
+    ],
+)
+def test_what_json_can_hold_is_the_result(value: Any, result: bytes) -> None:
+    """As msgspec writes it: bytes in base64, a set as a list, a struct as an object."""
+    assert returned(value, LIMIT) == Verdict(Outcome.DONE, result=result)
+
+
+def itself() -> list[Any]:
+    """A list that holds itself."""
+    loop: list[Any] = []
+    loop.append(loop)
+    return loop
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        object(),
+        {object()},
+        [1, {"a": object()}],
+        itself(),
+        lambda: None,
+        {(1, 2): 3},
+        "\ud800",
+        {"\udfff": 1},
+        math.nan,
+        [None, math.inf],
+        {"a": (None, -math.inf)},
+        Point(math.nan),
+        iter([1]),
+        ValueError("returned, not raised"),
+    ],
+    ids=[
+        "object",
+        "set",
+        "nested",
+        "loop",
+        "function",
+        "keys",
+        "surrogate",
+        "surrogate-key",
+        "NaN",
+        "infinity",
+        "deeper",
+        "struct",
+        "iterator",
+        "error",
+    ],
+)
+def test_what_json_cannot_hold_fails_the_job(value: Any) -> None:
+    """At once: to run it again would not mend that."""
+    verdict = returned(value, LIMIT)
+
+    assert (verdict.outcome, verdict.result) == (Outcome.FAIL, None)
+    assert verdict.error is not None
+    assert verdict.error.type == "ResultError"
+    assert "JSON" in verdict.error.message
+
+
+def test_a_result_that_is_too_large_fails_the_job() -> None:
+    """And says how large it may be; one of just that size is kept."""
+    small, large = returned("x" * (LIMIT - 2), LIMIT), returned("x" * (LIMIT - 1), LIMIT)
+
+    assert small.outcome is Outcome.DONE
+    assert large.outcome is Outcome.FAIL
+    assert large.error is not None
+    assert "1001 bytes" in large.error.message
+    assert "1000" in large.error.message
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def holds_no_number(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(holds_no_number, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+@given(JSON)
+def test_a_result_says_what_was_returned_or_the_job_fails(value: Any) -> None:
+    """No value is changed on its way: above all, NaN does not become null."""
+    verdict = returned(value, 10**6)
+
+    assert (verdict.outcome is Outcome.FAIL) == holds_no_number(value)
+    if verdict.result is not None:
+        assert msgspec.json.decode(verdict.result) == value
+
+
+# --- what a handler raises --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("x"),
+        SystemExit(3),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        StopIteration(),
+        MemoryError(),
+        RecursionError("deep"),
+        trio.ClosedResourceError(),
+        trio.TooSlowError(),
+        AssertionError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_any_error_means_to_try_again(error: BaseException) -> None:
+    """By the backoff, and with the error kept."""
+    verdict = raised(thrown(error))
+
+    assert (verdict.outcome, verdict.after) == (Outcome.RETRY, None)
+    assert verdict.error is not None
+    assert (verdict.error.type, verdict.error.message) == (type(error).__name__, str(error))
+    assert "in thrown" in str(verdict.error.traceback)
+
+
+async def test_a_foreign_cancelled_is_an_error_like_any_other() -> None:
+    """One that was caught elsewhere and raised here, where nobody has cancelled."""
+    verdict = raised(thrown(await cancelled()))
+
+    assert verdict.outcome is Outcome.RETRY
+    assert verdict.error is not None
+    assert verdict.error.type == "Cancelled"
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3, 3000])
+def test_a_word_in_a_group_counts_when_it_is_alone(depth: int) -> None:
+    """A nursery wraps what its tasks raise, once for each nursery."""
+    retry, snooze, fail = Retry("later", after=5), Snooze(7), Fail("never")
+
+    assert [raised(nested(word, depth)).outcome for word in (retry, snooze, fail)] == [
+        Outcome.RETRY,
+        Outcome.SNOOZE,
+        Outcome.FAIL,
+    ]
+    assert raised(nested(retry, depth)).after == 5
+    assert raised(nested(snooze, depth)).after == 7
+
+
+def test_an_error_alone_in_groups_is_told_as_itself() -> None:
+    """With the traceback of the whole."""
+    verdict = raised(thrown(nested(thrown(KeyError("name")), 2)))
+
+    assert verdict.error is not None
+    assert (verdict.error.type, verdict.error.message) == ("KeyError", "'name'")
+    assert "ExceptionGroup: nursery" in str(verdict.error.traceback)
+
+
+@pytest.mark.parametrize(
+    ("errors", "outcome", "kind"),
+    [
+        ([Retry(after=5), ValueError()], Outcome.RETRY, "ExceptionGroup"),
+        ([Retry(after=5), Retry(after=6)], Outcome.RETRY, "ExceptionGroup"),
+        ([Snooze(5), ValueError()], Outcome.RETRY, "ExceptionGroup"),
+        ([ValueError(), SystemExit()], Outcome.RETRY, "BaseExceptionGroup"),
+        ([ValueError(), Fail("no")], Outcome.FAIL, "Fail"),
+        ([Retry(after=5), nested(Fail("no"), 2)], Outcome.FAIL, "Fail"),
+    ],
+)
+def test_of_several_errors_in_a_group_only_fail_decides(
+    errors: Sequence[BaseException], outcome: Outcome, kind: str
+) -> None:
+    """Several others are tried again, by the backoff."""
+    verdict = raised(BaseExceptionGroup("nursery", errors))
+
+    assert (verdict.outcome, verdict.after) == (outcome, None)
+    assert verdict.error is not None
+    assert verdict.error.type == kind
+
+
+@pytest.mark.parametrize("seconds", [-1, math.nan, math.inf, 1e12, "5", None])
+def test_a_senseless_wait_counts_as_not_named(seconds: Any) -> None:
+    """A retry then goes by the backoff, and a snooze is over at once."""
+    assert raised(Retry(after=seconds)).after is None
+    assert raised(Snooze(seconds)).after == 0
+
+
+@pytest.mark.parametrize("obstacle", [ValueError(), SystemExit(), KeyboardInterrupt(), RecursionError()])
+def test_an_error_that_cannot_be_shown_is_kept_all_the_same(obstacle: BaseException) -> None:
+    """Whatever its own __str__ raises."""
+    verdict = raised(thrown(Unspeakable(obstacle)))
+
+    assert verdict.error is not None
+    assert (verdict.error.type, verdict.error.message) == ("Unspeakable", "(the error cannot be shown)")
+    assert "in thrown" in str(verdict.error.traceback)
+
+
+class Untrue(Exception):  # noqa: N818 - not an error of the project
+    """Has no truth."""
+
+    def __bool__(self) -> bool:
+        raise SystemExit
+
+
+def test_an_error_without_truth_is_an_error() -> None:
+    """Some carry a list and are as true as that; nobody asks them."""
+    error = Untrue("no")
+    told = raised(error).error
+
+    assert told is not None
+    assert (told.type, told.message) == ("Untrue", "no")
+    assert verdicts.without_cancelled(error) is error
+    assert verdicts.described(nested(error, 2)).type == "Untrue"
+
+
+def test_lone_surrogates_in_an_error_are_replaced() -> None:
+    """So that it can be stored and sent."""
+    verdict = raised(thrown(ValueError("a\ud800b")))
+
+    assert verdict.error is not None
+    assert verdict.error.message == "a?b"
+    assert b"a?b" in msgspec.json.encode(verdict.error)
+
+
+def test_an_error_is_kept_in_bounds() -> None:
+    """The head of a long traceback and, more of it, the tail; the beginning of a long message."""
+
+    def deeper(levels: int) -> None:
+        if levels == 0:
+            raise ValueError("x" * 10**6)
+        deeper(levels - 1)
+
+    with pytest.raises(ValueError) as caught:
+        deeper(500)
+    kept = verdicts.described(caught.value)
+
+    assert len(kept.message) == MESSAGE
+    assert len(str(kept.traceback)) == TRACEBACK
+    assert str(kept.traceback).startswith("Traceback")
+    assert str(kept.traceback).endswith("x\n")
+
+
+def test_a_long_chain_of_errors_is_kept_in_bounds() -> None:
+    """However many causes an error has."""
+    error: BaseException = ValueError("first")
+    for number in range(3000):
+        later = ValueError(f"cause {number}")
+        later.__cause__ = error
+        error = later
+    kept = verdicts.described(error)
+
+    assert kept.message == "cause 2999"
+    assert len(str(kept.traceback)) <= TRACEBACK
+
+
+async def test_what_a_cleanup_raised_is_told_apart_from_the_cancel() -> None:
+    """Nothing is left of Trio's Cancelled alone, however deep it lies."""
+    cancel, error = await cancelled(), OSError("cleanup")
+    both = BaseExceptionGroup("nursery", [cancel, nested(error, 1)])
+
+    assert verdicts.without_cancelled(cancel) is None
+    assert verdicts.without_cancelled(nested(cancel, 3000)) is None
+    assert verdicts.without_cancelled(error) is error
+    assert list(verdicts._leaves(verdicts.without_cancelled(both) or cancel)) == [error]
+    assert verdicts.without_cancelled(nested(BaseExceptionGroup("x", [cancel, error]), 3000)) is not None
+
+
+# --- what becomes of the job ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verdict", "status", "attempt", "run_at"),
+    [
+        (Verdict(Outcome.DONE, result=b"1"), Status.DONE, 1, None),
+        (Verdict(Outcome.RETRY, error=ERROR), Status.RETRYING, 1, NOW + 12),
+        (Verdict(Outcome.RETRY, error=ERROR, after=77), Status.RETRYING, 1, NOW + 87),
+        (Verdict(Outcome.RETRY, error=ERROR, after=0), Status.RETRYING, 1, NOW + 10),
+        (Verdict(Outcome.FAIL, error=ERROR), Status.FAILED, 1, None),
+        (Verdict(Outcome.SNOOZE, after=5), Status.SCHEDULED, 0, NOW + 15),
+        (CANCELLED, Status.CANCELLED, 1, None),
+        (INTERRUPTED, Status.QUEUED, 0, None),
+        (HANDED_BACK, Status.QUEUED, 0, None),
+    ],
+)
+def test_each_outcome_has_its_status(
+    verdict: Verdict, status: Status, attempt: int, run_at: float | None
+) -> None:
+    """And counts as an attempt or not."""
+    settlement = settled(verdict)
+
+    assert (settlement.outcome, settlement.status) == (verdict.outcome, status)
+    assert (settlement.attempt, settlement.number, settlement.run_at) == (attempt, 1, run_at)
+
+
+@pytest.mark.parametrize(("retries", "attempts"), [(0, 1), (1, 2), (3, 4)])
+def test_max_retries_allows_so_many_attempts_after_the_first(retries: int, attempts: int) -> None:
+    """`max_retries: 3` means at most four attempts; the last one fails the job."""
+    statuses = [
+        settled(Verdict(Outcome.RETRY, error=ERROR), attempt=number, max_retries=retries).status
+        for number in range(attempts)
+    ]
+
+    assert statuses == [Status.RETRYING] * retries + [Status.FAILED]
+
+
+def test_the_last_retry_counts_as_a_failure() -> None:
+    """Also when the handler named a wait."""
+    settlement = settled(Verdict(Outcome.RETRY, error=ERROR, after=5), attempt=3)
+
+    assert (settlement.outcome, settlement.status, settlement.run_at) == (Outcome.FAIL, Status.FAILED, None)
+    assert settlement.error == ERROR
+
+
+def test_a_job_cancelled_before_it_began_has_spent_nothing() -> None:
+    """No attempt is put on record."""
+    settlement = verdicts.settlement(
+        claimed(attempt=2), CANCELLED, started_at=None, now=NOW, policy=EXACT, random=lambda: 0.5
+    )
+
+    assert (settlement.outcome, settlement.status, settlement.attempt) == (None, Status.CANCELLED, 2)
+
+
+def test_a_settlement_weighs_what_is_kept() -> None:
+    """Payload, result and error, for the retention of ended jobs."""
+    done = settled(Verdict(Outcome.DONE, result=b"12345"), payload=b"123")
+    failed = settled(Verdict(Outcome.FAIL, error=JobError("E", "12", "1234")), payload=b"123")
+
+    assert (done.size, failed.size) == (8, 9)
+
+
+@given(
+    st.sampled_from([*Outcome, None]),
+    st.integers(0, 10_000),
+    st.integers(0, 10_000),
+    st.none() | st.floats(0, 1e8),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_every_settlement_is_an_allowed_step(
+    outcome: Outcome | None, attempt: int, retries: int, after: float | None, random: float
+) -> None:
+    """From running to what it came to, never back in time, never more attempts than allowed."""
+    error = ERROR if outcome in {Outcome.RETRY, Outcome.FAIL} else None
+    settlement = settled(
+        Verdict(outcome, error=error, after=after), random, Backoff(), attempt=attempt, max_retries=retries
+    )
+
+    assert settlement.status in FOLLOWS[Status.RUNNING]
+    assert settlement.attempt in (attempt, attempt + 1)
+    assert settlement.run_at is None or settlement.run_at >= NOW + 10
+    if settlement.status is Status.RETRYING:
+        assert settlement.attempt <= retries
+    if settlement.status in ENDED:
+        assert settlement.attempt == attempt + 1

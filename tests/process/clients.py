@@ -1,0 +1,184 @@
+"""Clients that enqueue, cancel and retry until their service is gone, and the book of what they were told."""
+
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Literal
+
+import httpx
+import trio
+
+from tests.process.running import client
+
+GONE = (httpx.NetworkError, httpx.RemoteProtocolError)
+"""What a client meets whose service is killed."""
+
+Role = Literal["plain", "once", "cancel", "retry"]
+
+
+class Book:
+    """What was sent and what was answered; nothing else of the service is known here."""
+
+    def __init__(self) -> None:
+        self.sent: dict[str, dict[str, Any]] = {}
+        """every job that a client tried to enqueue, by id"""
+        self.roles: dict[str, Role] = {}
+        """what is going to be asked of a job: nothing, that it may not run twice, to be cancelled, to be retried"""
+        self.acknowledged: dict[str, None] = {}
+        self.cancelled: dict[str, float] = {}
+        """jobs whose cancel was answered with "cancelled", and when"""
+        self.retried: dict[str, float] = {}
+        """jobs whose retry was accepted, and when the last such request was sent"""
+
+    def new(self, rng: random.Random) -> dict[str, Any]:
+        """One more job to send."""
+        role: Role = rng.choices(("plain", "once", "cancel", "retry"), (5, 3, 1, 1))[0]
+        job_id = f"{role}-{len(self.sent)}"
+        job = {
+            "id": job_id,
+            "kind": rng.choice(("work", "thread")),
+            "queue": rng.choice(("default", "mail")),
+            "priority": rng.randrange(
+                4 if role == "cancel" else 3
+            ),  # so that some run when they are cancelled
+            "payload": {
+                "seconds": rng.choice((0, 0, rng.uniform(0, 0.1), 0.2 if role == "cancel" else 0.05)),
+                "retries": rng.choice((0, 0, 1)),
+                "fail": rng.random() < 0.1,
+            },
+            "on_crash": "fail" if role == "once" else "retry",
+            "max_retries": 5,
+        }
+        self.sent[job_id], self.roles[job_id] = job, role
+        return job
+
+    def of(self, role: Role) -> list[str]:
+        """The ids of the jobs of a role that are known to be stored."""
+        return [job_id for job_id in self.acknowledged if self.roles[job_id] == role]
+
+    @property
+    def unanswered(self) -> list[dict[str, Any]]:
+        """The jobs that may or may not be stored."""
+        return [job for job_id, job in self.sent.items() if job_id not in self.acknowledged]
+
+
+class Clients:
+    """Use a service from several tasks at once until it is gone."""
+
+    def __init__(self, book: Book, url: str, seed: str) -> None:
+        self._book, self._seed = book, seed
+        self._http = client(url)
+
+    async def run(self) -> None:
+        """Return when no request is answered any more."""
+        async with self._http, trio.open_nursery() as nursery:
+            for verb in (
+                self._repeat,
+                self._single,
+                self._single,
+                self._array,
+                self._stream,
+                self._cancel,
+                self._retry,
+            ):
+                nursery.start_soon(self._until_gone, verb, random.Random(f"{self._seed} {verb.__name__}"))
+
+    async def _until_gone(self, verb: Callable[[random.Random], Awaitable[None]], rng: random.Random) -> None:
+        with suppress(*GONE):
+            while True:
+                await verb(rng)
+                await self._http.get("/health")  # for those who found nothing to do
+                await trio.sleep(rng.uniform(0, 0.02))
+
+    async def _post(self, path: str, body: object = None) -> httpx.Response:
+        return await self._http.send(self._request(path, Parts([json.dumps(body).encode()])))
+
+    def _request(self, path: str, parts: "Parts", content_type: str = "application/json") -> httpx.Request:
+        url = self._http.base_url.join(path)
+        return httpx.Request(
+            "POST",
+            url,
+            headers={
+                "Host": url.netloc.decode(),
+                "Content-Type": content_type,
+                "Transfer-Encoding": "chunked",
+            },
+            stream=parts,
+            extensions={"timeout": self._http.timeout.as_dict()},
+        )
+
+    async def _repeat(self, rng: random.Random) -> None:
+        """Send once more what was not answered: stored or not, one job comes of it."""
+        for job in self._book.unanswered[:5]:
+            answer = await self._post("/enqueue", job)
+            assert answer.status_code in (200, 202), answer.text
+            self._book.acknowledged[job["id"]] = None
+
+    async def _single(self, rng: random.Random) -> None:
+        job = self._book.new(rng)
+        answer = await self._post("/enqueue", job)
+        assert answer.status_code in (200, 202), answer.text
+        self._book.acknowledged[job["id"]] = None
+
+    async def _array(self, rng: random.Random) -> None:
+        jobs = [self._book.new(rng) for _ in range(rng.randint(1, 20))]
+        answer = await self._post("/enqueue/bulk", jobs)
+        assert answer.status_code == 202, answer.text
+        assert sum(answer.json().values()) == len(jobs)
+        self._book.acknowledged.update({job["id"]: None for job in jobs})
+
+    async def _stream(self, rng: random.Random) -> None:
+        jobs = [self._book.new(rng) for _ in range(rng.randint(1, 20))]
+        request = self._request("/enqueue/bulk", Parts(_cut(jobs, rng)), "application/x-ndjson")
+        answer = await self._http.send(request, stream=True)
+        try:
+            async for line in answer.aiter_lines():
+                self._book.acknowledged[json.loads(line)["id"]] = None
+        finally:
+            await answer.aclose()
+
+    async def _cancel(self, rng: random.Random) -> None:
+        if not (ids := self._book.of("cancel")):
+            return
+        job_id = rng.choice(ids[-20:])
+        answer = await self._post(f"/jobs/{job_id}/cancel?wait={rng.choice((0, 1))}")
+        assert answer.status_code in (200, 202, 409), answer.text
+        if answer.status_code == 200:
+            assert answer.json()["status"] == "cancelled"
+            self._book.cancelled[job_id] = time.monotonic()
+
+    async def _retry(self, rng: random.Random) -> None:
+        if not (ids := self._book.of("retry")):
+            return
+        job_id, asked_at = rng.choice(ids), time.monotonic()
+        answer = await self._post(f"/jobs/{job_id}/retry")
+        assert answer.status_code in (202, 409), answer.text
+        if answer.status_code == 202:
+            self._book.retried[job_id] = asked_at
+
+
+def _cut(jobs: Sequence[Mapping[str, Any]], rng: random.Random) -> Iterator[bytes]:
+    """Jobs as NDJSON, cut anywhere but where the lines end."""
+    rest = b"".join(json.dumps(job).encode() + b"\n" for job in jobs)
+    while rest:
+        size = rng.randint(1, 1000)
+        yield rest[:size]
+        rest = rest[size:]
+
+
+class Parts(httpx.AsyncByteStream):
+    """The body of a request, sent part by part. Not a generator: those httpx leaves open when a request breaks off."""
+
+    def __init__(self, parts: Iterable[bytes]) -> None:
+        self._parts = iter(parts)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        for part in self._parts:
+            return part
+        raise StopAsyncIteration
