@@ -45,6 +45,10 @@ class Events:
             if not watches:
                 del self._watches[job_id]
 
+    def watched(self, job_id: str) -> bool:
+        """Whether somebody waits for this job."""
+        return job_id in self._watches
+
     def publish(self, job_id: str, status: Status) -> None:
         """Tell that a job has a status now, as stored."""
         if status in ENDED:

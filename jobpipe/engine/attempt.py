@@ -14,7 +14,7 @@ from jobpipe.engine import verdict as verdicts
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.verdict import Verdict
 from jobpipe.errors import StoreUnavailable
-from jobpipe.handlers.context import Context, job_logger
+from jobpipe.handlers.context import Context
 from jobpipe.handlers.registry import Handler, Registry
 from jobpipe.job import Backoff, Outcome, Status
 from jobpipe.store.base import Claimed, Start
@@ -175,7 +175,8 @@ class Attempts:
     async def _run(self, attempt: Attempt, handler: Handler) -> Verdict:
         """Run the handler under its scope, and judge how it ended."""
         timeout = attempt.job.options.timeout or handler.timeout or math.inf
-        attempt.scope.deadline = trio.current_time() + timeout
+        if timeout < math.inf:
+            attempt.scope.deadline = trio.current_time() + timeout
         try:
             with attempt.scope:
                 return verdicts.returned(await self._call(attempt, handler), self._max_result)
@@ -201,7 +202,6 @@ class Attempts:
             max_retries=job.max_retries,
             claim=job.claim,
             deadline=attempt.scope.deadline,
-            log=job_logger(job.id, job.kind, attempt.number),
         )
         arguments = handler.arguments(job.payload, context)
         if handler.is_async:

@@ -18,6 +18,9 @@ from jobpipe.store.base import Add, Batch, Claimed, EngineStore, Receipt, Receip
 START_DELAY = 0.05
 """Seconds that a start waits for a batch to ride with, before it gets one of its own."""
 
+SETTLE_DELAY = 0.002
+"""Seconds that an outcome waits for others, and for new jobs, to share a commit with; none when somebody waits."""
+
 LONGEST_PAUSE = 5.0
 """The longest wait, in seconds, before a store that could not write is tried again."""
 
@@ -48,6 +51,7 @@ class Ledger:
         self._wish: Wish | None = None
         self._maybe_ready = True
         self._next_due = -math.inf
+        self._write_at = math.inf  # in Trio's clock: when to write what is not urgent
         self._pause = 0.0
         self._writing = False
         self._woken = trio.Event()
@@ -78,15 +82,18 @@ class Ledger:
 
     def note_start(self, start: Start) -> None:
         """Write with one of the next batches that an attempt has begun, unless it is over by then."""
-        if not self._noted:
-            self._wake()  # so that the wait for a batch to ride with begins
         self._noted[start.seq, start.claim] = start
+        if len(self._noted) == 1:
+            self._write_within(START_DELAY)
 
     def settle(self, settlement: Settlement) -> None:
         """Write what became of a held job with the next batch. Its place is given up at once."""
         self._noted.pop((settlement.seq, settlement.claim), None)
         self._settlements.append(settlement)
-        self._wake()
+        if len(self._settlements) >= BATCH or self._events.watched(settlement.id):
+            self._write_within(0.0)
+        elif len(self._settlements) == 1:
+            self._write_within(SETTLE_DELAY)
 
     async def renew(self) -> bool:
         """Renew the node's lease; False: it is lost. Raises `StoreUnavailable`."""
@@ -134,6 +141,8 @@ class Ledger:
     async def flushed(self) -> None:
         """Return when nothing waits to be written. As long as the store cannot write, something does."""
         while self._has_work():
+            if self._settlements or self._noted:
+                self._write_within(0.0)
             if self._idle.is_set():
                 self._idle = trio.Event()  # one for all who wait
             await self._idle.wait()
@@ -170,26 +179,35 @@ class Ledger:
     def _wake(self) -> None:
         self._woken.set()
 
+    def _write_within(self, seconds: float) -> None:
+        """Write what is there in so many seconds, unless there is a reason to do it before."""
+        at = trio.current_time() + seconds
+        if at < self._write_at:
+            self._write_at = at
+            self._wake()
+
     def _has_work(self) -> bool:
-        return self._writing or self._urgent() or bool(self._noted)
+        return self._writing or self._urgent() or bool(self._noted or self._settlements)
 
     def _urgent(self) -> bool:
         claimable = self._wish is not None and self._maybe_ready
-        return bool(self._adds or self._starts or self._renewals or self._settlements or claimable)
+        return bool(self._adds or self._starts or self._renewals or claimable)
 
     async def _something_to_write(self) -> None:
         """Return when there is something to write or to take; sleeps without looking at the store."""
-        while not self._urgent() and self._next_due > self._clock.now():
-            wait = self._clock.nap(self._next_due) if self._next_due < math.inf else math.inf
-            self._woken = trio.Event()
-            with trio.move_on_after(min(wait, START_DELAY) if self._noted else wait) as nap:
-                await self._woken.wait()
-            if nap.cancelled_caught and self._noted:
+        while not self._urgent():
+            now, wall = trio.current_time(), self._clock.now()
+            if self._write_at <= now or self._next_due <= wall:
                 return
+            until_due = self._clock.nap(self._next_due) if self._next_due < math.inf else math.inf
+            self._woken = trio.Event()
+            with trio.move_on_at(min(self._write_at, now + until_due)):
+                await self._woken.wait()
 
     def _gather(self) -> Gathered:
         """Take what goes into the next batch."""
         settlements, self._settlements = self._settlements[:BATCH], self._settlements[BATCH:]
+        self._write_at = -math.inf if self._settlements else math.inf
         starts, self._starts = list(self._starts), {}
         renewals, self._renewals = list(self._renewals), {}
         noted, self._noted = self._noted, {}
@@ -228,6 +246,8 @@ class Ledger:
         self._settlements[:0] = entries.batch.settlements
         settled = {(settlement.seq, settlement.claim) for settlement in self._settlements}
         self._noted = {key: start for key, start in entries.noted.items() if key not in settled} | self._noted
+        if self._settlements or self._noted:
+            self._write_at = -math.inf
         if entries.wish is not None and not entries.wish.abandoned and self._wish is None:
             self._wish = entries.wish
         if self.trouble is None:

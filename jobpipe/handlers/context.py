@@ -20,14 +20,12 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     """grows with every claim of the job: hand it on as a fencing token, so that a late worker's write can be refused"""
     deadline: float
     """when the attempt times out, in Trio's clock (`trio.current_time()`); infinity: never"""
-    log: Any
-    """a structlog logger that carries the job's id, kind and attempt"""
+
+    @property
+    def log(self) -> Any:  # noqa: ANN401 - structlog's loggers have no common type
+        """A structlog logger that carries the job's id, kind and attempt."""
+        return structlog.get_logger("jobpipe.job").bind(job=self.id, kind=self.kind, attempt=self.attempt)
 
     def check_cancelled(self) -> None:
         """For handlers in threads: raise `trio.Cancelled` when the attempt was cancelled or has timed out."""
         trio.from_thread.check_cancelled()
-
-
-def job_logger(job_id: str, kind: str, attempt: int) -> Any:  # noqa: ANN401 - structlog's loggers have no common type
-    """A logger that carries the job."""
-    return structlog.get_logger("jobpipe.job").bind(job=job_id, kind=kind, attempt=attempt)

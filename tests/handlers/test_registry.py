@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import jobpipe
 from jobpipe.errors import HandlerError
-from jobpipe.handlers.context import Context, job_logger
+from jobpipe.handlers.context import Context
 from jobpipe.handlers.registry import Handler, Registry, handler, handlers_of, load
 from jobpipe.job import Backoff
 
@@ -49,7 +49,6 @@ CONTEXT = Context(
     max_retries=3,
     claim=7,
     deadline=9.0,
-    log=job_logger("a", "k", 1),
 )
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import apsw
 import pytest
@@ -29,10 +29,18 @@ def db(tmp_path: Path) -> Iterator[apsw.Connection]:
         yield connection
 
 
-def job(job_id: str, **how: object) -> NewJob:
+def job(job_id: str, **how: Any) -> NewJob:
     """A job to be stored."""
-    usual = {"kind": "echo", "queue": "default", "payload": b"1", "priority": 0, "max_retries": 3}
-    return NewJob(**({"id": job_id, "created_at": NOW, "run_at": NOW} | usual | how))
+    usual: dict[str, Any] = {
+        "kind": "echo",
+        "queue": "default",
+        "payload": b"1",
+        "priority": 0,
+        "max_retries": 3,
+        "created_at": NOW,
+        "run_at": NOW,
+    }
+    return NewJob(id=job_id, **(usual | how))
 
 
 def plans(db: apsw.Connection, act: Callable[[], object]) -> dict[str, list[str]]:
@@ -234,7 +242,9 @@ def test_an_opened_file_says_what_it_is(db: apsw.Connection) -> None:
 
 
 @pytest.mark.parametrize(("sync", "level"), [("full", 2), ("normal", 1)])
-def test_sync_decides_what_a_commit_waits_for(tmp_path: Path, sync: str, level: int) -> None:
+def test_sync_decides_what_a_commit_waits_for(
+    tmp_path: Path, sync: Literal["full", "normal"], level: int
+) -> None:
     """`full` syncs each commit to the disk."""
     with database(tmp_path / "jobs.db", sync) as connection:
         found = connection.pragma("synchronous")
