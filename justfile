@@ -28,6 +28,22 @@ test *args: (_venv "dev")
 test-crash *args: (_venv "dev")
     {{bin}}/python -m pytest -m crash "$@"
 
+# run the tests with disks and clocks that fail and with bad handlers; thorough: JOBPIPE_TEST_COPIES=200 just test-faults
+test-faults *args: (_venv "dev")
+    {{bin}}/python -m pytest -m faults --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
+
+# the quick half of test-faults, a quarter of a minute: a full disk, a failed fsync, a moved file, clocks, copies
+test-faults-short: (_venv "dev")
+    {{bin}}/python -m pytest -m faults --numprocesses auto --maxprocesses 4 -k "full_disk or one_failure or moved_away_is or short_lock or clock_that or copies or cleanup or come_back"
+
+# run everything at once under many schedules of Trio; fewer: just test-race --race-seeds 25; one again: --race-seed 17
+test-race *args: (_venv "dev")
+    {{bin}}/python -m pytest -m race tests/race --race-seeds 200 --numprocesses auto --maxprocesses 8 --dist worksteal "$@"
+
+# test the tests: broken variants of jobpipe, each of which must be caught
+test-mutants *args: (_venv "dev")
+    {{bin}}/python -m pytest -m mutants tests/mutants --numprocesses auto --maxprocesses 8 "$@"
+
 # run the tests that drive Chromium (Debian: apt-get install chromium)
 test-browser *args: (_venv "dev")
     {{bin}}/python -m pytest -m browser "$@"
@@ -35,6 +51,14 @@ test-browser *args: (_venv "dev")
 # run the tests and show which lines and branches they did not reach
 coverage *args: (_venv "dev")
     {{bin}}/python -m pytest --numprocesses auto --maxprocesses 8 --cov --cov-report term-missing "$@"
+
+# measure what jobpipe costs beside the least that the same work can cost, about ten minutes: just bench --help
+bench *args: (_venv "build")
+    {{bin}}/python -m benchmarks "$@"
+
+# the same in half a minute: shows that it runs, not how fast
+bench-short *args: (_venv "build")
+    {{bin}}/python -m benchmarks --short "$@"
 
 # read the code without running it: lint, format, types, imports
 vet: (_venv "dev")

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import trio
 
+from jobpipe.engine.ledger import SETTLE_DELAY
 from jobpipe.job import Options, Status
 from jobpipe.store.memory import MemoryStore
 from tests.engine.conftest import Actor, Do, FaultyStore, Step, new_job, running
@@ -119,7 +120,7 @@ async def test_a_drain_hands_buffered_jobs_of_a_durable_store_back(autojump_cloc
         await rig.actor.begun(1)
         await trio.testing.wait_all_tasks_blocked()
         rig.node.drain()
-        await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(2 * SETTLE_DELAY)
         early = await rig.statuses()
         held = [attempt.job.id for attempt in rig.node.attempts]
         await rig.drained()
