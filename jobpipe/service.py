@@ -1,5 +1,6 @@
 """The service: HTTP in front, the node behind it, and the signals that end them in order."""
 
+import logging
 import os
 import signal
 import socket
@@ -70,6 +71,7 @@ async def _run_node(
 ) -> None:
     async with trio.open_nursery() as keepers:
         keepers.start_soon(_obey, signals, node)
+        keepers.start_soon(node.watchdog.run)
         await node.run(task_status=task_status)
         keepers.cancel_scope.cancel()
     log.info("drained", **node.account())
@@ -80,7 +82,7 @@ async def _serve(node: Node, listener: socket.socket, drained: trio.Event, front
     """Serve until the node has drained and the requests under way are answered; that is the end of the service."""
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]  # it is Hypercorn's from here on
-    config.loglevel = "WARNING"
+    config.errorlog = logging.getLogger("hypercorn.error")  # through our own log, and not twice
     config.graceful_timeout = HTTP_GRACE
     config.keep_alive_timeout = 75
     config.include_server_header = False
@@ -108,7 +110,8 @@ async def _obey(signals: AsyncIterator[int], node: Node) -> None:
     node.stop()
     with trio.move_on_after(CLEANUP):
         await _another(signals)
-    await _abandon(node)
+    if node.attempts.running:
+        await _abandon(node)
 
 
 async def _another(signals: AsyncIterator[int]) -> None:

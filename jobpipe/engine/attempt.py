@@ -12,15 +12,22 @@ import trio
 from jobpipe.clock import Clock
 from jobpipe.engine import verdict as verdicts
 from jobpipe.engine.ledger import Ledger
+from jobpipe.engine.sparing import Sparing
 from jobpipe.engine.verdict import Verdict
 from jobpipe.errors import StoreUnavailable
 from jobpipe.handlers.context import Context
 from jobpipe.handlers.registry import Handler, Registry
-from jobpipe.job import Backoff, Outcome, Status
+from jobpipe.job import Backoff, JobError, Outcome, Status
 from jobpipe.store.base import Claimed, Start
 
 UNKNOWN_KIND_WAIT = 60.0
 """Seconds that a job is put aside for when this node has no handler for it."""
+
+FAILURES = 20
+"""How many failed jobs a second have a line in the log."""
+
+SHOWN = 200
+"""The most characters of an error in the log; the job has it whole."""
 
 Reason = Literal["cancel", "shutdown", "lease"]
 
@@ -71,6 +78,8 @@ class Attempts:
         self._by_id: dict[str, Attempt] = {}
         self.tally: Counter[Outcome | None] = Counter()
         """how many attempts ended in each outcome; None: handed back without having begun"""
+        self._failures = Sparing(FAILURES)
+        self._ended = trio.Event()
         ledger.on_stale = self._lost
 
     def __iter__(self) -> Iterator[Attempt]:
@@ -85,6 +94,12 @@ class Attempts:
     def busy(self) -> int:
         """How many handlers run."""
         return len(self.running)
+
+    async def quiet(self) -> None:
+        """Return when no handler runs."""
+        while self.running:
+            self._ended = trio.Event()
+            await self._ended.wait()
 
     def hold(self, job: Claimed) -> None:
         """Take a claimed job over; from now on it can be stopped."""
@@ -179,7 +194,7 @@ class Attempts:
             attempt.scope.deadline = trio.current_time() + timeout
         try:
             with attempt.scope:
-                return verdicts.returned(await self._call(attempt, handler), self._max_result)
+                return verdicts.returned(await self.call(attempt, handler), self._max_result)
         # SystemExit, groups, a foreign Cancelled: all end the attempt only. `perform` raises the worker's own cancel.
         except BaseException as error:  # noqa: BLE001, ASYNC103 - see above
             return self._judged(attempt, error)  # noqa: ASYNC104 - see above
@@ -192,7 +207,8 @@ class Attempts:
         rest = verdicts.without_cancelled(error)
         return Verdict(stopped.outcome, error=None if rest is None else verdicts.described(rest))
 
-    async def _call(self, attempt: Attempt, handler: Handler) -> Any:  # noqa: ANN401 - a handler may return anything
+    async def call(self, attempt: Attempt, handler: Handler) -> Any:  # noqa: ANN401 - a handler may return anything
+        """Call the handler, in a thread when it is not async. The watchdog knows this frame on a stack."""
         job = attempt.job
         context = Context(
             id=job.id,
@@ -232,17 +248,26 @@ class Attempts:
         self.tally[written.outcome] += 1
         self._forget(attempt)
         if written.status is Status.FAILED and written.error is not None:
-            error = written.error
-            log.warning(
-                "job failed",
-                job=job.id,
-                kind=job.kind,
-                attempt=attempt.number,
-                error=f"{error.type}: {error.message}",
-            )
+            self._tell_failed(attempt, written.error)
+
+    def _tell_failed(self, attempt: Attempt, error: JobError) -> None:
+        """A line for a failed job; of thousands at once, a few a second, with how many more there were."""
+        if not self._failures.lets_through():
+            return
+        more = {"more": held_back} if (held_back := self._failures.take()) else {}
+        text = f"{error.type}: {error.message}"[:SHOWN]
+        log.warning(
+            "job failed",
+            job=attempt.job.id,
+            kind=attempt.job.kind,
+            attempt=attempt.number,
+            error=text,
+            **more,
+        )
 
     def _forget(self, attempt: Attempt) -> None:
         self._held.pop((attempt.job.seq, attempt.job.claim), None)
+        self._ended.set()
         if self._by_id.get(attempt.job.id) is attempt:
             del self._by_id[attempt.job.id]
 

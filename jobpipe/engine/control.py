@@ -4,7 +4,6 @@ from jobpipe.clock import Clock
 from jobpipe.engine.attempt import Attempts
 from jobpipe.engine.ledger import Ledger
 from jobpipe.events import Events
-from jobpipe.job import Status
 from jobpipe.store.base import Change, ControlStore
 
 
@@ -24,8 +23,9 @@ class Control:
         """
         (change,) = await self._store.cancel([job_id], self._clock.now())
         if change.verdict == "changed" and change.job is not None:
-            if change.job.status is Status.CANCELLING:
-                self._attempts.stop(job_id, "cancel")
+            self._attempts.stop(
+                job_id, "cancel"
+            )  # also where the store does not count it as held here any more
             self._events.publish(job_id, change.job.status)
             self._ledger.look()
         return change

@@ -67,3 +67,5 @@ class Gathered(msgspec.Struct, frozen=True):
     renewals: Sequence[Entry[None, bool]]
     noted: dict[tuple[int, int], Start]
     wish: Wish | None
+    tenure: int
+    """under which of the node's leases it was gathered"""

@@ -36,10 +36,13 @@ class Lease:
         """how often the lease was lost"""
 
     async def join(self) -> None:
-        """Register the node with its first lease. Raises `StoreUnavailable`."""
-        begun, now = trio.current_time(), self._clock.now()
-        await self._store.join(self._node, now, now + self._seconds)
-        self._renewed_at = begun
+        """Register the node with a lease that has not ended by the time it is written. Raises `StoreUnavailable`."""
+        while True:
+            begun, now = trio.current_time(), self._clock.now()
+            await self._store.join(self._node, now, now + self._seconds)
+            self._renewed_at = begun
+            if trio.current_time() < begun + self._seconds * SAFE:
+                return
 
     async def run(self) -> None:
         """Renew the lease and rescue the jobs of dead nodes, for ever."""
@@ -50,8 +53,13 @@ class Lease:
             await self._rescue_if_possible()
 
     async def _renew(self) -> bool:
-        """Renew the lease before it is too late to stop in time; False when it is."""
-        with trio.move_on_at(self._renewed_at + self._seconds * SAFE):
+        """Renew the lease before it is too late to stop in time; False when it is.
+
+        Where it is so already, because this process stood still or a handler blocked it, the store is asked whether
+        the lease still stands: it may well, and then nothing needs to be stopped.
+        """
+        rest = trio.current_time() + self._seconds * (1 - SAFE)
+        with trio.move_on_at(max(self._renewed_at + self._seconds * SAFE, rest)):
             while True:
                 begun = trio.current_time()
                 try:
@@ -68,14 +76,17 @@ class Lease:
         """Stop every attempt, since another node may run those jobs now, and ask for a new lease."""
         self.losses += 1
         log.error("the lease of this node is lost: its attempts are stopped", running=self._attempts.busy)
+        self._ledger.suspend()
         self._attempts.stop_all("lease")
+        with trio.move_on_after(self._seconds):
+            await self._attempts.quiet()  # a job must not run here twice at once: its cleanup comes first
         while True:
             try:
                 await self.join()
             except StoreError:
                 await trio.sleep(RETRY)
             else:
-                self._ledger.look()  # without a lease nothing was claimed
+                self._ledger.resume()
                 return
 
     async def _rescue_if_possible(self) -> None:
@@ -88,7 +99,8 @@ class Lease:
         """Take back the jobs of dead nodes; returns them. Raises `StoreError`."""
         rescued = await self._store.rescue(self._node, self._clock.now())
         for job in rescued:
-            log.info("rescued a job of a dead node", job=job.id, status=job.status.value, begun=job.begun)
+            tell = log.info if job.begun else log.debug  # those that only waited are many, and lost nothing
+            tell("rescued a job of a dead node", job=job.id, status=job.status.value, begun=job.begun)
         if rescued:
             self._ledger.look()
         return rescued

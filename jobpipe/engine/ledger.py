@@ -50,6 +50,8 @@ class Ledger:
         self._settlements: list[Settlement] = []
         self._wish: Wish | None = None
         self._maybe_ready = True
+        self._suspended = False
+        self._tenure = 0
         self._next_due = -math.inf
         self._write_at = math.inf  # in Trio's clock: when to write what is not urgent
         self._pause = 0.0
@@ -138,6 +140,16 @@ class Ledger:
         self._maybe_ready, self._next_due = True, -math.inf
         self._wake()
 
+    def suspend(self) -> None:
+        """The node's lease is lost: claim nothing, and give back what is being claimed, until `resume`."""
+        self._suspended = True
+        self._tenure += 1
+
+    def resume(self) -> None:
+        """The node has a lease again."""
+        self._suspended = False
+        self.look()
+
     async def flushed(self) -> None:
         """Return when nothing waits to be written. As long as the store cannot write, something does."""
         while self._has_work():
@@ -190,7 +202,7 @@ class Ledger:
         return self._writing or self._urgent() or bool(self._noted or self._settlements)
 
     def _urgent(self) -> bool:
-        claimable = self._wish is not None and self._maybe_ready
+        claimable = self._wish is not None and self._maybe_ready and not self._suspended
         return bool(self._adds or self._starts or self._renewals or claimable)
 
     async def _something_to_write(self) -> None:
@@ -211,7 +223,9 @@ class Ledger:
         starts, self._starts = list(self._starts), {}
         renewals, self._renewals = list(self._renewals), {}
         noted, self._noted = self._noted, {}
-        wish, self._wish = self._wish, None
+        wish = None if self._suspended else self._wish
+        if wish is not None:
+            self._wish = None
         adds = self._take_adds()
         now = self._clock.now()
         batch = Batch(
@@ -223,7 +237,7 @@ class Ledger:
             adds=[entry.what for entry in adds],
             claim=wish.limit if wish else 0,
         )
-        return Gathered(batch, adds, starts, renewals, noted, wish)
+        return Gathered(batch, adds, starts, renewals, noted, wish, self._tenure)
 
     def _take_adds(self) -> list[Entry[Add, Sequence[Receipt]]]:
         taken: list[Entry[Add, Sequence[Receipt]]] = []
@@ -253,7 +267,7 @@ class Ledger:
         if self.trouble is None:
             log.error("the store cannot write; what is running is kept, and tried again", error=str(error))
         self.trouble = str(error)
-        self._pause = min(LONGEST_PAUSE, self._pause * 2 or 0.1)
+        self._pause = min(LONGEST_PAUSE, self._lease / 6, self._pause * 2 or 0.1)  # renewals wait behind this
         await trio.sleep(self._pause)
 
     def _hand_out(self, entries: Gathered, receipts: Receipts) -> None:
@@ -264,7 +278,7 @@ class Ledger:
         self._arrived(entries)
         self.waiting = receipts.waiting
         self._next_due = math.inf if receipts.next_due is None else receipts.next_due
-        self._grant(entries.wish, receipts)
+        self._grant(entries.wish, receipts, entries.tenure)
         for add, receipt in zip(entries.adds, receipts.adds, strict=True):
             add.hand(receipt)
         for renewal in entries.renewals:
@@ -276,14 +290,16 @@ class Ledger:
     def _arrived(self, entries: Gathered) -> None:
         self.arriving -= sum(len(add.what.jobs) for add in entries.adds)
 
-    def _grant(self, wish: Wish | None, receipts: Receipts) -> None:
+    def _grant(self, wish: Wish | None, receipts: Receipts, tenure: int) -> None:
         """Hand claimed jobs to who wished for them, and judge whether more may be ready."""
         self._maybe_ready = wish is None or len(receipts.claimed) == wish.limit
         if wish is None:
             return
-        if wish.abandoned:
+        if wish.abandoned or tenure != self._tenure:
             self.hand_back(receipts.claimed)
-        elif receipts.claimed:
+        if wish.abandoned:
+            return
+        if receipts.claimed and tenure == self._tenure:
             wish.grant(receipts.claimed)
         elif self._wish is None:
             self._wish = wish

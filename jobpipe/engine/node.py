@@ -20,6 +20,7 @@ from jobpipe.engine.lease import Lease
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.maintenance import Maintenance
 from jobpipe.engine.queue import Queue
+from jobpipe.engine.watchdog import Watchdog
 from jobpipe.engine.worker import work
 from jobpipe.errors import StoreError
 from jobpipe.events import Events
@@ -73,6 +74,7 @@ class Node:
         self.intake = Intake(self.ledger, self.queue, self.attempts)
         self.lease = Lease(store, self.ledger, self.attempts, clock, self.name, settings.lease)
         self.maintenance = Maintenance(store, clock, _retention(settings))
+        self.watchdog = Watchdog()  # run by the service: it needs the real clock
         self._crew = trio.CancelScope()
         self._tally_at_drain: Counter[Outcome | None] = Counter()
 

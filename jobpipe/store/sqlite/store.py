@@ -1,19 +1,19 @@
 """The store itself: each verb is one function, run in one thread call, so it is atomic under cancellation."""
 
-import queue
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Concatenate, Literal, ParamSpec, TypeVar
 
 import apsw
+import structlog
 import trio
 
 from jobpipe.job import Job
 from jobpipe.store.base import Batch, Change, Filter, Page, QueueState, Receipts, Rescued, Retention
 from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.control import Control
-from jobpipe.store.sqlite.database import connect, database, mapped
+from jobpipe.store.sqlite.database import Database, mapped, open_database
 from jobpipe.store.sqlite.writer import Writer
 
 P = ParamSpec("P")
@@ -21,35 +21,46 @@ R = TypeVar("R")
 
 READERS = 2
 
+log = structlog.get_logger("jobpipe")
+
 
 class SqliteStore:
     """See `jobpipe.store.base` for what each verb promises. The file is locked: this process is its only node."""
 
     durable = True
 
-    def __init__(self, path: Path, writer: apsw.Connection, readers: Sequence[apsw.Connection]) -> None:
-        self.name = f"sqlite:{path}"
-        self._path = path
-        self._writer, self._control = Writer(writer), Control(writer)
-        self._readers: queue.SimpleQueue[apsw.Connection] = queue.SimpleQueue()
-        for connection in readers:
-            self._readers.put(connection)
+    def __init__(self, database: Database) -> None:
+        self.name = f"sqlite:{database.path}"
+        self._database = database
+        self._prepare()
         # Limiters of their own: handlers in threads must never starve the store, nor readers the writer.
-        self._writing, self._reading = trio.CapacityLimiter(1), trio.CapacityLimiter(len(readers))
+        self._writing, self._reading = trio.CapacityLimiter(1), trio.CapacityLimiter(READERS)
 
-    async def _write(self, verb: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        def call() -> R:
-            with mapped(self._path):
-                return verb(*args, **kwargs)
+    def _prepare(self) -> None:
+        self._writer, self._control = Writer(self._database.writer), Control(self._database.writer)
 
-        return await trio.to_thread.run_sync(call, limiter=self._writing)
+    async def _write(self, verb: Callable[[], R]) -> R:
+        return await trio.to_thread.run_sync(self._written, verb, limiter=self._writing)
 
-    async def _change(self, verb: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    def _written(self, verb: Callable[[], R]) -> R:
+        with mapped(self._database.path):
+            try:
+                if after := self._database.ready():
+                    self._prepare()
+                    log.warning("the store was opened anew", store=self.name, after=after)
+                done = verb()
+            except apsw.IOError as error:
+                self._database.doubt(error)
+                raise
+        self._database.checkpoint()
+        return done
+
+    async def _change(self, verb: Callable[[], R]) -> R:
         """Write what the engine's writer does not know of: it has to ask again."""
 
         def call() -> R:
             try:
-                return verb(*args, **kwargs)
+                return verb()
             finally:
                 self._writer.forget()
 
@@ -59,45 +70,41 @@ class SqliteStore:
         self, verb: Callable[Concatenate[apsw.Connection, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
         def call() -> R:
-            connection = self._readers.get()
-            try:
-                with mapped(self._path):
-                    return verb(connection, *args, **kwargs)
-            finally:
-                self._readers.put(connection)
+            with self._database.reader() as connection, mapped(self._database.path):
+                return verb(connection, *args, **kwargs)
 
         # A read changes nothing: who is cancelled need not wait for one that hangs.
         return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._reading)
 
     async def join(self, node: str, now: float, lease_until: float) -> None:  # noqa: ARG002 - the contract's `now`
-        await self._change(self._control.join, node, lease_until)
+        await self._change(lambda: self._control.join(node, lease_until))
 
     async def exchange(self, batch: Batch) -> Receipts:
-        return await self._write(self._writer.exchange, batch)
+        return await self._write(lambda: self._writer.exchange(batch))
 
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
-        return await self._change(self._control.rescue, node, now)
+        return await self._change(lambda: self._control.rescue(node, now))
 
     async def prune(self, now: float, retention: Retention) -> int:
-        return await self._change(self._control.prune, now, retention)
+        return await self._change(lambda: self._control.prune(now, retention))
 
     async def leave(self, node: str) -> None:
-        await self._change(self._control.leave, node)
+        await self._change(lambda: self._control.leave(node))
 
     async def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        return await self._change(self._control.cancel, ids, now)
+        return await self._change(lambda: self._control.cancel(ids, now))
 
     async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        return await self._change(self._control.retry, ids, now)
+        return await self._change(lambda: self._control.retry(ids, now))
 
     async def delete(self, ids: Sequence[str]) -> Sequence[Change]:
-        return await self._change(self._control.delete, ids)
+        return await self._change(lambda: self._control.delete(ids))
 
     async def pause(self, queue: str) -> None:
-        await self._change(self._control.pause, queue, paused=True)
+        await self._change(lambda: self._control.pause(queue, paused=True))
 
     async def resume(self, queue: str) -> None:
-        await self._change(self._control.pause, queue, paused=False)
+        await self._change(lambda: self._control.pause(queue, paused=False))
 
     async def get(self, job_id: str) -> Job | None:
         return await self._read(reader.one, job_id)
@@ -120,11 +127,7 @@ async def open_sqlite(path: Path, *, sync: Literal["full", "normal"]) -> AsyncIt
     system, so that it survives the end of the process. Raises `StoreError` when the file cannot be used.
     """
     with ExitStack() as stack:
-        writer = await trio.to_thread.run_sync(stack.enter_context, database(path, sync))
-        flags = apsw.SQLITE_OPEN_READONLY
-        readers = [
-            stack.enter_context(closing(connect(path, flags=flags, sync=sync))) for _ in range(READERS)
-        ]
-        store = SqliteStore(path, writer, readers)
+        database = await trio.to_thread.run_sync(stack.enter_context, open_database(path, sync, READERS))
+        store = SqliteStore(database)
         await store._change(store._control.end_leases)  # noqa: SLF001 - this is the store's own constructor
         yield store

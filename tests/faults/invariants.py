@@ -1,0 +1,42 @@
+"""What holds in every store at every moment, asked in SQL of a file that no process has open."""
+
+from pathlib import Path
+
+import apsw
+
+EACH_EMPTY = {
+    "the counts are those of the rows": (
+        "select queue, state, sum(jobs), sum(size) from ("
+        "select queue, state, jobs, size from counts union all "
+        "select queue, iif(held = 1, 'held', status), -1, -size from jobs) "
+        "group by queue, state having sum(jobs) <> 0 or sum(size) <> 0"
+    ),
+    "a held job has a node that is known": (
+        "select id from jobs where held = 1 and (node is null or node not in (select node from nodes))"
+    ),
+    "no job has more attempts than claims": "select id, attempt, claim from jobs where attempt > claim and claim > 0",
+    "an attempt belongs to a job and was claimed": (
+        "select attempts.seq from attempts left join jobs using (seq) "
+        "where jobs.seq is null or attempts.claim > jobs.claim"
+    ),
+    "a job that ended ended after it was made": "select id from jobs where finished_at < created_at - 90000",
+    "what is shown as running was begun": "select id from jobs where status = 'running' and started_at is null",
+    "each job's queue is known": "select id from jobs where queue not in (select name from queues)",
+    "no job that waits has a result": (
+        "select id from jobs where status in ('queued', 'scheduled') and result is not null"
+    ),
+}
+
+
+def broken_invariants(path: Path) -> list[str]:
+    """What does not hold, with an example each."""
+    connection = apsw.Connection(str(path))
+    try:
+        found = connection.execute("pragma integrity_check").get
+        broken = [] if found == "ok" else [f"integrity: {found}"]
+        for promise, query in EACH_EMPTY.items():
+            if (row := connection.execute(query).fetchone()) is not None:
+                broken.append(f"{promise}: {row}")
+        return broken
+    finally:
+        connection.close()

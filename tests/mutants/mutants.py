@@ -1,0 +1,173 @@
+"""Broken variants of jobpipe, each a small patch of behaviour: the test of the tests.
+
+A mutant is a function that patches; its docstring says what is wrong with it. `CAUGHT_BY` names, for each, the scene
+of `tests/race` in which it must be caught, the store, and the rules of the witness that it breaks.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Self
+
+import msgspec
+import pytest
+import trio
+
+import jobpipe.engine.node
+from jobpipe.engine import verdict
+from jobpipe.engine.attempt import Attempts
+from jobpipe.engine.lease import Lease
+from jobpipe.engine.ledger import Ledger
+from jobpipe.engine.worker import work
+from jobpipe.errors import JobpipeError
+from jobpipe.job import NewJob
+from jobpipe.store.base import STORED, Receipt, Rescued
+from jobpipe.store.memory.control import Control
+from jobpipe.store.memory.writer import Writer
+
+Mutant = Callable[[pytest.MonkeyPatch], None]
+
+
+class Caught(msgspec.Struct, frozen=True):
+    """Where a mutant is caught."""
+
+    scene: str
+    store: str
+    rules: frozenset[str]
+
+
+CAUGHT_BY: dict[Mutant, Caught] = {}
+
+
+def caught_by(scene: str, store: str, *rules: str) -> Callable[[Mutant], Mutant]:
+    def note(mutant: Mutant) -> Mutant:
+        CAUGHT_BY[mutant] = Caught(scene, store, frozenset(rules))
+        return mutant
+
+    return note
+
+
+@caught_by("pair", "memory", "ran twice at once")
+def settle_without_the_fence(patch: pytest.MonkeyPatch) -> None:
+    """An outcome is written to whatever row is held, whichever claim it belongs to."""
+
+    def held(self: Any, seq: int, _claim: int) -> Any:
+        row = self._shelves.rows.get(seq)
+        return row if row is not None and row.node is not None else None
+
+    patch.setattr(Writer, "_held", held)
+
+
+@caught_by("storm", "lasting", "acknowledged before it was stored", "acknowledged and lost")
+def acknowledged_before_the_commit(patch: pytest.MonkeyPatch) -> None:
+    """An enqueue is answered when the ledger has it, not when the store has."""
+    add = Ledger.add
+
+    async def early(self: Ledger, jobs: Sequence[NewJob], *, atomic: bool = False) -> Sequence[Receipt]:
+        async def late() -> None:
+            with suppress(JobpipeError):
+                await add(self, jobs, atomic=atomic)
+
+        trio.lowlevel.spawn_system_task(late)
+        await trio.lowlevel.checkpoint()
+        return [STORED] * len(jobs)
+
+    patch.setattr(Ledger, "add", early)
+
+
+@caught_by("storm", "lasting", "left behind by an orderly stop")
+def intake_leaves_its_claim_behind(patch: pytest.MonkeyPatch) -> None:
+    """What is claimed for an intake that the drain has cancelled is not handed back."""
+    patch.setattr(Ledger, "hand_back", lambda _self, _jobs: None)
+
+
+@caught_by("storm", "lasting", "held by a node that ended")
+def intake_forgets_what_it_holds(patch: pytest.MonkeyPatch) -> None:
+    """At the drain, what waits in the channel is not handed back."""
+    patch.setattr(Attempts, "release", lambda _self: None)
+
+
+@caught_by("pair", "memory", "ran twice at once")
+def rescue_by_age_alone(patch: pytest.MonkeyPatch) -> None:
+    """A job that has run for as long as a lease is taken back, though its node lives."""
+    rescue = Control.rescue
+
+    def by_age(self: Control, node: str, now: float) -> Sequence[Rescued]:
+        dead = rescue(self, node, now)
+        rows = [
+            row
+            for name, held in self._shelves.held.items()
+            if name != node
+            for row in held.values()
+            if row.job.started_at is not None and row.job.started_at <= now - 15
+        ]
+        return [*dead, *(self._rescue(row, now) for row in rows)]
+
+    patch.setattr(Control, "rescue", by_age)
+
+
+@caught_by("pair", "memory", "ran twice at once")
+def heartbeat_waits_behind_handlers(patch: pytest.MonkeyPatch) -> None:
+    """The lease is renewed only when no handler runs."""
+    renew = Lease._renew
+
+    async def polite(self: Lease) -> bool:
+        while self._attempts.busy:  # noqa: ASYNC110 - no event tells
+            await trio.sleep(0.1)
+        return await renew(self)
+
+    patch.setattr(Lease, "_renew", polite)
+
+
+@caught_by("storm", "memory", "left behind by an orderly stop")
+def drain_drops_the_buffer(patch: pytest.MonkeyPatch) -> None:
+    """While the node drains, workers throw away what they find in the channel."""
+
+    class Dropping:
+        def __init__(self, receive: Any, queue: Any, attempts: Any) -> None:
+            self._receive, self._queue, self._attempts = receive, queue, attempts
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self._receive.close()
+
+        async def receive(self) -> Any:
+            while True:
+                job = await self._receive.receive()
+                if not self._queue.draining:
+                    return job
+                self._attempts._held.pop((job.seq, job.claim), None)
+
+    async def careless(receive: Any, queue: Any, attempts: Any, **options: Any) -> None:
+        dropping: Any = Dropping(receive, queue, attempts)
+        await work(dropping, queue, attempts, **options)
+
+    patch.setattr(jobpipe.engine.node, "work", careless)
+
+
+@caught_by("storm", "lasting", "cancelled before its cleanup ended")
+def cancel_answers_before_the_cleanup(patch: pytest.MonkeyPatch) -> None:
+    """A cancelled job is settled when its handler is told to stop, not when it has."""
+    stop = Attempts._stop
+
+    def hasty(self: Any, attempt: Any, reason: Any) -> None:
+        stop(self, attempt, reason)
+        if reason == "cancel":
+            self._settle(attempt, verdict.CANCELLED)
+
+    patch.setattr(Attempts, "_stop", hasty)
+
+
+@caught_by("storm", "lasting", "acknowledged before it was stored", "acknowledged and lost")
+def cancelled_waiter_is_told_stored(patch: pytest.MonkeyPatch) -> None:
+    """Who is cancelled while the ledger has not begun to write its jobs hears that they are stored."""
+    add = Ledger.add
+
+    async def lying(self: Ledger, jobs: Sequence[NewJob], *, atomic: bool = False) -> Sequence[Receipt]:
+        try:
+            return await add(self, jobs, atomic=atomic)
+        except trio.Cancelled:  # noqa: ASYNC103 - the fault
+            return [STORED] * len(jobs)  # noqa: ASYNC104 - the fault
+
+    patch.setattr(Ledger, "add", lying)
