@@ -1,5 +1,6 @@
 """A node that runs for the length of a test, and the one handler whose jobs do as their payload says."""
 
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -25,7 +26,9 @@ from jobpipe.store.memory import MemoryStore
 NOW = 1_700_000_000.0
 HOUR, DAY = 3600.0, 86_400.0
 
-Do = Literal["done", "error", "retry", "snooze", "fail", "sleep", "wait", "hang", "stubborn", "spoil"]
+Do = Literal[
+    "done", "error", "retry", "snooze", "fail", "sleep", "wait", "hang", "stubborn", "spoil", "block"
+]
 Step = Do | tuple[Do, float]
 """What one run does, and the seconds that belong to it."""
 
@@ -92,7 +95,7 @@ class Actor:
         finally:
             run.ended = trio.current_time()
 
-    async def _do(self, what: Do, seconds: float) -> Any:  # noqa: C901 - one case for each word
+    async def _do(self, what: Do, seconds: float) -> Any:  # noqa: C901, PLR0912 - one case for each word
         match what:
             case "done":
                 return "ok"
@@ -115,6 +118,9 @@ class Actor:
             case "stubborn":
                 with trio.CancelScope(shield=True):
                     await trio.sleep(seconds)
+                return "ok"
+            case "block":
+                time.sleep(seconds)  # noqa: ASYNC251 - a bad handler blocks the event loop
                 return "ok"
             case "spoil":
                 try:
