@@ -13,7 +13,8 @@ from jobpipe.job import ENDED, JobError, NewJob, Options, Outcome, Status
 from jobpipe.store.base import Add, Batch, Filter, Retention, Settlement, Start
 from jobpipe.store.sqlite import open_sqlite, reader
 from jobpipe.store.sqlite.control import Control
-from jobpipe.store.sqlite.database import database, migrations
+from jobpipe.store.sqlite.database import open_database
+from jobpipe.store.sqlite.opening import migrations
 from jobpipe.store.sqlite.writer import Writer
 
 NOW = 1_700_000_000.0
@@ -24,9 +25,9 @@ FREE = Retention(done_age=1e9, failed_age=1e9, jobs=0, size=0)
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[apsw.Connection]:
     """A fresh database, with a node `n`."""
-    with database(tmp_path / "jobs.db", "normal") as connection:
-        Control(connection).join("n", NOW + 60)
-        yield connection
+    with open_database(tmp_path / "jobs.db", "normal", readers=0) as opened:
+        Control(opened.writer).join("n", NOW + 60)
+        yield opened.writer
 
 
 def job(job_id: str, **how: Any) -> NewJob:
@@ -246,8 +247,8 @@ def test_sync_decides_what_a_commit_waits_for(
     tmp_path: Path, sync: Literal["full", "normal"], level: int
 ) -> None:
     """`full` syncs each commit to the disk."""
-    with database(tmp_path / "jobs.db", sync) as connection:
-        found = connection.pragma("synchronous")
+    with open_database(tmp_path / "jobs.db", sync, readers=0) as opened:
+        found = opened.writer.pragma("synchronous")
 
     assert found == level
 

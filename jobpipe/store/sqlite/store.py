@@ -13,7 +13,8 @@ from jobpipe.job import Job
 from jobpipe.store.base import Batch, Change, Filter, Page, QueueState, Receipts, Rescued, Retention
 from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.control import Control
-from jobpipe.store.sqlite.database import Database, mapped, open_database
+from jobpipe.store.sqlite.database import Database, open_database
+from jobpipe.store.sqlite.opening import mapped
 from jobpipe.store.sqlite.writer import Writer
 
 P = ParamSpec("P")
