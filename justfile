@@ -5,7 +5,7 @@ bin := quote(VENV / "bin")
 DOCKER := env("DOCKER", "docker")
 
 # How requirements are pinned: for every platform and every Python from 3.11 on.
-pins := "--quiet --universal --generate-hashes --no-header --python-version 3.11"
+pins := "--quiet --universal --generate-hashes --no-header --no-strip-extras --python-version 3.11"
 
 # What ruff does not know yet: cancellation that is swallowed or not shielded, yields and returns across nurseries.
 async_rules := "ASYNC101,ASYNC102,ASYNC103,ASYNC104,ASYNC113,ASYNC118,ASYNC119,ASYNC120,ASYNC121,ASYNC122,ASYNC123"
