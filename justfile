@@ -70,7 +70,7 @@ fix: (_venv "dev")
     {{bin}}/ruff check --fix-only . && {{bin}}/ruff format .
 
 # everything that CI runs
-check: test vet test-mutants (test-race "--race-seeds" "25") test-faults-short test-browser test-crash
+check: test vet test-mutants (test-race "--race-seeds" "10") test-faults-short test-browser test-crash
 
 # build the Docker image `jobpipe`
 build: _docker

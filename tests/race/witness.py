@@ -283,7 +283,8 @@ class Witness:
             run = runs.get(record.claim)
             fits = run is not None and run.attempt == record.number and _fits(record, run)
             # A rescued or an `on_crash: fail` job has its start stored before its handler runs: it may never have.
-            if not fits and not (self.rescued[job.id] and (run or record.outcome is Outcome.INTERRUPTED)):
+            taken_back = record.outcome in {Outcome.INTERRUPTED, Outcome.CANCELLED}
+            if not fits and not (self.rescued[job.id] and (run or taken_back)):
                 self.fault("an attempt that was none", f"{job.id}: {record}, {run}")
         if runs and job.claim < max(runs):
             self.fault("claim number not grown", job.id)
