@@ -91,7 +91,7 @@ class Outcome(enum.StrEnum):
 
 
 class Backoff(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long to wait before a retry; `jobpipe.backoff.delay` computes it."""
+    """How long to wait before a retry: `base * factor ** (retry - 1)` seconds, at most `cap`, and jittered."""
 
     base: Annotated[float, Meta(ge=0, le=86_400, description="seconds before the first retry")] = 1.0
     factor: Annotated[float, Meta(ge=1, le=100, description="growth from one retry to the next")] = 2.0

@@ -29,6 +29,10 @@ Time = Annotated[
 ]
 
 
+When = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+"""A time as it is shown: RFC 3339, UTC, with milliseconds."""
+
+
 class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A job to be run. Everything may be left out."""
 
@@ -53,8 +57,8 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
     number: int
     claim: int
     node: str | None
-    started_at: str | None
-    finished_at: str | None
+    started_at: When | None
+    finished_at: When | None
     outcome: Outcome | None
     error: JobError | None
 
@@ -76,11 +80,11 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     backoff: Backoff | None
     on_crash: Literal["retry", "fail"]
     tags: Sequence[str]
-    created_at: str
-    run_at: str
-    started_at: str | None
-    finished_at: str | None
-    expires_at: str | None
+    created_at: When
+    run_at: When
+    started_at: When | None
+    finished_at: When | None
+    expires_at: When | None
     attempts: Sequence[AttemptView] | UnsetType = UNSET
 
 
