@@ -100,7 +100,11 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     settlements: Sequence[Settlement] = ()
     adds: Sequence[Add] = ()
     claim: int = 0
-    """take at most so many ready jobs, in order of priority (highest first), run_at, arrival"""
+    """take at most so many ready jobs, in order of priority (highest first), run_at, arrival
+
+    A claim clears the job's started_at, so that a held job which has one has begun. It passes over jobs that are
+    past their expires_at and not expired yet.
+    """
 
 
 class Receipts(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,7 +132,7 @@ class Change(msgspec.Struct, frozen=True):
     verdict: Literal["changed", "absent", "refused"]
     """`refused`: the job's status does not allow the verb"""
     job: Job | None = None
-    """the job as it is now; None when absent or deleted"""
+    """the job as it is now, with its attempts; None when absent or deleted"""
 
 
 class Rescued(msgspec.Struct, frozen=True):
@@ -163,7 +167,10 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which jobs a list holds; None means any. Texts match parts of id, payload and error."""
+    """Which jobs a list holds; None means any. Texts match parts of id, payload and error.
+
+    `created_after` is inclusive, `created_before` is not.
+    """
 
     status: Status | None = None
     kind: str | None = None
@@ -197,18 +204,22 @@ class EngineStore(Protocol):
 
         Due jobs (run_at, expires_at at or before `now`) are promoted and expired first, at most `STEP` of each.
         Every start and settlement matches on the claim number: where no held row has it, nothing changes
-        and the pair is returned as stale.
+        and the pair is returned as stale. A job that waits again keeps its last error unless its settlement brings one.
         """
 
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
         """Take back every job held by a node, other than `node`, whose lease has ended by `now` or that has none.
 
-        Goes by rows, so that no job stays held for want of an owner; drops such nodes. Repeatable.
+        Goes by rows, so that no job stays held for want of an owner; drops such nodes. Repeatable. Never takes from
+        `node` itself, nor drops it, though its lease has lapsed: one that nobody took may be renewed.
         What becomes of each job is `jobpipe.job.after_crash`.
         """
 
     async def prune(self, now: float, retention: Retention) -> int:
-        """Delete at most `STEP` ended jobs that are too old or too many, oldest end first; returns how many."""
+        """Delete at most `STEP` ended jobs that are too old or too many, oldest end first; returns how many.
+
+        Fewer than `STEP`: nothing is left to delete. Too old is what ended at or before `now` less its age.
+        """
 
     async def leave(self, node: str) -> None:
         """Forget a node that has drained. Held jobs, were there any, are left to rescue."""
