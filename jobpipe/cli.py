@@ -101,6 +101,21 @@ def serve(**flags: str | None) -> int:
 
 @app.command
 @_settings_as_flags
+def migrate(**flags: str | None) -> int:
+    """Make the tables of the store, or bring them up to date, and end.
+
+    For PostgreSQL, where the service itself may run as a user who must not make tables. `serve` does the same at its
+    start.
+    """
+    settings = load(flags).settings
+    from jobpipe.service import migrate_store  # noqa: PLC0415 - see above
+
+    _say(migrate_store(settings))
+    return OK
+
+
+@app.command
+@_settings_as_flags
 def config(
     *,
     as_json: Annotated[

@@ -21,6 +21,7 @@ from jobpipe.engine.node import CLEANUP, Node
 from jobpipe.errors import SettingsError
 from jobpipe.handlers.registry import load
 from jobpipe.settings import Settings
+from jobpipe.store import factory
 from jobpipe.store.base import Rescued
 from jobpipe.store.factory import open_store
 from jobpipe.version import VERSION
@@ -48,7 +49,7 @@ async def run_service(settings: Settings) -> int:
         closing(_listen(settings)) as listener,
     ):
         registry = load(settings.handlers)
-        async with open_store(settings.store, settings.sync) as store:
+        async with open_store(settings.store, settings.sync, settings.lease) as store:
             node, drained = Node(settings, store, registry, WallClock()), trio.Event()
             async with trio.open_nursery() as front:
                 rescued: Sequence[Rescued] = await front.start(_run_node, node, signals, drained)
@@ -60,6 +61,11 @@ async def run_service(settings: Settings) -> int:
                 await _another(signals)
                 os._exit(0)  # only clients are left: nothing is lost
     return 0
+
+
+def migrate_store(settings: Settings) -> str:
+    """Bring the tables of the store up to date; returns what was done, in words. Raises `JobpipeError`."""
+    return factory.migrate(settings.store)
 
 
 async def _run_node(

@@ -14,7 +14,7 @@ from jobpipe.settings import SETTINGS, Settings, load
 ROOT = Path(__file__).parent.parent
 PINNED = sorted(path.name for path in (ROOT / "requirements").glob("*.txt"))
 
-PINNED_AND_HASHED = re.compile(r"[\w.-]+(\[[\w,-]+\])?==\S+ .*--hash=sha256:[0-9a-f]{64}")
+PINNED_AND_HASHED = re.compile(r"[\w.-]+(\[[\w, -]+\])?==\S+ .*--hash=sha256:[0-9a-f]{64}")
 
 # In halves, so that this file does not name what it looks for.
 REGISTRIES = [
@@ -54,8 +54,8 @@ def _versions(name: str) -> dict[str, set[str]]:
     """The versions of each requirement: more than one where Python or the platform decides."""
     versions: dict[str, set[str]] = {}
     for one in _requirements(name):
-        package, _, pin = one.split(" ")[0].partition("==")
-        versions.setdefault(package, set()).add(pin)
+        package, _, rest = one.partition("==")
+        versions.setdefault(package, set()).add(rest.split(" ")[0])
     return versions
 
 

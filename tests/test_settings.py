@@ -278,11 +278,24 @@ def test_values_that_are_not_allowed_are_refused(name, text):
     assert fault.startswith(f"{name.upper()}: '{text}'")
 
 
-def test_postgresql_is_said_to_come_later_and_the_password_is_not_shown():
-    (fault,) = faults(environ={"STORE": "postgresql://joe:s3/cr@t@db/jobs"})
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://joe:secret@db/jobs",
+        "postgres://db",
+        "postgresql:///?service=jobs",
+        "postgresql://a,b/jobs?target_session_attrs=read-write&schema=mine",
+    ],
+)
+def test_postgresql_is_a_store(url):
+    assert loaded(environ={"STORE": url}).settings.store == url
 
-    assert "'postgresql://joe:***@db/jobs'" in fault
-    assert "postgresql:// comes with a later version" in fault
+
+def test_the_password_of_a_store_is_not_shown():
+    (fault,) = faults(environ={"STORE": "postgresql://joe:s3/cr@t@db/jobs ?sslpassword=se cret"})
+
+    assert "'postgresql://joe:***@db/jobs ?sslpassword=***'" in fault
+    assert "postgresql://USER@HOST/DATABASE" in fault
 
 
 def test_an_unknown_variable_of_ours_is_a_fault_with_a_suggestion(dotenv):

@@ -45,7 +45,7 @@ def show_size(size: int) -> str:
 def mask(text: str) -> str:
     """`text` with the password of a URL, if it has one, made unreadable."""
     masked = re.sub(r"(://[^:/?#\s]*):.*@", r"\1:***@", text)
-    return re.sub(r"([?&]password=)[^&]*", r"\1***", masked)
+    return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", masked)
 
 
 def _measured(text: str, units: Mapping[str, Decimal | int]) -> Decimal:
@@ -85,8 +85,8 @@ Size = Annotated[int, Form("bytes, or a number with KB, MB, GB, KiB, MiB or GiB"
 # "sqlite://" is refused: whoever is used to sqlite:///jobs.db would get /jobs.db, at the root of the disk.
 Store = Annotated[
     str,
-    Meta(pattern=r"^(memory:|sqlite:(?!//|:memory:).+)$"),
-    Form("memory: or sqlite:PATH (postgresql:// comes with a later version)", str, mask),
+    Meta(pattern=r"^(memory:|sqlite:(?!//|:memory:).+|postgres(ql)?://\S*)$"),
+    Form("memory:, sqlite:PATH or postgresql://USER@HOST/DATABASE", str, mask),
 ]
 Host = Annotated[
     str,

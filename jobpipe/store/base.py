@@ -2,15 +2,19 @@
 
 Every verb is one transaction and takes one call, `now` is always passed in (seconds since the epoch),
 and a cancel of the caller never breaks a verb in two: it took effect whole, or not at all. Each may raise
-`StoreUnavailable`, after which nothing of it was written.
+`StoreUnavailable`, after which nothing of it was written. Over a network one thing is left that nobody can know:
+whether a commit took place whose answer was lost. So each verb may be repeated after `StoreUnavailable`: starts and
+settlements that were written after all are not stale then, jobs that were added are "existing", and jobs that were
+claimed unknown to all are handed back by the same node's next exchange.
 
 A job that a node has claimed is *held* by it until the attempt is settled. Its status stays `queued` until its
 start is written, with the next commit; so what is shown as running runs, and what a crash finds held
 but not begun has not spent an attempt.
 """
 
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -123,6 +127,12 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     """how many jobs wait in the store, those held by nodes not counted"""
     next_due: float | None = None
     """when the next job is to be promoted or expired; None: no job waits for a time"""
+    cancelling: frozenset[tuple[int, int]] = frozenset()
+    """(seq, claim) of this node's held jobs that were asked to stop; told with starts, claims and renewals
+
+    From a store that nodes share. A wish to cancel that came between the commit of a claim and its answer, so that
+    nobody knew of the job yet when `News` told of it, is told here once more.
+    """
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -265,3 +275,40 @@ class ReadStore(Protocol):
 
 class Store(EngineStore, ControlStore, ReadStore, Protocol):
     """All of it."""
+
+
+class News(msgspec.Struct, frozen=True):
+    """Something that another node did, or a reason to look for oneself."""
+
+    what: Literal["look", "cancel", "ended"]
+    """`look`: jobs may have become ready, and anything else may have been missed; `cancel`: a held job was asked to
+    stop, `seq` and `claim` say which hold; `ended`: a job that is watched has ended, or was deleted"""
+    id: str = ""
+    seq: int = 0
+    claim: int = 0
+
+
+@runtime_checkable
+class SharedStore(Store, Protocol):
+    """A store that many nodes share. Embedded stores have nothing of this: there is nobody else."""
+
+    clock_offset: float
+    """by how many seconds the store's clock is ahead of this machine's; measured at `join` and with renewals
+
+    Leases go by the store's clock alone: of `lease_until` only its distance from `now` counts.
+    """
+    listening: bool
+    """whether news come at once; otherwise a `look` every few seconds is all"""
+
+    def changes(self) -> AbstractAsyncContextManager[AsyncIterator[News]]:
+        """Listen to what other nodes do, as long as the context is open; one listener at a time.
+
+        News may come twice, late, or not at all, and then a `look` comes instead: after each time that the connection
+        was lost, and every few seconds anyhow. So they are hints; what is true is in the store.
+        """
+
+    async def watch(self, job_id: str) -> None:
+        """Have every node told when the job ends. Read the job after this, so that no end falls between.
+
+        Costs a write, so it is for jobs that somebody waits for. Repeatable; absent and ended jobs stay as they are.
+        """

@@ -1,8 +1,9 @@
 """Every store, fresh for each test. A store more is a line more in OPENERS."""
 
 import itertools
+import secrets
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,25 @@ from hypothesis import settings
 
 from jobpipe.store.base import Store
 from jobpipe.store.memory import open_memory
+from jobpipe.store.postgres import open_postgres
 from jobpipe.store.sqlite import open_sqlite
+from tests.store.server import drop, server_url, with_query
 
 Opener = Callable[[], AbstractAsyncContextManager[Store]]
 
+
+@asynccontextmanager
+async def _open_schema() -> AsyncIterator[Store]:
+    """A store in a schema of its own; leases go by the made-up times of the tests."""
+    schema = f"test_{secrets.token_hex(6)}"
+    async with open_postgres(with_query(server_url(), schema=schema), leases="caller") as store:
+        yield store
+    drop(schema)
+
+
 OPENERS: dict[str, Callable[[Path], AbstractAsyncContextManager[Store]]] = {
     "memory": lambda _folder: open_memory(),
+    "postgres": lambda _folder: _open_schema(),
     "sqlite": lambda folder: open_sqlite(folder / "jobs.db", sync="normal"),
 }
 

@@ -197,7 +197,7 @@ async def test_a_store_says_what_it_is(store: Store) -> None:
     """People are told its name, and the engine whether waiting jobs survive the process."""
     await store.ping()
 
-    assert store.name.startswith(("memory:", "sqlite:"))
+    assert store.name.startswith(("memory:", "sqlite:", "postgresql:"))
     assert store.durable is (store.name != "memory:")
 
 

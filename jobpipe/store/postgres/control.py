@@ -1,0 +1,172 @@
+"""What people ask of jobs and queues."""
+
+from collections.abc import Sequence
+
+from jobpipe.job import ENDED, Job, Status
+from jobpipe.store.base import Change
+from jobpipe.store.postgres.arrays import binaries, integers
+from jobpipe.store.postgres.line import Line, Row, Session
+from jobpipe.store.postgres.reader import found, one
+from jobpipe.store.postgres.tally import Tally
+from jobpipe.store.postgres.words import READY, cancel_words, ended_words, notify
+
+# Locks in the order in which exchanges take them: first the row in "live", then that in "jobs".
+_LOCK_LIVE = (
+    "select l.seq, l.watched from live l join jobs j on j.seq = l.seq where j.id = %s for update of l"
+)
+_LOCK_JOB = "select seq, status from jobs where id = %s for update"
+
+_ASK_CANCEL = "update live set status = 'cancelling' where seq = %s"
+_CANCEL = (
+    "with gone as (delete from live where seq = %s returning *) "
+    "update jobs j set status = 'cancelled', finished_at = %s, size = length(j.payload), run_at = g.run_at, "
+    "attempt = g.attempt, claim = g.claim, rescued = g.rescued, started_at = g.started_at, error = g.error "
+    "from gone g where j.seq = g.seq"
+)
+_KEEP_ATTEMPT = (
+    "insert into attempts (seq, claim, number, node, started_at, finished_at, outcome) "
+    "select seq, claim, attempt, node, started_at, finished_at, 'done' from jobs where seq = %s on "
+    "conflict do nothing"
+)
+_RETRY = (
+    "with again as (update jobs set status = null, run_at = %(now)s, finished_at = null, started_at "
+    "= null, attempt = 0, "
+    "expires_at = case when expires_at <= %(now)s then null else expires_at end, result = null, "
+    "error = null, size = 0 "
+    "where seq = %(seq)s returning *) "
+    "insert into live (seq, queue, status, priority, run_at, expires_at, claim, rescued) "
+    "select seq, queue, 'queued', priority, run_at, expires_at, claim, rescued from again"
+)
+_DELETE = (
+    "delete from live where seq = any(%s)",
+    "delete from jobs where seq = any(%s)",
+    "delete from attempts where seq = any(%s)",
+)
+_UNTAG = "delete from tags t using unnest(%s, %s) as v (tag, seq) where t.tag = v.tag and t.seq = v.seq"
+_PAUSE = "insert into queues (name, paused) values (%s, %s) on conflict (name) do update set paused = excluded.paused"
+_WATCH = (
+    "update live l set watched = true from jobs j "
+    "where j.id = %s and l.seq = j.seq and not l.watched returning l.seq"
+)
+
+
+class Control:
+    """Each verb is one transaction."""
+
+    def __init__(self, line: Line, slot: int, channel: str) -> None:
+        self._line, self._slot, self._channel = line, slot, channel
+
+    def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+        """See `jobpipe.store.base.ControlStore.cancel`."""
+        return self._line.transact(lambda session: [self._cancel(session, job_id, now) for job_id in ids])
+
+    def _cancel(self, session: Session, job_id: str, now: float) -> Change:
+        job, row, watched = self._lock(session, job_id)
+        if job is None:
+            return Change(job_id, "absent")
+        if job.status in ENDED:
+            return Change(job_id, "refused", job)
+        seq, held = row[17], row[19]
+        if held:
+            session.run(_ASK_CANCEL, (seq,))
+            notify(session, self._channel, cancel_words(seq, job.claim, job_id))
+        else:
+            session.run(_CANCEL, (seq, now))
+            self._count(session, job, job.status, Status.CANCELLED, size=len(job.payload))
+            if watched:
+                notify(session, self._channel, ended_words([job_id]))
+        return Change(job_id, "changed", one(session, job_id))
+
+    def _lock(self, session: Session, job_id: str) -> tuple[Job | None, Row, bool]:
+        """A job as it is now and stays until the end of this transaction; its row; whether it is watched."""
+        if "\0" in job_id:
+            return None, (), False
+        while True:
+            alive = session.row(_LOCK_LIVE, (job_id,))
+            if alive is None:
+                ended = session.row(_LOCK_JOB, (job_id,))
+                if ended is None:
+                    return None, (), False
+                if ended[1] is None:  # somebody retried it between the two
+                    continue
+            there = found(session, [job_id]).get(job_id)
+            if there is not None:
+                return there[0], there[1], bool(alive and alive[1])
+
+    def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+        """See `jobpipe.store.base.ControlStore.retry`."""
+
+        def verb(session: Session) -> Sequence[Change]:
+            changes = [self._retry(session, job_id, now) for job_id in ids]
+            if any(change.verdict == "changed" for change in changes):
+                notify(session, self._channel, [READY])
+            return changes
+
+        return self._line.transact(verb)
+
+    def _retry(self, session: Session, job_id: str, now: float) -> Change:
+        job, row, _ = self._lock(session, job_id)
+        if job is None:
+            return Change(job_id, "absent")
+        if job.status not in ENDED:
+            return Change(job_id, "refused", job)
+        seq, size = row[17], row[20]
+        if job.status is Status.DONE:
+            session.run(_KEEP_ATTEMPT, (seq,))
+        session.connection.execute(_RETRY.encode(), {"now": float(now), "seq": seq})
+        self._drop(session, job.queue, job.status, size)
+        self._count(session, job, None, Status.QUEUED)
+        return Change(job_id, "changed", one(session, job_id))
+
+    def delete(self, ids: Sequence[str]) -> Sequence[Change]:
+        """See `jobpipe.store.base.ControlStore.delete`."""
+        return self._line.transact(lambda session: [self._delete(session, job_id) for job_id in ids])
+
+    def _delete(self, session: Session, job_id: str) -> Change:
+        job, row, watched = self._lock(session, job_id)
+        if job is None:
+            return Change(job_id, "absent")
+        seq, held, size = row[17], row[19], row[20]
+        if held:
+            return Change(job_id, "refused", job)
+        erase(session, [(seq, job.options.tags)])
+        self._drop(session, job.queue, job.status, size)
+        if watched:
+            notify(session, self._channel, ended_words([job_id]))
+        return Change(job_id, "changed")
+
+    def pause(self, queue: str, *, paused: bool) -> None:
+        """Pause a queue, or resume it."""
+
+        def verb(session: Session) -> None:
+            session.run(_PAUSE, (queue, paused))
+            if not paused:
+                notify(session, self._channel, [READY])
+
+        self._line.transact(verb)
+
+    def watch(self, job_id: str) -> None:
+        """See `jobpipe.store.base.SharedStore.watch`."""
+        if "\0" not in job_id:
+            self._line.transact(lambda session: session.run(_WATCH, (job_id,)).fetchall())
+
+    def _count(self, session: Session, job: Job, before: str | None, after: str, size: int = 0) -> None:
+        tally = Tally(self._slot)
+        tally.move(job.queue, before, after, size=size)
+        tally.write(session)
+
+    def _drop(self, session: Session, queue: str, state: str, size: int) -> None:
+        tally = Tally(self._slot)
+        tally.drop(queue, state, 1, size)
+        tally.write(session)
+
+
+def erase(session: Session, jobs: Sequence[tuple[int, Sequence[str]]]) -> None:
+    """Delete jobs, given seq and tags, with all that belongs to them."""
+    seqs = integers([seq for seq, _ in jobs])
+    for sql in _DELETE:
+        session.run(sql, (seqs,))
+    pairs = [(tag.encode(), seq) for seq, tags in jobs for tag in tags]
+    if pairs:
+        tags, numbers = zip(*pairs, strict=True)
+        session.run(_UNTAG, (binaries(tags), integers(numbers)))

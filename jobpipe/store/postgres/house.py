@@ -1,0 +1,200 @@
+"""What keeps the house: nodes and their leases, rescue, prune, vacuum."""
+
+import itertools
+import math
+from collections.abc import Container, Mapping, Sequence
+
+from jobpipe.job import ACTIVE, ENDED, Job, JobError, Outcome, Status, after_crash
+from jobpipe.store.base import STEP, Rescued, Retention
+from jobpipe.store.postgres.address import Leases
+from jobpipe.store.postgres.arrays import binaries, floats, integers, texts
+from jobpipe.store.postgres.control import erase
+from jobpipe.store.postgres.line import Line, Row, Session
+from jobpipe.store.postgres.rows import JOB_COLUMNS, decoded_options, encoded_error, job_from
+from jobpipe.store.postgres.tally import Tally, fold
+from jobpipe.store.postgres.words import READY, ended_words, notify
+from jobpipe.store.postgres.writer import CLOCK, clock_offset
+
+_JOIN = {
+    "database": f"insert into nodes (name, lease_until) values (%s, {CLOCK} + %s) "
+    "on conflict (name) do update set lease_until = excluded.lease_until, hungry = false",
+    "caller": "insert into nodes (name, lease_until) values (%s, %s) "
+    "on conflict (name) do update set lease_until = excluded.lease_until, hungry = false",
+}
+_LEAVE = "update nodes set lease_until = null, hungry = false where name = %s"
+# A node whose row is locked is at work just now: it is not dead.
+_END_LEASES = (
+    "update nodes set lease_until = null, hungry = false where node in "
+    "(select node from nodes where lease_until <= {} and name <> %s for update skip locked)"
+)
+_ORPHANS = (
+    f"select {', '.join('s.' + column for column in JOB_COLUMNS.split(', '))}, l.watched, l.node "
+    "from live l join nodes n on n.node = l.node and n.lease_until is null and n.name <> %s "
+    "join shown s on s.seq = l.seq where l.node is not null order by l.seq limit %s for update of l skip locked"
+)
+_REQUEUE = (
+    "update live l set status = 'queued', error = coalesce(v.error, l.error), node = null, token = null, "
+    "rescued = l.rescued + 1 from unnest(%s, %s) as v (seq, error) where l.seq = v.seq"
+)
+_END = (
+    "with gone as (delete from live l using unnest(%s, %s, %s, %s) as v (seq, status, error, size) "
+    "where l.seq = v.seq "
+    "returning l.*, v.status as becomes, v.error as last_error, v.size) "
+    "update jobs j set status = g.becomes, finished_at = %s, error = coalesce(g.last_error, g.error), size = g.size, "
+    "run_at = g.run_at, attempt = g.attempt, claim = g.claim, node = g.node, rescued = g.rescued + 1, "
+    "started_at = g.started_at from gone g where j.seq = g.seq"
+)
+_INTERRUPTED = (
+    "insert into attempts (seq, claim, number, node, started_at, finished_at, outcome, error) "
+    "select seq, claim, number, node, started_at, %s, outcome, error from unnest(%s, %s, %s, %s, %s, %s, %s) "
+    "as v (seq, claim, number, node, started_at, outcome, error) on conflict do nothing"
+)
+
+_PRUNER = "select pg_try_advisory_xact_lock(hashtextextended(%s, 1))"
+_OLDEST = (
+    "select finished_at, seq, queue, status, size, options from jobs "
+    "where status = %s and finished_at <= %s order by finished_at, seq limit %s for update skip locked"
+)
+_TOTALS = (
+    "select coalesce(sum(jobs), 0)::bigint, coalesce(sum(size), 0)::bigint from counts "
+    "where state in ('done', 'failed', 'cancelled', 'expired')"
+)
+
+
+class House:
+    """Each verb is one transaction."""
+
+    def __init__(self, line: Line, slot: int, leases: Leases, channel: str) -> None:
+        self._line, self._slot, self._leases, self._channel = line, slot, leases, channel
+
+    def join(self, node: str, now: float, lease_until: float) -> float:
+        """See `jobpipe.store.base.EngineStore.join`. Returns how far the database's clock is ahead."""
+        until = lease_until - now if self._leases == "database" else lease_until
+        self._line.transact(lambda session: session.run(_JOIN[self._leases], (node, float(until))))
+        return self._line.transact(clock_offset)
+
+    def leave(self, node: str) -> None:
+        """See `jobpipe.store.base.EngineStore.leave`. The row stays: attempts are shown with the node's name."""
+
+        def verb(session: Session) -> None:
+            session.run(_LEAVE, (node,))
+            notify(session, self._channel, [READY])  # what it handed back is for others to take
+
+        self._line.transact(verb)
+
+    def rescue(self, node: str, now: float) -> Sequence[Rescued]:
+        """See `jobpipe.store.base.EngineStore.rescue`."""
+
+        def verb(session: Session) -> Sequence[Rescued]:
+            if self._leases == "database":
+                session.run(_END_LEASES.format(CLOCK), (node,))
+            else:
+                session.run(_END_LEASES.format("%s"), (float(now), node))
+            rescued: list[Rescued] = []
+            tally = Tally(self._slot)
+            while rows := session.rows(_ORPHANS, (node, STEP)):
+                rescued += Rescue(session, now, tally, self._channel).take_back(rows)
+            tally.write(session)
+            return rescued
+
+        return self._line.transact(verb)
+
+    def prune(self, now: float, retention: Retention) -> int:
+        """See `jobpipe.store.base.EngineStore.prune`. While another node prunes, there is nothing to do here."""
+
+        def verb(session: Session) -> int:
+            locked = session.row(_PRUNER, (self._channel,))
+            if not locked or not locked[0]:
+                return 0
+            rows = _too_much(session, now, retention)
+            tally = Tally(self._slot)
+            for _, _, queue, status, size, _ in rows:
+                tally.drop(queue, status, 1, size)
+            if rows:
+                erase(session, [(row[1], decoded_options(row[5]).tags) for row in rows])
+            tally.write(session)
+            fold(session, self._slot, all_slots=len(rows) < STEP)
+            return len(rows)
+
+        return self._line.transact(verb)
+
+
+class Rescue:
+    """Takes back jobs of dead nodes, many at a time."""
+
+    def __init__(self, session: Session, now: float, tally: Tally, channel: str) -> None:
+        self._session, self._now, self._tally, self._channel = session, now, tally, channel
+        self._again: list[tuple[int, bytes | None]] = []
+        self._ends: list[tuple[int, str, bytes | None, int]] = []
+        self._attempts: list[tuple[int, int, int, int, float, str, bytes | None]] = []
+        self._watched: list[str] = []
+
+    def take_back(self, rows: Sequence[Row]) -> Sequence[Rescued]:
+        """Decide on each, then write what was decided."""
+        rescued = [self._decide(row) for row in rows]
+        if self._again:
+            seqs, errors = zip(*self._again, strict=True)
+            self._session.run(_REQUEUE, (integers(seqs), binaries(errors)))
+        if self._attempts:
+            seqs, claims, numbers, nodes, started, outcomes, errors = zip(*self._attempts, strict=True)
+            numbers_of = (integers(seqs), integers(claims), integers(numbers), integers(nodes))
+            self._session.run(
+                _INTERRUPTED,
+                (float(self._now), *numbers_of, floats(started), texts(outcomes), binaries(errors)),
+            )
+        if self._ends:
+            seqs, statuses, errors, sizes = zip(*self._ends, strict=True)
+            values = (integers(seqs), texts(statuses), binaries(errors), integers(sizes))
+            self._session.run(_END, (*values, float(self._now)))
+        if self._watched:
+            notify(self._session, self._channel, ended_words(self._watched))
+        return rescued
+
+    def _decide(self, row: Row) -> Rescued:
+        job, seq = job_from(row), row[17]
+        watched, node = row[21:]
+        status, error = after_crash(job)
+        begun = job.status in ACTIVE and job.started_at is not None
+        if begun:
+            self._interrupt(job, seq, node, status, error)
+        size = len(job.payload) if status in ENDED else 0
+        if status in ENDED:
+            self._ends.append((seq, status.value, encoded_error(error), size))
+            self._watched += [job.id] * watched
+        else:
+            self._again.append((seq, encoded_error(error)))
+        self._tally.move(job.queue, None, status, size=size)
+        return Rescued(job.id, job.queue, status, begun)
+
+    def _interrupt(self, job: Job, seq: int, node: int, status: Status, error: JobError | None) -> None:
+        outcome = Outcome.CANCELLED if status is Status.CANCELLED else Outcome.INTERRUPTED
+        started = job.started_at or self._now
+        self._attempts.append(
+            (seq, job.claim, job.attempt, node, started, outcome.value, encoded_error(error))
+        )
+
+
+def _too_much(session: Session, now: float, retention: Retention) -> list[Row]:
+    """The ended jobs to delete: what is too old, and while there are too many or they are too large, the oldest."""
+    chosen = _oldest(session, {status: now - _age(status, retention) for status in ENDED})
+    jobs, size = session.row(_TOTALS) or (0, 0)
+    jobs, size = jobs - len(chosen), size - sum(row[4] for row in chosen)
+    if len(chosen) == STEP or (jobs <= retention.jobs and size <= retention.size):
+        return chosen
+    for row in _oldest(session, dict.fromkeys(ENDED, math.inf), skip={row[1] for row in chosen}):
+        if len(chosen) == STEP or (jobs <= retention.jobs and size <= retention.size):
+            break
+        chosen.append(row)
+        jobs, size = jobs - 1, size - row[4]
+    return chosen
+
+
+def _oldest(session: Session, until: Mapping[Status, float], skip: Container[int] = ()) -> list[Row]:
+    """At most `STEP` jobs that ended until then, the oldest end first."""
+    cursors = [session.run(_OLDEST, (status.value, float(at), STEP)) for status, at in until.items()]
+    found = itertools.chain.from_iterable(cursor.fetchall() for cursor in cursors)
+    return [row for row in sorted(found, key=lambda row: row[:2]) if row[1] not in skip][:STEP]
+
+
+def _age(status: Status, retention: Retention) -> float:
+    return retention.done_age if status is Status.DONE else retention.failed_age

