@@ -1,8 +1,7 @@
 """Every store, fresh for each test. A store more is a line more in OPENERS."""
 
 import itertools
-import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from jobpipe.store.base import Store
 from jobpipe.store.memory import open_memory
 from jobpipe.store.postgres import open_postgres
 from jobpipe.store.sqlite import open_sqlite
-from tests.store.server import drop, server_url, with_query
+from tests.store.server import new_schema, server_url, with_query
 
 Opener = Callable[[], AbstractAsyncContextManager[Store]]
 
@@ -21,10 +20,9 @@ Opener = Callable[[], AbstractAsyncContextManager[Store]]
 @asynccontextmanager
 async def _open_schema() -> AsyncIterator[Store]:
     """A store in a schema of its own; leases go by the made-up times of the tests."""
-    schema = f"test_{secrets.token_hex(6)}"
-    async with open_postgres(with_query(server_url(), schema=schema), leases="caller") as store:
-        yield store
-    drop(schema)
+    with new_schema() as schema:
+        async with open_postgres(with_query(server_url(), schema=schema), leases="caller") as store:
+            yield store
 
 
 OPENERS: dict[str, Callable[[Path], AbstractAsyncContextManager[Store]]] = {
@@ -35,6 +33,13 @@ OPENERS: dict[str, Callable[[Path], AbstractAsyncContextManager[Store]]] = {
 
 # Many more and longer lives of jobs than in each run: pytest tests/store --hypothesis-profile=thorough
 settings.register_profile("thorough", max_examples=2000, stateful_step_count=80, deadline=None)
+
+
+@pytest.fixture
+def schema() -> Iterator[str]:
+    """A schema of PostgreSQL that is not there yet."""
+    with new_schema() as name:
+        yield name
 
 
 @pytest.fixture(params=sorted(OPENERS))

@@ -5,8 +5,11 @@
 
 import functools
 import os
+import secrets
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
@@ -52,6 +55,11 @@ def ask(sql: str, *values: object) -> list[tuple[object, ...]]:
         return cursor.fetchall() if cursor.description else []
 
 
-def drop(schema: str) -> None:
-    """Take away what a test made."""
-    ask(f'drop schema if exists "{schema}" cascade')
+@contextmanager
+def new_schema() -> Iterator[str]:
+    """The name of a schema that is not there yet; it is taken away in the end."""
+    schema = f"test_{secrets.token_hex(6)}"
+    try:
+        yield schema
+    finally:
+        ask(f'drop schema if exists "{schema}" cascade')

@@ -78,8 +78,13 @@ def _check_server(connection: Connection, address: Address) -> None:
 
 def _version(connection: Connection, schema: str) -> int:
     """The number of the last migration that was applied; 0: none."""
-    there = connection.execute("select to_regclass(%s)", (f'"{schema}".versions',)).fetchone()
-    if there is None or there[0] is None:
+    # From the catalog itself: to_regclass may answer from before another node's migration that was waited for.
+    there = connection.execute(
+        "select from pg_class c join pg_namespace n on n.oid = c.relnamespace "
+        "where n.nspname = %s and c.relname = 'versions'",
+        (schema,),
+    ).fetchone()
+    if there is None:
         return 0
     query = sql.SQL("select coalesce(max(version), 0) from {}").format(sql.Identifier(schema, "versions"))
     row = connection.execute(query).fetchone()

@@ -1,0 +1,369 @@
+"""What only the PostgreSQL store has: several nodes on one database, its clock, its migrations, its roles."""
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import psycopg
+import pytest
+import trio
+
+from jobpipe.errors import StoreError, StoreUnavailable
+from jobpipe.job import Options, Outcome, Status
+from jobpipe.store import factory
+from jobpipe.store.base import SharedStore, Store
+from jobpipe.store.postgres import PostgresStore, migrate, open_postgres
+from jobpipe.store.postgres.address import read_address
+from tests.store.server import ask, server_url, with_query
+from tests.store.test_contract import NOW, Node, add, get, look, new_job, settlement, start
+
+
+def url_of(schema: str, **more: str) -> str:
+    return with_query(server_url(), schema=schema, **more)
+
+
+@asynccontextmanager
+async def two_nodes(schema: str, **how: Any) -> AsyncIterator[tuple[Node, Node]]:
+    """Two nodes, each with a store of its own, as two processes have."""
+    async with open_postgres(url_of(schema), **how) as one, open_postgres(url_of(schema), **how) as other:
+        nodes = Node(one, "one"), Node(other, "other")
+        for node in nodes:
+            await node.join(lease_until=NOW + 100)
+        yield nodes
+
+
+# --- several nodes ----------------------------------------------------------------------------------------------------
+
+
+async def test_it_is_a_shared_store(schema: str) -> None:
+    """The engine asks so whether there may be other nodes."""
+    async with open_postgres(url_of(schema)) as store:
+        assert isinstance(store, SharedStore)
+        assert abs(store.clock_offset) < 60
+
+
+async def test_nodes_that_claim_at_once_share_the_jobs(schema: str) -> None:
+    """Each job is claimed once, whoever is quicker, and none is left."""
+    async with two_nodes(schema) as nodes:
+        await add(
+            nodes[0].store, *(new_job(f"j{number:03}", queue=f"q{number % 3}") for number in range(300))
+        )
+        claimed: dict[str, list[str]] = {"one": [], "other": []}
+
+        async def claim_all(node: Node) -> None:
+            while jobs := await node.claim(7):
+                claimed[node.name] += [job.id for job in jobs]
+
+        async with trio.open_nursery() as nursery:
+            for node in nodes:
+                nursery.start_soon(claim_all, node)
+        both = claimed["one"] + claimed["other"]
+
+        assert sorted(both) == [f"j{number:03}" for number in range(300)]
+
+
+async def test_what_one_node_adds_the_other_sees(schema: str) -> None:
+    """Jobs, counts, how many wait, and what is due next."""
+    async with two_nodes(schema) as (one, other):
+        await add(one.store, new_job("a"), new_job("b", run_at=NOW + 9))
+        await add(other.store, new_job("c", queue="x"))
+        receipts = [await look(node.store) for node in (one, other)]
+        queues = [await node.store.queues() for node in (one, other)]
+        again = await add(other.store, new_job("a"))
+
+        assert [(seen.waiting, seen.next_due) for seen in receipts] == [(3, NOW + 9)] * 2
+        assert queues[0] == queues[1]
+        assert [queue.counts for queue in queues[0]] == [
+            {Status.QUEUED: 1, Status.SCHEDULED: 1},
+            {Status.QUEUED: 1},
+        ]
+        assert again[0].verdict == "existing"
+
+
+async def test_nodes_that_add_the_same_jobs_at_once_make_each_once(schema: str) -> None:
+    """In opposite orders too: one of them waits, or is tried again, and none fails."""
+    async with two_nodes(schema) as nodes:
+        jobs = [new_job(f"j{number:03}") for number in range(200)]
+        verdicts: list[str] = []
+
+        async def add_all(node: Node, backwards: bool) -> None:
+            for start_at in range(0, 200, 50):
+                part = jobs[start_at : start_at + 50]
+                receipts = await add(node.store, *(reversed(part) if backwards else part))
+                verdicts.extend(receipt.verdict for receipt in receipts)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(add_all, nodes[0], False)
+            nursery.start_soon(add_all, nodes[1], True)
+
+        assert sorted(verdicts) == ["existing"] * 200 + ["stored"] * 200
+        assert (await look(nodes[0].store)).waiting == 200
+
+
+async def test_counts_are_right_whoever_wrote_them(schema: str) -> None:
+    """Each writer counts in a slot of its own; a prune gathers them, and the sums stay."""
+    async with two_nodes(schema) as (one, other):
+        for node, prefix in ((one, "x"), (other, "y")):
+            await add(node.store, *(new_job(f"{prefix}{number}") for number in range(10)))
+        jobs = [*await one.claim(6), *await other.claim(6)]
+        ends = [settlement(job, Outcome.DONE) for job in jobs]
+        await one.exchange(settlements=ends[:3])
+        await other.exchange(settlements=ends[3:])
+        await one.store.cancel(["y8", "y9"], NOW)
+        before = await other.store.queues()
+        slots = ask(f"select count(distinct slot) from {schema}.counts")
+        await other.store.prune(NOW, _keep_all())
+
+        assert before[0].counts == {Status.DONE: 12, Status.QUEUED: 6, Status.CANCELLED: 2}
+        assert slots[0][0] > 1  # type: ignore[operator]  # a number
+        assert ask(f"select count(distinct slot) from {schema}.counts") == [(1,)]
+        assert await one.store.queues() == before
+        assert (await look(one.store)).waiting == 6
+
+
+def _keep_all() -> Any:
+    from tests.store.test_contract import KEEP_ALL  # noqa: PLC0415 - the only use
+
+    return KEEP_ALL
+
+
+async def test_a_wish_to_cancel_is_told_with_the_next_start_or_renewal(schema: str) -> None:
+    """For one that came before the node knew that it holds the job."""
+    async with two_nodes(schema) as (one, other):
+        await add(one.store, new_job("a"), new_job("b"))
+        jobs = await one.claim(2)
+        await other.store.cancel(["a"], NOW)
+        told = [
+            (await one.exchange(starts=[start(jobs[1])])).cancelling,
+            (await one.exchange(lease_until=NOW + 100)).cancelling,
+            (await other.exchange(lease_until=NOW + 100)).cancelling,
+        ]
+        await one.settle(jobs[0], Outcome.CANCELLED)
+        after = (await one.exchange(lease_until=NOW + 100)).cancelling
+
+        assert told == [{(jobs[0].seq, 1)}, {(jobs[0].seq, 1)}, frozenset()]
+        assert after == frozenset()
+
+
+# --- leases -----------------------------------------------------------------------------------------------------------
+
+
+async def test_leases_go_by_the_clock_of_the_database(schema: str) -> None:
+    """A node whose clock is an hour off keeps its jobs, and takes none of the living."""
+    async with two_nodes(schema) as (one, other):
+        await add(one.store, new_job())
+        claimed = await one.take()
+        ahead = await other.store.rescue("other", NOW + 3600 * 24)
+        await one.exchange(NOW - 3600, lease_until=NOW - 3600 + 100)
+        behind = await other.store.rescue("other", NOW + 3600)
+        receipts = await one.settle(claimed, Outcome.DONE)
+
+        assert list(ahead) == list(behind) == []
+        assert not receipts.stale
+
+
+async def test_a_silent_node_is_rescued_when_its_lease_has_ended(schema: str) -> None:
+    """Whatever time it is for those who ask."""
+    async with two_nodes(schema) as (one, other):
+        await add(one.store, new_job())
+        await one.take()
+        await one.join(NOW, NOW + 0.2)
+        with trio.fail_after(10):
+            while not (rescued := await other.store.rescue("other", NOW - 100)):
+                await trio.sleep(0.05)
+        lost = await one.exchange(lease_until=NOW + 100, claim=1)
+
+        assert [job.id for job in rescued] == ["a"]
+        assert (lost.lease_lost, list(lost.claimed)) == (True, [])
+
+
+async def test_a_node_at_work_is_not_taken_for_dead(schema: str) -> None:
+    """Its row is locked while it claims, so that no rescue falls between claim and commit."""
+    async with two_nodes(schema, leases="caller") as (one, other):
+        await add(one.store, new_job())
+        await one.take()
+        with psycopg.connect(server_url()) as claiming:
+            claiming.execute(f"select from {schema}.nodes where name = 'one' for share".encode())
+            meanwhile = await other.store.rescue("other", NOW + 1000)
+        afterwards = await other.store.rescue("other", NOW + 1000)
+
+        assert list(meanwhile) == []
+        assert [job.id for job in afterwards] == ["a"]
+
+
+# --- migrations -------------------------------------------------------------------------------------------------------
+
+
+async def test_twenty_nodes_may_start_at_once_on_an_empty_database(schema: str) -> None:
+    """One makes the tables, the others find them."""
+    names: list[str] = []
+
+    async def open_one(number: int) -> None:
+        async with open_postgres(url_of(schema)) as store:
+            await add(store, new_job(f"j{number}"))
+            names.append(store.name)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(open_one, number)
+
+    assert len(names) == 20
+    assert ask(f"select count(*) from {schema}.jobs") == [(20,)]
+
+
+async def test_a_schema_of_a_newer_version_is_refused(schema: str) -> None:
+    """With what to do; and it stays as it is."""
+    migrate(url_of(schema))
+    ask(f"insert into {schema}.versions (version) values (999)")
+    with pytest.raises(StoreError, match="newer jobpipe .version 999, this one knows") as caught:
+        async with open_postgres(url_of(schema)):
+            pass
+
+    assert "run that version" in str(caught.value)
+    assert ask(f"select max(version) from {schema}.versions") == [(999,)]
+
+
+def test_to_migrate_twice_changes_nothing(schema: str) -> None:
+    """It says what it did."""
+    first, second = migrate(url_of(schema)), migrate(url_of(schema))
+
+    assert f"schema {schema} went from version 0 to 1" in first
+    assert "is at version 1 already" in second
+
+
+# --- roles and words --------------------------------------------------------------------------------------------------
+
+GRANTS = (
+    'grant usage on schema "{0}" to {1}',
+    'grant select, insert, update, delete on all tables in schema "{0}" to {1}',
+    'grant usage on all sequences in schema "{0}" to {1}',
+    'grant execute on all functions in schema "{0}" to {1}',
+)
+
+
+@asynccontextmanager
+async def role(schema: str) -> AsyncIterator[str]:
+    """A user who may do nothing yet, with the URL's way in."""
+    name = f"{schema}_user"
+    ask(f"create role {name} login password 'sesame'")
+    try:
+        yield name
+    finally:
+        ask(f"drop owned by {name} cascade")
+        ask(f"drop role {name}")
+
+
+def as_user(name: str, schema: str) -> str:
+    return url_of(schema, user=name, password="sesame")
+
+
+async def test_a_node_needs_no_right_to_make_tables(schema: str) -> None:
+    """Those of docs/scaling.md will do: somebody else migrates."""
+    async with role(schema) as user:
+        with pytest.raises(StoreError, match="run `jobpipe migrate` as a user who may"):
+            async with open_postgres(as_user(user, schema)):
+                pass
+        migrate(url_of(schema))
+        for grant in GRANTS:
+            ask(grant.format(schema, user))
+        async with open_postgres(as_user(user, schema)) as store:
+            node = Node(store)
+            await node.join()
+            await add(store, new_job(options=Options(tags=("t",))))
+            receipts = await node.settle(await node.take(), Outcome.DONE)
+            await store.prune(NOW + 1e9, _keep_all())
+            await store.delete(["a"])
+
+            assert not receipts.stale
+            assert await store.get("a") is None
+
+
+async def test_a_user_without_rights_is_told_so(schema: str) -> None:
+    """And the message shows no password."""
+    migrate(url_of(schema))
+    async with role(schema) as user:
+        with pytest.raises(StoreError, match="docs/scaling.md") as caught:
+            async with open_postgres(as_user(user, schema)) as store:
+                await store.ping()
+
+        assert "sesame" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://joe:secret@db:5433/jobs", "postgresql://joe@db:5433/jobs"),
+        ("postgres://db", "postgresql://db"),
+        (
+            "postgresql:///jobs?host=/run/pg&user=joe&password=secret",
+            "postgresql:///jobs?host=/run/pg&user=joe",
+        ),
+        ("postgresql:///?service=jobs&schema=mine", "postgresql:///?service=jobs&schema=mine"),
+        ("postgresql://a,b/jobs?sslpassword=secret&sslmode=require", "postgresql://a,b/jobs?sslmode=require"),
+    ],
+)
+def test_a_store_is_shown_without_secrets(url: str, shown: str) -> None:
+    """Its name goes into logs and /health."""
+    address = read_address(url)
+
+    assert address.shown == shown
+    assert "secret" not in address.shown
+
+
+@pytest.mark.parametrize("part", ["schema=a-b", "schema=", "prepare=maybe", "listen=1"])
+def test_a_wrong_part_of_an_address_is_refused(part: str) -> None:
+    """Before anything is opened."""
+    with pytest.raises(StoreError, match=part.split("=", maxsplit=1)[0]):
+        read_address(f"postgresql://db/jobs?{part}")
+
+
+async def test_a_server_that_is_not_there_is_told_of(tmp_path: Any) -> None:
+    """At the start: later it is waited for."""
+    with pytest.raises(StoreUnavailable, match="cannot be used now") as caught:
+        async with open_postgres(f"postgresql://joe:secret@/jobs?host={tmp_path}"):
+            pass
+
+    assert "secret" not in str(caught.value)
+
+
+def test_without_the_extra_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the store is opened, not when a handler first runs."""
+    import jobpipe.store  # noqa: PLC0415 - to take something out of it
+
+    monkeypatch.delattr(jobpipe.store, "postgres")
+    monkeypatch.setitem(sys.modules, "jobpipe.store.postgres", None)
+    with pytest.raises(StoreError, match=r"pip install 'jobpipe\[postgres\]'"):
+        factory.open_store("postgresql://db/jobs", "full")
+
+
+async def test_the_factory_opens_it(schema: str) -> None:
+    """Under both names of the scheme."""
+    url = url_of(schema)
+    async with AsyncExitStack() as stack:
+        stores: list[Store] = [
+            await stack.enter_async_context(factory.open_store(one, sync))
+            for one, sync in ((url, "full"), (url.replace("postgresql://", "postgres://"), "normal"))
+        ]
+        await add(stores[0], new_job())
+
+        assert all(isinstance(store, PostgresStore) for store in stores)
+        assert (await get(stores[1])).status is Status.QUEUED
+
+
+async def test_it_works_without_prepared_statements(schema: str) -> None:
+    """For poolers that cannot follow them."""
+    async with open_postgres(url_of(schema, prepare="off", listen="off")) as store:
+        node = Node(store)
+        await node.join()
+        for number in range(8):  # more often than psycopg waits before it prepares by itself
+            await add(store, new_job(f"j{number}"))
+            await node.settle(await node.take(), Outcome.DONE)
+        async with store.changes():
+            listening = store.listening
+
+        assert not listening
+        assert ask(
+            "select count(*) from pg_stat_activity where query like 'LISTEN%%' and application_name = %s",
+            schema,
+        ) == [(0,)]
