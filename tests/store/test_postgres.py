@@ -168,10 +168,8 @@ async def test_a_silent_node_is_rescued_when_its_lease_has_ended(schema: str) ->
     async with two_nodes(schema) as (one, other):
         await add(one.store, new_job())
         await one.take()
-        await one.join(NOW, NOW + 0.2)
-        with trio.fail_after(10):
-            while not (rescued := await other.store.rescue("other", NOW - 100)):
-                await trio.sleep(0.05)
+        await one.join(NOW, NOW - 1)  # it ended a second ago, by the database's clock
+        rescued = await other.store.rescue("other", NOW - 100)
         lost = await one.exchange(lease_until=NOW + 100, claim=1)
 
         assert [job.id for job in rescued] == ["a"]
@@ -216,7 +214,7 @@ async def test_a_schema_of_a_newer_version_is_refused(schema: str) -> None:
     """With what to do; and it stays as it is."""
     migrate(url_of(schema))
     ask(f"insert into {schema}.versions (version) values (999)")
-    with pytest.raises(StoreError, match="newer jobpipe .version 999, this one knows") as caught:
+    with pytest.raises(StoreError, match=r"newer jobpipe \(version 999, this one knows") as caught:
         async with open_postgres(url_of(schema)):
             pass
 
@@ -283,7 +281,7 @@ async def test_a_user_without_rights_is_told_so(schema: str) -> None:
     """And the message shows no password."""
     migrate(url_of(schema))
     async with role(schema) as user:
-        with pytest.raises(StoreError, match="docs/scaling.md") as caught:
+        with pytest.raises(StoreError, match=r"docs/scaling\.md") as caught:
             async with open_postgres(as_user(user, schema)) as store:
                 await store.ping()
 
@@ -342,8 +340,10 @@ async def test_the_factory_opens_it(schema: str) -> None:
     url = url_of(schema)
     async with AsyncExitStack() as stack:
         stores: list[Store] = [
-            await stack.enter_async_context(factory.open_store(one, sync))
-            for one, sync in ((url, "full"), (url.replace("postgresql://", "postgres://"), "normal"))
+            await stack.enter_async_context(factory.open_store(url, "full")),
+            await stack.enter_async_context(
+                factory.open_store(url.replace("postgresql://", "postgres://"), "normal")
+            ),
         ]
         await add(stores[0], new_job())
 

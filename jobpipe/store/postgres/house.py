@@ -95,6 +95,8 @@ class House:
             while rows := session.rows(_ORPHANS, (node, STEP)):
                 rescued += Rescue(session, now, tally, self._channel).take_back(rows)
             tally.write(session)
+            if tally.readied:
+                notify(session, self._channel, [READY])
             return rescued
 
         return self._line.transact(verb)

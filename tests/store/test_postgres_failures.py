@@ -1,0 +1,271 @@
+"""PostgreSQL that goes away: connections that are cut, that fall silent, that are lost in the middle of a commit."""
+
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from jobpipe.errors import StoreUnavailable
+from jobpipe.job import Outcome, Status
+from jobpipe.store.base import News
+from jobpipe.store.postgres import PostgresStore, open_postgres
+from tests.store.proxy import Proxy, open_proxy
+from tests.store.server import ask, server_url, with_query
+from tests.store.test_contract import LATER, NOW, Node, add, get, listed, look, new_job, settlement, start
+
+LEASE = 2.0
+"""Short, so that what does not answer is given up within a second."""
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[Proxy]:
+    """A way to the server that can be broken."""
+    # Not in pytest's folder: the name of a socket must be short.
+    with tempfile.TemporaryDirectory() as folder:
+        async with open_proxy(Path(folder)) as opened:
+            yield opened
+
+
+@pytest.fixture
+async def node(proxy: Proxy, schema: str) -> AsyncIterator[Node]:
+    """A node that reaches the server through the proxy."""
+    async with open_postgres(proxy.url(schema=schema), lease=LEASE) as store:
+        one = Node(store)
+        await one.join(lease_until=NOW + 100)
+        yield one
+
+
+@asynccontextmanager
+async def beside(schema: str) -> AsyncIterator[PostgresStore]:
+    """A store that reaches the server directly."""
+    async with open_postgres(with_query(server_url(), schema=schema)) as store:
+        yield store
+
+
+async def test_connections_that_were_cut_are_made_anew(node: Node, proxy: Proxy) -> None:
+    """Each verb fails once at the most, and a read not at all."""
+    await add(node.store, new_job())
+    proxy.cut()
+    job = await get(node.store)
+    with pytest.raises(StoreUnavailable, match="cannot be used now"):
+        await node.claim()
+    again = await node.claim()
+
+    assert job.status is Status.QUEUED
+    assert [one.id for one in again] == ["a"]
+
+
+async def test_backends_that_the_server_ends_are_replaced(schema: str) -> None:
+    """As at a restart, or when an administrator ends them."""
+    url = with_query(server_url(), schema=schema, application_name=schema)
+    async with open_postgres(url) as store:
+        await add(store, new_job())
+        await store.ping()
+        ended = ask(
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = %s", schema
+        )
+        with pytest.raises(StoreUnavailable):
+            await look(store)
+        queues = await store.queues()
+
+        assert len(ended) >= 2
+        assert (await look(store)).waiting == 1
+        assert queues[0].counts == {Status.QUEUED: 1}
+
+
+async def test_a_silent_database_is_given_up_within_the_lease(node: Node, proxy: Proxy) -> None:
+    """For writes and reads alike; when it is back, it is used again."""
+    await add(node.store, new_job())
+    proxy.mode = "silent"
+    with trio.fail_after(2 * LEASE):
+        async with trio.open_nursery() as nursery:
+            for verb in (node.claim, node.store.queues, lambda: node.store.cancel(["x"], NOW)):
+                nursery.start_soon(_fails, verb)
+    proxy.mode = "open"
+    with trio.fail_after(10):
+        claimed = await _tried_until_it_works(node.claim)
+
+    assert [job.id for job in claimed] == ["a"]
+
+
+async def _fails(verb: Any) -> None:
+    with pytest.raises(StoreUnavailable):
+        await verb()
+
+
+async def _tried_until_it_works(verb: Any) -> Any:
+    while True:
+        try:
+            return await verb()
+        except StoreUnavailable:
+            await trio.sleep(0.05)
+
+
+async def test_while_the_server_is_away_every_verb_says_so(node: Node, proxy: Proxy) -> None:
+    """And names what is away."""
+    proxy.mode = "refuse"
+    proxy.cut()
+    for verb in (lambda: look(node.store), node.store.ping, lambda: node.store.pause("x")):
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match=r"postgresql://.* cannot be used now"):
+                await verb()
+    proxy.mode = "open"
+
+    assert (await look(node.store)).waiting == 0
+
+
+@pytest.mark.parametrize("mode", ["lose the commit", "lose its answer"])
+async def test_an_add_whose_commit_was_not_answered_may_be_repeated(
+    node: Node, proxy: Proxy, mode: Any
+) -> None:
+    """It is stored now, or was so before."""
+    proxy.mode = mode
+    with pytest.raises(StoreUnavailable, match="lost during a commit"):
+        await add(node.store, new_job("a"), new_job("b"), atomic=True)
+    receipts = await add(node.store, new_job("a"), new_job("b"), atomic=True)
+
+    assert proxy.lost.is_set()
+    assert {receipt.verdict for receipt in receipts} == {
+        "stored" if mode == "lose the commit" else "existing"
+    }
+    assert (await look(node.store)).waiting == 2
+    assert await listed(node.store) == ["b", "a"]
+
+
+@pytest.mark.parametrize("mode", ["lose the commit", "lose its answer"])
+async def test_a_claim_whose_commit_was_not_answered_is_handed_back(
+    node: Node, proxy: Proxy, mode: Any
+) -> None:
+    """Nobody knows of it, so nobody would run it, and its node lives."""
+    await add(node.store, *(new_job(f"j{number}") for number in range(3)))
+    first = await node.take()
+    proxy.mode = mode
+    with pytest.raises(StoreUnavailable):
+        await node.claim(2)
+    receipts = await node.exchange(claim=5)
+    settled = await node.settle(first, Outcome.DONE)
+
+    assert {(job.id, job.claim, job.attempt, job.rescued) for job in receipts.claimed} == {
+        (job_id, 1 if mode == "lose the commit" else 2, 0, 0) for job_id in ("j1", "j2")
+    }
+    assert receipts.waiting == 0
+    assert not settled.stale
+
+
+async def test_a_claim_that_was_lost_is_handed_back_though_it_was_asked_to_cancel(
+    node: Node, proxy: Proxy
+) -> None:
+    """It is cancelled then, and does not wait again."""
+    await add(node.store, new_job())
+    proxy.mode = "lose its answer"
+    with pytest.raises(StoreUnavailable):
+        await node.claim()
+    await node.store.cancel(["a"], NOW)
+    receipts = await node.exchange(LATER, claim=1)
+    job = await get(node.store)
+
+    assert list(receipts.claimed) == []
+    assert (job.status, job.finished_at, job.attempts) == (Status.CANCELLED, LATER, ())
+    assert (await node.store.queues())[0].counts == {Status.CANCELLED: 1}
+
+
+@pytest.mark.parametrize("outcome", [*Outcome, None])
+@pytest.mark.parametrize("mode", ["lose the commit", "lose its answer"])
+async def test_settlements_whose_commit_was_not_answered_are_not_stale_when_repeated(
+    node: Node, proxy: Proxy, mode: Any, outcome: Outcome | None
+) -> None:
+    """They are written once, and their node is told that they are."""
+    await add(node.store, new_job())
+    claimed = await node.take()
+    parts: dict[str, Any] = {
+        "starts": [] if outcome is None else [start(claimed)],
+        "settlements": [settlement(claimed, outcome)],
+    }
+    proxy.mode = mode
+    with pytest.raises(StoreUnavailable):
+        await node.exchange(**parts)
+    again = await node.exchange(settlements=parts["settlements"])
+    job = await get(node.store)
+    late = await node.exchange(settlements=[settlement(claimed, outcome)])
+
+    assert not again.stale
+    assert job.status is settlement(claimed, outcome).status
+    assert len(job.attempts) == (outcome is not None)
+    assert late.stale == {(claimed.seq, 1)}
+
+
+async def test_a_settlement_that_another_node_made_meaningless_stays_stale(
+    node: Node, proxy: Proxy, schema: str
+) -> None:
+    """Its job was rescued and claimed again before it was repeated."""
+    await add(node.store, new_job())
+    claimed = await node.take()
+    await node.start(claimed)
+    proxy.mode = "lose the commit"
+    with pytest.raises(StoreUnavailable):
+        await node.settle(claimed, Outcome.DONE)
+    async with beside(schema) as store:
+        other = Node(store, "other")
+        await other.join(lease_until=NOW + 100)
+        await node.join(NOW, NOW - 1)
+        await store.rescue("other", NOW)
+        await other.take()
+        again = await node.settle(claimed, Outcome.DONE)
+
+        assert again.stale == {(claimed.seq, 1)}
+        assert (await get(store)).status is Status.QUEUED
+
+
+async def test_a_listener_hears_again_after_the_network_was_away(node: Node, proxy: Proxy) -> None:
+    """It is told to look, and then told what happens."""
+    store = node.store
+    assert isinstance(store, PostgresStore)
+    with trio.fail_after(20):
+        async with store.changes() as stream:
+            assert await anext(stream) == News("look")
+            proxy.mode = "refuse"
+            proxy.cut()
+            while store.listening:  # noqa: ASYNC110 - nobody else is told
+                await trio.sleep(0.01)
+            proxy.mode = "open"
+            while not store.listening:  # noqa: ASYNC110 - nobody else is told
+                await trio.sleep(0.01)
+            assert await anext(stream) == News("look")
+            await _tried_until_it_works(lambda: store.resume("x"))
+
+            assert await anext(stream) == News("look")
+
+
+async def test_deadlocks_are_tried_again(node: Node, schema: str) -> None:
+    """The server undid one of two transactions for the other's sake: nothing of it was written."""
+    await add(node.store, new_job("a"), new_job("b"))
+    jobs = await node.claim(2)
+    line = node.store._engine_line  # type: ignore[attr-defined]  # that of PostgreSQL has one
+    tries: list[int] = []
+
+    def verb(session: Any) -> int:
+        session.row(f"select from {schema}.live where seq = %s for update", (jobs[len(tries) % 2].seq,))
+        tries.append(1)
+        if len(tries) < 3:
+            session.rows("do $$ begin raise exception using errcode = 'deadlock_detected'; end $$")
+        return len(tries)
+
+    assert await trio.to_thread.run_sync(line.transact, verb) == 3
+
+
+async def test_what_was_written_before_an_error_is_undone(node: Node, schema: str) -> None:
+    """A statement that the server refuses takes its whole exchange with it; the next one is not hindered."""
+    await add(node.store, new_job())
+    claimed = await node.take()
+    ask(f"alter table {schema}.counts rename to counted")
+    with pytest.raises(Exception, match="run `jobpipe migrate`"):
+        await node.exchange(settlements=[settlement(claimed, Outcome.DONE)])
+    ask(f"alter table {schema}.counted rename to counts")
+    receipts = await node.exchange(settlements=[settlement(claimed, Outcome.DONE)])
+
+    assert not receipts.stale
+    assert (await get(node.store)).status is Status.DONE

@@ -1,0 +1,264 @@
+"""What nodes on one PostgreSQL tell one another, and what happens when nothing is told."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+import pytest
+import trio
+
+from jobpipe.job import Outcome
+from jobpipe.store.base import News
+from jobpipe.store.postgres import PostgresStore, open_postgres
+from jobpipe.store.postgres.words import LONGEST, ended_words, news
+from tests.store.server import ask, server_url, with_query
+from tests.store.test_contract import LATER, NOW, Node, add, get, new_job
+
+LOOK = News("look")
+
+
+class Listener:
+    """A node that listens."""
+
+    def __init__(self, store: PostgresStore, stream: AsyncIterator[News], name: str) -> None:
+        self.store, self._stream = store, stream
+        self.node = Node(store, name)
+
+    async def next(self) -> News:
+        with trio.fail_after(4):  # sooner than anybody looks by himself
+            return await anext(self._stream)
+
+
+@asynccontextmanager
+async def listening(schema: str, name: str) -> AsyncIterator[Listener]:
+    """A node that has joined and listens; what it is told at the start is taken."""
+    async with open_postgres(with_query(server_url(), schema=schema)) as store, store.changes() as stream:
+        listener = Listener(store, stream, name)
+        await listener.node.join(lease_until=NOW + 100)
+        assert await listener.next() == LOOK
+        assert store.listening
+        yield listener
+
+
+@pytest.fixture
+async def pair(schema: str) -> AsyncIterator[tuple[Listener, Listener]]:
+    """Two nodes."""
+    async with listening(schema, "one") as one, listening(schema, "other") as other:
+        yield one, other
+
+
+async def silence(schema: str, *listeners: Listener) -> None:
+    """Nothing more was told: the next thing that each hears is this."""
+    ask("select pg_notify(%s, 'ended nothing')", f"jobpipe {schema}")
+    for listener in listeners:
+        assert await listener.next() == News("ended", id="nothing")
+
+
+async def test_a_hungry_node_is_told_of_jobs_that_another_one_leaves(pair: Any, schema: str) -> None:
+    """Within milliseconds, and without a poll."""
+    one, other = pair
+    assert not await other.node.claim(5)
+    await add(one.store, new_job())
+
+    assert await other.next() == LOOK
+    assert [job.id for job in await other.node.claim(5)] == ["a"]
+
+
+async def test_a_node_that_has_no_room_is_not_told(pair: Any, schema: str) -> None:
+    """Nor is one told of jobs that the other one took at once."""
+    one, other = pair
+    await add(one.store, new_job("a"))
+    await other.node.claim(1)
+    await add(one.store, new_job("b"))
+    await silence(schema, one, other)
+
+
+async def test_a_job_that_its_own_node_takes_wakes_nobody(pair: Any, schema: str) -> None:
+    """Notifications cost, and this one would be for nothing."""
+    one, other = pair
+    assert not await other.node.claim(5)
+    receipts = await one.node.exchange(adds=[_add(new_job())], claim=5)
+
+    assert len(receipts.claimed) == 1
+    await silence(schema, other)
+
+
+def _add(*jobs: Any) -> Any:
+    from jobpipe.store.base import Add  # noqa: PLC0415 - the only use
+
+    return Add(jobs)
+
+
+async def test_a_node_that_becomes_hungry_looks_once_more(schema: str) -> None:
+    """For a job whose node asked who is hungry just before."""
+    async with listening(schema, "one") as one:
+        with psycopg.connect(server_url()) as adding:
+            adding.execute(f"select {schema}.enqueue('echo')".encode())
+            adding.execute(f"update {schema}.live set run_at = 0".encode())
+            # The job is committed while this claim finds nothing: it becomes hungry, and is told to look.
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(one.node.claim, 5)
+                nursery.start_soon(trio.to_thread.run_sync, adding.commit)
+
+        assert await one.next() == LOOK
+        await one.node.claim(5)
+        assert (await one.store.queues())[0].counts
+
+
+@pytest.mark.parametrize(
+    "act", ["promoted", "retried", "handed back", "resumed", "called", "left", "rescued"]
+)
+async def test_whatever_makes_a_job_ready_wakes_a_hungry_node(pair: Any, schema: str, act: str) -> None:
+    """Not only an add."""
+    one, other = pair
+    await add(one.store, new_job(), new_job("later", run_at=NOW + 9))
+    claimed = await one.node.take()
+    if act == "retried":
+        await one.node.settle(claimed, Outcome.FAIL)
+    assert not await other.node.claim(5)
+    match act:
+        case "promoted":
+            await add(one.store, now=NOW + 9)
+        case "retried":
+            await one.store.retry(["a"], NOW)
+        case "handed back":
+            await one.node.settle(claimed, None)
+        case "resumed":
+            await one.store.resume("default")
+        case "called":
+            ask(f"select {schema}.enqueue('echo')")
+        case "left":
+            await one.store.leave("one")
+        case "rescued":
+            await one.store.leave("one")
+            assert await other.next() == LOOK
+            assert await one.store.rescue("third", NOW)
+
+    assert await other.next() == LOOK
+
+
+async def test_a_wish_to_cancel_reaches_every_node(pair: Any, schema: str) -> None:
+    """With the hold that it is for."""
+    one, other = pair
+    await add(one.store, new_job("ü"), new_job("waits"))
+    claimed = await one.node.take()
+    await other.store.cancel(["ü", "waits"], NOW)
+
+    assert await one.next() == await other.next() == News("cancel", id="ü", seq=claimed.seq, claim=1)
+    await silence(schema, one, other)
+
+
+async def test_the_end_of_a_job_is_told_when_somebody_watches_it(pair: Any, schema: str) -> None:
+    """On any node, whoever runs it; to watch twice is to watch."""
+    one, other = pair
+    await add(one.store, new_job("a"), new_job("b"))
+    for _ in range(2):
+        await other.store.watch("a")
+    for job in await one.node.claim(2):
+        await one.node.settle(job, Outcome.DONE)
+
+    assert await one.next() == await other.next() == News("ended", id="a")
+    await silence(schema, one, other)
+
+
+@pytest.mark.parametrize("end", ["cancelled", "cancelled held", "expired", "failed", "rescued", "deleted"])
+async def test_a_watched_job_is_told_of_however_it_ends(pair: Any, schema: str, end: str) -> None:
+    """Not only when it goes well."""
+    one, other = pair
+    await add(one.store, new_job(expires_at=NOW + 50, max_retries=0))
+    await other.store.watch("a")
+    claimed = None if end in {"cancelled", "expired", "deleted"} else await one.node.take()
+    match end, claimed:
+        case "cancelled", _:
+            await one.store.cancel(["a"], NOW)
+        case "expired", _:
+            await add(one.store, now=LATER)
+        case "deleted", _:
+            await one.store.delete(["a"])
+        case "failed", held if held:
+            await one.node.settle(held, Outcome.FAIL)
+        case "rescued", held if held:
+            await one.node.start(held)
+            await one.store.leave("one")
+            assert [await one.next(), await other.next()] == [LOOK, LOOK]
+            await other.store.rescue("other", NOW)
+        case "cancelled held", held if held:
+            await one.store.cancel(["a"], NOW)
+            assert (await other.next()).what == "cancel"
+            await one.node.settle(held, None)
+
+    assert await other.next() == News("ended", id="a")
+
+
+async def test_to_watch_a_job_that_is_not_there_or_has_ended_changes_nothing(pair: Any, schema: str) -> None:
+    """Who waits reads the job afterwards."""
+    one, _ = pair
+    await add(one.store, new_job())
+    await one.node.settle(await one.node.take(), Outcome.DONE)
+    before = await get(one.store)
+    for job_id in ("a", "absent", "\0"):
+        await one.store.watch(job_id)
+
+    assert await get(one.store) == before
+
+
+async def test_a_node_that_lost_its_connection_listens_again(pair: Any, schema: str) -> None:
+    """And is told to look, for what it may have missed."""
+    one, other = pair
+    assert not await other.node.claim(5)
+    ask(
+        "select pg_terminate_backend(pid) from pg_stat_activity where query ilike 'listen %%' and query like %s",
+        f"%{schema}%",
+    )
+
+    assert await other.next() == LOOK
+    await add(one.store, new_job())
+    assert await other.next() == LOOK
+
+
+async def test_where_nothing_is_told_a_node_looks_every_few_seconds(
+    schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through a pooler, for example, no notification comes."""
+    monkeypatch.setattr("jobpipe.store.postgres.listening.LOOK_EVERY", 0.01)
+    async with (
+        open_postgres(with_query(server_url(), schema=schema, listen="off")) as store,
+        store.changes() as stream,
+    ):
+        told = [await anext(stream) for _ in range(3)]
+
+        assert told == [LOOK] * 3
+        assert not store.listening
+
+
+async def test_a_listener_that_lags_is_told_to_look(schema: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than that news pile up."""
+    monkeypatch.setattr("jobpipe.store.postgres.listening.WAITING_NEWS", 3)
+    async with listening(schema, "one") as one:
+        for number in range(5):
+            ask("select pg_notify(%s, %s)", f"jobpipe {schema}", f"ended j{number}")
+        with trio.fail_after(4):
+            while not one.store._listening._missed:  # noqa: ASYNC110 - nobody else is told
+                await trio.sleep(0.01)
+        told = [await one.next() for _ in range(3)]
+        ask("select pg_notify(%s, 'ended last')", f"jobpipe {schema}")
+
+        assert told == [News("ended", id=f"j{number}") for number in range(3)]
+        assert [await one.next(), await one.next()] == [LOOK, News("ended", id="last")]
+
+
+def test_many_ids_go_into_several_notifications() -> None:
+    """Each is shorter than PostgreSQL allows."""
+    ids = ["ü" * 200 + str(number) for number in range(50)]
+    words = ended_words(ids)
+
+    assert len(words) > 1
+    assert max(len(word.encode()) for word in words) <= LONGEST
+    assert [one.id for word in words for one in news(word)] == ids
+
+
+@pytest.mark.parametrize("word", ["", "ready", "cancel x 1 a", "cancel 1 2", "something newer"])
+def test_what_is_not_understood_is_a_reason_to_look(word: str) -> None:
+    """A newer node may say more."""
+    assert news(word) == [LOOK]
