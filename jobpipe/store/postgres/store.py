@@ -89,7 +89,7 @@ class PostgresStore:
 
     async def exchange(self, batch: Batch) -> Receipts:
         receipts = await trio.to_thread.run_sync(self._exchange, batch, limiter=self._writing)
-        self.vacuum.count(len(receipts.claimed) + len(batch.settlements))
+        self.vacuum.count(len(receipts.claimed) + len(batch.settlements), len(batch.settlements))
         if self._writer.more_ready:
             self._listening.tell(LOOK)
         return receipts
@@ -104,7 +104,9 @@ class PostgresStore:
         return await self._change(lambda: self._house.rescue(node, now))
 
     async def prune(self, now: float, retention: Retention) -> int:
-        return await self._change(lambda: self._house.prune(now, retention))
+        pruned = await self._change(lambda: self._house.prune(now, retention))
+        self.vacuum.count(0, pruned)
+        return pruned
 
     async def leave(self, node: str) -> None:
         await self._change(lambda: self._house.leave(node))

@@ -6,51 +6,71 @@ import psycopg
 import structlog
 import trio
 
-from jobpipe.store.postgres.line import Lines
+from jobpipe.store.postgres.line import Connection, Lines
 
-DEAD_ROWS = 20_000
-"""So many claims and settlements of this node make it worth it: a claim passes over 48,000 dead entries in 0.5 ms."""
+HOT_DEAD = 20_000
+"""So many dead rows in "live" make a round worth it: a claim passes over 48,000 dead entries in 0.5 ms."""
+
+COLD_DEAD, COLD_SHARE = 200_000, 0.2
+"""So many in "jobs", and this share of all its rows: there only room is at stake."""
 
 PAUSE = 2.0
 """The shortest time, in seconds, between two rounds."""
 
-LONGEST = 60.0
+LONGEST = 600.0
+"""Seconds after which a round is given up."""
+
+_ROWS = (
+    "select reltuples from pg_class c join pg_namespace n on n.oid = c.relnamespace "
+    "where nspname = %s and relname = 'jobs'"
+)
 
 log = structlog.get_logger("jobpipe")
 
 
 class Vacuum:
-    """Vacuums after so much work, rather than once a minute as the server would by itself."""
+    """Vacuums after so much work; the server by itself would look once a minute only, whatever has happened."""
 
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
-        self._dead = 0
+        self._hot = self._cold = 0
         self._due = trio.Event()
         self.rounds = 0
+        """how often "live" was vacuumed"""
 
-    def count(self, rows: int) -> None:
-        """So many rows were changed."""
-        self._dead += rows
-        if self._dead >= DEAD_ROWS:
+    def count(self, hot: int, cold: int) -> None:
+        """So many rows of "live", and of "jobs", have died."""
+        self._hot += hot
+        self._cold += cold
+        if self._hot >= HOT_DEAD:
             self._due.set()
 
     async def run(self) -> None:
         """Vacuum whenever it is due, for ever."""
         while True:
             await self._due.wait()
-            self._due, self._dead = trio.Event(), 0
-            await trio.to_thread.run_sync(self._vacuum)
+            self._due, self._hot = trio.Event(), 0
+            await trio.to_thread.run_sync(self._round, abandon_on_cancel=True)
             await trio.sleep(PAUSE)
 
-    def _vacuum(self) -> None:
-        """One round; another node that is at it is passed over."""
-        table = f'"{self._lines.address.schema}".live'
+    def _round(self) -> None:
         try:
             connection = self._lines.connect(autocommit=True)
             with closing(connection), self._lines.deadlines.bound(connection, LONGEST):
                 connection.execute(f"set statement_timeout = '{LONGEST:.0f}s'".encode())
-                # Without truncate: that waits for everybody, and the room is needed again at once.
-                connection.execute(f"vacuum (skip_locked, truncate off, index_cleanup on) {table}".encode())
-            self.rounds += 1
+                self._vacuum(connection, "live")
+                self.rounds += 1
+                if self._cold >= COLD_DEAD and self._cold >= COLD_SHARE * self._rows(connection):
+                    self._cold = 0
+                    self._vacuum(connection, "jobs")
         except psycopg.Error as error:
             log.warning("could not vacuum", error=str(error).splitlines()[:1])
+
+    def _vacuum(self, connection: Connection, table: str) -> None:
+        """Without truncate, which waits for everybody; a table that another node is at is passed over."""
+        place = f'"{self._lines.address.schema}".{table}'
+        connection.execute(f"vacuum (skip_locked, truncate off, index_cleanup on) {place}".encode())
+
+    def _rows(self, connection: Connection) -> float:
+        row = connection.execute(_ROWS, (self._lines.address.schema,)).fetchone()
+        return float(row[0]) if row else 0.0

@@ -1,0 +1,232 @@
+"""The cost of a verb does not grow with the tables: with a million jobs each reads a handful of rows by an index."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from jobpipe.job import Outcome, Status
+from jobpipe.store.base import STEP, Add, Batch, Filter, Retention
+from jobpipe.store.postgres import migrate, reader
+from jobpipe.store.postgres.address import read_address
+from jobpipe.store.postgres.control import Control
+from jobpipe.store.postgres.house import House
+from jobpipe.store.postgres.line import Limits, Line, Lines, Session
+from jobpipe.store.postgres.writer import Writer
+from tests.store.server import ask, new_schema, server_url, with_query
+from tests.store.test_contract import KEEP_ALL, LATER, NOW, new_job, settlement, start
+
+ENDED_JOBS, WAITING_JOBS, LATER_JOBS = 700_000, 250_000, 50_000
+
+FILL = (
+    (
+        "insert into {0}.jobs "
+        "(id, kind, queue, status, priority, run_at, max_retries, created_at, finished_at, payload) "
+        "select 'e' || n, 'echo', 'default', (array['done', 'failed', 'cancelled', 'expired'])[1 + n % 4], 0, "
+        f"{NOW}, 3, {NOW}, {NOW} + n / 1e6, '1' from generate_series(1, {ENDED_JOBS}) n"
+    ),
+    (
+        "with new as (insert into {0}.jobs "
+        "(id, kind, queue, priority, run_at, max_retries, created_at, payload, expires_at) "
+        f"select 'w' || n, 'echo', 'q' || n % 3, n % 5, {NOW}, 3, {NOW}, '1', "
+        f"case when n % 10 = 0 then {LATER} + 1000 + n end from generate_series(1, {WAITING_JOBS}) n returning *) "
+        "insert into {0}.live (seq, queue, status, priority, run_at, expires_at) "
+        "select seq, queue, 'queued', priority, run_at, expires_at from new"
+    ),
+    (
+        "with new as (insert into {0}.jobs (id, kind, queue, priority, run_at, max_retries, created_at, payload) "
+        f"select 'l' || n, 'echo', 'default', 0, {LATER} + 1000 + n, 3, {NOW}, '1' "
+        f"from generate_series(1, {LATER_JOBS}) n returning *) "
+        "insert into {0}.live (seq, queue, status, priority, run_at) "
+        "select seq, queue, (array['scheduled', 'retrying'])[1 + seq % 2], priority, run_at from new"
+    ),
+    "insert into {0}.tags select 'rare', seq from {0}.jobs where id like '%777'",
+    "insert into {0}.queues (name) values ('default'), ('q0'), ('q1'), ('q2')",
+    (
+        "insert into {0}.counts select 'default', status, 999, count(*), 0 from {0}.jobs "
+        "where status is not null group by 2"
+    ),
+    "vacuum (analyze) {0}.jobs",
+    "vacuum (analyze) {0}.live",
+)
+
+_READ = (
+    "select relname, seq_tup_read, idx_tup_fetch from pg_stat_xact_user_tables "
+    "where schemaname = %s and relname in ('jobs', 'live', 'attempts', 'tags')"
+)
+
+
+class Counting(Line):
+    """Tells how many rows each transaction read: of whole tables, and by index."""
+
+    def __init__(self, lines: Lines) -> None:
+        super().__init__(lines)
+        self._schema = lines.address.schema
+        self.whole = self.by_index = 0
+
+    def transact(self, verb: Callable[[Session], Any], within: float | None = None) -> Any:
+        def counted(session: Session) -> Any:
+            before = self._read(session)
+            done = verb(session)
+            after = self._read(session)
+            self.whole, self.by_index = after[0] - before[0], after[1] - before[1]
+            return done
+
+        return super().transact(counted, within)
+
+    def _read(self, session: Session) -> tuple[int, int]:
+        # Earlier transactions are in it too, as long as the server has not gathered what they counted.
+        rows = session.rows(_READ, (self._schema,))
+        return sum(row[1] or 0 for row in rows), sum(row[2] or 0 for row in rows)
+
+
+@pytest.fixture(scope="module")
+def line() -> Iterator[Counting]:
+    """A line to a database with a million jobs."""
+    with new_schema() as schema:
+        url = with_query(server_url(), schema=schema)
+        migrate(url)
+        for sql in FILL:
+            ask(sql.format(schema))
+        opened = Counting(Lines(read_address(url), Limits(lease=60.0)))
+        House(opened, 1, "caller", "plans").join("n", NOW, LATER)
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+
+@pytest.fixture
+def writer(line: Counting) -> Writer:
+    return Writer(line, 0, "caller", "plans")
+
+
+@pytest.fixture
+def control(line: Counting) -> Control:
+    return Control(line, 1, "plans")
+
+
+@pytest.fixture
+def house(line: Counting) -> House:
+    return House(line, 1, "caller", "plans")
+
+
+def test_an_exchange_reads_the_rows_that_it_writes(line: Counting, writer: Writer) -> None:
+    """Claims, starts, settlements and adds, over three queues of a hundred thousand jobs."""
+    claimed = writer.exchange(Batch(node="n", now=NOW, claim=30), 1.0).claimed
+    first = (line.whole, line.by_index)
+    writer.exchange(
+        Batch(
+            node="n",
+            now=NOW,
+            lease_until=LATER,
+            starts=[start(job) for job in claimed[:10]],
+            settlements=[settlement(job, outcome) for job in claimed[10:] for outcome in [Outcome.DONE]],
+            adds=[Add([new_job(f"new{number}") for number in range(10)])],
+            claim=10,
+        ),
+        1.0,
+    )
+    second = (line.whole, line.by_index)
+    writer.exchange(
+        Batch(
+            node="n",
+            now=NOW,
+            settlements=[settlement(job, Outcome.RETRY, run_at=1e12) for job in claimed[:10]],
+        ),
+        1.0,
+    )
+
+    assert len(claimed) == 30
+    assert (first[0], second[0], line.whole) == (0, 0, 0)
+    assert first[1] <= 10 * 30
+    assert second[1] <= 10 * 50
+    assert line.by_index <= 20 * 10
+
+
+def test_an_exchange_that_has_nothing_to_do_reads_next_to_nothing(line: Counting, writer: Writer) -> None:
+    """As an idle node's heartbeat."""
+    writer.exchange(Batch(node="n", now=NOW, lease_until=LATER), 1.0)
+
+    assert (line.whole, line.by_index <= 10) == (0, True)
+
+
+def test_a_promotion_reads_what_is_due(line: Counting, writer: Writer) -> None:
+    """Of fifty thousand jobs that wait for a time, and twenty-five thousand that may expire."""
+    due = writer.exchange(Batch(node="n", now=LATER + 1100), 1.0)
+
+    assert due.next_due is not None
+    assert due.next_due > LATER + 1100
+    assert (line.whole, line.by_index <= 20 * 110) == (0, True)
+
+
+@pytest.mark.parametrize("verb", ["cancel", "retry", "delete", "cancel ended", "absent"])
+def test_what_is_asked_of_a_job_reads_that_job(line: Counting, control: Control, verb: str) -> None:
+    """By its id."""
+    match verb:
+        case "cancel":
+            control.cancel(["w9999"], NOW)
+        case "retry":
+            control.retry(["e9999"], NOW)
+        case "delete":
+            control.delete(["e9998"])
+        case "cancel ended":
+            control.cancel(["e9997"], NOW)
+        case _:
+            control.cancel(["absent"], NOW)
+
+    assert (line.whole, line.by_index <= 30) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "retention",
+    [
+        KEEP_ALL,
+        Retention(done_age=1e9, failed_age=100.0, jobs=10**9, size=10**12),
+        Retention(done_age=1e9, failed_age=1e9, jobs=1000, size=10**12),
+    ],
+    ids=["nothing", "old", "many"],
+)
+def test_a_prune_reads_a_step(line: Counting, house: House, retention: Retention) -> None:
+    """The oldest of each status, however many have ended."""
+    pruned = house.prune(NOW + 100.01, retention)
+
+    assert pruned == (0 if retention is KEEP_ALL else STEP)
+    assert (line.whole, line.by_index <= 20 * STEP) == (0, True)
+
+
+def test_a_rescue_reads_what_is_held(line: Counting, writer: Writer, house: House) -> None:
+    """And takes it back a step at a time."""
+    house.join("dead", NOW, NOW + 1)
+    claimed = writer.exchange(Batch(node="dead", now=NOW, claim=50), 1.0).claimed
+    rescued = house.rescue("n", NOW + 2)
+
+    assert {job.id for job in rescued} == {job.id for job in claimed}
+    assert (line.whole, line.by_index <= 20 * 100) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [{}, *({"status": status} for status in Status), {"tag": "rare"}, {"queue": "default"}],
+    ids=str,
+)
+def test_a_list_reads_about_what_it_shows(line: Counting, where: dict[str, Any]) -> None:
+    """From the index that holds the fewest other rows."""
+    page = line.transact(lambda session: reader.listed(session, Filter(**where), 20, None))
+
+    status = where.get("status")
+    # What has no index of its own is looked for among others, `LOOK` at a time: here it lies behind many of them.
+    looked = status in {Status.QUEUED, Status.DONE} or "queue" in where
+
+    assert len(page.jobs) == (0 if status in {Status.RUNNING, Status.CANCELLING, Status.DONE} else 20)
+    assert status is not Status.DONE or page.next_before is not None
+    assert line.whole == 0
+    assert line.by_index <= (5 * reader.LOOK if looked else 300)
+
+
+def test_queues_are_told_from_the_counts(line: Counting) -> None:
+    """And the oldest ready job from the first entry of each priority."""
+    states = line.transact(reader.queues)
+
+    assert [state.name for state in states] == ["default", "q0", "q1", "q2"]
+    assert (line.whole, line.by_index <= 200) == (0, True)
