@@ -10,7 +10,8 @@ import msgspec
 import structlog
 import trio
 
-from jobpipe.engine.attempt import Attempt, Attempts
+from jobpipe.engine.attempt import Attempt
+from jobpipe.engine.attempts import Attempts
 
 BEAT = 0.25
 """Seconds between two signs of life of the event loop."""
