@@ -75,8 +75,8 @@ async def test_a_cancel_of_the_worker_passes_through_the_lane() -> None:
 
 async def test_a_scope_that_a_handler_left_open_ends_with_its_attempt() -> None:
     with closing(Lane()) as lane:
+        left = trio.CancelScope()
         with pytest.raises(RuntimeError, match="Cancel scope stack corrupted"), lane:
-            left = trio.CancelScope()
             left.__enter__()
         left.cancel()
 
@@ -88,7 +88,7 @@ async def test_a_handler_that_leaves_a_scope_open_fails_and_harms_no_other(autoj
 
     async def leave_open(payload: Any) -> None:
         if payload == "leave":
-            trio.move_on_after(1).__enter__()
+            trio.CancelScope(deadline=trio.current_time() + 1).__enter__()
         else:
             await trio.sleep(10)
 
