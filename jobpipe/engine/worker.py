@@ -11,7 +11,7 @@ from jobpipe.engine.lane import Lane
 from jobpipe.engine.queue import Queue
 
 TURN = 0.00005
-"""Seconds after which a worker whose handlers never wait lets other tasks run; to do so at each job would cost too much."""
+"""Seconds after which a worker whose handlers never wait lets other tasks run; at each job that would cost too much."""
 
 
 async def work(
