@@ -18,7 +18,7 @@ from jobpipe.store.base import Add, Batch, Claimed, EngineStore, Receipt, Receip
 START_DELAY = 0.05
 """Seconds that a start waits for a batch to ride with, before it gets one of its own."""
 
-SETTLE_DELAY = 0.002
+SETTLE_DELAY = 0.01
 """Seconds that an outcome waits for others, and for new jobs, to share a commit with; none when somebody waits."""
 
 LONGEST_PAUSE = 5.0
