@@ -28,6 +28,9 @@ from jobpipe.store.base import STORED, Receipt
 GROUP = 1000
 """How many lines share a trip to the store."""
 
+AHEAD = 1 << 20
+"""How many bytes of a stream are read while those before them are stored."""
+
 SLICE = 250
 """How many lines are read at a time, while others wait for their turn."""
 
@@ -151,6 +154,7 @@ class Stream:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._read: list[tuple[int, Admission]] = []
+        self._ahead = 0
         self._ended = False
         self._more = self._less = trio.Event()
 
@@ -159,6 +163,7 @@ class Stream:
         lines = Splitter(self._node.settings.max_body)
         try:
             while (part := await chunk()) is not None:
+                self._ahead += len(part)
                 await self._take(lines.feed(part))
             await self._take(lines.end())
         except Exception as error:  # noqa: BLE001 - whatever it is, what came before it is stored first
@@ -175,7 +180,7 @@ class Stream:
             ]
             self._more.set()
             await trio.lowlevel.checkpoint()  # so that what was read before is stored meanwhile
-        while len(self._read) >= GROUP:
+        while len(self._read) >= GROUP or (self._read and self._ahead >= AHEAD):
             self._less = trio.Event()
             await self._less.wait()
 
@@ -184,6 +189,7 @@ class Stream:
         while self._read or not self._ended:
             if self._read:
                 group, self._read = self._read[:GROUP], self._read[GROUP:]
+                self._ahead = 0
                 self._less.set()
                 await write(await _answers(self._node, group))
             else:
