@@ -157,7 +157,10 @@ async def test_a_signal_that_comes_twice_at_once_is_one(serve, gate, trace):
     assert not service.has_said("stopping")
 
 
-async def test_a_signal_during_the_start_ends_it_before_any_job_runs(serve, launch, store, trace, tmp_path):
+@pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
+async def test_a_signal_during_the_start_ends_it_before_any_job_runs(
+    serve, launch, store, trace, tmp_path, again
+):
     service = await serve(WORKERS=1)
     await service.http.post("/queues/default/pause")
     await service.enqueue("waiting")
@@ -176,6 +179,8 @@ async def test_a_signal_during_the_start_ends_it_before_any_job_runs(serve, laun
     service.expected_errors = {"importing"}
     await service.said("importing")
     service.signal(signal.SIGTERM)
+    if again:
+        await service.signal_again(signal.SIGTERM)
     (tmp_path / "go-on").touch()
 
     assert await service.ended() == 0
