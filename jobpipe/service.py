@@ -6,8 +6,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 import structlog
@@ -32,6 +32,8 @@ HTTP_GRACE = 3.0
 GARBAGE = 10_000
 """New objects after which Python looks for garbage in circles; its usual 700 are two or three requests."""
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 ECHO = 0.3
 """Seconds within which a signal is taken for the one before: `timeout`, `just` and terminals may deliver one twice."""
 
@@ -48,7 +50,7 @@ async def run_service(settings: Settings) -> int:
     and handed back. Raises `JobpipeError` when the service cannot start.
     """
     with (
-        trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals,
+        _heard() as signals,
         closing(_listen(settings)) as listener,
     ):
         registry = load(settings.handlers)
@@ -65,6 +67,21 @@ async def run_service(settings: Settings) -> int:
                 await _another(signals)
                 os._exit(0)  # only clients are left: nothing is lost
     return 0
+
+
+@contextmanager
+def _heard() -> Iterator[AsyncIterator[int]]:
+    """SIGINT and SIGTERM as they come. Those that come when this is over are ignored: an orderly end is told as one."""
+    # Trio puts back what was there before, and hands it what nobody has heard: by default the process dies of that.
+    # Blocked meanwhile, so that none is lost in between.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    for number in SIGNALS:
+        signal.signal(number, lambda _number, _frame: None)
+    with trio.open_signal_receiver(*SIGNALS) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        yield signals
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # unlike a function, it holds until the process has ended
 
 
 async def _run_node(

@@ -246,6 +246,24 @@ async def test_a_job_that_was_interrupted_runs_again_with_all_its_attempts(serve
     assert [(one["number"], one["outcome"]) for one in job["attempts"]] == [(1, "interrupted"), (1, "done")]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_signals_at_the_very_end_change_nothing(serve, store, number):
+    """They come when everything is over: the process ends as it would have."""
+    service = await serve()
+    await service.enqueue("one")
+    await service.job("one", wait=PATIENCE)
+
+    service.signal(number)
+    await service.said("drained")
+    while service.process.poll() is None:
+        service.signal(number)
+        await trio.sleep(0.001)
+
+    assert await service.ended() == 0
+    assert service.lines[-1]["event"] == "drained"
+    assert nothing_runs(store)
+
+
 # --- handlers that would not end --------------------------------------------------------------------------------------
 
 
