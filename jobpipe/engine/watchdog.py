@@ -77,7 +77,14 @@ class Watchdog:
         self._beat = now
 
     def _watch(self) -> None:
+        looked = time.monotonic(), time.process_time()
         while not self._over.wait(BEAT):
+            (before, worked), looked = looked, (time.monotonic(), time.process_time())
+            gap = looked[0] - before
+            if gap > PATIENCE and looked[1] - worked < gap / 2:
+                # SIGSTOP, a frozen container, a suspended machine: this thread was not let run either.
+                log.warning("this process stood still", seconds=round(gap, 1))
+                continue
             last = self._beat
             told = self._block is not None and self._block.since == last
             if time.monotonic() - last > PATIENCE and not told:
