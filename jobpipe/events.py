@@ -45,6 +45,11 @@ class Events:
             if not watches:
                 del self._watches[job_id]
 
+    @property
+    def heard(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._watches)
+
     def watched(self, job_id: str) -> bool:
         """Whether somebody waits for this job."""
         return job_id in self._watches
@@ -52,8 +57,12 @@ class Events:
     def publish(self, job_id: str, status: Status) -> None:
         """Tell that a job has a status now, as stored."""
         if status in ENDED:
-            for watch in self._watches.get(job_id, ()):
-                watch.tell()
+            self.wake(job_id)
+
+    def wake(self, job_id: str) -> None:
+        """Have those who watch a job look at it: another node says that it has ended."""
+        for watch in self._watches.get(job_id, ()):
+            watch.tell()
 
     def close(self) -> None:
         """Wake everybody: nothing more will be told."""

@@ -61,7 +61,7 @@ async def check(node: Node) -> Answer:
         queued=probe.count(Status.QUEUED),
         scheduled=probe.count(Status.SCHEDULED),
         retrying=probe.count(Status.RETRYING),
-        detail=probe.broken or node.watchdog.told(),
+        detail=probe.broken or node.watchdog.told() or node.news.told(),
     )
     return answer(body) if status == "ok" else answer(body, 503, {"Retry-After": RETRY_AFTER})
 

@@ -107,12 +107,20 @@ async def _found(node: Node, job_id: str) -> Job:
 async def _awaited(node: Node, job_id: str, seconds: float) -> Job:
     """The job once it has ended, or as it is after so many seconds, or when this node stops."""
     with node.events.watch(job_id) as watch, trio.move_on_after(seconds):
+        await _expected(node, job_id)
         while (await _found(node, job_id)).status not in ENDED:
             with trio.move_on_after(LOOK_AGAIN) as nap:
                 await watch.ended()
             if not nap.cancelled_caught:
                 break
     return await _found(node, job_id)
+
+
+async def _expected(node: Node, job_id: str) -> None:
+    try:
+        await node.news.expect(job_id)
+    except JobpipeError as error:
+        raise unavailable(error) from None
 
 
 async def _cancel(node: Node, job_id: str, wait: float) -> Answer:

@@ -13,12 +13,14 @@ import structlog
 import trio
 
 from jobpipe.clock import Clock
-from jobpipe.engine.attempt import Attempt, Attempts
+from jobpipe.engine.attempt import Attempt
+from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.control import Control
 from jobpipe.engine.intake import Intake
 from jobpipe.engine.lease import Lease
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.maintenance import Maintenance
+from jobpipe.engine.news import Newsroom
 from jobpipe.engine.queue import Queue
 from jobpipe.engine.watchdog import Watchdog
 from jobpipe.engine.worker import work
@@ -71,6 +73,7 @@ class Node:
             self.ledger, registry, clock, threads=settings.workers, max_result=settings.max_body, rng=self.rng
         )
         self.control = Control(store, self.ledger, self.attempts, self.events, clock)
+        self.news = Newsroom(store, self.ledger, self.attempts, self.events)
         self.intake = Intake(self.ledger, self.queue, self.attempts)
         self.lease = Lease(store, self.ledger, self.attempts, clock, self.name, settings.lease)
         self.maintenance = Maintenance(store, clock, _retention(settings))
@@ -88,7 +91,7 @@ class Node:
         await self.lease.join()
         rescued = await self.lease.rescue()
         async with trio.open_nursery() as keepers:
-            for keeper in (self.ledger.run, self.lease.run, self.maintenance.run):
+            for keeper in (self.ledger.run, self.lease.run, self.maintenance.run, self.news.run):
                 keepers.start_soon(keeper)
             if self.phase == "starting":  # a signal may have come already
                 self.phase = "running"

@@ -1,0 +1,46 @@
+"""What other nodes did, as a store that nodes share tells it; acted upon here."""
+
+from typing import assert_never
+
+from jobpipe.engine.attempts import Attempts
+from jobpipe.engine.ledger import Ledger
+from jobpipe.events import Events
+from jobpipe.store.base import News, SharedStore, Store
+
+
+class Newsroom:
+    """Listens to a shared store; with one that this process has to itself there is nothing to hear."""
+
+    def __init__(self, store: Store, ledger: Ledger, attempts: Attempts, events: Events) -> None:
+        self._store = store if isinstance(store, SharedStore) else None
+        self._ledger, self._attempts, self._events = ledger, attempts, events
+
+    async def run(self) -> None:
+        """Act on each piece of news, for ever."""
+        if self._store is None:
+            return
+        async with self._store.changes() as changes:
+            async for news in changes:
+                self._act(news)
+
+    def _act(self, news: News) -> None:
+        match news.what:
+            case "look":
+                self._ledger.look()
+            case "cancel":
+                self._attempts.cancel_held([(news.seq, news.claim)])
+            case "ended":
+                self._events.wake(news.id)
+            case _:
+                assert_never(news.what)
+
+    async def expect(self, job_id: str) -> None:
+        """Have this node told when a job ends, whichever node runs it. Raises `StoreUnavailable`."""
+        if self._store is not None:
+            await self._store.watch(job_id)
+
+    def told(self) -> str | None:
+        """Why news of other nodes come late, in words; None: they do not."""
+        if self._store is None or self._store.listening:
+            return None
+        return "other nodes are not heard at once: this one looks every few seconds"

@@ -1,0 +1,133 @@
+"""What other nodes do, told by a store that nodes share: played here by a memory store with a second user."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+import trio
+
+from jobpipe.job import Status
+from jobpipe.store.base import Add, Batch, News, Receipts, SharedStore
+from jobpipe.store.memory import MemoryStore
+from tests.engine.conftest import NOW, new_job, running
+
+
+class Shared(MemoryStore):
+    """A memory store that another node uses as well, which is the test."""
+
+    clock_offset = 0.0
+    listening = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tell, self._news = trio.open_memory_channel[News](100)
+        self.watched: list[str] = []
+        self.cancel_when_claimed: str | None = None
+
+    @asynccontextmanager
+    async def changes(self) -> AsyncIterator[AsyncIterator[News]]:
+        yield self._news
+
+    async def watch(self, job_id: str) -> None:
+        self.watched.append(job_id)
+
+    async def exchange(self, batch: Batch) -> Receipts:
+        receipts = await super().exchange(batch)
+        taken = [job for job in receipts.claimed if job.id == self.cancel_when_claimed]
+        if not taken:
+            return receipts
+        await self.cancel([taken[0].id], batch.now)
+        return msgspec.structs.replace(receipts, cancelling=frozenset({(taken[0].seq, taken[0].claim)}))
+
+
+@pytest.fixture
+def shared() -> Shared:
+    return Shared()
+
+
+def test_what_is_played_here_is_a_shared_store(shared) -> None:
+    """And the store of one process is none."""
+    assert isinstance(shared, SharedStore)
+    assert not isinstance(MemoryStore(), SharedStore)
+
+
+async def test_a_job_that_another_node_has_added_starts_when_that_is_told(autojump_clock, shared) -> None:
+    """At once: nothing else makes the node look."""
+    async with running(shared) as rig:
+        await shared.exchange(Batch(node="n2", now=NOW, adds=[Add([new_job()])]))
+        await trio.sleep(1)  # less than a lease is renewed in
+        before = len(rig.actor.runs)
+        shared.tell.send_nowait(News("look"))
+        job = await rig.ended("a")
+
+    assert before == 0
+    assert job.status is Status.DONE
+
+
+async def test_a_job_that_was_cancelled_at_another_node_stops_here(autojump_clock, shared) -> None:
+    async with running(shared) as rig:
+        await rig.enqueue("a", ("sleep", 1000))
+        await rig.actor.begun()
+        (attempt,) = rig.node.attempts
+        await shared.cancel(["a"], NOW)
+        shared.tell.send_nowait(News("cancel", "a", attempt.job.seq, attempt.job.claim))
+        job = await rig.ended("a")
+        took = rig.actor.runs[0].ended - rig.actor.runs[0].began
+
+    assert job.status is Status.CANCELLED
+    assert took < 1
+
+
+async def test_news_of_a_hold_that_is_over_stop_nothing(autojump_clock, shared) -> None:
+    """They may come late, when the job runs again under another claim."""
+    async with running(shared) as rig:
+        await rig.enqueue("a", ("sleep", 10))
+        await rig.actor.begun()
+        (attempt,) = rig.node.attempts
+        shared.tell.send_nowait(News("cancel", "a", attempt.job.seq, attempt.job.claim - 1))
+        job = await rig.ended("a")
+
+    assert job.status is Status.DONE
+
+
+async def test_a_cancel_between_a_claim_and_its_answer_is_not_lost(autojump_clock, shared) -> None:
+    """Nobody here knew of the job when it was told; so the receipts tell it again."""
+    shared.cancel_when_claimed = "a"
+    async with running(shared) as rig:
+        await rig.enqueue("a", ("sleep", 1000))
+        await rig.enqueue("b")
+        jobs = [await rig.ended(job_id) for job_id in "ab"]
+
+    assert [job.status for job in jobs] == [Status.CANCELLED, Status.DONE]
+    assert rig.actor.order() == ["b"]
+
+
+async def test_who_waits_here_is_woken_by_an_end_elsewhere(autojump_clock, shared) -> None:
+    async with running(shared) as rig:
+        with rig.node.events.watch("a") as watch, trio.fail_after(10):
+            await rig.node.news.expect("a")
+            shared.tell.send_nowait(News("ended", "a"))
+            await watch.ended()
+
+    assert shared.watched == ["a"]
+
+
+async def test_a_store_that_is_not_shared_has_no_news(autojump_clock) -> None:
+    """Nobody need be asked, and nothing is amiss."""
+    async with running() as rig:
+        await rig.node.news.expect("a")
+        told = rig.node.news.told()
+
+    assert told is None
+
+
+async def test_it_is_told_when_other_nodes_are_not_heard(autojump_clock, shared) -> None:
+    """For `/health`."""
+    async with running(shared) as rig:
+        heard = rig.node.news.told()
+        shared.listening = False
+        told = rig.node.news.told()
+
+    assert heard is None
+    assert told is not None
