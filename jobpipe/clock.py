@@ -35,7 +35,7 @@ class WallClock:
 
     def nap(self, until: float) -> float:
         """At most `NAP` seconds."""
-        return min(max(until - self.now(), 0.0), NAP)
+        return min(max(until - time.time() - self._offset(), 0.0), NAP)
 
 
 class VirtualClock:

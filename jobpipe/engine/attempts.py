@@ -93,7 +93,7 @@ class Attempts:
                 self._stop(attempt, reason)
 
     def cancel_held(self, holds: Iterable[tuple[int, int]]) -> None:
-        """Cancel the attempts of some holds (seq, claim) that were asked to stop; those that are over are left alone."""
+        """Cancel the attempts of holds (seq, claim) that were asked to stop; one that is over is left alone."""
         for hold in holds:
             if attempt := self._held.get(hold):
                 self._stop(attempt, "cancel")

@@ -73,10 +73,10 @@ async def test_a_job_that_was_cancelled_at_another_node_stops_here(autojump_cloc
         await shared.cancel(["a"], NOW)
         shared.tell.send_nowait(News("cancel", "a", attempt.job.seq, attempt.job.claim))
         job = await rig.ended("a")
-        took = rig.actor.runs[0].ended - rig.actor.runs[0].began
+        ended = trio.current_time()
 
     assert job.status is Status.CANCELLED
-    assert took < 1
+    assert ended < 1
 
 
 async def test_news_of_a_hold_that_is_over_stop_nothing(autojump_clock, shared) -> None:
