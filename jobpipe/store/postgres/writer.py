@@ -79,6 +79,7 @@ _STATE = (
     f"select ({WAITING_JOBS}), least((select min(run_at) from live where status in ('scheduled', 'retrying')), "
     "(select min(expires_at) from live where expires_at is not null and node is null)), "
     "exists (select from nodes where lease_until is not null and name <> %s), "
+    "exists (select from nodes where hungry and lease_until is not null and name <> %s), "
     "(select count(*) from counts where slot < 0)"
 )
 
@@ -324,11 +325,14 @@ class Exchange:
         self._tally.write(session)
         if self._watched:
             notify(session, self._channel, ended_words(self._watched))
-        row = session.row(_STATE, (batch.node,))
-        waiting, next_due, others, scattered = row or (0, None, False, 0)
+        row = session.row(_STATE, (batch.node, batch.node))
+        waiting, next_due, others, others_hungry, scattered = row or (0, None, False, False, 0)
         if scattered > SCATTERED:
             fold(session, slot, all_slots=False)
-        self.leaves_ready = others and self._tally.readied > 0 and not self.hungry
+        # A full claim may have left some as well: ready before, or passed over by a node that asked at the same time.
+        self.leaves_ready = not self.hungry and (
+            (others and self._tally.readied > 0) or (others_hungry and self.hungry is False)
+        )
         self.receipts = Receipts(
             lease_lost=self._lease_lost,
             stale=frozenset(self._stale),
