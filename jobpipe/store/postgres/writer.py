@@ -7,13 +7,13 @@ from typing import Any
 
 import psycopg
 
-from jobpipe.errors import StoreError
+from jobpipe.errors import StoreError, StoreUnavailable
 from jobpipe.job import Status
 from jobpipe.store.base import STEP, Batch, Claimed, Receipt, Receipts, Settlement
 from jobpipe.store.postgres.adding import Adding, Conflict, add_with_care
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.arrays import integers
-from jobpipe.store.postgres.line import CommitUnknown, Line, Row, Session
+from jobpipe.store.postgres.line import TRIES, CommitUnknown, Line, Row, Session
 from jobpipe.store.postgres.rows import decoded_options
 from jobpipe.store.postgres.settling import Fence, Settling, send_starts, written_before
 from jobpipe.store.postgres.tally import WAITING_JOBS, Tally, fold
@@ -132,10 +132,13 @@ class Writer:
     def _carry_out(self, batch: Batch) -> "Exchange":
         if batch.lease_until is not None:
             self.offset = self._line.transact(clock_offset)
-        try:
+        with suppress(Conflict):
             return self._line.transact(lambda session: self._once(session, batch, careful=False))
-        except Conflict:
-            return self._line.transact(lambda session: self._once(session, batch, careful=True))
+        for _ in range(TRIES):
+            # Again when somebody stored or deleted a job of the same id between the look and the insert.
+            with suppress(Conflict):
+                return self._line.transact(lambda session: self._once(session, batch, careful=True))
+        raise StoreUnavailable("others store and delete jobs of the same ids all the time: try again")
 
     def _once(self, session: Session, batch: Batch, *, careful: bool) -> "Exchange":
         exchange = Exchange(session, batch, Tally(self._slot), self._channel)
