@@ -90,6 +90,22 @@ def _add(*jobs: Any) -> Any:
     return Add(jobs)
 
 
+async def test_a_node_that_takes_all_it_can_wakes_one_that_found_nothing(pair: Any, schema: str) -> None:
+    """There may be more than it took: its claim locked some that the other one passed over."""
+    one, other = pair
+    await add(one.store, new_job("a"), new_job("b"))
+    with psycopg.connect(server_url()) as busy:
+        busy.execute(f"select from {schema}.live for update".encode())
+        nothing = await other.node.claim(5)
+        assert await other.next() == LOOK  # there are ready jobs, though it could not have them
+        nothing_again = await other.node.claim(5)
+    full = await one.node.claim(1)
+
+    assert (list(nothing), list(nothing_again), len(full)) == ([], [], 1)
+    assert await other.next() == LOOK
+    assert len(await other.node.claim(5)) == 1
+
+
 async def test_a_node_that_becomes_hungry_looks_once_more(schema: str) -> None:
     """For a job whose node asked who is hungry just before."""
     async with listening(schema, "one") as one:

@@ -58,7 +58,7 @@ class Adding:
             self._cursor = session.run(_INSERT_AND_NAME if new_names else _INSERT, _columns(self._jobs))
 
     def judge(self, session: Session, tally: Tally) -> Sequence[Sequence[Receipt]]:
-        """A receipt for each job; raises `Conflict` when an atomic add has one."""
+        """A receipt for each job; raises `Conflict` when an atomic add has one, or somebody interfered."""
         stored: dict[str, int] = dict(self._cursor.fetchall()) if self._cursor else {}
         seqs = dict(stored)
         first = [seqs.pop(job.id, None) is not None for job in self._jobs]
@@ -70,7 +70,7 @@ class Adding:
         _tag(session, fresh, stored)
         receipts = iter(
             [
-                STORED if is_first else compared(job, twins.get(job.id))
+                STORED if is_first else _of_twin(job, twins)
                 for job, is_first in zip(self._jobs, first, strict=True)
             ]
         )
@@ -80,6 +80,12 @@ class Adding:
         if add.atomic and any(receipt.verdict == "conflict" for receipt in receipts):
             raise Conflict
         return receipts
+
+
+def _of_twin(job: NewJob, twins: dict[str, Job]) -> Receipt:
+    if job.id not in twins:  # it was deleted just now
+        raise Conflict
+    return compared(job, twins[job.id])
 
 
 def _tag(session: Session, jobs: Sequence[NewJob], seqs: dict[str, int]) -> None:
@@ -110,9 +116,9 @@ def _refusal(session: Session, jobs: Sequence[NewJob]) -> Sequence[Receipt] | No
     return receipts if any(receipt.verdict == "conflict" for receipt in receipts) else None
 
 
-def compared(new: NewJob, job: Job | None) -> Receipt:
+def compared(new: NewJob, job: Job) -> Receipt:
     """The receipt of a job whose id was taken."""
-    return Receipt("existing" if job is not None and same_content(new, job) else "conflict", job)
+    return Receipt("existing" if same_content(new, job) else "conflict", job)
 
 
 def _columns(jobs: Sequence[NewJob]) -> Row:

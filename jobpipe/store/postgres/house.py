@@ -27,10 +27,14 @@ _END_LEASES = (
     "update nodes set lease_until = null, hungry = false where node in "
     "(select node from nodes where lease_until <= {} and name <> %s for update skip locked)"
 )
+# Locked first, then read: a start that is committed between the two would be missed by one statement for both.
+_LOCK_ORPHANS = (
+    "select l.seq from live l join nodes n on n.node = l.node and n.lease_until is null and n.name <> %s "
+    "where l.node is not null order by l.seq limit %s for update of l skip locked"
+)
 _ORPHANS = (
     f"select {', '.join('s.' + column for column in JOB_COLUMNS.split(', '))}, l.watched, l.node "
-    "from live l join nodes n on n.node = l.node and n.lease_until is null and n.name <> %s "
-    "join shown s on s.seq = l.seq where l.node is not null order by l.seq limit %s for update of l skip locked"
+    "from live l join shown s on s.seq = l.seq where l.seq = any(%s) order by l.seq"
 )
 _REQUEUE = (
     "update live l set status = 'queued', error = coalesce(v.error, l.error), node = null, token = null, "
@@ -92,7 +96,8 @@ class House:
                 session.run(_END_LEASES.format("%s"), (float(now), node))
             rescued: list[Rescued] = []
             tally = Tally(self._slot)
-            while rows := session.rows(_ORPHANS, (node, STEP)):
+            while locked := session.rows(_LOCK_ORPHANS, (node, STEP)):
+                rows = session.rows(_ORPHANS, (integers([row[0] for row in locked]),))
                 rescued += Rescue(session, now, tally, self._channel).take_back(rows)
             tally.write(session)
             if tally.readied:

@@ -243,6 +243,11 @@ def mapped(address: Address) -> Iterator[None]:
             f"{address.shown} has not the tables of this jobpipe in schema {address.schema} ({_words(error)}): "
             "run `jobpipe migrate`"
         ) from error
+    except (psycopg.errors.DuplicatePreparedStatement, psycopg.errors.InvalidSqlStatementName) as error:
+        raise StoreError(
+            f"{address.shown} swaps connections between transactions and loses prepared statements ({_words(error)}): "
+            "add prepare=off to STORE"
+        ) from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise StoreError(
             f"{address.shown}: the user of STORE may not do this ({_words(error)}): see docs/scaling.md"

@@ -1,5 +1,6 @@
 """The store itself: each verb is one function, run in one thread call, so it is atomic under cancellation."""
 
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from typing import Concatenate, ParamSpec, TypeVar
@@ -28,6 +29,12 @@ R = TypeVar("R")
 
 READERS = 3
 """The most connections that read."""
+
+AT_ONCE = 0.25
+"""Seconds within which a read may be tried again."""
+
+PATIENCE = 2.0
+"""The most seconds that a read waits for a connection: who asks /health does not wait much longer."""
 
 WATCH_EVERY = 0.25
 """Seconds between two looks for transactions that take too long."""
@@ -69,12 +76,16 @@ class PostgresStore:
     async def _read(self, verb: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         def call() -> R:
             with mapped(self._lines.address):
-                try:
-                    return self._once(lambda session: verb(session, *args, **kwargs))
-                except psycopg.OperationalError:
-                    # The pool may have handed out a connection that was lost while it lay there.
-                    self._pool.check()
-                    return self._once(lambda session: verb(session, *args, **kwargs))
+                begun = time.monotonic()
+                for _ in range(READERS):
+                    try:
+                        return self._once(lambda session: verb(session, *args, **kwargs))
+                    except psycopg.OperationalError:
+                        # The pool may have handed out a connection that was lost while it lay there: that fails
+                        # at once. What took its time is not repeated.
+                        if time.monotonic() > begun + AT_ONCE:
+                            raise
+                return self._once(lambda session: verb(session, *args, **kwargs))
 
         # A read changes nothing: who is cancelled need not wait for one that hangs.
         return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._reading)
@@ -209,7 +220,7 @@ def _pool(lines: Lines) -> Iterator[psycopg_pool.ConnectionPool[Connection]]:
         kwargs=lines.options,
         min_size=1,
         max_size=READERS,
-        timeout=lines.limits.statement,
+        timeout=min(PATIENCE, lines.limits.statement),
         max_idle=300,
         reconnect_timeout=5,
         configure=configure,

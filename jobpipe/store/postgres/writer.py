@@ -7,13 +7,13 @@ from typing import Any
 
 import psycopg
 
-from jobpipe.errors import StoreError
+from jobpipe.errors import StoreError, StoreUnavailable
 from jobpipe.job import Status
 from jobpipe.store.base import STEP, Batch, Claimed, Receipt, Receipts, Settlement
 from jobpipe.store.postgres.adding import Adding, Conflict, add_with_care
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.arrays import integers
-from jobpipe.store.postgres.line import CommitUnknown, Line, Row, Session
+from jobpipe.store.postgres.line import TRIES, CommitUnknown, Line, Row, Session
 from jobpipe.store.postgres.rows import decoded_options
 from jobpipe.store.postgres.settling import Fence, Settling, send_starts, written_before
 from jobpipe.store.postgres.tally import WAITING_JOBS, Tally, fold
@@ -79,6 +79,7 @@ _STATE = (
     f"select ({WAITING_JOBS}), least((select min(run_at) from live where status in ('scheduled', 'retrying')), "
     "(select min(expires_at) from live where expires_at is not null and node is null)), "
     "exists (select from nodes where lease_until is not null and name <> %s), "
+    "exists (select from nodes where hungry and lease_until is not null and name <> %s), "
     "(select count(*) from counts where slot < 0)"
 )
 
@@ -131,10 +132,13 @@ class Writer:
     def _carry_out(self, batch: Batch) -> "Exchange":
         if batch.lease_until is not None:
             self.offset = self._line.transact(clock_offset)
-        try:
+        with suppress(Conflict):
             return self._line.transact(lambda session: self._once(session, batch, careful=False))
-        except Conflict:
-            return self._line.transact(lambda session: self._once(session, batch, careful=True))
+        for _ in range(TRIES):
+            # Again when somebody stored or deleted a job of the same id between the look and the insert.
+            with suppress(Conflict):
+                return self._line.transact(lambda session: self._once(session, batch, careful=True))
+        raise StoreUnavailable("others store and delete jobs of the same ids all the time: try again")
 
     def _once(self, session: Session, batch: Batch, *, careful: bool) -> "Exchange":
         exchange = Exchange(session, batch, Tally(self._slot), self._channel)
@@ -324,11 +328,14 @@ class Exchange:
         self._tally.write(session)
         if self._watched:
             notify(session, self._channel, ended_words(self._watched))
-        row = session.row(_STATE, (batch.node,))
-        waiting, next_due, others, scattered = row or (0, None, False, 0)
+        row = session.row(_STATE, (batch.node, batch.node))
+        waiting, next_due, others, others_hungry, scattered = row or (0, None, False, False, 0)
         if scattered > SCATTERED:
             fold(session, slot, all_slots=False)
-        self.leaves_ready = others and self._tally.readied > 0 and not self.hungry
+        # A full claim may have left some as well: ready before, or passed over by a node that asked at the same time.
+        self.leaves_ready = not self.hungry and (
+            (others and self._tally.readied > 0) or (others_hungry and self.hungry is False)
+        )
         self.receipts = Receipts(
             lease_lost=self._lease_lost,
             stale=frozenset(self._stale),

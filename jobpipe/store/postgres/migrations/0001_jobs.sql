@@ -163,11 +163,11 @@ create function enqueue(
 ) returns text language plpgsql volatile security definer set search_path from current as $$
 #variable_conflict use_column
 declare
-    now_at constant double precision := round(extract(epoch from clock_timestamp()), 3);
+    now_at constant double precision := round(extract(epoch from clock_timestamp())::numeric, 3);
     job_id constant text := coalesce(enqueue.id, new_id());
-    due constant double precision := greatest(now_at, coalesce(round(extract(epoch from enqueue.run_at), 3),
+    due constant double precision := greatest(now_at, coalesce(round(extract(epoch from enqueue.run_at)::numeric, 3),
         round((now_at + coalesce(enqueue.delay, 0))::numeric, 3)));
-    until constant double precision := round(extract(epoch from enqueue.expires_at), 3);
+    until constant double precision := round(extract(epoch from enqueue.expires_at)::numeric, 3);
     names constant text := '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$';
     asked jsonb;
     job_seq bigint;
@@ -208,7 +208,7 @@ begin
         'tags', (select jsonb_agg(tag order by n) from
             (select tag, min(n) as n from unnest(enqueue.tags) with ordinality as t (tag, n) group by tag) as once),
         'delay', enqueue.delay,
-        'run_at', round(extract(epoch from enqueue.run_at), 3)::double precision));
+        'run_at', round(extract(epoch from enqueue.run_at)::numeric, 3)::double precision));
     insert into jobs (id, kind, queue, priority, run_at, max_retries, created_at, expires_at, options, payload)
         values (job_id, enqueue.kind, enqueue.queue, enqueue.priority, due, enqueue.max_retries, now_at, until,
             case when asked <> '{}' then convert_to(asked::text, 'UTF8') end,

@@ -1,0 +1,139 @@
+"""Several nodes and people at once on one PostgreSQL, at random: nothing is lost, doubled or miscounted."""
+
+import random
+from collections import Counter
+from contextlib import AsyncExitStack
+
+import pytest
+import trio
+
+from jobpipe.job import Options, Outcome, Status
+from jobpipe.store.base import Add, Batch, Claimed, Retention, Settlement, Start
+from jobpipe.store.postgres import PostgresStore, open_postgres
+from tests.store.server import ask, server_url, with_query
+from tests.store.test_contract import NOW, new_job, settlement, start
+
+NODES, ROUNDS, IDS = 3, 60, 80
+
+OUTCOMES = [Outcome.DONE, Outcome.DONE, Outcome.FAIL, Outcome.RETRY, Outcome.INTERRUPTED, None]
+
+
+class Life:
+    """One node with its store: what it does, and what it was told that it did."""
+
+    def __init__(self, name: str, store: PostgresStore, chance: random.Random) -> None:
+        self.name, self.store, self.chance = name, store, chance
+        self.held: list[Claimed] = []
+        self.claims: list[tuple[int, int]] = []
+        self.written: list[tuple[int, int]] = []
+
+    async def work(self) -> None:
+        """As the engine's ledger does, busy and careless: it starts and settles some of what it holds."""
+        for number in range(ROUNDS):
+            now = NOW + number
+            self.chance.shuffle(self.held)
+            settled, self.held = self.held[: self.chance.randrange(8)], self.held[self.chance.randrange(8) :]
+            ends = [settlement(job, self.chance.choice(OUTCOMES), now, run_at=now) for job in settled]
+            starts = [start(job, now) for job in self.held if self.chance.random() < 0.3]
+            receipts = await self.store.exchange(
+                Batch(
+                    node=self.name,
+                    now=now,
+                    lease_until=now + 100,
+                    starts=starts,
+                    settlements=ends,
+                    adds=[self.add(now)],
+                    claim=self.chance.randrange(12),
+                )
+            )
+            self.note(starts, ends, receipts.stale)
+            self.claims += [(job.seq, job.claim) for job in receipts.claimed]
+            self.held += receipts.claimed
+            if receipts.lease_lost:
+                await self.store.join(self.name, now, now + 100)
+
+    def add(self, now: float) -> Add:
+        jobs = [
+            new_job(
+                f"j{self.chance.randrange(IDS)}",
+                queue=self.chance.choice("xy"),
+                priority=self.chance.randrange(3),
+                created_at=now,
+                run_at=now + self.chance.choice([0, 0, 2]),
+                options=Options(tags=("t",)) if self.chance.random() < 0.2 else Options(),
+            )
+            for _ in range(self.chance.randrange(6))
+        ]
+        return Add(jobs, atomic=self.chance.random() < 0.3)
+
+    def note(self, _starts: list[Start], ends: list[Settlement], stale: frozenset[tuple[int, int]]) -> None:
+        self.written += [(one.seq, one.claim) for one in ends if (one.seq, one.claim) not in stale]
+
+    async def meddle(self) -> None:
+        """As people and housekeepers do."""
+        for number in range(ROUNDS):
+            ids = [f"j{self.chance.randrange(IDS)}" for _ in range(3)]
+            match self.chance.randrange(8):
+                case 0:
+                    await self.store.cancel(ids, NOW + number)
+                case 1 | 2:
+                    await self.store.retry(ids, NOW + number)
+                case 3:
+                    await self.store.delete(ids)
+                case 4:
+                    await self.store.prune(
+                        NOW + number, Retention(done_age=20, failed_age=20, jobs=40, size=10**9)
+                    )
+                case 5:
+                    await self.store.leave(f"n{self.chance.randrange(NODES)}")
+                case 6:
+                    await self.store.rescue(self.name, NOW + number)
+                case _:
+                    await self.store.queues()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_nodes_and_people_do_at_once_every_row_is_accounted_for(
+    schema: str, seed: int
+) -> None:
+    """Each claim is made once and settled at most once, and the counts are those of the rows."""
+    async with AsyncExitStack() as stack:
+        lives = []
+        for number in range(NODES):
+            url = with_query(server_url(), schema=schema)
+            store = await stack.enter_async_context(open_postgres(url))
+            lives.append(Life(f"n{number}", store, random.Random(seed * 100 + number)))
+            await store.join(f"n{number}", NOW, NOW + 100)
+        async with trio.open_nursery() as nursery:
+            for life in lives:
+                nursery.start_soon(life.work)
+                nursery.start_soon(life.meddle)
+        counts = {queue.name: queue.counts for queue in await lives[0].store.queues()}
+        waiting = (await lives[0].store.exchange(Batch(node="door", now=NOW))).waiting
+
+    claims = Counter(claim for life in lives for claim in life.claims)
+    written = Counter(fence for life in lives for fence in life.written)
+    rows = ask(f"select queue, status, held, count(*) from {schema}.shown group by 1, 2, 3")
+    found: dict[str, Counter[Status]] = {"x": Counter(), "y": Counter()}
+    for queue, status, _, jobs in rows:
+        found[str(queue)][Status(str(status))] += int(str(jobs))
+
+    assert set(claims.values()) == {1}
+    assert set(written.values()) == {1}
+    assert written.keys() <= claims.keys()
+    assert counts == found
+    assert waiting == sum(
+        int(str(jobs))
+        for _, status, held, jobs in rows
+        if not held and status in {"scheduled", "queued", "retrying"}
+    )
+    assert ask(
+        f"select count(*) from {schema}.jobs j full join {schema}.live l on l.seq = j.seq "
+        "where j.seq is null or (j.status is null) <> (l.seq is not null)"
+    ) == [(0,)]
+    assert ask(
+        f"select count(*) from {schema}.tags t where not exists (select from {schema}.jobs j where j.seq = t.seq)"
+    ) == [(0,)]
+    assert ask(
+        f"select count(*) from {schema}.attempts a where not exists (select from {schema}.jobs j where j.seq = a.seq)"
+    ) == [(0,)]
