@@ -24,9 +24,13 @@ run *flags: (_venv "build")
 test *args: (_venv "dev")
     {{bin}}/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal "$@"
 
-# run the tests that kill the real process again and again
+# run the tests that kill the real process again and again, 50 times under load; more: JOBPIPE_TEST_KILLS=200 just test-crash
 test-crash *args: (_venv "dev")
-    {{bin}}/python -m pytest -m crash "$@"
+    {{bin}}/python -m pytest -m crash --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
+
+# the same with 10 kills, half a minute
+test-crash-short: (_venv "dev")
+    JOBPIPE_TEST_KILLS=10 {{bin}}/python -m pytest -m crash --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # run the tests with disks and clocks that fail and with bad handlers; thorough: JOBPIPE_TEST_COPIES=200 just test-faults
 test-faults *args: (_venv "dev")
@@ -70,7 +74,7 @@ fix: (_venv "dev")
     {{bin}}/ruff check --fix-only . && {{bin}}/ruff format .
 
 # everything that CI runs
-check: test vet test-mutants (test-race "--race-seeds" "10") test-faults-short test-browser test-crash
+check: test vet test-mutants (test-race "--race-seeds" "10") test-faults-short test-browser test-crash-short
 
 # build the Docker image `jobpipe`
 build: _docker

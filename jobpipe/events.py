@@ -45,6 +45,11 @@ class Events:
             if not watches:
                 del self._watches[job_id]
 
+    @property
+    def heard(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._watches)
+
     def watched(self, job_id: str) -> bool:
         """Whether somebody waits for this job."""
         return job_id in self._watches

@@ -1,12 +1,13 @@
 """The service: HTTP in front, the node behind it, and the signals that end them in order."""
 
+import gc
 import logging
 import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 import structlog
@@ -29,6 +30,11 @@ from jobpipe.version import VERSION
 HTTP_GRACE = 3.0
 """Seconds that requests under way have to be answered, once every job has ended."""
 
+GARBAGE = 10_000
+"""New objects after which Python looks for garbage in circles; its usual 700 are two or three requests."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 ECHO = 0.3
 """Seconds within which a signal is taken for the one before: `timeout`, `just` and terminals may deliver one twice."""
 
@@ -45,7 +51,7 @@ async def run_service(settings: Settings) -> int:
     and handed back. Raises `JobpipeError` when the service cannot start.
     """
     with (
-        trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals,
+        _heard() as signals,
         closing(_listen(settings)) as listener,
     ):
         registry = load(settings.handlers)
@@ -56,6 +62,7 @@ async def run_service(settings: Settings) -> int:
                 address = listener.getsockname()
                 front.start_soon(_serve, node, listener, drained, front.cancel_scope)
                 _announce(node, address, rescued)
+                _spare_the_collector()
                 await drained.wait()
                 _leave_in_the_end()
                 await _another(signals)
@@ -66,6 +73,21 @@ async def run_service(settings: Settings) -> int:
 def migrate_store(settings: Settings) -> str:
     """Bring the tables of the store up to date; returns what was done, in words. Raises `JobpipeError`."""
     return factory.migrate(settings.store)
+
+
+@contextmanager
+def _heard() -> Iterator[AsyncIterator[int]]:
+    """SIGINT and SIGTERM as they come. Those that come when this is over are ignored: an orderly end is told as one."""
+    # Trio puts back what was there before, and hands it what nobody has heard: by default the process dies of that.
+    # Blocked meanwhile, so that none is lost in between.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    for number in SIGNALS:
+        signal.signal(number, lambda _number, _frame: None)
+    with trio.open_signal_receiver(*SIGNALS) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        yield signals
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # unlike a function, it holds until the process has ended
 
 
 async def _run_node(
@@ -94,6 +116,12 @@ async def _serve(node: Node, listener: socket.socket, drained: trio.Event, front
     config.include_server_header = False
     await serve(create_app(node), config, shutdown_trigger=drained.wait)  # type: ignore[arg-type]  # Hypercorn's own ASGI types
     front.cancel()
+
+
+def _spare_the_collector() -> None:
+    """Have what was made at the start, which stays, left out of each search for garbage, and search less often."""
+    gc.freeze()
+    gc.set_threshold(GARBAGE)
 
 
 def _leave_in_the_end() -> None:

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 import trio
 
-from jobpipe.api.answers import Answer, answer, encode
-from jobpipe.api.enqueue import admitted, is_json, known, store, too_deep
+from jobpipe.api.answers import Answer, answer
+from jobpipe.api.enqueue import admitted, asked, in_time, is_json, known, store, too_deep, too_late
 from jobpipe.api.problems import (
     LISTED,
     Code,
@@ -23,10 +23,16 @@ from jobpipe.api.problems import (
 from jobpipe.api.schemas import BulkReceipt, LineReceipt
 from jobpipe.engine.node import Node
 from jobpipe.job import NewJob
-from jobpipe.store.base import Receipt
+from jobpipe.store.base import STORED, Receipt
 
-GROUP = 500
+GROUP = 1000
 """How many lines share a trip to the store."""
+
+AHEAD = 1 << 20
+"""How many bytes of a stream are read while those before them are stored."""
+
+SLICE = 250
+"""How many lines are read at a time, while others wait for their turn."""
 
 MOST = 10_000
 """The most jobs in one array: they share one transaction, and nobody else may wait long for it."""
@@ -39,6 +45,11 @@ Line = tuple[int, bytes]
 
 Write = Callable[[bytes], Awaitable[None]]
 
+Admission = NewJob | Receipt | Problem
+"""What a line asks for, or what it is answered at once."""
+
+_encode_lines = msgspec.json.Encoder().encode_lines
+
 
 def is_ndjson(content_type: str) -> bool:
     """Whether a body of this media type is read as a stream of lines."""
@@ -49,13 +60,17 @@ async def bulk(node: Node, content_type: str, body: bytes) -> Answer:
     """Store the jobs of a body that is whole here, whether it is an array or lines. Raises `Problem`."""
     if not is_ndjson(content_type):
         return await bulk_array(node, content_type, body)
-    lines, answers = Splitter(node.settings.max_body), bytearray()
+    chunks, answers = iter([body]), bytearray()
+
+    async def chunk() -> bytes | None:
+        await trio.lowlevel.checkpoint()
+        return next(chunks, None)
 
     async def write(part: bytes) -> None:
         answers.extend(part)
         await trio.lowlevel.checkpoint()
 
-    await _store_lines(node, [*lines.feed(body), *lines.end()], write)
+    await bulk_stream(node, chunk, write)
     return Answer(200, bytes(answers), NDJSON)
 
 
@@ -125,15 +140,61 @@ async def bulk_stream(node: Node, chunk: Callable[[], Awaitable[bytes | None]], 
     `chunk` returns the next part of the stream, and None at its end. When it raises, because the client went away,
     the whole lines before that are stored, and a broken one is not.
     """
-    lines = Splitter(node.settings.max_body)
-    while (part := await chunk()) is not None:
-        await _store_lines(node, lines.feed(part), write)
-    await _store_lines(node, lines.end(), write)
+    stream = Stream(node)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.store, write)
+        broken = await stream.read(chunk)
+    if broken is not None:
+        raise broken
 
 
-async def _store_lines(node: Node, lines: Sequence[Line], write: Write) -> None:
-    for start in range(0, len(lines), GROUP):
-        await write(await _answers(node, lines[start : start + GROUP]))
+class Stream:
+    """The lines of a stream between their reading and their storing: one goes on while the other waits."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._read: list[tuple[int, Admission]] = []
+        self._ahead = 0
+        self._ended = False
+        self._more = self._less = trio.Event()
+
+    async def read(self, chunk: Callable[[], Awaitable[bytes | None]]) -> Exception | None:
+        """Read to the end, never far ahead of what is stored. Returns what `chunk` raised."""
+        lines = Splitter(self._node.settings.max_body)
+        try:
+            while (part := await chunk()) is not None:
+                self._ahead += len(part)
+                await self._take(lines.feed(part))
+            await self._take(lines.end())
+        except Exception as error:  # noqa: BLE001 - whatever it is, what came before it is stored first
+            return error
+        finally:
+            self._ended = True
+            self._more.set()
+        return None
+
+    async def _take(self, lines: Sequence[Line]) -> None:
+        for start in range(0, len(lines), SLICE):
+            self._read += [
+                (number, _admission(self._node, line)) for number, line in lines[start : start + SLICE]
+            ]
+            self._more.set()
+            await trio.lowlevel.checkpoint()  # so that what was read before is stored meanwhile
+        while len(self._read) >= GROUP or (self._read and self._ahead >= AHEAD):
+            self._less = trio.Event()
+            await self._less.wait()
+
+    async def store(self, write: Write) -> None:
+        """Store what is read and write the answers, until all of it is done."""
+        while self._read or not self._ended:
+            if self._read:
+                group, self._read = self._read[:GROUP], self._read[GROUP:]
+                self._ahead = 0
+                self._less.set()
+                await write(await _answers(self._node, group))
+            else:
+                self._more = trio.Event()
+                await self._more.wait()
 
 
 class Splitter:
@@ -147,11 +208,11 @@ class Splitter:
         """The lines that this chunk completes, without their ends; empty ones are counted and left out."""
         first, *others = chunk.split(b"\n")
         self._keep(first)
-        whole = []
-        for part in others:
-            whole.append(bytes(self._rest))
-            self._rest.clear()
-            self._keep(part)
+        if not others:
+            return []
+        whole = [bytes(self._rest), *others[:-1]]
+        self._rest.clear()
+        self._keep(others[-1])
         numbered = zip(whole, self._number, strict=False)
         return [
             (number, line.removesuffix(b"\r")) for line, number in numbered if line and not line.isspace()
@@ -166,24 +227,32 @@ class Splitter:
         self._rest += part[: max(0, self._limit + 2 - len(self._rest))]
 
 
-async def _answers(node: Node, lines: Sequence[Line]) -> bytes:
-    """Store a group of lines; returns a line of answer for each."""
-    admissions = [await _admission(node, line) for _, line in lines]
-    receipts = iter(await _stored(node, [one for one in admissions if isinstance(one, NewJob)]))
-    told = [
-        _told(one, next(receipts) if isinstance(one, NewJob) else one, number)
-        for one, (number, _) in zip(admissions, lines, strict=True)
-    ]
-    return b"".join(encode(one) + b"\n" for one in told)
-
-
-async def _admission(node: Node, line: bytes) -> NewJob | Receipt | Problem:
+def _admission(node: Node, line: bytes) -> Admission:
     try:
         if len(line) > node.settings.max_body:
             raise too_large(node.settings.max_body, "send less in one line")
-        return await admitted(node, line)
+        return asked(node, line)
     except Problem as problem:
         return problem
+
+
+async def _in_time(node: Node, one: Admission) -> Admission:
+    """What is to be stored or answered; of a job that comes too late, the receipt or problem."""
+    if not isinstance(one, NewJob) or in_time(one):
+        return one
+    try:
+        return await too_late(node, one)
+    except Problem as problem:
+        return problem
+
+
+async def _answers(node: Node, group: Sequence[tuple[int, Admission]]) -> bytes:
+    """Store a group of lines; returns a line of answer for each."""
+    admissions = [(line, await _in_time(node, one)) for line, one in group]
+    receipts = iter(await _stored(node, [one for _, one in admissions if isinstance(one, NewJob)]))
+    return _encode_lines(
+        [_told(one, next(receipts) if isinstance(one, NewJob) else one, line) for line, one in admissions]
+    )
 
 
 async def _stored(node: Node, jobs: Sequence[NewJob]) -> Sequence[Receipt | Problem]:
@@ -199,13 +268,11 @@ async def _stored(node: Node, jobs: Sequence[NewJob]) -> Sequence[Receipt | Prob
     return [*await _stored(node, jobs[:half]), *await _stored(node, jobs[half:])]
 
 
-def _told(
-    job: NewJob | Receipt | Problem, receipt: Receipt | Problem, line: int
-) -> LineReceipt | ProblemDetails:
+def _told(asked_for: Admission, receipt: Receipt | Problem, line: int) -> LineReceipt | ProblemDetails:
+    if receipt is STORED and isinstance(asked_for, NewJob):
+        return LineReceipt(asked_for.id, asked_for.status)
     if isinstance(receipt, Problem):
         return msgspec.structs.replace(receipt.details, line=line)
-    if receipt.verdict == "stored" and isinstance(job, NewJob):
-        return LineReceipt(job.id, job.status)
     try:
         there = known(receipt)
     except Problem as problem:

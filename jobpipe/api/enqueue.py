@@ -94,24 +94,34 @@ async def admitted(node: Node, body: bytes) -> NewJob | Receipt:
 
     Raises `Problem` with every fault of it.
     """
-    request = request_from(body)
-    new = new_job(node, request)
-    if new.expires_at is None or new.expires_at > new.run_at:
-        return new
-    # The same request again after its expiry is no fault: it was in time when it stored the job.
-    job = await _job_before(node, request.id)
+    new = asked(node, body)
+    return new if in_time(new) else await too_late(node, new)
+
+
+def asked(node: Node, body: bytes) -> NewJob:
+    """The job that a body asks for; whether it is in time is not judged. Raises `Problem` with every fault of it."""
+    return new_job(node, request_from(body))
+
+
+def in_time(new: NewJob) -> bool:
+    """Whether a job can run before it expires."""
+    return new.expires_at is None or new.expires_at > new.run_at
+
+
+async def too_late(node: Node, new: NewJob) -> Receipt:
+    """The receipt of a job that could not run before it expires; raises `Problem` when it is new.
+
+    The same request again after its expiry is no fault: it was in time when it stored the job.
+    """
+    try:
+        job = await node.store.get(new.id)
+    except JobpipeError as error:
+        raise unavailable(error) from None
     if job is None:
         raise invalid(
             [Fault("/expires_at", "lies before the job could run: name a later time, or leave it out")]
         )
     return Receipt("existing" if same_content(new, job) else "conflict", job)
-
-
-async def _job_before(node: Node, job_id: str | None) -> Job | None:
-    try:
-        return None if job_id is None else await node.store.get(job_id)
-    except JobpipeError as error:
-        raise unavailable(error) from None
 
 
 def request_from(body: bytes) -> EnqueueRequest:
@@ -124,8 +134,9 @@ def request_from(body: bytes) -> EnqueueRequest:
         raise too_deep() from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise not_json(str(error)) from None
-    # Only what has that many brackets can be that deep.
-    if body.count(b"[") + body.count(b"{") > DEEPEST and deeper(request.payload, DEEPEST):
+    # Only what has that many brackets, each with its other half, can be that deep.
+    may_be_deep = len(body) > 2 * DEEPEST and body.count(b"[") + body.count(b"{") > DEEPEST
+    if may_be_deep and deeper(request.payload, DEEPEST):
         raise too_deep()
     return request
 
@@ -169,8 +180,8 @@ def new_job(node: Node, request: EnqueueRequest) -> NewJob:
         faults.append(Fault("/kind", f"no handler performs {request.kind!r} here; known are {known}"))
     elif handler.payload_type is not Any:
         faults += faults_of(request.payload, handler.payload_type, "/payload")
-    asked_run_at = _seconds(request.run_at, "/run_at", faults)
-    expires_at = _seconds(request.expires_at, "/expires_at", faults)
+    asked_run_at = None if request.run_at is None else _seconds(request.run_at, "/run_at", faults)
+    expires_at = None if request.expires_at is None else _seconds(request.expires_at, "/expires_at", faults)
     if request.delay is not None and request.run_at is not None:
         faults.append(Fault("/run_at", "goes not together with delay: give one of them"))
     if faults:
@@ -192,10 +203,10 @@ def new_job(node: Node, request: EnqueueRequest) -> NewJob:
     )
 
 
-def _seconds(time: datetime | None, pointer: str, faults: list[Fault]) -> float | None:
+def _seconds(time: datetime, pointer: str, faults: list[Fault]) -> float:
     """A time in whole milliseconds, or a fault more when no answer could show it."""
-    seconds = None if time is None else round(time.timestamp(), 3)
-    if seconds is not None and seconds > LATEST:
+    seconds = round(time.timestamp(), 3)
+    if seconds > LATEST:
         faults.append(Fault(pointer, "lies after the year 9999"))
     return seconds
 
@@ -207,8 +218,8 @@ def _run_at(delay: float | None, asked: float | None, now: float) -> float:
 
 
 def _options(request: EnqueueRequest, run_at: float | None) -> Options:
-    asked = (request.timeout, request.backoff, request.delay, request.run_at, request.tags)
-    if request.on_crash == "retry" and not any(part is not None and part != [] for part in asked):
+    times = (request.timeout, request.backoff, request.delay, request.run_at)
+    if times == (None, None, None, None) and not request.tags and request.on_crash == "retry":
         return NO_OPTIONS
     return Options(
         timeout=request.timeout,

@@ -1,7 +1,7 @@
 """What people ask of jobs and queues: cancel, retry, delete, pause, resume."""
 
 from jobpipe.clock import Clock
-from jobpipe.engine.attempt import Attempts
+from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.ledger import Ledger
 from jobpipe.events import Events
 from jobpipe.store.base import Change, ControlStore
@@ -23,9 +23,8 @@ class Control:
         """
         (change,) = await self._store.cancel([job_id], self._clock.now())
         if change.verdict == "changed" and change.job is not None:
-            self._attempts.stop(
-                job_id, "cancel"
-            )  # also where the store does not count it as held here any more
+            # Also where the store does not count it as held here any more.
+            self._attempts.stop([job_id], "cancel")
             self._events.publish(job_id, change.job.status)
             self._ledger.look()
         return change

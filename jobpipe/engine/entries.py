@@ -43,18 +43,15 @@ class Entry(Generic[W, R]):
 class Wish:
     """A standing wish for at most `limit` ready jobs: granted by the batch that first finds some."""
 
-    def __init__(self, limit: int, hold: Callable[[Claimed], None]) -> None:
+    def __init__(self, limit: int, hold: Callable[[Sequence[Claimed]], None]) -> None:
         self.limit, self._hold = limit, hold
-        self.jobs: Sequence[Claimed] = ()
         self.abandoned = False
         self.granted = trio.Event()
 
     def grant(self, jobs: Sequence[Claimed]) -> None:
         """Hand over the jobs."""
         # Right here, before the asker wakes: a wish to cancel one of them must not fall between.
-        for job in jobs:
-            self._hold(job)
-        self.jobs = jobs
+        self._hold(jobs)
         self.granted.set()
 
 

@@ -1,8 +1,11 @@
 """The one task that claims ready jobs and sends them down the channel."""
 
+from collections.abc import Sequence
+
 import trio
 
-from jobpipe.engine.attempt import Attempts
+from jobpipe.engine.attempt import Attempt
+from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.queue import Queue
 from jobpipe.store.base import Claimed
@@ -14,6 +17,7 @@ class Intake:
     def __init__(self, ledger: Ledger, queue: Queue, attempts: Attempts) -> None:
         self._ledger, self._queue, self._attempts = ledger, queue, attempts
         self.scope = trio.CancelScope()
+        self._taken: Sequence[Attempt] = ()
         self.ticks = 0
         """grows with every look for room and every claim"""
 
@@ -23,15 +27,19 @@ class Intake:
             while True:
                 room = await self._queue.has_room()
                 self.ticks += 1
-                for job in await self._ledger.claim(room, self._hold):
-                    # No await between the claim and the send: a cancel cannot fall between them.
-                    self._queue.coming -= 1
-                    try:
-                        self._queue.send.send_nowait(job)
-                    except (trio.WouldBlock, trio.BrokenResourceError):  # a worker that waited has gone
-                        self._attempts.hand_back(job)
+                await self._ledger.claim(room, self._hold)
+                # No await between the claim and the send: a cancel cannot fall between them.
+                self._send()
                 self.ticks += 1
 
-    def _hold(self, job: Claimed) -> None:
-        self._queue.coming += 1
-        self._attempts.hold(job)
+    def _hold(self, jobs: Sequence[Claimed]) -> None:
+        self._queue.coming = len(jobs)
+        self._taken = self._attempts.hold(jobs)
+
+    def _send(self) -> None:
+        self._queue.coming = 0
+        for attempt in self._taken:
+            try:
+                self._queue.send.send_nowait(attempt)
+            except (trio.WouldBlock, trio.BrokenResourceError):  # a worker that waited has gone
+                self._attempts.hand_back(attempt)

@@ -6,7 +6,7 @@ import structlog
 import trio
 
 from jobpipe.clock import Clock
-from jobpipe.engine.attempt import Attempts
+from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.ledger import Ledger
 from jobpipe.errors import StoreError
 from jobpipe.store.base import EngineStore, Rescued

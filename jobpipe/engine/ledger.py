@@ -18,7 +18,7 @@ from jobpipe.store.base import Add, Batch, Claimed, EngineStore, Receipt, Receip
 START_DELAY = 0.05
 """Seconds that a start waits for a batch to ride with, before it gets one of its own."""
 
-SETTLE_DELAY = 0.002
+SETTLE_DELAY = 0.01
 """Seconds that an outcome waits for others, and for new jobs, to share a commit with; none when somebody waits."""
 
 LONGEST_PAUSE = 5.0
@@ -85,7 +85,7 @@ class Ledger:
     def note_start(self, start: Start) -> None:
         """Write with one of the next batches that an attempt has begun, unless it is over by then."""
         self._noted[start.seq, start.claim] = start
-        if len(self._noted) == 1:
+        if self._write_at == math.inf:
             self._write_within(START_DELAY)
 
     def settle(self, settlement: Settlement) -> None:
@@ -101,10 +101,10 @@ class Ledger:
         """Renew the node's lease; False: it is lost. Raises `StoreUnavailable`."""
         return await self._written(self._renewals, None)
 
-    async def claim(self, limit: int, hold: Callable[[Claimed], None]) -> Sequence[Claimed]:
+    async def claim(self, limit: int, hold: Callable[[Sequence[Claimed]], None]) -> None:
         """Take from one to `limit` (or `BATCH`) ready jobs, as soon as there are some. One asker at a time.
 
-        `hold` is called with each in the very step in which it is known to be claimed. When the asker is cancelled
+        `hold` is called with them in the very step in which they are known to be claimed. When the asker is cancelled
         before that, what is claimed for it is handed back with the next batch.
         """
         wish = self._wish = Wish(min(limit, BATCH), hold)
@@ -116,7 +116,6 @@ class Ledger:
             if self._wish is wish:
                 self._wish = None
             raise
-        return wish.jobs
 
     def hand_back(self, jobs: Sequence[Claimed]) -> None:
         """Put jobs that were claimed but not begun back, unspent."""
@@ -308,6 +307,8 @@ class Ledger:
         for seq, claim in receipts.stale:
             self.stale += 1
             self.on_stale(seq, claim)
+        if not (receipts.stale or self._events.heard):
+            return
         for one in entries.batch.settlements:
             if (one.seq, one.claim) not in receipts.stale:
                 self._events.publish(one.id, receipts.settled.get(one.seq, one.status))

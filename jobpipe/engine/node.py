@@ -13,7 +13,8 @@ import structlog
 import trio
 
 from jobpipe.clock import Clock
-from jobpipe.engine.attempt import Attempt, Attempts
+from jobpipe.engine.attempt import Attempt
+from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.control import Control
 from jobpipe.engine.intake import Intake
 from jobpipe.engine.lease import Lease

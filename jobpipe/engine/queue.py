@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import trio
 
+from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.ledger import Ledger
 from jobpipe.errors import Draining, QueueFull
 from jobpipe.job import NewJob
-from jobpipe.store.base import Claimed, Receipt
+from jobpipe.store.base import Receipt
 
 
 class Queue:
@@ -15,8 +16,9 @@ class Queue:
 
     def __init__(self, ledger: Ledger, *, size: int, refill: int, max_backlog: int) -> None:
         self._ledger, self._size, self._refill, self._max_backlog = ledger, size, refill, max_backlog
-        self.send, self.receive = trio.open_memory_channel[Claimed](size)
+        self.send, self.receive = trio.open_memory_channel[Attempt](size)
         self._took = trio.Event()
+        self._short = 0
         self.coming = 0
         """how many jobs are claimed already and about to be sent down the channel"""
         self.draining = False
@@ -39,8 +41,10 @@ class Queue:
         return self._ledger.waiting + self.coming + self.send.statistics().current_buffer_used
 
     def took(self) -> None:
-        """A worker has taken a job out of the channel, or is about to wait for one."""
-        self._took.set()
+        """There is one place more: a worker took a job that waited in the channel, or is about to wait for one."""
+        self._short -= 1
+        if self._short == 0:
+            self._took.set()
 
     def room(self) -> int:
         """How many jobs can be sent down the channel right now without waiting."""
@@ -50,6 +54,6 @@ class Queue:
     async def has_room(self) -> int:
         """Wait until at least `refill` jobs can be sent; returns how many can."""
         while (room := self.room()) < self._refill:
-            self._took = trio.Event()
+            self._took, self._short = trio.Event(), self._refill - room
             await self._took.wait()
         return room

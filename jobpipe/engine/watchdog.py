@@ -10,7 +10,8 @@ import msgspec
 import structlog
 import trio
 
-from jobpipe.engine.attempt import Attempt, Attempts
+from jobpipe.engine.attempt import Attempt
+from jobpipe.engine.attempts import Attempts
 
 BEAT = 0.25
 """Seconds between two signs of life of the event loop."""
@@ -76,7 +77,14 @@ class Watchdog:
         self._beat = now
 
     def _watch(self) -> None:
+        looked = time.monotonic(), time.process_time()
         while not self._over.wait(BEAT):
+            (before, worked), looked = looked, (time.monotonic(), time.process_time())
+            gap = looked[0] - before
+            if gap > PATIENCE and looked[1] - worked < gap / 2:
+                # SIGSTOP, a frozen container, a suspended machine: this thread was not let run either.
+                log.warning("this process stood still", seconds=round(gap, 1))
+                continue
             last = self._beat
             told = self._block is not None and self._block.since == last
             if time.monotonic() - last > PATIENCE and not told:

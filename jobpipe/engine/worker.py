@@ -1,34 +1,68 @@
 """One of the node's N tasks: receives jobs, runs one attempt at a time, until the channel ends."""
 
 import contextvars
+from contextlib import closing
 
 import trio
 
-from jobpipe.engine.attempt import Attempts
+from jobpipe.engine.attempt import Attempt
+from jobpipe.engine.attempts import Attempts
+from jobpipe.engine.lane import Lane
 from jobpipe.engine.queue import Queue
-from jobpipe.store.base import Claimed
+
+TURN = 0.00005
+"""Seconds after which a worker whose handlers never wait lets other tasks run; at each job that would cost too much."""
 
 
 async def work(
-    receive: trio.MemoryReceiveChannel[Claimed], queue: Queue, attempts: Attempts, *, run_buffered: bool
+    receive: trio.MemoryReceiveChannel[Attempt], queue: Queue, attempts: Attempts, *, run_buffered: bool
 ) -> None:
     """Perform jobs from an own clone of the receive side, which it closes at the end.
 
     While the node drains, what only waited in the channel goes back to the store, unless `run_buffered`
     (a store that would lose it). A cancel stops the attempt; its job goes back too.
     """
-    task, clean = trio.lowlevel.current_task(), contextvars.copy_context()
-    with receive:
-        while True:
-            # From the next wait on: what one handler binds, to its log lines say, must not reach the next job.
-            task.context = clean.copy()
-            queue.took()  # tells of the place that the last job left, and that this worker waits now
-            try:
-                job = await receive.receive()
-            except trio.EndOfChannel:
-                return
-            queue.took()
+    with receive, closing(Lane()) as lane:
+        source = Source(receive, queue)
+        while (attempt := await source.next()) is not None:
             if queue.draining and not run_buffered:
-                attempts.hand_back(job)
+                attempts.hand_back(attempt)
             else:
-                await attempts.perform(job)
+                await attempts.perform(attempt, lane)
+
+
+class Source:
+    """Where a worker has its attempts from, each with a context that no handler has touched."""
+
+    def __init__(self, receive: trio.MemoryReceiveChannel[Attempt], queue: Queue) -> None:
+        self._receive, self._queue = receive, queue
+        self._task, self._clean = trio.lowlevel.current_task(), contextvars.copy_context()
+        self._turn_ends = trio.current_time() + TURN
+
+    async def next(self) -> Attempt | None:
+        """Wait for an attempt; None: there will be no more. Others have their turn at least every `TURN` seconds."""
+        # What one handler binds, to its log lines say, must not reach the next job.
+        if trio.current_time() >= self._turn_ends or contextvars.copy_context() != self._clean:
+            await self._give_way()
+        try:
+            attempt = self._receive.receive_nowait()
+        except trio.WouldBlock:
+            return await self._wait()
+        except trio.EndOfChannel:
+            return None
+        self._queue.took()
+        return attempt
+
+    async def _give_way(self) -> None:
+        self._task.context = self._clean.copy()  # counts from the next wait on
+        await trio.lowlevel.checkpoint()
+        self._turn_ends = trio.current_time() + TURN
+
+    async def _wait(self) -> Attempt | None:
+        self._queue.took()
+        try:
+            return await self._receive.receive()
+        except trio.EndOfChannel:
+            return None
+        finally:
+            self._turn_ends = trio.current_time() + TURN

@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from jobpipe.api.bulk import GROUP, MOST, Splitter
+from jobpipe.api.bulk import AHEAD, GROUP, MOST, SLICE, Splitter, bulk_stream
 from jobpipe.api.front import SPOOL, Spool
 from tests.api.door import Breakable, open_door
 
@@ -429,13 +429,44 @@ async def test_answers_that_are_read_at_once_leave_nothing_behind():
     assert set(sizes) == {0}
 
 
-async def test_a_group_of_lines_shares_a_commit(door):
+async def test_lines_share_commits(door):
+    """Those that are read while others are stored go together."""
     await door.post("/queues/default/pause")
     commits = door.node.ledger.commits
 
     await send_lines(door, *[b"{}"] * GROUP)
 
-    assert door.node.ledger.commits == commits + 1
+    assert commits < door.node.ledger.commits <= commits + GROUP // SLICE
+
+
+@pytest.mark.parametrize(
+    ("part", "most"),
+    [(b"{}\n" * 100, 2 * GROUP // 100 + 1), (line(payload="x" * 100_000) + b"\n", 2 * AHEAD // 100_000 + 1)],
+    ids=["many lines", "long lines"],
+)
+async def test_a_stream_is_not_read_far_ahead_of_the_store(autojump_clock, part, most):
+    """However long it is, it takes up little memory while the store is slow."""
+    parts, store = 0, Breakable()
+
+    async def chunk():
+        nonlocal parts
+        await trio.lowlevel.checkpoint()
+        parts += 1
+        return part if parts <= 3 * most else None
+
+    async def write(answers):
+        await trio.lowlevel.checkpoint()
+
+    async with open_door(store) as door:
+        store.hangs_writing = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bulk_stream, door.node, chunk, write)
+            await trio.sleep(60)
+            read_ahead = parts
+            store.hangs_writing = False
+
+    assert 1 < read_ahead <= most
+    assert parts == 3 * most + 1
 
 
 # The same through Quart

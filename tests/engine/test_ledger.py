@@ -41,7 +41,9 @@ class Desk:
         self.held: list[Claimed] = []
 
     async def claim(self, limit: int = 10) -> list[Claimed]:
-        return list(await self.ledger.claim(limit, self.held.append))
+        before = len(self.held)
+        await self.ledger.claim(limit, self.held.extend)
+        return self.held[before:]
 
     async def add(self, *ids: str) -> None:
         await self.ledger.add([new_job(job_id) for job_id in ids])

@@ -1,14 +1,17 @@
 """The node's N tasks: so many attempts at once, whatever the handlers do."""
 
 import itertools
+from typing import Any
 
 import pytest
 import trio
 
 from jobpipe.engine.ledger import SETTLE_DELAY
+from jobpipe.engine.worker import TURN
 from jobpipe.job import Options, Status
 from jobpipe.store.memory import MemoryStore
 from tests.engine.conftest import Actor, Do, FaultyStore, Step, new_job, running
+from tests.engine.test_attempts import odd
 
 
 class DurableStore(MemoryStore):
@@ -148,3 +151,22 @@ async def test_a_stop_ends_every_attempt_and_hands_its_job_back(autojump_clock, 
 
     assert {(job.status, job.attempt) for job in jobs} == {(Status.QUEUED, 0)}
     assert rig.node.account() == {"finished": 0, "handed_back": 4, "abandoned": []}
+
+
+async def test_jobs_that_never_wait_let_others_have_their_turn(autojump_clock) -> None:
+    """However many of them are there: after a short while a worker gives way."""
+    began: list[int] = []
+
+    async def never_wait(payload: Any) -> None:
+        began.append(turn)
+        autojump_clock.jump(TURN)  # as if the job had taken that long
+
+    turn = 0
+    async with running(handlers=[odd(never_wait)], workers=1) as rig:
+        await rig.add(*(new_job(str(number), kind="odd") for number in range(10)))
+        while len(began) < 10:
+            turn += 1
+            await trio.lowlevel.checkpoint()
+        await rig.ended("9")
+
+    assert len(set(began)) >= 5  # two of them may fall between two turns of this task

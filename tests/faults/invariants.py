@@ -14,6 +14,16 @@ EACH_EMPTY = {
     "a held job has a node that is known": (
         "select id from jobs where held = 1 and (node is null or node not in (select node from nodes))"
     ),
+    "a held job waits for a worker, runs, or is being cancelled": (
+        "select id, status from jobs where held = 1 and status not in ('queued', 'running', 'cancelling')"
+    ),
+    "what runs or is being cancelled is held": (
+        "select id, status from jobs where held = 0 and status in ('running', 'cancelling')"
+    ),
+    "a job has an end when it has ended, and only then": (
+        "select id, status, finished_at from jobs "
+        "where (finished_at is not null) <> (status in ('done', 'failed', 'cancelled', 'expired'))"
+    ),
     "no job has more attempts than claims": "select id, attempt, claim from jobs where attempt > claim and claim > 0",
     "an attempt belongs to a job and was claimed": (
         "select attempts.seq from attempts left join jobs using (seq) "

@@ -10,7 +10,7 @@ import trio
 
 from tests.faults.invariants import broken_invariants
 from tests.process.clients import Book, Clients
-from tests.process.running import nothing_runs, read_jobs, until
+from tests.process.running import nothing_runs, read_jobs
 
 pytestmark = pytest.mark.faults
 
@@ -35,12 +35,11 @@ async def test_copies_taken_at_random_moments_are_whole_and_hold_what_was_acknow
             await trio.sleep(rng.uniform(0, 0.15))
             folder = tmp_path / f"copy-{number}"
             folder.mkdir()
-            service.signal(signal.SIGSTOP)
-            await until(lambda: stopped(service.process.pid))
+            await service.stand_still()
             acknowledged = list(book.acknowledged)
             for name in ("jobs.db", "jobs.db-wal"):
                 shutil.copy(store.with_name(name), folder / name)
-            service.signal(signal.SIGCONT)
+            service.go_on()
             taken.append((folder / "jobs.db", acknowledged))
         await service.kill()
 
@@ -49,11 +48,6 @@ async def test_copies_taken_at_random_moments_are_whole_and_hold_what_was_acknow
     assert wrong == []
     assert lost == []
     assert taken[-1][1], "nothing was acknowledged meanwhile"
-
-
-async def stopped(pid):
-    stat = await trio.Path(f"/proc/{pid}/stat").read_text()
-    return stat.rpartition(")")[2].split()[0] == "T"
 
 
 def ids_in(path):
@@ -66,8 +60,7 @@ async def test_a_service_started_on_a_copy_takes_everything_back_and_ends_it(ser
     async with trio.open_nursery() as nursery:
         nursery.start_soon(Clients(book, service.url, str(SEED)).run)
         await trio.sleep(rng.uniform(0.3, 1))
-        service.signal(signal.SIGSTOP)
-        await until(lambda: stopped(service.process.pid))
+        await service.stand_still()
         acknowledged = list(book.acknowledged)
         for name in ("jobs.db", "jobs.db-wal"):
             shutil.copy(store.with_name(name), tmp_path / name.replace("jobs", "copy"))

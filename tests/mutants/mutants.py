@@ -6,7 +6,7 @@ of `tests/race` in which it must be caught, the store, and the rules of the witn
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,7 +14,7 @@ import trio
 
 import jobpipe.engine.node
 from jobpipe.engine import verdict
-from jobpipe.engine.attempt import Attempts
+from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.lease import Lease
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.worker import work
@@ -122,26 +122,17 @@ def heartbeat_waits_behind_handlers(patch: pytest.MonkeyPatch) -> None:
 def drain_drops_the_buffer(patch: pytest.MonkeyPatch) -> None:
     """While the node drains, workers throw away what they find in the channel."""
 
-    class Dropping:
-        def __init__(self, receive: Any, queue: Any, attempts: Any) -> None:
-            self._receive, self._queue, self._attempts = receive, queue, attempts
-
-        def __enter__(self) -> Self:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self._receive.close()
-
-        async def receive(self) -> Any:
-            while True:
-                job = await self._receive.receive()
-                if not self._queue.draining:
-                    return job
-                self._attempts._held.pop((job.seq, job.claim), None)
+    perform = Attempts.perform
 
     async def careless(receive: Any, queue: Any, attempts: Any, **options: Any) -> None:
-        dropping: Any = Dropping(receive, queue, attempts)
-        await work(dropping, queue, attempts, **options)
+        async def dropping(attempt: Any, lane: Any) -> None:
+            if queue.draining:
+                attempts._held.pop((attempt.job.seq, attempt.job.claim), None)
+            else:
+                await perform(attempts, attempt, lane)
+
+        attempts.perform = dropping
+        await work(receive, queue, attempts, **options)
 
     patch.setattr(jobpipe.engine.node, "work", careless)
 

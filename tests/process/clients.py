@@ -1,10 +1,11 @@
-"""Clients that enqueue, cancel and retry until their service is gone, and the book of what they were told."""
+"""Clients that enqueue, cancel and retry until their service drains or is gone, and the book of what they were told."""
 
 import json
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Any, Literal
 
 import httpx
@@ -14,6 +15,18 @@ from tests.process.running import client
 
 GONE = (httpx.NetworkError, httpx.RemoteProtocolError)
 """What a client meets whose service is killed."""
+
+
+class Drains(Exception):  # noqa: N818 - an answer, and no fault
+    """The service has said that it takes nothing more."""
+
+
+class Unavailable(Exception):  # noqa: N818 - an answer, and no fault
+    """The service has said that it could store nothing just now."""
+
+
+REFUSALS = {"draining": Drains, "store_unavailable": Unavailable}
+
 
 Role = Literal["plain", "once", "cancel", "retry"]
 
@@ -58,6 +71,10 @@ class Book:
         """The ids of the jobs of a role that are known to be stored."""
         return [job_id for job_id in self.acknowledged if self.roles[job_id] == role]
 
+    def stored(self, role: Role, job: dict[str, Any]) -> None:
+        """A job that somebody else has enqueued."""
+        self.sent[job["id"]], self.roles[job["id"]], self.acknowledged[job["id"]] = job, role, None
+
     @property
     def unanswered(self) -> list[dict[str, Any]]:
         """The jobs that may or may not be stored."""
@@ -65,14 +82,19 @@ class Book:
 
 
 class Clients:
-    """Use a service from several tasks at once until it is gone."""
+    """Use a service from several tasks at once until it drains or is gone."""
 
     def __init__(self, book: Book, url: str, seed: str) -> None:
         self._book, self._seed = book, seed
         self._http = client(url)
+        self._enough = False
+
+    def enough(self) -> None:
+        """Ask nothing more; what is under way is waited for."""
+        self._enough = True
 
     async def run(self) -> None:
-        """Return when no request is answered any more."""
+        """Return when no request is taken any more, or after `enough`."""
         async with self._http, trio.open_nursery() as nursery:
             for verb in (
                 self._repeat,
@@ -86,14 +108,18 @@ class Clients:
                 nursery.start_soon(self._until_gone, verb, random.Random(f"{self._seed} {verb.__name__}"))
 
     async def _until_gone(self, verb: Callable[[random.Random], Awaitable[None]], rng: random.Random) -> None:
-        with suppress(*GONE):
-            while True:
-                await verb(rng)
+        with suppress(Drains, *GONE):
+            while not self._enough:
+                with suppress(Unavailable):  # it is sent once more in time
+                    await verb(rng)
                 await self._http.get("/health")  # for those who found nothing to do
                 await trio.sleep(rng.uniform(0, 0.02))
 
     async def _post(self, path: str, body: object = None) -> httpx.Response:
-        return await self._http.send(self._request(path, Parts([json.dumps(body).encode()])))
+        answer = await self._http.send(self._request(path, Parts([json.dumps(body).encode()])))
+        if answer.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+            _raise_if_refused(answer.json())
+        return answer
 
     def _request(self, path: str, parts: "Parts", content_type: str = "application/json") -> httpx.Request:
         url = self._http.base_url.join(path)
@@ -132,12 +158,19 @@ class Clients:
     async def _stream(self, rng: random.Random) -> None:
         jobs = [self._book.new(rng) for _ in range(rng.randint(1, 20))]
         request = self._request("/enqueue/bulk", Parts(_cut(jobs, rng)), "application/x-ndjson")
-        answer = await self._http.send(request, stream=True)
+        answer, refused = await self._http.send(request, stream=True), []
         try:
             async for line in answer.aiter_lines():
-                self._book.acknowledged[json.loads(line)["id"]] = None
+                receipt = json.loads(line)
+                if "id" in receipt:
+                    self._book.acknowledged[receipt["id"]] = None
+                else:
+                    refused.append(receipt)
         finally:
             await answer.aclose()
+        for problem in refused:
+            _raise_if_refused(problem)
+            raise AssertionError(problem)
 
     async def _cancel(self, rng: random.Random) -> None:
         if not (ids := self._book.of("cancel")):
@@ -157,6 +190,11 @@ class Clients:
         assert answer.status_code in (202, 409), answer.text
         if answer.status_code == 202:
             self._book.retried[job_id] = asked_at
+
+
+def _raise_if_refused(problem: Mapping[str, Any]) -> None:
+    if refusal := REFUSALS.get(problem["code"]):
+        raise refusal
 
 
 def _cut(jobs: Sequence[Mapping[str, Any]], rng: random.Random) -> Iterator[bytes]:

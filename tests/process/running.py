@@ -3,9 +3,11 @@
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +178,18 @@ class Service:
         )  # the service goes by the time between two signals: there is nothing else to wait for
         self.process.send_signal(number)
 
+    async def stand_still(self) -> None:
+        """Stop it as SIGSTOP does; returns when every thread of it stands, until `go_on`."""
+        self.process.send_signal(signal.SIGSTOP)
+        await until(self._stands_still)
+
+    def go_on(self) -> None:
+        """Let it go on after `stand_still`."""
+        self.process.send_signal(signal.SIGCONT)
+
+    async def _stands_still(self) -> bool:
+        return set(_states(self.process.pid)) == {"T"}
+
     async def ended(self) -> int:
         """Wait for its end, and for its last line; returns the exit code."""
         with trio.fail_after(PATIENCE):
@@ -218,9 +232,9 @@ class Service:
             return {job_id: await self.job(job_id, wait=PATIENCE) for job_id in job_ids}
 
     async def all_jobs(self) -> dict[str, Line]:
-        """Every job, by id, as the lists show it: without attempts and payload."""
+        """Every job, by id, as the lists show it: without attempts."""
         found: dict[str, Line] = {}
-        asked: dict[str, Any] = {"limit": 1000}
+        asked: dict[str, Any] = {"limit": 1000, "payload": "true"}
         while True:
             answer = await self.http.get("/jobs", params=asked)
             assert answer.status_code == 200, answer.text
@@ -238,6 +252,13 @@ class Service:
                 return bool((await self.job(job_id))["status"] == "running")
 
             await until(running)
+
+
+def _states(pid: int) -> Iterator[str]:
+    """What each thread of a process does: the letters of proc(5)."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            yield (thread / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _parsed(line: bytes) -> Line:

@@ -1,22 +1,28 @@
-"""kill -9 and handlers that take their node along: what was acknowledged ends, and no two runs of a job overlap."""
+"""Ends at any moment, by kill -9 or a signal: what was acknowledged ends, and no two runs of a job overlap."""
 
-import itertools
 import os
 import random
 import signal
-from collections import defaultdict
 from contextlib import suppress
 
 import pytest
 import trio
 
 from tests.process.clients import GONE, Book, Clients
-from tests.process.running import PATIENCE, Died, until
+from tests.process.judge import (
+    all_come_to_an_end,
+    assert_one_process_at_a_time,
+    check,
+    count_of_starts,
+    open_runs,
+)
+from tests.process.running import PATIENCE, Died, nothing_runs, until
 
 SEED = int(os.environ.get("JOBPIPE_TEST_SEED") or random.SystemRandom().randrange(10**6))
 """Of everything random in here; set JOBPIPE_TEST_SEED to the one that a failed test printed."""
 
-ENDED = {"done", "failed", "cancelled"}
+KILLS = int(os.environ.get("JOBPIPE_TEST_KILLS", "50"))
+"""How many under load in one run, and half as many orderly ends; `just test-crash-short` has 10."""
 
 
 def starts_of(trace, job_id):
@@ -155,37 +161,48 @@ async def test_after_kills_at_random_moments_every_acknowledged_job_ends(launch,
 
 @pytest.mark.crash
 async def test_after_many_kills_at_random_moments_every_acknowledged_job_ends(launch, trace):
-    await live_and_die(launch, trace, kills=10)
+    book = await live_and_die(launch, trace, kills=KILLS)
+
+    assert book.cancelled, "nothing was cancelled meanwhile"
+    assert book.retried, "nothing was retried meanwhile"
+
+
+WORKERS = 16
 
 
 async def live_and_die(launch, trace, *, kills):
-    """Let clients use one process after the other, each killed at some moment, and see what came of their jobs."""
+    """Let clients use one process after the other, each killed under their load, and see what came of their jobs.
+
+    Before each third one, another is killed in its start.
+    """
     print(f"JOBPIPE_TEST_SEED={SEED}")  # noqa: T201 - pytest shows it when the test fails
     rng, book = random.Random(SEED), Book()
     for life in range(kills):
-        service = await launch(WORKERS=8, SYNC=rng.choice(("full", "normal")))
         if life % 3 == 2:
-            await trio.sleep(rng.uniform(0, 1))  # somewhere in its start
-            await killed(service)
-        else:
-            await service.starts()
+            await killed_in_its_start(launch, rng)
+        service = await launch(WORKERS=WORKERS, SYNC=rng.choice(("full", "normal")))
+        await service.starts()
+        if life % 3 != 2:
             await tells_what_it_rescued(service, trace)
-            clients = Clients(book, service.url, f"{SEED} {life}")
-            await used_and_killed(service, book, clients, rng.uniform(0, 1.5))
-    service = await launch(WORKERS=8)
+        clients = Clients(book, service.url, f"{SEED} {life}")
+        await used_and_killed(service, book, clients, rng.uniform(0, 1.5))
+    service = await launch(WORKERS=WORKERS)
     await service.starts()
-    await tells_what_it_rescued(service, trace)
-    for job in book.unanswered:
-        answer = await service.http.post("/enqueue", json=job)
-        assert answer.status_code in (200, 202), answer.text
-        book.acknowledged[job["id"]] = None
-    jobs = await service.all_jobs()
-    unended = [job_id for job_id in book.acknowledged if jobs.get(job_id, {}).get("status") not in ENDED]
-    jobs |= await service.all_ended(*unended)
+    jobs = await all_come_to_an_end(service, book)
 
-    assert {job_id: job["status"] for job_id, job in jobs.items() if job["status"] not in ENDED} == {}
-    assert set(jobs) == set(book.acknowledged)
-    check_runs(book, jobs, trace())
+    lines = trace()
+    assert_one_process_at_a_time(lines)
+    check(book, jobs, lines, uncounted=WORKERS * (kills + kills // 3))
+    what = f"{len(jobs)} jobs, {len(book.cancelled)} cancelled, {len(book.retried)} retried"
+    print(f"{kills} kills under load: {what}, {count_of_starts(lines)} runs")  # noqa: T201 - shown with -s
+    return book
+
+
+async def killed_in_its_start(launch, rng):
+    """Kill a process before it listens, or a little later."""
+    service = await launch(WORKERS=WORKERS)
+    await trio.sleep(rng.uniform(0, 1))
+    await killed(service)
 
 
 async def used_and_killed(service, book, clients, seconds):
@@ -204,7 +221,7 @@ async def used_and_killed(service, book, clients, seconds):
 
 
 async def tells_what_it_rescued(service, trace):
-    """Every run that a kill left open is among the jobs taken back."""
+    """Every run that the kill of the process before it left open is among the jobs taken back."""
     dead = [line for line in trace() if line["pid"] != service.process.pid]
     last = dead[-1]["pid"] if dead else None
     left = open_runs(line for line in dead if line["pid"] == last)
@@ -213,60 +230,61 @@ async def tells_what_it_rescued(service, trace):
     assert held >= len(left)
 
 
-def open_runs(lines):
-    """The jobs of these lines whose last run was begun and not ended."""
-    last = {line["job"]: line["event"] for line in lines}
-    return {job_id for job_id, event in last.items() if event == "start"}
+# --- orderly ends at random moments -----------------------------------------------------------------------------------
 
 
-def check_runs(book, jobs, lines):
-    """Judge by what clients were answered and what handlers wrote."""
-    pids = [pid for pid, _ in itertools.groupby(line["pid"] for line in lines)]
-    assert len(pids) == len(set(pids)), "two nodes ran at the same time"
-    by_job = defaultdict(list)
-    for line in lines:
-        by_job[line["job"]].append(line)
-    for job_id, written in by_job.items():
-        assert_no_overlap(written)
-        if book.roles[job_id] == "once":
-            assert_not_repeated(jobs[job_id], written)
-    uncounted = 0
-    for job_id, job in jobs.items():
-        written = by_job[job_id]
-        events = [line["event"] for line in written]
-        if job["status"] == "done":
-            assert "done" in events, job_id
-        if job_id in book.cancelled:
-            assert job["status"] == "cancelled"
-            assert not [line for line in written if line["at"] > book.cancelled[job_id]]
-        if job_id in book.retried:
-            assert [
-                line for line in written if line["event"] == "start" and line["at"] > book.retried[job_id]
-            ]
-        elif job["attempt"] > events.count("start"):
-            uncounted += 1
-    # A kill can fall between the stored start of an attempt and the first line of its handler.
-    assert uncounted <= 8 * len(pids)
+@pytest.mark.crash
+async def test_after_many_orderly_ends_at_random_moments_nothing_is_left_behind_or_spent(
+    launch, trace, store
+):
+    """SIGTERM during the start, under load, and once more during the drain: the next process has nothing to rescue."""
+    print(f"JOBPIPE_TEST_SEED={SEED}")  # noqa: T201 - pytest shows it when the test fails
+    rng, book, twice = random.Random(SEED), Book(), 0
+    for life in range(KILLS // 2):
+        if life % 3 == 2:
+            await ended_in_its_start(launch, rng)
+        service = await launch(WORKERS=WORKERS, GRACE=rng.choice(("0s", "200ms", "30s")))
+        await service.starts()
+        assert await rescued(service) == (0, 0)
+        clients = Clients(book, service.url, f"{SEED} {life}")
+        twice += await used_and_ended(service, book, clients, rng)
+        assert (await service.said("drained"))["abandoned"] == []
+        assert nothing_runs(store)
+    service = await launch(WORKERS=WORKERS)
+    await service.starts()
+    jobs = await all_come_to_an_end(service, book)
+
+    lines = trace()
+    assert_one_process_at_a_time(lines)
+    check(book, jobs, lines)
+    assert open_runs(lines) == set()
+    print(f"{KILLS // 2} ends, {twice} by two signals: {len(jobs)} jobs, {count_of_starts(lines)} runs")  # noqa: T201 - shown with -s
 
 
-def assert_no_overlap(written):
-    """A run begins after the one before has ended, by itself or with its process, and with a higher claim number."""
-    running = None
-    claim = 0
-    for line in written:
-        if line["event"] == "start":
-            assert running is None or running["pid"] != line["pid"], written
-            assert line["claim"] > claim, written
-            running, claim = line, line["claim"]
-        else:
-            assert running is not None, written
-            assert running["claim"] == line["claim"], written
-            running = None
+async def ended_in_its_start(launch, rng):
+    """End a process before it listens, or a little later; as the system does it, before it can hear the signal."""
+    service = await launch(WORKERS=WORKERS)
+    await trio.sleep(rng.uniform(0, 1))
+    service.signal(signal.SIGTERM)
+    assert await service.ended() in (0, -signal.SIGTERM)
 
 
-def assert_not_repeated(job, written):
-    """A run that a kill left open is the last one, and the job has failed."""
-    for line, following in itertools.pairwise(written):
-        assert line["event"] != "start" or following["event"] != "start", written
-    if written[-1]["event"] == "start":
-        assert (job["status"], job["error"]["type"]) == ("failed", "NodeDied"), written
+async def used_and_ended(service, book, clients, rng):
+    """Let the clients run, then end the service by one signal, or by two; returns whether by two."""
+    before = len(book.acknowledged)
+
+    async def answered():
+        return len(book.acknowledged) > before
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(clients.run)
+            await until(answered)
+            await trio.sleep(rng.uniform(0, 1))
+            service.signal(signal.SIGTERM)
+            with trio.move_on_after(rng.uniform(0, 1)):
+                await service.ended()
+            if twice := service.process.poll() is None:
+                service.signal(signal.SIGTERM)
+            assert await service.ended() == 0
+    return twice

@@ -157,7 +157,10 @@ async def test_a_signal_that_comes_twice_at_once_is_one(serve, gate, trace):
     assert not service.has_said("stopping")
 
 
-async def test_a_signal_during_the_start_ends_it_before_any_job_runs(serve, launch, store, trace, tmp_path):
+@pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
+async def test_a_signal_during_the_start_ends_it_before_any_job_runs(
+    serve, launch, store, trace, tmp_path, again
+):
     service = await serve(WORKERS=1)
     await service.http.post("/queues/default/pause")
     await service.enqueue("waiting")
@@ -176,6 +179,8 @@ async def test_a_signal_during_the_start_ends_it_before_any_job_runs(serve, laun
     service.expected_errors = {"importing"}
     await service.said("importing")
     service.signal(signal.SIGTERM)
+    if again:
+        await service.signal_again(signal.SIGTERM)
     (tmp_path / "go-on").touch()
 
     assert await service.ended() == 0
@@ -239,6 +244,24 @@ async def test_a_job_that_was_interrupted_runs_again_with_all_its_attempts(serve
 
     assert (job["status"], job["attempt"]) == ("done", 1)
     assert [(one["number"], one["outcome"]) for one in job["attempts"]] == [(1, "interrupted"), (1, "done")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_signals_at_the_very_end_change_nothing(serve, store, number):
+    """They come when everything is over: the process ends as it would have."""
+    service = await serve()
+    await service.enqueue("one")
+    await service.job("one", wait=PATIENCE)
+
+    service.signal(number)
+    await service.said("drained")
+    while service.process.poll() is None:
+        service.signal(number)
+        await trio.sleep(0.001)
+
+    assert await service.ended() == 0
+    assert service.lines[-1]["event"] == "drained"
+    assert nothing_runs(store)
 
 
 # --- handlers that would not end --------------------------------------------------------------------------------------

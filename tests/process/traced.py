@@ -67,13 +67,13 @@ def told(context: Context) -> Iterator[None]:
     tell("done", context)
 
 
-def judge(work: Work, context: Context) -> str:
-    """End a run as its payload says."""
+def judge(work: Work, context: Context) -> int:
+    """End a run as its payload says; what it returns tells which run it was."""
     if work.fail:
         raise Fail("as it was told")
     if context.attempt <= work.retries:
         raise Retry("as it was told", after=0)
-    return context.id
+    return context.claim
 
 
 async def there(path: str | None) -> None:
@@ -83,7 +83,7 @@ async def there(path: str | None) -> None:
 
 
 @handler("work")
-async def work(payload: Work, context: Context) -> str:
+async def work(payload: Work, context: Context) -> int:
     """Work as the payload says; when cancelled, clean up under a shield."""
     with told(context):
         try:
@@ -97,7 +97,7 @@ async def work(payload: Work, context: Context) -> str:
 
 
 @handler("thread")
-def work_in_a_thread(payload: Work, context: Context) -> str:
+def work_in_a_thread(payload: Work, context: Context) -> int:
     """Work as the payload says, in a thread that nothing can cancel."""
     with told(context):
         time.sleep(payload.seconds)

@@ -148,13 +148,13 @@ class Witness:
         try:
             return await self._do(step, seconds, run)
         except (Retry, ValueError):
-            run.came_to = "error"
+            run.came_to = _unless_stopped("error")
             raise
         except Snooze:
-            run.came_to = "snooze"
+            run.came_to = _unless_stopped("snooze")
             raise
         except Fail:
-            run.came_to = "fail"
+            run.came_to = _unless_stopped("fail")
             raise
         finally:
             run.ended = True
@@ -256,7 +256,7 @@ class Witness:
             self.fault("ran though its cancel was answered", job.id)
 
     def _order(self, job_id: str, runs: list[Run]) -> None:
-        """Claim numbers grow, attempts go up by one at the most, and nothing that came to an end runs again."""
+        """Claim numbers grow, attempts go up by one a claim at the most, and nothing that came to an end runs again."""
         retries, rescues = self.retried[job_id], self.rescued[job_id]
         for before, after in pairwise(runs):
             if after.claim <= before.claim:
@@ -265,6 +265,9 @@ class Witness:
             allowed = {counted}
             if before.came_to == "stopped" or rescues:
                 allowed |= {before.attempt, before.attempt + 1}
+            # A start is stored before its handler runs where a job was rescued: each such claim may have counted.
+            without_run = min(after.claim - before.claim - 1, rescues)
+            allowed |= set(range(max(allowed), max(allowed) + without_run + 1))
             if after.attempt not in allowed or before.came_to in {"done", "fail"}:
                 if after.attempt == 1 and retries:
                     retries -= 1
@@ -335,6 +338,11 @@ class Witness:
     def open_jobs(self) -> Iterator[str]:
         """The ids of the jobs that are, or may be, in the store."""
         yield from (self.stored.keys() | self.unsure) - self.deleted
+
+
+def _unless_stopped(came_to: CameTo) -> CameTo:
+    """What a handler raises in the very step in which it is stopped counts as its cleanup's: the job runs again."""
+    return "stopped" if trio.current_effective_deadline() == -math.inf else came_to
 
 
 def _fits(record: AttemptRecord, run: Run) -> bool:

@@ -32,7 +32,7 @@ OPENERS: dict[str, Callable[[Path], AbstractAsyncContextManager[Store]]] = {
 }
 
 # Many more and longer lives of jobs than in each run: pytest tests/store --hypothesis-profile=thorough
-settings.register_profile("thorough", max_examples=2000, stateful_step_count=80, deadline=None)
+settings.register_profile("thorough", max_examples=1000, stateful_step_count=80, deadline=None)
 
 
 @pytest.fixture

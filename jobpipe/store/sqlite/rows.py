@@ -79,13 +79,13 @@ def new_row(job: NewJob) -> Row:
         job.id,
         job.kind,
         job.queue,
-        job.status.value,
+        job.status,
         job.priority,
         job.run_at,
         job.max_retries,
         job.created_at,
         job.expires_at,
-        encoded_options(job.options),
+        None if job.options is NO_OPTIONS else encoded_options(job.options),
         job.payload,
     )
 

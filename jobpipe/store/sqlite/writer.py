@@ -66,9 +66,11 @@ _FORGET = "delete from attempts where seq = ?1 and claim <= (select claim from j
 
 _INSERT = (
     "insert into jobs "
-    "(id, kind, queue, status, priority, run_at, max_retries, created_at, expires_at, options, payload) "
-    "{values} on conflict (id) do nothing"
+    "(id, kind, queue, status, priority, run_at, max_retries, created_at, expires_at, options, payload) {values}"
 )
+_INSERT_NEW = _INSERT.replace(
+    "insert", "insert or ignore", 1
+)  # costs less than "on conflict (id) do nothing"
 _TAG = "insert or ignore into tags (tag, seq) select ?, seq from jobs where id = ?"
 _NAME = "insert or ignore into queues (name) values (?)"
 _ACTIVE = "select name from queues where paused = 0"
@@ -200,11 +202,12 @@ class Writer:
         """Write outcomes under their fences; gathers stale ones, returns those that became something else."""
         ends = [one for one in settlements if one.status in ENDED]
         missed = self._end(ends, one_by_one=one_by_one)
-        stale |= missed
+        if missed:
+            stale |= missed
+            ends = [one for one in ends if (one.seq, one.claim) not in missed]
         for one in ends:
-            if (one.seq, one.claim) not in missed:
-                tally.move(one.queue, HELD, one.status, size=one.size)
-                self._record(one, one.status)
+            tally.move(one.queue, HELD, one.status, size=one.size)
+            self._record(one, one.status)
         changed: dict[int, Status] = {}
         for one in settlements:
             if one.status in WAITING:
@@ -259,35 +262,39 @@ class Writer:
         if add.atomic and (refused := self._refusal(add.jobs)):
             return refused
         receipts = self._insert(add.jobs, one_by_one=one_by_one)
-        for job, receipt in zip(add.jobs, receipts, strict=True):
-            if receipt is STORED:
-                self._stored(job, tally)
+        stored = [job for job, receipt in zip(add.jobs, receipts, strict=True) if receipt is STORED]
+        self._note(stored, tally)
         return receipts
 
     def _insert(self, jobs: Sequence[NewJob], *, one_by_one: bool) -> Sequence[Receipt]:
         if one_by_one:
             return [
-                STORED if execute_values(self.db, _INSERT, [new_row(job)]) else self._twin(job)
+                STORED if execute_values(self.db, _INSERT_NEW, [new_row(job)]) else self._twin(job)
                 for job in jobs
             ]
-        if execute_values(self.db, _INSERT, list(map(new_row, jobs))) != len(jobs):
+        if execute_values(self.db, _INSERT_NEW, list(map(new_row, jobs))) != len(jobs):
             raise _Mismatch
         return [STORED] * len(jobs)
 
-    def _stored(self, job: NewJob, tally: Tally) -> None:
-        """Count a new job, and make its queue and tags known."""
-        if job.queue not in self._names:
-            self.db.execute(_NAME, (job.queue,))
-            self._names.add(job.queue)
-            self._active = None
-        if job.run_at > job.created_at or job.expires_at is not None:
-            self._due_known = False
-        tally.move(job.queue, None, job.status)
-        for tag in job.options.tags:
-            self.db.execute(_TAG, (tag, job.id))
+    def _note(self, stored: Sequence[NewJob], tally: Tally) -> None:
+        """Count new jobs, and make their queues and tags known."""
+        for (queue, status), jobs in Counter([(job.queue, job.status) for job in stored]).items():
+            tally.move(queue, None, status, jobs)
+            if queue not in self._names:
+                self.db.execute(_NAME, (queue,))
+                self._names.add(queue)
+                self._active = None
+        for job in stored:
+            if job.run_at > job.created_at or job.expires_at is not None:
+                self._due_known = False
+            for tag in job.options.tags:
+                self.db.execute(_TAG, (tag, job.id))
 
     def _twin(self, new: NewJob) -> Receipt:
-        return _compared(new, reader.one(self.db, new.id))
+        twin = reader.one(self.db, new.id)
+        if twin is None:
+            execute_values(self.db, _INSERT, [new_row(new)])  # raises what was ignored
+        return _compared(new, twin)
 
     def _refusal(self, jobs: Sequence[NewJob]) -> Sequence[Receipt] | None:
         """The receipts of an atomic add that cannot be: None when no job of it is in conflict."""
@@ -330,12 +337,12 @@ class Writer:
 
 def _end_values(one: Settlement) -> Row:
     return (
-        one.status.value,
+        one.status,
         one.attempt,
         one.started_at,
         one.settled_at,
         one.result,
-        encoded_error(one.error),
+        None if one.error is None else encoded_error(one.error),
         one.size,
         one.seq,
         one.claim,

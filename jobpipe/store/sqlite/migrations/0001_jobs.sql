@@ -24,10 +24,7 @@ create table jobs (
     options     blob,
     payload     blob not null,
     result      blob,
-    error       blob,
-    check (held = 0 or status in ('queued', 'running', 'cancelling')),
-    check (status not in ('running', 'cancelling') or held = 1),
-    check ((finished_at is not null) = (status in ('done', 'failed', 'cancelled', 'expired')))
+    error       blob
 ) strict;
 
 create index jobs_ready on jobs (queue, priority desc, run_at, seq) where status = 'queued' and held = 0;

@@ -9,12 +9,12 @@ import pytest
 import structlog
 import trio
 
-from jobpipe.engine.attempt import UNKNOWN_KIND_WAIT
+from jobpipe.engine.attempts import UNKNOWN_KIND_WAIT
 from jobpipe.handlers.context import Context
 from jobpipe.handlers.registry import Handler
 from jobpipe.handlers.verdicts import Fail, Retry, Snooze
 from jobpipe.job import Backoff, Options, Outcome, Status
-from tests.engine.conftest import DAY, NOW, PLAIN, running
+from tests.engine.conftest import DAY, NOW, PLAIN, new_job, running
 
 
 def odd(function: Callable[..., Any], **asked: Any) -> Handler:
@@ -511,8 +511,9 @@ async def test_context_variables_of_one_attempt_do_not_reach_the_next(autojump_c
         return before
 
     async with running(handlers=[odd(bind, takes_context=True)], workers=1) as rig:
-        await rig.enqueue("a", kind="odd")
-        await rig.enqueue("b", kind="odd")
+        await rig.add(
+            *(new_job(job_id, kind="odd") for job_id in "ab")
+        )  # the worker need not wait for the second
         await rig.ended("a")
         job = await rig.ended("b")
 

@@ -1,0 +1,262 @@
+"""Every attempt of a node, and how one is performed: context, deadline, cancel, outcome."""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import structlog
+import trio
+
+from jobpipe.clock import Clock
+from jobpipe.engine import verdict as verdicts
+from jobpipe.engine.attempt import Attempt, Reason
+from jobpipe.engine.lane import Lane
+from jobpipe.engine.ledger import Ledger
+from jobpipe.engine.sparing import Sparing
+from jobpipe.engine.verdict import Verdict
+from jobpipe.errors import StoreUnavailable
+from jobpipe.handlers.context import Context
+from jobpipe.handlers.registry import Handler, Registry
+from jobpipe.job import Backoff, JobError, Outcome, Status
+from jobpipe.store.base import Claimed, Start
+
+USUAL_BACKOFF = Backoff()
+
+UNKNOWN_KIND_WAIT = 60.0
+"""Seconds that a job is put aside for when this node has no handler for it."""
+
+FAILURES = 20
+"""How many failed jobs a second have a line in the log."""
+
+SHOWN = 200
+"""The most characters of an error in the log; the job has it whole."""
+
+log = structlog.get_logger("jobpipe")
+
+
+class Attempts:
+    """Every attempt of this node, and how one is performed."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        registry: Registry,
+        clock: Clock,
+        *,
+        threads: int,
+        max_result: int,
+        rng: random.Random,
+    ) -> None:
+        self._ledger, self._registry, self._clock, self._rng = ledger, registry, clock, rng
+        self._max_result = max_result
+        # Handlers that are not async run in threads under a limiter of their own: a worker each, so nobody waits.
+        self._threads = trio.CapacityLimiter(threads)
+        self._held: dict[tuple[int, int], Attempt] = {}
+        self.tally: Counter[Outcome | None] = Counter()
+        """how many attempts ended in each outcome; None: handed back without having begun"""
+        self._failures = Sparing(FAILURES)
+        self._ended = trio.Event()
+        ledger.on_stale = self._lost
+
+    def __iter__(self) -> Iterator[Attempt]:
+        return iter(list(self._held.values()))
+
+    @property
+    def running(self) -> list[Attempt]:
+        """The attempts whose handlers run."""
+        return [attempt for attempt in self._held.values() if attempt.started_at is not None]
+
+    @property
+    def busy(self) -> int:
+        """How many handlers run."""
+        return len(self.running)
+
+    async def quiet(self) -> None:
+        """Return when no handler runs."""
+        while self.running:
+            self._ended = trio.Event()
+            await self._ended.wait()
+
+    def hold(self, jobs: Sequence[Claimed]) -> Sequence[Attempt]:
+        """Take claimed jobs over; from now on they can be stopped."""
+        attempts = list(map(Attempt, jobs))
+        for attempt in attempts:
+            self._held[attempt.job.seq, attempt.job.claim] = attempt
+        return attempts
+
+    def stop(self, ids: Collection[str], reason: Reason) -> None:
+        """Cancel the attempts of jobs, where this node holds them. Returns before their cleanup has ended."""
+        for attempt in self:
+            if attempt.job.id in ids:
+                self._stop(attempt, reason)
+
+    def stop_all(self, reason: Reason) -> None:
+        """Cancel every attempt."""
+        for attempt in self:
+            self._stop(attempt, reason)
+
+    def _stop(self, attempt: Attempt, reason: Reason) -> None:
+        attempt.stop(reason)
+        if not attempt.taken:
+            self.hand_back(attempt)  # at once: a worker may be long in coming
+
+    def hand_back(self, attempt: Attempt) -> None:
+        """Give a job back unstarted, or cancelled when somebody asked for that. One not held any more is left alone."""
+        self._settle(attempt, verdicts.CANCELLED if attempt.reason == "cancel" else verdicts.HANDED_BACK)
+
+    def release(self) -> None:
+        """Give everything back that only waits in the channel, or that a channel without receivers has dropped."""
+        for attempt in self:
+            if not attempt.taken:
+                self.hand_back(attempt)
+
+    def abandon(self) -> list[Attempt]:
+        """Give up the handlers that would not end, and hand their jobs back; returns them, to be named."""
+        left = self.running
+        for attempt in left:
+            self._settle(attempt, verdicts.INTERRUPTED)
+        return left
+
+    async def perform(self, attempt: Attempt, lane: Lane) -> None:
+        """Run one attempt and settle it. Whatever the handler does ends its attempt and nothing else.
+
+        A cancel stops the handler, waits for its cleanup, settles the job as interrupted, and is raised on.
+        A job that was given back while it waited in the channel is passed over.
+        """
+        if not self._holds(attempt):
+            return
+        attempt.taken = True
+        job = attempt.job
+        handler = self._registry.find(job.kind)
+        if handler is None:
+            log.warning(
+                "no handler for a job: it waits", job=job.id, kind=job.kind, seconds=UNKNOWN_KIND_WAIT
+            )
+            self._settle(attempt, verdicts.unknown_kind(job.kind, UNKNOWN_KIND_WAIT))
+        elif await self._start(attempt):
+            self._settle(attempt, await self._run(attempt, handler, lane), handler)
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    def _holds(self, attempt: Attempt) -> bool:
+        return (attempt.job.seq, attempt.job.claim) in self._held
+
+    async def _start(self, attempt: Attempt) -> bool:
+        """Write that the attempt begins: before it does, where a crash must not leave that open; else soon after."""
+        job = attempt.job
+        start = Start(job.seq, job.claim, attempt.number, self._clock.now())
+        if job.rescued or job.options.on_crash == "fail":
+            if not await self._start_for_sure(attempt, start):
+                return False
+        else:
+            self._ledger.note_start(start)
+        attempt.started_at = start.started_at
+        return True
+
+    async def _start_for_sure(self, attempt: Attempt, start: Start) -> bool:
+        """Have the start stored before the handler runs; where that can't be had, the job goes back."""
+        try:
+            held = await self._ledger.start(start)
+        except StoreUnavailable:
+            self.hand_back(attempt)
+            return False
+        except trio.Cancelled:
+            self.hand_back(attempt)
+            raise
+        if not held:
+            self._held.pop((attempt.job.seq, attempt.job.claim), None)
+        elif attempt.reason is not None:  # stopped while that was written
+            self.hand_back(attempt)
+            return False
+        return held
+
+    async def _run(self, attempt: Attempt, handler: Handler, lane: Lane) -> Verdict:
+        """Run the handler in its lane, and judge how it ended."""
+        timeout = attempt.job.options.timeout or handler.timeout or math.inf
+        deadline = math.inf if timeout == math.inf else trio.current_time() + timeout
+        if deadline < math.inf:
+            lane.limit(deadline)
+        attempt.lane = lane
+        try:
+            with lane:
+                return verdicts.returned(await self.call(attempt, handler, deadline), self._max_result)
+        # SystemExit, groups, a foreign Cancelled: all end the attempt only. `perform` raises the worker's own cancel.
+        except BaseException as error:  # noqa: BLE001, ASYNC103 - see above
+            return self._judged(attempt, error)  # noqa: ASYNC104 - see above
+        return self._stopped(attempt) or verdicts.timed_out(timeout)
+
+    def _judged(self, attempt: Attempt, error: BaseException) -> Verdict:
+        """The verdict on an attempt that ended with an exception; one that was stopped says what its cleanup raised."""
+        if (stopped := self._stopped(attempt)) is None:
+            return verdicts.raised(error)
+        rest = verdicts.without_cancelled(error)
+        return Verdict(stopped.outcome, error=None if rest is None else verdicts.described(rest))
+
+    async def call(self, attempt: Attempt, handler: Handler, deadline: float) -> Any:  # noqa: ANN401 - a handler may return anything
+        """Call the handler, in a thread when it is not async. The watchdog knows this frame on a stack."""
+        arguments = handler.arguments(attempt.job.payload, _context(attempt, deadline))
+        if handler.is_async:
+            return await handler.function(*arguments)
+        return await trio.to_thread.run_sync(handler.function, *arguments, limiter=self._threads)
+
+    def _stopped(self, attempt: Attempt) -> Verdict | None:
+        """The verdict on an attempt that somebody stopped; None when nobody did."""
+        if attempt.reason == "cancel":
+            return verdicts.CANCELLED
+        if attempt.reason is not None or trio.current_effective_deadline() == -math.inf:
+            return verdicts.INTERRUPTED
+        return None
+
+    def _settle(self, attempt: Attempt, verdict: Verdict, handler: Handler | None = None) -> None:
+        job = attempt.job
+        if self._held.pop((job.seq, job.claim), None) is None:
+            return  # it was abandoned; its handler ended after all
+        written = verdicts.settlement(
+            job,
+            verdict,
+            started_at=attempt.started_at,
+            now=self._clock.now(),
+            policy=job.options.backoff or (handler and handler.backoff) or USUAL_BACKOFF,
+            random=self._rng.random,
+        )
+        self._ledger.settle(written)
+        self.tally[written.outcome] += 1
+        self._ended.set()
+        if written.error is not None and written.status is Status.FAILED:
+            self._tell_failed(attempt, written.error)
+
+    def _tell_failed(self, attempt: Attempt, error: JobError) -> None:
+        """A line for a failed job; of thousands at once, a few a second, with how many more there were."""
+        if not self._failures.lets_through():
+            return
+        more = {"more": held_back} if (held_back := self._failures.take()) else {}
+        text = f"{error.type}: {error.message}"[:SHOWN]
+        log.warning(
+            "job failed",
+            job=attempt.job.id,
+            kind=attempt.job.kind,
+            attempt=attempt.number,
+            error=text,
+            **more,
+        )
+
+    def _lost(self, seq: int, claim: int) -> None:
+        """A write of an attempt matched no held row: somebody else has the job, so its run must end."""
+        log.warning("a late write was refused: the job is not this attempt's any more", seq=seq, claim=claim)
+        if attempt := self._held.get((seq, claim)):
+            self._stop(attempt, "lease")
+
+
+def _context(attempt: Attempt, deadline: float) -> Context:
+    """What the handler may know."""
+    job = attempt.job
+    return Context(
+        id=job.id,
+        kind=job.kind,
+        queue=job.queue,
+        attempt=attempt.number,
+        max_retries=job.max_retries,
+        claim=job.claim,
+        deadline=deadline,
+    )
