@@ -73,6 +73,24 @@ def answering(code, body):
 # --- config -----------------------------------------------------------------------------------------------------------
 
 
+def test_migrate_says_what_it_did(capsys):
+    code = cli.main(["migrate", "--store", "sqlite:jobs.db"])
+
+    assert code == cli.OK
+    assert (
+        capsys.readouterr().out == "sqlite:jobs.db needs no migration of its own: it is made at the start\n"
+    )
+
+
+def test_migrate_tells_in_words_why_it_could_not(capsys, tmp_path):
+    code = cli.main(["migrate", "--store", f"postgresql://joe:secret@/jobs?host={tmp_path}"])
+    said = capsys.readouterr()
+
+    assert (code, said.out) == (cli.WRONG, "")
+    assert said.err.startswith("jobpipe: postgresql://joe@/jobs?host=")
+    assert "secret" not in said.err
+
+
 def test_config_prints_each_setting_with_its_origin_in_columns(capsys, monkeypatch):
     monkeypatch.setenv("GRACE", "1.5m")
 

@@ -367,3 +367,38 @@ async def test_it_works_without_prepared_statements(schema: str) -> None:
             "select count(*) from pg_stat_activity where query like 'LISTEN%%' and application_name = %s",
             schema,
         ) == [(0,)]
+
+
+@pytest.mark.parametrize(("sync", "commits"), [("full", "on"), ("normal", "off")])
+async def test_a_commit_waits_for_the_disk_as_sync_says(schema: str, sync: Any, commits: str) -> None:
+    """Whatever the server does by default, and for our own transactions alone."""
+    async with factory.open_store(url_of(schema), sync) as store:
+        assert isinstance(store, PostgresStore)
+        line = store._engine_line
+        found = await trio.to_thread.run_sync(
+            line.transact, lambda session: session.row("select current_setting('synchronous_commit')")
+        )
+
+        assert found == (commits,)
+
+
+async def test_what_claims_and_ends_leave_dead_is_vacuumed(
+    schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After so much work, not after so much time."""
+    for name, value in {"HOT_DEAD": 20, "COLD_DEAD": 10, "COLD_SHARE": 0.0, "PAUSE": 0.0}.items():
+        monkeypatch.setattr(f"jobpipe.store.postgres.vacuum.{name}", value)
+    async with open_postgres(url_of(schema)) as store:
+        node = Node(store)
+        await node.join(lease_until=NOW + 100)
+        await add(store, *(new_job(f"j{number}") for number in range(30)))
+        jobs = await node.claim(10)
+        await node.exchange(settlements=[settlement(job, Outcome.DONE) for job in jobs])
+        with trio.fail_after(20):
+            while not store.vacuum.rounds:  # noqa: ASYNC110 - nobody is told
+                await trio.sleep(0.01)
+
+    assert ask(f"select n from (select pg_stat_get_vacuum_count('{schema}.live'::regclass) as n) as v") == [
+        (1,)
+    ]
+    assert ask(f"select pg_stat_get_vacuum_count('{schema}.jobs'::regclass)") == [(1,)]
