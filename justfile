@@ -86,8 +86,7 @@ docker-run *flags: build
 
 # remake requirements/*.txt from pyproject.toml (needs uv); newest of all: just lock --upgrade
 lock *flags:
-    uv pip compile {{pins}} "$@" --output-file requirements/runtime.txt pyproject.toml
-    uv pip compile {{pins}} "$@" --constraints requirements/runtime.txt --extra postgres --output-file requirements/postgres.txt pyproject.toml
+    uv pip compile {{pins}} "$@" --all-extras --output-file requirements/runtime.txt pyproject.toml
     for group in build dev just; do uv pip compile {{pins}} "$@" --constraints requirements/runtime.txt --group $group --output-file requirements/$group.txt; done
 
 _docker:
