@@ -60,7 +60,7 @@ class Events:
             self.wake(job_id)
 
     def wake(self, job_id: str) -> None:
-        """Have those who watch a job look at it: another node says that it has ended."""
+        """Have those who watch a job look at it: it has ended, here or elsewhere, or is gone."""
         for watch in self._watches.get(job_id, ()):
             watch.tell()
 

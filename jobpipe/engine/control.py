@@ -38,6 +38,8 @@ class Control:
     async def delete(self, job_id: str) -> Change:
         """Delete a job that no node holds."""
         (change,) = await self._store.delete([job_id])
+        if change.verdict == "changed":
+            self._events.wake(job_id)  # who waits for its end waits for nothing now
         self._ledger.look()
         return change
 

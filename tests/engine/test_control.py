@@ -324,3 +324,15 @@ async def test_a_deleted_id_is_free_again(autojump_clock) -> None:
 
     assert (job.status, job.claim, len(job.attempts)) == (Status.DONE, 1, 1)
     assert job.status in ENDED
+
+
+async def test_who_waits_for_a_job_is_woken_when_it_is_deleted(autojump_clock) -> None:
+    async with running() as rig:
+        await rig.node.control.pause("default")
+        await rig.enqueue("a")
+        with rig.node.events.watch("a") as watch, trio.fail_after(1):
+            await rig.node.control.delete("a")
+            await watch.ended()
+        gone = await rig.store.get("a")
+
+    assert gone is None
