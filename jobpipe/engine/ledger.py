@@ -21,6 +21,9 @@ START_DELAY = 0.05
 SETTLE_DELAY = 0.01
 """Seconds that an outcome waits for others, and for new jobs, to share a commit with; none when somebody waits."""
 
+COMPANY, COMPANY_DELAY = 8, 0.001
+"""How many adds a commit waits for, and how many seconds at the most, where twice as many came with the last one."""
+
 LONGEST_PAUSE = 5.0
 """The longest wait, in seconds, before a store that could not write is tried again."""
 
@@ -56,6 +59,7 @@ class Ledger:
         self._write_at = math.inf  # in Trio's clock: when to write what is not urgent
         self._pause = 0.0
         self._writing = False
+        self._added = 0  # with the last commit that had any
         self._woken = trio.Event()
         self._idle = trio.Event()
         self.on_stale: Callable[[int, int], None] = lambda _seq, _claim: None
@@ -165,6 +169,7 @@ class Ledger:
         """Write batches for ever. A cancel ends it between two batches: what is still handed in is not written."""
         while True:
             await self._something_to_write()
+            await self._company()
             entries = self._gather()
             self._writing = True
             try:
@@ -202,8 +207,11 @@ class Ledger:
         return self._writing or self._urgent() or bool(self._noted or self._settlements)
 
     def _urgent(self) -> bool:
+        return bool(self._adds) or self._pressing()
+
+    def _pressing(self) -> bool:
         claimable = self._wish is not None and self._maybe_ready and not self._suspended
-        return bool(self._adds or self._starts or self._renewals or claimable)
+        return bool(self._starts or self._renewals or claimable)
 
     async def _something_to_write(self) -> None:
         """Return when there is something to write or to take; sleeps without looking at the store."""
@@ -214,6 +222,20 @@ class Ledger:
             until_due = self._clock.nap(self._next_due) if self._next_due < math.inf else math.inf
             self._woken = trio.Event()
             with trio.move_on_at(min(self._write_at, now + until_due)):
+                await self._woken.wait()
+
+    async def _company(self) -> None:
+        """Wait a moment for others who came with the last commit.
+
+        Clients that had their answers together come back one after the other. A commit for the first alone would
+        make the others wait; one for half of them is written while the other half is served.
+        """
+        enough = min(COMPANY, self._added // 2)
+        if len(self._adds) not in range(1, enough):
+            return
+        with trio.move_on_after(COMPANY_DELAY):
+            while 0 < len(self._adds) < enough and not self._pressing():
+                self._woken = trio.Event()
                 await self._woken.wait()
 
     def _gather(self) -> Gathered:
@@ -227,6 +249,7 @@ class Ledger:
         if wish is not None:
             self._wish = None
         adds = self._take_adds()
+        self._added = len(adds) or self._added
         now = self._clock.now()
         batch = Batch(
             node=self._node,

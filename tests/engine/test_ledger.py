@@ -8,7 +8,7 @@ import trio
 from structlog.testing import capture_logs
 
 from jobpipe.clock import VirtualClock
-from jobpipe.engine.ledger import BATCH, LONGEST_PAUSE, START_DELAY, Ledger
+from jobpipe.engine.ledger import BATCH, COMPANY_DELAY, LONGEST_PAUSE, START_DELAY, Ledger
 from jobpipe.errors import StoreUnavailable
 from jobpipe.events import Events
 from jobpipe.job import Outcome, Status
@@ -93,6 +93,65 @@ async def test_what_comes_while_a_commit_runs_shares_the_next_one(autojump_clock
             desk.store.before.set()
 
     assert sizes(desk) == [(1, 0, 0), (100, 0, 0)]
+
+
+async def crowd(desk: Desk, prefix: str, number: int) -> None:
+    """So many askers at once, whose adds share a commit, however they came."""
+    desk.store.before = trio.Event()
+    async with trio.open_nursery() as askers:
+        askers.start_soon(desk.add, f"{prefix}-first")
+        await turns()
+        for one in range(number):
+            askers.start_soon(desk.add, f"{prefix}-{one}")
+        await turns()
+        desk.store.before.set()
+
+
+@pytest.mark.parametrize(
+    ("crowded", "again", "waits"), [(16, 7, True), (16, 8, False), (100, 8, False), (2, 1, False)]
+)
+async def test_an_add_waits_a_moment_for_those_who_came_with_the_last(
+    autojump_clock, crowded, again, waits
+) -> None:
+    """For half of them, and not for many: while those are served, the others can be written."""
+    async with at_work() as desk:
+        await crowd(desk, "a", crowded)
+        begun = trio.current_time()
+        async with trio.open_nursery() as askers:
+            for one in range(again):
+                askers.start_soon(desk.add, f"b-{one}")
+                await trio.lowlevel.checkpoint()
+        took = trio.current_time() - begun
+
+    assert took == pytest.approx(COMPANY_DELAY if waits else 0)
+    assert sizes(desk)[-1] == (again, 0, 0)
+
+
+async def test_a_lone_asker_waits_for_nobody(autojump_clock) -> None:
+    """But for once, when there was a crowd before."""
+    async with at_work() as desk:
+        await crowd(desk, "a", 16)
+        await desk.add("b")
+        begun = trio.current_time()
+        for number in range(10):
+            await desk.add(str(number))
+        took = trio.current_time() - begun
+
+    assert took == 0
+
+
+async def test_a_claim_does_not_wait_for_company(autojump_clock) -> None:
+    """An idle worker is worth more than a shared commit."""
+    async with at_work() as desk:
+        await crowd(desk, "a", 16)
+        begun = trio.current_time()
+        async with trio.open_nursery() as askers:
+            askers.start_soon(desk.add, "b")
+            await trio.lowlevel.checkpoint()
+            await desk.claim()
+            took = trio.current_time() - begun
+
+    assert took == 0
 
 
 async def test_a_job_is_claimed_by_the_very_commit_that_stores_it(autojump_clock) -> None:
