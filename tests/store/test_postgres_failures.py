@@ -1,7 +1,7 @@
 """PostgreSQL that goes away: connections that are cut, that fall silent, that are lost in the middle of a commit."""
 
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from jobpipe.job import Outcome, Status
 from jobpipe.store.base import News
 from jobpipe.store.postgres import PostgresStore, open_postgres
 from tests.store.proxy import Proxy, open_proxy
-from tests.store.server import ask, server_url, with_query
+from tests.store.server import OwnServer, ask, server_url, with_query
 from tests.store.test_contract import LATER, NOW, Node, add, get, listed, look, new_job, settlement, start
 
 LEASE = 2.0
@@ -75,6 +75,44 @@ async def test_backends_that_the_server_ends_are_replaced(schema: str) -> None:
         assert len(ended) >= 2
         assert (await look(store)).waiting == 1
         assert queues[0].counts == {Status.QUEUED: 1}
+
+
+@pytest.fixture
+def own_server() -> Iterator[OwnServer]:
+    """A server of this test's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = OwnServer(Path(folder) / "data")
+        try:
+            yield server
+        finally:
+            server.delete()
+
+
+async def test_a_server_that_is_stopped_and_started_again_has_all_that_was_acknowledged(
+    own_server: OwnServer,
+) -> None:
+    """Meanwhile every verb says that it is away; afterwards work goes on, and the listener hears again."""
+    async with open_postgres(own_server.url, lease=LEASE) as store, store.changes() as stream:
+        node = Node(store)
+        await node.join(lease_until=NOW + 100)
+        await add(store, new_job("a"), new_job("b"))
+        claimed = await node.take()
+        await trio.to_thread.run_sync(own_server.stop)
+        for verb in (node.claim, store.ping, lambda: add(store, new_job("c"))):
+            await _fails(verb)
+        await trio.to_thread.run_sync(own_server.start)
+        settled = await _tried_until_it_works(lambda: node.settle(claimed, Outcome.DONE))
+        again = await _tried_until_it_works(lambda: add(store, new_job("c")))
+        with trio.fail_after(10):
+            while not store.listening:  # noqa: ASYNC110 - nobody else is told
+                await trio.sleep(0.01)
+        told = await anext(stream)
+
+        assert not settled.stale
+        assert again[0].verdict == "stored"
+        assert [job.id for job in await node.claim(5)] == ["b", "c"]
+        assert (await get(store, "a")).status is Status.DONE
+        assert told == News("look")
 
 
 async def test_a_silent_database_is_given_up_within_the_lease(node: Node, proxy: Proxy) -> None:
