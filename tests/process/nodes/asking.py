@@ -18,3 +18,10 @@ async def ask(url: str, sql: str) -> list[tuple[Any, ...]]:
             return connection.execute(sql.encode()).fetchall()
 
     return await trio.to_thread.run_sync(asked)
+
+
+async def left_behind(url: str) -> tuple[int, int]:
+    """How often jobs were taken back from a dead node, and how many attempts were broken off by somebody else."""
+    ((rescued,),) = await ask(url, "select coalesce(sum(rescued), 0)::int from jobs")
+    ((broken,),) = await ask(url, "select count(*) from attempts where outcome = 'interrupted'")
+    return rescued, broken
