@@ -34,7 +34,7 @@ test-crash-short: (_venv "dev")
 
 # run three nodes over one PostgreSQL that end again and again, 50 kills in one run; more: JOBPIPE_TEST_KILLS=200 just test-nodes
 test-nodes *args: (_venv "dev")
-    {{bin}}/python -m pytest -m nodes --numprocesses auto --maxprocesses 2 --dist worksteal "$@"
+    {{bin}}/python -m pytest -m nodes "$@"
 
 # run the tests with disks and clocks that fail and with bad handlers; thorough: JOBPIPE_TEST_COPIES=200 just test-faults
 test-faults *args: (_venv "dev")

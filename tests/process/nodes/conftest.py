@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 import pytest
 
 from tests.process.conftest import Serve
-from tests.process.running import Service
+from tests.process.running import PATIENCE, Service
 from tests.store.server import new_schema, server_url, with_query
 
 Start = Callable[..., Awaitable[Sequence[Service]]]
@@ -39,7 +39,7 @@ def start(launch: Serve) -> Start:
     async def started(count: int, **settings: object) -> Sequence[Service]:
         nodes = [await launch(**settings) for _ in range(count)]
         for node in nodes:
-            await node.starts()
+            await node.starts(PATIENCE + count * PATIENCE / 5)  # they share the processors
         return nodes
 
     return started

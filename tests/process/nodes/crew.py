@@ -33,10 +33,12 @@ class Crew:
         """when nodes that were killed were seen dead, by pid"""
         self._clients: list[Clients] = []
 
-    async def join(self, count: int = 1) -> None:
+    async def join(self, count: int = 1, **settings: object) -> None:
         """So many nodes more, started at once; clients use each as soon as it listens."""
         clocks = [self._rng.choice(CLOCKS) for _ in range(count)]
-        nodes = [await self._launch(WORKERS=WORKERS, JOBPIPE_TEST_CLOCK=ahead) for ahead in clocks]
+        nodes = [
+            await self._launch(WORKERS=WORKERS, JOBPIPE_TEST_CLOCK=ahead, **settings) for ahead in clocks
+        ]
         for node in nodes:
             await node.starts()
             clients = Clients(self.book, node.url, f"{SEED} {len(self._clients)}", pause=PAUSE)

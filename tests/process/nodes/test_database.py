@@ -5,7 +5,7 @@ import re
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 import pytest
@@ -136,6 +136,44 @@ async def test_a_database_that_is_away_again_and_again_for_longer_than_a_lease_o
 
     check(crew.book, jobs, trace(), uncounted=3 * WORKERS * stops, deaths={})
     tell(f"{stops} stops of the database", jobs, trace())
+
+
+# --- the ways to it break ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.nodes
+async def test_nodes_whose_ways_to_the_database_break_at_random_moments_lose_nothing(launch, trace, database):
+    """Connections that are cut or refused or fall silent, commits that are lost, and commits whose answers are."""
+    rng, schema = random.Random(SEED), read_address(database).schema
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        folders = [Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in range(3)]
+        ways = [await stack.enter_async_context(open_proxy(folder)) for folder in folders]
+        crew = Crew(lambda **more: launch(LEASE=6, **more), nursery, rng)
+        for way in ways:
+            await crew.join(STORE=way.url(schema=schema))
+        for node in crew.nodes:
+            node.expected_errors |= {CANNOT_WRITE, LOST}
+        for _ in range(KILLS):
+            await crew.answered()
+            await trio.sleep(rng.uniform(0, 0.5))
+            await break_and_mend(rng.choice(ways), rng)
+        await at_each(crew.nodes, lambda node: health(node, "ok"))
+        crew.enough()
+        jobs = await all_come_to_an_end(crew.nodes[0], crew.book)
+        for node in crew.nodes:  # before their ways go
+            await node.kill()
+
+    check(crew.book, jobs, trace(), uncounted=WORKERS * KILLS, deaths={})
+    tell(f"{KILLS} breaks of the ways to the database", jobs, trace())
+
+
+async def break_and_mend(way, rng):
+    """Break a way in one of five ways; for so long that the lease of its node is lost, or not."""
+    way.mode = rng.choice(("open", "refuse", "silent", "lose the commit", "lose its answer"))
+    if way.mode in ("open", "refuse"):
+        way.cut()
+    await trio.sleep(rng.choice((rng.uniform(0, 1), rng.uniform(0, 3), rng.uniform(3, 10))))
+    way.mode = "open"
 
 
 # --- one node is cut off ----------------------------------------------------------------------------------------------
