@@ -145,20 +145,21 @@ async def test_a_database_that_is_away_again_and_again_for_longer_than_a_lease_o
 async def test_nodes_whose_ways_to_the_database_break_at_random_moments_lose_nothing(launch, trace, database):
     """Connections that are cut or refused or fall silent, commits that are lost, and commits whose answers are."""
     rng, schema = random.Random(SEED), read_address(database).schema
-    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+    async with AsyncExitStack() as stack:
         folders = [Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in range(3)]
         ways = [await stack.enter_async_context(open_proxy(folder)) for folder in folders]
-        crew = Crew(lambda **more: launch(LEASE=6, **more), nursery, rng)
-        for way in ways:
-            await crew.join(STORE=way.url(schema=schema))
-        for node in crew.nodes:
-            node.expected_errors |= {CANNOT_WRITE, LOST}
-        for _ in range(KILLS):
-            await crew.answered()
-            await trio.sleep(rng.uniform(0, 0.5))
-            await break_and_mend(rng.choice(ways), rng)
-        await at_each(crew.nodes, lambda node: health(node, "ok"))
-        crew.enough()
+        async with trio.open_nursery() as nursery:
+            crew = Crew(lambda **more: launch(LEASE=6, **more), nursery, rng)
+            for way in ways:
+                await crew.join(STORE=way.url(schema=schema))
+            for node in crew.nodes:
+                node.expected_errors |= {CANNOT_WRITE, LOST}
+            for _ in range(KILLS):
+                await crew.answered()
+                await trio.sleep(rng.uniform(0, 0.5))
+                await break_and_mend(rng.choice(ways), rng)
+            await at_each(crew.nodes, lambda node: health(node, "ok"))
+            crew.enough()
         jobs = await all_come_to_an_end(crew.nodes[0], crew.book)
         for node in crew.nodes:  # before their ways go
             await node.kill()
