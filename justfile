@@ -32,6 +32,10 @@ test-crash *args: (_venv "dev")
 test-crash-short: (_venv "dev")
     JOBPIPE_TEST_KILLS=10 {{bin}}/python -m pytest -m crash --numprocesses auto --maxprocesses 4 --dist worksteal
 
+# run three nodes over one PostgreSQL that end again and again, 50 kills in one run; more: JOBPIPE_TEST_KILLS=200 just test-nodes
+test-nodes *args: (_venv "dev")
+    {{bin}}/python -m pytest -m nodes "$@"
+
 # run the tests with disks and clocks that fail and with bad handlers; thorough: JOBPIPE_TEST_COPIES=200 just test-faults
 test-faults *args: (_venv "dev")
     {{bin}}/python -m pytest -m faults --numprocesses auto --maxprocesses 4 --dist worksteal "$@"

@@ -24,6 +24,8 @@ PATIENCE = 2.0
 SHORTEST_NAP, LONGEST_NAP = 0.001, 0.05
 """Seconds between two looks."""
 
+SILENT = "the store does not answer"
+
 
 def health_blueprint(node: Node) -> Blueprint:
     """The route `/health`."""
@@ -50,7 +52,8 @@ async def check(node: Node) -> Answer:
     probe = Probe(node)
     with trio.move_on_after(PATIENCE):
         await probe.run()
-    status = node.phase if node.phase != "running" else "broken" if probe.broken else "ok"
+    broken = probe.told()
+    status = node.phase if node.phase != "running" else "broken" if broken else "ok"
     body = Health(
         status=status,
         version=VERSION,
@@ -61,7 +64,7 @@ async def check(node: Node) -> Answer:
         queued=probe.count(Status.QUEUED),
         scheduled=probe.count(Status.SCHEDULED),
         retrying=probe.count(Status.RETRYING),
-        detail=probe.broken or node.watchdog.told() or node.news.told(),
+        detail=broken or node.watchdog.told() or node.news.told(),
     )
     return answer(body) if status == "ok" else answer(body, 503, {"Retry-After": RETRY_AFTER})
 
@@ -72,7 +75,7 @@ class Probe:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._queues: Sequence[QueueState] | None = None
-        self.broken: str | None = "the store does not answer"
+        self.broken: str | None = SILENT
 
     async def run(self) -> None:
         """Probe; while the node starts or drains, only whether the store can be read."""
@@ -94,6 +97,11 @@ class Probe:
             self.broken = "jobs are ready and workers idle, but the intake takes none"
             await self._taken(self._queues, ticks)
         self.broken = None
+
+    def told(self) -> str | None:
+        """What is broken, if anything; why the store does not answer, where writing it has told."""
+        trouble = self._node.ledger.trouble
+        return f"{SILENT}: {trouble}" if self.broken == SILENT and trouble else self.broken
 
     def count(self, status: Status) -> int | None:
         """How many jobs have a status; None when the store did not tell."""

@@ -84,8 +84,9 @@ class Book:
 class Clients:
     """Use a service from several tasks at once until it drains or is gone."""
 
-    def __init__(self, book: Book, url: str, seed: str) -> None:
-        self._book, self._seed = book, seed
+    def __init__(self, book: Book, url: str, seed: str, *, pause: float = 0.02) -> None:
+        """`pause`: for how many seconds each rests at most, between two requests."""
+        self._book, self._seed, self._pause = book, seed, pause
         self._http = client(url)
         self._enough = False
 
@@ -113,7 +114,7 @@ class Clients:
                 with suppress(Unavailable):  # it is sent once more in time
                     await verb(rng)
                 await self._http.get("/health")  # for those who found nothing to do
-                await trio.sleep(rng.uniform(0, 0.02))
+                await trio.sleep(rng.uniform(0, self._pause))
 
     async def _post(self, path: str, body: object = None) -> httpx.Response:
         answer = await self._http.send(self._request(path, Parts([json.dumps(body).encode()])))

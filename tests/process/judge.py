@@ -28,11 +28,23 @@ async def all_come_to_an_end(service: Service, book: Book) -> dict[str, Line]:
     return await service.all_jobs()
 
 
-def check(book: Book, jobs: Mapping[str, Line], lines: Sequence[Line], *, uncounted: int = 0) -> None:
+Deaths = Mapping[int, float]
+"""When processes were seen dead, by pid, in the time of `time.monotonic`."""
+
+
+def check(
+    book: Book,
+    jobs: Mapping[str, Line],
+    lines: Sequence[Line],
+    *,
+    uncounted: int = 0,
+    deaths: Deaths | None = None,
+) -> None:
     """Every acknowledged job is there and has ended as its last run says, and no two runs of one overlap.
 
     Attempts that are counted were runs, where nobody cancels or retries. So many jobs (`uncounted`) may have one more:
-    a kill can fall between the stored start of an attempt and the first line of its handler.
+    a kill can fall between the stored start of an attempt and the first line of its handler. Where processes ran side
+    by side, `deaths` says which of them were killed; else each is dead when the next one begins.
     """
     assert {job_id: job["status"] for job_id, job in jobs.items() if job["status"] not in ENDED} == {}
     assert set(jobs) == set(book.acknowledged)
@@ -40,15 +52,15 @@ def check(book: Book, jobs: Mapping[str, Line], lines: Sequence[Line], *, uncoun
     for line in lines:
         by_job[line["job"]].append(line)
     for job_id, job in jobs.items():
-        check_job(book, job, by_job[job_id])
+        check_job(book, job, by_job[job_id], deaths)
     uncancelled = [job_id for job_id in jobs if book.roles[job_id] in ("plain", "once")]
     too_many = [job_id for job_id in uncancelled if jobs[job_id]["attempt"] > count_of_starts(by_job[job_id])]
     assert len(too_many) <= uncounted, too_many
 
 
-def check_job(book: Book, job: Line, written: Sequence[Line]) -> None:
+def check_job(book: Book, job: Line, written: Sequence[Line], deaths: Deaths | None = None) -> None:
     """Judge one job by the lines of its runs."""
-    assert_no_overlap(written)
+    assert_no_overlap(written, deaths)
     assert_the_last_run_stands(job, written)
     job_id = job["id"]
     if book.roles[job_id] == "once":
@@ -71,19 +83,26 @@ def count_of_starts(written: Iterable[Line]) -> int:
     return [line["event"] for line in written].count("start")
 
 
-def assert_no_overlap(written: Sequence[Line]) -> None:
+def assert_no_overlap(written: Sequence[Line], deaths: Deaths | None = None) -> None:
     """A run begins after the one before has ended, by itself or with its process, and with a higher claim number."""
     running = None
     claim = 0
     for line in written:
         if line["event"] == "start":
-            assert running is None or running["pid"] != line["pid"], written
+            assert running is None or is_dead(running["pid"], line, deaths), written
             assert line["claim"] > claim, written
             running, claim = line, line["claim"]
         else:
             assert running is not None, written
             assert running["claim"] == line["claim"], written
             running = None
+
+
+def is_dead(pid: int, line: Line, deaths: Deaths | None) -> bool:
+    """Whether a process was dead when this line was written."""
+    if deaths is None:
+        return pid != int(line["pid"])
+    return pid in deaths and deaths[pid] < line["at"]
 
 
 def assert_the_last_run_stands(job: Line, written: Sequence[Line]) -> None:

@@ -144,9 +144,9 @@ class Service:
         self._more.set()
         self._more = trio.Event()
 
-    async def said(self, beginning: str, since: int = 0) -> Line:
+    async def said(self, beginning: str, since: int = 0, patience: float = PATIENCE) -> Line:
         """The first line whose event begins so, once it is there; raises `Died` when it ends without it."""
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(patience):
             for number in itertools.count(since):
                 while number >= len(self.lines):
                     if self._closed:
@@ -160,9 +160,9 @@ class Service:
         """Whether a line is there whose event begins so."""
         return any(line["event"].startswith(beginning) for line in self.lines)
 
-    async def starts(self) -> None:
+    async def starts(self, patience: float = PATIENCE) -> None:
         """Return when it listens; `url` and `http` are good from then on."""
-        self.url = (await self.said("jobpipe "))["event"].split()[-1]
+        self.url = (await self.said("jobpipe ", patience=patience))["event"].split()[-1]
         await self.said("rescued: ")  # the last line of the start
         await self.http.aclose()
         self.http = client(self.url)
