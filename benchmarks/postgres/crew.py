@@ -30,7 +30,14 @@ class Side:
     def command(self, url: str, slot: Path, jobs: int, role: str, *more: object) -> list[str]:
         """How a process of it is started."""
         module = f"benchmarks.postgres.{self.program}"
-        return [sys.executable, "-W", "ignore", "-m", module, *map(str, (url, slot, jobs, self.size, role, *more))]
+        return [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            module,
+            *map(str, (url, slot, jobs, self.size, role, *more)),
+        ]
 
     def fill(self, url: str, jobs: int) -> None:
         """Make its tables, with so many jobs."""
@@ -101,7 +108,9 @@ class Crew:
 
 
 @contextmanager
-def crew(folder: Path, commands: Sequence[tuple[Side, tuple[object, ...]]], url: str, jobs: int) -> Iterator[Crew]:
+def crew(
+    folder: Path, commands: Sequence[tuple[Side, tuple[object, ...]]], url: str, jobs: int
+) -> Iterator[Crew]:
     """Start a process for each role, and end them all."""
     processes: list[Process] = []
     try:

@@ -1,6 +1,7 @@
 """The figures: every side does the same work in turn, on the same server, in a database of its own."""
 
 import dataclasses
+import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -12,10 +13,9 @@ from benchmarks.postgres.server import Server, settle_down
 
 NODE = Side("jobpipe", "node", asks_inside=True)
 FLOOR = Side("floor", "floor")
-PEERS = (Side("PgQueuer", "pgqueuer"), Side("Procrastinate", "procrastinate"))
-
-ATOMS = 4
-"""Tries that a figure has of a process that did not come in time, before it counts as none."""
+OTHERS = (Side("PgQueuer", "pgqueuer"), Side("Procrastinate", "procrastinate"))
+PEERS = tuple(side for side in OTHERS if importlib.util.find_spec(side.program))
+"""Those that are installed."""
 
 LARGE = 1000
 """The larger channel."""
@@ -60,7 +60,9 @@ class Row:
 Figure = Callable[[Plan], Iterator[Row]]
 
 
-def row(plan: Plan, name: str, measures: dict[str, Callable[[], float]], unit: str = "/s", aim: Aim = Aim()) -> Row:
+def row(
+    plan: Plan, name: str, measures: dict[str, Callable[[], float]], unit: str = "/s", aim: Aim = Aim()
+) -> Row:
     """Measure all sides in turns."""
     rounds = [{side: measure() for side, measure in measures.items()} for _ in range(plan.repeats)]
     return Row(name, {side: [one[side] for one in rounds] for side in measures}, unit, aim)
@@ -107,7 +109,11 @@ def enqueued(plan: Plan, side: Side, nodes: int, tasks: int, size: int) -> float
 
 def enqueue(plan: Plan) -> Iterator[Row]:
     """Jobs one by one from one task and from sixteen, and a thousand a call."""
-    for tasks, size, name in ((1, 1, "one at a time"), (16, 1, "one a call, 16 tasks"), (1, LARGE, "1,000 a call")):
+    for tasks, size, name in (
+        (1, 1, "one at a time"),
+        (16, 1, "one a call, 16 tasks"),
+        (1, LARGE, "1,000 a call"),
+    ):
         for nodes in plan.nodes:
             measures = {
                 side.name: partial(enqueued, plan, side, nodes, tasks, size) for side in (NODE, FLOOR, *PEERS)
@@ -139,7 +145,9 @@ def quantiles(seconds: Sequence[float]) -> dict[str, float]:
     return {"median": quantile(seconds, 0.5) * 1000, "p99": quantile(seconds, 0.99) * 1000}
 
 
-def started(plan: Plan, name: str, roles: dict[str, tuple[Side, str]], nodes: int, per_second: float) -> Iterator[Row]:
+def started(
+    plan: Plan, name: str, roles: dict[str, tuple[Side, str]], nodes: int, per_second: float
+) -> Iterator[Row]:
     """Rows of the median and the p99 from the call to the start."""
     rounds = [
         {label: asked(plan, side, role, nodes, per_second) for label, (side, role) in roles.items()}

@@ -23,22 +23,27 @@ IDLE = 0.001
 
 TABLE = """
 create table if not exists jobs (
-    seq bigint generated always as identity primary key, id text not null unique, kind text not null, payload bytea,
-    status text not null default 'queued', priority int not null default 0, run_at timestamptz not null default now(),
-    attempt int not null default 0, max_retries int not null default 3, created_at timestamptz not null default now(),
-    started_at timestamptz, finished_at timestamptz, node text, claim bigint not null default 0, error text, result bytea
+    seq bigint generated always as identity primary key, id text not null unique, kind text not null,
+    payload bytea, status text not null default 'queued', priority int not null default 0,
+    run_at timestamptz not null default now(), attempt int not null default 0, max_retries int not null default 3,
+    created_at timestamptz not null default now(), started_at timestamptz, finished_at timestamptz, node text,
+    claim bigint not null default 0, error text, result bytea
 ) with (fillfactor = 70);
 create index if not exists ready on jobs (priority desc, run_at, seq) where status = 'queued';
 """
-INSERT = b"insert into jobs (id, kind, payload) select id, 'noop', payload from unnest(%b::text[], %b::bytea[]) as v (id, payload) on conflict do nothing"
+INSERT = (
+    b"insert into jobs (id, kind, payload) select id, 'noop', payload "
+    b"from unnest(%b::text[], %b::bytea[]) as v (id, payload) on conflict do nothing"
+)
 SETTLE = (
     b"update jobs j set status = 'done', finished_at = now(), node = null, result = v.result "
     b"from unnest(%b::bigint[], %b::bigint[], %b::bytea[]) as v (seq, claim, result) "
     b"where j.seq = v.seq and j.claim = v.claim and j.status = 'running'"
 )
 CLAIM = (
-    b"with ready as (select seq from jobs where status = 'queued' and run_at <= now() order by priority desc, run_at, seq "
-    b"limit %b for update skip locked) update jobs j set status = 'running', attempt = attempt + 1, claim = claim + 1, "
+    b"with ready as (select seq from jobs where status = 'queued' and run_at <= now() "
+    b"order by priority desc, run_at, seq limit %b for update skip locked) "
+    b"update jobs j set status = 'running', attempt = attempt + 1, claim = claim + 1, "
     b"started_at = now(), node = 'n' from ready where j.seq = ready.seq "
     b"returning j.seq, j.claim, j.id, j.kind, j.payload, j.attempt, j.max_retries"
 )

@@ -81,4 +81,6 @@ async def main(url: str, slot: Slot, role: str, *more: str) -> None:
 
 if __name__ == "__main__":
     url, path, count, _, role, *more = sys.argv[1:]
-    uvloop.run(fill(url, int(count)) if role == "fill" else main(url, Slot(Path(path), int(count)), role, *more))
+    uvloop.run(
+        fill(url, int(count)) if role == "fill" else main(url, Slot(Path(path), int(count)), role, *more)
+    )

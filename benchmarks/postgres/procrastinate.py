@@ -42,7 +42,10 @@ class Queue:
         """Run jobs until told to stop."""
         running = asyncio.create_task(
             self.app.run_worker_async(
-                concurrency=CONCURRENCY, delete_jobs="always", listen_notify=True, install_signal_handlers=False
+                concurrency=CONCURRENCY,
+                delete_jobs="always",
+                listen_notify=True,
+                install_signal_handlers=False,
             )
         )
         await asyncio.to_thread(stage.over)
@@ -88,4 +91,6 @@ async def main(url: str, slot: Slot, role: str, *more: str) -> None:
 
 if __name__ == "__main__":
     url, path, count, _, role, *more = sys.argv[1:]
-    asyncio.run(fill(url, int(count)) if role == "fill" else main(url, Slot(Path(path), int(count)), role, *more))
+    asyncio.run(
+        fill(url, int(count)) if role == "fill" else main(url, Slot(Path(path), int(count)), role, *more)
+    )

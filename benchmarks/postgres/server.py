@@ -11,7 +11,15 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
-SHOWN = ("fsync", "synchronous_commit", "full_page_writes", "wal_sync_method", "shared_buffers", "max_wal_size", "autovacuum")
+SHOWN = (
+    "fsync",
+    "synchronous_commit",
+    "full_page_writes",
+    "wal_sync_method",
+    "shared_buffers",
+    "max_wal_size",
+    "autovacuum",
+)
 
 _number = itertools.count(1)
 
@@ -27,18 +35,24 @@ class Server:
         with psycopg.connect(self.url, autocommit=True) as connection:
             version = connection.info.server_version
             values = [(name, _value(connection, name)) for name in SHOWN]
-        return f"PostgreSQL {version // 10000}.{version % 10000}, " + ", ".join(f"{name} {value}" for name, value in values)
+        return f"PostgreSQL {version // 10000}.{version % 10000}, " + ", ".join(
+            f"{name} {value}" for name, value in values
+        )
 
     @contextmanager
     def database(self) -> Iterator[str]:
         """The URL of a new database, which is taken away in the end."""
         name = f"bench_{next(_number)}"
         with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(sql.SQL("create database {} encoding 'UTF8' template template0").format(sql.Identifier(name)))
+            connection.execute(
+                sql.SQL("create database {} encoding 'UTF8' template template0").format(sql.Identifier(name))
+            )
             try:
                 yield urlunsplit(urlsplit(self.url)._replace(path=f"/{name}"))
             finally:
-                connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+                connection.execute(
+                    sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name))
+                )
 
 
 def _value(connection: psycopg.Connection[Any], setting: str) -> str:
