@@ -68,6 +68,11 @@ bench *args: (_venv "build")
 bench-short *args: (_venv "build")
     {{bin}}/python -m benchmarks --short "$@"
 
+# the same over PostgreSQL, beside PgQueuer and Procrastinate, with 1, 2 and 4 nodes: just bench-postgres --help
+bench-postgres *args:
+    VENV="$VENV-bench-postgres" {{quote(just_executable())}} _venv bench-postgres
+    "$VENV-bench-postgres/bin/python" -m benchmarks.postgres "$@"
+
 # read the code without running it: lint, format, types, imports
 vet: (_venv "dev")
     {{bin}}/ruff check . && {{bin}}/ruff format --check . && {{bin}}/mypy && {{bin}}/lint-imports --no-cache --no-logo
@@ -91,7 +96,7 @@ docker-run *flags: build
 # remake requirements/*.txt from pyproject.toml (needs uv); newest of all: just lock --upgrade
 lock *flags:
     uv pip compile {{pins}} "$@" --all-extras --output-file requirements/runtime.txt pyproject.toml
-    for group in build dev just; do uv pip compile {{pins}} "$@" --constraints requirements/runtime.txt --group $group --output-file requirements/$group.txt; done
+    for group in build dev just bench-postgres; do uv pip compile {{pins}} "$@" --constraints requirements/runtime.txt --group $group --output-file requirements/$group.txt; done
 
 _docker:
     @command -v {{DOCKER}} >/dev/null || { echo "There is no {{DOCKER}} here: install it, or name another: just DOCKER=podman build" >&2; exit 1; }

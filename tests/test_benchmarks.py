@@ -34,9 +34,9 @@ ABOUT = ["date", "machine", "system", "versions", "command"]
 RATIO = re.compile(r" \d+\.\d\d \(\d+\.\d\d-\d+\.\d\d\) ")
 
 
-def page(*arguments):
+def page(*arguments, program="benchmarks"):
     """What `python -m benchmarks` prints: the head, and the rows."""
-    command = [sys.executable, "-m", "benchmarks", "--short", *arguments]
+    command = [sys.executable, "-m", program, "--short", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     about, rows, _ = done.stdout.split("\n\n")
@@ -50,6 +50,22 @@ def test_short_form_prints_a_ratio_for_each_figure(figure, count):
     assert [line.split()[0] for line in about.splitlines() if line[0] != " "] == ABOUT
     assert len(rows) == count
     assert [row for row in rows if not RATIO.search(row)] == []
+
+
+@pytest.mark.parametrize(("figure", "count"), [("drain", 2), ("beside", 2)])
+def test_nodes_over_postgresql_are_measured_beside_their_floor(figure, count):
+    """Other queues are left out where they are not installed, as here."""
+    about, rows = page(figure, "--nodes", "1", program="benchmarks.postgres")
+
+    assert "fsync on, synchronous_commit on" in about
+    assert len(rows) == count
+    assert [row for row in rows if not RATIO.search(row)] == []
+
+
+def test_tables_are_shown_along_the_way_of_many_jobs():
+    _, rows = page("--churn", "2000", program="benchmarks.postgres")
+
+    assert len([row for row in rows if " live " in row]) == 10
 
 
 def test_every_figure_is_tried_but_those_with_jobs_behind():

@@ -22,6 +22,9 @@ class Proxy:
         self.mode: Mode = "open"
         self.lost = trio.Event()
         """set when a commit or its answer was lost"""
+        self.trips = 0
+        """how often the server answered what it was sent before: round trips"""
+        self._answered = True
         self._scopes: set[trio.CancelScope] = set()
 
     def url(self, **more: str) -> str:
@@ -58,6 +61,7 @@ class Proxy:
             if self.mode == "lose the commit" and b"COMMIT\0" in data:
                 self._lose(scope)
                 return
+            self._answered = False
             await server.send_all(data)
         scope.cancel()
 
@@ -71,6 +75,7 @@ class Proxy:
                 if self.mode == "lose its answer" and b"COMMIT\0" in data:  # it is done
                     self._lose(scope)
                     return
+                self.trips, self._answered = self.trips + (not self._answered), True
                 await client.send_all(data)
         except trio.BrokenResourceError:  # the client has gone
             pass

@@ -46,6 +46,16 @@ async def beside(schema: str) -> AsyncIterator[PostgresStore]:
         yield store
 
 
+async def test_an_exchange_is_two_round_trips(node: Node, proxy: Proxy) -> None:
+    """The commit goes out with the last statements; psycopg's own begin and commit would each be one more."""
+    for job_id in ("a", "b", "c"):  # what is new to the connection is prepared
+        await add(node.store, new_job(job_id, run_at=NOW + 60))
+    before = proxy.trips
+    await add(node.store, new_job("d", run_at=NOW + 60))  # not ready: nobody is woken
+
+    assert proxy.trips - before == 2
+
+
 async def test_connections_that_were_cut_are_made_anew(node: Node, proxy: Proxy) -> None:
     """Each verb fails once at the most, and a read not at all."""
     await add(node.store, new_job())

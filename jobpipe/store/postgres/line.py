@@ -158,16 +158,21 @@ class Lines:
 
     @contextmanager
     def transaction(self, connection: Connection, within: float | None = None) -> Iterator[Session]:
-        """Everything inside is committed as one, or not at all. Closes a connection that is of no more use."""
+        """Everything inside is committed as one, or not at all. Closes a connection that is of no more use.
+
+        The connection is in autocommit mode: psycopg's own begin and commit would each be a round trip. The last
+        statements go out with the commit, so what they answered may be fetched when this is over.
+        """
         seconds = within or self.limits.transaction
         committing = False
         try:
             with self.deadlines.bound(connection, seconds), connection.pipeline():
+                connection.execute(self._begin(connection), prepare=False)
                 session = Session(connection, prepare=self.address.prepare)
                 session.run(_BEGIN, self._bounds(seconds))
                 yield session
                 committing = True
-                connection.commit()
+                connection.execute(b"COMMIT", prepare=False)
         except psycopg.Error as error:
             _abandon(connection)
             if committing and connection.closed:
@@ -176,6 +181,10 @@ class Lines:
         except BaseException:
             _abandon(connection)
             raise
+
+    @staticmethod
+    def _begin(connection: Connection) -> bytes:
+        return b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if connection.read_only else b"BEGIN"
 
     def _bounds(self, seconds: float) -> Row:
         statement = min(self.limits.statement, seconds) if seconds <= self.limits.transaction else seconds
@@ -219,7 +228,7 @@ class Line:
     def _once(self, verb: Callable[[Session], R], within: float | None) -> R:
         connection = self._connection
         if connection is None or connection.closed:
-            connection = self._connection = self._lines.connect()
+            connection = self._connection = self._lines.connect(autocommit=True)
         with self._lines.transaction(connection, within) as session:
             return verb(session)
 

@@ -211,7 +211,7 @@ def _pool(lines: Lines) -> Iterator[psycopg_pool.ConnectionPool[Connection]]:
 
     def configure(connection: Connection) -> None:
         register(connection.adapters)
-        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.autocommit = True
         connection.read_only = True
         connection.prepare_threshold = lines.prepare_threshold
 

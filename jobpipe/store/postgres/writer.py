@@ -105,6 +105,7 @@ class Writer:
         self._token = time.time_ns()  # larger than any of an earlier run
         self._unknown: dict[int, float] = {}
         self._doubtful: dict[Fence, Settlement] = {}
+        self._scattered = False
         self.offset: float | None = None
         """by how much the database's clock was ahead at the last renewal"""
         self.more_ready = False
@@ -133,11 +134,13 @@ class Writer:
         if batch.lease_until is not None:
             self.offset = self._line.transact(clock_offset)
         with suppress(Conflict):
-            return self._line.transact(lambda session: self._once(session, batch, careful=False))
+            return self._line.transact(lambda session: self._once(session, batch, careful=False)).concluded()
         for _ in range(TRIES):
             # Again when somebody stored or deleted a job of the same id between the look and the insert.
             with suppress(Conflict):
-                return self._line.transact(lambda session: self._once(session, batch, careful=True))
+                return self._line.transact(
+                    lambda session: self._once(session, batch, careful=True)
+                ).concluded()
         raise StoreUnavailable("others store and delete jobs of the same ids all the time: try again")
 
     def _once(self, session: Session, batch: Batch, *, careful: bool) -> "Exchange":
@@ -159,7 +162,9 @@ class Writer:
         if hungry is not None and self._hungry.get(batch.node) is not hungry:
             session.run(_HUNGRY, (hungry, batch.node, hungry))
             exchange.newly_hungry = hungry
-        exchange.finish(self._slot)
+        exchange.finish()
+        if self._scattered:
+            fold(session, self._slot, all_slots=False)
         return exchange
 
     def _learn(self, exchange: "Exchange") -> None:
@@ -167,6 +172,7 @@ class Writer:
         self._names |= exchange.names
         if exchange.hungry is not None:
             self._hungry[exchange.batch.node] = exchange.hungry
+        self._scattered = exchange.scattered
         self._doubtful.clear()
         now = time.monotonic()
         self._unknown = {token: until for token, until in self._unknown.items() if until > now}
@@ -200,6 +206,7 @@ class Exchange:
     """One batch on its way: what is sent, and what came of it."""
 
     receipts: Receipts
+    _state: psycopg.Cursor[Row]
 
     def __init__(self, session: Session, batch: Batch, tally: Tally, channel: str) -> None:
         self._session, self.batch, self._tally, self._channel = session, batch, tally, channel
@@ -215,7 +222,7 @@ class Exchange:
         self._watched: list[str] = []
         self._lease_lost = False
         self.newly_hungry = False
-        self.leaves_ready = False
+        self.leaves_ready = self.scattered = False
         self.names: set[str] = set()
 
     def return_unknown(self, tokens: Sequence[int]) -> None:
@@ -322,16 +329,19 @@ class Exchange:
             return None
         return len(self._claimed) < self.batch.claim
 
-    def finish(self, slot: int) -> None:
-        """Write the counts, and make the receipts."""
+    def finish(self) -> None:
+        """Write the counts, and ask how the store stands; what it answers comes with the commit."""
         session, batch = self._session, self.batch
         self._tally.write(session)
         if self._watched:
             notify(session, self._channel, ended_words(self._watched))
-        row = session.row(_STATE, (batch.node, batch.node))
-        waiting, next_due, others, others_hungry, scattered = row or (0, None, False, False, 0)
-        if scattered > SCATTERED:
-            fold(session, slot, all_slots=False)
+        self._state = session.run(_STATE, (batch.node, batch.node))
+
+    def concluded(self) -> "Exchange":
+        """Make the receipts, once it is committed."""
+        row = self._state.fetchone()
+        waiting, next_due, others, others_hungry, calls = row or (0, None, False, False, 0)
+        self.scattered = calls > SCATTERED
         # A full claim may have left some as well: ready before, or passed over by a node that asked at the same time.
         self.leaves_ready = not self.hungry and (
             (others and self._tally.readied > 0) or (others_hungry and self.hungry is False)
@@ -348,6 +358,7 @@ class Exchange:
             if self._cancelling is not None
             else frozenset(),
         )
+        return self
 
 
 def _claimed(row: Row) -> Claimed:

@@ -1,0 +1,150 @@
+"""A node of jobpipe in this process, as the service has one, without HTTP in front.
+
+`python -m benchmarks.postgres.node URL SLOT JOBS QUEUE_SIZE ROLE ...`; the roles are the functions at the end.
+"""
+
+import itertools
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psycopg
+import trio
+
+from benchmarks.fill import NODE, now
+from benchmarks.postgres import stage
+from benchmarks.postgres.slots import Slot
+from benchmarks.work import jobs, slices
+from jobpipe import handler
+from jobpipe.clock import WallClock
+from jobpipe.engine.node import Node
+from jobpipe.handlers.registry import load
+from jobpipe.settings import Settings
+from jobpipe.store.base import Add, Batch, SharedStore
+from jobpipe.store.factory import open_store
+
+TENTH = 0.1
+
+slot: Slot
+numbers = itertools.count()
+
+
+@handler("counted")
+async def counted(payload: Any) -> None:  # noqa: ANN401 - takes any payload
+    """Do nothing but note it."""
+    slot.note(payload)
+
+
+@handler("endless")
+async def endless(_: Any) -> None:  # noqa: ANN401 - takes any payload
+    """Keep a worker busy."""
+    await trio.sleep_forever()
+
+
+def some(count: int) -> list[Any]:
+    """New jobs."""
+    return jobs(f"{os.getpid()}-{next(numbers)}", count, kind="counted")
+
+
+async def ask(node: Node, began: float) -> None:
+    """Enqueue one job, which says when it was asked for."""
+    (job,) = some(1)
+    await node.queue.enqueue([msgspec.structs.replace(job, payload=msgspec.json.encode(began))])
+
+
+async def fill(url: str, count: int) -> None:
+    """Put so many jobs into the store, without a node."""
+    async with open_store(url, "full") as store:
+        for _, size in slices(count):
+            await store.exchange(Batch(node=NODE, now=now(), adds=[Add(some(size))]))
+
+
+async def work(_: Node) -> None:
+    """Run jobs until told to stop."""
+    await trio.to_thread.run_sync(stage.over)
+
+
+async def asking(node: Node, rate: str, seconds: str) -> None:
+    """Enqueue at a rate, and run jobs."""
+    stage.tell({"waits": await stage.asked(lambda began: ask(node, began), float(rate), float(seconds))})
+    await work(node)
+
+
+async def asking_sql(node: Node, rate: str, seconds: str) -> None:
+    """The same by the SQL function, on a connection that has nothing to do with the node."""
+    with psycopg.connect(node.settings.store, autocommit=True) as connection:
+
+        async def by_sql(began: float) -> None:
+            await trio.to_thread.run_sync(
+                connection.execute, b"select jobpipe.enqueue('counted', %s::text::jsonb)", (repr(began),)
+            )
+
+        stage.tell({"waits": await stage.asked(by_sql, float(rate), float(seconds))})
+    await work(node)
+
+
+async def asking_busy(node: Node, rate: str, seconds: str) -> None:
+    """Enqueue at a node whose one worker is busy: others run the jobs."""
+    await node.queue.enqueue(jobs(f"endless-{os.getpid()}", 1, kind="endless"))
+    while not node.attempts.busy:  # noqa: ASYNC110 - before anything is measured
+        await trio.sleep(TENTH)
+    await asking(node, rate, seconds)
+
+
+async def enqueue(node: Node, seconds: str, tasks: str, size: str) -> None:
+    """Enqueue so many jobs a call in so many tasks."""
+    calls: list[int] = []
+
+    async def one() -> None:
+        calls.append(await stage.enqueued(lambda: node.queue.enqueue(some(int(size))), float(seconds)))
+
+    began = time.perf_counter()
+    async with trio.open_nursery() as nursery:
+        for _ in range(int(tasks)):
+            nursery.start_soon(one)
+    stage.tell({"jobs": sum(calls) * int(size), "seconds": time.perf_counter() - began})
+
+
+ROLES: dict[str, Callable[..., Awaitable[None]]] = {
+    "work": work,
+    "asking": asking,
+    "asking-sql": asking_sql,
+    "asking-busy": asking_busy,
+    "enqueue": enqueue,
+}
+
+
+async def main(url: str, size: int, role: str, *more: str) -> None:
+    """Start a node when all are ready, let it do its part, and drain it."""
+    busy = role == "asking-busy"
+    settings = Settings(
+        store=url,
+        workers=1 if busy else 4,
+        queue_size=0 if busy else size,
+        keep_jobs=10**9,
+        max_backlog=10**9,
+        grace=0,
+    )
+    async with open_store(url, "full") as store:
+        assert isinstance(store, SharedStore)
+        if role == "enqueue":
+            await store.pause("default")
+        node = Node(settings, store, load([__name__]), WallClock(lambda: store.clock_offset))
+        stage.ready()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(node.run)
+            await ROLES[role](node, *more)
+            node.drain()
+
+
+if __name__ == "__main__":
+    url, path, count, size, role, *more = sys.argv[1:]
+    if role == "fill":
+        trio.run(fill, url, int(count))
+    else:
+        slot = Slot(Path(path), int(count))
+        trio.run(main, url, int(size), role, *more)
