@@ -179,7 +179,7 @@ async def test_of_a_node_that_drained_nothing_needs_rescue(serve, trace, gate, d
 # --- many at once, and clocks that differ -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [5, pytest.param(20, marks=pytest.mark.nodes)])
+@pytest.mark.parametrize("count", [4, pytest.param(20, marks=pytest.mark.nodes)])
 async def test_nodes_that_start_at_once_on_an_empty_database_all_come_up(start, database, count):
     """The tables are made once, and each node works."""
     nodes = await start(count, WORKERS=1)
