@@ -53,6 +53,7 @@ class Ledger:
         self._settlements: list[Settlement] = []
         self._wish: Wish | None = None
         self._maybe_ready = True
+        self._look_again = False
         self._suspended = False
         self._tenure = 0
         self._next_due = -math.inf
@@ -141,7 +142,7 @@ class Ledger:
 
     def look(self) -> None:
         """Somebody else may have made jobs ready or due: look with the next batch."""
-        self._maybe_ready, self._next_due = True, -math.inf
+        self._maybe_ready, self._next_due, self._look_again = True, -math.inf, True
         self._wake()
 
     def suspend(self) -> None:
@@ -240,6 +241,7 @@ class Ledger:
 
     def _gather(self) -> Gathered:
         """Take what goes into the next batch."""
+        self._look_again = False
         settlements, self._settlements = self._settlements[:BATCH], self._settlements[BATCH:]
         self._write_at = -math.inf if self._settlements else math.inf
         starts, self._starts = list(self._starts), {}
@@ -302,6 +304,10 @@ class Ledger:
         self.waiting = receipts.waiting
         self._next_due = math.inf if receipts.next_due is None else receipts.next_due
         self._grant(entries.wish, receipts, entries.tenure)
+        if (
+            self._look_again
+        ):  # somebody said so meanwhile: this batch may have looked before there was anything
+            self._maybe_ready, self._next_due = True, -math.inf
         for add, receipt in zip(entries.adds, receipts.adds, strict=True):
             add.hand(receipt)
         for renewal in entries.renewals:

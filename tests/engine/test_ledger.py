@@ -12,7 +12,7 @@ from jobpipe.engine.ledger import BATCH, COMPANY_DELAY, LONGEST_PAUSE, START_DEL
 from jobpipe.errors import StoreUnavailable
 from jobpipe.events import Events
 from jobpipe.job import Outcome, Status
-from jobpipe.store.base import Claimed, Settlement, Start
+from jobpipe.store.base import Add, Batch, Claimed, Settlement, Start
 from tests.engine.conftest import NOW, FaultyStore, new_job, turns
 
 
@@ -164,6 +164,21 @@ async def test_a_job_is_claimed_by_the_very_commit_that_stores_it(autojump_clock
 
     assert [job.id for job in desk.held] == ["a"]
     assert len(desk.store.batches) == looked + 1
+
+
+async def test_a_look_that_is_asked_for_while_a_batch_is_under_way_is_not_forgotten(autojump_clock) -> None:
+    """That batch looked before there was anything, and its answer comes after the news."""
+    async with at_work() as desk:
+        desk.store.after = trio.Event()
+        desk.asking.start_soon(desk.claim)
+        await turns()
+        other = FaultyStore(beside=desk.store)
+        await other.exchange(Batch(node="n2", now=NOW, adds=[Add([new_job("a")])]))
+        desk.ledger.look()
+        desk.store.after.set()
+        await turns()
+
+    assert [job.id for job in desk.held] == ["a"]
 
 
 async def test_an_idle_ledger_leaves_the_store_alone(autojump_clock) -> None:

@@ -18,7 +18,7 @@ WORKERS = 8
 CLOCKS = (-60, 0, 60)
 """By how many seconds the clocks of nodes are wrong."""
 
-PAUSE = 0.2
+PAUSE = 0.3
 """The longest rest of a client, in seconds: three nodes start and end while they are used, on two cores."""
 
 

@@ -180,7 +180,7 @@ async def break_and_mend(way, rng):
 # --- one node is cut off ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["silent", "refuse"])
+@pytest.mark.parametrize("mode", ["silent", pytest.param("refuse", marks=pytest.mark.nodes)])
 async def test_a_node_that_is_cut_off_stops_its_jobs_before_another_one_runs_them(
     serve, trace, gate, proxy, database, mode
 ):
