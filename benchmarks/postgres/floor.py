@@ -31,6 +31,12 @@ create table if not exists jobs (
 ) with (fillfactor = 70);
 create index if not exists ready on jobs (priority desc, run_at, seq) where status = 'queued';
 """
+PLANS = """
+set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off; set enable_bitmapscan = off;
+set plan_cache_mode = force_generic_plan; set jit = off;
+"""
+"""As jobpipe has it. Left to itself the planner reads whole tables when many jobs go by, and the floor caves in."""
+
 INSERT = (
     b"insert into jobs (id, kind, payload) select id, 'noop', payload "
     b"from unnest(%b::text[], %b::bytea[]) as v (id, payload) on conflict do nothing"
@@ -163,6 +169,8 @@ def enqueue(connection: Connection, seconds: float, size: int) -> None:
 def main(url: str, slot: Slot, size: int, role: str, *more: str) -> None:
     """Do one part, when all are ready."""
     with psycopg.connect(url) as connection:
+        connection.execute(PLANS.encode())
+        connection.commit()
         stage.ready()
         match role, *map(float, more):
             case "work", *_:

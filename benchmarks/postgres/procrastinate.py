@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import logging
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ class Queue:
     """The app with its one task."""
 
     def __init__(self, url: str, slot: Slot | None) -> None:
+        logging.getLogger("procrastinate").setLevel(logging.ERROR)  # it warns of apps in main modules
         self.app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=url))
 
         @self.app.task(name="noop")
