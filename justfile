@@ -36,6 +36,10 @@ test-crash-short: (_venv "dev")
 test-nodes *args: (_venv "dev")
     {{bin}}/python -m pytest -m nodes "$@"
 
+# the same with 4 kills, a minute and a half
+test-nodes-short: (_venv "dev")
+    JOBPIPE_TEST_KILLS=4 {{bin}}/python -m pytest -m nodes
+
 # run the tests with disks and clocks that fail and with bad handlers; thorough: JOBPIPE_TEST_COPIES=200 just test-faults
 test-faults *args: (_venv "dev")
     {{bin}}/python -m pytest -m faults --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
@@ -83,7 +87,7 @@ fix: (_venv "dev")
     {{bin}}/ruff check --fix-only . && {{bin}}/ruff format .
 
 # everything that CI runs
-check: test vet test-mutants (test-race "--race-seeds" "10") test-faults-short test-browser test-crash-short
+check: test vet test-mutants (test-race "--race-seeds" "10") test-faults-short test-browser test-nodes-short test-crash-short
 
 # build the Docker image `jobpipe`
 build: _docker

@@ -60,6 +60,7 @@ async def live_and_die(launch, trace, *, kills):
 # --- orderly ends -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nodes
 async def test_a_rolling_restart_under_load_loses_no_job_and_spends_no_attempt(launch, trace, database):
     await roll(launch, trace, database, rounds=1)
 
@@ -95,6 +96,7 @@ async def roll(launch, trace, database, *, rounds):
 # --- nodes that stand still -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nodes
 async def test_a_node_that_stood_still_for_longer_than_its_lease_writes_nothing_over_the_work_of_others(
     serve, trace, gate
 ):

@@ -193,6 +193,7 @@ async def test_nodes_that_start_at_once_on_an_empty_database_all_come_up(start, 
     assert await ask(database, "select count(*) - count(distinct version) from versions") == [(0,)]
 
 
+@pytest.mark.nodes
 async def test_clocks_of_nodes_that_differ_by_two_minutes_change_nothing(launch, trace):
     """No lease is lost and no live node's job is rescued; delays are as long as they say; a dead node is found."""
     nodes = [await launch(JOBPIPE_TEST_CLOCK=ahead, **ONE) for ahead in (-60, 0, 60)]
