@@ -11,10 +11,10 @@ import pytest
 from jobpipe.errors import StoreError
 from jobpipe.job import JobError, NewJob, Options, Outcome, Status
 from jobpipe.store.base import Add, Batch, Filter, Retention, Settlement, Start
+from jobpipe.store.migrations import migrations
 from jobpipe.store.sqlite import open_sqlite, reader
 from jobpipe.store.sqlite.control import Control
 from jobpipe.store.sqlite.database import open_database
-from jobpipe.store.sqlite.opening import migrations
 from jobpipe.store.sqlite.writer import Writer
 
 NOW = 1_700_000_000.0
@@ -230,7 +230,7 @@ def test_a_list_goes_on_behind_what_it_has_looked_at(
 
 def test_migrations_are_numbered_without_a_gap() -> None:
     """0001, 0002 and so on."""
-    numbers = [number for number, _ in migrations()]
+    numbers = [number for number, _ in migrations("jobpipe.store.sqlite")]
 
     assert numbers == list(range(1, len(numbers) + 1))
 
@@ -239,7 +239,7 @@ def test_an_opened_file_says_what_it_is(db: apsw.Connection) -> None:
     """Its application id, its schema's version, and that commits go through the WAL."""
     marks = (db.pragma("application_id"), db.pragma("user_version"), db.pragma("journal_mode"))
 
-    assert marks == (0x6A6F6270, migrations()[-1][0], "wal")
+    assert marks == (0x6A6F6270, migrations("jobpipe.store.sqlite")[-1][0], "wal")
 
 
 @pytest.mark.parametrize(("sync", "level"), [("full", 2), ("normal", 1)])

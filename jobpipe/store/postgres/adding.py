@@ -9,8 +9,8 @@ from jobpipe.store.base import STORED, Add, Receipt
 from jobpipe.store.postgres.arrays import binaries, floats, integers, texts
 from jobpipe.store.postgres.line import Row, Session
 from jobpipe.store.postgres.reader import several
-from jobpipe.store.postgres.rows import encoded_options
 from jobpipe.store.postgres.tally import Tally
+from jobpipe.store.rows import encoded_options
 
 _NEW = (
     "with new as (insert into jobs "

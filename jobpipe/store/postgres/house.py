@@ -10,10 +10,11 @@ from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.arrays import binaries, floats, integers, texts
 from jobpipe.store.postgres.control import erase
 from jobpipe.store.postgres.line import Line, Row, Session
-from jobpipe.store.postgres.rows import JOB_COLUMNS, decoded_options, encoded_error, job_from
+from jobpipe.store.postgres.reader import JOB_COLUMNS
 from jobpipe.store.postgres.tally import Tally, fold
 from jobpipe.store.postgres.words import READY, ended_words, notify
 from jobpipe.store.postgres.writer import CLOCK, clock_offset
+from jobpipe.store.rows import decoded_options, encoded_error, job_from
 
 _JOIN = {
     "database": f"insert into nodes (name, lease_until) values (%s, {CLOCK} + %s) "

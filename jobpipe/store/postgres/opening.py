@@ -1,12 +1,10 @@
 """The database before it is used: its checks and its migrations."""
 
-import re
-from importlib.resources import files
-
 import psycopg
 from psycopg import sql
 
 from jobpipe.errors import StoreError
+from jobpipe.store.migrations import migrations
 from jobpipe.store.postgres.address import Address, read_address
 from jobpipe.store.postgres.line import Connection, Limits, Lines, mapped
 
@@ -20,19 +18,6 @@ _VERSIONS = (
     "create table if not exists versions "
     "(version int primary key, applied_at timestamptz not null default now())"
 )
-
-
-def migrations() -> list[tuple[int, str]]:
-    """The numbered SQL files in order: (number, SQL)."""
-    folder = files("jobpipe.store.postgres") / "migrations"
-    found = [
-        (int(match[1]), file)
-        for file in folder.iterdir()
-        if (match := re.match(r"(\d{4})_\w+\.sql$", file.name))
-    ]
-    return [
-        (number, file.read_text(encoding="utf-8")) for number, file in sorted(found, key=lambda pair: pair[0])
-    ]
 
 
 def migrate(url: str) -> str:
@@ -52,7 +37,7 @@ def prepare(lines: Lines) -> tuple[int, int]:
     """
     with mapped(lines.address), lines.connect(autocommit=True) as connection:
         _check_server(connection, lines.address)
-        newest = migrations()[-1][0]
+        newest = migrations("jobpipe.store.postgres")[-1][0]
         version = _version(connection, lines.address.schema)
         if version < newest:
             version = _apply(connection, lines.address)
@@ -114,7 +99,7 @@ def _apply_after(connection: Connection, schema: str, version: int) -> None:
         connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
     connection.execute(sql.SQL("set local search_path = {}, pg_temp").format(sql.Identifier(schema)))
     connection.execute(_VERSIONS)
-    for number, text in migrations():
+    for number, text in migrations("jobpipe.store.postgres"):
         if number > version:
             connection.execute(text.encode())
             connection.execute("insert into versions (version) values (%s)", (number,))

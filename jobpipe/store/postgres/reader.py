@@ -9,7 +9,13 @@ from jobpipe.job import Job, Status
 from jobpipe.store.base import Filter, Page, QueueState
 from jobpipe.store.postgres.arrays import texts
 from jobpipe.store.postgres.line import Row, Session
-from jobpipe.store.postgres.rows import JOB_COLUMNS, attempt_from, job_from, with_attempts
+from jobpipe.store.rows import attempt_from, job_from, with_attempts
+
+JOB_COLUMNS = (
+    "id, kind, queue, status, priority, payload, result, error, attempt, max_retries, claim, "
+    "created_at, run_at, started_at, finished_at, expires_at, options, seq, node, held, size"
+)
+"""Of the view `shown`."""
 
 LOOK = 100_000
 """The most rows that one list looks at."""

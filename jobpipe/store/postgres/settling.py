@@ -8,8 +8,8 @@ from jobpipe.job import ATTEMPTS_KEPT, ENDED, Status
 from jobpipe.store.base import Settlement, Start
 from jobpipe.store.postgres.arrays import binaries, floats, integers, texts
 from jobpipe.store.postgres.line import Row, Session
-from jobpipe.store.postgres.rows import encoded_error
 from jobpipe.store.postgres.tally import Tally
+from jobpipe.store.rows import encoded_error
 
 Cursor = psycopg.Cursor[Row]
 Fence = tuple[int, int]

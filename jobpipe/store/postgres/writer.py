@@ -14,10 +14,10 @@ from jobpipe.store.postgres.adding import Adding, Conflict, add_with_care
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.arrays import integers
 from jobpipe.store.postgres.line import TRIES, CommitUnknown, Line, Row, Session
-from jobpipe.store.postgres.rows import decoded_options
 from jobpipe.store.postgres.settling import Fence, Settling, send_starts, written_before
 from jobpipe.store.postgres.tally import WAITING_JOBS, Tally, fold
 from jobpipe.store.postgres.words import ended_words, notify, wake
+from jobpipe.store.rows import decoded_options
 
 CLOCK = "extract(epoch from clock_timestamp())::double precision"
 """The database's clock, in seconds since the epoch."""

@@ -8,17 +8,9 @@ import apsw
 
 from jobpipe.job import ACTIVE, ENDED, Job, Status, after_crash
 from jobpipe.store.base import STEP, Change, Rescued, Retention
+from jobpipe.store.rows import Row, decoded_options, encoded_error, job_from
 from jobpipe.store.sqlite.reader import find, one
-from jobpipe.store.sqlite.rows import (
-    JOB_COLUMNS,
-    Row,
-    decoded_options,
-    encoded_error,
-    fetch,
-    fetch_one,
-    job_from,
-    transaction,
-)
+from jobpipe.store.sqlite.rows import JOB_COLUMNS, fetch, fetch_one, transaction
 from jobpipe.store.sqlite.tally import HELD, Tally
 
 _CANCEL = "update jobs set status = 'cancelled', finished_at = ?, size = length(payload) where seq = ?"

@@ -2,16 +2,15 @@
 
 import fcntl
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
 import apsw
 
 from jobpipe.errors import StoreError, StoreUnavailable
+from jobpipe.store.migrations import migrations
 
 APPLICATION_ID = 0x6A6F6270
 """Marks a file as jobpipe's ("jobp"; SQLite's pragma application_id)."""
@@ -21,19 +20,6 @@ BUSY_MILLISECONDS = 2000
 
 CHECKED_WHOLE = 8 << 20
 """Bytes up to which a file is checked whole at the start (0.1 s): of a larger one, only what the start reads."""
-
-
-def migrations() -> list[tuple[int, str]]:
-    """The numbered SQL files in order: (number, SQL)."""
-    folder = files("jobpipe.store.sqlite") / "migrations"
-    found = [
-        (int(match[1]), file)
-        for file in folder.iterdir()
-        if (match := re.match(r"(\d{4})_\w+\.sql$", file.name))
-    ]
-    return [
-        (number, file.read_text(encoding="utf-8")) for number, file in sorted(found, key=lambda pair: pair[0])
-    ]
 
 
 @contextmanager
@@ -110,7 +96,7 @@ def connect(path: Path, *, flags: int, sync: Literal["full", "normal"]) -> apsw.
 
 def prepare(connection: apsw.Connection, path: Path) -> None:
     """Refuse what is not jobpipe's, newer than this program or corrupt, unchanged; then apply missing migrations."""
-    known = migrations()
+    known = migrations("jobpipe.store.sqlite")
     version = connection.pragma("user_version")
     marked = _is_ours(connection, path)
     _refuse_newer(version, known[-1][0], path)

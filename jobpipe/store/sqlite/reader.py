@@ -8,16 +8,8 @@ import msgspec
 
 from jobpipe.job import Job, Status
 from jobpipe.store.base import Filter, Page, QueueState
-from jobpipe.store.sqlite.rows import (
-    JOB_COLUMNS,
-    Row,
-    attempt_from,
-    fetch,
-    fetch_one,
-    job_from,
-    transaction,
-    with_attempts,
-)
+from jobpipe.store.rows import Row, attempt_from, job_from, with_attempts
+from jobpipe.store.sqlite.rows import JOB_COLUMNS, fetch, fetch_one, transaction
 from jobpipe.store.sqlite.tally import HELD
 
 LOOK = 100_000

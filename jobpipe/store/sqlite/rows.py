@@ -1,26 +1,13 @@
-"""Rows to structs and back."""
+"""Statements and rows of SQLite."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import apsw
-import msgspec
 
-from jobpipe.job import (
-    ACTIVE,
-    NO_OPTIONS,
-    AttemptRecord,
-    Job,
-    JobError,
-    NewJob,
-    Options,
-    Outcome,
-    Status,
-    kept,
-)
-
-Row = tuple[Any, ...]
+from jobpipe.job import NO_OPTIONS, NewJob
+from jobpipe.store.rows import Row, encoded_options
 
 JOB_COLUMNS = (
     "jobs.id, kind, queue, status, priority, payload, result, error, attempt, max_retries, claim, "
@@ -30,10 +17,6 @@ JOB_COLUMNS = (
 CLAIMED_COLUMNS = (
     "seq, id, kind, queue, payload, priority, run_at, attempt, max_retries, claim, rescued, options"
 )
-
-_encode = msgspec.json.Encoder().encode
-_options = msgspec.json.Decoder(Options).decode
-_error = msgspec.json.Decoder(JobError).decode
 
 
 @contextmanager
@@ -53,26 +36,6 @@ def fetch_one(db: apsw.Connection, sql: str, values: Row | Mapping[str, Any] = (
     return db.execute(sql, values).fetchone()
 
 
-def encoded_options(options: Options) -> bytes | None:
-    """What is stored of options: nothing, when nothing was asked."""
-    return None if options is NO_OPTIONS or options == NO_OPTIONS else _encode(options)
-
-
-def decoded_options(stored: bytes | None) -> Options:
-    """The reverse of `encoded_options`."""
-    return NO_OPTIONS if stored is None else _options(stored)
-
-
-def encoded_error(error: JobError | None) -> bytes | None:
-    """What is stored of an error."""
-    return None if error is None else _encode(error)
-
-
-def decoded_error(stored: bytes | None) -> JobError | None:
-    """The reverse of `encoded_error`."""
-    return None if stored is None else _error(stored)
-
-
 def new_row(job: NewJob) -> Row:
     """The values of a job to be inserted."""
     return (
@@ -87,64 +50,4 @@ def new_row(job: NewJob) -> Row:
         job.expires_at,
         None if job.options is NO_OPTIONS else encoded_options(job.options),
         job.payload,
-    )
-
-
-def job_from(row: Row) -> Job:
-    """A job from its JOB_COLUMNS, without its attempts."""
-    return Job(
-        id=row[0],
-        kind=row[1],
-        queue=row[2],
-        status=Status(row[3]),
-        priority=row[4],
-        payload=row[5],
-        result=row[6],
-        error=decoded_error(row[7]),
-        attempt=row[8],
-        max_retries=row[9],
-        claim=row[10],
-        created_at=row[11],
-        run_at=row[12],
-        started_at=row[13],
-        finished_at=row[14],
-        expires_at=row[15],
-        options=decoded_options(row[16]),
-    )
-
-
-def with_attempts(job: Job, node: str | None, earlier: Sequence[AttemptRecord]) -> Job:
-    """A job with its attempts, given the name of the node that claimed it last."""
-    attempts = kept([*earlier, *_last_attempt(job, node)])
-    return msgspec.structs.replace(job, attempts=attempts)
-
-
-def _last_attempt(job: Job, node: str | None) -> Sequence[AttemptRecord]:
-    """The attempt that stands in the job's own row: one that runs, or the one that ended the job well."""
-    runs = job.status in ACTIVE
-    if job.started_at is None or not (runs or job.status is Status.DONE):
-        return []
-    return [
-        AttemptRecord(
-            number=job.attempt,
-            claim=job.claim,
-            node=node,
-            started_at=job.started_at,
-            finished_at=job.finished_at,
-            outcome=None if runs else Outcome.DONE,
-        )
-    ]
-
-
-def attempt_from(row: Row) -> AttemptRecord:
-    """An attempt that ended, from (number, claim, node's name, started_at, finished_at, outcome, error)."""
-    number, claim, node, started_at, finished_at, outcome, error = row
-    return AttemptRecord(
-        number=number,
-        claim=claim,
-        node=node,
-        started_at=started_at,
-        finished_at=finished_at,
-        outcome=Outcome(outcome),
-        error=decoded_error(error),
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import apsw
 
-from jobpipe.store.sqlite.rows import Row
+from jobpipe.store.rows import Row
 
 LARGEST = 512
 """The most rows of one statement: of 11 values each its text stays below the 16 KB that APSW keeps prepared."""

@@ -9,17 +9,9 @@ import apsw
 
 from jobpipe.job import ATTEMPTS_KEPT, ENDED, WAITING, Job, NewJob, Status, as_stored, same_content
 from jobpipe.store.base import STEP, STORED, Add, Batch, Claimed, Receipt, Receipts, Settlement, Start
+from jobpipe.store.rows import Row, decoded_options, encoded_error
 from jobpipe.store.sqlite import reader
-from jobpipe.store.sqlite.rows import (
-    CLAIMED_COLUMNS,
-    Row,
-    decoded_options,
-    encoded_error,
-    fetch,
-    fetch_one,
-    new_row,
-    transaction,
-)
+from jobpipe.store.sqlite.rows import CLAIMED_COLUMNS, fetch, fetch_one, new_row, transaction
 from jobpipe.store.sqlite.tally import HELD, Tally, waiting
 from jobpipe.store.sqlite.values import execute_values
 

@@ -1,4 +1,4 @@
-"""Rows to structs and back."""
+"""Rows to structs and back, for the stores that keep a job in a row."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,12 +18,6 @@ from jobpipe.job import (
 )
 
 Row = tuple[Any, ...]
-
-JOB_COLUMNS = (
-    "id, kind, queue, status, priority, payload, result, error, attempt, max_retries, claim, "
-    "created_at, run_at, started_at, finished_at, expires_at, options, seq, node, held, size"
-)
-"""Of the view `shown`."""
 
 _encode = msgspec.json.Encoder().encode
 _options = msgspec.json.Decoder(Options).decode
@@ -51,7 +45,7 @@ def decoded_error(stored: bytes | None) -> JobError | None:
 
 
 def job_from(row: Row) -> Job:
-    """A job from its JOB_COLUMNS, without its attempts."""
+    """A job from the store's JOB_COLUMNS, without its attempts."""
     return Job(
         id=row[0],
         kind=row[1],

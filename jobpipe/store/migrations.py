@@ -1,0 +1,16 @@
+"""The numbered SQL files that make and change a store's tables."""
+
+import re
+from importlib.resources import files
+
+
+def migrations(package: str) -> list[tuple[int, str]]:
+    """The files in a package's `migrations` folder, in order: (number, SQL)."""
+    found = [
+        (int(match[1]), file)
+        for file in (files(package) / "migrations").iterdir()
+        if (match := re.match(r"(\d{4})_\w+\.sql$", file.name))
+    ]
+    return [
+        (number, file.read_text(encoding="utf-8")) for number, file in sorted(found, key=lambda pair: pair[0])
+    ]
