@@ -304,9 +304,8 @@ class Ledger:
         self.waiting = receipts.waiting
         self._next_due = math.inf if receipts.next_due is None else receipts.next_due
         self._grant(entries.wish, receipts, entries.tenure)
-        if (
-            self._look_again
-        ):  # somebody said so meanwhile: this batch may have looked before there was anything
+        if self._look_again:
+            # Somebody said so meanwhile: this batch may have looked before there was anything.
             self._maybe_ready, self._next_due = True, -math.inf
         for add, receipt in zip(entries.adds, receipts.adds, strict=True):
             add.hand(receipt)
