@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 
-import psycopg
-
 from jobpipe.job import Job, NewJob, as_stored, same_content
 from jobpipe.store.base import STORED, Add, Receipt
-from jobpipe.store.postgres.arrays import binaries, floats, integers, texts
-from jobpipe.store.postgres.line import Row, Session
+from jobpipe.store.postgres.parameters import binaries, floats, integers, texts
 from jobpipe.store.postgres.reader import several
+from jobpipe.store.postgres.session import Answer, Row, Session
 from jobpipe.store.postgres.tally import Tally
 from jobpipe.store.rows import encoded_options
 
@@ -49,17 +47,17 @@ class Adding:
     def __init__(self, adds: Sequence[Add], names: set[str]) -> None:
         self._adds, self._names = adds, names
         self._jobs = [job for add in adds for job in add.jobs]
-        self._cursor: psycopg.Cursor[Row] | None = None
+        self._answer: Answer | None = None
 
     def send(self, session: Session) -> None:
         """Store what is not there."""
         if self._jobs:
             new_names = any(job.queue not in self._names for job in self._jobs)
-            self._cursor = session.run(_INSERT_AND_NAME if new_names else _INSERT, _columns(self._jobs))
+            self._answer = session.run(_INSERT_AND_NAME if new_names else _INSERT, _columns(self._jobs))
 
     def judge(self, session: Session, tally: Tally) -> Sequence[Sequence[Receipt]]:
         """A receipt for each job; raises `Conflict` when an atomic add has one, or somebody interfered."""
-        stored: dict[str, int] = dict(self._cursor.fetchall()) if self._cursor else {}
+        stored: dict[str, int] = dict(self._answer.rows()) if self._answer else {}
         seqs = dict(stored)
         first = [seqs.pop(job.id, None) is not None for job in self._jobs]
         others = [job.id for job, is_first in zip(self._jobs, first, strict=True) if not is_first]

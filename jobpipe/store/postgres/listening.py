@@ -8,7 +8,8 @@ import structlog
 import trio
 
 from jobpipe.store.base import News
-from jobpipe.store.postgres.line import Connection, Lines
+from jobpipe.store.postgres.line import Lines
+from jobpipe.store.postgres.session import Connection
 from jobpipe.store.postgres.words import news
 
 LOOK_EVERY = 5.0
@@ -96,7 +97,7 @@ class Listening:
             await trio.sleep(pause)
 
     def _connect(self) -> Connection:
-        connection = self._lines.connect(autocommit=True)
+        connection = self._lines.connect()
         try:
             connection.execute(f'listen "{self._lines.address.channel}"'.encode())
         except BaseException:

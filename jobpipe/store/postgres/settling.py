@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 
-import psycopg
-
 from jobpipe.job import ATTEMPTS_KEPT, ENDED, Status
 from jobpipe.store.base import Settlement, Start
-from jobpipe.store.postgres.arrays import binaries, floats, integers, texts
-from jobpipe.store.postgres.line import Row, Session
+from jobpipe.store.postgres.parameters import binaries, floats, integers, texts
+from jobpipe.store.postgres.session import Answer, Row, Session
 from jobpipe.store.postgres.tally import Tally
 from jobpipe.store.rows import encoded_error
 
-Cursor = psycopg.Cursor[Row]
 Fence = tuple[int, int]
 """seq and claim"""
 
@@ -84,8 +81,8 @@ _WRITTEN = (
 )
 
 
-def send_starts(session: Session, starts: Sequence[Start]) -> Cursor:
-    """Write starts; the cursor holds the fences that matched."""
+def send_starts(session: Session, starts: Sequence[Start]) -> Answer:
+    """Write starts; the answer holds the fences that matched."""
     seqs, claims, attempts, times = zip(*map(_start, starts), strict=True)
     return session.run(_START, (integers(seqs), integers(claims), integers(attempts), floats(times)))
 
@@ -100,7 +97,7 @@ class Settling:
     def __init__(self, settlements: Sequence[Settlement]) -> None:
         self._ends = [one for one in settlements if one.status in ENDED]
         self._again = [one for one in settlements if one.status not in ENDED]
-        self._cursors: list[Cursor] = []
+        self._answers: list[Answer] = []
 
     def send(self, session: Session) -> None:
         """Write them."""
@@ -108,14 +105,14 @@ class Settling:
             well = all(one.status is Status.DONE for one in self._ends)
             results = binaries([one.result for one in self._ends])
             sql = _END_WELL if well else _END
-            self._cursors.append(session.run(sql, (*_columns(self._ends), results)))
+            self._answers.append(session.run(sql, (*_columns(self._ends), results)))
         if self._again:
             times = floats([one.run_at for one in self._again])
-            self._cursors.append(session.run(_AGAIN, (*_columns(self._again), times)))
+            self._answers.append(session.run(_AGAIN, (*_columns(self._again), times)))
 
     def judge(self, tally: Tally) -> tuple[set[Fence], dict[int, Status], list[str]]:
         """Count them; returns the stale ones, what became otherwise than asked, and the watched that ended."""
-        became = {(row[0], row[1]): row for cursor in self._cursors for row in cursor.fetchall()}
+        became = {(row[0], row[1]): row for answer in self._answers for row in answer.rows()}
         stale: set[Fence] = set()
         changed: dict[int, Status] = {}
         watched: list[str] = []

@@ -3,8 +3,8 @@
 from collections import defaultdict
 
 from jobpipe.job import WAITING, Status
-from jobpipe.store.postgres.arrays import integers, texts
-from jobpipe.store.postgres.line import Session
+from jobpipe.store.postgres.parameters import integers, texts
+from jobpipe.store.postgres.session import Session
 
 _WRITE = (
     "insert into counts (queue, state, slot, jobs, size) "

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from jobpipe.store.base import News
-from jobpipe.store.postgres.line import Session
+from jobpipe.store.postgres.session import Session
 
 LONGEST = 7900
 """Bytes of one notification; PostgreSQL takes less than 8,000."""

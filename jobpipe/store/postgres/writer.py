@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-import psycopg
-
 from jobpipe.errors import StoreError, StoreUnavailable
 from jobpipe.job import Status
 from jobpipe.store.base import STEP, Batch, Claimed, Receipt, Receipts, Settlement
 from jobpipe.store.postgres.adding import Adding, Conflict, add_with_care
 from jobpipe.store.postgres.address import Leases
-from jobpipe.store.postgres.arrays import integers
-from jobpipe.store.postgres.line import TRIES, CommitUnknown, Line, Row, Session
+from jobpipe.store.postgres.line import TRIES, CommitUnknown, Line
+from jobpipe.store.postgres.parameters import integers
+from jobpipe.store.postgres.session import Answer, Row, Session
 from jobpipe.store.postgres.settling import Fence, Settling, send_starts, written_before
 from jobpipe.store.postgres.tally import WAITING_JOBS, Tally, fold
 from jobpipe.store.postgres.words import ended_words, notify, wake
@@ -206,13 +205,13 @@ class Exchange:
     """One batch on its way: what is sent, and what came of it."""
 
     receipts: Receipts
-    _state: psycopg.Cursor[Row]
+    _state: Answer
 
     def __init__(self, session: Session, batch: Batch, tally: Tally, channel: str) -> None:
         self._session, self.batch, self._tally, self._channel = session, batch, tally, channel
-        self._lease: psycopg.Cursor[Row] | None = None
-        self._starts: psycopg.Cursor[Row] | None = None
-        self._claim: psycopg.Cursor[Row] | None = None
+        self._lease: Answer | None = None
+        self._starts: Answer | None = None
+        self._claim: Answer | None = None
         self._settling = Settling(batch.settlements)
         self._adding = Adding((), set())
         self._adds: Sequence[Sequence[Receipt]] = ()
@@ -279,13 +278,13 @@ class Exchange:
 
     def judge_settlements(self, doubtful: dict[Fence, Settlement]) -> None:
         """Learn what became of promotions, starts and settlements."""
-        self._lease_lost = self._lease is not None and self._lease.fetchone() is None
-        for status, job_id, queue, before, size, watched in self._due.fetchall():
+        self._lease_lost = self._lease is not None and self._lease.row() is None
+        for status, job_id, queue, before, size, watched in self._due.rows():
             self._tally.move(queue, before, status, size=size)
             if watched:
                 self._watched.append(job_id)
         if self._starts is not None:
-            self._stale = {(one.seq, one.claim) for one in self.batch.starts} - set(self._starts.fetchall())
+            self._stale = {(one.seq, one.claim) for one in self.batch.starts} - set(self._starts.rows())
         stale, self._settled, watched_ids = self._settling.judge(self._tally)
         if doubts := [doubtful[fence] for fence in stale & doubtful.keys()]:
             stale -= written_before(self._session, doubts)
@@ -314,7 +313,7 @@ class Exchange:
         """Learn what was claimed."""
         if self._claim is None:
             return
-        rows = self._claim.fetchall()
+        rows = self._claim.rows()
         rows.sort()  # by -priority, run_at, seq: what an update returns has no order
         self._claimed = list(map(_claimed, rows))
         readied = self._tally.readied
@@ -339,7 +338,7 @@ class Exchange:
 
     def concluded(self) -> "Exchange":
         """Make the receipts, once it is committed."""
-        row = self._state.fetchone()
+        row = self._state.row()
         waiting, next_due, others, others_hungry, calls = row or (0, None, False, False, 0)
         self.scattered = calls > SCATTERED
         # A full claim may have left some as well: ready before, or passed over by a node that asked at the same time.
@@ -354,9 +353,7 @@ class Exchange:
             claimed=self._claimed,
             waiting=waiting,
             next_due=next_due,
-            cancelling=frozenset(self._cancelling.fetchall())
-            if self._cancelling is not None
-            else frozenset(),
+            cancelling=frozenset(self._cancelling.rows()) if self._cancelling is not None else frozenset(),
         )
         return self
 
