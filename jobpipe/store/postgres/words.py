@@ -35,7 +35,7 @@ def cancel_words(seq: int, claim: int, job_id: str) -> Sequence[str]:
 
 def ended_words(ids: Sequence[str]) -> Sequence[str]:
     """Watched jobs have ended. An id has no spaces."""
-    return list(_joined(ids))
+    return list(_joined(ids)) if ids else []
 
 
 def _joined(ids: Sequence[str]) -> Iterator[str]:
