@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import trio
 
+from jobpipe.errors import StoreError
 from jobpipe.job import (
     ATTEMPTS_KEPT,
     ENDED,
@@ -188,6 +189,38 @@ async def bring_to(node: Node, status: Status, job_id: str = "a", **changes: Any
     elif status is not Status.RUNNING:
         await node.settle(job, outcome)
     return job
+
+
+# --- the store itself -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [StoreError("wrong"), KeyError("wrong"), KeyboardInterrupt()])
+async def test_what_goes_wrong_while_a_store_is_open_comes_out_as_itself(
+    open_store: Any, error: BaseException
+) -> None:
+    """Not in a group, whatever tasks the store has; and nothing else is told of it."""
+    caught: BaseException | None = None
+    try:
+        async with open_store() as store:
+            await add(store, new_job())
+            raise error  # noqa: TRY301 - in there, that is what it is about
+    except BaseException as one:  # noqa: BLE001 - also what is no Exception
+        caught = one
+
+    assert caught is error
+    assert error.__cause__ is error.__context__ is None
+
+
+async def test_a_cancel_while_a_store_is_open_is_a_cancel(open_store: Any) -> None:
+    """It ends the scope that was cancelled, and no other one."""
+    with trio.CancelScope() as outer, trio.CancelScope() as inner:
+        async with open_store() as store:
+            await add(store, new_job())
+            inner.cancel()
+            await trio.sleep_forever()
+
+    assert inner.cancelled_caught
+    assert not outer.cancelled_caught
 
 
 # --- adds -------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from jobpipe.store.base import Batch, Change, Filter, News, Page, QueueState, Re
 from jobpipe.store.postgres import reader
 from jobpipe.store.postgres.address import Leases, read_address
 from jobpipe.store.postgres.arrays import register
+from jobpipe.store.postgres.beside import beside
 from jobpipe.store.postgres.control import Control
 from jobpipe.store.postgres.house import House
 from jobpipe.store.postgres.line import Connection, Limits, Line, Lines, Row, Session, mapped
@@ -183,14 +184,10 @@ async def open_postgres(
     slot = await trio.to_thread.run_sync(_prepared, lines)
     with _pool(lines) as pool:
         store = PostgresStore(lines, leases, pool, slot)
-        async with trio.open_nursery() as keepers:
-            keepers.start_soon(store.keep)
-            keepers.start_soon(store.vacuum.run)
+        async with beside(store.keep, store.vacuum.run):
             try:
                 yield store
             finally:
-                keepers.cancel_scope.cancel()
-                await trio.lowlevel.cancel_shielded_checkpoint()
                 store.close()
 
 
