@@ -316,6 +316,43 @@ def test_a_wrong_part_of_an_address_is_refused(part: str) -> None:
         read_address(f"postgresql://db/jobs?{part}")
 
 
+@pytest.mark.parametrize(
+    ("more", "prepare", "listen"),
+    [
+        ("", False, False),
+        ("&prepare=on", True, False),
+        ("&listen=on", False, True),
+        ("&listen=off", False, False),
+    ],
+)
+def test_behind_a_pooler_what_it_might_lose_is_off_unless_it_is_asked_for(
+    more: str, prepare: bool, listen: bool
+) -> None:
+    """Prepared statements and notifications; tests/process/nodes/test_pooler.py has a real one."""
+    address = read_address(f"postgresql://db/jobs?schema=mine{more}").behind_a_pooler()
+
+    assert (address.prepare, address.listen) == (prepare, listen)
+    assert address.schema == "mine"
+
+
+async def test_a_server_is_not_taken_for_a_pooler(schema: str) -> None:
+    """It names its own process."""
+    async with open_postgres(url_of(schema)) as store:
+        address = store._lines.address
+
+    assert (address.prepare, address.listen, address.pooled) == (True, True, False)
+
+
+async def test_a_server_that_is_too_old_is_refused(schema: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what is needed, and before anything is made in it."""
+    monkeypatch.setattr("jobpipe.store.postgres.opening.OLDEST", 990000)
+    with pytest.raises(StoreError, match="is too old: PostgreSQL 99 or newer is needed"):
+        async with open_postgres(url_of(schema)):
+            pass
+
+    assert ask("select count(*) from pg_namespace where nspname = %s", schema) == [(0,)]
+
+
 async def test_a_server_that_is_not_there_is_told_of(tmp_path: Any) -> None:
     """At the start: later it is waited for."""
     with pytest.raises(StoreUnavailable, match="cannot be used now") as caught:
