@@ -122,7 +122,7 @@ async def test_a_server_that_is_stopped_and_started_again_has_all_that_was_ackno
         assert again[0].verdict == "stored"
         assert [job.id for job in await node.claim(5)] == ["b", "c"]
         assert (await get(store, "a")).status is Status.DONE
-        assert told == News("look")
+        assert told == News("missed")
 
 
 async def test_a_silent_database_is_given_up_within_the_lease(node: Node, proxy: Proxy) -> None:
@@ -269,12 +269,12 @@ async def test_a_settlement_that_another_node_made_meaningless_stays_stale(
 
 
 async def test_a_listener_hears_again_after_the_network_was_away(node: Node, proxy: Proxy) -> None:
-    """It is told to look, and then told what happens."""
+    """It is told that it may have missed something, and then told what happens."""
     store = node.store
     assert isinstance(store, PostgresStore)
     with trio.fail_after(20):
         async with store.changes() as stream:
-            assert await anext(stream) == News("look")
+            assert await anext(stream) == News("missed")
             proxy.mode = "refuse"
             proxy.cut()
             while store.listening:  # noqa: ASYNC110 - nobody else is told
@@ -282,7 +282,7 @@ async def test_a_listener_hears_again_after_the_network_was_away(node: Node, pro
             proxy.mode = "open"
             while not store.listening:  # noqa: ASYNC110 - nobody else is told
                 await trio.sleep(0.01)
-            assert await anext(stream) == News("look")
+            assert await anext(stream) == News("missed")
             await _tried_until_it_works(lambda: store.resume("x"))
 
             assert await anext(stream) == News("look")
