@@ -199,15 +199,12 @@ async def test_what_goes_wrong_while_a_store_is_open_comes_out_as_itself(
     open_store: Any, error: BaseException
 ) -> None:
     """Not in a group, whatever tasks the store has; and nothing else is told of it."""
-    caught: BaseException | None = None
-    try:
+    with pytest.raises(type(error)) as caught:
         async with open_store() as store:
             await add(store, new_job())
-            raise error  # noqa: TRY301 - in there, that is what it is about
-    except BaseException as one:  # noqa: BLE001 - also what is no Exception
-        caught = one
+            raise error
 
-    assert caught is error
+    assert caught.value is error
     assert error.__cause__ is error.__context__ is None
 
 
