@@ -199,7 +199,7 @@ async def test_what_goes_wrong_while_a_store_is_open_comes_out_as_itself(
     open_store: Any, error: BaseException
 ) -> None:
     """Not in a group, whatever tasks the store has; and nothing else is told of it."""
-    with pytest.raises(type(error)) as caught:
+    with pytest.raises(type(error)) as caught:  # noqa: PT012 - the store around it is what is tried
         async with open_store() as store:
             await add(store, new_job())
             raise error
