@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import socket
-import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
@@ -13,9 +12,9 @@ from typing import Any
 import structlog
 import trio
 from hypercorn.config import Config
-from hypercorn.trio import serve
 
 from jobpipe.api.app import create_app
+from jobpipe.api.server import serve
 from jobpipe.clock import Clock, WallClock
 from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.node import CLEANUP, Node
@@ -64,7 +63,6 @@ async def run_service(settings: Settings) -> int:
                 _announce(node, address, rescued)
                 _spare_the_collector()
                 await drained.wait()
-                _leave_in_the_end()
                 await _another(signals)
                 os._exit(0)  # only clients are left: nothing is lost
     return 0
@@ -117,12 +115,11 @@ async def _run_node(
 async def _serve(node: Node, listener: socket.socket, drained: trio.Event, front: trio.CancelScope) -> None:
     """Serve until the node has drained and the requests under way are answered; that is the end of the service."""
     config = Config()
-    config.bind = [f"fd://{listener.detach()}"]  # it is Hypercorn's from here on
     config.errorlog = logging.getLogger("hypercorn.error")  # through our own log, and not twice
     config.graceful_timeout = HTTP_GRACE
     config.keep_alive_timeout = 75
     config.include_server_header = False
-    await serve(create_app(node), config, shutdown_trigger=drained.wait)  # type: ignore[arg-type]  # Hypercorn's own ASGI types
+    await serve(create_app(node), listener, config, until=drained.wait)
     front.cancel()
 
 
@@ -130,13 +127,6 @@ def _spare_the_collector() -> None:
     """Have what was made at the start, which stays, left out of each search for garbage, and search less often."""
     gc.freeze()
     gc.set_threshold(GARBAGE)
-
-
-def _leave_in_the_end() -> None:
-    """End the process though a client does not take its answer: Hypercorn shields its writes from being cancelled."""
-    timer = threading.Timer(HTTP_GRACE + 1, os._exit, (0,))
-    timer.daemon = True
-    timer.start()
 
 
 async def _obey(signals: AsyncIterator[int], node: Node) -> None:

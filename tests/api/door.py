@@ -1,7 +1,6 @@
 """A client of the real application, and what stands behind it: handlers to direct, and a store to break."""
 
 import contextlib
-import functools
 import importlib
 import json
 import socket
@@ -12,9 +11,9 @@ import httpx
 import msgspec
 import trio
 from hypercorn.config import Config
-from hypercorn.trio import serve
 
 from jobpipe.api.app import create_app
+from jobpipe.api.server import serve
 from jobpipe.clock import VirtualClock
 from jobpipe.engine.node import Node
 from jobpipe.errors import StoreUnavailable
@@ -196,14 +195,11 @@ class Door(httpx.AsyncClient):
         listener = socket.create_server(("127.0.0.1", 0))
         port = listener.getsockname()[1]
         config = Config()
-        config.bind = [f"fd://{listener.detach()}"]
         config.loglevel = "WARNING"
         config.graceful_timeout = 1
         over = trio.Event()
         async with trio.open_nursery() as nursery:
-            await nursery.start(
-                functools.partial(serve, self.app, config, shutdown_trigger=over.wait)  # type: ignore[arg-type]  # Hypercorn's
-            )
+            nursery.start_soon(serve, self.app, listener, config, over.wait)
             yield port
             over.set()
 

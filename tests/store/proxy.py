@@ -1,5 +1,6 @@
 """A way to the PostgreSQL server that can be broken: cut, silent, or cut just when a commit is under way."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,9 @@ import trio
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.store.server import server_url
+
+GREETING = re.compile(rb"(K\0\0\0\x0c)....", re.DOTALL)
+"""The server's message BackendKeyData: what it is, how long, and the number of its process."""
 
 Mode = Literal["open", "silent", "refuse", "lose the commit", "lose its answer"]
 
@@ -24,6 +28,8 @@ class Proxy:
         """set when a commit or its answer was lost"""
         self.trips = 0
         """how often the server answered what it was sent before: round trips"""
+        self.pooler = False
+        """whether connections are greeted with a made-up number of the server's process, as poolers do"""
         self._answered = True
         self._scopes: set[trio.CancelScope] = set()
 
@@ -76,7 +82,7 @@ class Proxy:
                     self._lose(scope)
                     return
                 self.trips, self._answered = self.trips + (not self._answered), True
-                await client.send_all(data)
+                await client.send_all(GREETING.sub(rb"\g<1>\0\0\0\0", data) if self.pooler else data)
         except trio.BrokenResourceError:  # the client has gone
             pass
         scope.cancel()

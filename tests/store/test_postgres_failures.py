@@ -17,6 +17,7 @@ from tests.store.proxy import Proxy, open_proxy
 from tests.store.server import OwnServer, ask, server_url, with_query
 from tests.store.test_contract import LATER, NOW, Node, add, get, listed, look, new_job, settlement, start
 
+PATH = "select current_setting('search_path')"
 LEASE = 2.0
 """Short, so that what does not answer is given up within a second."""
 
@@ -46,14 +47,30 @@ async def beside(schema: str) -> AsyncIterator[PostgresStore]:
         yield store
 
 
-async def test_an_exchange_is_two_round_trips(node: Node, proxy: Proxy) -> None:
-    """The commit goes out with the last statements; psycopg's own begin and commit would each be one more."""
+async def test_an_exchange_is_one_round_trip(node: Node, proxy: Proxy) -> None:
+    """The commit goes out with all statements: none of them needs to know what an earlier one answered."""
     for job_id in ("a", "b", "c"):  # what is new to the connection is prepared
         await add(node.store, new_job(job_id, run_at=NOW + 60))
     before = proxy.trips
     await add(node.store, new_job("d", run_at=NOW + 60))  # not ready: nobody is woken
 
-    assert proxy.trips - before == 2
+    assert proxy.trips - before == 1
+
+
+@pytest.mark.parametrize("pooler", [True, False])
+async def test_settings_stay_on_a_connection_of_ones_own_alone(
+    node: Node, proxy: Proxy, schema: str, pooler: bool
+) -> None:
+    """Who shares it through a pooler would have them otherwise, and might swap it for one without."""
+    proxy.pooler = pooler
+    proxy.cut()
+    await _tried_until_it_works(lambda: add(node.store, new_job()))
+    line = node.store._engine_line  # type: ignore[attr-defined]  # that of PostgreSQL has one
+    within = await trio.to_thread.run_sync(line.transact, lambda session: session.row(PATH))
+    after = await trio.to_thread.run_sync(lambda: line._connection.execute(PATH).fetchone())
+
+    assert within == (f'"{schema}", pg_temp',)
+    assert (after == within) is not pooler
 
 
 async def test_connections_that_were_cut_are_made_anew(node: Node, proxy: Proxy) -> None:

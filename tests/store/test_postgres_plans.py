@@ -11,7 +11,8 @@ from jobpipe.store.postgres import migrate, reader
 from jobpipe.store.postgres.address import read_address
 from jobpipe.store.postgres.control import Control
 from jobpipe.store.postgres.house import House
-from jobpipe.store.postgres.line import Limits, Line, Lines, Session
+from jobpipe.store.postgres.line import Limits, Line, Lines
+from jobpipe.store.postgres.session import Session
 from jobpipe.store.postgres.writer import Writer
 from tests.store.server import ask, new_schema, server_url, with_query
 from tests.store.test_contract import KEEP_ALL, LATER, NOW, new_job, settlement, start
@@ -64,7 +65,7 @@ class Counting(Line):
         self._schema = lines.address.schema
         self.whole = self.by_index = 0
 
-    def transact(self, verb: Callable[[Session], Any], within: float | None = None) -> Any:
+    def transact(self, verb: Callable[[Session], Any]) -> Any:
         def counted(session: Session) -> Any:
             before = self._read(session)
             done = verb(session)
@@ -72,7 +73,7 @@ class Counting(Line):
             self.whole, self.by_index = after[0] - before[0], after[1] - before[1]
             return done
 
-        return super().transact(counted, within)
+        return super().transact(counted)
 
     def _read(self, session: Session) -> tuple[int, int]:
         # Earlier transactions are in it too, as long as the server has not gathered what they counted.

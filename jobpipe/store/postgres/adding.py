@@ -1,15 +1,14 @@
 """New jobs: stored, or compared with those that have their ids already."""
 
+import functools
 from collections.abc import Sequence
-
-import psycopg
 
 from jobpipe.job import Job, NewJob, as_stored, same_content
 from jobpipe.store.base import STORED, Add, Receipt
-from jobpipe.store.postgres.arrays import binaries, floats, integers, texts
-from jobpipe.store.postgres.line import Row, Session
+from jobpipe.store.postgres.parameters import binaries, floats, integers, texts
 from jobpipe.store.postgres.reader import several
-from jobpipe.store.postgres.tally import Tally
+from jobpipe.store.postgres.session import Answer, Row, Session
+from jobpipe.store.postgres.tally import counting
 from jobpipe.store.rows import encoded_options
 
 _NEW = (
@@ -20,20 +19,23 @@ _NEW = (
     "(id, kind, queue, priority, run_at, max_retries, created_at, expires_at, options, payload, n) order by n "
     "on conflict (id) do nothing returning seq, id, queue, priority, run_at, created_at, expires_at), "
 )
-_LIVE = (
+_NAMED = "named as (insert into queues (name) select distinct queue from new order by queue on conflict do nothing), "
+_TAGGED = (
+    "tagged as (insert into tags (tag, seq) select t.tag, new.seq from unnest(%s, %s) as t (tag, id) "
+    "join new on new.id = t.id on conflict do nothing), "
+)
+_ALIVE = (
     "alive as (insert into live (seq, queue, status, priority, run_at, expires_at) "
     "select seq, queue, case when run_at > created_at then 'scheduled' else 'queued' end, priority, "
-    "run_at, expires_at "
-    "from new) select id, seq from new"
+    "run_at, expires_at from new returning queue, status), "
+    f"{counting('select queue, status, 1, 0 from alive')} select id from new"
 )
-_INSERT = _NEW + _LIVE
-_INSERT_AND_NAME = (
-    f"{_NEW} named as (insert into queues (name) select distinct queue from new order by queue "
-    f"on conflict do nothing), {_LIVE}"
-)
-_TAG = (
-    "insert into tags (tag, seq) select tag, seq from unnest(%s, %s) as v (tag, seq) on conflict do nothing"
-)
+_INSERT = {
+    (named, tagged): _NEW + _NAMED * named + _TAGGED * tagged + _ALIVE
+    for named in (False, True)
+    for tagged in (False, True)
+}
+"""By whether there may be queues without a name yet, and whether there are tags."""
 
 
 class Conflict(Exception):  # noqa: N818 - no error: it is caught where it is raised for
@@ -41,67 +43,75 @@ class Conflict(Exception):  # noqa: N818 - no error: it is caught where it is ra
 
 
 class Adding:
-    """The adds of one batch, stored all at once: `send` does not wait, `judge` does.
+    """The adds of one batch, stored all at once: `send` does not wait, to ask what came of it does.
 
     `names`: the queues that are known to be known.
     """
 
-    def __init__(self, adds: Sequence[Add], names: set[str]) -> None:
-        self._adds, self._names = adds, names
+    def __init__(self, adds: Sequence[Add], names: set[str], slot: int) -> None:
+        self._adds, self._names, self._slot = adds, names, slot
         self._jobs = [job for add in adds for job in add.jobs]
-        self._cursor: psycopg.Cursor[Row] | None = None
+        self._answer: Answer | None = None
 
     def send(self, session: Session) -> None:
         """Store what is not there."""
         if self._jobs:
-            new_names = any(job.queue not in self._names for job in self._jobs)
-            self._cursor = session.run(_INSERT_AND_NAME if new_names else _INSERT, _columns(self._jobs))
+            # Of two with one id the first is stored.
+            firsts = {job.id: job for job in reversed(self._jobs)}.values()
+            pairs = [(tag.encode(), job.id) for job in firsts for tag in job.options.tags]
+            tags: Row = (binaries([tag for tag, _ in pairs]), texts([job_id for _, job_id in pairs]))
+            sql = _INSERT[any(job.queue not in self._names for job in self._jobs), bool(pairs)]
+            values = (*_columns(self._jobs), *(tags if pairs else ()), self._slot)
+            self._answer = session.run(sql, values)
 
-    def judge(self, session: Session, tally: Tally) -> Sequence[Sequence[Receipt]]:
-        """A receipt for each job; raises `Conflict` when an atomic add has one, or somebody interfered."""
-        stored: dict[str, int] = dict(self._cursor.fetchall()) if self._cursor else {}
-        seqs = dict(stored)
-        first = [seqs.pop(job.id, None) is not None for job in self._jobs]
-        others = [job.id for job, is_first in zip(self._jobs, first, strict=True) if not is_first]
-        twins = several(session, others) if others else {}
-        fresh = [job for job, is_first in zip(self._jobs, first, strict=True) if is_first]
-        for job in fresh:
-            tally.move(job.queue, None, job.status)
-        _tag(session, fresh, stored)
-        receipts = iter(
-            [
-                STORED if is_first else _of_twin(job, twins)
-                for job, is_first in zip(self._jobs, first, strict=True)
-            ]
-        )
-        return [self._of_one(add, [next(receipts) for _ in add.jobs]) for add in self._adds]
+    def check(self) -> None:
+        """Raise `Conflict` when one that is to be all or nothing may not be all. Waits only if there is such a one."""
+        if any(add.atomic and len(add.jobs) > 1 for add in self._adds):
+            atomic = [add.atomic for add in self._adds for _ in add.jobs]
+            if any(one and not stored for one, stored in zip(atomic, self._stored, strict=True)):
+                raise Conflict
 
-    def _of_one(self, add: Add, receipts: Sequence[Receipt]) -> Sequence[Receipt]:
-        if add.atomic and any(receipt.verdict == "conflict" for receipt in receipts):
-            raise Conflict
-        return receipts
+    @functools.cached_property
+    def _stored(self) -> Sequence[bool]:
+        """Of each job whether it is stored now."""
+        new = {job_id: True for (job_id,) in self._answer.rows()} if self._answer else {}
+        return [new.pop(job.id, False) for job in self._jobs]
+
+    @property
+    def stored(self) -> Sequence[NewJob]:
+        """The jobs that are new."""
+        return [job for job, stored in zip(self._jobs, self._stored, strict=True) if stored]
+
+    @property
+    def taken(self) -> Sequence[NewJob]:
+        """The jobs whose ids were taken."""
+        return [job for job, stored in zip(self._jobs, self._stored, strict=True) if not stored]
+
+    def receipts(self, taken: Sequence[Receipt]) -> Sequence[Sequence[Receipt]]:
+        """Those of each add, given those of the jobs whose ids were taken."""
+        others = iter(taken)
+        each = iter([STORED if stored else next(others) for stored in self._stored])
+        return [[next(each) for _ in add.jobs] for add in self._adds]
 
 
-def _of_twin(job: NewJob, twins: dict[str, Job]) -> Receipt:
-    if job.id not in twins:  # it was deleted just now
+def store_or_look(session: Session, jobs: Sequence[NewJob], slot: int) -> Sequence[Receipt]:
+    """Store what is not there, and look at what is. Raises `Conflict` when somebody deleted one just now."""
+    adding = Adding([Add(jobs)], set(), slot)
+    adding.send(session)
+    twins = several(session, [job.id for job in adding.taken]) if adding.taken else {}
+    if any(job.id not in twins for job in adding.taken):
         raise Conflict
-    return compared(job, twins[job.id])
+    return adding.receipts([compared(job, twins[job.id]) for job in adding.taken])[0]
 
 
-def _tag(session: Session, jobs: Sequence[NewJob], seqs: dict[str, int]) -> None:
-    pairs = [(tag.encode(), seqs[job.id]) for job in jobs for tag in job.options.tags]
-    if pairs:
-        tags, numbers = zip(*pairs, strict=True)
-        session.run(_TAG, (binaries(tags), integers(numbers)))
-
-
-def add_with_care(session: Session, add: Add, tally: Tally) -> Sequence[Receipt]:
+def add_with_care(session: Session, add: Add, slot: int) -> Sequence[Receipt]:
     """Store one add after a look whether it can be; for batches in which something was in conflict."""
     if add.atomic and (refused := _refusal(session, add.jobs)):
         return refused
-    one = Adding([add], set())
-    one.send(session)
-    return one.judge(session, tally)[0]
+    receipts = store_or_look(session, add.jobs, slot)
+    if add.atomic and any(receipt.verdict == "conflict" for receipt in receipts):
+        raise Conflict
+    return receipts
 
 
 def _refusal(session: Session, jobs: Sequence[NewJob]) -> Sequence[Receipt] | None:

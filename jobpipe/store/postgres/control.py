@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from jobpipe.job import ENDED, Job, Status
 from jobpipe.store.base import Change
-from jobpipe.store.postgres.arrays import binaries, integers
-from jobpipe.store.postgres.line import Line, Row, Session
+from jobpipe.store.postgres.line import Line
+from jobpipe.store.postgres.parameters import binaries, integers
 from jobpipe.store.postgres.reader import found, one
+from jobpipe.store.postgres.session import Row, Session
 from jobpipe.store.postgres.tally import Tally
 from jobpipe.store.postgres.words import READY, cancel_words, ended_words, notify
 
@@ -113,7 +114,7 @@ class Control:
         seq, size = row[17], row[20]
         if job.status is Status.DONE:
             session.run(_KEEP_ATTEMPT, (seq,))
-        session.connection.execute(_RETRY.encode(), {"now": float(now), "seq": seq})
+        session.run(_RETRY, {"now": float(now), "seq": seq})
         self._drop(session, job.queue, job.status, size)
         self._count(session, job, None, Status.QUEUED)
         return Change(job_id, "changed", one(session, job_id))
@@ -148,7 +149,7 @@ class Control:
     def watch(self, job_id: str) -> None:
         """See `jobpipe.store.base.SharedStore.watch`."""
         if "\0" not in job_id:
-            self._line.transact(lambda session: session.run(_WATCH, (job_id,)).fetchall())
+            self._line.transact(lambda session: session.run(_WATCH, (job_id,)).rows())
 
     def _count(self, session: Session, job: Job, before: str | None, after: str, size: int = 0) -> None:
         tally = Tally(self._slot)

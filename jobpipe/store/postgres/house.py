@@ -7,10 +7,11 @@ from collections.abc import Container, Mapping, Sequence
 from jobpipe.job import ACTIVE, ENDED, Job, JobError, Outcome, Status, after_crash
 from jobpipe.store.base import STEP, Rescued, Retention
 from jobpipe.store.postgres.address import Leases
-from jobpipe.store.postgres.arrays import binaries, floats, integers, texts
 from jobpipe.store.postgres.control import erase
-from jobpipe.store.postgres.line import Line, Row, Session
+from jobpipe.store.postgres.line import Line
+from jobpipe.store.postgres.parameters import binaries, floats, integers, texts
 from jobpipe.store.postgres.reader import JOB_COLUMNS
+from jobpipe.store.postgres.session import Row, Session
 from jobpipe.store.postgres.tally import Tally, fold
 from jobpipe.store.postgres.words import READY, ended_words, notify
 from jobpipe.store.postgres.writer import CLOCK, clock_offset
@@ -199,8 +200,8 @@ def _too_much(session: Session, now: float, retention: Retention) -> list[Row]:
 
 def _oldest(session: Session, until: Mapping[Status, float], skip: Container[int] = ()) -> list[Row]:
     """At most `STEP` jobs that ended until then, the oldest end first."""
-    cursors = [session.run(_OLDEST, (status.value, float(at), STEP)) for status, at in until.items()]
-    found = itertools.chain.from_iterable(cursor.fetchall() for cursor in cursors)
+    answers = [session.run(_OLDEST, (status.value, float(at), STEP)) for status, at in until.items()]
+    found = itertools.chain.from_iterable(answer.rows() for answer in answers)
     return [row for row in sorted(found, key=lambda row: row[:2]) if row[1] not in skip][:STEP]
 
 

@@ -13,26 +13,35 @@ from psycopg.conninfo import conninfo_to_dict
 
 from jobpipe.errors import StoreError, StoreUnavailable
 from jobpipe.store.postgres.address import Address
-from jobpipe.store.postgres.arrays import register
+from jobpipe.store.postgres.session import Connection, Session
 
 R = TypeVar("R")
-Row = tuple[Any, ...]
-Connection = psycopg.Connection[Row]
 
 TRIES = 6
 """How often a transaction is tried that the server undid for another one's sake: nothing of it was written."""
 
-_BEGIN = (
-    "select set_config('search_path', %s, true), set_config('statement_timeout', %s, true), "
-    "set_config('lock_timeout', %s, true), set_config('idle_in_transaction_session_timeout', %s, true), "
+_SETTINGS = (
+    "select set_config('search_path', %(path)s, {local}), set_config('statement_timeout', %(statement)s, {local}), "
+    "set_config('lock_timeout', %(statement)s, {local}), "
+    "set_config('idle_in_transaction_session_timeout', %(transaction)s, {local}), "
     # Every query here goes by an index to few rows; what the planner knows of arrays and of tables whose
     # rows come and go within seconds would have it read whole tables.
-    "set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true), "
-    "set_config('enable_mergejoin', 'off', true), set_config('enable_bitmapscan', 'off', true), "
-    "set_config('jit', 'off', true), set_config('plan_cache_mode', 'force_generic_plan', true), "
-    "set_config('synchronous_commit', %s, true)"
+    "set_config('enable_seqscan', 'off', {local}), set_config('enable_hashjoin', 'off', {local}), "
+    "set_config('enable_mergejoin', 'off', {local}), set_config('enable_bitmapscan', 'off', {local}), "
+    "set_config('jit', 'off', {local}), set_config('plan_cache_mode', 'force_generic_plan', {local}), "
+    "set_config('synchronous_commit', %(durable)s, {local})"
 )
-"""Set for the transaction alone, so that it works through poolers that share connections between transactions."""
+
+_LASTING = _SETTINGS.format(local="false") + " where pg_backend_pid() = %(pid)s"
+"""For as long as the connection stands, if it leads to the server itself: the process there is the one that greeted us.
+
+A pooler, which may share its connections between transactions, greets with a number that it made up.
+"""
+_PASSING = _SETTINGS.format(local="true")
+"""For the transaction alone, as it must be through poolers."""
+
+
+_READ = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
 class CommitUnknown(StoreUnavailable):
@@ -96,25 +105,6 @@ def sever(connection: Connection) -> None:
         twin.shutdown(socket.SHUT_RDWR)
 
 
-class Session:
-    """A transaction under way, in pipeline mode: `run` does not wait, to fetch from its cursor does."""
-
-    def __init__(self, connection: Connection, *, prepare: bool) -> None:
-        self.connection, self._prepare = connection, prepare
-
-    def run(self, sql: str, values: Row = ()) -> "psycopg.Cursor[Row]":
-        """Send a statement; all of them are constants of this package."""
-        return self.connection.execute(sql.encode(), values, prepare=self._prepare, binary=True)
-
-    def rows(self, sql: str, values: Row = ()) -> list[Row]:
-        """Send a statement and wait for its rows."""
-        return self.run(sql, values).fetchall()
-
-    def row(self, sql: str, values: Row = ()) -> Row | None:
-        """Send a statement and wait for its first row."""
-        return self.run(sql, values).fetchone()
-
-
 class Lines:
     """Opens connections to one address, and transactions on them."""
 
@@ -140,71 +130,54 @@ class Lines:
         asked = conninfo_to_dict(self.address.conninfo)
         return {name: value for name, value in ours.items() if name not in asked}
 
-    @property
-    def prepare_threshold(self) -> int | None:
-        """After how many executions psycopg prepares a statement by itself."""
-        return 5 if self.address.prepare else None
-
-    def connect(self, *, autocommit: bool = False) -> Connection:
-        """A new connection. Raises what psycopg does."""
-        connection = psycopg.connect(
-            self.address.conninfo,
-            autocommit=autocommit,
-            prepare_threshold=self.prepare_threshold,
-            **self.options,
+    def connect(self) -> Connection:
+        """A new connection, in autocommit mode. Raises what psycopg does."""
+        return Connection.connect(
+            self.address.conninfo, autocommit=True, prepare_threshold=None, **self.options
         )
-        register(connection.adapters)
-        return connection
+
+    def tune(self, connection: Connection) -> None:
+        """Make the settings of every transaction for good, unless a pooler may be in between."""
+        values = self._settings | {"pid": connection.info.backend_pid}
+        with self.deadlines.bound(connection, self.limits.statement):
+            connection.tuned = connection.execute(_LASTING.encode(), values).fetchone() is not None
 
     @contextmanager
-    def transaction(self, connection: Connection, within: float | None = None) -> Iterator[Session]:
+    def transaction(self, connection: Connection) -> Iterator[Session]:
         """Everything inside is committed as one, or not at all. Closes a connection that is of no more use.
 
-        The connection is in autocommit mode: psycopg's own begin and commit would each be a round trip. The last
-        statements go out with the commit, so what they answered may be fetched when this is over.
+        The last statements go out with the commit, so what they answered may be asked for when this is over.
         """
-        seconds = within or self.limits.transaction
-        committing = False
-        try:
-            with self.deadlines.bound(connection, seconds), connection.pipeline():
-                connection.execute(self._begin(connection), prepare=False)
-                session = Session(connection, prepare=self.address.prepare)
-                session.run(_BEGIN, self._bounds(seconds))
+        session, committing = Session(connection, prepare=self.address.prepare), False
+        with self.deadlines.bound(connection, self.limits.transaction):
+            try:
+                session.begin(_READ if connection.read_only else b"BEGIN")
+                if not connection.tuned:
+                    session.run(_PASSING, self._settings)
                 yield session
                 committing = True
-                connection.execute(b"COMMIT", prepare=False)
-        except psycopg.Error as error:
-            _abandon(connection)
-            if committing and connection.closed:
-                raise CommitUnknown(f"the connection was lost during a commit ({_words(error)})") from error
-            raise
-        except BaseException:
-            _abandon(connection)
-            raise
+                session.end()
+            except psycopg.Error as error:
+                session.undo()
+                if committing and connection.closed:
+                    raise self._unknown(error) from error
+                raise
+            except BaseException:
+                session.undo()
+                raise
 
-    @staticmethod
-    def _begin(connection: Connection) -> bytes:
-        return b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if connection.read_only else b"BEGIN"
+    def _unknown(self, error: psycopg.Error) -> CommitUnknown:
+        lost = f"the connection was lost during a commit ({_words(error)})"
+        return CommitUnknown(f"{self.address.shown} cannot be used now: {lost}")
 
-    def _bounds(self, seconds: float) -> Row:
-        statement = min(self.limits.statement, seconds) if seconds <= self.limits.transaction else seconds
-        return (
-            self._path,
-            f"{statement * 1000:.0f}",
-            f"{statement * 1000:.0f}",
-            f"{max(seconds, self.limits.transaction) * 1000:.0f}",
-            "on" if self.limits.durable_commits else "off",
-        )
-
-
-def _abandon(connection: Connection) -> None:
-    """Undo what was done on a connection; close it if that cannot be."""
-    try:
-        connection.rollback()
-    except psycopg.Error:
-        connection.close()
-    if connection.broken:
-        connection.close()
+    @property
+    def _settings(self) -> dict[str, str]:
+        return {
+            "path": self._path,
+            "statement": f"{self.limits.statement * 1000:.0f}",
+            "transaction": f"{self.limits.transaction * 1000:.0f}",
+            "durable": "on" if self.limits.durable_commits else "off",
+        }
 
 
 class Line:
@@ -214,7 +187,7 @@ class Line:
         self._lines = lines
         self._connection: Connection | None = None
 
-    def transact(self, verb: Callable[[Session], R], within: float | None = None) -> R:
+    def transact(self, verb: Callable[[Session], R]) -> R:
         """Run `verb` in a transaction, again when the server undid it for the sake of another one.
 
         Raises `StoreUnavailable`; `CommitUnknown` when it cannot be known whether it was carried out.
@@ -222,14 +195,15 @@ class Line:
         with mapped(self._lines.address):
             for _ in range(TRIES - 1):
                 with suppress(psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
-                    return self._once(verb, within)
-            return self._once(verb, within)
+                    return self._once(verb)
+            return self._once(verb)
 
-    def _once(self, verb: Callable[[Session], R], within: float | None) -> R:
+    def _once(self, verb: Callable[[Session], R]) -> R:
         connection = self._connection
         if connection is None or connection.closed:
-            connection = self._connection = self._lines.connect(autocommit=True)
-        with self._lines.transaction(connection, within) as session:
+            connection = self._connection = self._lines.connect()
+            self._lines.tune(connection)
+        with self._lines.transaction(connection) as session:
             return verb(session)
 
     def close(self) -> None:

@@ -10,7 +10,8 @@ import trio
 
 from jobpipe.store.base import News
 from jobpipe.store.postgres.beside import beside
-from jobpipe.store.postgres.line import Connection, Lines
+from jobpipe.store.postgres.line import Lines
+from jobpipe.store.postgres.session import Connection
 from jobpipe.store.postgres.words import news
 
 LOOK_EVERY = 5.0
@@ -96,7 +97,7 @@ class Listening:
             await trio.sleep(pause)
 
     def _connect(self) -> Connection:
-        connection = self._lines.connect(autocommit=True)
+        connection = self._lines.connect()
         # What comes together with an answer: psycopg takes it out of what `notifies` would give.
         self._beside_answers.clear()
         connection.add_notify_handler(lambda notification: self._beside_answers.append(notification.payload))

@@ -7,7 +7,8 @@ from psycopg import sql
 from jobpipe.errors import StoreError
 from jobpipe.store.migrations import migrations
 from jobpipe.store.postgres.address import Address, read_address
-from jobpipe.store.postgres.line import Connection, Limits, Lines, mapped
+from jobpipe.store.postgres.line import Limits, Lines, mapped
+from jobpipe.store.postgres.session import Connection
 
 OLDEST = 130000
 """The oldest server that will do: PostgreSQL 13 has all that the statements here use."""
@@ -39,7 +40,7 @@ def prepare(lines: Lines) -> tuple[int, int]:
     Safe with any number of nodes at once: the first applies them under a lock, the others wait and find them done.
     A schema that is up to date is only read, so a node needs no right to make anything.
     """
-    with mapped(lines.address), lines.connect(autocommit=True) as connection:
+    with mapped(lines.address), lines.connect() as connection:
         _check_server(connection, lines.address)
         newest = migrations("jobpipe.store.postgres")[-1][0]
         version = _version(connection, lines.address.schema)

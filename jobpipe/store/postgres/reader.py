@@ -7,8 +7,8 @@ import msgspec
 
 from jobpipe.job import Job, Status
 from jobpipe.store.base import Filter, Page, QueueState
-from jobpipe.store.postgres.arrays import texts
-from jobpipe.store.postgres.line import Row, Session
+from jobpipe.store.postgres.parameters import texts
+from jobpipe.store.postgres.session import Row, Session
 from jobpipe.store.rows import attempt_from, job_from, with_attempts
 
 JOB_COLUMNS = (
@@ -83,9 +83,9 @@ def found(session: Session, ids: Sequence[str]) -> dict[str, tuple[Job, Row]]:
     """Those of the jobs that are there, with their attempts; and their rows."""
     names = texts([job_id for job_id in ids if "\0" not in job_id])
     some, attempts = session.run(_SOME, (names,)), session.run(_ATTEMPTS, (names,))
-    rows = {row[0]: row for row in some.fetchall()}
+    rows = {row[0]: row for row in some.rows()}
     earlier: dict[str, list[Row]] = {}
-    for job_id, *attempt in attempts.fetchall():
+    for job_id, *attempt in attempts.rows():
         earlier.setdefault(job_id, []).append(tuple(attempt))
     return {
         job_id: (with_attempts(job_from(row), row[18], list(map(attempt_from, earlier.get(job_id, ())))), row)
@@ -115,7 +115,7 @@ def listed(session: Session, where: Filter, limit: int, before: int | None) -> P
 
 def _named(session: Session, sql: str, values: Mapping[str, Any]) -> list[Row]:
     # Not prepared: there are many forms of it, and each is rare.
-    return session.connection.execute(sql.encode(), values, binary=True).fetchall()
+    return session.run(sql, values, prepare=False).rows()
 
 
 def _edge(session: Session, looked: str, values: Mapping[str, Any]) -> int | None:
@@ -127,9 +127,9 @@ def _edge(session: Session, looked: str, values: Mapping[str, Any]) -> int | Non
 def queues(session: Session) -> Sequence[QueueState]:
     """See `jobpipe.store.base.ReadStore.queues`."""
     names, kept, held, oldest = (session.run(sql) for sql in (_QUEUES, _COUNTS, _HELD, _OLDEST))
-    rows = names.fetchall()
-    counts = _counts([*kept.fetchall(), *held.fetchall()])
-    ages: dict[str, float] = dict(oldest.fetchall())
+    rows = names.rows()
+    counts = _counts([*kept.rows(), *held.rows()])
+    ages: dict[str, float] = dict(oldest.rows())
     return [
         QueueState(name=name, paused=paused, counts=counts.get(name, {}), oldest_queued_at=ages.get(name))
         for name, paused in rows

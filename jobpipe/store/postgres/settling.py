@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 
-import psycopg
-
 from jobpipe.job import ATTEMPTS_KEPT, ENDED, Status
 from jobpipe.store.base import Settlement, Start
-from jobpipe.store.postgres.arrays import binaries, floats, integers, texts
-from jobpipe.store.postgres.line import Row, Session
-from jobpipe.store.postgres.tally import Tally
+from jobpipe.store.postgres.parameters import binaries, floats, integers, texts
+from jobpipe.store.postgres.session import Answer, Row, Session
+from jobpipe.store.postgres.tally import counting
 from jobpipe.store.rows import encoded_error
 
-Cursor = psycopg.Cursor[Row]
 Fence = tuple[int, int]
 """seq and claim"""
 
@@ -32,8 +29,11 @@ _FORGET = (
     f"delete from attempts a using {{0}} where a.seq = {{0}}.seq and a.claim <= {{0}}.claim - {ATTEMPTS_KEPT}"
 )
 _ENDED = (
-    "update jobs j set status = g.status, run_at = g.run_at, attempt = g.attempt, claim = g.claim, node = g.node, "
-    "rescued = g.rescued, started_at = g.started_at, finished_at = g.settled_at, error = g.error, size = g.size"
+    "ended as (update jobs j set status = g.status, run_at = g.run_at, attempt = g.attempt, claim = g.claim, "
+    "node = g.node, rescued = g.rescued, started_at = g.started_at, finished_at = g.settled_at, error = g.error, "
+    "size = g.size, result = g.result from gone g where j.seq = g.seq "
+    "returning g.seq, g.claim, g.status, j.id, g.watched, j.queue, j.size), "
+    f"{counting('select queue, status, 1, size from ended')} select seq, claim, status, id, watched from ended"
 )
 
 # A job that ends leaves "live"; what became of it goes where it stays.
@@ -44,16 +44,16 @@ _END = (
     "returning l.seq, l.claim, l.node, l.run_at, l.rescued, l.watched, v.status, v.attempt, v.number, "
     "coalesce(v.started_at, l.started_at) as started_at, v.started_at as attempt_started_at, v.settled_at, "
     "v.outcome, v.error, v.size, v.result), "
-    f"recorded as ({_RECORD.format('gone')}), forgotten as ({_FORGET.format('gone')} and gone.status <> 'done') "
-    f"{_ENDED}, result = g.result from gone g where j.seq = g.seq returning g.seq, g.claim, g.status, j.id, g.watched"
+    f"recorded as ({_RECORD.format('gone')}), forgotten as ({_FORGET.format('gone')} and gone.status <> 'done'), "
+    f"{_ENDED}"
 )
 _END_WELL = (  # the same, for jobs that are done: nothing is recorded elsewhere
     "with gone as (delete from live l using (select * from unnest(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) as u "
     "(seq, claim, status, attempt, number, started_at, settled_at, outcome, error, size, result)) as v "
     "where l.seq = v.seq and l.claim = v.claim and coalesce(l.node, 0) > 0 "
     "returning l.seq, l.claim, l.node, l.run_at, l.rescued, l.watched, v.status, v.attempt, "
-    "coalesce(v.started_at, l.started_at) as started_at, v.settled_at, v.error, v.size, v.result) "
-    f"{_ENDED}, result = g.result from gone g where j.seq = g.seq returning g.seq, g.claim, g.status, j.id, g.watched"
+    "coalesce(v.started_at, l.started_at) as started_at, v.settled_at, v.error, v.size, v.result), "
+    f"{_ENDED}"
 )
 # A job that waits again; or, when it was asked to cancel meanwhile, has ended.
 _AGAIN = (
@@ -66,12 +66,14 @@ _AGAIN = (
     "join live l on l.seq = v.seq and l.claim = v.claim and coalesce(l.node, 0) > 0 for update of l), "
     "back as (update live l set status = hit.status, attempt = hit.attempt, run_at = hit.run_at, "
     "started_at = hit.started_at, error = hit.last_error, node = null, token = null from hit "
-    "where l.seq = hit.seq and hit.before <> 'cancelling'), "
+    "where l.seq = hit.seq and hit.before <> 'cancelling' returning l.queue, l.status), "
     "gone as (delete from live l using hit where l.seq = hit.seq and hit.before = 'cancelling'), "
     "ended as (update jobs j set status = 'cancelled', run_at = g.run_at, attempt = g.attempt, claim = g.claim, "
     "node = g.node, rescued = g.rescued, started_at = g.started_at, finished_at = g.settled_at, "
-    "error = g.last_error, size = g.size from hit g where j.seq = g.seq and g.before = 'cancelling'), "
-    f"recorded as ({_RECORD.format('hit')}), forgotten as ({_FORGET.format('hit')}) "
+    "error = g.last_error, size = g.size from hit g where j.seq = g.seq and g.before = 'cancelling' "
+    "returning j.queue, j.status, j.size), "
+    f"recorded as ({_RECORD.format('hit')}), forgotten as ({_FORGET.format('hit')}), "
+    f"{counting('select queue, status, 1, 0 from back union all select queue, status, 1, size from ended')} "
     "select hit.seq, hit.claim, case when before = 'cancelling' then 'cancelled' else hit.status end, j.id, watched "
     "from hit join jobs j on j.seq = hit.seq"
 )
@@ -84,8 +86,8 @@ _WRITTEN = (
 )
 
 
-def send_starts(session: Session, starts: Sequence[Start]) -> Cursor:
-    """Write starts; the cursor holds the fences that matched."""
+def send_starts(session: Session, starts: Sequence[Start]) -> Answer:
+    """Write starts; the answer holds the fences that matched."""
     seqs, claims, attempts, times = zip(*map(_start, starts), strict=True)
     return session.run(_START, (integers(seqs), integers(claims), integers(attempts), floats(times)))
 
@@ -97,10 +99,19 @@ def _start(one: Start) -> tuple[int, int, int, float]:
 class Settling:
     """The settlements of one batch, in two steps: `send` does not wait, `judge` does."""
 
-    def __init__(self, settlements: Sequence[Settlement]) -> None:
+    def __init__(self, settlements: Sequence[Settlement], slot: int) -> None:
         self._ends = [one for one in settlements if one.status in ENDED]
         self._again = [one for one in settlements if one.status not in ENDED]
-        self._cursors: list[Cursor] = []
+        self._slot = slot
+        self._answers: list[Answer] = []
+        self.stale: set[Fence] = set()
+        """those that matched no held row"""
+        self.changed: dict[int, Status] = {}
+        """what became of jobs, by seq, where it is not what was asked"""
+        self.watched: list[str] = []
+        """ids of the watched jobs that have ended"""
+        self.readied = 0
+        """how many jobs are ready again"""
 
     def send(self, session: Session) -> None:
         """Write them."""
@@ -108,30 +119,25 @@ class Settling:
             well = all(one.status is Status.DONE for one in self._ends)
             results = binaries([one.result for one in self._ends])
             sql = _END_WELL if well else _END
-            self._cursors.append(session.run(sql, (*_columns(self._ends), results)))
+            self._answers.append(session.run(sql, (*_columns(self._ends), results, self._slot)))
         if self._again:
             times = floats([one.run_at for one in self._again])
-            self._cursors.append(session.run(_AGAIN, (*_columns(self._again), times)))
+            self._answers.append(session.run(_AGAIN, (*_columns(self._again), times, self._slot)))
 
-    def judge(self, tally: Tally) -> tuple[set[Fence], dict[int, Status], list[str]]:
-        """Count them; returns the stale ones, what became otherwise than asked, and the watched that ended."""
-        became = {(row[0], row[1]): row for cursor in self._cursors for row in cursor.fetchall()}
-        stale: set[Fence] = set()
-        changed: dict[int, Status] = {}
-        watched: list[str] = []
+    def judge(self) -> None:
+        """Learn what became of them."""
+        became = {(row[0], row[1]): row for answer in self._answers for row in answer.rows()}
         for one in (*self._ends, *self._again):
             row = became.get((one.seq, one.claim))
             if row is None:
-                stale.add((one.seq, one.claim))
+                self.stale.add((one.seq, one.claim))
                 continue
-            status = one.status if row[2] == one.status else Status(row[2])
-            if status is not one.status:
-                changed[one.seq] = status
-            ended = status in ENDED
-            tally.move(one.queue, None, status, size=one.size if ended else 0)
-            if ended and row[4]:
-                watched.append(row[3])
-        return stale, changed, watched
+            _, _, status, job_id, watched = row
+            if status != one.status:
+                self.changed[one.seq] = Status(status)
+            if watched and status in ENDED:
+                self.watched.append(job_id)
+            self.readied += status == Status.QUEUED
 
 
 def _columns(settlements: Sequence[Settlement]) -> Row:

@@ -15,13 +15,13 @@ from jobpipe.job import Job
 from jobpipe.store.base import Batch, Change, Filter, News, Page, QueueState, Receipts, Rescued, Retention
 from jobpipe.store.postgres import reader
 from jobpipe.store.postgres.address import Address, Leases, read_address
-from jobpipe.store.postgres.arrays import register
 from jobpipe.store.postgres.beside import beside
 from jobpipe.store.postgres.control import Control
 from jobpipe.store.postgres.house import House
-from jobpipe.store.postgres.line import Connection, Limits, Line, Lines, Row, Session, mapped
+from jobpipe.store.postgres.line import Limits, Line, Lines, mapped
 from jobpipe.store.postgres.listening import LOOK, Listening
 from jobpipe.store.postgres.opening import prepare, suited
+from jobpipe.store.postgres.session import Connection, Session
 from jobpipe.store.postgres.vacuum import Vacuum
 from jobpipe.store.postgres.writer import Writer
 
@@ -195,7 +195,7 @@ async def open_postgres(
 def _prepared(lines: Lines) -> tuple[Address, int]:
     """Make the database ready; returns the address as it has to be used, and a slot for counts that few others have."""
     prepare(lines)
-    with mapped(lines.address), lines.connect(autocommit=True) as connection:
+    with mapped(lines.address), lines.connect() as connection:
         query = f"select nextval('\"{lines.address.schema}\".slots')"
         row = connection.execute(query.encode()).fetchone()
         if row is None:
@@ -208,13 +208,13 @@ def _pool(lines: Lines) -> Iterator[psycopg_pool.ConnectionPool[Connection]]:
     """Connections that read, each from one state of the database."""
 
     def configure(connection: Connection) -> None:
-        register(connection.adapters)
         connection.autocommit = True
+        lines.tune(connection)
         connection.read_only = True
-        connection.prepare_threshold = lines.prepare_threshold
 
-    pool: psycopg_pool.ConnectionPool[psycopg.Connection[Row]] = psycopg_pool.ConnectionPool(
+    pool = psycopg_pool.ConnectionPool(
         lines.address.conninfo,
+        connection_class=Connection,
         kwargs=lines.options,
         min_size=1,
         max_size=READERS,

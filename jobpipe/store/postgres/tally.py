@@ -1,10 +1,13 @@
-"""The counts, kept in the transaction that changes them, in the slot of who writes."""
+"""The counts, kept in the transaction that changes them, in the slot of who writes.
+
+What an exchange does, it counts in the very statements that do it (`counting`); the rarer verbs gather in a `Tally`.
+"""
 
 from collections import defaultdict
 
-from jobpipe.job import WAITING, Status
-from jobpipe.store.postgres.arrays import integers, texts
-from jobpipe.store.postgres.line import Session
+from jobpipe.job import Status
+from jobpipe.store.postgres.parameters import integers, texts
+from jobpipe.store.postgres.session import Session
 
 _WRITE = (
     "insert into counts (queue, state, slot, jobs, size) "
@@ -12,10 +15,6 @@ _WRITE = (
     "on conflict (queue, state, slot) do update set jobs = counts.jobs + excluded.jobs, size = "
     "counts.size + excluded.size"
 )
-WAITING_JOBS = (
-    "select coalesce(sum(jobs), 0)::bigint from counts where state in ('scheduled', 'queued', 'retrying')"
-)
-
 # What calls of enqueue() and writers before us have left becomes ours. A writer that is at it now is passed over.
 _FOLD = (
     "with old as (delete from counts where (queue, state, slot) in "
@@ -28,6 +27,20 @@ _FOLD = (
 )
 FOLDED = 10_000
 """The most rows that one fold takes."""
+
+
+def counting(moves: str) -> str:
+    """The part of a statement that counts what its other parts did; its last value is the slot.
+
+    `moves` selects queue, state, jobs (how many more there are in it) and size (of ended ones).
+    """
+    return (
+        "counted as (insert into counts (queue, state, slot, jobs, size) "
+        f"select queue, state, %s, sum(jobs), sum(size) from ({moves}) as m (queue, state, jobs, size) "
+        # In one order, for those who share a slot.
+        "group by queue, state order by queue, state on conflict (queue, state, slot) do update set "
+        "jobs = counts.jobs + excluded.jobs, size = counts.size + excluded.size)"
+    )
 
 
 class Tally:
@@ -58,11 +71,6 @@ class Tally:
         """Count ended jobs out, with their bytes."""
         self._jobs[queue, state] -= jobs
         self._size[queue, state] -= size
-
-    @property
-    def waiting(self) -> int:
-        """By how many the jobs that wait, held by nobody, have become more."""
-        return sum(jobs for (_, state), jobs in self._jobs.items() if state in WAITING)
 
     def write(self, session: Session) -> None:
         """Add what was gathered to the table."""

@@ -6,7 +6,8 @@ import psycopg
 import structlog
 import trio
 
-from jobpipe.store.postgres.line import Connection, Lines
+from jobpipe.store.postgres.line import Lines
+from jobpipe.store.postgres.session import Connection
 
 HOT_DEAD = 20_000
 """So many dead rows in "live" make a round worth it: a claim passes over 48,000 dead entries in 0.5 ms."""
@@ -36,7 +37,7 @@ class Vacuum:
         self._hot = self._cold = 0
         self._due = trio.Event()
         self.rounds = 0
-        """how often "live" was vacuumed"""
+        """how many are done"""
 
     def count(self, hot: int, cold: int) -> None:
         """So many rows of "live", and of "jobs", have died."""
@@ -55,15 +56,15 @@ class Vacuum:
 
     def _round(self) -> None:
         try:
-            connection = self._lines.connect(autocommit=True)
+            connection = self._lines.connect()
             with closing(connection), self._lines.deadlines.bound(connection, LONGEST):
                 if not self._lines.address.pooled:  # there it would stay with whoever has the connection next
                     connection.execute(f"set statement_timeout = '{LONGEST:.0f}s'".encode())
                 self._vacuum(connection, "live")
-                self.rounds += 1
                 if self._cold >= COLD_DEAD and self._cold >= COLD_SHARE * self._rows(connection):
                     self._cold = 0
                     self._vacuum(connection, "jobs")
+            self.rounds += 1
         except psycopg.Error as error:
             log.warning("could not vacuum", error=str(error).splitlines()[:1])
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from jobpipe.store.base import News
-from jobpipe.store.postgres.line import Session
+from jobpipe.store.postgres.session import Session
 
 LONGEST = 7900
 """Bytes of one notification; PostgreSQL takes less than 8,000."""
@@ -35,7 +35,7 @@ def cancel_words(seq: int, claim: int, job_id: str) -> Sequence[str]:
 
 def ended_words(ids: Sequence[str]) -> Sequence[str]:
     """Watched jobs have ended. An id has no spaces."""
-    return list(_joined(ids))
+    return list(_joined(ids)) if ids else []
 
 
 def _joined(ids: Sequence[str]) -> Iterator[str]:

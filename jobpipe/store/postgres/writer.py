@@ -1,21 +1,21 @@
-"""What the engine writes: one exchange is one transaction, in two round trips as a rule."""
+"""What the engine writes: one exchange is one transaction, in one round trip as a rule."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any
-
-import psycopg
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from jobpipe.errors import StoreError, StoreUnavailable
-from jobpipe.job import Status
+from jobpipe.job import NewJob, Status
 from jobpipe.store.base import STEP, Batch, Claimed, Receipt, Receipts, Settlement
-from jobpipe.store.postgres.adding import Adding, Conflict, add_with_care
+from jobpipe.store.postgres.adding import Adding, Conflict, add_with_care, store_or_look
 from jobpipe.store.postgres.address import Leases
-from jobpipe.store.postgres.arrays import integers
-from jobpipe.store.postgres.line import TRIES, CommitUnknown, Line, Row, Session
+from jobpipe.store.postgres.line import TRIES, CommitUnknown, Line
+from jobpipe.store.postgres.parameters import integers
+from jobpipe.store.postgres.session import Answer, Row, Session
 from jobpipe.store.postgres.settling import Fence, Settling, send_starts, written_before
-from jobpipe.store.postgres.tally import WAITING_JOBS, Tally, fold
+from jobpipe.store.postgres.tally import counting, fold
 from jobpipe.store.postgres.words import ended_words, notify, wake
 from jobpipe.store.rows import decoded_options
 
@@ -25,8 +25,6 @@ CLOCK = "extract(epoch from clock_timestamp())::double precision"
 SCATTERED = 200
 """How many rows of calls of enqueue() there are before the counts are gathered."""
 
-# Locks the node's row, so that no rescue can take it for dead before what is claimed here is committed.
-_NODE = "select node from nodes where name = %s and lease_until is not null for share"
 _RENEW = {
     "database": f"update nodes set lease_until = {CLOCK} + %s where name = %s and lease_until is not "
     "null returning node",
@@ -34,31 +32,24 @@ _RENEW = {
 }
 
 _PROMOTE = (
-    "with overdue as (select seq, status from live where expires_at is not null and node is null and "
-    "expires_at <= %s "
-    "order by expires_at limit %s for update skip locked), "
-    "gone as (delete from live l using overdue o where l.seq = o.seq returning l.*), "
-    "expired as (update jobs j set status = 'expired', finished_at = %s, size = length(j.payload), "
-    "run_at = g.run_at, attempt = g.attempt, claim = g.claim, rescued = g.rescued, started_at = "
-    "g.started_at, error = g.error "
-    "from gone g where j.seq = g.seq returning j.id, j.queue, g.status as before, j.size, g.watched), "
-    "due as (select seq, status from live where status in ('scheduled', 'retrying') and run_at <= %s "
-    "and (expires_at is null or expires_at > %s) order by run_at limit %s for update skip locked), "
-    "queued as (update live l set status = 'queued' from due d where l.seq = d.seq returning "
-    "l.queue, d.status as before) "
-    "select 'expired', id, queue, before, size, watched from expired "
-    "union all select 'queued', null, queue, before, 0, false from queued"
+    "select p.ready, p.watched from promote(%s, %s, %s) p "
+    "where exists (select from live where status in ('scheduled', 'retrying') and run_at <= %s) "
+    "or exists (select from live where expires_at is not null and node is null and expires_at <= %s)"
 )
+"""The statement that does it is in the function: to set it going costs more than to see that nothing is due."""
 
 _CLAIM = (
-    "with me as (select node from nodes where name = %s and lease_until is not null), "
+    # Locked, so that no rescue can take the node for dead before what is claimed here is committed.
+    "with me as (select node from nodes where name = %s and lease_until is not null for share), "
     "ready as materialized (select r.seq from queues q cross join lateral "
     "(select l.seq, l.priority, l.run_at from live l where l.status = 'queued' and l.node is null "
     "and l.queue = q.name and (l.expires_at is null or l.expires_at > %s) "
     "order by l.priority desc, l.run_at, l.seq limit %s for update skip locked) r "
     "where not q.paused and exists (select from me) order by r.priority desc, r.run_at, r.seq limit %s), "
     "taken as (update live l set claim = l.claim + 1, node = (select node from me), token = %s, started_at = null "
-    "from ready where l.seq = ready.seq returning l.*) "
+    "from ready where l.seq = ready.seq returning l.*), "
+    + counting("select queue, 'queued', -1, 0 from taken")
+    + " "
     "select -t.priority, t.run_at, t.seq, j.id, j.kind, j.queue, j.payload, t.priority, t.run_at, t.attempt, "
     "j.max_retries, t.claim, t.rescued, j.options from taken t join jobs j on j.seq = t.seq"
 )
@@ -66,22 +57,35 @@ _ANY_READY = (
     "select exists (select from queues q where not q.paused and exists (select from live l "
     "where l.status = 'queued' and l.node is null and l.queue = q.name))"
 )
-_CANCELLING = (
-    "select l.seq, l.claim from live l join nodes n on n.node = l.node and n.name = %s "
-    "where l.status = 'cancelling'"
-)
 _UNKNOWN = (
     "select l.seq, j.id, l.queue, l.claim, l.attempt from live l join jobs j on j.seq = l.seq "
     "where l.node = (select node from nodes where name = %s) and l.token = any(%s) for update of l"
 )
-_HUNGRY = "update nodes set hungry = %s where name = %s and hungry <> %s"
+_HUNGRY = "update nodes set hungry = %s where name = %s"
 _STATE = (
-    f"select ({WAITING_JOBS}), least((select min(run_at) from live where status in ('scheduled', 'retrying')), "
-    "(select min(expires_at) from live where expires_at is not null and node is null)), "
-    "exists (select from nodes where lease_until is not null and name <> %s), "
-    "exists (select from nodes where hungry and lease_until is not null and name <> %s), "
-    "(select count(*) from counts where slot < 0)"
+    "select c.waiting, c.calls, least((select min(run_at) from live where status in ('scheduled', 'retrying')), "
+    "(select min(expires_at) from live where expires_at is not null and node is null)), n.me is not null, "
+    "n.others, n.hungry, (select array_agg(array[seq, claim]) from live where status = 'cancelling' and node = n.me) "
+    "from (select coalesce(sum(jobs) filter (where state in ('scheduled', 'queued', 'retrying')), 0)::bigint "
+    "as waiting, count(*) filter (where slot < 0) as calls from counts) c, "
+    "(select max(node) filter (where name = %s) as me, coalesce(bool_or(name <> %s), false) as others, "
+    "coalesce(bool_or(hungry and name <> %s), false) as hungry from nodes where lease_until is not null) n"
 )
+
+
+class State(NamedTuple):
+    """How the store stands after an exchange."""
+
+    waiting: int
+    calls: int
+    """of enqueue(), whose counts are not gathered yet"""
+    next_due: float | None
+    alive: bool
+    """whether the node has a lease"""
+    others: bool
+    """whether there are other nodes"""
+    others_hungry: bool
+    cancelling: Sequence[tuple[int, int]] | None
 
 
 def clock_offset(session: Session) -> float:
@@ -95,7 +99,7 @@ def clock_offset(session: Session) -> float:
 class Writer:
     """The writing half of the store, used by one thread at a time.
 
-    Other nodes write too, so it remembers nothing of the database but what cannot become untrue: names of queues.
+    Other nodes write too, so of the database it is certain only of what cannot become untrue: names of queues.
     """
 
     def __init__(self, line: Line, slot: int, leases: Leases, channel: str) -> None:
@@ -117,117 +121,72 @@ class Writer:
         `patience`: for how many seconds a claim whose commit was not answered may still come to light.
         """
         self.more_ready = False
-        self._token += 1
-        try:
-            exchange = self._carry_out(batch)
-        except CommitUnknown:
-            if batch.claim:
-                self._unknown[self._token] = time.monotonic() + patience
-            self._doubtful |= {(one.seq, one.claim): one for one in batch.settlements}
-            self._hungry.clear()
-            raise
-        self._learn(exchange)
-        self._wake(exchange)
-        return exchange.receipts
-
-    def _carry_out(self, batch: Batch) -> "Exchange":
         if batch.lease_until is not None:
             self.offset = self._line.transact(clock_offset)
+        if self._unknown:
+            self._line.transact(lambda session: self._hand_back(session, batch))
+        self._token += 1
+        exchange: Exchange | None = None
+        try:
+            exchange = self._committed(batch)
+            self._look_after(exchange)
+        except StoreError as error:
+            if exchange is not None or isinstance(error, CommitUnknown):
+                self._doubt(batch, patience)
+            raise
+        self._learn(exchange)
+        self._tell(exchange)
+        return exchange.receipts
+
+    def _committed(self, batch: Batch) -> "Exchange":
+        """Write and take it all, and know what came of it."""
         with suppress(Conflict):
-            return self._line.transact(lambda session: self._once(session, batch, careful=False)).concluded()
+            return self._line.transact(lambda session: self._once(session, batch, careful=False)).judged()
         for _ in range(TRIES):
             # Again when somebody stored or deleted a job of the same id between the look and the insert.
             with suppress(Conflict):
-                return self._line.transact(
-                    lambda session: self._once(session, batch, careful=True)
-                ).concluded()
-        raise StoreUnavailable("others store and delete jobs of the same ids all the time: try again")
+                return self._line.transact(lambda session: self._once(session, batch, careful=True)).judged()
+        raise _others_interfere()
 
     def _once(self, session: Session, batch: Batch, *, careful: bool) -> "Exchange":
-        exchange = Exchange(session, batch, Tally(self._slot), self._channel)
-        if self._unknown:
-            exchange.return_unknown(list(self._unknown))
-        exchange.send(self._leases)
+        exchange = Exchange(session, batch, self._slot)
+        exchange.renew(self._leases)
+        exchange.promote()
+        exchange.settle()
         if careful:
-            exchange.judge_settlements(self._doubtful)
             exchange.add_with_care()
-            exchange.send_claim(self._token)
         else:
-            exchange.send_adds(self._names)
-            exchange.send_claim(self._token)
-            exchange.judge_settlements(self._doubtful)
-            exchange.judge_adds()
-        exchange.judge_claim()
-        hungry = exchange.hungry
-        if hungry is not None and self._hungry.get(batch.node) is not hungry:
-            session.run(_HUNGRY, (hungry, batch.node, hungry))
-            exchange.newly_hungry = hungry
-        exchange.finish()
+            exchange.add(self._names)
+        exchange.claim(self._token)
         if self._scattered:
             fold(session, self._slot, all_slots=False)
+        exchange.look()
         return exchange
 
-    def _learn(self, exchange: "Exchange") -> None:
-        """What is certain now that the transaction is committed."""
-        self._names |= exchange.names
-        if exchange.hungry is not None:
-            self._hungry[exchange.batch.node] = exchange.hungry
-        self._scattered = exchange.scattered
-        self._doubtful.clear()
-        now = time.monotonic()
-        self._unknown = {token: until for token, until in self._unknown.items() if until > now}
+    def _look_after(self, exchange: "Exchange") -> None:
+        """What is looked at only where something is odd: ids that were taken, and settlements that came before."""
+        doubts = [self._doubtful[fence] for fence in exchange.stale & self._doubtful.keys()]
+        if doubts:
+            exchange.stale -= self._line.transact(lambda session: written_before(session, doubts))
+        if taken := exchange.taken:
+            exchange.complete(self._look_at(taken))
 
-    def _wake(self, exchange: "Exchange") -> None:
-        """After the commit: tell hungry nodes of ready jobs that were left, and look once more if we became one.
+    def _look_at(self, jobs: Sequence[NewJob]) -> Sequence[Receipt]:
+        for _ in range(TRIES):
+            # Again when somebody deleted a job between the insert and the look.
+            with suppress(Conflict):
+                return self._line.transact(lambda session: store_or_look(session, jobs, self._slot))
+        raise _others_interfere()
 
-        In this order none is missed: who becomes hungry says so, then looks; who leaves jobs commits, then asks who
-        is hungry. Not in the transaction itself, since PostgreSQL commits those that notify one after another.
-        """
-        if not exchange.leaves_ready and not exchange.newly_hungry:
-            return
-        # The exchange itself is done: a failure here costs a slow wake-up.
-        with suppress(StoreError):
-            self.more_ready = self._line.transact(lambda session: self._after(session, exchange))
+    def _doubt(self, batch: Batch, patience: float) -> None:
+        """It may be written, and nobody is told: remember what is to be made good then."""
+        if batch.claim:
+            self._unknown[self._token] = time.monotonic() + patience
+        self._doubtful |= {(one.seq, one.claim): one for one in batch.settlements}
 
-    def _after(self, session: Session, exchange: "Exchange") -> bool:
-        if exchange.leaves_ready:
-            wake(session, self._channel, exchange.batch.node)
-        if not exchange.newly_hungry:
-            return False
-        row = session.row(_ANY_READY)
-        return bool(row and row[0])
-
-    def forget(self, node: str) -> None:
-        """Its row was made anew."""
-        self._hungry.pop(node, None)
-
-
-class Exchange:
-    """One batch on its way: what is sent, and what came of it."""
-
-    receipts: Receipts
-    _state: psycopg.Cursor[Row]
-
-    def __init__(self, session: Session, batch: Batch, tally: Tally, channel: str) -> None:
-        self._session, self.batch, self._tally, self._channel = session, batch, tally, channel
-        self._lease: psycopg.Cursor[Row] | None = None
-        self._starts: psycopg.Cursor[Row] | None = None
-        self._claim: psycopg.Cursor[Row] | None = None
-        self._settling = Settling(batch.settlements)
-        self._adding = Adding((), set())
-        self._adds: Sequence[Sequence[Receipt]] = ()
-        self._claimed: Sequence[Claimed] = ()
-        self._stale: set[Fence] = set()
-        self._settled: dict[int, Status] = {}
-        self._watched: list[str] = []
-        self._lease_lost = False
-        self.newly_hungry = False
-        self.leaves_ready = self.scattered = False
-        self.names: set[str] = set()
-
-    def return_unknown(self, tokens: Sequence[int]) -> None:
+    def _hand_back(self, session: Session, batch: Batch) -> None:
         """Hand back what exchanges claimed whose commits were not answered: nobody here knows of those claims."""
-        rows = self._session.rows(_UNKNOWN, (self.batch.node, integers(tokens)))
+        rows = session.rows(_UNKNOWN, (batch.node, integers(list(self._unknown))))
         lost = Settling(
             [
                 Settlement(
@@ -238,127 +197,187 @@ class Exchange:
                     outcome=None,
                     status=Status.QUEUED,
                     attempt=attempt,
-                    settled_at=self.batch.now,
+                    settled_at=batch.now,
                 )
                 for seq, job_id, queue, claim, attempt in rows
-            ]
+            ],
+            self._slot,
         )
-        lost.send(self._session)
-        _, _, watched = lost.judge(self._tally)
-        self._watched += watched
+        lost.send(session)
+        lost.judge()
+        if rows:
+            wake(session, self._channel, batch.node)
+            notify(session, self._channel, ended_words(lost.watched))
 
-    def send(self, leases: Leases) -> None:
-        """Send what comes before the adds."""
-        batch, session = self.batch, self._session
+    def _learn(self, exchange: "Exchange") -> None:
+        """What is certain now that the transaction is committed."""
+        self._names.update(job.queue for job in exchange.stored)
+        self._scattered = exchange.scattered
+        self._doubtful.clear()
+        now = time.monotonic()
+        self._unknown = {token: until for token, until in self._unknown.items() if until > now}
+
+    def _tell(self, exchange: "Exchange") -> None:
+        """After the commit: tell other nodes what concerns them, and look once more if this one became hungry.
+
+        In this order no job is missed: who becomes hungry says so, then looks; who leaves jobs commits, then asks who
+        is hungry. Not in the transaction itself, since PostgreSQL commits those that notify one after another.
+        """
+        node, hungry = exchange.batch.node, exchange.hungry
+        # The exchange itself is done: a failure here costs a slow wake-up.
+        with suppress(StoreError):
+            if hungry is not None and self._hungry.get(node) is not hungry:
+                self._line.transact(lambda session: session.run(_HUNGRY, (hungry, node)))
+                self._hungry[node] = hungry
+                self.more_ready = hungry and self._line.transact(_any_ready)
+            if exchange.leaves_ready or exchange.watched:
+                self._line.transact(lambda session: self._notify(session, exchange))
+
+    def _notify(self, session: Session, exchange: "Exchange") -> None:
+        if exchange.leaves_ready:
+            wake(session, self._channel, exchange.batch.node)
+        notify(session, self._channel, ended_words(exchange.watched))
+
+    def forget(self, node: str) -> None:
+        """Its row was made anew."""
+        self._hungry.pop(node, None)
+
+
+def _any_ready(session: Session) -> bool:
+    row = session.row(_ANY_READY)
+    return bool(row and row[0])
+
+
+def _others_interfere() -> StoreUnavailable:
+    return StoreUnavailable("others store and delete jobs of the same ids all the time: try again")
+
+
+class Exchange:
+    """One batch on its way: what is sent, without waiting for an answer, and what came of it once it is committed."""
+
+    def __init__(self, session: Session, batch: Batch, slot: int) -> None:
+        self._session, self.batch, self._slot = session, batch, slot
+        self._starts: Answer | None = None
+        self._claim: Answer | None = None
+        self._settling = Settling(batch.settlements, slot)
+        self._adding = Adding((), set(), slot)
+        self._careful: Sequence[Sequence[Receipt]] | None = None
+        self._taken: Sequence[Receipt] = ()
+        self._claimed: Sequence[Claimed] = ()
+        self.stale: set[Fence] = set()
+        self.watched: Sequence[str] = ()
+        """ids of watched jobs that have ended"""
+
+    def renew(self, leases: Leases) -> None:
+        """Renew the node's lease."""
+        batch = self.batch
         if batch.lease_until is not None:
             until = batch.lease_until - batch.now if leases == "database" else batch.lease_until
-            self._lease = session.run(_RENEW[leases], (until, batch.node))
-        elif batch.claim:
-            self._lease = session.run(_NODE, (batch.node,))
-        now = float(batch.now)
-        self._due = session.run(_PROMOTE, (now, STEP, now, now, now, STEP))
-        if batch.starts:
-            self._starts = send_starts(session, batch.starts)
-        self._settling.send(session)
+            self._session.run(_RENEW[leases], (float(until), batch.node))
 
-    def send_adds(self, names: set[str]) -> None:
-        """Store new jobs, in the hope that nothing is in conflict."""
-        self._adding = Adding(self.batch.adds, names)
+    def promote(self) -> None:
+        """Make ready what is due, and expire what is past its time."""
+        now = float(self.batch.now)
+        self._promoted = self._session.run(_PROMOTE, (now, STEP, self._slot, now, now))
+
+    def settle(self) -> None:
+        """Write starts and settlements."""
+        if self.batch.starts:
+            self._starts = send_starts(self._session, self.batch.starts)
+        self._settling.send(self._session)
+
+    def add(self, names: set[str]) -> None:
+        """Store new jobs, in the hope that nothing is in conflict; raises `Conflict` when all or nothing is not all."""
+        self._adding = Adding(self.batch.adds, names, self._slot)
         self._adding.send(self._session)
-
-    def send_claim(self, token: int) -> None:
-        """Take ready jobs, and ask which held ones were asked to stop."""
-        batch = self.batch
-        if batch.claim:
-            limit = batch.claim
-            values = (batch.node, float(batch.now), limit, limit, token)
-            self._claim = self._session.run(_CLAIM, values)
-        self._cancelling = None
-        if batch.claim or batch.starts or batch.lease_until is not None:
-            self._cancelling = self._session.run(_CANCELLING, (batch.node,))
-
-    def judge_settlements(self, doubtful: dict[Fence, Settlement]) -> None:
-        """Learn what became of promotions, starts and settlements."""
-        self._lease_lost = self._lease is not None and self._lease.fetchone() is None
-        for status, job_id, queue, before, size, watched in self._due.fetchall():
-            self._tally.move(queue, before, status, size=size)
-            if watched:
-                self._watched.append(job_id)
-        if self._starts is not None:
-            self._stale = {(one.seq, one.claim) for one in self.batch.starts} - set(self._starts.fetchall())
-        stale, self._settled, watched_ids = self._settling.judge(self._tally)
-        if doubts := [doubtful[fence] for fence in stale & doubtful.keys()]:
-            stale -= written_before(self._session, doubts)
-        self._stale |= stale
-        self._watched += watched_ids
-
-    def judge_adds(self) -> None:
-        """Learn what became of new jobs; raises `Conflict`."""
-        self._adds = self._adding.judge(self._session, self._tally)
-        self._note_names()
+        self._adding.check()
 
     def add_with_care(self) -> None:
         """Add one after another, each after a look."""
-        self._adds = [add_with_care(self._session, add, self._tally) for add in self.batch.adds]
-        self._note_names()
+        self._careful = [add_with_care(self._session, add, self._slot) for add in self.batch.adds]
 
-    def _note_names(self) -> None:
-        self.names = {
-            job.queue
-            for add, receipts in zip(self.batch.adds, self._adds, strict=True)
-            for job, receipt in zip(add.jobs, receipts, strict=True)
-            if receipt.verdict == "stored"
-        }
+    def claim(self, token: int) -> None:
+        """Take ready jobs."""
+        if limit := self.batch.claim:
+            values = (self.batch.node, float(self.batch.now), limit, limit, token, self._slot)
+            self._claim = self._session.run(_CLAIM, values)
 
-    def judge_claim(self) -> None:
-        """Learn what was claimed."""
-        if self._claim is None:
-            return
-        rows = self._claim.fetchall()
-        rows.sort()  # by -priority, run_at, seq: what an update returns has no order
-        self._claimed = list(map(_claimed, rows))
-        readied = self._tally.readied
-        for job in self._claimed:
-            self._tally.move(job.queue, Status.QUEUED, None)
-        self._tally.readied = readied
+    def look(self) -> None:
+        """Ask how the store stands."""
+        self._asked = self._session.run(_STATE, (self.batch.node,) * 3)
+
+    def judged(self) -> "Exchange":
+        """Learn what came of it, once it is committed."""
+        self._state = State(*self._asked.rows()[0])
+        promoted, expired = self._promoted.row() or (0, None)
+        self._settling.judge()
+        self._readied = promoted + self._settling.readied
+        self.watched = [*(expired or ()), *self._settling.watched]
+        self.stale |= self._settling.stale
+        if self._starts is not None:
+            self.stale |= {(one.seq, one.claim) for one in self.batch.starts} - set(self._starts.rows())
+        if self._claim is not None:
+            # By -priority, run_at, seq: what an update returns has no order.
+            self._claimed = list(map(_claimed, sorted(self._claim.rows())))
+        return self
+
+    @property
+    def taken(self) -> Sequence[NewJob]:
+        """The new jobs whose ids were taken."""
+        return self._adding.taken
+
+    def complete(self, taken: Sequence[Receipt]) -> None:
+        """Take in the receipts of those jobs."""
+        self._taken = taken
+
+    @cached_property
+    def _adds(self) -> Sequence[Sequence[Receipt]]:
+        return self._careful if self._careful is not None else self._adding.receipts(self._taken)
+
+    @property
+    def stored(self) -> Iterator[NewJob]:
+        """The jobs that are new."""
+        for add, receipts in zip(self.batch.adds, self._adds, strict=True):
+            yield from (job for job, one in zip(add.jobs, receipts, strict=True) if one.verdict == "stored")
+
+    @property
+    def scattered(self) -> bool:
+        """Whether the counts want to be gathered."""
+        return self._state.calls > SCATTERED
 
     @property
     def hungry(self) -> bool | None:
         """Whether the node has room and found too little; None: it did not ask."""
-        if not self.batch.claim or self._lease_lost:
+        if not self.batch.claim or not self._state.alive:
             return None
         return len(self._claimed) < self.batch.claim
 
-    def finish(self) -> None:
-        """Write the counts, and ask how the store stands; what it answers comes with the commit."""
-        session, batch = self._session, self.batch
-        self._tally.write(session)
-        if self._watched:
-            notify(session, self._channel, ended_words(self._watched))
-        self._state = session.run(_STATE, (batch.node, batch.node))
+    @property
+    def leaves_ready(self) -> bool:
+        """Whether there are ready jobs for other nodes.
 
-    def concluded(self) -> "Exchange":
-        """Make the receipts, once it is committed."""
-        row = self._state.fetchone()
-        waiting, next_due, others, others_hungry, calls = row or (0, None, False, False, 0)
-        self.scattered = calls > SCATTERED
-        # A full claim may have left some as well: ready before, or passed over by a node that asked at the same time.
-        self.leaves_ready = not self.hungry and (
-            (others and self._tally.readied > 0) or (others_hungry and self.hungry is False)
-        )
-        self.receipts = Receipts(
-            lease_lost=self._lease_lost,
-            stale=frozenset(self._stale),
-            settled=self._settled,
+        A full claim may have left some as well: ready before, or passed over by a node that asked at the same time.
+        """
+        if self.hungry or not self._state.others:
+            return False
+        if self._state.others_hungry and self.hungry is False:
+            return True
+        return self._readied > 0 or any(job.status is Status.QUEUED for job in self.stored)
+
+    @property
+    def receipts(self) -> Receipts:
+        """For who asked."""
+        batch, state = self.batch, self._state
+        return Receipts(
+            lease_lost=bool(batch.claim or batch.lease_until is not None) and not state.alive,
+            stale=frozenset(self.stale),
+            settled=self._settling.changed,
             adds=self._adds,
             claimed=self._claimed,
-            waiting=waiting,
-            next_due=next_due,
-            cancelling=frozenset(self._cancelling.fetchall())
-            if self._cancelling is not None
-            else frozenset(),
+            waiting=state.waiting,
+            next_due=state.next_due,
+            cancelling=frozenset((seq, claim) for seq, claim in state.cancelling or ()),
         )
-        return self
 
 
 def _claimed(row: Row) -> Claimed:

@@ -126,6 +126,38 @@ create table counts (
 create sequence slots maxvalue 63 minvalue 0 cycle;
 create sequence calls;
 
+-- Make ready what is due at a time, and expire what is past its time, at most so many jobs of each; counted in a slot.
+-- Returns how many became ready, and the ids of the watched ones that expired.
+create function promote(at_time double precision, step bigint, in_slot bigint, out ready bigint, out watched text[])
+language plpgsql as $$
+#variable_conflict use_column
+begin
+    with overdue as (
+        select seq, status from live where expires_at is not null and node is null and expires_at <= at_time
+        order by expires_at limit step for update skip locked),
+    gone as (delete from live l using overdue o where l.seq = o.seq returning l.*),
+    expired as (
+        update jobs j set status = 'expired', finished_at = at_time, size = length(j.payload), run_at = g.run_at,
+            attempt = g.attempt, claim = g.claim, rescued = g.rescued, started_at = g.started_at, error = g.error
+        from gone g where j.seq = g.seq returning j.id, j.queue, g.status as before, j.size, g.watched),
+    due as (
+        select seq, status from live where status in ('scheduled', 'retrying') and run_at <= at_time
+            and (expires_at is null or expires_at > at_time)
+        order by run_at limit step for update skip locked),
+    queued as (
+        update live l set status = 'queued' from due d where l.seq = d.seq returning l.queue, d.status as before),
+    counted as (
+        insert into counts (queue, state, slot, jobs, size)
+        select queue, state, in_slot, sum(jobs), sum(size) from (
+            select queue, before, -1, 0 from expired union all select queue, 'expired', 1, size from expired
+            union all select queue, before, -1, 0 from queued union all select queue, 'queued', 1, 0 from queued
+        ) as m (queue, state, jobs, size) group by queue, state order by queue, state
+        on conflict (queue, state, slot) do update set
+            jobs = counts.jobs + excluded.jobs, size = counts.size + excluded.size)
+    select (select count(*) from queued), (select array_agg(e.id) from expired e where e.watched) into ready, watched;
+end
+$$;
+
 -- The message of an error, to be searched; a NUL, which no text here may hold, is left out.
 create function message_of(error bytea) returns text language sql immutable parallel safe as $$
     select regexp_replace(convert_from(error, 'UTF8'), '(?<!\\)((?:\\\\)*)\\u0000', '\1', 'g')::json ->> 'message'

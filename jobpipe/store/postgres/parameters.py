@@ -1,15 +1,16 @@
-"""Arrays of parameters in PostgreSQL's binary form, made in one go: psycopg's own lists cost ten times as much.
+"""Values of statements in PostgreSQL's binary form, arrays made in one go: psycopg's own lists cost ten times as much.
 
-The form: number of dimensions, whether there are nulls, the element's type, then length and lower bound of the
+An array: number of dimensions, whether there are nulls, the element's type, then length and lower bound of the
 dimension, then each element after its length; -1 for null (PostgreSQL's array_send).
 """
 
 import functools
 import struct
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
-from psycopg.adapt import AdaptersMap, Buffer, Dumper
-from psycopg.pq import Format
+Parameter = tuple[bytes | None, int, int]
+"""A value, the number of its type, and its form: 0 for text, 1 for binary."""
 
 _NULL = struct.pack(">i", -1)
 
@@ -18,30 +19,35 @@ class Array(bytes):
     """A whole array; each subclass is one type of elements."""
 
     __slots__ = ()
+    oid: ClassVar[int]
 
 
 class Integers(Array):
     """Whole numbers: bigint[]."""
 
     __slots__ = ()
+    oid = 1016
 
 
 class Floats(Array):
     """Numbers: double precision[]."""
 
     __slots__ = ()
+    oid = 1022
 
 
 class Texts(Array):
     """Texts: text[]."""
 
     __slots__ = ()
+    oid = 1009
 
 
 class Binaries(Array):
     """Bytes: bytea[]."""
 
     __slots__ = ()
+    oid = 1001
 
 
 def _header(element: int, length: int) -> bytes:
@@ -92,35 +98,20 @@ def _sized(element: int, values: Sequence[bytes | None]) -> bytes:
     return b"".join(parts)
 
 
-class _ArrayDumper(Dumper):
-    format = Format.BINARY
-
-    def dump(self, obj: Array) -> Buffer | None:
-        return obj
-
-
-class _IntegersDumper(_ArrayDumper):
-    oid = 1016
-
-
-class _FloatsDumper(_ArrayDumper):
-    oid = 1022
-
-
-class _TextsDumper(_ArrayDumper):
-    oid = 1009
-
-
-class _BinariesDumper(_ArrayDumper):
-    oid = 1001
-
-
-def register(adapters: AdaptersMap) -> None:
-    """Teach connections these types."""
-    for kind, dumper in (
-        (Integers, _IntegersDumper),
-        (Floats, _FloatsDumper),
-        (Texts, _TextsDumper),
-        (Binaries, _BinariesDumper),
-    ):
-        adapters.register_dumper(kind, dumper)
+def in_binary(value: object) -> Parameter:
+    """A value as it is sent."""
+    match value:
+        case Array():
+            return value, value.oid, 1
+        case bool():
+            return b"\1" if value else b"\0", 16, 1
+        case int():
+            return struct.pack(">q", value), 20, 1
+        case float():
+            return struct.pack(">d", value), 701, 1
+        case str():  # a text, or whatever else PostgreSQL takes it for
+            return value.encode(), 0, 0
+        case None:
+            return None, 0, 0
+        case _:
+            raise TypeError(f"{type(value).__name__} is no value for a statement")
