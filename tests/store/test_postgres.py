@@ -1,5 +1,6 @@
 """What only the PostgreSQL store has: several nodes on one database, its clock, its migrations, its roles."""
 
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,6 +16,7 @@ from jobpipe.store import factory
 from jobpipe.store.base import SharedStore, Store
 from jobpipe.store.postgres import PostgresStore, migrate, open_postgres
 from jobpipe.store.postgres.address import read_address
+from jobpipe.store.postgres.line import Limits, Lines
 from tests.store.server import ask, server_url, with_query
 from tests.store.test_contract import NOW, Node, add, get, look, new_job, settlement, start
 
@@ -341,6 +343,16 @@ async def test_a_server_is_not_taken_for_a_pooler(schema: str) -> None:
         address = store._lines.address
 
     assert (address.prepare, address.listen, address.pooled) == (True, True, False)
+
+
+@pytest.mark.parametrize("lease", [1, 15, 3600, 10 * 24 * 3600])
+def test_any_lease_asks_for_keepalives_that_the_system_can_do(lease: float) -> None:
+    """Linux counts to 127 of them, and refuses the connection otherwise; a test server with a socket does not tell."""
+    options = Lines(read_address("postgresql://db/jobs"), Limits(lease=lease)).options
+    with socket.socket() as tcp:
+        tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, options["keepalives_count"])
+        tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, options["keepalives_idle"])
+        tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, options["tcp_user_timeout"])
 
 
 async def test_a_server_that_is_too_old_is_refused(schema: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,8 +71,8 @@ class Limits(msgspec.Struct, frozen=True):
 
     @property
     def silence(self) -> int:
-        """For the network to answer."""
-        return max(2, round(self.lease / 5))
+        """For the network to answer. Linux takes no more than 127 keepalives, one a second here."""
+        return min(max(2, round(self.lease / 5)), 120)
 
 
 class Deadlines:
