@@ -12,15 +12,31 @@ class Watch:
     """Waits for one job to end."""
 
     def __init__(self) -> None:
-        self._over = trio.Event()
+        self._woken = trio.Event()
+        self.over = False
+        """whether the job has ended, or this node stops and can tell no more"""
 
     async def ended(self) -> None:
         """Return when the job has ended, or when this node stops and can tell no more."""
-        await self._over.wait()
+        while True:
+            await self.stirred()
+            if self.over:
+                return
+
+    async def stirred(self) -> None:
+        """The same, or the job may have ended unheard: look at it, and wait again. Each reason to look wakes once."""
+        await self._woken.wait()
+        if not self.over:
+            self._woken = trio.Event()
 
     def tell(self) -> None:
         """Wake who waits."""
-        self._over.set()
+        self.over = True
+        self._woken.set()
+
+    def stir(self) -> None:
+        """Have who waits look."""
+        self._woken.set()
 
 
 class Events:
@@ -63,6 +79,12 @@ class Events:
         """Have those who watch a job look at it: it has ended, here or elsewhere, or is gone."""
         for watch in self._watches.get(job_id, ()):
             watch.tell()
+
+    def stir(self) -> None:
+        """Have everybody look at his job: its end may have been told to nobody."""
+        for watches in self._watches.values():
+            for watch in watches:
+                watch.stir()
 
     def close(self) -> None:
         """Wake everybody: nothing more will be told."""

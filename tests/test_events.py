@@ -60,6 +60,27 @@ async def test_an_end_told_before_the_wait_is_not_missed(autojump_clock) -> None
         await watch.ended()
 
 
+async def test_who_watches_looks_when_something_may_have_been_missed(autojump_clock) -> None:
+    """Once for each reason, also for one that came before the wait; the end is another matter."""
+    events = Events()
+    with events.watch("a") as watch, events.watch("b") as other:
+        events.stir()
+        with trio.fail_after(1):
+            await watch.stirred()
+        with trio.move_on_after(1) as waiting:
+            await watch.stirred()
+        with trio.move_on_after(1) as still:
+            await other.ended()
+        events.publish("a", Status.DONE)
+        with trio.fail_after(1):
+            for _ in range(2):
+                await watch.stirred()
+
+    assert waiting.cancelled_caught
+    assert still.cancelled_caught
+    assert (watch.over, other.over) == (True, False)
+
+
 async def test_who_leaves_leaves_nothing_behind(autojump_clock) -> None:
     """Also when cancelled, and while others still watch the same job."""
     events = Events()

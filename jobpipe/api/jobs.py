@@ -109,9 +109,9 @@ async def _awaited(node: Node, job_id: str, seconds: float) -> Job:
     with node.events.watch(job_id) as watch, trio.move_on_after(seconds):
         await _expected(node, job_id)
         while (await _found(node, job_id)).status not in ENDED:
-            with trio.move_on_after(LOOK_AGAIN) as nap:
-                await watch.ended()
-            if not nap.cancelled_caught:
+            with trio.move_on_after(LOOK_AGAIN):
+                await watch.stirred()
+            if watch.over:
                 break
     return await _found(node, job_id)
 

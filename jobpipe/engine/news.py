@@ -1,9 +1,11 @@
 """What other nodes did, as a store that nodes share tells it; acted upon here."""
 
+from contextlib import suppress
 from typing import assert_never
 
 from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.ledger import Ledger
+from jobpipe.errors import StoreError
 from jobpipe.events import Events
 from jobpipe.store.base import News, SharedStore, Store
 
@@ -21,18 +23,27 @@ class Newsroom:
             return
         async with self._store.changes() as changes:
             async for news in changes:
-                self._act(news)
+                await self._act(news)
 
-    def _act(self, news: News) -> None:
+    async def _act(self, news: News) -> None:
         match news.what:
             case "look":
                 self._ledger.look()
+            case "missed":
+                await self._catch_up()
             case "cancel":
                 self._attempts.cancel_held([(news.seq, news.claim)])
             case "ended":
                 self._events.wake(news.id)
             case _:
                 assert_never(news.what)
+
+    async def _catch_up(self) -> None:
+        """Look for whatever was told while nobody listened: ready jobs, ends that are waited for, wishes to cancel."""
+        self._ledger.look()
+        self._events.stir()
+        with suppress(StoreError):  # then it is told with the next one
+            await self._ledger.renew()  # with it come the wishes
 
     async def expect(self, job_id: str) -> None:
         """Have this node told when a job ends, whichever node runs it. Raises `StoreUnavailable`."""

@@ -280,8 +280,8 @@ class Store(EngineStore, ControlStore, ReadStore, Protocol):
 class News(msgspec.Struct, frozen=True):
     """Something that another node did, or a reason to look for oneself."""
 
-    what: Literal["look", "cancel", "ended"]
-    """`look`: jobs may have become ready, and anything else may have been missed; `cancel`: a held job was asked to
+    what: Literal["look", "missed", "cancel", "ended"]
+    """`look`: jobs may have become ready; `missed`: anything may have happened; `cancel`: a held job was asked to
     stop, `seq` and `claim` say which hold; `ended`: a job that is watched has ended, or was deleted"""
     id: str = ""
     seq: int = 0
@@ -298,13 +298,13 @@ class SharedStore(Store, Protocol):
     Leases go by the store's clock alone: of `lease_until` only its distance from `now` counts.
     """
     listening: bool
-    """whether news come at once; otherwise a `look` every few seconds is all"""
+    """whether news come at once; otherwise a `missed` every few seconds is all"""
 
     def changes(self) -> AbstractAsyncContextManager[AsyncIterator[News]]:
         """Listen to what other nodes do, as long as the context is open; one listener at a time.
 
-        News may come twice, late, or not at all, and then a `look` comes instead: after each time that the connection
-        was lost, and every few seconds anyhow. So they are hints; what is true is in the store.
+        News may come twice, late, or not at all. After each time that the connection was lost comes a `missed`, and
+        every few seconds a `look`, or a `missed` while nobody listens. So they are hints; what is true is in the store.
         """
 
     async def watch(self, job_id: str) -> None:

@@ -199,7 +199,7 @@ class Door(httpx.AsyncClient):
         config.graceful_timeout = 1
         over = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve, self.app, listener, config, over.wait)
+            nursery.start_soon(serve, self.app, listener, config, over.wait)  # noqa: ASYNC113 - it listens already
             yield port
             over.set()
 

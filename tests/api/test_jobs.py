@@ -129,6 +129,24 @@ async def test_wait_hears_of_a_job_that_expires(door, autojump_clock):
     assert trio.current_time() < begun + 70
 
 
+async def test_who_waits_looks_when_an_end_may_have_been_told_to_nobody(door, autojump_clock, monkeypatch):
+    """And waits on when there was none."""
+    monkeypatch.setattr("jobpipe.api.jobs.LOOK_AGAIN", 3600)
+    await door.enqueue(id="a", delay=3600)
+    begun = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        answers = await asked(nursery, functools.partial(door.get, "/jobs/a?wait=600"))
+        door.node.events.stir()
+        await trio.testing.wait_all_tasks_blocked()
+        answered = list(answers)
+        await door.node.store.cancel(["a"], 0)
+        door.node.events.stir()
+
+    assert answered == []
+    assert answers[0].json()["status"] == "cancelled"
+    assert trio.current_time() == begun
+
+
 async def test_many_may_wait_for_one_job(door, autojump_clock):
     await door.enqueue(id="a", kind="play", payload="hold")
     async with trio.open_nursery() as nursery:

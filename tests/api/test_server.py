@@ -160,7 +160,7 @@ async def test_http_2_is_spoken_to_who_begins_with_it(serving):
         fields = {":method": "GET", ":path": "/", ":scheme": "http", ":authority": "test"}
         client.send_headers(1, list(fields.items()), end_stream=True)
         await stream.send_all(client.data_to_send())
-        seen = []
+        seen: list[h2.events.Event] = []
         while not any(isinstance(one, h2.events.StreamEnded) for one in seen):
             seen += client.receive_data(bytes(await stream.receive_some()))
 

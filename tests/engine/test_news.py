@@ -7,6 +7,7 @@ import msgspec
 import pytest
 import trio
 
+from jobpipe.errors import StoreUnavailable
 from jobpipe.job import Status
 from jobpipe.store.base import Add, Batch, News, Receipts, SharedStore
 from jobpipe.store.memory import MemoryStore
@@ -24,6 +25,8 @@ class Shared(MemoryStore):
         self.tell, self._news = trio.open_memory_channel[News](100)
         self.watched: list[str] = []
         self.cancel_when_claimed: str | None = None
+        self.wishes: frozenset[tuple[int, int]] = frozenset()
+        """to cancel held jobs, told with a renewal"""
 
     @asynccontextmanager
     async def changes(self) -> AsyncIterator[AsyncIterator[News]]:
@@ -34,11 +37,24 @@ class Shared(MemoryStore):
 
     async def exchange(self, batch: Batch) -> Receipts:
         receipts = await super().exchange(batch)
+        if batch.lease_until is not None and self.wishes:
+            return msgspec.structs.replace(receipts, cancelling=self.wishes)
         taken = [job for job in receipts.claimed if job.id == self.cancel_when_claimed]
         if not taken:
             return receipts
         await self.cancel([taken[0].id], batch.now)
         return msgspec.structs.replace(receipts, cancelling=frozenset({(taken[0].seq, taken[0].claim)}))
+
+
+class Away(Shared):
+    """One that cannot be reached at times."""
+
+    away = False
+
+    async def exchange(self, batch: Batch) -> Receipts:
+        if self.away:
+            raise StoreUnavailable("away")
+        return await super().exchange(batch)
 
 
 @pytest.fixture
@@ -111,6 +127,38 @@ async def test_who_waits_here_is_woken_by_an_end_elsewhere(autojump_clock, share
             await watch.ended()
 
     assert shared.watched == ["a"]
+
+
+async def test_what_was_told_while_nobody_listened_is_looked_for(autojump_clock, shared) -> None:
+    """At once: ready jobs, ends that somebody waits for, wishes to cancel."""
+    async with running(shared) as rig:
+        await rig.enqueue("a", ("sleep", 1000))
+        await rig.actor.begun()
+        (attempt,) = rig.node.attempts
+        await shared.cancel(["a"], NOW)
+        shared.wishes = frozenset({(attempt.job.seq, attempt.job.claim)})
+        await shared.exchange(Batch(node="n2", now=NOW, adds=[Add([new_job("b")])]))
+        with rig.node.events.watch("elsewhere") as watch, trio.fail_after(1):
+            shared.tell.send_nowait(News("missed"))
+            await watch.stirred()
+        jobs = [await rig.ended(job_id) for job_id in "ab"]
+        ended = trio.current_time()
+
+    assert [job.status for job in jobs] == [Status.CANCELLED, Status.DONE]
+    assert ended < 1
+
+
+async def test_what_cannot_be_looked_for_now_ends_nothing(autojump_clock) -> None:
+    """While the store is away, there is more to be missed."""
+    shared = Away()
+    async with running(shared, expected=["the store cannot write"]) as rig:
+        shared.away = True
+        shared.tell.send_nowait(News("missed"))
+        await trio.sleep(1)
+        shared.away = False
+        with rig.node.events.watch("a") as watch, trio.fail_after(10):
+            shared.tell.send_nowait(News("ended", "a"))
+            await watch.ended()
 
 
 async def test_a_store_that_is_not_shared_has_no_news(autojump_clock) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
@@ -68,7 +68,8 @@ class Proxy:
                 self._lose(scope)
                 return
             self._answered = False
-            await server.send_all(data)
+            with suppress(trio.BrokenResourceError):  # the server has gone
+                await server.send_all(data)
         scope.cancel()
 
     async def _back(

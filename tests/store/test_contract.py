@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import trio
 
+from jobpipe.errors import StoreError
 from jobpipe.job import (
     ATTEMPTS_KEPT,
     ENDED,
@@ -188,6 +189,35 @@ async def bring_to(node: Node, status: Status, job_id: str = "a", **changes: Any
     elif status is not Status.RUNNING:
         await node.settle(job, outcome)
     return job
+
+
+# --- the store itself -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [StoreError("wrong"), KeyError("wrong"), KeyboardInterrupt()])
+async def test_what_goes_wrong_while_a_store_is_open_comes_out_as_itself(
+    open_store: Any, error: BaseException
+) -> None:
+    """Not in a group, whatever tasks the store has; and nothing else is told of it."""
+    with pytest.raises(type(error)) as caught:  # noqa: PT012 - the store around it is what is tried
+        async with open_store() as store:
+            await add(store, new_job())
+            raise error
+
+    assert caught.value is error
+    assert error.__cause__ is error.__context__ is None
+
+
+async def test_a_cancel_while_a_store_is_open_is_a_cancel(open_store: Any) -> None:
+    """It ends the scope that was cancelled, and no other one."""
+    with trio.CancelScope() as outer, trio.CancelScope() as inner:
+        async with open_store() as store:
+            await add(store, new_job())
+            inner.cancel()
+            await trio.sleep_forever()
+
+    assert inner.cancelled_caught
+    assert not outer.cancelled_caught
 
 
 # --- adds -------------------------------------------------------------------------------------------------------------

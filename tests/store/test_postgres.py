@@ -1,5 +1,6 @@
 """What only the PostgreSQL store has: several nodes on one database, its clock, its migrations, its roles."""
 
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,6 +16,7 @@ from jobpipe.store import factory
 from jobpipe.store.base import SharedStore, Store
 from jobpipe.store.postgres import PostgresStore, migrate, open_postgres
 from jobpipe.store.postgres.address import read_address
+from jobpipe.store.postgres.line import Limits, Lines
 from tests.store.server import ask, server_url, with_query
 from tests.store.test_contract import NOW, Node, add, get, look, new_job, settlement, start
 
@@ -314,6 +316,53 @@ def test_a_wrong_part_of_an_address_is_refused(part: str) -> None:
     """Before anything is opened."""
     with pytest.raises(StoreError, match=part.split("=", maxsplit=1)[0]):
         read_address(f"postgresql://db/jobs?{part}")
+
+
+@pytest.mark.parametrize(
+    ("more", "prepare", "listen"),
+    [
+        ("", False, False),
+        ("&prepare=on", True, False),
+        ("&listen=on", False, True),
+        ("&listen=off", False, False),
+    ],
+)
+def test_behind_a_pooler_what_it_might_lose_is_off_unless_it_is_asked_for(
+    more: str, prepare: bool, listen: bool
+) -> None:
+    """Prepared statements and notifications; tests/process/nodes/test_pooler.py has a real one."""
+    address = read_address(f"postgresql://db/jobs?schema=mine{more}").behind_a_pooler()
+
+    assert (address.prepare, address.listen) == (prepare, listen)
+    assert address.schema == "mine"
+
+
+async def test_a_server_is_not_taken_for_a_pooler(schema: str) -> None:
+    """It names its own process."""
+    async with open_postgres(url_of(schema)) as store:
+        address = store._lines.address
+
+    assert (address.prepare, address.listen, address.pooled) == (True, True, False)
+
+
+@pytest.mark.parametrize("lease", [1, 15, 3600, 10 * 24 * 3600])
+def test_any_lease_asks_for_keepalives_that_the_system_can_do(lease: float) -> None:
+    """Linux counts to 127 of them, and refuses the connection otherwise; a test server with a socket does not tell."""
+    options = Lines(read_address("postgresql://db/jobs"), Limits(lease=lease)).options
+    with socket.socket() as tcp:
+        tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, options["keepalives_count"])
+        tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, options["keepalives_idle"])
+        tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, options["tcp_user_timeout"])
+
+
+async def test_a_server_that_is_too_old_is_refused(schema: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what is needed, and before anything is made in it."""
+    monkeypatch.setattr("jobpipe.store.postgres.opening.OLDEST", 990000)
+    with pytest.raises(StoreError, match="is too old: PostgreSQL 99 or newer is needed"):
+        async with open_postgres(url_of(schema)):
+            pass
+
+    assert ask("select count(*) from pg_namespace where nspname = %s", schema) == [(0,)]
 
 
 async def test_a_server_that_is_not_there_is_told_of(tmp_path: Any) -> None:

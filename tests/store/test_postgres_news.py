@@ -15,7 +15,7 @@ from jobpipe.store.postgres.words import LONGEST, ended_words, news
 from tests.store.server import ask, server_url, with_query
 from tests.store.test_contract import LATER, NOW, Node, add, get, new_job
 
-LOOK = News("look")
+LOOK, MISSED = News("look"), News("missed")
 
 
 class Listener:
@@ -36,7 +36,7 @@ async def listening(schema: str, name: str) -> AsyncIterator[Listener]:
     async with open_postgres(with_query(server_url(), schema=schema)) as store, store.changes() as stream:
         listener = Listener(store, stream, name)
         await listener.node.join(lease_until=NOW + 100)
-        assert await listener.next() == LOOK
+        assert await listener.next() == MISSED
         assert store.listening
         yield listener
 
@@ -220,7 +220,7 @@ async def test_to_watch_a_job_that_is_not_there_or_has_ended_changes_nothing(pai
 
 
 async def test_a_node_that_lost_its_connection_listens_again(pair: Any, schema: str) -> None:
-    """And is told to look, for what it may have missed."""
+    """And is told that it may have missed something."""
     one, other = pair
     assert not await other.node.claim(5)
     ask(
@@ -228,7 +228,7 @@ async def test_a_node_that_lost_its_connection_listens_again(pair: Any, schema: 
         f"%{schema}%",
     )
 
-    assert await other.next() == LOOK
+    assert await other.next() == MISSED
     await add(one.store, new_job())
     assert await other.next() == LOOK
 
@@ -244,7 +244,7 @@ async def test_where_nothing_is_told_a_node_looks_every_few_seconds(
     ):
         told = [await anext(stream) for _ in range(3)]
 
-        assert told == [LOOK] * 3
+        assert told == [MISSED] * 3
         assert not store.listening
 
 
@@ -261,7 +261,25 @@ async def test_a_listener_that_lags_is_told_to_look(schema: str, monkeypatch: py
         ask("select pg_notify(%s, 'ended last')", f"jobpipe {schema}")
 
         assert told == [News("ended", id=f"j{number}") for number in range(3)]
-        assert [await one.next(), await one.next()] == [LOOK, News("ended", id="last")]
+        assert [await one.next(), await one.next()] == [MISSED, News("ended", id="last")]
+
+
+async def test_what_is_told_while_the_connection_shows_that_it_lives_is_heard(
+    schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it has to show it all the time, so whatever is told comes together with an answer."""
+    monkeypatch.setattr("jobpipe.store.postgres.listening.PROBE_EVERY", 0)
+    async with listening(schema, "one") as one:
+        for number in range(20):
+            ask("select pg_notify(%s, %s)", f"jobpipe {schema}", f"ended j{number}")
+            assert await one.next() == News("ended", id=f"j{number}")
+
+
+async def test_what_goes_wrong_while_a_node_listens_comes_out_as_itself(pair: Any) -> None:
+    """Not in a group, though there are tasks that listen."""
+    with pytest.raises(KeyError):
+        async with pair[0].store.changes():
+            raise KeyError
 
 
 def test_many_ids_go_into_several_notifications() -> None:

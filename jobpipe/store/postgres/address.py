@@ -23,15 +23,28 @@ class Address(msgspec.Struct, frozen=True):
     """whether statements are prepared; a pooler that can't follow them needs it off"""
     listen: bool = True
     """whether to listen for notifications; through a pooler that swaps connections none arrive"""
+    chosen: frozenset[str] = frozenset()
+    """which of these two the setting names; where it does not, a pooler decides (`behind_a_pooler`)"""
+    pooled: bool = False
+    """whether a pooler stands before the database"""
 
     @property
     def channel(self) -> str:
         """On which nodes are told of changes; as the SQL function `channel` has it."""
         return f"jobpipe {self.schema}"
 
+    def behind_a_pooler(self) -> "Address":
+        """The same where there is a pooler, which may swap connections: what it might lose is off unless asked for."""
+        return msgspec.structs.replace(
+            self,
+            prepare=self.prepare and "prepare" in self.chosen,
+            listen=self.listen and "listen" in self.chosen,
+            pooled=True,
+        )
+
 
 def read_address(url: str) -> Address:
-    """Read `postgresql://...`: what libpq knows, and `schema=`, `prepare=off`, `listen=off` of our own.
+    """Read `postgresql://...`: what libpq knows, and `schema=`, `prepare=on|off`, `listen=on|off` of our own.
 
     Raises `StoreError` when a part of our own is wrong.
     """
@@ -52,6 +65,7 @@ def read_address(url: str) -> Address:
         schema=schema,
         prepare=_switch("prepare", ours),
         listen=_switch("listen", ours),
+        chosen=frozenset(ours) & {"prepare", "listen"},
     )
 
 

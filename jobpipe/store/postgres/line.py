@@ -5,7 +5,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import psycopg
@@ -32,14 +32,16 @@ _SETTINGS = (
     "set_config('synchronous_commit', %(durable)s, {local})"
 )
 
-_LASTING = _SETTINGS.format(local="false") + " where pg_backend_pid() = %(pid)s"
+_WHOLE = ", set_config('transaction_timeout', %(transaction)s, {local})"
+"""Also when only a part of what was sent has arrived; PostgreSQL has it from 17 on."""
+
+_WHOLE_SINCE = 170000
+
+_LASTING = " where pg_backend_pid() = %(pid)s"
 """For as long as the connection stands, if it leads to the server itself: the process there is the one that greeted us.
 
 A pooler, which may share its connections between transactions, greets with a number that it made up.
 """
-_PASSING = _SETTINGS.format(local="true")
-"""For the transaction alone, as it must be through poolers."""
-
 
 _READ = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
@@ -71,8 +73,8 @@ class Limits(msgspec.Struct, frozen=True):
 
     @property
     def silence(self) -> int:
-        """For the network to answer."""
-        return max(2, round(self.lease / 5))
+        """For the network to answer. Linux takes no more than 127 keepalives, one a second here."""
+        return min(max(2, round(self.lease / 5)), 120)
 
 
 class Deadlines:
@@ -140,7 +142,8 @@ class Lines:
         """Make the settings of every transaction for good, unless a pooler may be in between."""
         values = self._settings | {"pid": connection.info.backend_pid}
         with self.deadlines.bound(connection, self.limits.statement):
-            connection.tuned = connection.execute(_LASTING.encode(), values).fetchone() is not None
+            text = _settings_of(connection, local="false") + _LASTING
+            connection.tuned = connection.execute(text.encode(), values).fetchone() is not None
 
     @contextmanager
     def transaction(self, connection: Connection) -> Iterator[Session]:
@@ -153,7 +156,8 @@ class Lines:
             try:
                 session.begin(_READ if connection.read_only else b"BEGIN")
                 if not connection.tuned:
-                    session.run(_PASSING, self._settings)
+                    # For the transaction alone, as it must be through poolers.
+                    session.run(_settings_of(connection, local="true"), self._settings)
                 yield session
                 committing = True
                 session.end()
@@ -178,6 +182,10 @@ class Lines:
             "transaction": f"{self.limits.transaction * 1000:.0f}",
             "durable": "on" if self.limits.durable_commits else "off",
         }
+
+
+def _settings_of(connection: Connection, *, local: Literal["true", "false"]) -> str:
+    return (_SETTINGS + _WHOLE * (connection.info.server_version >= _WHOLE_SINCE)).format(local=local)
 
 
 class Line:

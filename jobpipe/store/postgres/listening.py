@@ -1,5 +1,6 @@
 """The connection that listens: its socket is waited on by Trio, and it is made anew whenever it is lost."""
 
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -8,6 +9,7 @@ import structlog
 import trio
 
 from jobpipe.store.base import News
+from jobpipe.store.postgres.beside import beside
 from jobpipe.store.postgres.line import Lines
 from jobpipe.store.postgres.session import Connection
 from jobpipe.store.postgres.words import news
@@ -22,9 +24,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds before a lost connection is made anew, doubled from try to try."""
 
 WAITING_NEWS = 10_000
-"""How many news may wait; after more there is one `look` for all that were not kept."""
+"""How many news may wait; after more there is one `missed` for all that were not kept."""
 
-LOOK = News("look")
+LOOK, MISSED = News("look"), News("missed")
 
 log = structlog.get_logger("jobpipe")
 
@@ -36,6 +38,7 @@ class Listening:
         self._lines = lines
         self._send: trio.MemorySendChannel[News] | None = None
         self._missed = False
+        self._beside_answers: deque[str] = deque()
         self.up = False
         """whether the connection stands"""
 
@@ -43,17 +46,14 @@ class Listening:
     async def heard(self) -> AsyncIterator[AsyncIterator[News]]:
         """Listen as long as the context is open."""
         send, receive = trio.open_memory_channel[News](WAITING_NEWS)
-        async with trio.open_nursery() as nursery:
-            with send, receive:
-                self._send = send
-                nursery.start_soon(self._remind)
-                if self._lines.address.listen:
-                    nursery.start_soon(self._listen)
+        tasks = [self._remind, self._listen] if self._lines.address.listen else [self._remind]
+        with send, receive:
+            self._send = send
+            async with beside(*tasks):
                 try:
                     yield receive
                 finally:
                     self._send = None
-                    nursery.cancel_scope.cancel()
 
     def tell(self, one: News) -> None:
         """Hand something on that this process found out by itself."""
@@ -61,7 +61,7 @@ class Listening:
             return
         try:
             if self._missed:
-                self._send.send_nowait(LOOK)
+                self._send.send_nowait(MISSED)
                 self._missed = False
             self._send.send_nowait(one)
         except trio.WouldBlock:
@@ -70,7 +70,7 @@ class Listening:
     async def _remind(self) -> None:
         while True:
             await trio.sleep(LOOK_EVERY)
-            self.tell(LOOK)
+            self.tell(LOOK if self.up else MISSED)
 
     async def _listen(self) -> None:
         pause = FIRST_PAUSE
@@ -87,7 +87,7 @@ class Listening:
             pause = FIRST_PAUSE
             try:
                 self.up = True
-                self.tell(LOOK)  # what was told while nobody listened
+                self.tell(MISSED)  # what was told while nobody listened
                 await self._hear(connection)
             except (psycopg.Error, OSError) as error:
                 log.warning("the connection that listens to other nodes was lost", error=_first_line(error))
@@ -98,6 +98,9 @@ class Listening:
 
     def _connect(self) -> Connection:
         connection = self._lines.connect()
+        # What comes together with an answer: psycopg takes it out of what `notifies` would give.
+        self._beside_answers.clear()
+        connection.add_notify_handler(lambda notification: self._beside_answers.append(notification.payload))
         try:
             connection.execute(f'listen "{self._lines.address.channel}"'.encode())
         except BaseException:
@@ -114,10 +117,16 @@ class Listening:
                 silent = False
             if silent:
                 await self._probe(connection)
-            connection.pgconn.consume_input()
+            else:
+                connection.pgconn.consume_input()
             while (notification := connection.pgconn.notifies()) is not None:
-                for one in news(notification.extra.decode()):
-                    self.tell(one)
+                self._told(notification.extra.decode())
+            while self._beside_answers:
+                self._told(self._beside_answers.popleft())
+
+    def _told(self, word: str) -> None:
+        for one in news(word):
+            self.tell(one)
 
     async def _probe(self, connection: Connection) -> None:
         """Ask for an answer; one that does not come in time means that the connection is dead."""

@@ -1,6 +1,7 @@
 """The database before it is used: its checks and its migrations."""
 
 import psycopg
+import structlog
 from psycopg import sql
 
 from jobpipe.errors import StoreError
@@ -19,6 +20,9 @@ _VERSIONS = (
     "create table if not exists versions "
     "(version int primary key, applied_at timestamptz not null default now())"
 )
+
+
+log = structlog.get_logger("jobpipe")
 
 
 def migrate(url: str) -> str:
@@ -45,6 +49,20 @@ def prepare(lines: Lines) -> tuple[int, int]:
         if version > newest or _version(connection, lines.address.schema) > newest:
             raise _newer(lines.address, _version(connection, lines.address.schema), newest)
         return version, newest
+
+
+def suited(address: Address, connection: Connection) -> Address:
+    """The address as it has to be used: more carefully where `connection` leads to a pooler.
+
+    A pooler answers in the server's place when a client connects, and makes up the number of the process, which
+    it needs to pass on cancels; so the number is not that of the process which carries out a statement.
+    """
+    row = connection.execute("select pg_backend_pid()").fetchone()
+    if row is None or row[0] == connection.info.backend_pid:
+        return address
+    careful = address.behind_a_pooler()
+    log.info("a pooler stands before the database", prepare=careful.prepare, listen=careful.listen)
+    return careful
 
 
 def _newer(address: Address, version: int, newest: int) -> StoreError:

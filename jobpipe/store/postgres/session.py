@@ -143,7 +143,10 @@ class Session:
     def received(self, answer: Answer) -> PGresult:
         """Wait for an answer."""
         if answer.result is None:
-            self._pgconn.send_flush_request()
+            # A sync, not a mere flush: after it the server knows that it waits for us, and for how long it may; else
+            # a transaction whose client has fallen silent keeps its locks until the network tells.
+            self._pgconn.pipeline_sync()
+            self._ask()
         while answer.result is None:
             self._receive()
         return answer.result

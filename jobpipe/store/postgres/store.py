@@ -14,12 +14,13 @@ from jobpipe.errors import StoreError
 from jobpipe.job import Job
 from jobpipe.store.base import Batch, Change, Filter, News, Page, QueueState, Receipts, Rescued, Retention
 from jobpipe.store.postgres import reader
-from jobpipe.store.postgres.address import Leases, read_address
+from jobpipe.store.postgres.address import Address, Leases, read_address
+from jobpipe.store.postgres.beside import beside
 from jobpipe.store.postgres.control import Control
 from jobpipe.store.postgres.house import House
 from jobpipe.store.postgres.line import Limits, Line, Lines, mapped
 from jobpipe.store.postgres.listening import LOOK, Listening
-from jobpipe.store.postgres.opening import prepare
+from jobpipe.store.postgres.opening import prepare, suited
 from jobpipe.store.postgres.session import Connection, Session
 from jobpipe.store.postgres.vacuum import Vacuum
 from jobpipe.store.postgres.writer import Writer
@@ -179,30 +180,27 @@ async def open_postgres(
     caller's is for tests with made-up times. Without `durable_commits` a commit does not wait for the server's disk.
     Raises `StoreError` when the database cannot be used.
     """
-    lines = Lines(read_address(url), Limits(lease=lease, durable_commits=durable_commits))
-    slot = await trio.to_thread.run_sync(_prepared, lines)
+    limits = Limits(lease=lease, durable_commits=durable_commits)
+    address, slot = await trio.to_thread.run_sync(_prepared, Lines(read_address(url), limits))
+    lines = Lines(address, limits)
     with _pool(lines) as pool:
         store = PostgresStore(lines, leases, pool, slot)
-        async with trio.open_nursery() as keepers:
-            keepers.start_soon(store.keep)
-            keepers.start_soon(store.vacuum.run)
+        async with beside(store.keep, store.vacuum.run):
             try:
                 yield store
             finally:
-                keepers.cancel_scope.cancel()
-                await trio.lowlevel.cancel_shielded_checkpoint()
                 store.close()
 
 
-def _prepared(lines: Lines) -> int:
-    """Make the database ready; returns a slot for counts that few others have."""
+def _prepared(lines: Lines) -> tuple[Address, int]:
+    """Make the database ready; returns the address as it has to be used, and a slot for counts that few others have."""
     prepare(lines)
     with mapped(lines.address), lines.connect() as connection:
         query = f"select nextval('\"{lines.address.schema}\".slots')"
         row = connection.execute(query.encode()).fetchone()
-    if row is None:
-        raise StoreError(f"{lines.address.shown}: no slot for counts")
-    return int(row[0])
+        if row is None:
+            raise StoreError(f"{lines.address.shown}: no slot for counts")
+        return suited(lines.address, connection), int(row[0])
 
 
 @contextmanager

@@ -58,7 +58,8 @@ class Vacuum:
         try:
             connection = self._lines.connect()
             with closing(connection), self._lines.deadlines.bound(connection, LONGEST):
-                connection.execute(f"set statement_timeout = '{LONGEST:.0f}s'".encode())
+                if not self._lines.address.pooled:  # there it would stay with whoever has the connection next
+                    connection.execute(f"set statement_timeout = '{LONGEST:.0f}s'".encode())
                 self._vacuum(connection, "live")
                 if self._cold >= COLD_DEAD and self._cold >= COLD_SHARE * self._rows(connection):
                     self._cold = 0
