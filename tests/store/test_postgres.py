@@ -424,8 +424,8 @@ async def test_a_commit_waits_for_the_disk_as_sync_says(schema: str, sync: Any, 
     async with factory.open_store(url_of(schema), sync) as store:
         assert isinstance(store, PostgresStore)
         line = store._engine_line
-        found = await trio.to_thread.run_sync(
-            line.transact, lambda session: session.row("select current_setting('synchronous_commit')")
+        found = await line.transact(
+            lambda session: session.row("select current_setting('synchronous_commit')")
         )
 
         assert found == (commits,)

@@ -2,20 +2,23 @@
 
 import tempfile
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import trio
+import trio.testing
 
 from jobpipe.errors import StoreUnavailable
 from jobpipe.job import Outcome, Status
 from jobpipe.store.base import News
 from jobpipe.store.postgres import PostgresStore, open_postgres
-from jobpipe.store.postgres.session import Session
+from jobpipe.store.postgres.address import read_address
+from jobpipe.store.postgres.line import Limits, Lines
+from jobpipe.store.postgres.session import Connection, Session
 from tests.store.proxy import Proxy, open_proxy
 from tests.store.server import OwnServer, ask, server_url, with_query
 from tests.store.test_contract import LATER, NOW, Node, add, get, listed, look, new_job, settlement, start
@@ -69,7 +72,7 @@ async def test_settings_stay_on_a_connection_of_ones_own_alone(
     proxy.cut()
     await _tried_until_it_works(lambda: add(node.store, new_job()))
     line = node.store._engine_line  # type: ignore[attr-defined]  # that of PostgreSQL has one
-    within = await trio.to_thread.run_sync(line.transact, lambda session: session.row(PATH))
+    within = await line.transact(lambda session: session.row(PATH))
     after = await trio.to_thread.run_sync(lambda: line._connection.execute(PATH).fetchone())
 
     assert within == (f'"{schema}", pg_temp',)
@@ -158,6 +161,70 @@ async def test_a_silent_database_is_given_up_within_the_lease(node: Node, proxy:
         claimed = await _tried_until_it_works(node.claim)
 
     assert [job.id for job in claimed] == ["a"]
+
+
+async def test_who_is_cancelled_while_it_reads_does_not_wait(node: Node, proxy: Proxy) -> None:
+    """Though the database does not answer; its connection is of no more use, and made anew."""
+    await node.store.ping()
+    proxy.mode = "silent"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.store.queues)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        nursery.cancel_scope.cancel()
+    proxy.mode = "open"
+
+    assert await node.store.queues() == []
+
+
+async def test_who_is_cancelled_while_it_writes_waits_until_it_is_written(node: Node) -> None:
+    """All of it: what another step of the same transaction writes too."""
+    assert isinstance(node.store, PostgresStore)
+    line, begun, goes_on = node.store._engine_line, trio.Event(), trio.Event()
+
+    async def pause_two(session: Session) -> None:
+        await session.rows("insert into queues values ('a', true)")
+        begun.set()
+        await goes_on.wait()
+        session.run("insert into queues values ('b', true)")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(line.transact, pause_two)
+        await begun.wait()
+        nursery.cancel_scope.cancel()
+        goes_on.set()
+
+    assert [queue.name for queue in await node.store.queues()] == ["a", "b"]
+
+
+@pytest.mark.parametrize("why", ["cancelled", "too slow"])
+async def test_a_connection_that_nobody_waits_for_any_more_is_closed(schema: str, why: str) -> None:
+    """As soon as it is made: in a thread, which cannot be stopped."""
+    lines = Lines(read_address(with_query(server_url(), schema=schema)), Limits(lease=LEASE))
+    made: list[Connection] = []
+    goes_on = threading.Event()
+
+    def prepare(connection: Connection) -> None:
+        made.append(connection)
+        goes_on.wait()
+
+    with trio.move_on_after(0.5 if why == "cancelled" else 10), suppress(psycopg.OperationalError):
+        await lines.opened(prepare, 0.5 if why == "too slow" else 10)
+    open_still = [connection.closed for connection in made]
+    goes_on.set()
+    with trio.fail_after(10):
+        while not made[0].closed:  # noqa: ASYNC110 - a thread does it
+            await trio.sleep(0.01)
+
+    assert open_still == [False]
+
+
+async def test_what_is_larger_than_a_socket_holds_goes_both_ways(node: Node) -> None:
+    """Twenty megabytes of new jobs in one transaction, and then of claimed ones."""
+    jobs = [new_job(f"j{number:02}", payload=b'"%s"' % (b"%02d" % number * 100_000)) for number in range(100)]
+    await add(node.store, *jobs)
+    claimed = await node.claim(100)
+
+    assert [job.payload for job in claimed] == [job.payload for job in jobs]
 
 
 async def _fails(verb: Any) -> None:
@@ -317,26 +384,26 @@ async def test_a_node_that_falls_silent_in_a_transaction_keeps_its_locks_no_long
         pytest.skip("before PostgreSQL 17 a half-sent transaction is noticed by the network only")
     await add(node.store, new_job())
     assert isinstance(node.store, PostgresStore)
-    line, held = node.store._engine_line, threading.Event()
+    line, held = node.store._engine_line, trio.Event()
 
-    def hold(session: Session) -> None:
-        row = session.run("select seq from live for update")
+    async def hold(session: Session) -> None:
+        session.run("select seq from live for update")
         if asked == "an answer":
-            row.row()
+            await session.answered()
         else:
             session._pgconn.send_flush_request()
-            session._flush()
+            await session._flush()
         held.set()
-        time.sleep(0.2 + line._lines.limits.transaction)  # as long as the network is away
+        await trio.sleep(0.2 + line._lines.limits.transaction)  # as long as the network is away
 
     async with beside(schema) as other, trio.open_nursery() as nursery:
 
         async def held_by_it() -> None:
             with suppress(StoreUnavailable):
-                await trio.to_thread.run_sync(line.transact, hold)
+                await line.transact(hold)
 
         nursery.start_soon(held_by_it)
-        await trio.to_thread.run_sync(held.wait)
+        await held.wait()
         proxy.mode = "silent"
         await other.cancel(["a"], NOW)
         proxy.mode = "open"
@@ -352,14 +419,14 @@ async def test_deadlocks_are_tried_again(node: Node, schema: str) -> None:
     line = node.store._engine_line  # type: ignore[attr-defined]  # that of PostgreSQL has one
     tries: list[int] = []
 
-    def verb(session: Any) -> int:
-        session.row(f"select from {schema}.live where seq = %s for update", (jobs[len(tries) % 2].seq,))
+    async def verb(session: Any) -> int:
+        await session.row(f"select from {schema}.live where seq = %s for update", (jobs[len(tries) % 2].seq,))
         tries.append(1)
         if len(tries) < 3:
-            session.rows("do $$ begin raise exception using errcode = 'deadlock_detected'; end $$")
+            await session.rows("do $$ begin raise exception using errcode = 'deadlock_detected'; end $$")
         return len(tries)
 
-    assert await trio.to_thread.run_sync(line.transact, verb) == 3
+    assert await line.transact(verb) == 3
 
 
 async def test_what_was_written_before_an_error_is_undone(node: Node, schema: str) -> None:

@@ -1,9 +1,10 @@
 """The cost of a verb does not grow with the tables: with a million jobs each reads a handful of rows by an index."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import trio
 
 from jobpipe.job import Outcome, Status
 from jobpipe.store.base import STEP, Add, Batch, Filter, Retention
@@ -11,7 +12,7 @@ from jobpipe.store.postgres import migrate, reader
 from jobpipe.store.postgres.address import read_address
 from jobpipe.store.postgres.control import Control
 from jobpipe.store.postgres.house import House
-from jobpipe.store.postgres.line import Limits, Line, Lines
+from jobpipe.store.postgres.line import Limits, Line, Lines, Verb
 from jobpipe.store.postgres.session import Session
 from jobpipe.store.postgres.writer import Writer
 from tests.store.server import ask, new_schema, server_url, with_query
@@ -65,19 +66,19 @@ class Counting(Line):
         self._schema = lines.address.schema
         self.whole = self.by_index = 0
 
-    def transact(self, verb: Callable[[Session], Any]) -> Any:
-        def counted(session: Session) -> Any:
-            before = self._read(session)
-            done = verb(session)
-            after = self._read(session)
+    async def transact(self, verb: Verb[Any]) -> Any:
+        async def counted(session: Session) -> Any:
+            before = await self._read(session)
+            done = await verb(session)
+            after = await self._read(session)
             self.whole, self.by_index = after[0] - before[0], after[1] - before[1]
             return done
 
-        return super().transact(counted)
+        return await super().transact(counted)
 
-    def _read(self, session: Session) -> tuple[int, int]:
+    async def _read(self, session: Session) -> tuple[int, int]:
         # Earlier transactions are in it too, as long as the server has not gathered what they counted.
-        rows = session.rows(_READ, (self._schema,))
+        rows = await session.rows(_READ, (self._schema,))
         return sum(row[1] or 0 for row in rows), sum(row[2] or 0 for row in rows)
 
 
@@ -90,7 +91,7 @@ def line() -> Iterator[Counting]:
         for sql in FILL:
             ask(sql.format(schema))
         opened = Counting(Lines(read_address(url), Limits(lease=60.0)))
-        House(opened, 1, "caller", "plans").join("n", NOW, LATER)
+        trio.run(House(opened, 1, "caller", "plans").join, "n", NOW, LATER)
         try:
             yield opened
         finally:
@@ -112,11 +113,11 @@ def house(line: Counting) -> House:
     return House(line, 1, "caller", "plans")
 
 
-def test_an_exchange_reads_the_rows_that_it_writes(line: Counting, writer: Writer) -> None:
+async def test_an_exchange_reads_the_rows_that_it_writes(line: Counting, writer: Writer) -> None:
     """Claims, starts, settlements and adds, over three queues of a hundred thousand jobs."""
-    claimed = writer.exchange(Batch(node="n", now=NOW, claim=30), 1.0).claimed
+    claimed = (await writer.exchange(Batch(node="n", now=NOW, claim=30), 1.0)).claimed
     first = (line.whole, line.by_index)
-    writer.exchange(
+    await writer.exchange(
         Batch(
             node="n",
             now=NOW,
@@ -129,7 +130,7 @@ def test_an_exchange_reads_the_rows_that_it_writes(line: Counting, writer: Write
         1.0,
     )
     second = (line.whole, line.by_index)
-    writer.exchange(
+    await writer.exchange(
         Batch(
             node="n",
             now=NOW,
@@ -145,16 +146,18 @@ def test_an_exchange_reads_the_rows_that_it_writes(line: Counting, writer: Write
     assert line.by_index <= 20 * 10
 
 
-def test_an_exchange_that_has_nothing_to_do_reads_next_to_nothing(line: Counting, writer: Writer) -> None:
+async def test_an_exchange_that_has_nothing_to_do_reads_next_to_nothing(
+    line: Counting, writer: Writer
+) -> None:
     """As an idle node's heartbeat."""
-    writer.exchange(Batch(node="n", now=NOW, lease_until=LATER), 1.0)
+    await writer.exchange(Batch(node="n", now=NOW, lease_until=LATER), 1.0)
 
     assert (line.whole, line.by_index <= 10) == (0, True)
 
 
-def test_a_promotion_reads_what_is_due(line: Counting, writer: Writer) -> None:
+async def test_a_promotion_reads_what_is_due(line: Counting, writer: Writer) -> None:
     """Of fifty thousand jobs that wait for a time, and twenty-five thousand that may expire."""
-    due = writer.exchange(Batch(node="n", now=LATER + 1100), 1.0)
+    due = await writer.exchange(Batch(node="n", now=LATER + 1100), 1.0)
 
     assert due.next_due is not None
     assert due.next_due > LATER + 1100
@@ -162,19 +165,19 @@ def test_a_promotion_reads_what_is_due(line: Counting, writer: Writer) -> None:
 
 
 @pytest.mark.parametrize("verb", ["cancel", "retry", "delete", "cancel ended", "absent"])
-def test_what_is_asked_of_a_job_reads_that_job(line: Counting, control: Control, verb: str) -> None:
+async def test_what_is_asked_of_a_job_reads_that_job(line: Counting, control: Control, verb: str) -> None:
     """By its id."""
     match verb:
         case "cancel":
-            control.cancel(["w9999"], NOW)
+            await control.cancel(["w9999"], NOW)
         case "retry":
-            control.retry(["e9999"], NOW)
+            await control.retry(["e9999"], NOW)
         case "delete":
-            control.delete(["e9998"])
+            await control.delete(["e9998"])
         case "cancel ended":
-            control.cancel(["e9997"], NOW)
+            await control.cancel(["e9997"], NOW)
         case _:
-            control.cancel(["absent"], NOW)
+            await control.cancel(["absent"], NOW)
 
     assert (line.whole, line.by_index <= 30) == (0, True)
 
@@ -188,19 +191,19 @@ def test_what_is_asked_of_a_job_reads_that_job(line: Counting, control: Control,
     ],
     ids=["nothing", "old", "many"],
 )
-def test_a_prune_reads_a_step(line: Counting, house: House, retention: Retention) -> None:
+async def test_a_prune_reads_a_step(line: Counting, house: House, retention: Retention) -> None:
     """The oldest of each status, however many have ended."""
-    pruned = house.prune(NOW + 100.01, retention)
+    pruned = await house.prune(NOW + 100.01, retention)
 
     assert pruned == (0 if retention is KEEP_ALL else STEP)
     assert (line.whole, line.by_index <= 20 * STEP) == (0, True)
 
 
-def test_a_rescue_reads_what_is_held(line: Counting, writer: Writer, house: House) -> None:
+async def test_a_rescue_reads_what_is_held(line: Counting, writer: Writer, house: House) -> None:
     """And takes it back a step at a time."""
-    house.join("dead", NOW, NOW + 1)
-    claimed = writer.exchange(Batch(node="dead", now=NOW, claim=50), 1.0).claimed
-    rescued = house.rescue("n", NOW + 2)
+    await house.join("dead", NOW, NOW + 1)
+    claimed = (await writer.exchange(Batch(node="dead", now=NOW, claim=50), 1.0)).claimed
+    rescued = await house.rescue("n", NOW + 2)
 
     assert {job.id for job in rescued} == {job.id for job in claimed}
     assert (line.whole, line.by_index <= 20 * 100) == (0, True)
@@ -211,9 +214,9 @@ def test_a_rescue_reads_what_is_held(line: Counting, writer: Writer, house: Hous
     [{}, *({"status": status} for status in Status), {"tag": "rare"}, {"queue": "default"}],
     ids=str,
 )
-def test_a_list_reads_about_what_it_shows(line: Counting, where: dict[str, Any]) -> None:
+async def test_a_list_reads_about_what_it_shows(line: Counting, where: dict[str, Any]) -> None:
     """From the index that holds the fewest other rows."""
-    page = line.transact(lambda session: reader.listed(session, Filter(**where), 20, None))
+    page = await line.transact(lambda session: reader.listed(session, Filter(**where), 20, None))
 
     status = where.get("status")
     # What has no index of its own is looked for among others, `LOOK` at a time: here it lies behind many of them.
@@ -225,9 +228,9 @@ def test_a_list_reads_about_what_it_shows(line: Counting, where: dict[str, Any])
     assert line.by_index <= (5 * reader.LOOK if looked else 300)
 
 
-def test_queues_are_told_from_the_counts(line: Counting) -> None:
+async def test_queues_are_told_from_the_counts(line: Counting) -> None:
     """And the oldest ready job from the first entry of each priority."""
-    states = line.transact(reader.queues)
+    states = await line.transact(reader.queues)
 
     assert [state.name for state in states] == ["default", "q0", "q1", "q2"]
     assert (line.whole, line.by_index <= 200) == (0, True)

@@ -43,7 +43,7 @@ class Conflict(Exception):  # noqa: N818 - no error: it is caught where it is ra
 
 
 class Adding:
-    """The adds of one batch, stored all at once: `send` does not wait, to ask what came of it does.
+    """The adds of one batch, stored all at once by `send`; what came of it can be asked for once that is answered.
 
     `names`: the queues that are known to be known.
     """
@@ -64,9 +64,10 @@ class Adding:
             values = (*_columns(self._jobs), *(tags if pairs else ()), self._slot)
             self._answer = session.run(sql, values)
 
-    def check(self) -> None:
+    async def check(self, session: Session) -> None:
         """Raise `Conflict` when one that is to be all or nothing may not be all. Waits only if there is such a one."""
         if any(add.atomic and len(add.jobs) > 1 for add in self._adds):
+            await session.answered()
             atomic = [add.atomic for add in self._adds for _ in add.jobs]
             if any(one and not stored for one, stored in zip(atomic, self._stored, strict=True)):
                 raise Conflict
@@ -94,29 +95,30 @@ class Adding:
         return [[next(each) for _ in add.jobs] for add in self._adds]
 
 
-def store_or_look(session: Session, jobs: Sequence[NewJob], slot: int) -> Sequence[Receipt]:
+async def store_or_look(session: Session, jobs: Sequence[NewJob], slot: int) -> Sequence[Receipt]:
     """Store what is not there, and look at what is. Raises `Conflict` when somebody deleted one just now."""
     adding = Adding([Add(jobs)], set(), slot)
     adding.send(session)
-    twins = several(session, [job.id for job in adding.taken]) if adding.taken else {}
+    await session.answered()
+    twins = await several(session, [job.id for job in adding.taken]) if adding.taken else {}
     if any(job.id not in twins for job in adding.taken):
         raise Conflict
     return adding.receipts([compared(job, twins[job.id]) for job in adding.taken])[0]
 
 
-def add_with_care(session: Session, add: Add, slot: int) -> Sequence[Receipt]:
+async def add_with_care(session: Session, add: Add, slot: int) -> Sequence[Receipt]:
     """Store one add after a look whether it can be; for batches in which something was in conflict."""
-    if add.atomic and (refused := _refusal(session, add.jobs)):
+    if add.atomic and (refused := await _refusal(session, add.jobs)):
         return refused
-    receipts = store_or_look(session, add.jobs, slot)
+    receipts = await store_or_look(session, add.jobs, slot)
     if add.atomic and any(receipt.verdict == "conflict" for receipt in receipts):
         raise Conflict
     return receipts
 
 
-def _refusal(session: Session, jobs: Sequence[NewJob]) -> Sequence[Receipt] | None:
+async def _refusal(session: Session, jobs: Sequence[NewJob]) -> Sequence[Receipt] | None:
     """The receipts of an atomic add that cannot be: None when no job of it is in conflict."""
-    twins = several(session, [job.id for job in jobs])
+    twins = await several(session, [job.id for job in jobs])
     receipts: list[Receipt] = []
     seen: dict[str, NewJob] = {}
     for job in jobs:

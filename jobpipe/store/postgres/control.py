@@ -57,12 +57,16 @@ class Control:
     def __init__(self, line: Line, slot: int, channel: str) -> None:
         self._line, self._slot, self._channel = line, slot, channel
 
-    def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+    async def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         """See `jobpipe.store.base.ControlStore.cancel`."""
-        return self._line.transact(lambda session: [self._cancel(session, job_id, now) for job_id in ids])
 
-    def _cancel(self, session: Session, job_id: str, now: float) -> Change:
-        job, row, watched = self._lock(session, job_id)
+        async def verb(session: Session) -> Sequence[Change]:
+            return [await self._cancel(session, job_id, now) for job_id in ids]
+
+        return await self._line.transact(verb)
+
+    async def _cancel(self, session: Session, job_id: str, now: float) -> Change:
+        job, row, watched = await self._lock(session, job_id)
         if job is None:
             return Change(job_id, "absent")
         if job.status in ENDED:
@@ -76,37 +80,37 @@ class Control:
             self._count(session, job, job.status, Status.CANCELLED, size=len(job.payload))
             if watched:
                 notify(session, self._channel, ended_words([job_id]))
-        return Change(job_id, "changed", one(session, job_id))
+        return Change(job_id, "changed", await one(session, job_id))
 
-    def _lock(self, session: Session, job_id: str) -> tuple[Job | None, Row, bool]:
+    async def _lock(self, session: Session, job_id: str) -> tuple[Job | None, Row, bool]:
         """A job as it is now and stays until the end of this transaction; its row; whether it is watched."""
         if "\0" in job_id:
             return None, (), False
         while True:
-            alive = session.row(_LOCK_LIVE, (job_id,))
+            alive = await session.row(_LOCK_LIVE, (job_id,))
             if alive is None:
-                ended = session.row(_LOCK_JOB, (job_id,))
+                ended = await session.row(_LOCK_JOB, (job_id,))
                 if ended is None:
                     return None, (), False
                 if ended[1] is None:  # somebody retried it between the two
                     continue
-            there = found(session, [job_id]).get(job_id)
+            there = (await found(session, [job_id])).get(job_id)
             if there is not None:
                 return there[0], there[1], bool(alive and alive[1])
 
-    def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+    async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         """See `jobpipe.store.base.ControlStore.retry`."""
 
-        def verb(session: Session) -> Sequence[Change]:
-            changes = [self._retry(session, job_id, now) for job_id in ids]
+        async def verb(session: Session) -> Sequence[Change]:
+            changes = [await self._retry(session, job_id, now) for job_id in ids]
             if any(change.verdict == "changed" for change in changes):
                 notify(session, self._channel, [READY])
             return changes
 
-        return self._line.transact(verb)
+        return await self._line.transact(verb)
 
-    def _retry(self, session: Session, job_id: str, now: float) -> Change:
-        job, row, _ = self._lock(session, job_id)
+    async def _retry(self, session: Session, job_id: str, now: float) -> Change:
+        job, row, _ = await self._lock(session, job_id)
         if job is None:
             return Change(job_id, "absent")
         if job.status not in ENDED:
@@ -117,14 +121,18 @@ class Control:
         session.run(_RETRY, {"now": float(now), "seq": seq})
         self._drop(session, job.queue, job.status, size)
         self._count(session, job, None, Status.QUEUED)
-        return Change(job_id, "changed", one(session, job_id))
+        return Change(job_id, "changed", await one(session, job_id))
 
-    def delete(self, ids: Sequence[str]) -> Sequence[Change]:
+    async def delete(self, ids: Sequence[str]) -> Sequence[Change]:
         """See `jobpipe.store.base.ControlStore.delete`."""
-        return self._line.transact(lambda session: [self._delete(session, job_id) for job_id in ids])
 
-    def _delete(self, session: Session, job_id: str) -> Change:
-        job, row, watched = self._lock(session, job_id)
+        async def verb(session: Session) -> Sequence[Change]:
+            return [await self._delete(session, job_id) for job_id in ids]
+
+        return await self._line.transact(verb)
+
+    async def _delete(self, session: Session, job_id: str) -> Change:
+        job, row, watched = await self._lock(session, job_id)
         if job is None:
             return Change(job_id, "absent")
         seq, held, size = row[17], row[19], row[20]
@@ -136,20 +144,20 @@ class Control:
             notify(session, self._channel, ended_words([job_id]))
         return Change(job_id, "changed")
 
-    def pause(self, queue: str, *, paused: bool) -> None:
+    async def pause(self, queue: str, *, paused: bool) -> None:
         """Pause a queue, or resume it."""
 
-        def verb(session: Session) -> None:
+        async def verb(session: Session) -> None:
             session.run(_PAUSE, (queue, paused))
             if not paused:
                 notify(session, self._channel, [READY])
 
-        self._line.transact(verb)
+        await self._line.transact(verb)
 
-    def watch(self, job_id: str) -> None:
+    async def watch(self, job_id: str) -> None:
         """See `jobpipe.store.base.SharedStore.watch`."""
         if "\0" not in job_id:
-            self._line.transact(lambda session: session.run(_WATCH, (job_id,)).rows())
+            await self._line.run(_WATCH, (job_id,))
 
     def _count(self, session: Session, job: Job, before: str | None, after: str, size: int = 0) -> None:
         tally = Tally(self._slot)

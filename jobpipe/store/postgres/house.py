@@ -73,49 +73,49 @@ class House:
     def __init__(self, line: Line, slot: int, leases: Leases, channel: str) -> None:
         self._line, self._slot, self._leases, self._channel = line, slot, leases, channel
 
-    def join(self, node: str, now: float, lease_until: float) -> float:
+    async def join(self, node: str, now: float, lease_until: float) -> float:
         """See `jobpipe.store.base.EngineStore.join`. Returns how far the database's clock is ahead."""
         until = lease_until - now if self._leases == "database" else lease_until
-        self._line.transact(lambda session: session.run(_JOIN[self._leases], (node, float(until))))
-        return self._line.transact(clock_offset)
+        await self._line.run(_JOIN[self._leases], (node, float(until)))
+        return await self._line.transact(clock_offset)
 
-    def leave(self, node: str) -> None:
+    async def leave(self, node: str) -> None:
         """See `jobpipe.store.base.EngineStore.leave`. The row stays: attempts are shown with the node's name."""
 
-        def verb(session: Session) -> None:
+        async def verb(session: Session) -> None:
             session.run(_LEAVE, (node,))
             notify(session, self._channel, [READY])  # what it handed back is for others to take
 
-        self._line.transact(verb)
+        await self._line.transact(verb)
 
-    def rescue(self, node: str, now: float) -> Sequence[Rescued]:
+    async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
         """See `jobpipe.store.base.EngineStore.rescue`."""
 
-        def verb(session: Session) -> Sequence[Rescued]:
+        async def verb(session: Session) -> Sequence[Rescued]:
             if self._leases == "database":
                 session.run(_END_LEASES.format(CLOCK), (node,))
             else:
                 session.run(_END_LEASES.format("%s"), (float(now), node))
             rescued: list[Rescued] = []
             tally = Tally(self._slot)
-            while locked := session.rows(_LOCK_ORPHANS, (node, STEP)):
-                rows = session.rows(_ORPHANS, (integers([row[0] for row in locked]),))
+            while locked := await session.rows(_LOCK_ORPHANS, (node, STEP)):
+                rows = await session.rows(_ORPHANS, (integers([row[0] for row in locked]),))
                 rescued += Rescue(session, now, tally, self._channel).take_back(rows)
             tally.write(session)
             if tally.readied:
                 notify(session, self._channel, [READY])
             return rescued
 
-        return self._line.transact(verb)
+        return await self._line.transact(verb)
 
-    def prune(self, now: float, retention: Retention) -> int:
+    async def prune(self, now: float, retention: Retention) -> int:
         """See `jobpipe.store.base.EngineStore.prune`. While another node prunes, there is nothing to do here."""
 
-        def verb(session: Session) -> int:
-            locked = session.row(_PRUNER, (self._channel,))
+        async def verb(session: Session) -> int:
+            locked = await session.row(_PRUNER, (self._channel,))
             if not locked or not locked[0]:
                 return 0
-            rows = _too_much(session, now, retention)
+            rows = await _too_much(session, now, retention)
             tally = Tally(self._slot)
             for _, _, queue, status, size, _ in rows:
                 tally.drop(queue, status, 1, size)
@@ -125,7 +125,7 @@ class House:
             fold(session, self._slot, all_slots=len(rows) < STEP)
             return len(rows)
 
-        return self._line.transact(verb)
+        return await self._line.transact(verb)
 
 
 class Rescue:
@@ -183,14 +183,14 @@ class Rescue:
         )
 
 
-def _too_much(session: Session, now: float, retention: Retention) -> list[Row]:
+async def _too_much(session: Session, now: float, retention: Retention) -> list[Row]:
     """The ended jobs to delete: what is too old, and while there are too many or they are too large, the oldest."""
-    chosen = _oldest(session, {status: now - _age(status, retention) for status in ENDED})
-    jobs, size = session.row(_TOTALS) or (0, 0)
+    chosen = await _oldest(session, {status: now - _age(status, retention) for status in ENDED})
+    jobs, size = await session.row(_TOTALS) or (0, 0)
     jobs, size = jobs - len(chosen), size - sum(row[4] for row in chosen)
     if len(chosen) == STEP or (jobs <= retention.jobs and size <= retention.size):
         return chosen
-    for row in _oldest(session, dict.fromkeys(ENDED, math.inf), skip={row[1] for row in chosen}):
+    for row in await _oldest(session, dict.fromkeys(ENDED, math.inf), skip={row[1] for row in chosen}):
         if len(chosen) == STEP or (jobs <= retention.jobs and size <= retention.size):
             break
         chosen.append(row)
@@ -198,9 +198,10 @@ def _too_much(session: Session, now: float, retention: Retention) -> list[Row]:
     return chosen
 
 
-def _oldest(session: Session, until: Mapping[Status, float], skip: Container[int] = ()) -> list[Row]:
+async def _oldest(session: Session, until: Mapping[Status, float], skip: Container[int] = ()) -> list[Row]:
     """At most `STEP` jobs that ended until then, the oldest end first."""
     answers = [session.run(_OLDEST, (status.value, float(at), STEP)) for status, at in until.items()]
+    await session.answered()
     found = itertools.chain.from_iterable(answer.rows() for answer in answers)
     return [row for row in sorted(found, key=lambda row: row[:2]) if row[1] not in skip][:STEP]
 

@@ -1,24 +1,32 @@
 """Connections and transactions: how they are opened, bounded in time, and what PostgreSQL's errors mean."""
 
-import os
-import socket
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar
 
 import msgspec
 import psycopg
+import structlog
+import trio
 from psycopg.conninfo import conninfo_to_dict
 
 from jobpipe.errors import StoreError, StoreUnavailable
 from jobpipe.store.postgres.address import Address
-from jobpipe.store.postgres.session import Connection, Session
+from jobpipe.store.postgres.session import Connection, Session, Values
 
 R = TypeVar("R")
+Verb = Callable[[Session], Awaitable[R]]
+"""What is done in a transaction. It may be done again: whatever came of it before counts for nothing."""
 
 TRIES = 6
 """How often a transaction is tried that the server undid for another one's sake: nothing of it was written."""
+
+READERS = 3
+"""The most connections that read."""
+
+AT_ONCE = 0.25
+"""Seconds within which a read may be tried again."""
 
 _SETTINGS = (
     "select set_config('search_path', %(path)s, {local}), set_config('statement_timeout', %(statement)s, {local}), "
@@ -43,7 +51,10 @@ _LASTING = " where pg_backend_pid() = %(pid)s"
 A pooler, which may share its connections between transactions, greets with a number that it made up.
 """
 
-_READ = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+READ = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+"""How a transaction begins that reads, all from one state of the database."""
+
+log = structlog.get_logger("jobpipe")
 
 
 class CommitUnknown(StoreUnavailable):
@@ -72,39 +83,14 @@ class Limits(msgspec.Struct, frozen=True):
         return self.lease / 2
 
     @property
+    def read(self) -> float:
+        """To get a connection to read with: who asks /health does not wait much longer."""
+        return min(2.0, self.statement)
+
+    @property
     def silence(self) -> int:
         """For the network to answer. Linux takes no more than 127 keepalives, one a second here."""
         return min(max(2, round(self.lease / 5)), 120)
-
-
-class Deadlines:
-    """Which connections are in use, and until when: a thread that waits for a dead one is freed by `sever`."""
-
-    def __init__(self) -> None:
-        self._until: dict[Connection, float] = {}
-
-    @contextmanager
-    def bound(self, connection: Connection, seconds: float) -> Iterator[None]:
-        """Let the connection be used so long."""
-        self._until[connection] = time.monotonic() + seconds
-        try:
-            yield
-        finally:
-            del self._until[connection]
-
-    def sever_late(self) -> int:
-        """Cut the connections whose time is over; returns how many."""
-        now = time.monotonic()
-        late = [connection for connection, until in list(self._until.items()) if until < now]
-        for connection in late:
-            sever(connection)
-        return len(late)
-
-
-def sever(connection: Connection) -> None:
-    """Cut a connection under whoever waits for it, in whatever thread: its wait ends with an error."""
-    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as twin:
-        twin.shutdown(socket.SHUT_RDWR)
 
 
 class Lines:
@@ -112,13 +98,12 @@ class Lines:
 
     def __init__(self, address: Address, limits: Limits) -> None:
         self.address, self.limits = address, limits
-        self.deadlines = Deadlines()
         # A name within the transaction: $user and public must not come before our schema.
         self._path = f'"{address.schema}", pg_temp'
 
     @property
     def options(self) -> dict[str, Any]:
-        """What `psycopg.connect` and pools are given beside the address; the address itself goes before."""
+        """What `psycopg.connect` is given beside the address; the address itself goes before."""
         silence = self.limits.silence
         ours: dict[str, Any] = {
             "application_name": "jobpipe",
@@ -133,42 +118,84 @@ class Lines:
         return {name: value for name, value in ours.items() if name not in asked}
 
     def connect(self) -> Connection:
-        """A new connection, in autocommit mode. Raises what psycopg does."""
+        """A new connection, in autocommit mode; waits for it. Raises what psycopg does."""
         return Connection.connect(
             self.address.conninfo, autocommit=True, prepare_threshold=None, **self.options
         )
 
-    def tune(self, connection: Connection) -> None:
-        """Make the settings of every transaction for good, unless a pooler may be in between."""
-        values = self._settings | {"pid": connection.info.backend_pid}
-        with self.deadlines.bound(connection, self.limits.statement):
-            text = _settings_of(connection, local="false") + _LASTING
-            connection.tuned = connection.execute(text.encode(), values).fetchone() is not None
+    async def opened(self, prepare: Callable[[Connection], object], seconds: float) -> Connection:
+        """A new connection, made and prepared in a thread, since names are looked up there. Raises what psycopg does.
 
-    @contextmanager
-    def transaction(self, connection: Connection) -> Iterator[Session]:
-        """Everything inside is committed as one, or not at all. Closes a connection that is of no more use.
-
-        The last statements go out with the commit, so what they answered may be asked for when this is over.
+        It may take so many seconds. When they are over, or at a cancel, it is closed as soon as it is made.
         """
-        session, committing = Session(connection, prepare=self.address.prepare), False
-        with self.deadlines.bound(connection, self.limits.transaction):
+        lock, wanted, made = threading.Lock(), True, list[Connection]()
+
+        def make() -> Connection:
+            connection = self.connect()
             try:
-                session.begin(_READ if connection.read_only else b"BEGIN")
-                if not connection.tuned:
-                    # For the transaction alone, as it must be through poolers.
-                    session.run(_settings_of(connection, local="true"), self._settings)
-                yield session
-                committing = True
-                session.end()
-            except psycopg.Error as error:
-                session.undo()
-                if committing and connection.closed:
-                    raise self._unknown(error) from error
-                raise
+                prepare(connection)
             except BaseException:
-                session.undo()
+                connection.close()
                 raise
+            with lock:
+                made.append(connection)
+                if not wanted:
+                    connection.close()
+            return connection
+
+        try:
+            with trio.fail_after(seconds):
+                return await trio.to_thread.run_sync(make, abandon_on_cancel=True)
+        except BaseException as error:
+            with lock:
+                wanted = False
+                for connection in made:
+                    connection.close()
+            if isinstance(error, trio.TooSlowError):
+                raise psycopg.OperationalError(f"no connection within {seconds:g} s") from error
+            raise
+
+    def tune(self, connection: Connection) -> None:
+        """Make the settings of every transaction for good, unless a pooler may be in between; waits for it."""
+        values = self._settings | {"pid": connection.info.backend_pid}
+        text = _settings_of(connection, local="false") + _LASTING
+        connection.tuned = connection.execute(text.encode(), values).fetchone() is not None
+
+    async def transact(self, connection: Connection, verb: Verb[R], begin: bytes = b"BEGIN") -> R:
+        """Run `verb`; all that it does is committed as one, or not at all.
+
+        Its last statements go out with the commit, so what they answered may be asked for when this is over. A
+        connection that is of no more use is closed: after a cancel, or when it does not answer in time. Raises what
+        psycopg does, and `CommitUnknown`.
+        """
+        session = Session(connection, prepare=self.address.prepare)
+        try:
+            with trio.fail_after(self.limits.transaction):
+                return await self._carry_out(session, verb, begin)
+        except trio.TooSlowError:
+            late = psycopg.OperationalError(f"no answer within {self.limits.transaction:g} s")
+            log.warning("the database does not answer: a connection is cut", store=self.address.shown)
+            raise self._unknown(late) if session.committing else late from None
+        except psycopg.Error as error:
+            if session.committing and connection.closed:
+                raise self._unknown(error) from error
+            raise
+
+    async def _carry_out(self, session: Session, verb: Verb[R], begin: bytes) -> R:
+        try:
+            session.begin(begin)
+            if not session.connection.tuned:
+                # For the transaction alone, as it must be through poolers.
+                session.run(_settings_of(session.connection, local="true"), self._settings)
+            done = await verb(session)
+            await session.end()
+        except Exception:
+            await session.undo()
+            raise
+        except BaseException:
+            session.connection.close()
+            raise
+        return done
 
     def _unknown(self, error: psycopg.Error) -> CommitUnknown:
         lost = f"the connection was lost during a commit ({_words(error)})"
@@ -189,35 +216,96 @@ def _settings_of(connection: Connection, *, local: Literal["true", "false"]) -> 
 
 
 class Line:
-    """One connection that is kept, for one thread at a time, and made anew after it was lost."""
+    """One connection that is kept, for one transaction after another, and made anew after it was lost."""
 
-    def __init__(self, lines: Lines) -> None:
-        self._lines = lines
+    def __init__(self, lines: Lines, *, reads: bool = False) -> None:
+        self._lines, self._reads = lines, reads
+        self._begin = READ if reads else b"BEGIN"
         self._connection: Connection | None = None
+        self._turn = trio.Lock()
 
-    def transact(self, verb: Callable[[Session], R]) -> R:
+    async def transact(self, verb: Verb[R]) -> R:
         """Run `verb` in a transaction, again when the server undid it for the sake of another one.
 
-        Raises `StoreUnavailable`; `CommitUnknown` when it cannot be known whether it was carried out.
+        Raises `StoreUnavailable`; `CommitUnknown` when it cannot be known whether it was carried out. Once begun it is
+        carried out whole, also when the caller is cancelled; one that only reads is given up then.
         """
+        async with self._turn:
+            with trio.CancelScope(shield=not self._reads):
+                done = await self._tried(verb)
+            return done  # noqa: RET504 - what leaves the scope by a return might, to a type checker, not leave it
+
+    async def run(self, sql: str, values: Values = ()) -> None:
+        """Run a single statement in a transaction of its own; see `transact`."""
+
+        async def verb(session: Session) -> None:
+            session.run(sql, values)
+
+        await self.transact(verb)
+
+    async def _tried(self, verb: Verb[R]) -> R:
         with mapped(self._lines.address):
             for _ in range(TRIES - 1):
                 with suppress(psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
-                    return self._once(verb)
-            return self._once(verb)
+                    return await self._once(verb)
+            return await self._once(verb)
 
-    def _once(self, verb: Callable[[Session], R]) -> R:
+    async def _once(self, verb: Verb[R]) -> R:
         connection = self._connection
         if connection is None or connection.closed:
-            connection = self._connection = self._lines.connect()
-            self._lines.tune(connection)
-        with self._lines.transaction(connection) as session:
-            return verb(session)
+            limits = self._lines.limits
+            seconds = limits.read if self._reads else limits.connect + limits.statement
+            connection = self._connection = await self._lines.opened(self._lines.tune, seconds)
+        return await self._lines.transact(connection, verb, self._begin)
 
     def close(self) -> None:
         """Close the connection."""
         if self._connection is not None:
             self._connection.close()
+
+
+class Reading:
+    """A few lines that read, opened as they are needed."""
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
+        self._all = [Line(lines, reads=True) for _ in range(READERS)]
+        self._free = list(self._all)
+        self._places = trio.Semaphore(READERS)
+
+    async def read(self, verb: Verb[R]) -> R:
+        """Read, all from one state of the database. Raises `StoreUnavailable`."""
+        seconds = self._lines.limits.read
+        try:
+            with trio.fail_after(seconds):
+                await self._places.acquire()
+        except trio.TooSlowError:
+            busy = (
+                f"{self._lines.address.shown} cannot be used now (no connection to read within {seconds:g} s)"
+            )
+            raise StoreUnavailable(busy) from None
+        line = self._free.pop()
+        try:
+            return await self._read(line, verb)
+        finally:
+            self._free.append(line)
+            self._places.release()
+
+    async def _read(self, line: Line, verb: Verb[R]) -> R:
+        begun = trio.current_time()
+        try:
+            return await line.transact(verb)
+        except StoreUnavailable:
+            # The connection may have been lost while it was not used: that fails at once. What took its time is not
+            # repeated.
+            if trio.current_time() > begun + AT_ONCE:
+                raise
+        return await line.transact(verb)
+
+    def close(self) -> None:
+        """Close the connections."""
+        for line in self._all:
+            line.close()
 
 
 @contextmanager

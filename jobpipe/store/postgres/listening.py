@@ -1,6 +1,5 @@
 """The connection that listens: its socket is waited on by Trio, and it is made anew whenever it is lost."""
 
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -38,7 +37,6 @@ class Listening:
         self._lines = lines
         self._send: trio.MemorySendChannel[News] | None = None
         self._missed = False
-        self._beside_answers: deque[str] = deque()
         self.up = False
         """whether the connection stands"""
 
@@ -73,10 +71,10 @@ class Listening:
             self.tell(LOOK if self.up else MISSED)
 
     async def _listen(self) -> None:
-        pause = FIRST_PAUSE
+        pause, limits = FIRST_PAUSE, self._lines.limits
         while True:
             try:
-                connection = await trio.to_thread.run_sync(self._connect, abandon_on_cancel=False)
+                connection = await self._lines.opened(self._ask, limits.connect + limits.statement)
             except psycopg.Error as error:
                 log.warning(
                     "cannot listen to other nodes: looking every few seconds", error=_first_line(error)
@@ -96,17 +94,8 @@ class Listening:
                 connection.close()
             await trio.sleep(pause)
 
-    def _connect(self) -> Connection:
-        connection = self._lines.connect()
-        # What comes together with an answer: psycopg takes it out of what `notifies` would give.
-        self._beside_answers.clear()
-        connection.add_notify_handler(lambda notification: self._beside_answers.append(notification.payload))
-        try:
-            connection.execute(f'listen "{self._lines.address.channel}"'.encode())
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+    def _ask(self, connection: Connection) -> None:
+        connection.execute(f'listen "{self._lines.address.channel}"'.encode())
 
     async def _hear(self, connection: Connection) -> None:
         """Hand on what is told until the connection is lost; raises what psycopg does."""
@@ -116,27 +105,16 @@ class Listening:
                 await trio.lowlevel.wait_readable(connection.fileno())
                 silent = False
             if silent:
-                await self._probe(connection)
+                # One that does not answer in time is dead. What is told meanwhile is found below.
+                await self._lines.transact(connection, lambda session: session.rows("select 1"))
             else:
                 connection.pgconn.consume_input()
             while (notification := connection.pgconn.notifies()) is not None:
                 self._told(notification.extra.decode())
-            while self._beside_answers:
-                self._told(self._beside_answers.popleft())
 
     def _told(self, word: str) -> None:
         for one in news(word):
             self.tell(one)
-
-    async def _probe(self, connection: Connection) -> None:
-        """Ask for an answer; one that does not come in time means that the connection is dead."""
-        seconds = self._lines.limits.statement
-
-        def probe() -> None:
-            with self._lines.deadlines.bound(connection, seconds):
-                connection.execute(b"select 1")
-
-        await trio.to_thread.run_sync(probe)
 
 
 def _first_line(error: BaseException) -> str:

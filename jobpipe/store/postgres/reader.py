@@ -74,15 +74,16 @@ _CONDITIONS = {
 }
 
 
-def several(session: Session, ids: Sequence[str]) -> dict[str, Job]:
+async def several(session: Session, ids: Sequence[str]) -> dict[str, Job]:
     """Those of the jobs that are there, with their attempts."""
-    return {job_id: job for job_id, (job, _) in found(session, ids).items()}
+    return {job_id: job for job_id, (job, _) in (await found(session, ids)).items()}
 
 
-def found(session: Session, ids: Sequence[str]) -> dict[str, tuple[Job, Row]]:
+async def found(session: Session, ids: Sequence[str]) -> dict[str, tuple[Job, Row]]:
     """Those of the jobs that are there, with their attempts; and their rows."""
     names = texts([job_id for job_id in ids if "\0" not in job_id])
     some, attempts = session.run(_SOME, (names,)), session.run(_ATTEMPTS, (names,))
+    await session.answered()
     rows = {row[0]: row for row in some.rows()}
     earlier: dict[str, list[Row]] = {}
     for job_id, *attempt in attempts.rows():
@@ -93,12 +94,12 @@ def found(session: Session, ids: Sequence[str]) -> dict[str, tuple[Job, Row]]:
     }
 
 
-def one(session: Session, job_id: str) -> Job | None:
+async def one(session: Session, job_id: str) -> Job | None:
     """See `jobpipe.store.base.ReadStore.get`."""
-    return several(session, [job_id]).get(job_id)
+    return (await several(session, [job_id])).get(job_id)
 
 
-def listed(session: Session, where: Filter, limit: int, before: int | None) -> Page:
+async def listed(session: Session, where: Filter, limit: int, before: int | None) -> Page:
     """See `jobpipe.store.base.ReadStore.jobs`."""
     wanted = {name: value for name, value in msgspec.structs.asdict(where).items() if value is not None}
     if any(isinstance(value, str) and "\0" in value for value in wanted.values()):
@@ -108,25 +109,28 @@ def listed(session: Session, where: Filter, limit: int, before: int | None) -> P
     looked = _LOOKED.format(source=source)
     values = wanted | {"before": before or ABOVE_ALL, "look": LOOK, "limit": limit}
     query = _LIST.format(columns=JOB_COLUMNS, looked=looked, conditions=conditions)
-    rows = _named(session, query, values)
-    edge = rows[-1][17] if len(rows) == limit else _edge(session, looked, values)
+    rows = await _named(session, query, values)
+    edge = rows[-1][17] if len(rows) == limit else await _edge(session, looked, values)
     return Page([job_from(row) for row in rows], edge)
 
 
-def _named(session: Session, sql: str, values: Mapping[str, Any]) -> list[Row]:
+async def _named(session: Session, sql: str, values: Mapping[str, Any]) -> list[Row]:
     # Not prepared: there are many forms of it, and each is rare.
-    return session.run(sql, values, prepare=False).rows()
+    answer = session.run(sql, values, prepare=False)
+    await session.answered()
+    return answer.rows()
 
 
-def _edge(session: Session, looked: str, values: Mapping[str, Any]) -> int | None:
+async def _edge(session: Session, looked: str, values: Mapping[str, Any]) -> int | None:
     """The last row looked at, when there may be more behind it."""
-    rows = _named(session, _EDGE.format(looked=looked), values)
+    rows = await _named(session, _EDGE.format(looked=looked), values)
     return rows[0][0] if rows else None
 
 
-def queues(session: Session) -> Sequence[QueueState]:
+async def queues(session: Session) -> Sequence[QueueState]:
     """See `jobpipe.store.base.ReadStore.queues`."""
     names, kept, held, oldest = (session.run(sql) for sql in (_QUEUES, _COUNTS, _HELD, _OLDEST))
+    await session.answered()
     rows = names.rows()
     counts = _counts([*kept.rows(), *held.rows()])
     ages: dict[str, float] = dict(oldest.rows())
@@ -145,6 +149,6 @@ def _counts(rows: Sequence[Row]) -> dict[str, dict[Status, int]]:
     return counts
 
 
-def ping(session: Session) -> None:
+async def ping(session: Session) -> None:
     """See `jobpipe.store.base.ReadStore.ping`."""
-    session.rows("select count(*) from nodes where false")
+    await session.rows("select count(*) from nodes where false")

@@ -1,20 +1,18 @@
 """A transaction under way, by libpq's own pipeline: statements go out together, and are answered in their order.
 
 psycopg's cursors talk to the socket after every statement, also in its pipeline mode: for an exchange of one job that
-was most of its time, and each talk is a wait for the interpreter's lock. Here nothing is sent before an answer is
-asked for, or the commit.
+was most of its time. Here nothing is sent before an answer is waited for, or the commit. Trio waits for the socket.
 """
 
 import functools
 import itertools
 import re
-import select
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import psycopg
+import trio
 from psycopg.adapt import Transformer
 from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGresult
@@ -40,34 +38,38 @@ class Connection(psycopg.Connection[Row]):
 
 
 class Answer:
-    """What a statement answers, once it has. `prepares`: the statement that is prepared if all goes well."""
+    """What a statement answers, there once it was waited for. `prepares`: the statement that it prepares, if any."""
 
-    def __init__(self, session: "Session", prepares: Statement | None = None) -> None:
-        self._session, self.prepares = session, prepares
+    def __init__(self, connection: Connection, prepares: Statement | None = None) -> None:
+        self._connection, self.prepares = connection, prepares
         self.result: PGresult | None = None
 
     def rows(self) -> list[Row]:
-        """Wait for its rows."""
-        result = self._session.received(self)
-        loading = Transformer(self._session.connection)
-        loading.set_pgresult(result)
-        return loading.load_rows(0, result.ntuples, tuple)
+        """Its rows."""
+        if self.result is None:
+            raise RuntimeError("nobody has waited for this answer")
+        loading = Transformer(self._connection)
+        loading.set_pgresult(self.result)
+        return loading.load_rows(0, self.result.ntuples, tuple)
 
     def row(self) -> Row | None:
-        """Wait for its first row."""
+        """Its first row."""
         rows = self.rows()
         return rows[0] if rows else None
 
 
 class Session:
-    """What happens on a connection between `begin` and `end`: `run` does not wait, to ask for an answer does."""
+    """What happens on a connection between `begin` and `end`: `run` only asks, and `answered` and `end` wait.
+
+    A cancel while it waits leaves the connection in the middle of things: close it then.
+    """
 
     def __init__(self, connection: Connection, *, prepare: bool) -> None:
         self.connection, self._prepare = connection, prepare
         self._pgconn = connection.pgconn
         self._asked: deque[Answer] = deque()  # what is not answered yet
-        self._socket = select.poll()
-        self._socket.register(self._pgconn.socket, select.POLLIN)
+        self.committing = False
+        """whether the commit may be under way"""
 
     def run(self, sql: str, values: Values = (), *, prepare: bool = True) -> Answer:
         """Ask for a statement with its values for `%s`, or `%(name)s`; all statements are constants of this package."""
@@ -85,13 +87,49 @@ class Session:
             self._pgconn.send_query_params(text, bytes_, types, formats, 1)
         return self._ask()
 
-    def rows(self, sql: str, values: Values = ()) -> list[Row]:
+    async def rows(self, sql: str, values: Values = ()) -> list[Row]:
         """Ask for a statement and wait for its rows."""
-        return self.run(sql, values).rows()
+        answer = self.run(sql, values)
+        await self.answered()
+        return answer.rows()
 
-    def row(self, sql: str, values: Values = ()) -> Row | None:
+    async def row(self, sql: str, values: Values = ()) -> Row | None:
         """Ask for a statement and wait for its first row."""
-        return self.run(sql, values).row()
+        answer = self.run(sql, values)
+        await self.answered()
+        return answer.row()
+
+    async def answered(self) -> None:
+        """Wait for all that was asked for; raises what the server makes of it."""
+        # A sync, not a mere flush: after it the server knows that it waits for us, and for how long it may; else
+        # a transaction whose client has fallen silent keeps its locks until the network tells.
+        self._sync()
+        while self._asked:
+            await self._receive()
+
+    def begin(self, command: bytes) -> None:
+        """Begin the transaction."""
+        self._pgconn.enter_pipeline_mode()
+        self._command(command)
+
+    async def end(self) -> None:
+        """Commit, with all that was asked for and not sent yet; then every answer is there."""
+        self.committing = True
+        self._command(b"COMMIT")
+        await self.answered()
+        self._pgconn.exit_pipeline_mode()
+
+    async def undo(self) -> None:
+        """Roll back; closes a connection with which that cannot be done."""
+        try:
+            self._sync()
+            await self._passed_over()
+            self._command(b"ROLLBACK")
+            self._sync()
+            await self._passed_over()
+            self._pgconn.exit_pipeline_mode()
+        except psycopg.Error:
+            self.connection.close()
 
     def _name(self, sql: str, text: bytes, types: tuple[int, ...]) -> bytes:
         """The name of a prepared statement, which is prepared if need be."""
@@ -103,60 +141,33 @@ class Session:
         return prepared[key]
 
     def _ask(self, prepares: Statement | None = None) -> Answer:
-        answer = Answer(self, prepares)
+        answer = Answer(self.connection, prepares)
         self._asked.append(answer)
         return answer
-
-    def begin(self, command: bytes) -> None:
-        """Begin the transaction."""
-        self._pgconn.enter_pipeline_mode()
-        self._command(command)
-
-    def end(self) -> None:
-        """Commit, with all that was asked for and not sent yet; then every answer is there."""
-        self._command(b"COMMIT")
-        self._pgconn.pipeline_sync()
-        self._ask()
-        while self._asked:
-            self._receive()
-        self._pgconn.exit_pipeline_mode()
-
-    def undo(self) -> None:
-        """Roll back; closes a connection with which that cannot be done."""
-        try:
-            self._pgconn.pipeline_sync()
-            last = self._ask()
-            while last.result is None:
-                with suppress(psycopg.Error):
-                    self._receive()
-                if self.connection.closed:
-                    return
-            self._pgconn.exit_pipeline_mode()
-            self.connection.rollback()
-        except psycopg.Error:
-            self.connection.close()
 
     def _command(self, command: bytes) -> None:
         self._pgconn.send_query_params(command, None)
         self._ask()
 
-    def received(self, answer: Answer) -> PGresult:
-        """Wait for an answer."""
-        if answer.result is None:
-            # A sync, not a mere flush: after it the server knows that it waits for us, and for how long it may; else
-            # a transaction whose client has fallen silent keeps its locks until the network tells.
-            self._pgconn.pipeline_sync()
-            self._ask()
-        while answer.result is None:
-            self._receive()
-        return answer.result
+    def _sync(self) -> None:
+        self._pgconn.pipeline_sync()
+        self._ask()
 
-    def _receive(self) -> None:
+    async def _passed_over(self) -> None:
+        """Wait for all answers, whatever they are; raises what is wrong with the connection."""
+        while rest := len(self._asked):
+            try:
+                await self._receive()
+            except psycopg.Error:
+                if len(self._asked) == rest:  # not the error of a statement
+                    raise
+
+    async def _receive(self) -> None:
         """Wait for the next answer; raises what the server makes of it."""
-        self._flush()
-        result = self._result()
+        await self._flush()
+        result = await self._result()
         while result is None:  # the end of the answer before
-            result = self._result()
+            result = await self._result()
         answer = self._asked.popleft()
         answer.result = result
         if result.status in _FAILED:
@@ -164,18 +175,27 @@ class Session:
                 del self.connection.prepared[answer.prepares]
             raise psycopg.errors.error_from_result(result)
 
-    def _flush(self) -> None:
+    async def _flush(self) -> None:
         while self._pgconn.flush():
-            self._socket.modify(self._pgconn.socket, select.POLLIN | select.POLLOUT)
-            if any(happened & ~select.POLLOUT for _, happened in self._socket.poll()):
-                self._pgconn.consume_input()  # or both sides would wait for one another
-            self._socket.modify(self._pgconn.socket, select.POLLIN)
+            await _readable_or_writable(self._pgconn.socket)
+            self._pgconn.consume_input()  # or both sides would wait for one another
 
-    def _result(self) -> PGresult | None:
+    async def _result(self) -> PGresult | None:
         while self._pgconn.is_busy():
-            self._socket.poll()
+            await trio.lowlevel.wait_readable(self._pgconn.socket)
             self._pgconn.consume_input()
         return self._pgconn.get_result()
+
+
+async def _readable_or_writable(socket: int) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def first(wait: Callable[[int], Awaitable[None]]) -> None:
+            await wait(socket)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(first, trio.lowlevel.wait_readable)
+        nursery.start_soon(first, trio.lowlevel.wait_writable)
 
 
 @functools.cache

@@ -97,7 +97,7 @@ def _start(one: Start) -> tuple[int, int, int, float]:
 
 
 class Settling:
-    """The settlements of one batch, in two steps: `send` does not wait, `judge` does."""
+    """The settlements of one batch, in two steps: `send` asks for it, `judge` once that is answered."""
 
     def __init__(self, settlements: Sequence[Settlement], slot: int) -> None:
         self._ends = [one for one in settlements if one.status in ENDED]
@@ -174,9 +174,9 @@ def _columns(settlements: Sequence[Settlement]) -> Row:
     )
 
 
-def written_before(session: Session, settlements: Sequence[Settlement]) -> set[Fence]:
+async def written_before(session: Session, settlements: Sequence[Settlement]) -> set[Fence]:
     """Which of these settlements an exchange wrote that did not come to know it."""
     values = [(one.seq, one.claim, one.settled_at, int(one.outcome is None)) for one in settlements]
     seqs, claims, times, unspent = zip(*values, strict=True)
-    rows = session.rows(_WRITTEN, (integers(seqs), integers(claims), floats(times), integers(unspent)))
+    rows = await session.rows(_WRITTEN, (integers(seqs), integers(claims), floats(times), integers(unspent)))
     return {(row[0], row[1]) for row in rows}

@@ -51,13 +51,13 @@ class Vacuum:
         while True:
             await self._due.wait()
             self._due, self._hot = trio.Event(), 0
-            await trio.to_thread.run_sync(self._round, abandon_on_cancel=True)
+            with trio.move_on_after(LONGEST):
+                await trio.to_thread.run_sync(self._round, abandon_on_cancel=True)
             await trio.sleep(PAUSE)
 
     def _round(self) -> None:
         try:
-            connection = self._lines.connect()
-            with closing(connection), self._lines.deadlines.bound(connection, LONGEST):
+            with closing(self._lines.connect()) as connection:
                 if not self._lines.address.pooled:  # there it would stay with whoever has the connection next
                     connection.execute(f"set statement_timeout = '{LONGEST:.0f}s'".encode())
                 self._vacuum(connection, "live")

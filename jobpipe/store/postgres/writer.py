@@ -88,16 +88,16 @@ class State(NamedTuple):
     cancelling: Sequence[tuple[int, int]] | None
 
 
-def clock_offset(session: Session) -> float:
+async def clock_offset(session: Session) -> float:
     """By how many seconds the database's clock is ahead of this machine's."""
-    session.row("select 1")  # so that nothing else is on the way
+    await session.row("select 1")  # so that nothing else is on the way
     before = time.time()
-    row = session.row(f"select {CLOCK}")
+    row = await session.row(f"select {CLOCK}")
     return (row[0] if row else before) - (before + time.time()) / 2
 
 
 class Writer:
-    """The writing half of the store, used by one thread at a time.
+    """The writing half of the store, for one exchange at a time.
 
     Other nodes write too, so of the database it is certain only of what cannot become untrue: names of queues.
     """
@@ -115,67 +115,72 @@ class Writer:
         self.more_ready = False
         """whether jobs became ready while the last exchange that found too few of them was committed"""
 
-    def exchange(self, batch: Batch, patience: float) -> Receipts:
+    async def exchange(self, batch: Batch, patience: float) -> Receipts:
         """Carry out a batch; see `jobpipe.store.base.EngineStore.exchange`.
 
         `patience`: for how many seconds a claim whose commit was not answered may still come to light.
         """
         self.more_ready = False
         if batch.lease_until is not None:
-            self.offset = self._line.transact(clock_offset)
+            self.offset = await self._line.transact(clock_offset)
         if self._unknown:
-            self._line.transact(lambda session: self._hand_back(session, batch))
+            await self._line.transact(lambda session: self._hand_back(session, batch))
         self._token += 1
         exchange: Exchange | None = None
         try:
-            exchange = self._committed(batch)
-            self._look_after(exchange)
+            exchange = await self._committed(batch)
+            await self._look_after(exchange)
         except StoreError as error:
             if exchange is not None or isinstance(error, CommitUnknown):
                 self._doubt(batch, patience)
             raise
         self._learn(exchange)
-        self._tell(exchange)
+        await self._tell(exchange)
         return exchange.receipts
 
-    def _committed(self, batch: Batch) -> "Exchange":
+    async def _committed(self, batch: Batch) -> "Exchange":
         """Write and take it all, and know what came of it."""
         with suppress(Conflict):
-            return self._line.transact(lambda session: self._once(session, batch, careful=False)).judged()
+            return await self._tried(batch, careful=False)
         for _ in range(TRIES):
             # Again when somebody stored or deleted a job of the same id between the look and the insert.
             with suppress(Conflict):
-                return self._line.transact(lambda session: self._once(session, batch, careful=True)).judged()
+                return await self._tried(batch, careful=True)
         raise _others_interfere()
 
-    def _once(self, session: Session, batch: Batch, *, careful: bool) -> "Exchange":
+    async def _tried(self, batch: Batch, *, careful: bool) -> "Exchange":
+        exchange = await self._line.transact(lambda session: self._once(session, batch, careful=careful))
+        exchange.judge()
+        return exchange
+
+    async def _once(self, session: Session, batch: Batch, *, careful: bool) -> "Exchange":
         exchange = Exchange(session, batch, self._slot)
         exchange.renew(self._leases)
         exchange.promote()
         exchange.settle()
         if careful:
-            exchange.add_with_care()
+            await exchange.add_with_care()
         else:
-            exchange.add(self._names)
+            await exchange.add(self._names)
         exchange.claim(self._token)
         if self._scattered:
             fold(session, self._slot, all_slots=False)
         exchange.look()
         return exchange
 
-    def _look_after(self, exchange: "Exchange") -> None:
+    async def _look_after(self, exchange: "Exchange") -> None:
         """What is looked at only where something is odd: ids that were taken, and settlements that came before."""
         doubts = [self._doubtful[fence] for fence in exchange.stale & self._doubtful.keys()]
         if doubts:
-            exchange.stale -= self._line.transact(lambda session: written_before(session, doubts))
+            exchange.stale -= await self._line.transact(lambda session: written_before(session, doubts))
         if taken := exchange.taken:
-            exchange.complete(self._look_at(taken))
+            exchange.complete(await self._look_at(taken))
 
-    def _look_at(self, jobs: Sequence[NewJob]) -> Sequence[Receipt]:
+    async def _look_at(self, jobs: Sequence[NewJob]) -> Sequence[Receipt]:
         for _ in range(TRIES):
             # Again when somebody deleted a job between the insert and the look.
             with suppress(Conflict):
-                return self._line.transact(lambda session: store_or_look(session, jobs, self._slot))
+                return await self._line.transact(lambda session: store_or_look(session, jobs, self._slot))
         raise _others_interfere()
 
     def _doubt(self, batch: Batch, patience: float) -> None:
@@ -184,9 +189,9 @@ class Writer:
             self._unknown[self._token] = time.monotonic() + patience
         self._doubtful |= {(one.seq, one.claim): one for one in batch.settlements}
 
-    def _hand_back(self, session: Session, batch: Batch) -> None:
+    async def _hand_back(self, session: Session, batch: Batch) -> None:
         """Hand back what exchanges claimed whose commits were not answered: nobody here knows of those claims."""
-        rows = session.rows(_UNKNOWN, (batch.node, integers(list(self._unknown))))
+        rows = await session.rows(_UNKNOWN, (batch.node, integers(list(self._unknown))))
         lost = Settling(
             [
                 Settlement(
@@ -204,6 +209,7 @@ class Writer:
             self._slot,
         )
         lost.send(session)
+        await session.answered()
         lost.judge()
         if rows:
             wake(session, self._channel, batch.node)
@@ -217,7 +223,7 @@ class Writer:
         now = time.monotonic()
         self._unknown = {token: until for token, until in self._unknown.items() if until > now}
 
-    def _tell(self, exchange: "Exchange") -> None:
+    async def _tell(self, exchange: "Exchange") -> None:
         """After the commit: tell other nodes what concerns them, and look once more if this one became hungry.
 
         In this order no job is missed: who becomes hungry says so, then looks; who leaves jobs commits, then asks who
@@ -227,13 +233,13 @@ class Writer:
         # The exchange itself is done: a failure here costs a slow wake-up.
         with suppress(StoreError):
             if hungry is not None and self._hungry.get(node) is not hungry:
-                self._line.transact(lambda session: session.run(_HUNGRY, (hungry, node)))
+                await self._line.run(_HUNGRY, (hungry, node))
                 self._hungry[node] = hungry
-                self.more_ready = hungry and self._line.transact(_any_ready)
+                self.more_ready = hungry and await self._line.transact(_any_ready)
             if exchange.leaves_ready or exchange.watched:
-                self._line.transact(lambda session: self._notify(session, exchange))
+                await self._line.transact(lambda session: self._notify(session, exchange))
 
-    def _notify(self, session: Session, exchange: "Exchange") -> None:
+    async def _notify(self, session: Session, exchange: "Exchange") -> None:
         if exchange.leaves_ready:
             wake(session, self._channel, exchange.batch.node)
         notify(session, self._channel, ended_words(exchange.watched))
@@ -243,8 +249,8 @@ class Writer:
         self._hungry.pop(node, None)
 
 
-def _any_ready(session: Session) -> bool:
-    row = session.row(_ANY_READY)
+async def _any_ready(session: Session) -> bool:
+    row = await session.row(_ANY_READY)
     return bool(row and row[0])
 
 
@@ -286,15 +292,15 @@ class Exchange:
             self._starts = send_starts(self._session, self.batch.starts)
         self._settling.send(self._session)
 
-    def add(self, names: set[str]) -> None:
+    async def add(self, names: set[str]) -> None:
         """Store new jobs, in the hope that nothing is in conflict; raises `Conflict` when all or nothing is not all."""
         self._adding = Adding(self.batch.adds, names, self._slot)
         self._adding.send(self._session)
-        self._adding.check()
+        await self._adding.check(self._session)
 
-    def add_with_care(self) -> None:
+    async def add_with_care(self) -> None:
         """Add one after another, each after a look."""
-        self._careful = [add_with_care(self._session, add, self._slot) for add in self.batch.adds]
+        self._careful = [await add_with_care(self._session, add, self._slot) for add in self.batch.adds]
 
     def claim(self, token: int) -> None:
         """Take ready jobs."""
@@ -306,7 +312,7 @@ class Exchange:
         """Ask how the store stands."""
         self._asked = self._session.run(_STATE, (self.batch.node,) * 3)
 
-    def judged(self) -> "Exchange":
+    def judge(self) -> None:
         """Learn what came of it, once it is committed."""
         self._state = State(*self._asked.rows()[0])
         promoted, expired = self._promoted.row() or (0, None)
@@ -319,7 +325,6 @@ class Exchange:
         if self._claim is not None:
             # By -priority, run_at, seq: what an update returns has no order.
             self._claimed = list(map(_claimed, sorted(self._claim.rows())))
-        return self
 
     @property
     def taken(self) -> Sequence[NewJob]:
