@@ -15,6 +15,7 @@ from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.control import Control
 from jobpipe.store.sqlite.database import Database, open_database
 from jobpipe.store.sqlite.opening import mapped
+from jobpipe.store.sqlite.thread import OwnThread, own_thread
 from jobpipe.store.sqlite.writer import Writer
 
 P = ParamSpec("P")
@@ -30,18 +31,18 @@ class SqliteStore:
 
     durable = True
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, thread: OwnThread) -> None:
         self.name = f"sqlite:{database.path}"
-        self._database = database
+        self._database, self._thread = database, thread
         self._prepare()
-        # Limiters of their own: handlers in threads must never starve the store, nor readers the writer.
-        self._writing, self._reading = trio.CapacityLimiter(1), trio.CapacityLimiter(READERS)
+        # Like the writer's own thread: handlers in threads must never starve the store, nor readers the writer.
+        self._reading = trio.CapacityLimiter(READERS)
 
     def _prepare(self) -> None:
         self._writer, self._control = Writer(self._database.writer), Control(self._database.writer)
 
     async def _write(self, verb: Callable[[], R]) -> R:
-        return await trio.to_thread.run_sync(self._written, verb, limiter=self._writing)
+        return await self._thread.run(lambda: self._written(verb))
 
     def _written(self, verb: Callable[[], R]) -> R:
         with mapped(self._database.path):
@@ -129,6 +130,6 @@ async def open_sqlite(path: Path, *, sync: Literal["full", "normal"]) -> AsyncIt
     """
     with ExitStack() as stack:
         database = await trio.to_thread.run_sync(stack.enter_context, open_database(path, sync, READERS))
-        store = SqliteStore(database)
+        store = SqliteStore(database, stack.enter_context(own_thread("jobpipe-sqlite")))
         await store._change(store._control.end_leases)  # noqa: SLF001 - this is the store's own constructor
         yield store
