@@ -17,6 +17,7 @@ from jobpipe.store.base import SharedStore, Store
 from jobpipe.store.postgres import PostgresStore, migrate, open_postgres
 from jobpipe.store.postgres.address import read_address
 from jobpipe.store.postgres.line import Limits, Lines
+from jobpipe.store.postgres.writer import _CLAIM
 from tests.store.server import ask, server_url, with_query
 from tests.store.test_contract import NOW, Node, add, get, look, new_job, settlement, start
 
@@ -63,6 +64,55 @@ async def test_nodes_that_claim_at_once_share_the_jobs(schema: str) -> None:
         both = claimed["one"] + claimed["other"]
 
         assert sorted(both) == [f"j{number:03}" for number in range(300)]
+
+
+@pytest.mark.parametrize("paused", [0, 1])
+async def test_a_claim_locks_what_it_takes_whatever_the_number_of_queues(schema: str, paused: int) -> None:
+    """So that what one node is about to take does not keep the others from the rest; by priority over all queues."""
+    async with two_nodes(schema) as (one, other):
+        await add(
+            one.store,
+            *(new_job(f"j{n:03}", queue=f"q{n % 50}", priority=-(n // 100)) for n in range(300)),
+        )
+        for number in range(paused):
+            await one.store.pause(f"q{number}")
+        with psycopg.connect(server_url()) as claiming:
+            claiming.execute(f'set local search_path = "{schema}"'.encode())
+            values = {"node": "one", "now": NOW, "limit": 90, "token": 1, "slot": 0}
+            first = [str(row[3]) for row in claiming.execute(_CLAIM.encode(), values).fetchall()]
+            meanwhile = [job.id for job in await other.claim(90)]
+        ready = [f"j{n:03}" for n in range(300) if n % 50 >= paused]
+
+        assert sorted(first) == ready[:90]
+        assert meanwhile == ready[90:180]
+
+
+@pytest.mark.parametrize("waiting", [1, 500])
+async def test_paused_jobs_are_passed_over_or_left_aside_but_never_taken(schema: str, waiting: int) -> None:
+    """Many of them, at the head of the line, make the claim go by queue; the order is the same."""
+    async with two_nodes(schema) as (one, _):
+        await add(one.store, *(new_job(f"p{n}", queue="paused", priority=9) for n in range(waiting)))
+        await add(one.store, *(new_job(f"j{n}", queue=f"q{n % 2}", priority=n % 3) for n in range(9)))
+        await one.store.pause("paused")
+        claimed = [job.id for job in await one.claim(6)]
+        await one.store.resume("paused")
+        rest = [job.id for job in await one.claim(4)]
+
+        assert claimed == ["j2", "j5", "j8", "j1", "j4", "j7"]
+        assert rest == (["p0", "j0", "j3", "j6"] if waiting == 1 else ["p0", "p1", "p2", "p3"])
+
+
+async def test_jobs_of_a_queue_that_was_paused_are_not_claimed(schema: str) -> None:
+    """By no node, from the commit on; those of the others are, in their order, and all when it goes on."""
+    async with two_nodes(schema) as (one, other):
+        await add(one.store, *(new_job(f"j{n}", queue=f"q{n % 3}", priority=n % 2) for n in range(6)))
+        await one.store.pause("q1")
+        others = [job.id for job in await other.claim(10)]
+        await other.store.resume("q1")
+        rest = [job.id for job in await one.claim(10)]
+
+        assert others == ["j3", "j5", "j0", "j2"]
+        assert rest == ["j1", "j4"]
 
 
 async def test_what_one_node_adds_the_other_sees(schema: str) -> None:
@@ -122,6 +172,22 @@ async def test_counts_are_right_whoever_wrote_them(schema: str) -> None:
         assert ask(f"select count(distinct slot) from {schema}.counts") == [(1,)]
         assert await one.store.queues() == before
         assert (await look(one.store)).waiting == 6
+
+
+async def test_no_two_nodes_share_a_slot_of_the_counts(schema: str) -> None:
+    """However many have started: each would wait for the other. What is left in their slots is gathered."""
+    async with two_nodes(schema) as (one, other):
+        for _ in range(70):
+            ask(f"select nextval('{schema}.slots')")
+        async with open_postgres(url_of(schema)) as third:
+            for number, store in enumerate((one.store, other.store, third)):
+                await add(store, new_job(f"j{number}"))
+        slots = ask(f"select slot from {schema}.counts order by slot")
+        await one.store.prune(NOW, _keep_all())
+
+        assert slots == [(0,), (2,), (144,)]
+        assert ask(f"select count(*) from {schema}.counts") == [(1,)]
+        assert (await look(other.store)).waiting == 3
 
 
 def _keep_all() -> Any:

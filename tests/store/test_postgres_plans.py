@@ -48,6 +48,7 @@ FILL = (
         "insert into {0}.counts select 'default', status, 999, count(*), 0 from {0}.jobs "
         "where status is not null group by 2"
     ),
+    "insert into {0}.counts select queue, status, 999, count(*), 0 from {0}.live group by 1, 2",
     "vacuum (analyze) {0}.jobs",
     "vacuum (analyze) {0}.live",
 )
@@ -144,6 +145,19 @@ async def test_an_exchange_reads_the_rows_that_it_writes(line: Counting, writer:
     assert first[1] <= 10 * 30
     assert second[1] <= 10 * 50
     assert line.by_index <= 20 * 10
+
+
+async def test_a_claim_beside_a_paused_queue_passes_over_few_of_its_jobs(
+    line: Counting, writer: Writer, control: Control
+) -> None:
+    """Eighty thousand lie at the head of the line."""
+    await control.pause("q0", paused=True)
+    claimed = (await writer.exchange(Batch(node="n", now=NOW, claim=10), 1.0)).claimed
+    read = (line.whole, line.by_index)
+    await control.pause("q0", paused=False)
+
+    assert {job.queue for job in claimed} == {"q1", "q2"}
+    assert (read[0], read[1] <= 300) == (0, True)
 
 
 async def test_an_exchange_that_has_nothing_to_do_reads_next_to_nothing(

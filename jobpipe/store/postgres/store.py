@@ -132,7 +132,7 @@ async def open_postgres(
 
 
 def _prepared(lines: Lines) -> tuple[Address, int]:
-    """Make the database ready; returns the address as it has to be used, and a slot for counts that few others have."""
+    """Make the database ready; returns the address as it has to be used, and a slot for counts of its own."""
     prepare(lines)
     with mapped(lines.address), lines.connect() as connection:
         query = f"select nextval('\"{lines.address.schema}\".slots')"

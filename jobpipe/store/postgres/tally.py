@@ -37,7 +37,7 @@ def counting(moves: str) -> str:
     return (
         "counted as (insert into counts (queue, state, slot, jobs, size) "
         f"select queue, state, %s, sum(jobs), sum(size) from ({moves}) as m (queue, state, jobs, size) "
-        # In one order, for those who share a slot.
+        # In one order: a prune may be gathering them.
         "group by queue, state order by queue, state on conflict (queue, state, slot) do update set "
         "jobs = counts.jobs + excluded.jobs, size = counts.size + excluded.size)"
     )
@@ -76,7 +76,7 @@ class Tally:
         """Add what was gathered to the table."""
         rows = [(*key, jobs, self._size[key]) for key, jobs in self._jobs.items() if jobs or self._size[key]]
         if rows:
-            # In one order, for those who share a slot.
+            # In one order: a prune may be gathering them.
             queues, states, jobs, sizes = zip(*sorted(rows), strict=True)
             session.run(_WRITE, (self._slot, texts(queues), texts(states), integers(jobs), integers(sizes)))
 

@@ -56,7 +56,9 @@ create table live (
 ) with (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0, autovacuum_vacuum_insert_scale_factor = 0.1);
 
-create index live_ready on live (queue, priority desc, run_at, seq) where status = 'queued' and node is null;
+-- The jobs that are ready, of all queues and by queue: for claims while no queue is paused, and while some are.
+create index live_ready on live (priority desc, run_at, seq) where status = 'queued' and node is null;
+create index live_ready_by_queue on live (queue, priority desc, run_at, seq) where status = 'queued' and node is null;
 create index live_later on live (run_at) where status in ('scheduled', 'retrying');
 create index live_scheduled on live (seq) where status = 'scheduled';
 create index live_retrying on live (seq) where status = 'retrying';
@@ -123,7 +125,7 @@ create table counts (
     primary key (queue, state, slot)
 ) with (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
 
-create sequence slots maxvalue 63 minvalue 0 cycle;
+create sequence slots minvalue 0;  -- one for each start of a node; what it leaves in its slot is gathered by others
 create sequence calls;
 
 -- Make ready what is due at a time, and expire what is past its time, at most so many jobs of each; counted in a slot.
