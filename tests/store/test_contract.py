@@ -460,6 +460,28 @@ async def test_a_cancelled_caller_leaves_a_whole_batch_or_none(store: Store) -> 
 # --- claims -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("limit", [1, 7, 30, 45, 60])
+async def test_a_claim_takes_the_first_jobs_of_all_queues_wherever_they_wait(
+    store: Store, limit: int
+) -> None:
+    """Also when most of them are in one queue, or one in each."""
+    node = Node(store)
+    await node.join()
+    await add(
+        store,
+        *(new_job(f"x{number:02}", queue="x", priority=1) for number in range(40)),
+        *(new_job(f"y{number:02}", queue=f"y{number}") for number in range(10)),
+        *(new_job(f"z{number:02}", queue="z", priority=-1) for number in range(10)),
+    )
+    jobs = [job.id for job in await node.claim(limit)]
+    rest = [job.id for job in await node.claim(60)]
+
+    assert jobs + rest == [
+        f"{queue}{number:02}" for queue, jobs in (("x", 40), ("y", 10), ("z", 10)) for number in range(jobs)
+    ]
+    assert len(jobs) == limit
+
+
 async def test_jobs_are_claimed_by_priority_then_run_at_then_arrival(node: Node) -> None:
     """One order over all queues, whatever the order in which they came."""
     ranks = [(priority, run_at) for priority in (-1, 0, 10) for run_at in (NOW - 5, NOW - 1)]

@@ -2,7 +2,7 @@
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apsw
@@ -70,6 +70,12 @@ _ACTIVE = "select name from queues where paused = 0"
 _READY = (
     "select -priority, run_at, seq from jobs where status = 'queued' and held = 0 and queue = ?1 "
     "and (expires_at is null or expires_at > ?2) order by priority desc, run_at, seq limit ?3"
+)
+_HEADS = (
+    "select -j.priority, j.run_at, j.seq, q.name from queues q join jobs j on j.seq = "
+    "(select seq from jobs where status = 'queued' and held = 0 and queue = q.name "
+    "and (expires_at is null or expires_at > ?1) order by priority desc, run_at, seq limit 1) "
+    "where q.paused = 0"
 )
 _CLAIM = "update jobs set claim = claim + 1, node = ?, held = 1, started_at = null where seq "
 _TAKEN = f" returning -priority, run_at, {CLAIMED_COLUMNS}, expires_at"
@@ -306,11 +312,7 @@ class Writer:
             rows = fetch(self.db, _CLAIM_QUEUE, (node, self._active[0], batch.now, batch.claim))
             rows.sort()  # by -priority, run_at, seq: what an update returns has no order
         else:
-            rows = [
-                row
-                for seq in self._ready(self._active, batch)
-                for row in fetch(self.db, _CLAIM_ONE, (node, seq))
-            ]
+            rows = [row for seq in self._ready(batch) for row in fetch(self.db, _CLAIM_ONE, (node, seq))]
         if any(row[-1] is not None for row in rows):
             self._due_known = False  # a held job does not expire
         claimed = [_claimed(row) for row in rows]
@@ -318,13 +320,21 @@ class Writer:
             tally.move(queue, Status.QUEUED, HELD, jobs)
         return claimed
 
-    def _ready(self, queues: Iterable[str], batch: Batch) -> Sequence[int]:
+    def _ready(self, batch: Batch) -> Sequence[int]:
         """The seqs of the next jobs over several queues: each is read only as far as it is taken from."""
-        cursors: list[Iterator[Row]] = [
-            self.db.cursor().execute(_READY, (queue, batch.now, batch.claim)) for queue in queues
-        ]
-        merged = heapq.merge(*cursors)
+        heads = sorted(fetch(self.db, _HEADS, (batch.now,)))[: batch.claim]
+        share = 2 * batch.claim // max(len(heads), 1) + 1
+        merged = heapq.merge(*(self._queue_from(head, share, batch) for head in heads))
         return [row[2] for row, _ in zip(merged, range(batch.claim), strict=False)]
+
+    def _queue_from(self, head: Row, share: int, batch: Batch) -> Iterator[Row]:
+        """The ready jobs of a queue, given its first; it is read when more is asked for, and first only a share."""
+        yield head[:3]
+        queue = head[3]
+        rows = fetch(self.db, _READY, (queue, batch.now, share))
+        yield from rows[1:]
+        if len(rows) == share:
+            yield from fetch(self.db, _READY, (queue, batch.now, batch.claim))[share:]
 
 
 def _end_values(one: Settlement) -> Row:
