@@ -143,17 +143,19 @@ class Lines:
                     connection.close()
             return connection
 
+        taken = False
         try:
-            with trio.fail_after(seconds):
-                return await trio.to_thread.run_sync(make, abandon_on_cancel=True)
-        except BaseException as error:
-            with lock:
-                wanted = False
-                for connection in made:
-                    connection.close()
-            if isinstance(error, trio.TooSlowError):
-                raise psycopg.OperationalError(f"no connection within {seconds:g} s") from error
-            raise
+            with trio.move_on_after(seconds):
+                connection = await trio.to_thread.run_sync(make, abandon_on_cancel=True)
+                taken = True
+                return connection
+        finally:
+            if not taken:
+                with lock:
+                    wanted = False
+                    for late in made:
+                        late.close()
+        raise psycopg.OperationalError(f"no connection within {seconds:g} s")
 
     def tune(self, connection: Connection) -> None:
         """Make the settings of every transaction for good, unless a pooler may be in between; waits for it."""
@@ -190,7 +192,8 @@ class Lines:
             done = await verb(session)
             await session.end()
         except Exception:
-            await session.undo()
+            # Whoever is cancelled in here hears of that, not of what is to be undone.
+            await session.undo()  # noqa: ASYNC120
             raise
         except BaseException:
             session.connection.close()

@@ -120,7 +120,7 @@ class Session:
         self._pgconn.exit_pipeline_mode()
 
     async def undo(self) -> None:
-        """Roll back; closes a connection with which that cannot be done."""
+        """Roll back; closes a connection with which that cannot be done, or was cancelled."""
         try:
             self._sync()
             await self._passed_over()
@@ -130,6 +130,9 @@ class Session:
             self._pgconn.exit_pipeline_mode()
         except psycopg.Error:
             self.connection.close()
+        except BaseException:
+            self.connection.close()
+            raise
 
     def _name(self, sql: str, text: bytes, types: tuple[int, ...]) -> bytes:
         """The name of a prepared statement, which is prepared if need be."""
