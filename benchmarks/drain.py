@@ -19,6 +19,7 @@ from jobpipe.clock import WallClock
 from jobpipe.engine.node import Node
 from jobpipe.handlers.registry import load
 from jobpipe.job import Status
+from jobpipe.service import spare_the_collector
 from jobpipe.settings import Settings
 from jobpipe.store.base import Add, Batch, Store
 from jobpipe.store.factory import open_store
@@ -57,6 +58,7 @@ async def drain(store: Store, settings: Settings, count: int) -> float:
     countdown, node = Countdown(count), Node(settings, store, load([__name__]), WallClock())
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
+        spare_the_collector()
         began = time.perf_counter()
         await countdown.over.wait()
         node.drain()

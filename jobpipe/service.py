@@ -61,7 +61,7 @@ async def run_service(settings: Settings) -> int:
                 address = listener.getsockname()
                 front.start_soon(_serve, node, listener, drained, front.cancel_scope)
                 _announce(node, address, rescued)
-                _spare_the_collector()
+                spare_the_collector()
                 await drained.wait()
                 await _another(signals)
                 os._exit(0)  # only clients are left: nothing is lost
@@ -123,7 +123,7 @@ async def _serve(node: Node, listener: socket.socket, drained: trio.Event, front
     front.cancel()
 
 
-def _spare_the_collector() -> None:
+def spare_the_collector() -> None:
     """Have what was made at the start, which stays, left out of each search for garbage, and search less often."""
     gc.freeze()
     gc.set_threshold(GARBAGE)

@@ -23,6 +23,7 @@ from jobpipe import handler
 from jobpipe.clock import WallClock
 from jobpipe.engine.node import Node
 from jobpipe.handlers.registry import load
+from jobpipe.service import spare_the_collector
 from jobpipe.settings import Settings
 from jobpipe.store.base import Add, Batch, SharedStore
 from jobpipe.store.factory import open_store
@@ -137,6 +138,7 @@ async def main(url: str, size: int, role: str, *more: str) -> None:
         stage.ready()
         async with trio.open_nursery() as nursery:
             await nursery.start(node.run)
+            spare_the_collector()
             await ROLES[role](node, *more)
             node.drain()
 
