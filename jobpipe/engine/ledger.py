@@ -27,8 +27,14 @@ COMPANY, COMPANY_DELAY = 8, 0.001
 LONGEST_PAUSE = 5.0
 """The longest wait, in seconds, before a store that could not write is tried again."""
 
-BATCH = 1000
-"""About how many jobs are added, and how many outcomes written, in one transaction at the most."""
+ADDS = 1000
+"""About how many jobs are added in one transaction at the most."""
+
+BATCH = 400
+"""How many outcomes are written, and how many jobs claimed, in one transaction at the most."""
+
+BESIDE, ADDING = 128, 1.0
+"""How many while clients add, who wait for the transaction under way; and for how many seconds they count as adding."""
 
 W = TypeVar("W")
 R = TypeVar("R")
@@ -61,6 +67,7 @@ class Ledger:
         self._pause = 0.0
         self._writing = False
         self._added = 0  # with the last commit that had any
+        self._adding_until = -math.inf  # in Trio's clock
         self._woken = trio.Event()
         self._idle = trio.Event()
         self.on_stale: Callable[[int, int], None] = lambda _seq, _claim: None
@@ -242,7 +249,9 @@ class Ledger:
     def _gather(self) -> Gathered:
         """Take what goes into the next batch."""
         self._look_again = False
-        settlements, self._settlements = self._settlements[:BATCH], self._settlements[BATCH:]
+        adds = self._take_adds()
+        most = self._most(adding=bool(adds))
+        settlements, self._settlements = self._settlements[:most], self._settlements[most:]
         self._write_at = -math.inf if self._settlements else math.inf
         starts, self._starts = list(self._starts), {}
         renewals, self._renewals = list(self._renewals), {}
@@ -250,8 +259,6 @@ class Ledger:
         wish = None if self._suspended else self._wish
         if wish is not None:
             self._wish = None
-        adds = self._take_adds()
-        self._added = len(adds) or self._added
         now = self._clock.now()
         batch = Batch(
             node=self._node,
@@ -260,20 +267,28 @@ class Ledger:
             starts=[*noted.values(), *(entry.what for entry in starts)],
             settlements=settlements,
             adds=[entry.what for entry in adds],
-            claim=wish.limit if wish else 0,
+            claim=min(wish.limit, most) if wish else 0,
         )
         return Gathered(batch, adds, starts, renewals, noted, wish, self._tenure)
+
+    def _most(self, *, adding: bool) -> int:
+        """How many outcomes, and how many jobs claimed, go into the next batch at the most."""
+        now = trio.current_time()
+        if adding:
+            self._adding_until = now + ADDING
+        return BESIDE if now < self._adding_until else BATCH
 
     def _take_adds(self) -> list[Entry[Add, Sequence[Receipt]]]:
         taken: list[Entry[Add, Sequence[Receipt]]] = []
         jobs = 0
         for entry in self._adds:
             jobs += len(entry.what.jobs)
-            if taken and jobs > BATCH:
+            if taken and jobs > ADDS:
                 break
             taken.append(entry)
         for entry in taken:
             del self._adds[entry]
+        self._added = len(taken) or self._added
         return taken
 
     async def _put_off(self, entries: Gathered, error: StoreError) -> None:
@@ -303,7 +318,7 @@ class Ledger:
         self._arrived(entries)
         self.waiting = receipts.waiting
         self._next_due = math.inf if receipts.next_due is None else receipts.next_due
-        self._grant(entries.wish, receipts, entries.tenure)
+        self._grant(entries, receipts)
         if self._look_again:
             # Somebody said so meanwhile: this batch may have looked before there was anything.
             self._maybe_ready, self._next_due = True, -math.inf
@@ -318,9 +333,10 @@ class Ledger:
     def _arrived(self, entries: Gathered) -> None:
         self.arriving -= sum(len(add.what.jobs) for add in entries.adds)
 
-    def _grant(self, wish: Wish | None, receipts: Receipts, tenure: int) -> None:
+    def _grant(self, entries: Gathered, receipts: Receipts) -> None:
         """Hand claimed jobs to who wished for them, and judge whether more may be ready."""
-        self._maybe_ready = wish is None or len(receipts.claimed) == wish.limit
+        wish, tenure = entries.wish, entries.tenure
+        self._maybe_ready = wish is None or len(receipts.claimed) == entries.batch.claim
         if wish is None:
             return
         if wish.abandoned or tenure != self._tenure:

@@ -8,7 +8,16 @@ import trio
 from structlog.testing import capture_logs
 
 from jobpipe.clock import VirtualClock
-from jobpipe.engine.ledger import BATCH, COMPANY_DELAY, LONGEST_PAUSE, START_DELAY, Ledger
+from jobpipe.engine.ledger import (
+    ADDING,
+    ADDS,
+    BATCH,
+    BESIDE,
+    COMPANY_DELAY,
+    LONGEST_PAUSE,
+    START_DELAY,
+    Ledger,
+)
 from jobpipe.errors import StoreUnavailable
 from jobpipe.events import Events
 from jobpipe.job import Outcome, Status
@@ -214,31 +223,52 @@ async def test_large_adds_are_spread_over_batches(autojump_clock) -> None:
             await turns()
             for number in range(5):
                 askers.start_soon(desk.add, *(f"{number}-{one}" for one in range(400)))
-            askers.start_soon(desk.add, *(f"large-{one}" for one in range(2 * BATCH)))
+            askers.start_soon(desk.add, *(f"large-{one}" for one in range(2 * ADDS)))
             await turns()
             desk.store.before.set()
         jobs = [[len(add.jobs) for add in batch.adds] for batch in desk.store.batches]
 
     assert jobs[0] == [1]
     assert sorted(size for batch in jobs for size in batch) == [1, 400, 400, 400, 400, 400, 2000]
-    assert all(len(batch) == 1 or sum(batch) <= BATCH for batch in jobs)
-    assert desk.ledger.waiting == 1 + 5 * 400 + 2 * BATCH
+    assert all(len(batch) == 1 or sum(batch) <= ADDS for batch in jobs)
+    assert desk.ledger.waiting == 1 + 5 * 400 + 2 * ADDS
 
 
 async def test_many_outcomes_are_spread_over_batches(autojump_clock) -> None:
-    """At most a thousand in each, and the claims that hand them out are bounded too."""
+    """So many in each, and the claims that hand them out are bounded too."""
     async with at_work() as desk:
-        await desk.add(*map(str, range(2500)))
+        await desk.add(*map(str, range(1000)))
+        await trio.sleep(ADDING)
         jobs = [job for _ in range(3) for job in await desk.claim(10_000)]
         for job in jobs:
             desk.ledger.settle(settlement(job))
         await desk.ledger.flushed()
         (queue,) = await desk.store.queues()
 
-    assert len(jobs) == 2500
     assert [batch.claim for batch in desk.store.batches if batch.claim] == [BATCH] * 3
-    assert [count for _, count, _ in sizes(desk) if count] == [1000, 1000, 500]
-    assert queue.counts == {Status.DONE: 2500}
+    assert [count for _, count, _ in sizes(desk) if count] == [BATCH, BATCH, 1000 - 2 * BATCH]
+    assert queue.counts == {Status.DONE: 1000}
+
+
+async def test_clients_that_add_wait_behind_few_outcomes(autojump_clock) -> None:
+    """As long as somebody adds, batches are smaller; what does not go into one goes into the next."""
+    async with at_work() as desk:
+        await desk.add(*map(str, range(1000)))
+        await trio.sleep(ADDING)
+        jobs = [job for _ in range(3) for job in await desk.claim(10_000)]
+        desk.store.batches.clear()
+        for job in jobs:
+            desk.ledger.settle(settlement(job))
+        await desk.add(*(f"more-{one}" for one in range(300)))
+        await desk.ledger.flushed()
+        settled = [(adds, count) for adds, count, _ in sizes(desk)]
+        more = [len(await desk.claim(10_000)) for _ in range(3)]
+        (queue,) = await desk.store.queues()
+
+    assert settled[0] == (1, BESIDE)
+    assert [count for _, count in settled] == [BESIDE] * 7 + [1000 - 7 * BESIDE]
+    assert more == [BESIDE, BESIDE, 300 - 2 * BESIDE]
+    assert queue.counts[Status.DONE] == 1000
 
 
 # --- cancelled askers -------------------------------------------------------------------------------------------------
