@@ -29,6 +29,7 @@ from jobpipe.store.base import Add, Batch, SharedStore
 from jobpipe.store.factory import open_store
 
 TENTH = 0.1
+PATIENCE = 5
 
 slot: Slot
 numbers = itertools.count()
@@ -90,9 +91,11 @@ async def asking_sql(node: Node, rate: str, seconds: str) -> None:
 
 async def asking_busy(node: Node, rate: str, seconds: str) -> None:
     """Enqueue at a node whose one worker is busy: others run the jobs."""
+    await trio.sleep(TENTH)  # then it asks for jobs, and takes its own in the very transaction that stores it
     await node.queue.enqueue(jobs(f"endless-{os.getpid()}", 1, kind="endless"))
-    while not node.attempts.busy:  # noqa: ASYNC110 - before anything is measured
-        await trio.sleep(TENTH)
+    with trio.fail_after(PATIENCE):
+        while not node.attempts.busy:  # noqa: ASYNC110 - before anything is measured
+            await trio.sleep(TENTH)
     await asking(node, rate, seconds)
 
 
