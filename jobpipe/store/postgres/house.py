@@ -1,4 +1,4 @@
-"""What keeps the house: nodes and their leases, rescue, prune, vacuum."""
+"""What keeps the house: nodes and their leases, rescue and prune."""
 
 import itertools
 import math
