@@ -441,3 +441,25 @@ async def test_what_was_written_before_an_error_is_undone(node: Node, schema: st
 
     assert not receipts.stale
     assert (await get(node.store)).status is Status.DONE
+
+
+async def test_a_connection_on_which_nothing_can_be_undone_is_closed(node: Node, proxy: Proxy) -> None:
+    """The database fell silent just then: who waits is told within the lease, and the next one has a new connection."""
+    assert isinstance(node.store, PostgresStore)
+    line = node.store._engine_line
+    used: list[Connection] = []
+
+    async def fall_silent(session: Session) -> None:
+        await session.rows("insert into queues values ('a', true)")
+        used.append(session.connection)
+        proxy.mode = "silent"
+        raise LookupError
+
+    with trio.fail_after(2 * LEASE), pytest.raises(StoreUnavailable, match="no answer within"):
+        await line.transact(fall_silent)
+    closed = [connection.closed for connection in used]
+    proxy.mode = "open"
+
+    assert closed == [True]
+    assert await node.claim() == []
+    assert await node.store.queues() == []
