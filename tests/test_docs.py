@@ -27,7 +27,7 @@ from jobpipe.engine.verdict import MESSAGE, TRACEBACK
 from jobpipe.handlers.registry import SHIPPED, handlers_of, load
 from jobpipe.job import ATTEMPTS_KEPT, FOLLOWS, Backoff, Outcome
 from jobpipe.settings import SETTINGS, Settings
-from jobpipe.store.memory.store import MemoryStore
+from jobpipe.store.memory import MemoryStore
 from jobpipe.store.sqlite.reader import LOOK
 
 ROOT = Path(__file__).parent.parent
