@@ -78,7 +78,7 @@ def intake_leaves_its_claim_behind(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "hand_back", lambda _self, _jobs: None)
 
 
-@caught_by("storm", "lasting", "held by a node that ended")
+@caught_by("storm", "memory", "held by a node that ended")
 def intake_forgets_what_it_holds(patch: pytest.MonkeyPatch) -> None:
     """At the drain, what waits in the channel is not handed back."""
     patch.setattr(Attempts, "release", lambda _self: None)
