@@ -18,7 +18,7 @@ import jobpipe
 from jobpipe import cli, service
 from jobpipe.api.app import create_app
 from jobpipe.api.bulk import MOST
-from jobpipe.api.enqueue import DEEPEST
+from jobpipe.job import DEEPEST
 from jobpipe.api.problems import LISTED, Code, Fault, ProblemDetails
 from jobpipe.api.schemas import AttemptView, EnqueueRequest, Health, JobView, ListQuery, QueueView
 from jobpipe.clock import WallClock

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from jobpipe.api.faults import TIME
 from jobpipe.job import (
     DEFAULT_KIND,
     DEFAULT_QUEUE,
@@ -24,13 +25,13 @@ from jobpipe.job import (
     Timeout,
 )
 
-Time = Annotated[
-    datetime, Meta(tz=True, description="RFC 3339 with a time zone, such as 2030-01-31T12:00:00Z")
-]
+Time = Annotated[datetime, Meta(tz=True, description=TIME)]
 
 
 When = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 """A time as it is shown: RFC 3339, UTC, with milliseconds."""
+
+NULL = msgspec.Raw(b"null")
 
 
 class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -49,6 +50,12 @@ class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     expires_at: Time | None = None
     on_crash: Literal["retry", "fail"] = "retry"
     tags: Annotated[list[Tag], Meta(max_length=20)] = []
+
+
+class SentRequest(EnqueueRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A request whose payload is kept as the bytes that were sent."""
+
+    payload: msgspec.Raw = NULL
 
 
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,9 +165,6 @@ class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
     cursor: str | None = None
     payload: Annotated[bool, Meta(description="with payloads and results")] = False
-
-
-NULL = msgspec.Raw(b"null")
 
 
 def rfc3339(seconds: float) -> str:

@@ -11,7 +11,7 @@ import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobpipe.api.enqueue import DEEPEST
+from jobpipe.job import DEEPEST
 from jobpipe.store.base import Filter
 from tests.api.door import Breakable, open_door
 
