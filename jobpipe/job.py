@@ -27,15 +27,20 @@ INVISIBLE = (
 Joiners (U+200C, U+200D) are not among them: some scripts and emoji need them.
 """
 
-# The pattern in the spec is one that RE2 and JavaScript read too: without lookaheads and without \Z, and it takes a
-# few Unicode characters more than the other, which decides.
+PORTABLE = "x-portable-pattern"
+"""Where a type has the pattern that the spec shows: one that RE2 and JavaScript read too.
+
+It has no lookahead, no \\Z and no character beyond U+00FF; so it lets a few characters pass that `pattern`, which
+decides, does not.
+"""
+
 JobId = Annotated[
     str,
     Meta(
         pattern=rf"^(?!\.{{1,2}}\Z)[^\s/\u200c\u200d{INVISIBLE}]{{1,200}}\Z",
         description="1 to 200 characters, without spaces, slashes, control and invisible characters; not . or ..",
         extra_json_schema={
-            "pattern": (
+            PORTABLE: (
                 r"^(?:[^\x00-\x20./\x7f-\xa0\xad][^\x00-\x20/\x7f-\xa0\xad]{0,199}"
                 r"|\.[^\x00-\x20./\x7f-\xa0\xad][^\x00-\x20/\x7f-\xa0\xad]{0,198}"
                 r"|\.\.[^\x00-\x20/\x7f-\xa0\xad]{1,198})$"
@@ -48,7 +53,7 @@ Name = Annotated[
     Meta(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z",
         description="1 to 100 letters, digits, dots, dashes and underscores, the first a letter or digit",
-        extra_json_schema={"pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"},
+        extra_json_schema={PORTABLE: r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"},
     ),
 ]
 Tag = Annotated[
@@ -56,18 +61,22 @@ Tag = Annotated[
     Meta(
         pattern=rf"^[^{INVISIBLE}]{{1,100}}\Z",
         description="1 to 100 characters, without control and invisible characters",
-        extra_json_schema={"pattern": r"^[^\x00-\x1f\x7f-\x9f\xad]{1,100}$"},
+        extra_json_schema={PORTABLE: r"^[^\x00-\x1f\x7f-\x9f\xad]{1,100}$"},
     ),
 ]
 Seconds = Annotated[
-    float, Meta(ge=0, le=315_360_000, description="a number of seconds, at most ten years (315360000)")
+    float, Meta(ge=0, le=315_360_000, description="a number of seconds from 0 to 315360000 (ten years)")
 ]
 Timeout = Annotated[
     float,
-    Meta(gt=0, le=315_360_000, description="a number of seconds above 0, at most ten years (315360000)"),
+    Meta(
+        gt=0,
+        le=315_360_000,
+        description="a number of seconds above 0, up to 315360000 (ten years); how long one attempt may take",
+    ),
 ]
 Retries = Annotated[
-    int, Meta(ge=0, le=10_000, description="the number of attempts after the first one, from 0 to 10000")
+    int, Meta(ge=0, le=10_000, description="a whole number from 0 to 10000; attempts after the first")
 ]
 
 
@@ -131,9 +140,21 @@ class Outcome(enum.StrEnum):
 class Backoff(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long to wait before a retry: `base * factor ** (retry - 1)` seconds, at most `cap`, and jittered."""
 
-    base: Annotated[float, Meta(ge=0, le=86_400, description="seconds before the first retry")] = 1.0
-    factor: Annotated[float, Meta(ge=1, le=100, description="growth from one retry to the next")] = 2.0
-    cap: Annotated[float, Meta(ge=0, le=31_536_000, description="seconds, the longest wait")] = 3600.0
+    base: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=86_400,
+            description="a number of seconds from 0 to 86400; the wait before the first retry",
+        ),
+    ] = 1.0
+    factor: Annotated[
+        float, Meta(ge=1, le=100, description="a number from 1 to 100; growth from one retry to the next")
+    ] = 2.0
+    cap: Annotated[
+        float,
+        Meta(ge=0, le=31_536_000, description="a number of seconds from 0 to 31536000; the longest wait"),
+    ] = 3600.0
     jitter: Literal["full", "equal", "none"] = "full"
 
 
@@ -255,7 +276,8 @@ def _same(one: Any, other: Any) -> bool:  # noqa: ANN401 - any JSON
     Walks with a list of its own instead of the stack, which deep values would exhaust.
     """
     left = [(one, other)]
-    while left:
+    same = True
+    while left and same:
         match left.pop():
             case (bool() as a, b) | (b, bool() as a):
                 same = a is b
@@ -265,11 +287,9 @@ def _same(one: Any, other: Any) -> bool:  # noqa: ANN401 - any JSON
             case list() as a, list() as b:
                 same = len(a) == len(b)
                 left += zip(a, b, strict=True) if same else []
-            case a, b:
+            case (a, b):
                 same = bool(a == b)
-        if not same:
-            return False
-    return True
+    return same
 
 
 def nests_deeper(value: Any, levels: int) -> bool:  # noqa: ANN401 - any JSON

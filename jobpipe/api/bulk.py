@@ -104,7 +104,9 @@ async def bulk_array(node: Node, content_type: str, body: bytes) -> Answer:
 def _items(body: bytes) -> Sequence[msgspec.Raw]:
     """The items of an array, not decoded yet, so that each is read like a single request."""
     body = body.removeprefix(BOM)
-    if body.lstrip().startswith(b"{"):  # one job, or lines of them; msgspec's own words differ with what follows
+    if body.lstrip().startswith(
+        b"{"
+    ):  # one job, or lines of them; msgspec's own words differ with what follows
         raise invalid([Fault("", f"expected an array of jobs, got an object: {_ONE_OR_LINES}")])
     try:
         items = msgspec.json.decode(body, type=list[msgspec.Raw])

@@ -21,7 +21,7 @@ from jobpipe.api.problems import (
     unavailable,
     unsupported,
 )
-from jobpipe.api.schemas import EnqueueRequest, SentRequest, job_view
+from jobpipe.api.schemas import NULL, EnqueueRequest, job_view
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
 from jobpipe.handlers.registry import Handler
@@ -45,6 +45,13 @@ LATEST = 253_402_300_799.999
 
 KINDS_NAMED = 20
 """The most kinds that the answer to an unknown one names."""
+
+
+class SentRequest(EnqueueRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A request whose payload is kept as the bytes that were sent."""
+
+    payload: msgspec.Raw = NULL
+
 
 _decode = msgspec.json.Decoder(SentRequest).decode
 _decode_plain = msgspec.json.Decoder(EnqueueRequest).decode
@@ -235,7 +242,7 @@ def _unfit(sent: bytes, payload: Any, handler: Handler) -> Sequence[Fault]:  # n
 def _stored(sent: bytes) -> bytes:
     """The payload as it is stored: as it was sent, so that no number loses a digit, but with readable characters.
 
-    A client that sends é as \\u00e9 means é, and whoever searches for it types é.
+    Where a client escapes é, it means é, and a search for é has to find it.
     """
     return _ESCAPE.sub(_unescaped, sent) if b"\\u" in sent else sent
 

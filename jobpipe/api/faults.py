@@ -80,8 +80,10 @@ def plain(text: str) -> str:
     expected, got, found = text.partition(", got ")
     expected = _QUOTED.sub(lambda quoted: _named(quoted[1], _TYPES), expected)
     found = _QUOTED.sub(lambda quoted: _named(quoted[1], _TYPES | _GOT), found)
-    return (expected[:1].lower() + expected[1:] + got + found).replace(" >= ", " of at least ").replace(
-        " <= ", " of at most "
+    return (
+        (expected[:1].lower() + expected[1:] + got + found)
+        .replace(" >= ", " of at least ")
+        .replace(" <= ", " of at most ")
     )
 
 
@@ -111,9 +113,7 @@ def _in_struct(
     if config.forbid_unknown_fields:
         for name in value:
             if name not in fields and name != config.tag_field:
-                yield Fault(
-                    f"{pointer}/{escaped(name[:LONGEST_NAME])}", unknown("field", name, list(fields))
-                )
+                yield Fault(f"{pointer}/{escaped(name[:LONGEST_NAME])}", unknown("field", name, list(fields)))
     for name, field in fields.items():
         below = f"{pointer}/{escaped(name)}"
         if name in value:
