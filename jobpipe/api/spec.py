@@ -192,12 +192,12 @@ def _without_defaults(schema: Json) -> Json:
 
 
 def _in_words(schema: Json) -> Json:
+    """The schema of a property, with all that is said of it in its own description, where generators look for it."""
     rest = {name: value for name, value in schema.items() if name != "default"}
-    if schema.get("default") in (None, [], ""):
-        return rest
-    default = f"default: {msgspec.json.encode(schema['default']).decode()}"
-    described = rest.get("description")
-    return rest | {"description": f"{described}; {default}" if described else default}
+    described = [one["description"] for one in (schema, *schema.get("anyOf", ())) if "description" in one]
+    if schema.get("default") not in (None, [], ""):
+        described.append(f"default: {msgspec.json.encode(schema['default']).decode()}")
+    return rest | ({"description": "; ".join(described)} if described else {})
 
 
 def _given(schema: Json) -> Json:
