@@ -69,7 +69,8 @@ def configure(
 
 def writes(level: int) -> bool:
     """Whether lines of a level are written. Ask once, where a line for each job would cost too much otherwise."""
-    return structlog.is_configured() and bool(structlog.get_logger().is_enabled_for(level))
+    configured = structlog.get_config()["logger_factory"] is _Stderr  # else nobody has said where to
+    return configured and bool(structlog.get_logger().is_enabled_for(level))
 
 
 def _name_the_job(_: WrappedLogger, __: str, event_dict: EventDict) -> EventDict:

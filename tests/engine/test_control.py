@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import trio
 
-from jobpipe.errors import StoreUnavailable
 from jobpipe.engine.control import ACTS
+from jobpipe.errors import StoreUnavailable
 from jobpipe.handlers.registry import Handler
 from jobpipe.handlers.verdicts import Fail, Retry, Snooze
 from jobpipe.job import ENDED, Options, Outcome, Status
