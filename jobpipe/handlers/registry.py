@@ -214,3 +214,8 @@ def handlers_of(module: types.ModuleType) -> Sequence[Handler]:
 
 def _where(one: Handler) -> str:
     return f"{getattr(one.function, '__module__', '?')}.{name_of(one.function)}"
+
+
+def without_handlers(module: str) -> str:
+    """What to say of a module of HANDLERS that defines no handler."""
+    return f"module {module!r} defines no handler: is @handler missing, or are they in another module?"

@@ -223,7 +223,7 @@ _LINKS = {
     rf"{_ENDPOINT}_PORT": r"[0-9]*",
     rf"{_ENDPOINT}_ADDR": _ADDRESS,
 }
-"""Variables that Kubernetes sets for a Service, without its name: of JOBPIPE_API_SERVICE_HOST, SERVICE_HOST; and their values."""
+"""What Kubernetes sets in pods for a Service, without its name: for JOBPIPE_API_SERVICE_HOST this is SERVICE_HOST."""
 
 
 def _without_links(name: str, text: str) -> str:
