@@ -274,7 +274,7 @@ def test_health_says_when_nobody_listens(capsys):
 
         assert cli.main(["health", "--url", url]) == 1
 
-    assert capsys.readouterr().out == f"nobody listens there ({url})\n"
+    assert capsys.readouterr().out == f"nothing listens there ({url})\n"
 
 
 def test_health_does_not_wait_for_ever(capsys, monkeypatch):
@@ -286,7 +286,7 @@ def test_health_does_not_wait_for_ever(capsys, monkeypatch):
 
         assert cli.main(["health", "--url", url]) == 1
 
-    assert capsys.readouterr().out == f"no answer within 0.01 s ({url})\n"
+    assert capsys.readouterr().out == f"no response within 0.01 s ({url})\n"
 
 
 def test_health_without_a_url_to_ask_is_a_fault(capsys, monkeypatch):

@@ -315,7 +315,7 @@ def said_at_start(stderr):
     """The lines that a service says until it is up."""
     for line in stderr:
         yield line
-        if " rescued: " in line:
+        if " workers: " in line:
             return
 
 

@@ -214,7 +214,7 @@ def test_an_empty_flag_takes_handlers_away():
 
 def test_dotenv_is_read_with_quotes_comments_and_a_byte_order_mark(dotenv):
     path = dotenv(
-        "# ours\nexport PORT = '9000' # not 8080\n\nSTORE=\"sqlite:a b.db\"\nGRACE\nOTHER=${HOME}\n",
+        "# ours\nexport PORT = '9000' # not 8080\n\nSTORE=\"sqlite:a b.db\"\nGRACE=\nOTHER=${HOME}\n",
         "utf-8-sig",
     )
 
@@ -230,15 +230,67 @@ def test_a_folder_called_dotenv_is_no_fault(tmp_path):
     assert loaded(dotenv=tmp_path / ".env").settings == Settings()
 
 
-def test_what_kubernetes_adds_for_a_service_called_jobpipe_is_no_fault():
-    environ = {
-        "JOBPIPE_SERVICE_HOST": "10.0.0.7",
-        "JOBPIPE_SERVICE_PORT_HTTP": "80",
-        "JOBPIPE_PORT": "tcp://10.0.0.7:80",
-        "JOBPIPE_PORT_80_TCP_ADDR": "10.0.0.7",
+def service_variables(prefix, address="10.0.0.7", shown="10.0.0.7"):
+    """What Kubernetes sets beside a Service."""
+    url = f"tcp://{shown}:8080"
+    return {
+        f"{prefix}_SERVICE_HOST": address,
+        f"{prefix}_SERVICE_PORT": "8080",
+        f"{prefix}_SERVICE_PORT_HTTP": "8080",
+        f"{prefix}_SERVICE_PORT_HTTP_2": "8081",
+        f"{prefix}_PORT": url,
+        f"{prefix}_PORT_8080_TCP": url,
+        f"{prefix}_PORT_8080_TCP_PROTO": "tcp",
+        f"{prefix}_PORT_8080_TCP_PORT": "8080",
+        f"{prefix}_PORT_8080_TCP_ADDR": address,
+        f"{prefix}_PORT_53_UDP": f"udp://{shown}:53",
+        f"{prefix}_PORT_53_UDP_PROTO": "udp",
     }
 
-    assert loaded(environ=environ).settings == Settings()
+
+@pytest.mark.parametrize(
+    "prefix", ["JOBPIPE", "JOBPIPE_API", "JOBPIPE_2", "JOBPIPE_WORKERS", "JOBPIPE_A_B_C"]
+)
+@pytest.mark.parametrize(("address", "shown"), [("10.0.0.7", "10.0.0.7"), ("fd00::7", "[fd00::7]")])
+def test_what_kubernetes_adds_for_a_service_is_no_setting(prefix, address, shown):
+    assert loaded(environ=service_variables(prefix, address, shown)).settings == Settings()
+
+
+@pytest.mark.parametrize("prefix", ["JOBPIPE", "JOBPIPE_API"])
+def test_a_setting_beside_them_counts(prefix):
+    environ = service_variables(prefix) | {"PORT": "9000"}
+
+    assert loaded(environ=environ).settings.port == 9000
+    assert service_url(environ=environ, dotenv=NOWHERE) == "http://127.0.0.1:9000"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("JOBPIPE_API_PORT", "8080"),
+        ("JOBPIPE_API_HOST", "10.0.0.7"),
+        ("JOBPIPE_API_SERVICE_HOST", "not an address"),
+        ("JOBPIPE_SERVICE_PORT", "http"),
+        ("JOBPIPE_PORT_8080_TCP", "8080"),
+        ("JOBPIPE_PORT_X_TCP", "tcp://10.0.0.7:8080"),
+        ("JOBPIPE_PROT", "tcp://10.0.0.7:8080"),
+        ("JOBPIPEX_WORKERS_JOBPIPE", "4"),
+        ("JOBPIPE_API_PORT_8080_TCP_PROTO", "http"),
+    ],
+)
+def test_what_only_looks_like_it_is_told(name, text):
+    if not name.startswith("JOBPIPE_"):
+        assert loaded(environ={name: text}).settings == Settings()
+        return
+    (fault,) = faults(environ={name: text})
+
+    assert fault.startswith(f"{name}: there is no such setting")
+
+
+def test_a_port_that_is_no_number_is_told_all_the_same():
+    (fault,) = faults(environ={"JOBPIPE_PORT": "http://10.0.0.7:80"})
+
+    assert fault.startswith("PORT: 'http://10.0.0.7:80'")
 
 
 # --- what is wrong ----------------------------------------------------------------------------------------------------
@@ -319,16 +371,54 @@ def test_a_broken_dotenv_is_a_fault_that_names_the_lines_and_shows_no_secret(dot
         dotenv=dotenv("PORT=1\n\n\nset -e secret\nJOBPIPE_WORKERS='open\n"), environ={"SYNC": "x"}
     )
 
-    assert fault.endswith("cannot be read: line 4, 5; allowed: lines such as WORKERS=4")
+    assert fault.endswith(".env: line 4, 5 cannot be read; allowed: lines such as WORKERS=4, in UTF-8")
     assert other.startswith("SYNC:")
 
 
-def test_a_dotenv_that_is_no_text_is_a_fault(tmp_path):
-    (tmp_path / ".env").write_bytes(b"PORT=\xff")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "GRACE",
+        "export GRACE",
+        "WORKERS: 4",
+        "workers 4",
+        "=4",
+        "\ufeffWORKERS=4",
+        "WORK\u00adERS=4",
+        "{",
+        "'x'",
+    ],
+)
+def test_a_line_that_means_nothing_is_told_with_file_and_line(dotenv, line):
+    """It would be skipped, and the default count."""
+    (fault,) = faults(dotenv=dotenv(f"# a\n\nSYNC=full\n{line}\nPORT=1\n"))
+
+    assert fault.endswith(".env: line 4 cannot be read; allowed: lines such as WORKERS=4, in UTF-8")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "\n\n", "# only\n", "A=", "A=''", "x.y-z=1", "A=b\r\nPORT=9\r\n", "  A = b # c"]
+)
+def test_other_lines_of_a_dotenv_are_no_fault(dotenv, text):
+    loaded(dotenv=dotenv(text))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_dotenv_in_utf_16_is_told_so(tmp_path, encoding):
+    (tmp_path / ".env").write_bytes("WORKERS=4\n".encode(encoding))
 
     (fault,) = faults(dotenv=tmp_path / ".env")
 
-    assert ".env: cannot be read: 'utf-8'" in fault
+    assert ".env: line 1 is not UTF-8 text, but looks like UTF-16: save the file as UTF-8" in fault
+
+
+@pytest.mark.parametrize(("content", "line"), [(b"PORT=\xff", 1), (b"A=1\nB=2\nname=J\xf6rg\n", 3)])
+def test_a_dotenv_with_bytes_that_are_no_text_is_told_with_the_line(tmp_path, content, line):
+    (tmp_path / ".env").write_bytes(content)
+
+    (fault,) = faults(dotenv=tmp_path / ".env")
+
+    assert f".env: line {line} is not UTF-8 text (byte 0x" in fault
 
 
 def test_a_dotenv_that_the_system_refuses_is_a_fault(tmp_path):

@@ -30,6 +30,9 @@ class Settings:
         about("How many claimed jobs wait before the workers; 0 keeps priorities strict.", 0, 100_000),
     ] = 64
     store: Annotated[Store, about("Where jobs live.")] = "sqlite:jobpipe.db"
+    wait_for_store: Annotated[
+        Duration, about("How long to try again at the start while the store cannot be reached.", 0, DAY)
+    ] = dataclasses.field(default=0.0, metadata={"flag": "--wait"})
     sync: Annotated[
         Literal["full", "normal"],
         about("Whether what is acknowledged survives a power cut (full) or a dead process only (normal)."),
@@ -37,6 +40,10 @@ class Settings:
     host: Annotated[Host, about("The address to listen on; 0.0.0.0 is every IPv4 one.")] = "127.0.0.1"
     port: Annotated[Whole, about("The port to listen on; 0 takes any free one.", 0, 65_535)] = 8080
     handlers: Annotated[Modules, about("Modules to import, in which your handlers are.")] = ()
+    shipped_kinds: Annotated[
+        Literal["on", "off"],
+        about("Whether the kinds that jobpipe ships, echo and demo, are there; off makes kind required."),
+    ] = "on"
     grace: Annotated[
         Duration, about("How long active jobs may go on after the first signal to stop.", 0, 30 * DAY)
     ] = 30.0
@@ -82,16 +89,13 @@ class Setting:
     limits: str
     help: str
     default: str
+    flag: str
+    """Its name on the command line."""
 
     @property
     def variable(self) -> str:
         """Its name in the environment; with `PREFIX` in front of it another one, which wins."""
         return self.name.upper()
-
-    @property
-    def flag(self) -> str:
-        """Its name on the command line."""
-        return "--" + self.name.replace("_", "-")
 
     @property
     def allowed(self) -> str:
@@ -112,7 +116,8 @@ def _setting(field: dataclasses.Field[Any], hint: Any) -> Setting:  # noqa: ANN4
     last = metas[-1]
     limits = "" if last.ge is None else f", from {form.show(last.ge)} to {form.show(last.le)}"
     default = field.metadata.get("default") or form.show(field.default) or "none"
-    return Setting(field.name, hint, form, limits, last.description or "", default)
+    flag = field.metadata.get("flag") or "--" + field.name.replace("_", "-")
+    return Setting(field.name, hint, form, limits, last.description or "", default, flag)
 
 
 def _choice(hint: Any) -> Form:  # noqa: ANN401 - a type form has no type yet

@@ -23,18 +23,17 @@ def refusal(ended):
 # --- what it says -----------------------------------------------------------------------------------------------------
 
 
-async def test_the_start_says_where_it_listens_which_store_which_kinds_how_many_workers_and_what_was_rescued(
+async def test_the_start_says_where_it_listens_which_store_which_kinds_and_how_many_workers(
     serve,
 ):
     service = await serve(WORKERS=3, QUEUE_SIZE=5)
 
-    listens, store, kinds, workers, rescued = service.lines
+    listens, store, kinds, workers = service.lines
     port = httpx.URL(service.url).port
     assert listens["event"] == f"jobpipe {await version(service)} listens on http://127.0.0.1:{port}"
     assert (store["event"], store["durable"]) == ("store: sqlite:jobs.db", True)
     assert kinds["event"] == "kinds: bomb, chatty, demo, echo, stubborn, stuck, thread, work"
     assert (workers["event"], workers["queue_size"]) == ("workers: 3", 5)
-    assert rescued["event"].startswith("rescued: 0 ")
 
 
 async def version(service):
@@ -66,14 +65,14 @@ async def test_json_lines_tell_time_level_event_and_of_a_job_its_id_kind_and_att
 
 async def test_lines_for_people_are_one_a_line_and_without_colours_in_a_file(launch):
     service = await launch(LOG_FORMAT="console")
-    while not any("rescued: " in line["event"] for line in service.lines):
+    while not any("workers: " in line["event"] for line in service.lines):
         await service.more()
     service.signal(signal.SIGTERM)
     assert await service.ended() == 0
 
     lines = [line["event"] for line in service.lines]
     service.expected_errors = {""}  # they are no JSON
-    assert ["[info     ]" in line for line in lines] == [True] * 7
+    assert ["[info     ]" in line for line in lines] == [True] * 6
     assert not any("\x1b" in line for line in lines)
 
 
@@ -88,7 +87,7 @@ async def test_it_is_quiet_under_load(serve):
     service.signal(signal.SIGTERM)
     assert await service.ended() == 0
 
-    assert len(service.lines) == 5 + 2  # those of the start and of the drain
+    assert len(service.lines) == 4 + 2  # those of the start and of the drain
     assert service.lines[-1]["event"] == "drained"
 
 
@@ -196,7 +195,7 @@ async def test_health_of_a_service_that_works_that_drains_and_that_is_gone(serve
     assert (well.returncode, well.stdout) == (0, f"ok: 2 workers, 1 busy, 0 queued ({service.url})\n")
     assert draining.returncode == 1
     assert draining.stdout.startswith("draining: ")
-    assert (gone.returncode, gone.stdout) == (1, f"nobody listens there ({service.url})\n")
+    assert (gone.returncode, gone.stdout) == (1, f"nothing listens there ({service.url})\n")
     assert [ended.stderr for ended in (well, draining, gone)] == [""] * 3
 
 

@@ -66,7 +66,7 @@ def exclusive(path: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(lock, 100).decode(errors="replace").strip() or "unknown"
-            raise StoreError(
+            raise StoreUnavailable(
                 f"{path} is in use by another jobpipe (process {holder}): stop it, or give this one another STORE"
             ) from None
         os.ftruncate(lock, 0)
