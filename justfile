@@ -77,6 +77,10 @@ bench-postgres *args:
     VENV="$VENV-bench-postgres" {{quote(just_executable())}} _venv bench-postgres
     "$VENV-bench-postgres/bin/python" -m benchmarks.postgres "$@"
 
+# compare a revision with this tree as it is, in turns: just bench-ab HEAD~5 drain; what there is: just bench-ab --help
+bench-ab *args: (_venv "dev")
+    @exec {{bin}}/python -m benchmarks.ab "$@"
+
 # read the code without running it: lint, format, types, imports
 vet: (_venv "dev")
     {{bin}}/ruff check . && {{bin}}/ruff format --check . && {{bin}}/mypy && {{bin}}/lint-imports --no-cache --no-logo
