@@ -7,6 +7,7 @@ import trio
 
 from jobpipe.clock import Clock
 from jobpipe.engine.attempts import Attempts
+from jobpipe.engine.heartbeat import Heartbeat
 from jobpipe.engine.ledger import Ledger
 from jobpipe.errors import StoreError
 from jobpipe.store.base import EngineStore, Rescued
@@ -32,6 +33,8 @@ class Lease:
         self._store, self._ledger, self._attempts, self._clock = store, ledger, attempts, clock
         self._node, self._seconds = node, seconds
         self._renewed_at = 0.0
+        self.heartbeat = Heartbeat(store, clock, node, seconds)
+        """what renews the lease while the event loop is blocked"""
         self.losses = 0
         """how often the lease was lost"""
 
@@ -41,6 +44,7 @@ class Lease:
             begun, now = trio.current_time(), self._clock.now()
             await self._store.join(self._node, now, now + self._seconds)
             self._renewed_at = begun
+            self.heartbeat.armed = True
             if trio.current_time() < begun + self._seconds * SAFE:
                 return
 
@@ -55,9 +59,10 @@ class Lease:
     async def _renew(self) -> bool:
         """Renew the lease before it is too late to stop in time; False when it is.
 
-        Where it is so already, because this process stood still or a handler blocked it, the store is asked whether
-        the lease still stands: it may well, and then nothing needs to be stopped.
+        If that time has already passed, because this process stood still or a handler blocked the event loop, the store
+        is asked whether the lease still stands. It may well, and then nothing needs to be stopped.
         """
+        self._renewed_at = max(self._renewed_at, trio.current_time() - self.heartbeat.age())
         rest = trio.current_time() + self._seconds * (1 - SAFE)
         with trio.move_on_at(max(self._renewed_at + self._seconds * SAFE, rest)):
             while True:
@@ -75,6 +80,7 @@ class Lease:
     async def _lose(self) -> None:
         """Stop every attempt, since another node may run those jobs now, and ask for a new lease."""
         self.losses += 1
+        self.heartbeat.armed = False
         log.error("the lease of this node is lost: its attempts are stopped", running=self._attempts.busy)
         self._ledger.suspend()
         self._attempts.stop_all("lease")
