@@ -30,7 +30,7 @@ async def test_a_block_of_three_leases_stops_nothing(serve, gate, runs):
     service.expected_errors.add("the event loop is blocked")
     await service.enqueue("beside", payload={"until": gate.path})
     await service.runs("beside")
-    await service.enqueue("blocker", "block", payload={"seconds": 3 * LEASE + 0.5}, delay=SOON)
+    await service.enqueue("blocker", "block-loop", payload={"seconds": 3 * LEASE + 0.5}, delay=SOON)
     ended = await service.all_ended("blocker")
     gate.open()
     ended |= await service.all_ended("beside")
@@ -46,13 +46,13 @@ async def test_a_block_of_three_leases_stops_nothing(serve, gate, runs):
 async def test_a_process_that_stays_blocked_ends_and_the_next_one_runs_its_job(serve, gate, runs):
     service = await serve(MAX_BLOCKED=2)
     service.expected_errors |= {"the event loop is blocked", "the event loop was blocked"}
-    await service.enqueue("blocker", "block", payload={"until": gate.path}, delay=SOON)
+    await service.enqueue("blocker", "block-loop", payload={"until": gate.path}, delay=SOON)
     await runs("blocker")
     code = await service.ended()
     gate.open()
     ended = await (await serve()).all_ended("blocker")
 
     assert code == BLOCKED
-    assert "in block" in (await service.said("the event loop was blocked for MAX_BLOCKED"))["stack"]
+    assert "in block_loop" in (await service.said("the event loop was blocked for MAX_BLOCKED"))["stack"]
     assert ended["blocker"]["status"] == "done"
     await runs("blocker", 2)

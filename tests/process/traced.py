@@ -113,8 +113,8 @@ def stuck(payload: None, context: Context) -> None:
         threading.Event().wait()
 
 
-@handler("block")
-async def block(payload: Work, context: Context) -> int:
+@handler("block-loop")
+async def block_loop(payload: Work, context: Context) -> int:
     """Block the event loop as long as the payload says."""
     with told(context):
         time.sleep(payload.seconds)  # noqa: ASYNC251 - a bad handler: that is what is tested

@@ -33,7 +33,7 @@ async def blocked(serve, trace, job_id="blocker", payload=None, **settings):
     """A node whose event loop is blocked by a handler, and another one."""
     node = await serve(LEASE=LEASE, WORKERS=1, **settings)
     node.expected_errors |= BLOCKS
-    await node.enqueue(job_id, "block", payload=payload, delay=SOON)
+    await node.enqueue(job_id, "block-loop", payload=payload, delay=SOON)
 
     async def runs():
         return bool(events_of(trace, job_id, node))
@@ -65,8 +65,8 @@ async def test_a_node_that_stays_blocked_ends_and_its_job_runs_elsewhere(serve, 
     last = await node.said("the event loop was blocked for MAX_BLOCKED")
 
     assert code == BLOCKED
-    assert (last["job"], last["kind"]) == ("blocker", "block")
-    assert "in block" in last["stack"]
+    assert (last["job"], last["kind"]) == ("blocker", "block-loop")
+    assert "in block_loop" in last["stack"]
     assert ended["status"] == "done"
     assert events_of(trace, "blocker", node, other) == [("start", 0), ("start", 1), ("done", 1)]
 
