@@ -10,7 +10,7 @@ from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.heartbeat import Heartbeat
 from jobpipe.engine.ledger import Ledger
 from jobpipe.errors import StoreError
-from jobpipe.store.base import EngineStore, Rescued
+from jobpipe.store.base import EngineStore, Rescued, SharedStore
 
 BEATS = 3
 """Renewals within the time of one lease."""
@@ -32,6 +32,7 @@ class Lease:
     ) -> None:
         self._store, self._ledger, self._attempts, self._clock = store, ledger, attempts, clock
         self._node, self._seconds = node, seconds
+        self._shared = isinstance(store, SharedStore)
         self._renewed_at = 0.0
         self.heartbeat = Heartbeat(store, clock, node, seconds)
         """what renews the lease while the event loop is blocked"""
@@ -57,25 +58,40 @@ class Lease:
             await self._rescue_if_possible()
 
     async def _renew(self) -> bool:
-        """Renew the lease before it is too late to stop in time; False when it is.
+        """Renew the lease before it is too late to stop in time; False when it is, or when the lease is lost.
 
         If that time has already passed, because this process stood still or a handler blocked the event loop, the store
         is asked whether the lease still stands. It may well, and then nothing needs to be stopped.
         """
-        self._renewed_at = max(self._renewed_at, trio.current_time() - self.heartbeat.age())
-        rest = trio.current_time() + self._seconds * (1 - SAFE)
-        with trio.move_on_at(max(self._renewed_at + self._seconds * SAFE, rest)):
-            while True:
-                begun = trio.current_time()
-                try:
-                    kept = await self._ledger.renew()
-                except StoreError:
-                    await trio.sleep(RETRY)
-                    continue
-                if kept:
-                    self._renewed_at = begun
-                return kept
-        return False
+        while True:
+            until = self._patience()
+            with trio.move_on_at(until):
+                return await self._renewed()
+            if trio.current_time() < until + self._seconds * (1 - SAFE):
+                return False
+            # The loop was blocked meanwhile: an answer may lie there that it had no time to read.
+
+    def _patience(self) -> float:
+        """Until when the store may be asked, in Trio's time."""
+        now = trio.current_time()
+        self._renewed_at = max(self._renewed_at, now - self.heartbeat.age())
+        too_late = self._renewed_at + self._seconds * SAFE
+        # Nobody can have taken the jobs of a store that this process has to itself: then there is no hurry.
+        rest = SAFE if too_late <= now and not self._shared else 1 - SAFE
+        return max(too_late, now + self._seconds * rest)
+
+    async def _renewed(self) -> bool:
+        """Renew the lease, again and again while the store cannot write; False: it is lost."""
+        while True:
+            begun = trio.current_time()
+            try:
+                kept = await self._ledger.renew()
+            except StoreError:
+                await trio.sleep(RETRY)
+                continue
+            if kept:
+                self._renewed_at = begun
+            return kept
 
     async def _lose(self) -> None:
         """Stop every attempt, since another node may run those jobs now, and ask for a new lease."""

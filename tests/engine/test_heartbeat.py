@@ -222,6 +222,20 @@ async def test_a_lease_that_a_thread_has_kept_has_its_whole_time_again(
     assert (before, after) == (0, 1)
 
 
+@pytest.mark.parametrize("blocked", [3 * 15.0, 1000.0])
+async def test_a_block_that_begins_during_a_renewal_costs_no_lease(autojump_clock, blocked) -> None:
+    """When the loop goes on the time for it is long over, but nobody has taken the lease."""
+    store = FaultyStore()
+    async with running(store, lease=15.0) as rig:
+        store.before = trio.Event()
+        await trio.sleep(5.1)
+        autojump_clock.jump(blocked)
+        store.before.set()
+        await trio.sleep(1)
+
+        assert rig.node.lease.losses == 0
+
+
 async def test_a_node_arms_it_as_long_as_it_has_a_lease(autojump_clock) -> None:
     async with running(Leased()) as rig:
         heartbeat = rig.node.lease.heartbeat

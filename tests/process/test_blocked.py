@@ -5,7 +5,7 @@ import pytest
 from jobpipe.engine.watchdog import BLOCKED
 from tests.process.running import until
 
-LEASE = 1
+LEASE = 2
 SOON = 0.3
 """Seconds before the job that blocks is due: the answer to who enqueued it is out by then."""
 LOST = "the lease of this node is lost"
