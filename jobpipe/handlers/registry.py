@@ -13,7 +13,7 @@ import msgspec
 
 from jobpipe.errors import HandlerError
 from jobpipe.handlers.context import Context
-from jobpipe.job import Backoff, Name, Retries, Timeout
+from jobpipe.job import Backoff, Name, Retries, Timeout, retries_of
 
 SHIPPED = ("jobpipe.handlers.echo", "jobpipe.handlers.demo")
 _MARK = "__jobpipe_handler__"
@@ -126,6 +126,11 @@ class Registry:
     def find(self, kind: str) -> Handler | None:
         """The handler of a kind, or None."""
         return self._by_kind.get(kind)
+
+    def max_retries(self, kind: str) -> int:
+        """How many retries a job of a kind has that asks for no number."""
+        found = self.find(kind)
+        return retries_of(found and found.max_retries)
 
     @property
     def kinds(self) -> Sequence[str]:

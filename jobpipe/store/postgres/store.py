@@ -13,7 +13,7 @@ from jobpipe.store.postgres.address import Address, Leases, read_address
 from jobpipe.store.postgres.beside import beside
 from jobpipe.store.postgres.control import Control
 from jobpipe.store.postgres.house import House
-from jobpipe.store.postgres.line import Limits, Line, Lines, Reading, mapped
+from jobpipe.store.postgres.line import BRIEF, Limits, Line, Lines, Reading, mapped
 from jobpipe.store.postgres.listening import LOOK, Listening
 from jobpipe.store.postgres.opening import prepare, suited
 from jobpipe.store.postgres.vacuum import Vacuum
@@ -30,7 +30,7 @@ class PostgresStore:
         self.clock_offset = 0.0
         self._lines, self._leases = lines, leases
         # The engine's line never waits for what people ask, nor for what keeps the house.
-        self._engine_line, self._other_line = Line(lines), Line(lines)
+        self._engine_line, self._other_line = Line(lines, lock=BRIEF), Line(lines)
         self._reading = Reading(lines)
         channel = lines.address.channel
         self._writer = Writer(self._engine_line, 2 * slot, leases, channel)
