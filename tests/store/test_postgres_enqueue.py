@@ -59,7 +59,7 @@ async def test_a_job_is_there_when_the_transaction_is_committed(store: Store, ap
         "default",
         Status.QUEUED,
         0,
-        3,
+        None,
     )
     assert json.loads(job.payload) == {"n": 1}
     assert job.run_at == job.created_at
@@ -128,11 +128,11 @@ async def test_the_same_call_twice_makes_one_job(store: Store, application: Any)
     application.commit()
     third = enqueue(application, **given)
     application.commit()
-    twin = new_job(payload=b'{"y":[2],"x":1}', options=Options(backoff=Backoff(base=2)))
+    twin = new_job(payload=b'{"y":[2],"x":1}', max_retries=None, options=Options(backoff=Backoff(base=2)))
     (receipt,) = await add(store, twin)
     enqueue(application, kind="echo", id="b", payload={"n": 1})
     application.commit()
-    (other,) = await add(store, new_job("b"))
+    (other,) = await add(store, new_job("b", max_retries=None))
 
     assert first == second == third == "a"
     assert receipt.verdict == other.verdict == "existing"

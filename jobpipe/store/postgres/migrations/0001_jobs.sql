@@ -237,7 +237,7 @@ end
 $$;
 
 create function holds_unreadable(value jsonb) returns boolean language sql immutable as $$
-    select value::text ~ '[0-9]{300}' and exists (
+    select value::text ~ '([0-9]{100}){3}' and exists (
         select from jsonb_path_query(value, 'strict $.** ? (@.type() == "number")') as found (number)
         where unreadable(number))
 $$;
