@@ -128,8 +128,10 @@ async def test_a_job_of_a_queue_that_nobody_noted_is_claimed(node: Node, applica
     assert [queue.name for queue in await node.store.queues()] == ["mail", "other"]
 
 
-@pytest.mark.parametrize("table", ["live", "jobs"])
-@pytest.mark.parametrize("outcome", [Outcome.DONE, Outcome.RETRY, None])
+@pytest.mark.parametrize(
+    ("table", "outcome"),
+    [("live", Outcome.DONE), ("live", Outcome.RETRY), ("live", None), ("jobs", Outcome.DONE)],
+)
 async def test_an_outcome_whose_row_is_locked_is_written_later(
     node: Node, application: Any, table: str, outcome: Outcome | None
 ) -> None:
