@@ -9,11 +9,12 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from jobpipe.job import Outcome
-from jobpipe.store.base import News
+from jobpipe.job import Outcome, Status
+from jobpipe.store.base import Filter, News
 from jobpipe.store.postgres import PostgresStore, open_postgres
 from jobpipe.store.postgres.listening import APART, Stream
 from jobpipe.store.postgres.words import LONGEST, ended_words, news
+from tests.api.door import open_door
 from tests.store.server import ask, server_url, with_query
 from tests.store.test_contract import LATER, NOW, Node, add, get, new_job
 
@@ -356,3 +357,66 @@ async def test_equal_news_are_one_until_they_are_handed_on(autojump_clock: Any) 
 
     assert told == [LOOK, *(News("ended", id=job_id) for job_id in "012"), LOOK]
     assert waited == pytest.approx(APART)
+
+FLOOD = (
+    "ready",
+    "cancel",
+    "missed",
+    "ended a",
+    "ended b c",
+    "garbage {0}",
+    "cancel {0} 1 a",
+    "cancel 1 {0} a",
+    "cancel 1 1 a",
+    "ended a{0}",
+)
+
+
+async def test_forged_notifications_do_nothing_to_a_node_but_have_it_look(schema: str) -> None:
+    """Its jobs run on, who waits goes on waiting, and ten thousand of them cost few exchanges."""
+    async with open_postgres(with_query(server_url(), schema=schema)) as store, open_door(store) as door:
+        await door.enqueue(id="a", kind="play", payload="hold")
+        await door.stage.begun.wait()
+        waited: list[Any] = []
+
+        async def wait() -> None:
+            waited.append(await door.get("/jobs/a?wait=60"))
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait)
+                while not door.node.events.heard:  # noqa: ASYNC110 - nobody else is told
+                    await trio.sleep(0.01)
+                before, began = door.node.ledger.commits, trio.current_time()
+                for word in FLOOD:
+                    await trio.to_thread.run_sync(
+                        ask,
+                        "select pg_notify(%s, replace(%s, '{0}', n::text)) from generate_series(1, 1000) n",
+                        f"jobpipe {schema}",
+                        word,
+                    )
+                await door.enqueue(id="b", kind="play", payload="done")
+                assert (await door.ended("b"))["status"] == "done"
+                commits, seconds = door.node.ledger.commits - before, trio.current_time() - began
+                still = [job.id for job in (await store.jobs(Filter(status=Status.RUNNING), 10, None)).jobs]
+                early = list(waited)
+                await door.post("/jobs/a/cancel")
+
+    assert still == ["a"]
+    assert not early
+    assert waited[0].json()["status"] == "cancelled"
+    assert commits < 300 + 200 * seconds
+
+
+async def test_a_cancel_at_one_node_stops_the_job_at_another(schema: str) -> None:
+    """The word says no more than that there is something to see."""
+    url = with_query(server_url(), schema=schema)
+    async with open_postgres(url) as store, open_postgres(url) as other, open_door(store) as door:
+        await door.enqueue(id="a", kind="play", payload="hold")
+        await door.stage.begun.wait()
+        await door.node.ledger.flushed()
+        await other.cancel(["a"], NOW)
+        with trio.fail_after(4):  # sooner than any look without a word
+            job = await door.ended("a")
+
+    assert job["status"] == "cancelled"
