@@ -291,7 +291,8 @@ class Ledger:
 
     def _put_aside(self, entries: Gathered, locked: Collection[tuple[int, int]]) -> None:
         """Keep the outcomes and the noted starts that could not be written, for later."""
-        for one in (*entries.noted.values(), *entries.batch.settlements):
+        self._locked |= {fence: start for fence, start in entries.noted.items() if fence in locked}
+        for one in entries.batch.settlements:
             if (one.seq, one.claim) in locked:
                 self._locked[one.seq, one.claim] = one
         if self._locked:

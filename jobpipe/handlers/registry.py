@@ -130,7 +130,7 @@ class Registry:
     def max_retries(self, kind: str) -> int:
         """How many retries a job of a kind has that asks for no number."""
         found = self.find(kind)
-        return retries_of(found and found.max_retries)
+        return retries_of(None if found is None else found.max_retries)
 
     @property
     def kinds(self) -> Sequence[str]:

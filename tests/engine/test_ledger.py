@@ -559,8 +559,11 @@ class LockedStore(FaultyStore):
     async def exchange(self, batch: Batch) -> Receipts:
         if self.everything is not None:
             raise self.everything
-        parts = (*batch.starts, *batch.settlements)
-        locked = frozenset((one.seq, one.claim) for one in parts if one.seq in self.seqs)
+        fences = [
+            *((one.seq, one.claim) for one in batch.starts),
+            *((one.seq, one.claim) for one in batch.settlements),
+        ]
+        locked = frozenset(fence for fence in fences if fence[0] in self.seqs)
         rest = msgspec.structs.replace(
             batch,
             starts=[one for one in batch.starts if one.seq not in self.seqs],

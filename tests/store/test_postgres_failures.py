@@ -116,7 +116,8 @@ async def test_backends_that_the_server_ends_are_replaced(schema: str) -> None:
         )
         for verb in verbs:  # each is the first one after all sessions were ended
             ended = ask(
-                "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = %s", schema
+                "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = %s",
+                schema,
             )
             assert ended
             await verb()

@@ -86,7 +86,10 @@ async def test_a_locked_id_is_asked_for_once_in_a_while(node: Node, application:
     await add(node.store, new_job("x"))
     with trio.fail_after(5):  # each alone would wait a quarter of a second
         for number in range(100):
-            assert verdicts(await add(node.store, new_job("x"), new_job(f"j{number}"))) == ["locked", "stored"]
+            assert verdicts(await add(node.store, new_job("x"), new_job(f"j{number}"))) == [
+                "locked",
+                "stored",
+            ]
 
 
 async def test_jobs_of_which_all_or_none_are_stored_are_none(node: Node, application: Any) -> None:

@@ -358,6 +358,7 @@ async def test_equal_news_are_one_until_they_are_handed_on(autojump_clock: Any) 
     assert told == [LOOK, *(News("ended", id=job_id) for job_id in "012"), LOOK]
     assert waited == pytest.approx(APART)
 
+
 FLOOD = (
     "ready",
     "cancel",

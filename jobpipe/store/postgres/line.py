@@ -174,7 +174,9 @@ class Lines:
         What the server or the network has said meanwhile is read, without waiting: so a connection that was ended
         while nobody used it costs nobody an error.
         """
-        if not connection.closed and (connection.generation < self._generation or not _still_open(connection)):
+        if not connection.closed and (
+            connection.generation < self._generation or not _still_open(connection)
+        ):
             connection.close()
         return not connection.closed
 
@@ -251,7 +253,9 @@ class Lines:
             session.begin(begin)
             if not session.connection.tuned:
                 # For the transaction alone, as it must be through poolers.
-                session.run(_settings_of(session.connection, local="true"), self._settings(session.connection))
+                session.run(
+                    _settings_of(session.connection, local="true"), self._settings(session.connection)
+                )
             done = await verb(session)
             await session.end()
         except Exception:
@@ -310,8 +314,9 @@ class Line:
     async def transact(self, verb: Verb[R], *, repeatable: bool = False) -> R:
         """Run `verb` in a transaction, again when the server undid it for the sake of another one.
 
-        One that is `repeatable` is also tried again when its commit was not answered. Raises `StoreUnavailable`; `CommitUnknown` when it cannot be known whether it was carried out. Once begun it is
-        carried out whole, also when the caller is cancelled; one that only reads is given up then.
+        One that is `repeatable` is also tried again when its commit was not answered. Raises `StoreUnavailable`;
+        `CommitUnknown` when it cannot be known whether it was carried out. Once begun it is carried out whole, also
+        when the caller is cancelled; one that only reads is given up then.
         """
         async with self._turn:
             with trio.CancelScope(shield=not self._reads):
@@ -321,7 +326,7 @@ class Line:
                     if not repeatable:
                         raise
                     done = await self._tried(verb)
-            return done  # noqa: RET504 - what leaves the scope by a return might, to a type checker, not leave it
+            return done
 
     async def run(self, sql: str, values: Values = ()) -> None:
         """Run a single statement, which may be repeated, in a transaction of its own; see `transact`."""

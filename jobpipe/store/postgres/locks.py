@@ -10,6 +10,7 @@ from jobpipe.store.base import LOCKED, Add, Batch, Receipt, Receipts
 from jobpipe.store.postgres.line import Line
 from jobpipe.store.postgres.parameters import integers, texts
 from jobpipe.store.postgres.session import Session
+from jobpipe.store.postgres.settling import Fence
 
 PROBE_WAIT = 0.02
 """Seconds that a probe waits for each of the first ids: other nodes hold theirs for milliseconds."""
@@ -50,8 +51,15 @@ class Aside:
     @property
     def asked_seqs(self) -> Sequence[int]:
         """The rows that starts and settlements are to write, as far as they are not known to be locked."""
-        parts = (*self._batch.starts, *self._batch.settlements)
-        return sorted({one.seq for one in parts} - self.seqs)
+        return sorted({seq for seq, _ in self._fences} - self.seqs)
+
+    @property
+    def _fences(self) -> Sequence[Fence]:
+        batch = self._batch
+        return [
+            *((one.seq, one.claim) for one in batch.starts),
+            *((one.seq, one.claim) for one in batch.settlements),
+        ]
 
     @property
     def rest(self) -> Batch:
@@ -69,10 +77,9 @@ class Aside:
         """The receipts for the whole batch, given those for the rest of it."""
         if not (self.ids or self.seqs):
             return receipts
-        parts = (*self._batch.starts, *self._batch.settlements)
         return msgspec.structs.replace(
             receipts,
-            locked=frozenset((one.seq, one.claim) for one in parts if one.seq in self.seqs),
+            locked=frozenset(fence for fence in self._fences if fence[0] in self.seqs),
             adds=[self._told(add, part) for add, part in zip(self._batch.adds, receipts.adds, strict=True)],
         )
 

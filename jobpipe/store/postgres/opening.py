@@ -126,4 +126,7 @@ def _apply_after(connection: Connection, schema: str, version: int) -> None:
 
 
 def _exists(connection: Connection, schema: str) -> bool:
-    return connection.execute("select from pg_catalog.pg_namespace where nspname = %s", (schema,)).fetchone() is not None
+    return (
+        connection.execute("select from pg_catalog.pg_namespace where nspname = %s", (schema,)).fetchone()
+        is not None
+    )
