@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jobpipe.api.answers import encode
 from jobpipe.api.enqueue import LATEST
 from jobpipe.api.schemas import EnqueueRequest, job_view, rfc3339
+from jobpipe.handlers.registry import Registry
 from jobpipe.job import AttemptRecord, Backoff, Job, JobError, Options, Outcome, Status
 
 JOB = Job(
@@ -34,7 +35,7 @@ JOB = Job(
 
 
 def shown(job, **how):
-    return json.loads(encode(job_view(job, **how)))
+    return json.loads(encode(job_view(job, Registry([]), **how)))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,9 @@ def test_a_job_without_a_result_is_shown_with_null():
     "content", [b"1e2", b'"\xc3\xa9"', b"123456789012345678901234567890", b'{"b":1,"a":2}']
 )
 def test_a_payload_is_shown_byte_by_byte_as_it_is_stored(content):
-    assert content in encode(job_view(msgspec.structs.replace(JOB, payload=content, result=content)))
+    assert content in encode(
+        job_view(msgspec.structs.replace(JOB, payload=content, result=content), Registry([]))
+    )
 
 
 def test_a_request_can_say_what_a_job_shows():

@@ -11,6 +11,7 @@ import trio
 from jobpipe.errors import StoreError
 from jobpipe.job import (
     ATTEMPTS_KEPT,
+    DIED_LAST,
     ENDED,
     WAITING,
     AttemptRecord,
@@ -1193,6 +1194,35 @@ async def test_a_job_that_may_not_run_again_fails_when_its_node_dies(
     assert (job.status, job.finished_at, job.attempt) == (Status.FAILED, LATER, 1)
     assert job.error is not None
     assert [(record.outcome, record.error) for record in job.attempts] == [(Outcome.INTERRUPTED, job.error)]
+
+
+async def test_a_job_that_leaves_its_retries_to_the_handler_is_judged_by_who_claims_it(
+    node: Node, other: Node
+) -> None:
+    """A store knows of no handler: such a job is queued when its node dies, and fails when it is settled so."""
+    await bring_to(node, Status.RUNNING, max_retries=None)
+    (rescued,) = await node.store.rescue("other", LATER)
+    claimed = await other.take(LATER)
+    spent = settlement(
+        claimed, None, LATER, status=Status.FAILED, attempt=claimed.attempt, error=DIED_LAST, started_at=None
+    )
+    receipts = await other.exchange(LATER, settlements=[spent])
+    job = await get(node.store)
+
+    assert (rescued.status, rescued.begun) == (Status.QUEUED, True)
+    assert (claimed.max_retries, claimed.attempt, claimed.rescued) == (None, 1, 1)
+    assert not receipts.stale
+    assert (job.status, job.attempt, job.max_retries, job.error) == (Status.FAILED, 1, None, DIED_LAST)
+    assert [record.outcome for record in job.attempts] == [Outcome.INTERRUPTED]
+
+
+async def test_what_was_asked_is_compared_not_what_the_handler_says(store: Store) -> None:
+    """A number of retries is other content than none."""
+    await add(store, new_job(max_retries=None))
+    (same,) = await add(store, new_job(max_retries=None))
+    (other,) = await add(store, new_job(max_retries=3))
+
+    assert (same.verdict, other.verdict) == ("existing", "conflict")
 
 
 @pytest.mark.parametrize("begun", [False, True])
