@@ -50,7 +50,7 @@ class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     backoff: Backoff | None = None
     expires_at: Time | None = None
     on_crash: Literal["retry", "fail"] = "retry"
-    tags: Annotated[list[Tag], Meta(max_length=20)] = []
+    tags: Annotated[list[Tag], Meta(max_length=20, description="an array of at most 20 tags")] = []
 
 
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ import trio
 from jobpipe.errors import StoreError
 from jobpipe.job import (
     ATTEMPTS_KEPT,
+    DEEPEST,
     DIED_LAST,
     ENDED,
     WAITING,
@@ -287,6 +288,21 @@ async def test_the_same_id_with_other_content_is_a_conflict(store: Store) -> Non
 
     assert receipts == [Receipt("conflict", before)]
     assert await get(store) == before
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+async def test_the_deepest_payloads_are_compared_to_their_bottom(store: Store, atomic: bool) -> None:
+    """Whatever they hold, a comparison costs nobody but its request."""
+
+    def deep(job_id: str, bottom: bytes) -> NewJob:
+        return new_job(job_id, payload=b"[" * DEEPEST + bottom + b"]" * DEEPEST)
+
+    await add(store, deep("a", b"1"))
+    same = await add(store, deep("a", b" 1"), deep("b", b"1"), atomic=atomic)
+    other = await add(store, deep("a", b"2"), deep("c", b"1"), atomic=atomic)
+
+    assert [receipt.verdict for receipt in same] == ["existing", "stored"]
+    assert [receipt.verdict for receipt in other] == ["conflict", "refused" if atomic else "stored"]
 
 
 @pytest.mark.parametrize("status", list(Status))
