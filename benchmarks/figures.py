@@ -105,7 +105,8 @@ def bulk(plan: Plan) -> Iterator[Row]:
 def drained(program: str, file: Callable[[], Path], jobs: int, size: int, sync: str) -> float:
     """Jobs a second; the file is made for it, and deleted."""
     path = file()
-    told = run(program, path, jobs, size, sync)
+    where = f"sqlite:{path}" if program == "drain" else path
+    told = run(program, where, jobs, size, sync)
     for one in path.parent.glob(f"{path.name}*"):
         one.unlink()
     return float(jobs / told["seconds"])

@@ -7,8 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import trio
 
+from benchmarks import adapter
 from benchmarks.work import DAY, jobs, slices
 from jobpipe.job import Outcome, Status
 from jobpipe.store.base import Add, Batch, Claimed, Settlement, Store
@@ -44,13 +46,15 @@ def ended(job: Claimed) -> Settlement:
 
 async def fill(store: Store, state: str, count: int, prefix: str = "behind") -> None:
     """Add so many jobs, and bring them where they are to be."""
-    await store.join(NODE, now(), now() + DAY)
+    await adapter.join(store, NODE, now(), now() + DAY, ["echo"])
     for number, size in slices(count):
         wait, priority = (365 * DAY if state == "scheduled" else 0), (-1 if state == "waiting" else 0)
         new = jobs(f"{prefix}-{number}", size, kind="echo", priority=priority, wait=wait)
-        claim = size if state == "finished" else 0
-        receipts = await store.exchange(Batch(node=NODE, now=now(), adds=[Add(new)], claim=claim))
-        if claim:
+        batch = Batch(node=NODE, now=now(), adds=[Add(new)])
+        if state == "finished":
+            batch = msgspec.structs.replace(batch, claim=adapter.wanted(size, ["echo"]))
+        receipts = await store.exchange(batch)
+        if state == "finished":
             assert len(receipts.claimed) == size
             await store.exchange(
                 Batch(node=NODE, now=now(), settlements=[ended(job) for job in receipts.claimed])

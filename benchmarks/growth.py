@@ -15,6 +15,7 @@ from pathlib import Path
 
 import trio
 
+from benchmarks.adapter import join, wanted
 from benchmarks.fill import ended, fill, now
 from benchmarks.work import DAY, jobs
 from jobpipe.store.base import Add, Batch, Receipts, Store
@@ -39,7 +40,7 @@ async def one_round(store: Store, prefix: str) -> dict[str, float]:
     """Add a batch, claim a batch, settle it: there are as many waiting jobs after it as before."""
     new = jobs(prefix, SIZE)
     enqueue, _ = await timed(store.exchange, Batch(node=NODE, now=now(), adds=[Add(new)]))
-    claim, receipts = await timed(store.exchange, Batch(node=NODE, now=now(), claim=SIZE))
+    claim, receipts = await timed(store.exchange, Batch(node=NODE, now=now(), claim=wanted(SIZE, ["noop"])))
     assert len(receipts.claimed) == SIZE
     settlements = [ended(job) for job in receipts.claimed]
     settle, _ = await timed(store.exchange, Batch(node=NODE, now=now(), settlements=settlements))
@@ -56,7 +57,7 @@ async def main(folder: Path, repeats: int, batches: int, sizes: list[int]) -> Co
             async with open_store(f"sqlite:{path}", "normal") as store:
                 await fill(store, "queued", rows)
             stores[rows] = await stack.enter_async_context(open_store(f"sqlite:{path}", "full"))
-            await stores[rows].join(NODE, now(), now() + DAY)
+            await join(stores[rows], NODE, now(), now() + DAY, ["noop"])
         for repeat in range(repeats):
             for rows, store in stores.items():
                 rounds = [await one_round(store, f"r{repeat}-{number}") for number in range(batches)]

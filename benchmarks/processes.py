@@ -1,5 +1,6 @@
 """The processes that are measured: programs that print what they found, and servers on the loopback."""
 
+import dataclasses
 import http.client
 import json
 import os
@@ -22,32 +23,69 @@ PATIENCE = 900
 STARTS = 60.0
 """Seconds within which a server must answer."""
 
+CPU_OF_PROCESS = 2
+"""The number that Linux adds to a process's id, shifted and inverted, for the clock of its CPU time."""
 
-def environment() -> dict[str, str]:
-    """This one, without anybody's settings of jobpipe."""
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """Whose jobpipe is measured: the programs of one folder with the package of another."""
+
+    code: Path = ROOT
+    """the folder that has the package `jobpipe`"""
+    programs: Path = ROOT
+    """the folder that has these programs: its own one where it must not have another `jobpipe` beside them"""
+    python: str = sys.executable
+    name: str = "this tree"
+
+
+HERE = Tree()
+
+
+def environment(tree: Tree = HERE) -> dict[str, str]:
+    """This one, without anybody's settings of jobpipe; the tree's code comes before what is installed."""
     own = {setting.variable for setting in SETTINGS}
     kept = {name: text for name, text in os.environ.items() if name not in own and "JOBPIPE" not in name}
-    return kept | {"PYTHONPATH": str(ROOT)}
+    return kept | {"PYTHONPATH": os.pathsep.join(map(str, dict.fromkeys([tree.programs, tree.code])))}
 
 
-def run(program: str, *arguments: object) -> Any:  # noqa: ANN401 - whatever the program prints
-    """Run `benchmarks.PROGRAM` to its end in a process of its own; returns what it printed, from JSON."""
-    command = [sys.executable, "-m", f"benchmarks.{program}", *map(str, arguments)]
+class Failed(Exception):  # noqa: N818 - what has happened to a program
+    """A program that is measured ended otherwise than it should; says what it wrote last."""
+
+    def __init__(self, what: str, code: int, said: str) -> None:
+        super().__init__(f"{what} ended with exit code {code}: {said.strip() or 'no word'}")
+        self.code, self.last_line = code, (said.strip().splitlines() or [""])[-1]
+
+
+def run(program: str, *arguments: object, tree: Tree = HERE) -> Any:  # noqa: ANN401 - whatever the program prints
+    """Run `benchmarks.PROGRAM` to its end in a process of its own; returns what it printed, from JSON.
+
+    Raises `Failed`.
+    """
+    command = [tree.python, "-m", f"benchmarks.{program}", *map(str, arguments)]
     done = subprocess.run(
-        command, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, timeout=PATIENCE, check=True
+        command,
+        env=environment(tree),
+        cwd=tree.programs,
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+        text=True,
     )
-    return json.loads(done.stdout or b"null")
+    if done.returncode:
+        raise Failed(program, done.returncode, done.stderr)
+    return json.loads(done.stdout or "null")
 
 
 class Server:
     """A server that listens on a port of the loopback."""
 
-    def __init__(self, command: list[str], port: int, folder: Path) -> None:
+    def __init__(self, command: list[str], port: int, folder: Path, tree: Tree = HERE) -> None:
         self.port = port
         self.began = time.perf_counter()
         self._log = (folder / f"server-{port}.log").open("wb")
         self._process = subprocess.Popen(
-            command, cwd=folder, env=environment(), stdout=self._log, stderr=self._log
+            command, cwd=folder, env=environment(tree), stdout=self._log, stderr=self._log
         )
 
     def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
@@ -65,7 +103,8 @@ class Server:
     def first_202(self) -> float:
         """Seconds from the start of the process to the first job that it acknowledges."""
         while time.perf_counter() < self.began + STARTS:
-            assert self._process.poll() is None, f"it ended at once: see {self._log.name}"
+            if (code := self._process.poll()) is not None:
+                raise Failed("the server", code, Path(self._log.name).read_text(encoding="utf-8"))
             with suppress(OSError):
                 status, _ = self.ask("POST", "/enqueue", {"id": f"first-{self.began}", "payload": "data"})
                 assert status == http.HTTPStatus.ACCEPTED, status
@@ -77,6 +116,11 @@ class Server:
         """Resident memory in MB (10^6 bytes), as `ps` tells it."""
         command = ["ps", "-o", "rss=", "-p", str(self._process.pid)]
         return int(subprocess.check_output(command)) * 1024 / 1e6
+
+    def cpu(self) -> float:
+        """Seconds of CPU, user and system, that it has used by now. Linux only."""
+        # As clock_getcpuclockid(3) makes the id; /proc counts in steps of 10 ms.
+        return time.clock_gettime((~self._process.pid << 3) | CPU_OF_PROCESS)
 
     def stop(self) -> float:
         """Seconds from SIGTERM to its end."""
@@ -102,9 +146,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def service(database: Path, *, paused: tuple[str, ...] = (), **settings: object) -> Iterator[Server]:
-    """`jobpipe serve` on a file, once it answers; these queues take no job."""
-    with starting(database, **settings) as server:
+def service(
+    database: Path, *, paused: tuple[str, ...] = (), tree: Tree = HERE, **settings: object
+) -> Iterator[Server]:
+    """`jobpipe serve` on a file, once it answers; these queues take no job. The setting `store` names another store."""
+    with starting(database, tree=tree, **settings) as server:
         server.first_202()
         for queue in paused:
             status, _ = server.ask("POST", f"/queues/{queue}/pause")
@@ -113,13 +159,13 @@ def service(database: Path, *, paused: tuple[str, ...] = (), **settings: object)
 
 
 @contextmanager
-def starting(database: Path, **settings: object) -> Iterator[Server]:
+def starting(database: Path, *, tree: Tree = HERE, **settings: object) -> Iterator[Server]:
     """`jobpipe serve` on a file, just started."""
     port = free_port()
     given = {"store": f"sqlite:{database}", "port": port, "keep_jobs": 10**9, "max_backlog": 10**9} | settings
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     with _closing(
-        Server([sys.executable, "-m", "jobpipe", "serve", *flags], port, database.parent)
+        Server([tree.python, "-m", "jobpipe", "serve", *flags], port, database.parent, tree)
     ) as server:
         yield server
 

@@ -18,17 +18,16 @@ import jobpipe
 from jobpipe import cli, service
 from jobpipe.api.app import create_app
 from jobpipe.api.bulk import MOST
-from jobpipe.api.enqueue import DEEPEST
 from jobpipe.api.problems import LISTED, Code, Fault, ProblemDetails
 from jobpipe.api.schemas import AttemptView, EnqueueRequest, Health, JobView, ListQuery, QueueView
 from jobpipe.clock import WallClock
 from jobpipe.engine.node import Node
 from jobpipe.engine.verdict import MESSAGE, TRACEBACK
 from jobpipe.handlers.registry import SHIPPED, handlers_of, load
-from jobpipe.job import ATTEMPTS_KEPT, FOLLOWS, Backoff, Outcome
+from jobpipe.job import ATTEMPTS_KEPT, DEEPEST, FOLLOWS, Backoff, Outcome
 from jobpipe.settings import SETTINGS, Settings
-from jobpipe.store.memory.store import MemoryStore
-from jobpipe.store.sqlite.reader import LOOK
+from jobpipe.store.memory import MemoryStore
+from jobpipe.store.paging import LOOK
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import psycopg
 import trio
 
+from benchmarks.adapter import join, wanted
 from benchmarks.figures import quantile
 from benchmarks.fill import NODE, ended, now
 from benchmarks.work import DAY, jobs, slices
@@ -57,7 +58,12 @@ class Churn:
             began = time.perf_counter()
             receipts = await self._store.exchange(
                 Batch(
-                    node=NODE, now=now(), lease_until=lease, settlements=settled, adds=[Add(new)], claim=size
+                    node=NODE,
+                    now=now(),
+                    lease_until=lease,
+                    settlements=settled,
+                    adds=[Add(new)],
+                    claim=wanted(size, ["noop"]),
                 )
             )
             waits.append(time.perf_counter() - began)
@@ -68,7 +74,7 @@ class Churn:
     async def claim(self) -> float:
         """Seconds of an exchange that only takes one job."""
         began = time.perf_counter()
-        receipts = await self._store.exchange(Batch(node=NODE, now=now(), claim=1))
+        receipts = await self._store.exchange(Batch(node=NODE, now=now(), claim=wanted(1, ["noop"])))
         self._taken = [*self._taken, *receipts.claimed]
         return time.perf_counter() - began
 
@@ -109,7 +115,7 @@ def _tables(url: str) -> list[str]:
 async def main(url: str, count: int, points: int) -> None:
     """Drive it, and print a line at each point."""
     async with open_store(url, "full") as store, trio.open_nursery() as nursery:
-        await store.join(NODE, now(), now() + DAY)
+        await join(store, NODE, now(), now() + DAY, ["noop"])
         churn = Churn(store, url)
         await churn.fill()
         nursery.start_soon(churn.prune)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.postgres import slots
-from benchmarks.processes import ROOT, environment
+from benchmarks.processes import HERE, Tree, environment
 
 SLICE = 0.005
 
@@ -26,12 +25,13 @@ class Side:
     """of the channel between intake and workers, where it has one"""
     asks_inside: bool = False
     """whether what enqueues is one of the nodes, and no client beside them"""
+    tree: Tree = HERE
 
     def command(self, url: str, slot: Path, jobs: int, role: str, *more: object) -> list[str]:
         """How a process of it is started."""
         module = f"benchmarks.postgres.{self.program}"
         return [
-            sys.executable,
+            self.tree.python,
             "-W",
             "ignore",
             "-m",
@@ -41,16 +41,22 @@ class Side:
 
     def fill(self, url: str, jobs: int) -> None:
         """Make its tables, with so many jobs."""
-        subprocess.run(self.command(url, Path("-"), jobs, "fill"), env=environment(), cwd=ROOT, check=True)
+        command = self.command(url, Path("-"), jobs, "fill")
+        subprocess.run(command, env=environment(self.tree), cwd=self.tree.programs, check=True)
 
 
 class Process:
     """One of a crew."""
 
-    def __init__(self, command: Sequence[str], slot: Path) -> None:
+    def __init__(self, command: Sequence[str], slot: Path, tree: Tree = HERE) -> None:
         self.slot = slot
         self._process = subprocess.Popen(
-            command, env=environment(), cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            command,
+            env=environment(tree),
+            cwd=tree.programs,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
 
     def wait_until_ready(self) -> None:
@@ -116,7 +122,7 @@ def crew(
     try:
         for number, (side, role) in enumerate(commands):
             slot = folder / f"slot-{number}"
-            processes.append(Process(side.command(url, slot, jobs, *map(str, role)), slot))
+            processes.append(Process(side.command(url, slot, jobs, *map(str, role)), slot, side.tree))
         yield Crew(processes)
     finally:
         for process in processes:

@@ -15,20 +15,18 @@ import msgspec
 import psycopg
 import trio
 
+from benchmarks import adapter
 from benchmarks.fill import NODE, now
 from benchmarks.postgres import stage
 from benchmarks.postgres.slots import Slot
 from benchmarks.work import jobs, slices
 from jobpipe import handler
-from jobpipe.clock import WallClock
 from jobpipe.engine.node import Node
-from jobpipe.handlers.registry import load
-from jobpipe.service import spare_the_collector
-from jobpipe.settings import Settings
-from jobpipe.store.base import Add, Batch, SharedStore
-from jobpipe.store.factory import open_store
+from jobpipe.store.base import Add, Batch
 
 TENTH = 0.1
+IDLE = 0.5
+"""Seconds after which nodes that began together are idle for certain."""
 PATIENCE = 5
 
 slot: Slot
@@ -39,6 +37,14 @@ numbers = itertools.count()
 async def counted(payload: Any) -> None:  # noqa: ANN401 - takes any payload
     """Do nothing but note it."""
     slot.note(payload)
+
+
+@handler("slept")
+async def slept(seconds: Any) -> None:  # noqa: ANN401 - a number
+    """Sleep, and note when that was over and when it began."""
+    began = time.perf_counter()
+    await trio.sleep(seconds)
+    slot.note(began)
 
 
 @handler("endless")
@@ -60,7 +66,7 @@ async def ask(node: Node, began: float) -> None:
 
 async def fill(url: str, count: int) -> None:
     """Put so many jobs into the store, without a node."""
-    async with open_store(url, "full") as store:
+    async with adapter.opened(url, "full") as store:
         for _, size in slices(count):
             await store.exchange(Batch(node=NODE, now=now(), adds=[Add(some(size))]))
 
@@ -73,6 +79,16 @@ async def work(_: Node) -> None:
 async def asking(node: Node, rate: str, seconds: str) -> None:
     """Enqueue at a rate, and run jobs."""
     stage.tell({"waits": await stage.asked(lambda began: ask(node, began), float(rate), float(seconds))})
+    await work(node)
+
+
+async def asking_many(node: Node, count: str, seconds: str) -> None:
+    """Enqueue so many jobs that sleep in one call, when the other nodes are idle, and run some of them."""
+    await trio.sleep(IDLE)
+    new = jobs(f"slept-{os.getpid()}", int(count), kind="slept")
+    began = time.perf_counter()
+    await node.queue.enqueue([msgspec.structs.replace(job, payload=seconds.encode()) for job in new])
+    stage.tell({"asked": began})
     await work(node)
 
 
@@ -116,6 +132,7 @@ async def enqueue(node: Node, seconds: str, tasks: str, size: str) -> None:
 ROLES: dict[str, Callable[..., Awaitable[None]]] = {
     "work": work,
     "asking": asking,
+    "asking-many": asking_many,
     "asking-sql": asking_sql,
     "asking-busy": asking_busy,
     "enqueue": enqueue,
@@ -125,7 +142,7 @@ ROLES: dict[str, Callable[..., Awaitable[None]]] = {
 async def main(url: str, size: int, role: str, *more: str) -> None:
     """Start a node when all are ready, let it do its part, and drain it."""
     busy = role == "asking-busy"
-    settings = Settings(
+    settings = adapter.settings(
         store=url,
         workers=1 if busy else 4,
         queue_size=0 if busy else size,
@@ -133,23 +150,23 @@ async def main(url: str, size: int, role: str, *more: str) -> None:
         max_backlog=10**9,
         grace=0,
     )
-    async with open_store(url, "full") as store:
-        assert isinstance(store, SharedStore)
+    async with adapter.opened(url, "full") as store:
         if role == "enqueue":
             await store.pause("default")
-        node = Node(settings, store, load([__name__]), WallClock(lambda: store.clock_offset))
+        node = adapter.node(settings, store, __name__)
         stage.ready()
         async with trio.open_nursery() as nursery:
             await nursery.start(node.run)
-            spare_the_collector()
+            adapter.spare_the_collector()
             await ROLES[role](node, *more)
             node.drain()
 
 
 if __name__ == "__main__":
     url, path, count, size, role, *more = sys.argv[1:]
-    if role == "fill":
-        trio.run(fill, url, int(count))
-    else:
-        slot = Slot(Path(path), int(count))
-        trio.run(main, url, int(size), role, *more)
+    with adapter.telling_what_is_lacking():
+        if role == "fill":
+            trio.run(fill, url, int(count))
+        else:
+            slot = Slot(Path(path), int(count))
+            trio.run(main, url, int(size), role, *more)

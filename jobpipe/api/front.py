@@ -10,6 +10,7 @@ import trio
 from jobpipe.api.answers import Answer, problem_answer
 from jobpipe.api.bulk import NDJSON, bulk_array, bulk_stream, is_ndjson
 from jobpipe.api.enqueue import enqueue
+from jobpipe.api.inputs import NoQuery, query_from
 from jobpipe.api.problems import Problem, cross_site, internal, too_large
 from jobpipe.engine.node import Node
 
@@ -54,6 +55,8 @@ class Front:
             await respond(send, problem_answer(cross_site()), chunks)
         elif route is None:
             await self._hand_on(scope, chunks, send)
+        elif (problem := _parameters_refused(scope["query_string"])) is not None:
+            await respond(send, problem_answer(problem), chunks)
         elif path == "/enqueue/bulk" and is_ndjson(_content_type(headers)):
             await self._stream(chunks, send)
         else:
@@ -215,6 +218,15 @@ async def read_body(chunks: Chunks, headers: Mapping[bytes, bytes], limit: int) 
         if size > limit:
             raise too_large(limit)
     return b"".join(parts)
+
+
+def _parameters_refused(query_string: bytes) -> Problem | None:
+    """Why a request to a hot route is refused for its parameters: those routes take none."""
+    try:
+        query_from(query_string, NoQuery)
+    except Problem as problem:
+        return problem
+    return None
 
 
 def _content_type(headers: Mapping[bytes, bytes]) -> str:

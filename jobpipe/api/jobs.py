@@ -1,4 +1,4 @@
-"""`/jobs`: look at jobs, wait for them, cancel, retry and delete them."""
+"""`/jobs`: get and list jobs, wait for them, cancel, retry and delete them."""
 
 import base64
 import binascii
@@ -8,12 +8,13 @@ from typing import Annotated
 
 import msgspec
 import trio
-from quart import Blueprint, Response, request
+from quart import Blueprint, Response
 from quart_schema import document_querystring, tag_blueprint
 
 from jobpipe.api.answers import Answer, answer
+from jobpipe.api.inputs import query
 from jobpipe.api.problems import Code, Fault, Problem, invalid, no_job, unavailable
-from jobpipe.api.responses import query, respond
+from jobpipe.api.responses import respond
 from jobpipe.api.schemas import JobList, JobView, ListQuery, WaitQuery, job_view
 from jobpipe.api.spec import Content, answers, problems
 from jobpipe.engine.node import Node
@@ -22,7 +23,7 @@ from jobpipe.job import ENDED, Job, Status
 from jobpipe.store.base import Change, Filter
 
 LOOK_AGAIN = 2.0
-"""Seconds after which who waits looks at the job itself: of an end that this node did not write, nobody tells."""
+"""Seconds after which a waiting request reads the job again: the end may have been written by another node."""
 
 Place = Annotated[int, msgspec.Meta(ge=1, lt=1 << 62)]
 """Where a page of a list ended."""
@@ -35,14 +36,15 @@ def jobs_blueprint(node: Node) -> Blueprint:
 
     @routes.get("/jobs/<job_id>")
     @document_querystring(WaitQuery)
-    @answers(200, "The job, with what it came to so far.", Content(JobView))
+    @answers(200, "The job, with its result or error so far.", Content(JobView))
     @problems(Code.NO_SUCH_JOB, Code.INVALID, Code.STORE_UNAVAILABLE)
     async def get_job(job_id: str) -> Response:
-        """A job with its attempts.
+        """Get a job with its attempts.
 
-        With `?wait=SECONDS` the answer comes when the job has ended, or at the latest then.
+        With `?wait=SECONDS` the response is held until the job ends, for at most so long. The newest attempts come
+        with their tracebacks, until those take 1 MiB; the tracebacks of older attempts are null.
         """
-        wait = query(request, WaitQuery).wait
+        wait = query(WaitQuery).wait
         job = await _found(node, job_id)
         if wait and job.status not in ENDED:
             job = await _awaited(node, job_id, wait)
@@ -53,39 +55,47 @@ def jobs_blueprint(node: Node) -> Blueprint:
     @answers(200, "A page of jobs.", Content(JobList))
     @problems(Code.INVALID, Code.STORE_UNAVAILABLE)
     async def list_jobs() -> Response:
-        """Jobs, newest first.
+        """List jobs, newest first.
 
-        Filters go together. A page may hold fewer than `limit` jobs although there are more: go on while there is a
-        `next_cursor`.
+        A job must match all filters that are given. A page may hold fewer than `limit` jobs although there are more:
+        it holds at most 4 MiB (or one larger job), and a search stops after a quarter of a second. Follow
+        `next_cursor` until it is null.
         """
-        return respond(await _list(node, query(request, ListQuery)))
+        return respond(await _list(node, query(ListQuery)))
 
     @routes.post("/jobs/<job_id>/cancel")
     @document_querystring(WaitQuery)
-    @answers(200, "The job is cancelled, and nothing of it runs any more.", Content(JobView))
-    @answers(202, "The job is being stopped; its cleanup has not ended yet.", Content(JobView))
+    @answers(200, "The job is cancelled, and none of its code still runs.", Content(JobView))
+    @answers(202, "The job is being cancelled; its cleanup still runs.", Content(JobView))
     @problems(Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.INVALID, Code.STORE_UNAVAILABLE)
     async def cancel_job(job_id: str) -> Response:
-        """Cancel a job that waits, or stop one that runs.
+        """Cancel a waiting or running job.
 
         200 when it is `cancelled`: the handler, all its child tasks and their cleanup have ended. 202 while it is
-        `cancelling`: `?wait=SECONDS` waits for its end. 409 when it had ended before.
+        `cancelling`: `?wait=SECONDS` waits for its end. 409 when the job had already ended.
         """
-        return respond(await _cancel(node, job_id, query(request, WaitQuery).wait))
+        return respond(await _cancel(node, job_id, query(WaitQuery).wait))
 
     @routes.post("/jobs/<job_id>/retry")
     @answers(202, "The job, queued again.", Content(JobView))
     @problems(Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.STORE_UNAVAILABLE)
     async def retry_job(job_id: str) -> Response:
-        """Queue a job that has ended once more, with all its retries."""
+        """Retry a job manually.
+
+        The job must have ended, whether it succeeded or not. It is queued again with all its retries; 202 when that
+        is stored, 409 when the job has not ended.
+        """
         change = await _changed(node.control.retry(job_id))
-        return respond(answer(job_view(_job_of(change, "retry it when it has ended")), 202))
+        return respond(answer(job_view(_job_of(change, "only a job that has ended can be retried")), 202))
 
     @routes.delete("/jobs/<job_id>")
     @answers(204, "The job is deleted.")
     @problems(Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.STORE_UNAVAILABLE)
     async def delete_job(job_id: str) -> Response:
-        """Delete a job that no worker holds: 204."""
+        """Delete a job.
+
+        204 when it is deleted, and its id is free again. 409 while a worker holds the job: cancel it first.
+        """
         change = await _changed(node.control.delete(job_id))
         if change.verdict != "changed":
             _job_of(change, "cancel it first")
@@ -125,7 +135,7 @@ async def _expected(node: Node, job_id: str) -> None:
 
 async def _cancel(node: Node, job_id: str, wait: float) -> Answer:
     change = await _changed(node.control.cancel(job_id))
-    job = _job_of(change, "only a job that waits or runs can be cancelled")
+    job = _job_of(change, "only a waiting or running job can be cancelled")
     if job.status is Status.CANCELLING and wait:
         job = await _awaited(node, job_id, wait)
     if job.status is Status.CANCELLING:
@@ -152,7 +162,7 @@ def _job_of(change: Change, advice: str) -> Job:
 
 
 def _wrong_status(job: Job, advice: str) -> Problem:
-    title = "The job's status does not allow that"
+    title = "The job's status does not allow this"
     return Problem(409, Code.WRONG_STATUS, title, f"job {job.id!r} is {job.status.value}: {advice}")
 
 
@@ -165,6 +175,7 @@ async def _list(node: Node, wanted: ListQuery) -> Answer:
         text=wanted.text,
         created_after=_seconds(wanted.created_after),
         created_before=_seconds(wanted.created_before),
+        content=wanted.payload,
     )
     try:
         page = await node.store.jobs(where, wanted.limit, _before(wanted.cursor))
@@ -189,5 +200,7 @@ def _before(cursor: str | None) -> int | None:
         padded = cursor + "=" * (-len(cursor) % 4)
         return msgspec.json.decode(base64.b64decode(padded, altchars=b"-_", validate=True), type=Place)
     except (binascii.Error, msgspec.MsgspecError, ValueError):
-        fault = Fault("?cursor", "is not a cursor: pass on what next_cursor said, or leave it out")
+        fault = Fault(
+            "?cursor", "is not a cursor: send the next_cursor of the previous page, or leave it out"
+        )
         raise invalid([fault]) from None

@@ -1,4 +1,4 @@
-"""`/queues`: what waits where; pause and resume."""
+"""`/queues`: list, pause and resume queues."""
 
 from quart import Blueprint, Response
 from quart_schema import tag_blueprint
@@ -24,7 +24,10 @@ def queues_blueprint(node: Node) -> Blueprint:
     @answers(200, "The queues, by name.", Content(QueueList))
     @problems(Code.STORE_UNAVAILABLE)
     async def list_queues() -> Response:
-        """Every queue that was ever used or paused, with its counts by status."""
+        """List the queues.
+
+        Every queue that was ever used or paused, by name, with the number of its jobs in each status.
+        """
         try:
             states = await node.store.queues()
         except JobpipeError as error:
@@ -36,14 +39,21 @@ def queues_blueprint(node: Node) -> Blueprint:
     @answers(200, "The queue, paused.", Content(QueueView))
     @problems(Code.CROSS_SITE, Code.INVALID, Code.STORE_UNAVAILABLE)
     async def pause_queue(name: str) -> Response:
-        """Start no more jobs of a queue, also after a restart; those that run go on."""
+        """Pause a queue.
+
+        None of its jobs are started any more, even across restarts; jobs that run go on. The queue need not exist
+        yet, and jobs can still be enqueued to it.
+        """
         return await _set(name, paused=True)
 
     @routes.post("/queues/<name>/resume")
-    @answers(200, "The queue, at work.", Content(QueueView))
+    @answers(200, "The queue, no longer paused.", Content(QueueView))
     @problems(Code.CROSS_SITE, Code.INVALID, Code.STORE_UNAVAILABLE)
     async def resume_queue(name: str) -> Response:
-        """Start jobs of a queue again."""
+        """Resume a queue.
+
+        Its jobs are started again, by priority. Resuming a queue that is not paused changes nothing.
+        """
         return await _set(name, paused=False)
 
     async def _set(name: str, *, paused: bool) -> Response:

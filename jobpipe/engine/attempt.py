@@ -5,7 +5,7 @@ from typing import Literal
 from jobpipe.engine.lane import Lane
 from jobpipe.store.base import Claimed
 
-Reason = Literal["cancel", "shutdown", "lease"]
+Reason = Literal["cancel", "shutdown", "lease", "pause"]
 
 
 class Attempt:

@@ -115,6 +115,12 @@ class Attempts:
         """Give a job back unstarted, or cancelled when somebody asked for that. One not held any more is left alone."""
         self._settle(attempt, verdicts.CANCELLED if attempt.reason == "cancel" else verdicts.HANDED_BACK)
 
+    def recall(self, queue: str) -> None:
+        """Hand back the jobs of a queue that have not begun: it was paused."""
+        for attempt in self:
+            if attempt.job.queue == queue and attempt.started_at is None:
+                self._stop(attempt, "pause")
+
     def release(self) -> None:
         """Give everything back that only waits in the channel, or that a channel without receivers has dropped."""
         for attempt in self:

@@ -57,8 +57,10 @@ class Control:
         return change
 
     async def pause(self, queue: str) -> None:
-        """Start no more jobs of a queue; those that run go on."""
+        """Start no more jobs of a queue; those that run go on. None starts here once this has returned."""
         await self._store.pause(queue)
+        self._ledger.recall(queue)
+        self._attempts.recall(queue)
         self._tell("queue paused", queue=queue)
 
     async def resume(self, queue: str) -> None:

@@ -1,7 +1,7 @@
 """What waits at the ledger: entries to be written with their receipts, and the wish for ready jobs."""
 
-from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Sequence
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 import trio
@@ -40,18 +40,31 @@ class Entry(Generic[W, R]):
         self._done.set()
 
 
-class Wish:
-    """A standing wish for at most `limit` ready jobs: granted by the batch that first finds some."""
+class Claimer(Protocol):
+    """Who claims jobs. It is asked when a batch is gathered: what it said when it began to wait may be long past."""
 
-    def __init__(self, limit: int, hold: Callable[[Sequence[Claimed]], None]) -> None:
-        self.limit, self._hold = limit, hold
+    def wanted(self) -> int:
+        """How many jobs to take at most at this moment; nothing is claimed when less than one."""
+
+    def pressing(self) -> bool:
+        """Whether the claim is worth a commit of its own; else it waits for something else to be written."""
+
+    def hold(self, jobs: Sequence[Claimed]) -> None:
+        """Take claimed jobs over."""
+
+
+class Wish:
+    """A standing wish for ready jobs: granted by the batch that first finds some."""
+
+    def __init__(self, claimer: Claimer) -> None:
+        self.claimer = claimer
         self.abandoned = False
         self.granted = trio.Event()
 
     def grant(self, jobs: Sequence[Claimed]) -> None:
         """Hand over the jobs."""
         # Right here, before the asker wakes: a wish to cancel one of them must not fall between.
-        self._hold(jobs)
+        self.claimer.hold(jobs)
         self.granted.set()
 
 

@@ -1,4 +1,4 @@
-"""The one task that claims ready jobs and sends them down the channel."""
+"""The tasks that claim ready jobs, send them down the channel, and hand back those that the workers do not come to."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ import trio
 from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.ledger import Ledger
+from jobpipe.engine.prefetch import HOLD, Prefetch, horizon
 from jobpipe.engine.queue import Queue
 from jobpipe.store.base import Claimed
 
@@ -18,28 +19,72 @@ class Intake:
         self._ledger, self._queue, self._attempts = ledger, queue, attempts
         self.scope = trio.CancelScope()
         self._taken: Sequence[Attempt] = ()
+        self._own = queue.receive.clone()
+        self._sent = 0
+        self._buffered = trio.Event()
         self.ticks = 0
         """grows with every look for room and every claim"""
 
     async def run(self) -> None:
         """Claim and send until the scope is cancelled."""
-        with self.scope, self._queue.send:
-            while True:
-                room = await self._queue.has_room()
-                self.ticks += 1
-                await self._ledger.claim(room, self._hold)
-                # No await between the claim and the send: a cancel cannot fall between them.
-                self._send()
-                self.ticks += 1
+        with self.scope, self._queue.send, self._own:
+            async with trio.open_nursery() as nursery:
+                if self._queue.prefetch is not None:
+                    nursery.start_soon(self._watch, self._queue.prefetch)
+                while True:
+                    await self._queue.has_room()
+                    self.ticks += 1
+                    await self._ledger.claim(self)
+                    # No await between the claim and the send: a cancel cannot fall between them.
+                    self._send()
+                    self.ticks += 1
 
-    def _hold(self, jobs: Sequence[Claimed]) -> None:
+    # What the ledger asks, while the claim stands
+
+    def wanted(self) -> int:
+        """How many jobs are worth claiming at this moment."""
+        return self._queue.wanted()
+
+    def pressing(self) -> bool:
+        """Whether the claim is worth a commit of its own."""
+        return self._queue.pressing()
+
+    def hold(self, jobs: Sequence[Claimed]) -> None:
+        """Take claimed jobs over."""
         self._queue.coming = len(jobs)
         self._taken = self._attempts.hold(jobs)
 
     def _send(self) -> None:
         self._queue.coming = 0
+        self._sent += len(self._taken)
         for attempt in self._taken:
             try:
                 self._queue.send.send_nowait(attempt)
             except (trio.WouldBlock, trio.BrokenResourceError):  # a worker that waited has gone
                 self._attempts.hand_back(attempt)
+        if self._queue.buffered:
+            self._buffered.set()
+
+    async def _watch(self, prefetch: Prefetch) -> None:
+        """Look every `HOLD` seconds, as long as jobs wait in the channel, whether the workers come to them."""
+        while True:
+            await self._buffered.wait()
+            before = self._sent - self._queue.buffered
+            await trio.sleep(HOLD)
+            taken = self._sent - self._queue.buffered - before
+            keep = round(taken * horizon(self._ledger.exchange_seconds) / HOLD)
+            if self._queue.buffered > 2 * keep:
+                self._hand_back(keep)
+                prefetch.forget()
+                self._queue.recheck()
+            if not self._queue.buffered:
+                self._buffered = trio.Event()
+
+    def _hand_back(self, keep: int) -> None:
+        """Hand back what waits in the channel, but for the first so many jobs."""
+        waiting = [self._own.receive_nowait() for _ in range(self._queue.buffered)]
+        self._sent -= len(waiting) - keep
+        for attempt in waiting[:keep]:
+            self._queue.send.send_nowait(attempt)
+        for attempt in waiting[keep:]:
+            self._attempts.hand_back(attempt)

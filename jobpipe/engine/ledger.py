@@ -9,7 +9,7 @@ import structlog
 import trio
 
 from jobpipe.clock import Clock
-from jobpipe.engine.entries import Entry, Gathered, Wish
+from jobpipe.engine.entries import Claimer, Entry, Gathered, Wish
 from jobpipe.errors import StoreError, StoreUnavailable
 from jobpipe.events import Events
 from jobpipe.job import NewJob, Status
@@ -32,6 +32,9 @@ ADDS = 1000
 
 BATCH = 400
 """How many outcomes are written, and how many jobs claimed, in one transaction at the most."""
+
+EXCHANGES = 8
+"""Over about how many exchanges their time is averaged."""
 
 BESIDE, ADDING = 128, 1.0
 """How many while clients add, who wait for the transaction under way; and for how many seconds they count as adding."""
@@ -81,6 +84,9 @@ class Ledger:
         self.trouble: str | None = None
         """why the store could not write just now"""
         self.commits = 0
+        self.exchange_seconds = 0.0
+        """how long an exchange takes, over the last few"""
+        self._recalled: set[str] = set()
 
     # What others hand in
 
@@ -114,13 +120,13 @@ class Ledger:
         """Renew the node's lease; False: it is lost. Raises `StoreUnavailable`."""
         return await self._written(self._renewals, None)
 
-    async def claim(self, limit: int, hold: Callable[[Sequence[Claimed]], None]) -> None:
-        """Take from one to `limit` (or `BATCH`) ready jobs, as soon as there are some. One asker at a time.
+    async def claim(self, claimer: Claimer) -> None:
+        """Take ready jobs as soon as there are some: as many as the claimer wants then, `BATCH` at the most.
 
-        `hold` is called with them in the very step in which they are known to be claimed. When the asker is cancelled
-        before that, what is claimed for it is handed back with the next batch.
+        One claimer at a time. Its `hold` is called with the jobs in the very step in which they are known to be
+        claimed. When it is cancelled before that, what is claimed for it is handed back with the next batch.
         """
-        wish = self._wish = Wish(min(limit, BATCH), hold)
+        wish = self._wish = Wish(claimer)
         self._wake()
         try:
             await wish.granted.wait()
@@ -146,6 +152,16 @@ class Ledger:
                     settled_at=now,
                 )
             )
+
+    def hurry(self) -> None:
+        """A worker is free: a claim that was to wait for company need not."""
+        if self._wish is not None and self._maybe_ready:
+            self._wake()
+
+    def recall(self, queue: str) -> None:
+        """A queue was paused: jobs of it that a transaction under way may claim are handed back at once."""
+        if self._writing:
+            self._recalled.add(queue)
 
     def look(self) -> None:
         """Somebody else may have made jobs ready or due: look with the next batch."""
@@ -179,14 +195,16 @@ class Ledger:
             await self._something_to_write()
             await self._company()
             entries = self._gather()
-            self._writing = True
+            self._writing, begun = True, trio.current_time()
             try:
                 receipts = await self._store.exchange(entries.batch)
             except StoreError as error:
                 await self._put_off(entries, error)
             else:
+                self.exchange_seconds += (trio.current_time() - begun - self.exchange_seconds) / EXCHANGES
                 self._hand_out(entries, receipts)
             self._writing = False
+            self._recalled.clear()
             if not self._has_work():
                 self._idle.set()
 
@@ -218,8 +236,13 @@ class Ledger:
         return bool(self._adds) or self._pressing()
 
     def _pressing(self) -> bool:
-        claimable = self._wish is not None and self._maybe_ready and not self._suspended
-        return bool(self._starts or self._renewals or claimable)
+        return bool(self._starts or self._renewals) or (
+            self._wish is not None
+            and self._maybe_ready
+            and not self._suspended
+            and self._wish.claimer.pressing()
+            and self._wish.claimer.wanted() > 0
+        )
 
     async def _something_to_write(self) -> None:
         """Return when there is something to write or to take; sleeps without looking at the store."""
@@ -256,9 +279,7 @@ class Ledger:
         starts, self._starts = list(self._starts), {}
         renewals, self._renewals = list(self._renewals), {}
         noted, self._noted = self._noted, {}
-        wish = None if self._suspended else self._wish
-        if wish is not None:
-            self._wish = None
+        wish, limit = self._take_wish(most)
         now = self._clock.now()
         batch = Batch(
             node=self._node,
@@ -267,9 +288,16 @@ class Ledger:
             starts=[*noted.values(), *(entry.what for entry in starts)],
             settlements=settlements,
             adds=[entry.what for entry in adds],
-            claim=min(wish.limit, most) if wish else 0,
+            claim=limit,
         )
         return Gathered(batch, adds, starts, renewals, noted, wish, self._tenure)
+
+    def _take_wish(self, most: int) -> tuple[Wish | None, int]:
+        """The wish for jobs, and how many the batch takes for it; it stands on while none are wanted."""
+        if self._wish is None or self._suspended or (wanted := self._wish.claimer.wanted()) < 1:
+            return None, 0
+        wish, self._wish = self._wish, None
+        return wish, min(wanted, most)
 
     def _most(self, *, adding: bool) -> int:
         """How many outcomes, and how many jobs claimed, go into the next batch at the most."""
@@ -339,12 +367,14 @@ class Ledger:
         self._maybe_ready = wish is None or len(receipts.claimed) == entries.batch.claim
         if wish is None:
             return
-        if wish.abandoned or tenure != self._tenure:
-            self.hand_back(receipts.claimed)
+        lost = wish.abandoned or tenure != self._tenure
+        granted = [job for job in receipts.claimed if not lost and job.queue not in self._recalled]
+        if len(granted) < len(receipts.claimed):
+            self.hand_back([job for job in receipts.claimed if lost or job.queue in self._recalled])
         if wish.abandoned:
             return
-        if receipts.claimed and tenure == self._tenure:
-            wish.grant(receipts.claimed)
+        if granted:
+            wish.grant(granted)
         elif self._wish is None:
             self._wish = wish
 

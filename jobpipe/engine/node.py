@@ -21,6 +21,7 @@ from jobpipe.engine.lease import Lease
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.maintenance import Maintenance
 from jobpipe.engine.news import Newsroom
+from jobpipe.engine.prefetch import Prefetch
 from jobpipe.engine.queue import Queue
 from jobpipe.engine.watchdog import Watchdog
 from jobpipe.engine.worker import work
@@ -65,8 +66,9 @@ class Node:
         self.ledger = Ledger(store, self.name, clock, self.events, settings.lease)
         self.queue = Queue(
             self.ledger,
+            # While a node drains over a volatile store it runs what is in the channel: that is kept full there.
+            Prefetch(settings.queue_size, settings.workers) if store.durable else None,
             size=settings.queue_size,
-            refill=_refill(settings.queue_size, durable=store.durable),
             max_backlog=settings.max_backlog,
         )
         self.attempts = Attempts(
@@ -150,15 +152,6 @@ class Node:
             "handed_back": handed_back,
             "abandoned": [f"{one.job.id} ({one.job.kind})" for one in abandoned],
         }
-
-
-def _refill(size: int, *, durable: bool) -> int:
-    """How much room there must be before more jobs are claimed.
-
-    Half of the channel, so that one commit pays for many; one place where the store is volatile, since a drain
-    runs only what is in the channel.
-    """
-    return max(1, size // 2) if durable else 1
 
 
 def _retention(settings: Settings) -> Retention:

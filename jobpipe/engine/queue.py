@@ -5,17 +5,22 @@ from collections.abc import Sequence
 import trio
 
 from jobpipe.engine.attempt import Attempt
-from jobpipe.engine.ledger import Ledger
+from jobpipe.engine.ledger import SETTLE_DELAY, Ledger
+from jobpipe.engine.prefetch import Prefetch
 from jobpipe.errors import Draining, QueueFull
 from jobpipe.job import NewJob
 from jobpipe.store.base import Receipt
 
 
 class Queue:
-    """Stores jobs through the ledger while there is room, and holds the ends of the channel."""
+    """Stores jobs through the ledger while there is room, and holds the ends of the channel.
 
-    def __init__(self, ledger: Ledger, *, size: int, refill: int, max_backlog: int) -> None:
-        self._ledger, self._size, self._refill, self._max_backlog = ledger, size, refill, max_backlog
+    `prefetch` says how much of the channel is filled; with None all of it, for a store that would lose at the end
+    what is not in it.
+    """
+
+    def __init__(self, ledger: Ledger, prefetch: Prefetch | None, *, size: int, max_backlog: int) -> None:
+        self._ledger, self.prefetch, self._size, self._max_backlog = ledger, prefetch, size, max_backlog
         self.send, self.receive = trio.open_memory_channel[Attempt](size)
         self._took = trio.Event()
         self._short = 0
@@ -36,9 +41,21 @@ class Queue:
         return await self._ledger.add(jobs, atomic=atomic)
 
     @property
+    def buffered(self) -> int:
+        """How many jobs wait in the channel."""
+        return self.send.statistics().current_buffer_used
+
+    @property
+    def free(self) -> int:
+        """How many workers wait for a job."""
+        return self.send.statistics().tasks_waiting_receive
+
+    @property
     def waiting(self) -> int:
         """How many jobs wait, in the store, in the channel and between them."""
-        return self._ledger.waiting + self.coming + self.send.statistics().current_buffer_used
+        return self._ledger.waiting + self.coming + self.buffered
+
+    # What workers tell
 
     def took(self) -> None:
         """There is one place more: a worker took a job that waited in the channel, or is about to wait for one."""
@@ -46,14 +63,49 @@ class Queue:
         if self._short == 0:
             self._took.set()
 
-    def room(self) -> int:
-        """How many jobs can be sent down the channel right now without waiting."""
-        statistics = self.send.statistics()
-        return self._size - statistics.current_buffer_used + statistics.tasks_waiting_receive
+    def worked(self, jobs: int, seconds: float) -> None:
+        """A worker was busy for `seconds` with so many jobs, which are over."""
+        if self.prefetch is not None:
+            self.prefetch.worked(jobs, seconds)
 
-    async def has_room(self) -> int:
-        """Wait until at least `refill` jobs can be sent; returns how many can."""
-        while (room := self.room()) < self._refill:
-            self._took, self._short = trio.Event(), self._refill - room
+    def idle(self) -> None:
+        """A worker is about to wait for a job."""
+        if self.prefetch is not None:
+            self.prefetch.idle()
+        self.took()
+        self._ledger.hurry()
+
+    # What the intake asks
+
+    def recheck(self) -> None:
+        """There may be more room than places were taken: jobs went back to the store."""
+        self._took.set()
+
+    async def has_room(self) -> None:
+        """Wait until a claim pays: for a free worker, or for half of what is claimed ahead."""
+        while True:
+            statistics = self.send.statistics()
+            ahead = self._ahead(statistics.tasks_waiting_receive)
+            room = ahead - statistics.current_buffer_used + statistics.tasks_waiting_receive
+            worth = 1 if self.prefetch is None else max(1, ahead // 2)
+            if room >= worth:
+                return
+            self._took, self._short = trio.Event(), worth - room
             await self._took.wait()
-        return room
+
+    def wanted(self) -> int:
+        """How many jobs are worth claiming at this moment; none when less than one."""
+        statistics = self.send.statistics()
+        free = statistics.tasks_waiting_receive
+        return self._ahead(free) - statistics.current_buffer_used + free
+
+    def pressing(self) -> bool:
+        """Whether a claim is not to wait for outcomes to share a commit with: a worker is free, or will be by then."""
+        if self.prefetch is None or self.free:
+            return True
+        return self.prefetch.runs_dry(self.buffered, self._ledger.exchange_seconds + SETTLE_DELAY)
+
+    def _ahead(self, free: int) -> int:
+        if self.prefetch is None:
+            return self._size
+        return self.prefetch.ahead(free, self._ledger.exchange_seconds)

@@ -11,7 +11,7 @@ import trio
 
 from jobpipe import backoff
 from jobpipe.handlers.verdicts import Fail, Retry, Snooze
-from jobpipe.job import Backoff, JobError, Outcome, Status
+from jobpipe.job import DEEPEST, Backoff, JobError, Outcome, Status, may_nest_deeper, nests_deeper
 from jobpipe.store.base import Claimed, Settlement
 
 MESSAGE = 1_000
@@ -71,18 +71,23 @@ INTERRUPTED = Verdict(Outcome.INTERRUPTED)
 
 
 def returned(value: Any, max_result: int) -> Verdict:  # noqa: ANN401 - a handler may return anything
-    """Judge a return value: done, if JSON can hold it and it is not too large; else fail, as no retry would help."""
+    """Judge a return value: done if JSON can hold it within the limits, else failed, since no retry would help."""
     try:
         result = msgspec.json.encode(value)
+        if len(result) > max_result:
+            size = f"the handler returned {len(result)} bytes, and MAX_BODY allows {max_result}"
+            return _unfit(f"{size}: store it elsewhere and return its location")
         if b"null" in result and _holds_nan(msgspec.to_builtins(value)):
             raise ValueError("JSON has no NaN and no infinity")  # noqa: TRY301 - the same fault as the others here
-        if not isinstance(value, _PLAIN):
-            msgspec.json.decode(result)  # a `msgspec.Raw` anywhere in it may be anything
+        # A `msgspec.Raw` anywhere in it may be anything; what is decoded to see that is also measured.
+        plain = None if isinstance(value, _PLAIN) else msgspec.json.decode(result)
+        too_deep = may_nest_deeper(result, DEEPEST) and nests_deeper(plain, DEEPEST)
+    except RecursionError:
+        too_deep, result = True, b""
     except BaseException as error:  # noqa: BLE001, ASYNC103 - whatever stands in the value's way, as in `_text`
         return _unfit(_why_unfit(value, error))  # noqa: ASYNC104 - nothing is awaited here
-    if len(result) > max_result:
-        size = f"the handler returned {len(result)} bytes, and MAX_BODY allows {max_result}"
-        return _unfit(f"{size}: store it and return where it is")
+    if too_deep:
+        return _unfit(f"the handler returned a value that nests deeper than {DEEPEST} levels: flatten it")
     return Verdict(Outcome.DONE, result=result)
 
 
@@ -94,7 +99,7 @@ def _why_unfit(value: Any, error: BaseException) -> str:  # noqa: ANN401 - a han
         case Retry() | Snooze() | Fail():
             return f"the handler returned {type(value).__name__}: raise it"
         case _:
-            return f"the handler returned what JSON can't hold: {_text(error)}"
+            return f"the handler returned a value that JSON can't hold: {_text(error)}"
 
 
 def _unfit(message: str) -> Verdict:
@@ -102,15 +107,18 @@ def _unfit(message: str) -> Verdict:
 
 
 def _holds_nan(value: Any) -> bool:  # noqa: ANN401 - any JSON
-    match value:
-        case float():
-            return not math.isfinite(value)
-        case dict():
-            return any(map(_holds_nan, value.values()))
-        case list() | tuple() | set() | frozenset():
-            return any(map(_holds_nan, value))
-        case _:
-            return False
+    """Whether a NaN or an infinity is in a value; walks with a list of its own, since a value may nest deep."""
+    left = [value]
+    while left:
+        match left.pop():
+            case float() as number:
+                if not math.isfinite(number):
+                    return True
+            case dict() as table:
+                left += table.values()
+            case list() | tuple() | set() | frozenset() as items:
+                left += items
+    return False
 
 
 def raised(error: BaseException) -> Verdict:

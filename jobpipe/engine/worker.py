@@ -37,12 +37,12 @@ class Source:
     def __init__(self, receive: trio.MemoryReceiveChannel[Attempt], queue: Queue) -> None:
         self._receive, self._queue = receive, queue
         self._task, self._clean = trio.lowlevel.current_task(), contextvars.copy_context()
-        self._turn_ends = trio.current_time() + TURN
+        self._begun, self._jobs = trio.current_time(), 0
 
     async def next(self) -> Attempt | None:
         """Wait for an attempt; None: there will be no more. Others have their turn at least every `TURN` seconds."""
         # What one handler binds, to its log lines say, must not reach the next job.
-        if trio.current_time() >= self._turn_ends or contextvars.copy_context() != self._clean:
+        if trio.current_time() - self._begun >= TURN or contextvars.copy_context() != self._clean:
             await self._give_way()
         try:
             attempt = self._receive.receive_nowait()
@@ -51,18 +51,26 @@ class Source:
         except trio.EndOfChannel:
             return None
         self._queue.took()
+        self._jobs += 1
         return attempt
 
     async def _give_way(self) -> None:
+        self._end_turn()
         self._task.context = self._clean.copy()  # counts from the next wait on
         await trio.lowlevel.checkpoint()
-        self._turn_ends = trio.current_time() + TURN
+        self._begun = trio.current_time()
 
     async def _wait(self) -> Attempt | None:
-        self._queue.took()
+        self._end_turn()
+        self._queue.idle()
         try:
-            return await self._receive.receive()
+            attempt = await self._receive.receive()
         except trio.EndOfChannel:
             return None
-        finally:
-            self._turn_ends = trio.current_time() + TURN
+        self._begun, self._jobs = trio.current_time(), 1
+        return attempt
+
+    def _end_turn(self) -> None:
+        if self._jobs:
+            self._queue.worked(self._jobs, trio.current_time() - self._begun)
+            self._jobs = 0

@@ -23,6 +23,9 @@ from jobpipe.job import NO_OPTIONS, Job, JobError, NewJob, Options, Outcome, Sta
 STEP = 1000
 """The most jobs that one exchange promotes or expires, and one prune deletes, so that no transaction is long."""
 
+PAGE_BYTES = 4 << 20
+"""The most bytes of one page of a list; a job that is larger comes alone."""
+
 
 class Claimed(msgspec.Struct, frozen=True):
     """A job handed to this node to be run. `attempt` counts the runs before this one."""
@@ -189,6 +192,8 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     text: str | None = None
     created_after: float | None = None
     created_before: float | None = None
+    content: bool = True
+    """whether the jobs come with payload and result; without them a payload is empty"""
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -263,7 +268,9 @@ class ReadStore(Protocol):
     async def jobs(self, where: Filter, limit: int, before: int | None) -> Page:
         """At most `limit` jobs (without attempts), newest first, that come after the page which ended at `before`.
 
-        Looks at a bounded number of rows: a page may hold fewer than `limit` jobs although there are more.
+        Looks at a bounded number of rows, for a bounded time, and holds at most `PAGE_BYTES`, or one larger job: a
+        page may hold fewer than `limit` jobs although there are more. Where a text is searched for, nothing else
+        that is read waits for it.
         """
 
     async def queues(self) -> Sequence[QueueState]:

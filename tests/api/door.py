@@ -20,7 +20,7 @@ from jobpipe.errors import StoreUnavailable
 from jobpipe.handlers.registry import SHIPPED, Registry, handler, handlers_of
 from jobpipe.handlers.verdicts import Fail
 from jobpipe.settings import Settings
-from jobpipe.store.memory.store import MemoryStore
+from jobpipe.store.memory import MemoryStore
 
 ORIGIN = "http://test"
 

@@ -322,7 +322,8 @@ async def running(
 async def _held(node: Node) -> list[str]:
     """The ids of the jobs that the store believes a node to hold though it has left."""
     if isinstance(node.store, MemoryStore):
-        return [row.job.id for row in node.store._shelves.held.get(node.name, {}).values()]
+        held = "select id from jobs join nodes using (node) where held = 1 and name = ?"
+        return [row[0] for row in node.store._db.execute(held, (node.name,))]
     return [job.id for job in await node.store.rescue("inspector", node.clock.now())]
 
 

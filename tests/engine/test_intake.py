@@ -4,8 +4,10 @@ import pytest
 import trio
 
 from jobpipe.engine.ledger import SETTLE_DELAY
-from jobpipe.job import Status
-from tests.engine.conftest import DAY, NOW, FaultyStore, new_job, running
+from jobpipe.engine.prefetch import HOLD
+from jobpipe.job import Options, Status
+from jobpipe.store.memory import MemoryStore
+from tests.engine.conftest import DAY, NOW, Actor, FaultyStore, Rig, new_job, running
 
 
 async def test_the_intake_claims_what_channel_and_workers_can_take(autojump_clock) -> None:
@@ -65,18 +67,155 @@ async def test_every_size_of_channel_moves_every_job(autojump_clock, size, worke
     assert sorted(rig.actor.order(), key=int) == [str(number) for number in range(100)]
 
 
-async def test_a_durable_store_is_asked_for_half_a_channel_at_least(autojump_clock) -> None:
-    """So that one commit pays for many claims while a backlog is worked off."""
-    store = FaultyStore()
+# --- claims follow the run time ---------------------------------------------------------------------------------------
+
+
+def durable(beside: MemoryStore | None = None) -> FaultyStore:
+    """A store for which nothing is claimed that the workers do not soon come to."""
+    store = FaultyStore(beside)
     store.durable = True
-    async with running(store, workers=1, queue_size=10) as rig:
-        await rig.add(*(new_job(str(number), ("sleep", 1)) for number in range(100)))
-        for number in range(100):
+    return store
+
+
+async def learned(rig: Rig, jobs: int = 50) -> None:
+    """Let the node run short jobs, so that it claims many ahead."""
+    await rig.add(*(new_job(f"short-{number}", ("sleep", 0.001)) for number in range(jobs)))
+    for number in range(jobs):
+        await rig.ended(f"short-{number}")
+
+
+async def test_of_unknown_jobs_as_many_are_claimed_as_workers_are_free(autojump_clock) -> None:
+    """Whatever QUEUE_SIZE is: nobody knows how long they take, and other nodes may be idle."""
+    async with running(durable(), workers=3, queue_size=64) as rig:
+        await rig.add(*(new_job(str(number), "wait") for number in range(20)))
+        await rig.actor.begun(3)
+        await trio.testing.wait_all_tasks_blocked()
+        held, waiting = len(list(rig.node.attempts)), rig.node.ledger.waiting
+        rig.actor.gate.set()
+        for number in range(20):
             await rig.ended(str(number))
+
+    assert (held, waiting) == (3, 17)
+
+
+async def test_short_jobs_are_claimed_many_at_a_time(autojump_clock) -> None:
+    """So that one commit pays for many of them."""
+    store = durable()
+    async with running(store, workers=2, queue_size=64) as rig:
+        await learned(rig, 500)
         claims = [batch.claim for batch in store.batches if batch.claim]
 
-    assert min(claims) >= 5
-    assert len(claims) < 50
+    assert max(claims) > 20
+    assert len(claims) < 60
+
+
+@pytest.mark.parametrize("size", [0, 1, 5])
+async def test_no_more_is_claimed_ahead_than_the_channel_holds(autojump_clock, size) -> None:
+    """QUEUE_SIZE stays the cap."""
+    store, most = durable(), 0
+    async with running(store, workers=2, queue_size=size) as rig:
+        await rig.add(*(new_job(f"short-{number}", ("sleep", 0.001)) for number in range(200)))
+        for number in range(200):
+            await rig.ended(f"short-{number}")
+            most = max(most, len(list(rig.node.attempts)))
+
+    assert 2 <= most <= 2 + size
+
+
+async def test_jobs_that_turn_out_to_be_long_go_back_within_two_tenths_of_a_second(autojump_clock) -> None:
+    """Unspent; and they run where and when a worker is free."""
+    async with running(durable(), workers=2, queue_size=64) as rig:
+        await rig.add(
+            *(new_job(f"short-{number}", ("sleep", 0.001)) for number in range(100)),
+            *(new_job(f"long-{number}", ("sleep", 10)) for number in range(20)),
+        )
+        for number in range(100):
+            await rig.ended(f"short-{number}")
+        await rig.actor.begun(102)
+        before = len(list(rig.node.attempts))
+        await trio.sleep(2 * HOLD + SETTLE_DELAY + 0.001)
+        after, waiting = len(list(rig.node.attempts)), await rig.job("long-19")
+        for number in range(20):
+            await rig.ended(f"long-{number}")
+
+    assert before > 2
+    assert after == 2
+    assert (waiting.status, waiting.attempt) == (Status.QUEUED, 0)
+    assert sorted(rig.actor.order()[100:]) == sorted(f"long-{number}" for number in range(20))
+
+
+async def test_a_busy_pool_leaves_jobs_to_another_node(autojump_clock) -> None:
+    """It begins with them as soon as it looks, though the first node could hold them all."""
+    store = durable()
+    actors = Actor(), Actor()
+    async with running(store, actor=actors[0], workers=4) as first:
+        await learned(first)
+        await trio.sleep(1)
+        await first.add(*(new_job(str(number), ("sleep", 0.3), created_at=NOW + 2) for number in range(16)))
+        begun = trio.current_time()
+        async with running(durable(store), actor=actors[1], workers=4, name="n2") as second:
+            second.node.ledger.look()
+            for number in range(16):
+                await _ended_anywhere(store, str(number))
+            took = trio.current_time() - begun
+
+    ran = [len([run for run in actor.runs if not run.id.startswith("short")]) for actor in actors]
+    assert ran == [8, 8]
+    assert took < 0.8
+
+
+async def _ended_anywhere(store: MemoryStore, job_id: str) -> None:
+    while (job := await store.get(job_id)) is None or job.status is not Status.DONE:  # noqa: ASYNC110 - of another node nobody tells here
+        await trio.sleep(0.01)
+
+
+async def test_an_urgent_job_overtakes_what_has_not_begun(autojump_clock) -> None:
+    """It waits for the next free worker, not for what was claimed before it came."""
+    async with running(durable(), workers=4, queue_size=64) as rig:
+        await learned(rig)
+        await rig.add(*(new_job(str(number), ("sleep", 1), queue="reports") for number in range(60)))
+        await trio.sleep(0.01)
+        asked = trio.current_time()
+        await rig.enqueue("urgent", queue="mail", priority=1000)
+        await rig.ended("urgent")
+        waited = next(run.began for run in rig.actor.runs if run.id == "urgent") - asked
+        for number in range(60):
+            await rig.ended(str(number))
+
+    assert waited < 1.5
+
+
+async def test_a_pool_that_was_idle_starts_to_learn_anew(autojump_clock) -> None:
+    """What comes next may be of another kind: again only the free workers are served."""
+    async with running(durable(), workers=2, queue_size=64) as rig:
+        await learned(rig)
+        await trio.sleep(2 * HOLD)
+        await rig.add(*(new_job(str(number), ("sleep", 5)) for number in range(10)))
+        await rig.actor.begun(52)
+        held = len(list(rig.node.attempts))
+        for number in range(10):
+            await rig.ended(str(number))
+
+    assert held == 2
+
+
+async def test_without_a_buffer_nothing_is_timed(autojump_clock) -> None:
+    """A node with busy workers and an empty channel sleeps until one of them is free."""
+    store = durable()
+    async with running(store, workers=2, lease=3600) as rig:
+        await rig.add(*(new_job(str(number), ("sleep", 600)) for number in range(4)))
+        await rig.actor.begun(2)
+        await trio.sleep(1)
+        store.batches.clear()
+        await trio.sleep(500)
+        batches = list(store.batches)
+        for number in range(4):
+            await rig.ended(str(number))
+
+    assert batches == []
+
+
+# --- when -------------------------------------------------------------------------------------------------------------
 
 
 async def test_a_scheduled_job_starts_at_its_run_at(autojump_clock) -> None:
@@ -153,3 +292,70 @@ async def test_a_job_that_expires_in_line_never_runs(autojump_clock) -> None:
 
     assert (job.status, job.attempt) == (Status.EXPIRED, 0)
     assert rig.actor.order() == ["long"]
+
+
+# --- pause ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+async def test_no_job_starts_once_pause_has_answered(autojump_clock, lasting) -> None:
+    """Not even one that waits in the channel: those go back to the store, unspent, and other queues go on."""
+    store = durable() if lasting else FaultyStore()
+    async with running(store, workers=2, queue_size=64) as rig:
+        await learned(rig)
+        await rig.add(*(new_job(str(number), ("sleep", 0.5), queue="x") for number in range(20)))
+        await rig.add(*(new_job(f"y{number}", ("sleep", 0.5), queue="y") for number in range(4)))
+        await rig.actor.begun(52)
+        await trio.sleep(0.25)
+        await rig.node.control.pause("x")
+        begun = len(rig.actor.runs)
+        for number in range(4):
+            await rig.ended(f"y{number}")
+        await trio.sleep(100)
+        after = [run.id for run in rig.actor.runs[begun:]]
+        (state,) = [one for one in await store.queues() if one.name == "x"]
+        await rig.node.control.resume("x")
+        jobs = [await rig.ended(str(number)) for number in range(20)]
+
+    assert sorted(after) == ["y0", "y1", "y2", "y3"]
+    assert state.counts == {Status.DONE: 2, Status.QUEUED: 18}
+    assert {(job.status, job.attempt) for job in jobs} == {(Status.DONE, 1)}
+
+
+async def test_what_is_being_claimed_when_a_queue_is_paused_goes_back(autojump_clock) -> None:
+    """The claim was stored before the pause, and its answer comes after it."""
+    store = FaultyStore()
+    async with running(store) as rig:
+        store.after = trio.Event()
+        async with trio.open_nursery() as askers:
+            askers.start_soon(rig.enqueue, "a")
+            await trio.testing.wait_all_tasks_blocked()
+            await rig.node.control.pause("default")
+            store.after.set()
+        await trio.sleep(10)
+        job, begun = await rig.job("a"), list(rig.actor.runs)
+        await rig.node.control.resume("default")
+        await rig.ended("a")
+
+    assert (job.status, job.attempt, begun) == (Status.QUEUED, 0, [])
+
+
+async def test_a_job_whose_start_is_being_written_when_its_queue_is_paused_does_not_begin(
+    autojump_clock,
+) -> None:
+    """A worker has it already, and waits until its start has survived."""
+    store = FaultyStore()
+    async with running(store) as rig:
+        await rig.enqueue("a", options=Options(on_crash="fail"))
+        while not any(attempt.taken for attempt in rig.node.attempts):
+            await trio.lowlevel.checkpoint()
+        store.after = trio.Event()
+        await trio.testing.wait_all_tasks_blocked()
+        await rig.node.control.pause("default")
+        store.after.set()
+        await trio.sleep(10)
+        job, begun = await rig.job("a"), list(rig.actor.runs)
+        await rig.node.control.resume("default")
+        await rig.ended("a")
+
+    assert (job.status, job.attempt, begun) == (Status.QUEUED, 0, [])

@@ -1,6 +1,6 @@
 """The single writer: what is handed in together is written together, and nothing is lost."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -41,6 +41,22 @@ def settlement(job: Claimed, status: Status = Status.DONE) -> Settlement:
     )
 
 
+class Taker:
+    """Takes what it is given, at most so much at once; `presses` while it cannot wait for others to share a commit."""
+
+    def __init__(self, limit: int, held: list[Claimed]) -> None:
+        self.limit, self.presses, self._held = limit, True, held
+
+    def wanted(self) -> int:
+        return self.limit
+
+    def pressing(self) -> bool:
+        return self.presses
+
+    def hold(self, jobs: Sequence[Claimed]) -> None:
+        self._held.extend(jobs)
+
+
 class Desk:
     """A ledger at work, and those who ask it for something."""
 
@@ -51,7 +67,7 @@ class Desk:
 
     async def claim(self, limit: int = 10) -> list[Claimed]:
         before = len(self.held)
-        await self.ledger.claim(limit, self.held.extend)
+        await self.ledger.claim(Taker(limit, self.held))
         return self.held[before:]
 
     async def add(self, *ids: str) -> None:

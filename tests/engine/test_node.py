@@ -203,7 +203,7 @@ async def test_a_node_leaves_when_it_has_ended(autojump_clock) -> None:
     async with running(store) as rig:
         await rig.drained()
 
-    assert store._shelves.leases == {}
+    assert store._db.execute("select name from nodes where lease_until is not null").fetchall() == []
 
 
 # --- the account ------------------------------------------------------------------------------------------------------

@@ -21,8 +21,9 @@ from jobpipe.engine.worker import work
 from jobpipe.errors import JobpipeError
 from jobpipe.job import NewJob
 from jobpipe.store.base import STORED, Receipt, Rescued
-from jobpipe.store.memory.control import Control
-from jobpipe.store.memory.writer import Writer
+from jobpipe.store.sqlite import writer
+from jobpipe.store.sqlite.control import Control
+from jobpipe.store.sqlite.rows import JOB_COLUMNS, fetch, transaction
 
 Mutant = Callable[[pytest.MonkeyPatch], None]
 
@@ -49,12 +50,9 @@ def caught_by(scene: str, store: str, *rules: str) -> Callable[[Mutant], Mutant]
 @caught_by("pair", "memory", "ran twice at once")
 def settle_without_the_fence(patch: pytest.MonkeyPatch) -> None:
     """An outcome is written to whatever row is held, whichever claim it belongs to."""
-
-    def held(self: Any, seq: int, _claim: int) -> Any:
-        row = self._shelves.rows.get(seq)
-        return row if row is not None and row.node is not None else None
-
-    patch.setattr(Writer, "_held", held)
+    patch.setattr(writer, "_START", writer._START.replace("claim = ?", "? is not null"))
+    patch.setattr(writer, "_END", writer._END.replace("jobs.claim = v.column9", "v.column9 is not null"))
+    patch.setattr(writer, "_AGAIN", writer._AGAIN.replace("claim = ?9", "?9 is not null"))
 
 
 @caught_by("storm", "lasting", "acknowledged before it was stored", "acknowledged and lost")
@@ -80,7 +78,7 @@ def intake_leaves_its_claim_behind(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "hand_back", lambda _self, _jobs: None)
 
 
-@caught_by("storm", "lasting", "held by a node that ended")
+@caught_by("storm", "memory", "held by a node that ended")
 def intake_forgets_what_it_holds(patch: pytest.MonkeyPatch) -> None:
     """At the drain, what waits in the channel is not handed back."""
     patch.setattr(Attempts, "release", lambda _self: None)
@@ -90,17 +88,15 @@ def intake_forgets_what_it_holds(patch: pytest.MonkeyPatch) -> None:
 def rescue_by_age_alone(patch: pytest.MonkeyPatch) -> None:
     """A job that has run for as long as a lease is taken back, though its node lives."""
     rescue = Control.rescue
+    old = (
+        f"select {JOB_COLUMNS} from jobs where held = 1 "
+        "and node <> (select node from nodes where name = ?) and started_at <= ?"
+    )
 
     def by_age(self: Control, node: str, now: float) -> Sequence[Rescued]:
         dead = rescue(self, node, now)
-        rows = [
-            row
-            for name, held in self._shelves.held.items()
-            if name != node
-            for row in held.values()
-            if row.job.started_at is not None and row.job.started_at <= now - 15
-        ]
-        return [*dead, *(self._rescue(row, now) for row in rows)]
+        with transaction(self.db):
+            return [*dead, *(self._rescue(row, now) for row in fetch(self.db, old, (node, now - 15)))]
 
     patch.setattr(Control, "rescue", by_age)
 

@@ -8,6 +8,7 @@ import trio
 
 from jobpipe.job import Outcome, Status
 from jobpipe.store.base import STEP, Add, Batch, Filter, Retention
+from jobpipe.store.paging import LOOK
 from jobpipe.store.postgres import migrate, reader
 from jobpipe.store.postgres.address import read_address
 from jobpipe.store.postgres.control import Control
@@ -239,7 +240,7 @@ async def test_a_list_reads_about_what_it_shows(line: Counting, where: dict[str,
     assert len(page.jobs) == (0 if status in {Status.RUNNING, Status.CANCELLING, Status.DONE} else 20)
     assert status is not Status.DONE or page.next_before is not None
     assert line.whole == 0
-    assert line.by_index <= (5 * reader.LOOK if looked else 300)
+    assert line.by_index <= (5 * LOOK if looked else 300)
 
 
 async def test_queues_are_told_from_the_counts(line: Counting) -> None:

@@ -23,7 +23,13 @@ TRIES = 6
 """How often a transaction is tried that the server undid for another one's sake: nothing of it was written."""
 
 READERS = 3
-"""The most connections that read."""
+"""The most connections that read what is short."""
+
+SEARCHERS = 1
+"""The most connections that search texts, which may take their time: nothing else that is read waits for them."""
+
+SEARCH_PATIENCE = 10.0
+"""Seconds that a search waits for those before it."""
 
 AT_ONCE = 0.25
 """Seconds within which a read may be tried again."""
@@ -268,25 +274,22 @@ class Line:
 
 
 class Reading:
-    """A few lines that read, opened as they are needed."""
+    """A few lines that read, opened as they are needed. `patience`: seconds that a caller waits for one."""
 
-    def __init__(self, lines: Lines) -> None:
-        self._lines = lines
-        self._all = [Line(lines, reads=True) for _ in range(READERS)]
+    def __init__(self, lines: Lines, count: int, patience: float) -> None:
+        self._lines, self._patience = lines, patience
+        self._all = [Line(lines, reads=True) for _ in range(count)]
         self._free = list(self._all)
-        self._places = trio.Semaphore(READERS)
+        self._places = trio.Semaphore(count)
 
     async def read(self, verb: Verb[R]) -> R:
         """Read, all from one state of the database. Raises `StoreUnavailable`."""
-        seconds = self._lines.limits.read
         try:
-            with trio.fail_after(seconds):
+            with trio.fail_after(self._patience):
                 await self._places.acquire()
         except trio.TooSlowError:
-            busy = (
-                f"{self._lines.address.shown} cannot be used now (no connection to read within {seconds:g} s)"
-            )
-            raise StoreUnavailable(busy) from None
+            busy = f"no connection to read within {self._patience:g} s"
+            raise StoreUnavailable(f"{self._lines.address.shown} cannot be used now ({busy})") from None
         line = self._free.pop()
         try:
             return await self._read(line, verb)

@@ -1,13 +1,16 @@
 """What the API reads: on connections of its own, so that nothing waits for the writer."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+import trio
 
 from jobpipe.job import Job, Status
 from jobpipe.store.base import Filter, Page, QueueState
-from jobpipe.store.postgres.parameters import texts
+from jobpipe.store.paging import Pager
+from jobpipe.store.postgres.parameters import integers, texts
 from jobpipe.store.postgres.session import Row, Session
 from jobpipe.store.rows import attempt_from, job_from, with_attempts
 
@@ -16,11 +19,6 @@ JOB_COLUMNS = (
     "created_at, run_at, started_at, finished_at, expires_at, options, seq, node, held, size"
 )
 """Of the view `shown`."""
-
-LOOK = 100_000
-"""The most rows that one list looks at."""
-
-ABOVE_ALL = 1 << 62
 
 _SOME = f"select {JOB_COLUMNS} from shown where id = any(%s)"
 _ATTEMPTS = (
@@ -42,7 +40,9 @@ _OLDEST = (
     "and l.priority = t.priority order by l.run_at limit 1)) from tops t where t.priority is not null group by t.name"
 )
 
-# A list looks at rows newest first, from the index that holds the fewest of them, and at `LOOK` of them at most.
+# A list looks at rows newest first, from the index that holds the fewest of them, so many at a time as `Pager` says.
+# The first query tells which jobs are in a part and how long they are, the second reads those that the page has room
+# for: the server sends an answer whole, however large.
 _LIVE = {Status.RUNNING, Status.CANCELLING, Status.SCHEDULED, Status.RETRYING, Status.QUEUED}
 _FROM: dict[str, str] = (
     {"tag": "tags where tag = convert_to(%(tag)s, 'UTF8')"}
@@ -59,9 +59,16 @@ _FROM: dict[str, str] = (
 _ANY = "jobs where true"
 _LOOKED = "select seq from {source} and seq < %(before)s order by seq desc limit %(look)s"
 _LIST = (
-    "select {columns} from ({looked}) as looked join shown s using (seq) where {conditions} "
+    "select seq, {size} from ({looked}) as looked join shown s using (seq) where {conditions} "
     "order by seq desc limit %(limit)s"
 )
+_SIZE = (
+    "octet_length(id) + coalesce(octet_length(error), 0) + coalesce(octet_length(options), 0)",
+    " + octet_length(payload) + coalesce(octet_length(result), 0)",
+)
+_PAGE = "select {columns} from shown where seq = any(%s) order by seq desc"
+_WITH_CONTENT = _PAGE.format(columns=JOB_COLUMNS)
+_BARE = _PAGE.format(columns=JOB_COLUMNS.replace("payload, result", "''::bytea, null::bytea"))
 _EDGE = "select min(seq) from ({looked}) as looked having count(*) = %(look)s"
 _CONDITIONS = {
     "status": "status = %(status)s",
@@ -107,24 +114,27 @@ async def listed(session: Session, where: Filter, limit: int, before: int | None
     conditions = " and ".join(sql for name, sql in _CONDITIONS.items() if name in wanted) or "true"
     source = _FROM["tag"] if "tag" in wanted else _FROM.get(wanted.get("status", ""), _ANY)
     looked = _LOOKED.format(source=source)
-    values = wanted | {"before": before or ABOVE_ALL, "look": LOOK, "limit": limit}
-    query = _LIST.format(columns=JOB_COLUMNS, looked=looked, conditions=conditions)
-    rows = await _named(session, query, values)
-    edge = rows[-1][17] if len(rows) == limit else await _edge(session, looked, values)
-    return Page([job_from(row) for row in rows], edge)
+    size = "".join(_SIZE if where.content else _SIZE[:1])
+    query, edge = _LIST.format(size=size, looked=looked, conditions=conditions), _EDGE.format(looked=looked)
+    pager = Pager(where, limit, before, trio.current_time)
+    while not pager.over:
+        values = wanted | {"before": pager.before, "look": pager.look, "limit": pager.room}
+        found = await _once(session, query, values)
+        seqs = [seq for seq, size in itertools.takewhile(lambda row: pager.fits(row[1], row[0]), found)]
+        if seqs:
+            for row in await session.rows(_WITH_CONTENT if where.content else _BARE, (integers(seqs),)):
+                pager.take(row)
+        if not pager.over:
+            ends = await _once(session, edge, values)
+            pager.looked(ends[0][0] if ends else None)
+    return pager.page()
 
 
-async def _named(session: Session, sql: str, values: Mapping[str, Any]) -> list[Row]:
+async def _once(session: Session, sql: str, values: Mapping[str, Any]) -> list[Row]:
     # Not prepared: there are many forms of it, and each is rare.
     answer = session.run(sql, values, prepare=False)
     await session.answered()
     return answer.rows()
-
-
-async def _edge(session: Session, looked: str, values: Mapping[str, Any]) -> int | None:
-    """The last row looked at, when there may be more behind it."""
-    rows = await _named(session, _EDGE.format(looked=looked), values)
-    return rows[0][0] if rows else None
 
 
 async def queues(session: Session) -> Sequence[QueueState]:

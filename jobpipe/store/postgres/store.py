@@ -13,7 +13,16 @@ from jobpipe.store.postgres.address import Address, Leases, read_address
 from jobpipe.store.postgres.beside import beside
 from jobpipe.store.postgres.control import Control
 from jobpipe.store.postgres.house import House
-from jobpipe.store.postgres.line import Limits, Line, Lines, Reading, mapped
+from jobpipe.store.postgres.line import (
+    READERS,
+    SEARCH_PATIENCE,
+    SEARCHERS,
+    Limits,
+    Line,
+    Lines,
+    Reading,
+    mapped,
+)
 from jobpipe.store.postgres.listening import LOOK, Listening
 from jobpipe.store.postgres.opening import prepare, suited
 from jobpipe.store.postgres.vacuum import Vacuum
@@ -31,7 +40,8 @@ class PostgresStore:
         self._lines, self._leases = lines, leases
         # The engine's line never waits for what people ask, nor for what keeps the house.
         self._engine_line, self._other_line = Line(lines), Line(lines)
-        self._reading = Reading(lines)
+        self._reading = Reading(lines, READERS, lines.limits.read)
+        self._searching = Reading(lines, SEARCHERS, SEARCH_PATIENCE)
         channel = lines.address.channel
         self._writer = Writer(self._engine_line, 2 * slot, leases, channel)
         self._control = Control(self._other_line, 2 * slot + 1, channel)
@@ -95,7 +105,8 @@ class PostgresStore:
         return await self._reading.read(lambda session: reader.one(session, job_id))
 
     async def jobs(self, where: Filter, limit: int, before: int | None) -> Page:
-        return await self._reading.read(lambda session: reader.listed(session, where, limit, before))
+        reading = self._reading if where.text is None else self._searching
+        return await reading.read(lambda session: reader.listed(session, where, limit, before))
 
     async def queues(self) -> Sequence[QueueState]:
         return await self._reading.read(reader.queues)
@@ -108,6 +119,7 @@ class PostgresStore:
         self._engine_line.close()
         self._other_line.close()
         self._reading.close()
+        self._searching.close()
 
 
 @asynccontextmanager

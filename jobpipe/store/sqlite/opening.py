@@ -23,8 +23,8 @@ CHECKED_WHOLE = 8 << 20
 
 
 @contextmanager
-def mapped(path: Path) -> Iterator[None]:
-    """Raise SQLite's errors as jobpipe's, each with what to do."""
+def mapped(path: Path | str) -> Iterator[None]:
+    """Raise SQLite's errors as jobpipe's, each with what to do. `path`: the database, as people know it."""
     try:
         yield
     except apsw.FullError as error:
@@ -135,7 +135,7 @@ def _refuse_corrupt(connection: apsw.Connection, path: Path) -> None:
         raise _corrupt(path, found)
 
 
-def _corrupt(path: Path, found: object) -> StoreError:
+def _corrupt(path: Path | str, found: object) -> StoreError:
     what = " ".join(str(found).split())
     return StoreError(f"{path} is corrupt ({what}): restore it from a backup, or move it away")
 

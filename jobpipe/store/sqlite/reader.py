@@ -8,12 +8,10 @@ import msgspec
 
 from jobpipe.job import Job, Status
 from jobpipe.store.base import Filter, Page, QueueState
+from jobpipe.store.paging import Pager
 from jobpipe.store.rows import Row, attempt_from, job_from, with_attempts
 from jobpipe.store.sqlite.rows import JOB_COLUMNS, fetch, fetch_one, transaction
 from jobpipe.store.sqlite.tally import HELD
-
-LOOK = 100_000
-"""The most rows that one list looks at."""
 
 _ONE = f"select {JOB_COLUMNS} from jobs where jobs.id = ?"  # noqa: S608 - columns are a constant
 _ATTEMPTS = (
@@ -30,8 +28,8 @@ _PRIORITY = (
 )
 ABOVE_ALL = 1 << 40
 
-# A list looks at rows newest first, from the index that holds the fewest of them, and at `LOOK` of them at most: the
-# inner query has its own limit, so SQLite runs it as a co-routine, in its order and no further than the outer asks.
+# A list looks at rows newest first, from the index that holds the fewest of them, so many at a time as `Pager` says:
+# the inner query has its own limit, so SQLite runs it as a co-routine, in its order and no further than the outer asks.
 _FROM = {
     "tag": "tags where tag = :tag",
     Status.RUNNING: "jobs where held = 1 and status = 'running'",
@@ -45,6 +43,10 @@ _LOOKED = "select seq from {source} and seq < :before order by seq desc limit :l
 _LIST = (
     "select {columns} from ({looked}) as looked cross join jobs using (seq) where {conditions} limit :limit"
 )
+_LONG = (0, 5, 6, 7, 16)
+"""Where in JOB_COLUMNS the id, payload, result, error and options are, which may be long."""
+
+_BARE_COLUMNS = JOB_COLUMNS.replace("payload, result", "x'', null")
 _EDGE = "select min(seq) from ({looked}) having count(*) = :look"
 _CONDITIONS = {
     "status": "status = :status",
@@ -79,12 +81,25 @@ def listed(db: apsw.Connection, where: Filter, limit: int, before: int | None) -
     conditions = " and ".join(sql for name, sql in _CONDITIONS.items() if name in wanted) or "true"
     source = _FROM["tag"] if "tag" in wanted else _FROM.get(wanted.get("status", ""), _ANY)
     looked = _LOOKED.format(source=source)
-    values = wanted | {"before": before or ABOVE_ALL, "look": LOOK, "limit": limit}
+    columns = JOB_COLUMNS if where.content else _BARE_COLUMNS
+    query = _LIST.format(columns=columns, looked=looked, conditions=conditions)
+    pager = Pager(where, limit, before)
     with transaction(db):
-        query = _LIST.format(columns=JOB_COLUMNS, looked=looked, conditions=conditions)
-        rows = fetch(db, query, values)
-        edge = rows[-1][17] if len(rows) == limit else _edge(db, looked, values)
-    return Page([job_from(row) for row in rows], edge)
+        while not pager.over:
+            values = wanted | {"before": pager.before, "look": pager.look, "limit": pager.room}
+            _take(db.execute(query, values), pager)
+            if not pager.over:
+                pager.looked(_edge(db, looked, values))
+    return pager.page()
+
+
+def _take(rows: apsw.Cursor, pager: Pager) -> None:
+    """Take rows one by one, so that no more than a page is in memory, and one job."""
+    for row in rows:
+        if not pager.fits(sum(len(row[column] or b"") for column in _LONG), row[17]):
+            break
+        pager.take(row)
+    rows.close()
 
 
 def _edge(db: apsw.Connection, looked: str, values: Mapping[str, Any]) -> int | None:

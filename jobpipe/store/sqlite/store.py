@@ -1,6 +1,6 @@
 """The store itself: each verb is one function, run in one thread call, so it is atomic under cancellation."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Concatenate, Literal, ParamSpec, TypeVar
@@ -9,24 +9,22 @@ import apsw
 import structlog
 import trio
 
-from jobpipe.job import Job
-from jobpipe.store.base import Batch, Change, Filter, Page, QueueState, Receipts, Rescued, Retention
+from jobpipe.store.base import Filter, Page
 from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.control import Control
-from jobpipe.store.sqlite.database import Database, open_database
+from jobpipe.store.sqlite.database import LANES, Database, Lane, open_database
 from jobpipe.store.sqlite.opening import mapped
 from jobpipe.store.sqlite.thread import OwnThread, own_thread
+from jobpipe.store.sqlite.verbs import Verbs
 from jobpipe.store.sqlite.writer import Writer
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-READERS = 2
-
 log = structlog.get_logger("jobpipe")
 
 
-class SqliteStore:
+class SqliteStore(Verbs):
     """See `jobpipe.store.base` for what each verb promises. The file is locked: this process is its only node."""
 
     durable = True
@@ -36,7 +34,7 @@ class SqliteStore:
         self._database, self._thread = database, thread
         self._prepare()
         # Like the writer's own thread: handlers in threads must never starve the store, nor readers the writer.
-        self._reading = trio.CapacityLimiter(READERS)
+        self._lanes = {lane: trio.CapacityLimiter(readers) for lane, readers in LANES.items()}
 
     def _prepare(self) -> None:
         self._writer, self._control = Writer(self._database.writer), Control(self._database.writer)
@@ -57,68 +55,22 @@ class SqliteStore:
         self._database.checkpoint()
         return done
 
-    async def _change(self, verb: Callable[[], R]) -> R:
-        """Write what the engine's writer does not know of: it has to ask again."""
-
-        def call() -> R:
-            try:
-                return verb()
-            finally:
-                self._writer.forget()
-
-        return await self._write(call)
-
     async def _read(
         self, verb: Callable[Concatenate[apsw.Connection, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
+        return await self._read_in("read", lambda connection: verb(connection, *args, **kwargs))
+
+    async def _read_in(self, lane: Lane, verb: Callable[[apsw.Connection], R]) -> R:
         def call() -> R:
-            with self._database.reader() as connection, mapped(self._database.path):
-                return verb(connection, *args, **kwargs)
+            with self._database.reader(lane) as connection, mapped(self._database.path):
+                return verb(connection)
 
-        # A read changes nothing: who is cancelled need not wait for one that hangs.
-        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._reading)
-
-    async def join(self, node: str, now: float, lease_until: float) -> None:  # noqa: ARG002 - the contract's `now`
-        await self._change(lambda: self._control.join(node, lease_until))
-
-    async def exchange(self, batch: Batch) -> Receipts:
-        return await self._write(lambda: self._writer.exchange(batch))
-
-    async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
-        return await self._change(lambda: self._control.rescue(node, now))
-
-    async def prune(self, now: float, retention: Retention) -> int:
-        return await self._change(lambda: self._control.prune(now, retention))
-
-    async def leave(self, node: str) -> None:
-        await self._change(lambda: self._control.leave(node))
-
-    async def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        return await self._change(lambda: self._control.cancel(ids, now))
-
-    async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        return await self._change(lambda: self._control.retry(ids, now))
-
-    async def delete(self, ids: Sequence[str]) -> Sequence[Change]:
-        return await self._change(lambda: self._control.delete(ids))
-
-    async def pause(self, queue: str) -> None:
-        await self._change(lambda: self._control.pause(queue, paused=True))
-
-    async def resume(self, queue: str) -> None:
-        await self._change(lambda: self._control.pause(queue, paused=False))
-
-    async def get(self, job_id: str) -> Job | None:
-        return await self._read(reader.one, job_id)
+        # A read changes nothing, so a caller that is cancelled need not wait for one that hangs.
+        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._lanes[lane])
 
     async def jobs(self, where: Filter, limit: int, before: int | None) -> Page:
-        return await self._read(reader.listed, where, limit, before)
-
-    async def queues(self) -> Sequence[QueueState]:
-        return await self._read(reader.queues)
-
-    async def ping(self) -> None:
-        await self._read(reader.ping)
+        lane: Lane = "read" if where.text is None else "search"
+        return await self._read_in(lane, lambda db: reader.listed(db, where, limit, before))
 
 
 @asynccontextmanager
@@ -129,7 +81,7 @@ async def open_sqlite(path: Path, *, sync: Literal["full", "normal"]) -> AsyncIt
     system, so that it survives the end of the process. Raises `StoreError` when the file cannot be used.
     """
     with ExitStack() as stack:
-        database = await trio.to_thread.run_sync(stack.enter_context, open_database(path, sync, READERS))
+        database = await trio.to_thread.run_sync(stack.enter_context, open_database(path, sync))
         store = SqliteStore(database, stack.enter_context(own_thread("jobpipe-sqlite")))
         await store._change(store._control.end_leases)  # noqa: SLF001 - this is the store's own constructor
         yield store

@@ -43,7 +43,7 @@ create table attempts (
     claim       integer not null,
     number      integer not null,
     node        integer,
-    started_at  real not null,
+    started_at  real,  -- null: put aside without having begun
     finished_at real not null,
     outcome     text not null,
     error       blob,

@@ -1,0 +1,1 @@
+"""Compares two versions of jobpipe: `just bench-ab REV`."""

@@ -1,0 +1,89 @@
+"""The verbs of the contract over SQLite, wherever its database lies and whichever thread works on it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Concatenate, ParamSpec, TypeVar
+
+import apsw
+
+from jobpipe.job import Job
+from jobpipe.store.base import Batch, Change, Filter, Page, QueueState, Receipts, Rescued, Retention
+from jobpipe.store.sqlite import reader
+from jobpipe.store.sqlite.control import Control
+from jobpipe.store.sqlite.writer import Writer
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Verbs(ABC):
+    """See `jobpipe.store.base` for what each verb promises. Each is one function, so a cancel cannot break it in two.
+
+    A subclass says where such a function runs.
+    """
+
+    _writer: Writer
+    _control: Control
+
+    @abstractmethod
+    async def _write(self, verb: Callable[[], R]) -> R:
+        """Run a function that writes, whole, or not at all when cancelled before it began."""
+
+    @abstractmethod
+    async def _read(
+        self, verb: Callable[Concatenate[apsw.Connection, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Run a function that reads, with a connection."""
+
+    async def _change(self, verb: Callable[[], R]) -> R:
+        """Write something that the engine's writer does not know of: it has to ask the database again."""
+
+        def call() -> R:
+            try:
+                return verb()
+            finally:
+                self._writer.forget()
+
+        return await self._write(call)
+
+    async def join(self, node: str, now: float, lease_until: float) -> None:  # noqa: ARG002 - the contract's `now`
+        await self._change(lambda: self._control.join(node, lease_until))
+
+    async def exchange(self, batch: Batch) -> Receipts:
+        return await self._write(lambda: self._writer.exchange(batch))
+
+    async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
+        return await self._change(lambda: self._control.rescue(node, now))
+
+    async def prune(self, now: float, retention: Retention) -> int:
+        return await self._change(lambda: self._control.prune(now, retention))
+
+    async def leave(self, node: str) -> None:
+        await self._change(lambda: self._control.leave(node))
+
+    async def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+        return await self._change(lambda: self._control.cancel(ids, now))
+
+    async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+        return await self._change(lambda: self._control.retry(ids, now))
+
+    async def delete(self, ids: Sequence[str]) -> Sequence[Change]:
+        return await self._change(lambda: self._control.delete(ids))
+
+    async def pause(self, queue: str) -> None:
+        await self._change(lambda: self._control.pause(queue, paused=True))
+
+    async def resume(self, queue: str) -> None:
+        await self._change(lambda: self._control.pause(queue, paused=False))
+
+    async def get(self, job_id: str) -> Job | None:
+        return await self._read(reader.one, job_id)
+
+    async def jobs(self, where: Filter, limit: int, before: int | None) -> Page:
+        return await self._read(reader.listed, where, limit, before)
+
+    async def queues(self) -> Sequence[QueueState]:
+        return await self._read(reader.queues)
+
+    async def ping(self) -> None:
+        await self._read(reader.ping)
