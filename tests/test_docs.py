@@ -21,6 +21,7 @@ from jobpipe.api.bulk import MOST
 from jobpipe.api.problems import LISTED, Code, Fault, ProblemDetails
 from jobpipe.api.schemas import AttemptView, EnqueueRequest, Health, JobView, ListQuery, QueueView
 from jobpipe.clock import WallClock
+from jobpipe.engine import watchdog
 from jobpipe.engine.node import Node
 from jobpipe.engine.verdict import MESSAGE, TRACEBACK
 from jobpipe.handlers.registry import SHIPPED, handlers_of, load
@@ -238,7 +239,7 @@ def test_limits_in_the_docs_are_those_in_force(page, words):
 
 def test_docs_name_every_command_and_every_exit_code():
     verbs = {f"jobpipe {name}" for name in cli.app if not name.startswith("-")}
-    codes = {cli.OK, cli.UNHEALTHY, cli.WRONG, cli.INTERRUPTED, service.STUCK}
+    codes = {cli.OK, cli.UNHEALTHY, cli.WRONG, cli.INTERRUPTED, service.STUCK, watchdog.BLOCKED}
     table = section(DOCS / "shutdown-and-crash.md", "### Exit codes")
 
     assert set(first_cells(section(DOCS / "quick-start.md", "## The command line"))) == verbs

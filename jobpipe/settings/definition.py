@@ -50,6 +50,10 @@ class Settings:
     lease: Annotated[
         Duration, about("How long a silent node keeps its jobs before others may rescue them.", 1, 3600)
     ] = 15.0
+    max_blocked: Annotated[
+        Duration,
+        about("How long a handler may block the event loop before the process ends.", 1, 30 * DAY),
+    ] = 600.0
     max_backlog: Annotated[
         Whole, about("How many jobs may wait before new ones are refused with 503.", 1, 10**9)
     ] = dataclasses.field(default=0, metadata={"default": "QUEUE_SIZE on memory: (at least 1), else 1000000"})

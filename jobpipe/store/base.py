@@ -314,6 +314,13 @@ class SharedStore(Store, Protocol):
         every few seconds a `look`, or a `missed` while nobody listens. So they are hints; what is true is in the store.
         """
 
+    def renew_from_thread(self, node: str, now: float, lease_until: float) -> bool:
+        """Renew a node's lease without its event loop, on a connection made for it that is closed again; blocks.
+
+        For a thread, while the event loop is blocked. False: the node has no lease to renew, since another node took it
+        for dead. Raises `StoreError`. Takes no longer than the lease.
+        """
+
     async def watch(self, job_id: str) -> None:
         """Have every node told when the job ends. Read the job after this, so that no end falls between.
 

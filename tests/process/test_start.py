@@ -32,7 +32,7 @@ async def test_the_start_says_where_it_listens_which_store_which_kinds_and_how_m
     port = httpx.URL(service.url).port
     assert listens["event"] == f"jobpipe {await version(service)} listens on http://127.0.0.1:{port}"
     assert (store["event"], store["durable"]) == ("store: sqlite:jobs.db", True)
-    assert kinds["event"] == "kinds: bomb, chatty, demo, echo, stubborn, stuck, thread, work"
+    assert kinds["event"] == "kinds: block-loop, bomb, chatty, demo, echo, stubborn, stuck, thread, work"
     assert (workers["event"], workers["queue_size"]) == ("workers: 3", 5)
 
 

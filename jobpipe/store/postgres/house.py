@@ -8,13 +8,13 @@ from jobpipe.job import ACTIVE, ENDED, Job, JobError, Outcome, Status, after_cra
 from jobpipe.store.base import STEP, Rescued, Retention
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.control import erase
-from jobpipe.store.postgres.line import Line
+from jobpipe.store.postgres.line import Line, Lines
 from jobpipe.store.postgres.parameters import binaries, floats, integers, texts
 from jobpipe.store.postgres.reader import JOB_COLUMNS
 from jobpipe.store.postgres.session import Row, Session
 from jobpipe.store.postgres.tally import Tally, fold
 from jobpipe.store.postgres.words import READY, ended_words, notify
-from jobpipe.store.postgres.writer import CLOCK, clock_offset
+from jobpipe.store.postgres.writer import CLOCK, RENEW, clock_offset
 from jobpipe.store.rows import decoded_options, encoded_error, job_from
 
 _JOIN = {
@@ -78,6 +78,15 @@ class House:
         until = lease_until - now if self._leases == "database" else lease_until
         await self._line.run(_JOIN[self._leases], (node, float(until)))
         return await self._line.transact(clock_offset)
+
+    def renew_from_thread(self, lines: Lines, node: str, now: float, lease_until: float) -> bool:
+        """See `jobpipe.store.base.SharedStore.renew_from_thread`."""
+        until = lease_until - now if self._leases == "database" else lease_until
+
+        async def verb(session: Session) -> bool:
+            return await session.row(RENEW[self._leases], (float(until), node)) is not None
+
+        return lines.transact_alone(verb)
 
     async def leave(self, node: str) -> None:
         """See `jobpipe.store.base.EngineStore.leave`. The row stays: attempts are shown with the node's name."""

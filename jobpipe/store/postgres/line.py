@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -168,6 +168,14 @@ class Lines:
         values = self._settings | {"pid": connection.info.backend_pid}
         text = _settings_of(connection, local="false") + _LASTING
         connection.tuned = connection.execute(text.encode(), values).fetchone() is not None
+
+    def transact_alone(self, verb: Verb[R]) -> R:
+        """Run `verb` in a transaction on a connection made for it; for a thread without Trio, which waits for it.
+
+        It may take as long as it takes to connect, and a transaction more. Raises `StoreError`.
+        """
+        with mapped(self.address), closing(self.connect()) as connection:
+            return trio.run(self.transact, connection, verb)
 
     async def transact(self, connection: Connection, verb: Verb[R], begin: bytes = b"BEGIN") -> R:
         """Run `verb`; all that it does is committed as one, or not at all.

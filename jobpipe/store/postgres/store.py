@@ -58,6 +58,9 @@ class PostgresStore:
         self.clock_offset = await self._house.join(node, now, lease_until)
         self._writer.forget(node)
 
+    def renew_from_thread(self, node: str, now: float, lease_until: float) -> bool:
+        return self._house.renew_from_thread(self._lines, node, now, lease_until)
+
     async def exchange(self, batch: Batch) -> Receipts:
         with trio.CancelScope(shield=True):  # whole, though it may be several transactions
             receipts = await self._writer.exchange(batch, self._lines.limits.lease)

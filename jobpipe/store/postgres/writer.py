@@ -25,7 +25,7 @@ CLOCK = "extract(epoch from clock_timestamp())::double precision"
 SCATTERED = 200
 """How many rows of calls of enqueue() there are before the counts are gathered."""
 
-_RENEW = {
+RENEW = {
     "database": f"update nodes set lease_until = {CLOCK} + %s where name = %s and lease_until is not "
     "null returning node",
     "caller": "update nodes set lease_until = %s where name = %s and lease_until is not null returning node",
@@ -298,7 +298,7 @@ class Exchange:
         batch = self.batch
         if batch.lease_until is not None:
             until = batch.lease_until - batch.now if leases == "database" else batch.lease_until
-            self._session.run(_RENEW[leases], (float(until), batch.node))
+            self._session.run(RENEW[leases], (float(until), batch.node))
 
     def promote(self) -> None:
         """Make ready what is due, and expire what is past its time."""
