@@ -21,7 +21,7 @@ from jobpipe.api.problems import Code, Problem, ProblemDetails, internal, too_la
 from jobpipe.api.queues import queues_blueprint
 from jobpipe.api.responses import respond
 from jobpipe.api.schemas import BulkReceipt, EnqueueRequest, JobView, LineReceipt
-from jobpipe.api.spec import Content, answers, describe, problems, takes
+from jobpipe.api.spec import Content, answers, describe, problems, takes, with_kind_required
 from jobpipe.api.words import LOCATION
 from jobpipe.engine.node import Node
 
@@ -65,6 +65,7 @@ def create_app(node: Node) -> Front:
     app.config["SEND_FILE_MAX_AGE_DEFAULT"] = STATIC_MAX_AGE
     app.url_map.strict_slashes = False
     spec = describe(app)
+    optional_kind = node.settings.shipped_kinds == "on"
     _answer_errors(app, node)
     check_inputs(app)
     _enqueue_routes(app, node)
@@ -72,7 +73,7 @@ def create_app(node: Node) -> Front:
         jobs_blueprint(node),
         queues_blueprint(node),
         health_blueprint(node),
-        docs_blueprint(spec.schema),
+        docs_blueprint(spec.schema if optional_kind else lambda: with_kind_required(spec.schema())),
     ):
         app.register_blueprint(blueprint)
     return Front(node, app)

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.faults import fault_from, faults_of
@@ -27,8 +28,10 @@ from jobpipe.errors import JobpipeError, StoreUnavailable
 from jobpipe.handlers.registry import Handler
 from jobpipe.job import (
     DEEPEST,
+    DEFAULT_KIND,
     NO_OPTIONS,
     Job,
+    Name,
     NewJob,
     Options,
     as_stored,
@@ -47,9 +50,10 @@ KINDS_NAMED = 20
 
 
 class SentRequest(EnqueueRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A request whose payload is kept as the bytes that were sent."""
+    """A request whose payload is kept as the bytes that were sent, and that shows whether a kind was named."""
 
     payload: msgspec.Raw = NULL
+    kind: Name | UnsetType = UNSET  # type: ignore[assignment]  # to clients it is a Name with a default
 
 
 _decode = msgspec.json.Decoder(SentRequest).decode
@@ -196,10 +200,13 @@ def too_deep(pointer: str = "/payload") -> Problem:
 def new_job(node: Node, request: SentRequest, sent: bytes, payload: Any) -> NewJob:  # noqa: ANN401 - any JSON
     """The job that a request asks for, even one that expires too early. Raises `Problem` with every fault."""
     now = node.clock.now()
-    handler = node.registry.find(request.kind)
+    kind = DEFAULT_KIND if request.kind is UNSET else request.kind
+    handler = node.registry.find(kind)
     faults: list[Fault] = []
-    if handler is None:
-        faults.append(Fault("/kind", _unknown_kind(node, request.kind)))
+    if request.kind is UNSET and node.settings.shipped_kinds == "off":
+        faults.append(Fault("/kind", f"is required here; {_known_kinds(node)}"))
+    elif handler is None:
+        faults.append(Fault("/kind", f"this node has no handler for {kind!r}; {_known_kinds(node)}"))
     elif handler.payload_type is not Any:
         faults += _unfit(sent, payload, handler)
     asked_run_at = None if request.run_at is None else _seconds(request.run_at, "/run_at", faults)
@@ -210,7 +217,7 @@ def new_job(node: Node, request: SentRequest, sent: bytes, payload: Any) -> NewJ
         raise invalid(faults)
     return NewJob(
         id=request.id or new_job_id(now, node.rng.getrandbits),
-        kind=request.kind,
+        kind=kind,
         queue=request.queue,
         payload=_stored(sent),
         priority=request.priority,
@@ -222,10 +229,10 @@ def new_job(node: Node, request: SentRequest, sent: bytes, payload: Any) -> NewJ
     )
 
 
-def _unknown_kind(node: Node, kind: str) -> str:
+def _known_kinds(node: Node) -> str:
     known = node.registry.kinds
     more = f" and {len(known) - KINDS_NAMED} more" if len(known) > KINDS_NAMED else ""
-    return f"this node has no handler for {kind!r}; it has {', '.join(known[:KINDS_NAMED])}{more}"
+    return f"it has {', '.join(known[:KINDS_NAMED]) or 'none'}{more}"
 
 
 def _unfit(sent: bytes, payload: Any, handler: Handler) -> Sequence[Fault]:  # noqa: ANN401 - any JSON
@@ -236,6 +243,8 @@ def _unfit(sent: bytes, payload: Any, handler: Handler) -> Sequence[Fault]:  # n
         return faults_of(payload, handler.payload_type, "/payload") or [fault_from(error, "/payload")]
     except RecursionError:
         return [Fault("/payload", "nests deeper than its handler can read")]
+    except Exception as error:  # noqa: BLE001 - what a type of the handler's own raises when it is made
+        return [Fault("/payload", f"its handler cannot read it: {type(error).__name__}: {str(error)[:200]}")]
     return []
 
 

@@ -87,6 +87,15 @@ def describe(app: QuartTrio) -> OpenAPIProvider:
     ).openapi_provider
 
 
+def with_kind_required(spec: Json) -> Json:
+    """The spec of a node that has no usual kind: every request has to name one."""
+    request = spec["components"]["schemas"]["EnqueueRequest"]
+    request["required"] = sorted({*request.get("required", ()), "kind"})
+    kind = request["properties"]["kind"]
+    kind["description"] = kind["description"].partition("; default: ")[0]
+    return spec
+
+
 class Spec(OpenAPIProvider):
     """quart-schema's walk over the routes, with schemas that are whole.
 

@@ -86,20 +86,20 @@ def returned(value: Any, max_result: int) -> Verdict:  # noqa: ANN401 - a handle
     """Judge a return value: done if JSON can hold it within the limits, else failed, since no retry would help."""
     try:
         result = msgspec.json.encode(value)
+        if len(result) > max_result:
+            size = f"the handler returned {len(result)} bytes, and MAX_BODY allows {max_result}"
+            return _unfit(f"{size}: store it elsewhere and return its location")
         if b"null" in result and _holds_nan(msgspec.to_builtins(value)):
             raise ValueError("JSON has no NaN and no infinity")  # noqa: TRY301 - the same fault as the others here
-        if not isinstance(value, _PLAIN):
-            msgspec.json.decode(result)  # a `msgspec.Raw` anywhere in it may be anything
-        too_deep = may_nest_deeper(result, DEEPEST) and nests_deeper(msgspec.json.decode(result), DEEPEST)
+        # A `msgspec.Raw` anywhere in it may be anything; what is decoded to see that is also measured.
+        plain = None if isinstance(value, _PLAIN) else msgspec.json.decode(result)
+        too_deep = may_nest_deeper(result, DEEPEST) and nests_deeper(plain, DEEPEST)
     except RecursionError:
         too_deep, result = True, b""
     except BaseException as error:  # noqa: BLE001, ASYNC103 - whatever stands in the value's way, as in `_text`
         return _unfit(_why_unfit(value, error))  # noqa: ASYNC104 - nothing is awaited here
     if too_deep:
         return _unfit(f"the handler returned a value that nests deeper than {DEEPEST} levels: flatten it")
-    if len(result) > max_result:
-        size = f"the handler returned {len(result)} bytes, and MAX_BODY allows {max_result}"
-        return _unfit(f"{size}: store it elsewhere and return its location")
     return Verdict(Outcome.DONE, result=result)
 
 

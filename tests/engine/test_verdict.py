@@ -538,54 +538,6 @@ def test_every_settlement_is_an_allowed_step(
         assert settlement.attempt == attempt + 1
 
 
-# Limits
-
-
-def deep(levels: int, bottom: Any, *, tables: bool) -> Any:
-    """A value that nests so many levels."""
-    for _ in range(levels):
-        bottom = {"a": bottom} if tables else [bottom]
-    return bottom
-
-
-@pytest.mark.parametrize("bottom", [1, None, math.pi, "null"])
-@pytest.mark.parametrize("tables", [False, True])
-def test_a_result_may_nest_as_deep_as_a_payload(bottom: Any, tables: bool) -> None:
-    """Whatever lies at the bottom: null is what NaN would be written as, so it is looked at twice."""
-    verdict = returned(deep(DEEPEST, bottom, tables=tables), 10**6)
-
-    assert verdict.outcome is Outcome.DONE
-    assert msgspec.json.decode(verdict.result or b"") == deep(DEEPEST, bottom, tables=tables)
-
-
-@pytest.mark.parametrize("levels", [DEEPEST + 1, 2 * DEEPEST, 100_000])
-@pytest.mark.parametrize("bottom", [1, None, math.nan])
-def test_a_result_that_nests_deeper_fails_in_words(levels: int, bottom: Any) -> None:
-    """The handler returned it, and its author has to know."""
-    verdict = returned(deep(levels, bottom, tables=False), 10**6)
-
-    assert verdict.outcome is Outcome.FAIL
-    assert verdict.error is not None
-    assert verdict.error.message
-
-
-def test_the_words_for_a_result_that_nests_too_deep_name_the_limit() -> None:
-    """Also for one that never ends."""
-    for value in (deep(DEEPEST + 1, 1, tables=True), itself()):
-        error = returned(value, 10**6).error
-
-        assert error is not None
-        assert f"deeper than {DEEPEST} levels" in error.message
-
-
-def test_nan_is_found_however_deep() -> None:
-    """At the bottom of the deepest value."""
-    error = returned(deep(DEEPEST, math.nan, tables=False), 10**6).error
-
-    assert error is not None
-    assert "NaN" in error.message
-
-
 # --- what would hurt --------------------------------------------------------------------------------------------------
 
 
@@ -729,9 +681,9 @@ async def forgotten() -> None:
         (Retry("later"), "the handler returned Retry: raise it"),
         (Snooze(5), "the handler returned Snooze: raise it"),
         (Fail("no"), "the handler returned Fail: raise it"),
-        (ValueError("no"), "JSON can't hold"),
-        (iter([1]), "JSON can't hold"),
-        (10**5000, "JSON can't hold"),
+        (ValueError("no"), "a value that JSON can't hold"),
+        (iter([1]), "a value that JSON can't hold"),
+        (10**5000, "a value that JSON can't hold"),
     ],
     ids=range(6),
 )
@@ -747,3 +699,51 @@ def test_a_coroutine_that_was_returned_is_told_in_words() -> None:
     error = returned(forgotten(), LIMIT).error
     assert error is not None
     assert error.message == "the handler returned a coroutine that nobody awaited: define it with `async def`"
+
+
+# Limits
+
+
+def deep(levels: int, bottom: Any, *, tables: bool) -> Any:
+    """A value that nests so many levels."""
+    for _ in range(levels):
+        bottom = {"a": bottom} if tables else [bottom]
+    return bottom
+
+
+@pytest.mark.parametrize("bottom", [1, None, math.pi, "null"])
+@pytest.mark.parametrize("tables", [False, True])
+def test_a_result_may_nest_as_deep_as_a_payload(bottom: Any, tables: bool) -> None:
+    """Whatever lies at the bottom: null is what NaN would be written as, so it is looked at twice."""
+    verdict = returned(deep(DEEPEST, bottom, tables=tables), 10**6)
+
+    assert verdict.outcome is Outcome.DONE
+    assert msgspec.json.decode(verdict.result or b"") == deep(DEEPEST, bottom, tables=tables)
+
+
+@pytest.mark.parametrize("levels", [DEEPEST + 1, 2 * DEEPEST, 100_000])
+@pytest.mark.parametrize("bottom", [1, None, math.nan])
+def test_a_result_that_nests_deeper_fails_in_words(levels: int, bottom: Any) -> None:
+    """The handler returned it, and its author has to know."""
+    verdict = returned(deep(levels, bottom, tables=False), 10**6)
+
+    assert verdict.outcome is Outcome.FAIL
+    assert verdict.error is not None
+    assert verdict.error.message
+
+
+def test_the_words_for_a_result_that_nests_too_deep_name_the_limit() -> None:
+    """Also for one that never ends."""
+    for value in (deep(DEEPEST + 1, 1, tables=True), itself()):
+        error = returned(value, 10**6).error
+
+        assert error is not None
+        assert f"deeper than {DEEPEST} levels" in error.message
+
+
+def test_nan_is_found_however_deep() -> None:
+    """At the bottom of the deepest value."""
+    error = returned(deep(DEEPEST, math.nan, tables=False), 10**6).error
+
+    assert error is not None
+    assert "NaN" in error.message
