@@ -3,6 +3,7 @@
 from contextlib import suppress
 from typing import assert_never
 
+from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.ledger import Ledger
 from jobpipe.errors import StoreError
 from jobpipe.events import Events
@@ -12,9 +13,9 @@ from jobpipe.store.base import News, SharedStore, Store
 class Newsroom:
     """Listens to a shared store; with one that this process has to itself there is nothing to hear."""
 
-    def __init__(self, store: Store, ledger: Ledger, events: Events) -> None:
+    def __init__(self, store: Store, ledger: Ledger, attempts: Attempts, events: Events) -> None:
         self._store = store if isinstance(store, SharedStore) else None
-        self._ledger, self._events = ledger, events
+        self._ledger, self._attempts, self._events = ledger, attempts, events
 
     async def run(self) -> None:
         """Act on each piece of news, for ever.
@@ -35,15 +36,27 @@ class Newsroom:
                 await self._catch_up()
             case "ended":
                 self._events.look_at(news.id)
+            case "paused":
+                await self._recall_paused()
             case _:
                 assert_never(news.what)
 
     async def _catch_up(self) -> None:
-        """Look for whatever was told while nobody listened: ready jobs, ends that are waited for, wishes to cancel."""
+        """Look for whatever was told while nobody listened: ready jobs, ends, pauses, wishes to cancel."""
         self._ledger.look()
         self._events.stir()
+        await self._recall_paused()
         with suppress(StoreError):  # then it is told with the next one
             await self._ledger.renew()  # with it come the wishes
+
+    async def _recall_paused(self) -> None:
+        """Hand back the jobs of paused queues that have not begun here, and those that are being claimed."""
+        if self._store is None:
+            return
+        with suppress(StoreError):  # no job waits claimed for long: they go back by themselves
+            for queue in await self._store.paused():
+                self._ledger.recall(queue)
+                self._attempts.recall(queue)
 
     async def expect(self, job_id: str) -> None:
         """Have this node told when a job ends, whichever node runs it. Raises `StoreUnavailable`."""

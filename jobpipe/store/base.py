@@ -291,9 +291,9 @@ class Store(EngineStore, ControlStore, ReadStore, Protocol):
 class News(msgspec.Struct, frozen=True):
     """Something that another node did, or a reason to look for oneself."""
 
-    what: Literal["look", "missed", "ended"]
+    what: Literal["look", "missed", "ended", "paused"]
     """`look`: jobs may have become ready, or held ones may have been asked to stop; `missed`: anything may have
-    happened; `ended`: a job that is watched may have ended, or was deleted"""
+    happened; `ended`: a job that is watched may have ended, or was deleted; `paused`: a queue may have been paused"""
     id: str = ""
 
 
@@ -323,6 +323,9 @@ class SharedStore(Store, Protocol):
         For a thread, while the event loop is blocked. False: the node has no lease to renew, since another node took it
         for dead. Raises `StoreError`. Takes no longer than the lease.
         """
+
+    async def paused(self) -> Sequence[str]:
+        """The names of paused queues, at most `STEP` of them."""
 
     async def watch(self, job_id: str) -> None:
         """Have every node told when the job ends. Read the job after this, so that no end falls between.

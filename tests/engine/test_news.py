@@ -32,6 +32,9 @@ class Shared(MemoryStore):
     async def changes(self) -> AsyncIterator[AsyncIterator[News]]:
         yield self._news
 
+    async def paused(self) -> list[str]:
+        return [queue.name for queue in await self.queues() if queue.paused]
+
     async def watch(self, job_id: str) -> None:
         self.watched.append(job_id)
 
@@ -97,6 +100,37 @@ async def test_a_job_that_was_cancelled_at_another_node_stops_here(autojump_cloc
 
     assert job.status is Status.CANCELLED
     assert ended < 1
+
+
+@pytest.mark.parametrize("news", ["paused", "missed"])
+async def test_jobs_of_a_queue_that_was_paused_at_another_node_go_back(autojump_clock, shared, news) -> None:
+    """Those that have not begun: within a moment, and other queues go on."""
+    async with running(shared, workers=1, queue_size=8) as rig:
+        await rig.add(new_job("running", ("sleep", 5)), *(new_job(str(number)) for number in range(4)))
+        await rig.enqueue("other", queue="other")
+        await rig.actor.begun()
+        await shared.pause("default")
+        shared.tell.send_nowait(News(news))
+        await trio.sleep(100)
+        begun, waiting = rig.actor.order(), [await rig.job(str(number)) for number in range(4)]
+        await shared.resume("default")
+        shared.tell.send_nowait(News("look"))
+        for number in range(4):
+            await rig.ended(str(number))
+
+    assert begun == ["running", "other"]
+    assert [(job.status, job.attempt) for job in waiting] == [(Status.QUEUED, 0)] * 4
+
+
+async def test_a_pause_that_nobody_made_stops_nothing(autojump_clock, shared) -> None:
+    """Anyone may tell of one."""
+    async with running(shared, workers=1) as rig:
+        await rig.add(*(new_job(str(number), ("sleep", 1)) for number in range(4)))
+        await rig.actor.begun()
+        shared.tell.send_nowait(News("paused", "default"))
+        jobs = [await rig.ended(str(number)) for number in range(4)]
+
+    assert {job.status for job in jobs} == {Status.DONE}
 
 
 async def test_what_the_store_does_not_say_stops_nothing(autojump_clock, shared) -> None:

@@ -157,6 +157,20 @@ async def test_whatever_makes_a_job_ready_wakes_a_hungry_node(pair: Any, schema:
     assert await other.next() == LOOK
 
 
+async def test_a_pause_reaches_every_node(pair: Any, schema: str) -> None:
+    """As a reason to look which queues are paused."""
+    one, other = pair
+    await one.store.pause("b")
+    await other.store.pause("a")
+    heard = [await one.next(), await other.next()]
+    paused = await one.store.paused()
+    await other.store.resume("b")
+
+    assert heard == [News("paused"), News("paused")]
+    assert paused == ["a", "b"]
+    assert await other.store.paused() == ["a"]
+
+
 async def test_a_wish_to_cancel_reaches_every_node(pair: Any, schema: str) -> None:
     """As a reason to look: what was asked stands in the receipts of the next exchange."""
     one, other = pair

@@ -10,7 +10,7 @@ from jobpipe.store.postgres.parameters import binaries, integers
 from jobpipe.store.postgres.reader import found, one
 from jobpipe.store.postgres.session import Row, Session
 from jobpipe.store.postgres.tally import Tally
-from jobpipe.store.postgres.words import CANCEL, READY, ended_words, notify
+from jobpipe.store.postgres.words import CANCEL, PAUSED, READY, ended_words, notify
 
 # Locks in the order in which exchanges take them: first the row in "live", then that in "jobs".
 _LOCK_LIVE = (
@@ -152,8 +152,7 @@ class Control:
 
         async def verb(session: Session) -> None:
             session.run(_PAUSE, (queue, paused))
-            if not paused:
-                notify(session, self._channel, [READY])
+            notify(session, self._channel, [PAUSED if paused else READY])
 
         await self._line.transact(verb, repeatable=True)
 

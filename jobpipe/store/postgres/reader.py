@@ -8,7 +8,7 @@ import msgspec
 import trio
 
 from jobpipe.job import Job, Status
-from jobpipe.store.base import Filter, Page, QueueState
+from jobpipe.store.base import STEP, Filter, Page, QueueState
 from jobpipe.store.paging import Pager
 from jobpipe.store.postgres.parameters import integers, texts
 from jobpipe.store.postgres.session import Row, Session
@@ -20,6 +20,7 @@ JOB_COLUMNS = (
 )
 """Of the view `shown`."""
 
+_PAUSED = "select name from queues where paused order by name limit %s"
 _SOME = f"select {JOB_COLUMNS} from shown where id = any(%s)"
 _ATTEMPTS = (
     "select j.id, a.number, a.claim, n.name, a.started_at, a.finished_at, a.outcome, a.error "
@@ -157,6 +158,11 @@ def _counts(rows: Sequence[Row]) -> dict[str, dict[Status, int]]:
         of_queue = counts.setdefault(queue, {})
         of_queue[Status(status)] = of_queue.get(Status(status), 0) + jobs
     return counts
+
+
+async def paused(session: Session) -> Sequence[str]:
+    """See `jobpipe.store.base.SharedStore.paused`."""
+    return [row[0] for row in await session.rows(_PAUSED, (STEP,))]
 
 
 async def ping(session: Session) -> None:

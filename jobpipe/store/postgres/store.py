@@ -98,6 +98,9 @@ class PostgresStore:
     async def resume(self, queue: str) -> None:
         await self._control.pause(queue, paused=False)
 
+    async def paused(self) -> Sequence[str]:
+        return await self._reading.read(reader.paused)
+
     async def watch(self, job_id: str) -> None:
         await self._control.watch(job_id)
 

@@ -17,6 +17,9 @@ READY = "ready"
 CANCEL = "cancel"
 """A held job was asked to stop."""
 
+PAUSED = "paused"
+"""A queue was paused."""
+
 ENDED = "ended"
 """Watched jobs have ended; their ids follow."""
 
@@ -58,6 +61,8 @@ def news(word: str) -> Sequence[News] | None:
     match word.split(" "):
         case [one] if one in {READY, CANCEL}:
             return [News("look")]
+        case [one] if one == PAUSED:
+            return [News("paused")]
         case [one, *ids] if one == ENDED and ids and all(ids):
             return [News("ended", id=job_id) for job_id in ids]
         case _:
