@@ -188,7 +188,8 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     queue: str
     payload: bytes
     priority: int
-    max_retries: int
+    max_retries: int | None
+    """None: as many as the handler says"""
     created_at: float
     run_at: float
     expires_at: float | None = None
@@ -224,7 +225,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     result: bytes | None = None
     error: JobError | None = None
     attempt: int = 0
-    max_retries: int
+    max_retries: int | None
+    """None: as many as the handler says"""
     claim: int = 0
     created_at: float
     run_at: float
@@ -310,11 +312,20 @@ def may_nest_deeper(encoded: bytes, levels: int) -> bool:
     return len(encoded) > 2 * levels and encoded.count(b"[") + encoded.count(b"{") > levels
 
 
+def retries_of(max_retries: int | None) -> int:
+    """How many retries a job has that asked for so many; None: what nobody has said is the default."""
+    return DEFAULT_MAX_RETRIES if max_retries is None else max_retries
+
+
+DIED_LAST = JobError("NodeDied", "the node died during the last attempt")
+
+
 def after_crash(job: Job) -> tuple[Status, JobError | None]:
     """What becomes of a job whose node died while it held it.
 
     A queued one had not begun as far as anyone knows and simply waits again. The broken attempt
-    of a running one counts: it runs again while retries are left, unless it asked not to.
+    of a running one counts: it runs again while retries are left, unless it asked not to. Where only its handler
+    knows how many those are, it is queued, and the node that claims it decides.
     """
     match job.status:
         case Status.CANCELLING:
@@ -323,8 +334,8 @@ def after_crash(job: Job) -> tuple[Status, JobError | None]:
             return Status.FAILED, JobError(
                 "NodeDied", 'the node died during the attempt, and "on_crash" is "fail"'
             )
-        case Status.RUNNING if job.attempt > job.max_retries:
-            return Status.FAILED, JobError("NodeDied", "the node died during the last attempt")
+        case Status.RUNNING if job.max_retries is not None and job.attempt > job.max_retries:
+            return Status.FAILED, DIED_LAST
         case Status.RUNNING:
             return Status.QUEUED, JobError("NodeDied", "the node died during the attempt")
         case _:

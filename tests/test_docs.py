@@ -18,8 +18,8 @@ import jobpipe
 from jobpipe import cli, service
 from jobpipe.api.app import create_app
 from jobpipe.api.bulk import MOST
-from jobpipe.api.problems import LISTED, Code, Fault, ProblemDetails
-from jobpipe.api.schemas import AttemptView, EnqueueRequest, Health, JobView, ListQuery, QueueView
+from jobpipe.api.problems import LISTED, LONGEST, Code, Fault, ProblemDetails
+from jobpipe.api.schemas import TRACEBACKS, AttemptView, EnqueueRequest, Health, JobView, ListQuery, QueueView
 from jobpipe.clock import WallClock
 from jobpipe.engine import watchdog
 from jobpipe.engine.node import Node
@@ -27,6 +27,7 @@ from jobpipe.engine.verdict import MESSAGE, TRACEBACK
 from jobpipe.handlers.registry import SHIPPED, handlers_of, load
 from jobpipe.job import ATTEMPTS_KEPT, DEEPEST, FOLLOWS, Backoff, Outcome
 from jobpipe.settings import SETTINGS, Settings
+from jobpipe.store.base import PAGE_BYTES
 from jobpipe.store.memory import MemoryStore
 from jobpipe.store.paging import LOOK
 
@@ -229,6 +230,10 @@ def test_docs_name_every_field_of_a_job_of_its_attempts_and_of_a_problem():
         ("http-api.md", f"cut at {MESSAGE:,} and {TRACEBACK:,} characters"),
         ("http-api.md", f"the newest {ATTEMPTS_KEPT}, oldest first"),
         ("http-api.md", f"looks at {LOOK:,} jobs at most"),
+        ("http-api.md", f"holds at most {PAGE_BYTES >> 20} MiB"),
+        ("http-api.md", f"cut at {LONGEST} characters"),
+        ("http-api.md", f"take {TRACEBACKS >> 20} MiB"),
+        ("handlers.md", f"deeper than {DEEPEST} levels"),
         ("handlers.md", f"at most {MESSAGE:,} characters"),
         ("life-of-a-job.md", f"at most the newest {ATTEMPTS_KEPT}"),
     ],

@@ -92,6 +92,9 @@ async def bulk_array(node: Node, content_type: str, body: bytes) -> Answer:
     receipts = [one for one in admissions if isinstance(one, Receipt)]
     if not any(receipt.verdict == "conflict" for receipt in receipts):
         receipts += await store(node, new, atomic=True) if new else []
+    for receipt in receipts:
+        if receipt.verdict == "locked":
+            known(receipt)  # raises what is to be told
     taken = [
         receipt.job.id for receipt in receipts if receipt.verdict == "conflict" and receipt.job is not None
     ]

@@ -24,12 +24,11 @@ from jobpipe.api.problems import (
 )
 from jobpipe.api.schemas import NULL, EnqueueRequest, job_view
 from jobpipe.engine.node import Node
-from jobpipe.errors import JobpipeError
+from jobpipe.errors import JobpipeError, StoreUnavailable
 from jobpipe.handlers.registry import Handler
 from jobpipe.job import (
     DEEPEST,
     DEFAULT_KIND,
-    DEFAULT_MAX_RETRIES,
     NO_OPTIONS,
     Job,
     Name,
@@ -78,17 +77,21 @@ async def enqueue(node: Node, content_type: str, body: bytes) -> Answer:
         raise too_large(node.settings.max_body)
     new = await admitted(node, body)
     if isinstance(new, Receipt):
-        return _answer(known(new), 200)
+        return _answer(node, known(new), 200)
     (receipt,) = await store(node, [new])
-    return _answer(as_stored(new), 202) if receipt.verdict == "stored" else _answer(known(receipt), 200)
+    if receipt.verdict == "stored":
+        return _answer(node, as_stored(new), 202)
+    return _answer(node, known(receipt), 200)
 
 
-def _answer(job: Job, status: int) -> Answer:
-    return answer(job_view(job), status, {"Location": "/jobs/" + quote(job.id, safe="")})
+def _answer(node: Node, job: Job, status: int) -> Answer:
+    return answer(job_view(job, node.registry), status, {"Location": "/jobs/" + quote(job.id, safe="")})
 
 
 def known(receipt: Receipt) -> Job:
-    """The job that an earlier request stored; raises `Problem` when its content differs."""
+    """The job that an earlier request stored; raises `Problem` when its content differs, or when it is locked."""
+    if receipt.verdict == "locked":
+        raise unavailable(StoreUnavailable("another program has locked the job with this id"))
     assert receipt.job is not None  # noqa: S101 - only a stored one has none
     if receipt.verdict == "conflict":
         raise conflict([receipt.job.id])
@@ -212,16 +215,13 @@ def new_job(node: Node, request: SentRequest, sent: bytes, payload: Any) -> NewJ
         faults.append(Fault("/run_at", "cannot be combined with delay: send one of them"))
     if faults:
         raise invalid(faults)
-    default_retries = DEFAULT_MAX_RETRIES
-    if handler is not None and handler.max_retries is not None:
-        default_retries = handler.max_retries
     return NewJob(
         id=request.id or new_job_id(now, node.rng.getrandbits),
         kind=kind,
         queue=request.queue,
         payload=_stored(sent),
         priority=request.priority,
-        max_retries=default_retries if request.max_retries is None else request.max_retries,
+        max_retries=request.max_retries,
         created_at=now,
         run_at=_run_at(request.delay, asked_run_at, now),
         expires_at=expires_at,

@@ -164,8 +164,9 @@ def _plain(kind: Any) -> Any:  # noqa: ANN401 - any type
 
 def _description(kind: Any) -> str | None:  # noqa: ANN401 - any type
     """How a type is described, when it is a described one or that or None."""
-    metas = getattr(kind, "__metadata__", ())
-    inner = (_description(part) for part in typing.get_args(kind) if part is not types.NoneType)
-    return next((meta.description for meta in metas if isinstance(meta, msgspec.Meta)), None) or next(
-        filter(None, inner), None
-    )
+    if hasattr(kind, "__metadata__"):
+        metas = (meta.description for meta in kind.__metadata__ if isinstance(meta, msgspec.Meta))
+        return next(filter(None, metas), None) or _description(kind.__origin__)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return next(filter(None, map(_description, typing.get_args(kind))), None)
+    return None

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import math
 from collections.abc import Awaitable
 from datetime import datetime
 from typing import Annotated
@@ -23,7 +24,10 @@ from jobpipe.job import ENDED, Job, Status
 from jobpipe.store.base import Change, Filter
 
 LOOK_AGAIN = 2.0
-"""Seconds after which a waiting request reads the job again: the end may have been written by another node."""
+"""Seconds after which a waiting request reads the job anyway: the end of a job on another node may not be announced."""
+
+LOOKS_APART = 0.1
+"""Seconds between two reads of a request that was woken though its job had not ended: anyone may wake it."""
 
 Place = Annotated[int, msgspec.Meta(ge=1, lt=1 << 62)]
 """Where a page of a list ended."""
@@ -48,7 +52,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
         job = await _found(node, job_id)
         if wait and job.status not in ENDED:
             job = await _awaited(node, job_id, wait)
-        return respond(answer(job_view(job)))
+        return respond(answer(job_view(job, node.registry)))
 
     @routes.get("/jobs")
     @document_querystring(ListQuery)
@@ -86,7 +90,8 @@ def jobs_blueprint(node: Node) -> Blueprint:
         is stored, 409 when the job has not ended.
         """
         change = await _changed(node.control.retry(job_id))
-        return respond(answer(job_view(_job_of(change, "only a job that has ended can be retried")), 202))
+        job = _job_of(change, "only a job that has ended can be retried")
+        return respond(answer(job_view(job, node.registry), 202))
 
     @routes.delete("/jobs/<job_id>")
     @answers(204, "The job is deleted.")
@@ -118,9 +123,13 @@ async def _awaited(node: Node, job_id: str, seconds: float) -> Job:
     """The job once it has ended, or as it is after so many seconds, or when this node stops."""
     with node.events.watch(job_id) as watch, trio.move_on_after(seconds):
         await _expected(node, job_id)
+        looked = -math.inf
         while (await _found(node, job_id)).status not in ENDED:
             with trio.move_on_after(LOOK_AGAIN):
                 await watch.stirred()
+            with trio.move_on_at(looked + LOOKS_APART):
+                await watch.ended()
+            looked = trio.current_time()
             if watch.over:
                 break
     return await _found(node, job_id)
@@ -139,10 +148,10 @@ async def _cancel(node: Node, job_id: str, wait: float) -> Answer:
     if job.status is Status.CANCELLING and wait:
         job = await _awaited(node, job_id, wait)
     if job.status is Status.CANCELLING:
-        return answer(job_view(job), 202)
+        return answer(job_view(job, node.registry), 202)
     if job.status is not Status.CANCELLED:
         raise _wrong_status(job, "it ended before the cancel reached it")
-    return answer(job_view(job))
+    return answer(job_view(job, node.registry))
 
 
 async def _changed(change: Awaitable[Change]) -> Change:
@@ -181,7 +190,7 @@ async def _list(node: Node, wanted: ListQuery) -> Answer:
         page = await node.store.jobs(where, wanted.limit, _before(wanted.cursor))
     except JobpipeError as error:
         raise unavailable(error) from None
-    views = [job_view(job, content=wanted.payload, attempts=False) for job in page.jobs]
+    views = [job_view(job, node.registry, content=wanted.payload, attempts=False) for job in page.jobs]
     return answer(JobList(views, None if page.next_before is None else _cursor(page.next_before)))
 
 

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from jobpipe.api.faults import TIME
+from jobpipe.handlers.registry import Registry
 from jobpipe.job import (
     DEFAULT_KIND,
     DEFAULT_QUEUE,
@@ -49,7 +50,7 @@ class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     backoff: Backoff | None = None
     expires_at: Time | None = None
     on_crash: Literal["retry", "fail"] = "retry"
-    tags: Annotated[list[Tag], Meta(max_length=20)] = []
+    tags: Annotated[list[Tag], Meta(max_length=20, description="an array of at most 20 tags")] = []
 
 
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,8 +201,8 @@ def attempt_view(record: AttemptRecord) -> AttemptView:
     )
 
 
-def job_view(job: Job, *, content: bool = True, attempts: bool = True) -> JobView:
-    """A job as it is shown; `content` is payload and result."""
+def job_view(job: Job, registry: Registry, *, content: bool = True, attempts: bool = True) -> JobView:
+    """A job as it is shown; `content` is payload and result. `registry`: whose handlers say what the job does not."""
     created_at = rfc3339(job.created_at)
     options = job.options
     return JobView(
@@ -214,7 +215,7 @@ def job_view(job: Job, *, content: bool = True, attempts: bool = True) -> JobVie
         result=(NULL if job.result is None else msgspec.Raw(job.result)) if content else UNSET,
         error=job.error,
         attempt=job.attempt,
-        max_retries=job.max_retries,
+        max_retries=registry.max_retries(job.kind) if job.max_retries is None else job.max_retries,
         timeout=options.timeout,
         backoff=options.backoff,
         on_crash=options.on_crash,

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
+import msgspec
 import structlog
 import trio
 
@@ -21,7 +22,7 @@ from jobpipe.engine.verdict import Verdict
 from jobpipe.errors import StoreUnavailable
 from jobpipe.handlers.context import Context
 from jobpipe.handlers.registry import Handler, Registry
-from jobpipe.job import Backoff, Outcome, Status
+from jobpipe.job import Backoff, Outcome, Status, retries_of
 from jobpipe.store.base import Claimed, Settlement, Start
 
 USUAL_BACKOFF = Backoff()
@@ -84,10 +85,16 @@ class Attempts:
 
     def hold(self, jobs: Sequence[Claimed]) -> Sequence[Attempt]:
         """Take claimed jobs over; from now on they can be stopped."""
-        attempts = list(map(Attempt, jobs))
+        attempts = [Attempt(self._decided(job)) for job in jobs]
         for attempt in attempts:
             self._held[attempt.job.seq, attempt.job.claim] = attempt
         return attempts
+
+    def _decided(self, job: Claimed) -> Claimed:
+        """A job that leaves the number of its retries to the handler, with that number."""
+        if job.max_retries is not None:
+            return job
+        return msgspec.structs.replace(job, max_retries=self._registry.max_retries(job.kind))
 
     def stop(self, ids: Collection[str], reason: Reason) -> None:
         """Cancel the attempts of jobs, where this node holds them. Returns before their cleanup has ended."""
@@ -151,6 +158,8 @@ class Attempts:
                 "no handler for a job: it waits", job=job.id, kind=job.kind, seconds=UNKNOWN_KIND_WAIT
             )
             self._settle(attempt, verdicts.unknown_kind(job.kind, UNKNOWN_KIND_WAIT))
+        elif job.attempt > retries_of(job.max_retries):
+            self._settle(attempt, verdicts.SPENT)  # its last attempt ended with its node
         elif await self._start(attempt):
             self._settle(attempt, await self._run(attempt, handler, lane), handler)
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -295,7 +304,7 @@ def _context(attempt: Attempt, deadline: float) -> Context:
         kind=job.kind,
         queue=job.queue,
         attempt=attempt.number,
-        max_retries=job.max_retries,
+        max_retries=retries_of(job.max_retries),
         claim=job.claim,
         deadline=deadline,
     )

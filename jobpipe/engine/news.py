@@ -1,9 +1,8 @@
-"""What other nodes did, as a store that nodes share tells it; acted upon here."""
+"""What other nodes did, as a store that nodes share tells it. Nothing of it is believed: each is a reason to look."""
 
 from contextlib import suppress
 from typing import assert_never
 
-from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.ledger import Ledger
 from jobpipe.errors import StoreError
 from jobpipe.events import Events
@@ -13,12 +12,15 @@ from jobpipe.store.base import News, SharedStore, Store
 class Newsroom:
     """Listens to a shared store; with one that this process has to itself there is nothing to hear."""
 
-    def __init__(self, store: Store, ledger: Ledger, attempts: Attempts, events: Events) -> None:
+    def __init__(self, store: Store, ledger: Ledger, events: Events) -> None:
         self._store = store if isinstance(store, SharedStore) else None
-        self._ledger, self._attempts, self._events = ledger, attempts, events
+        self._ledger, self._events = ledger, events
 
     async def run(self) -> None:
-        """Act on each piece of news, for ever."""
+        """Act on each piece of news, for ever.
+
+        A look costs an exchange of the ledger, whose receipts say which held jobs were asked to stop.
+        """
         if self._store is None:
             return
         async with self._store.changes() as changes:
@@ -31,10 +33,8 @@ class Newsroom:
                 self._ledger.look()
             case "missed":
                 await self._catch_up()
-            case "cancel":
-                self._attempts.cancel_held([(news.seq, news.claim)])
             case "ended":
-                self._events.wake(news.id)
+                self._events.look_at(news.id)
             case _:
                 assert_never(news.what)
 

@@ -75,7 +75,7 @@ class Node:
             self.ledger, registry, clock, threads=settings.workers, max_result=settings.max_body, rng=self.rng
         )
         self.control = Control(store, self.ledger, self.attempts, self.events, clock)
-        self.news = Newsroom(store, self.ledger, self.attempts, self.events)
+        self.news = Newsroom(store, self.ledger, self.events)
         self.intake = Intake(self.ledger, self.queue, self.attempts)
         self.lease = Lease(store, self.ledger, self.attempts, clock, self.name, settings.lease)
         self.maintenance = Maintenance(store, clock, _retention(settings))

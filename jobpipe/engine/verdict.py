@@ -12,7 +12,17 @@ import trio
 
 from jobpipe import backoff
 from jobpipe.handlers.verdicts import Fail, Retry, Snooze
-from jobpipe.job import DEEPEST, Backoff, JobError, Outcome, Status, may_nest_deeper, nests_deeper
+from jobpipe.job import (
+    DEEPEST,
+    DIED_LAST,
+    Backoff,
+    JobError,
+    Outcome,
+    Status,
+    may_nest_deeper,
+    nests_deeper,
+    retries_of,
+)
 from jobpipe.store.base import Claimed, Settlement
 
 MESSAGE = 1_000
@@ -69,6 +79,8 @@ class Verdict(msgspec.Struct, frozen=True):
 HANDED_BACK = Verdict(None)
 CANCELLED = Verdict(Outcome.CANCELLED)
 INTERRUPTED = Verdict(Outcome.INTERRUPTED)
+SPENT = Verdict(None, error=DIED_LAST)
+"""It did not begin: the last attempt that the job may have ended with its node."""
 
 
 def returned(value: Any, max_result: int) -> Verdict:  # noqa: ANN401 - a handler may return anything
@@ -328,7 +340,7 @@ def settlement(
     match outcome:
         case Outcome.DONE:
             status, attempt = Status.DONE, number
-        case Outcome.RETRY if number <= job.max_retries:
+        case Outcome.RETRY if number <= retries_of(job.max_retries):
             wait = backoff.delay(policy, number, random) if verdict.after is None else verdict.after
             status, attempt, run_at = Status.RETRYING, number, round(now + wait, 3)
         case Outcome.RETRY | Outcome.FAIL:
@@ -341,6 +353,8 @@ def settlement(
         case Outcome.CANCELLED:
             status, attempt = Status.CANCELLED, number if started_at is not None else attempt
             outcome = outcome if started_at is not None else None
+        case None if verdict is SPENT:
+            status = Status.FAILED
         case Outcome.INTERRUPTED | None:
             pass
         case _:

@@ -16,7 +16,7 @@ import msgspec
 from jobpipe.errors import HandlerError
 from jobpipe.handlers.context import Context
 from jobpipe.handlers.signature import name_of, read_signature
-from jobpipe.job import Backoff, Name, Retries, Timeout
+from jobpipe.job import Backoff, Name, Retries, Timeout, retries_of
 from jobpipe.settings import read_duration
 
 SHIPPED = ("jobpipe.handlers.echo", "jobpipe.handlers.demo")
@@ -146,6 +146,11 @@ class Registry:
     def find(self, kind: str) -> Handler | None:
         """The handler of a kind, or None."""
         return self._by_kind.get(kind)
+
+    def max_retries(self, kind: str) -> int:
+        """How many retries a job of a kind has that asks for no number."""
+        found = self.find(kind)
+        return retries_of(None if found is None else found.max_retries)
 
     @property
     def kinds(self) -> Sequence[str]:

@@ -1,11 +1,13 @@
 """`/jobs`: one job and how to wait for it, lists, cancel, retry, delete."""
 
 import functools
+import threading
 
 import pytest
 import trio
 import trio.testing
 
+from jobpipe.store.sqlite import open_sqlite
 from tests.api.door import Breakable, open_door
 
 
@@ -175,6 +177,30 @@ async def test_an_unknown_parameter_is_refused(door):
 
     assert answer.status_code == 422
     assert [fault["pointer"] for fault in answer.json()["faults"]] == ["?wiat", "?x"]
+
+
+async def test_nobody_waits_for_searches_that_hang(tmp_path):
+    """A liveness probe above all."""
+    begun, release = trio.Event(), threading.Event()
+
+    def hang(_connection):
+        trio.from_thread.run_sync(begun.set)
+        release.wait(30)
+
+    async with open_sqlite(tmp_path / "jobs.db", sync="normal") as store, open_door(store) as door:
+        await door.enqueue(id="a", delay=60)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store._read_in, "search", hang)
+            await begun.wait()
+            for _ in range(12):
+                nursery.start_soon(door.get, "/jobs?text=a")
+            with trio.fail_after(10):
+                answers = [await door.get(path) for path in ("/health", "/jobs/a", "/jobs", "/queues")]
+            waited = store._lanes["search"].statistics().tasks_waiting
+            release.set()
+
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert waited == 12
 
 
 async def test_a_client_that_hangs_up_is_waited_for_no_more(door, autojump_clock):

@@ -32,7 +32,10 @@ _END_LEASES = (
 # Locked first, then read: a start that is committed between the two would be missed by one statement for both.
 _LOCK_ORPHANS = (
     "select l.seq from live l join nodes n on n.node = l.node and n.lease_until is null and n.name <> %s "
-    "where l.node is not null order by l.seq limit %s for update of l skip locked"
+    # Also the row in "jobs", which the end of a job is written to: what anybody else has locked is left for later.
+    "join jobs j on j.seq = l.seq "
+    "where l.node is not null order by l.seq limit %s "
+    "for update of l skip locked for no key update of j skip locked"
 )
 _ORPHANS = (
     f"select {', '.join('s.' + column for column in JOB_COLUMNS.split(', '))}, l.watched, l.node "

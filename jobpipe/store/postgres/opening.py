@@ -108,7 +108,7 @@ def _version(connection: Connection, schema: str) -> int:
     """The number of the last migration that was applied; 0: none."""
     # From the catalog itself: to_regclass may answer from before another node's migration that was waited for.
     there = connection.execute(
-        "select from pg_class c join pg_namespace n on n.oid = c.relnamespace "
+        "select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace "
         "where n.nspname = %s and c.relname = 'versions'",
         (schema,),
     ).fetchone()
@@ -123,7 +123,8 @@ def _apply(connection: Connection, address: Address) -> int:
     """Apply what is missing, all in one transaction; returns the version that was found under the lock."""
     with connection.transaction():
         connection.execute(
-            f"set local statement_timeout = '{PATIENCE}s'; set local lock_timeout = '{PATIENCE}s'"
+            f"set local statement_timeout = '{PATIENCE}s'; set local lock_timeout = '{PATIENCE}s'; "
+            "set local idle_in_transaction_session_timeout = 0; set local standard_conforming_strings = on"
         )
         connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", (address.channel,))
         found = _version(connection, address.schema)
@@ -149,4 +150,7 @@ def _apply_after(connection: Connection, schema: str, version: int) -> None:
 
 
 def _exists(connection: Connection, schema: str) -> bool:
-    return connection.execute("select from pg_namespace where nspname = %s", (schema,)).fetchone() is not None
+    return (
+        connection.execute("select from pg_catalog.pg_namespace where nspname = %s", (schema,)).fetchone()
+        is not None
+    )

@@ -14,6 +14,7 @@ from jobpipe.store.postgres.beside import beside
 from jobpipe.store.postgres.control import Control
 from jobpipe.store.postgres.house import House
 from jobpipe.store.postgres.line import (
+    BRIEF,
     READERS,
     SEARCH_PATIENCE,
     SEARCHERS,
@@ -39,7 +40,7 @@ class PostgresStore:
         self.clock_offset = 0.0
         self._lines, self._leases = lines, leases
         # The engine's line never waits for what people ask, nor for what keeps the house.
-        self._engine_line, self._other_line = Line(lines), Line(lines)
+        self._engine_line, self._other_line = Line(lines, lock=BRIEF), Line(lines)
         self._reading = Reading(lines, READERS, lines.limits.read)
         self._searching = Reading(lines, SEARCHERS, SEARCH_PATIENCE)
         channel = lines.address.channel

@@ -6,13 +6,14 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from jobpipe.errors import StoreError, StoreUnavailable
+from jobpipe.errors import StoreError, StoreUnavailable, TablesLocked
 from jobpipe.job import NewJob, Status
-from jobpipe.store.base import STEP, Batch, Claimed, Receipt, Receipts, Settlement
+from jobpipe.store.base import LOCKED, STEP, Batch, Claimed, Receipt, Receipts, Settlement
 from jobpipe.store.postgres.adding import Adding, Conflict, add_with_care, store_or_look
 from jobpipe.store.postgres.address import Leases
-from jobpipe.store.postgres.line import TRIES, CommitUnknown, Line
-from jobpipe.store.postgres.parameters import integers
+from jobpipe.store.postgres.line import TRIES, CommitUnknown, Line, Locked
+from jobpipe.store.postgres.locks import Aside, Locks
+from jobpipe.store.postgres.parameters import integers, texts
 from jobpipe.store.postgres.session import Answer, Row, Session
 from jobpipe.store.postgres.settling import Fence, Settling, send_starts, written_before
 from jobpipe.store.postgres.tally import counting, fold
@@ -21,6 +22,9 @@ from jobpipe.store.rows import decoded_options
 
 CLOCK = "extract(epoch from clock_timestamp())::double precision"
 """The database's clock, in seconds since the epoch."""
+
+ROUNDS = 3
+"""How often an exchange is tried that met locks of other programs."""
 
 SCATTERED = 200
 """How many rows of calls of enqueue() there are before the counts are gathered."""
@@ -78,17 +82,33 @@ _ANY_READY = (
 )
 _UNKNOWN = (
     "select l.seq, j.id, l.queue, l.claim, l.attempt from live l join jobs j on j.seq = l.seq "
-    "where l.node = (select node from nodes where name = %s) and l.token = any(%s) for update of l"
+    "where l.node = (select node from nodes where name = %s) and l.token = any(%s) for update of l skip locked"
+)
+# A name is noted after the jobs are stored: whoever else notes it at the same time is waited for by nobody.
+_NOTE_QUEUES = (
+    "insert into queues (name) "
+    "select distinct c.queue from counts c "
+    "where c.queue = any(%s) or (c.slot < 0 and not exists (select from queues q where q.name = c.queue)) "
+    "order by c.queue "
+    "on conflict do nothing"
 )
 _HUNGRY = "update nodes set hungry = %s where name = %s"
 _STATE = (
-    "select c.waiting, c.calls, least((select min(run_at) from live where status in ('scheduled', 'retrying')), "
-    "(select min(expires_at) from live where expires_at is not null and node is null)), n.me is not null, "
-    "n.others, n.hungry, (select array_agg(array[seq, claim]) from live where status = 'cancelling' and node = n.me) "
-    "from (select coalesce(sum(jobs) filter (where state in ('scheduled', 'queued', 'retrying')), 0)::bigint "
-    "as waiting, count(*) filter (where slot < 0) as calls from counts) c, "
-    "(select max(node) filter (where name = %s) as me, coalesce(bool_or(name <> %s), false) as others, "
-    "coalesce(bool_or(hungry and name <> %s), false) as hungry from nodes where lease_until is not null) n"
+    "select c.waiting, c.calls, c.unnoted, "
+    "least("
+    "(select min(run_at) from live where status in ('scheduled', 'retrying')), "
+    "(select min(expires_at) from live where expires_at is not null and node is null)), "
+    "n.me is not null, n.others, n.hungry, "
+    "(select array_agg(array[seq, claim]) from live where status = 'cancelling' and node = n.me) "
+    "from ("
+    "select coalesce(sum(jobs) filter (where state in ('scheduled', 'queued', 'retrying')), 0)::bigint as waiting, "
+    "count(*) filter (where slot < 0) as calls, "
+    "coalesce(bool_or(slot < 0 and not exists (select from queues q where q.name = counts.queue)), false) as unnoted "
+    "from counts) c, "
+    "(select max(node) filter (where name = %s) as me, "
+    "coalesce(bool_or(name <> %s), false) as others, "
+    "coalesce(bool_or(hungry and name <> %s), false) as hungry "
+    "from nodes where lease_until is not null) n"
 )
 
 
@@ -98,6 +118,8 @@ class State(NamedTuple):
     waiting: int
     calls: int
     """of enqueue(), whose counts are not gathered yet"""
+    unnoted: bool
+    """whether some of these are for queues that are not in the table of queues yet"""
     next_due: float | None
     alive: bool
     """whether the node has a lease"""
@@ -123,7 +145,10 @@ class Writer:
 
     def __init__(self, line: Line, slot: int, leases: Leases, channel: str) -> None:
         self._line, self._slot, self._leases, self._channel = line, slot, leases, channel
+        self._locks = Locks(line)
         self._names: set[str] = set()
+        self._unnoted: set[str] = set()
+        """queues of new jobs that are still to be noted"""
         self._hungry: dict[str, bool] = {}
         self._token = time.time_ns()  # larger than any of an earlier run
         self._unknown: dict[int, float] = {}
@@ -143,11 +168,12 @@ class Writer:
         if batch.lease_until is not None:
             self.offset = await self._line.transact(clock_offset)
         if self._unknown:
-            await self._line.transact(lambda session: self._hand_back(session, batch))
+            with suppress(Locked):  # then with a later one
+                await self._line.transact(lambda session: self._hand_back(session, batch))
         self._token += 1
         exchange: Exchange | None = None
         try:
-            exchange = await self._committed(batch)
+            exchange, aside = await self._around_locks(batch)
             await self._look_after(exchange)
         except StoreError as error:
             if exchange is not None or isinstance(error, CommitUnknown):
@@ -155,7 +181,37 @@ class Writer:
             raise
         self._learn(exchange)
         await self._tell(exchange)
-        return exchange.receipts
+        return aside.completed(exchange.receipts)
+
+    async def _around_locks(self, batch: Batch) -> tuple["Exchange", Aside]:
+        """Write and take it all, but for what other programs have locked.
+
+        Which that is, is asked only when something was waited for in vain. Raises `StoreUnavailable` where a lock is
+        in the way that is not on a job of the batch, `TablesLocked` if the lease was renewed nevertheless.
+        """
+        aside = self._locks.aside(batch)
+        try:
+            if aside.doubtful:
+                await self._locks.probe(aside)
+            for _ in range(ROUNDS):
+                with suppress(Locked):
+                    return await self._committed(aside.rest), aside
+                await self._locks.probe(aside)
+                # It may be the name of a new queue that is waited for.
+                self._unnoted |= {job.queue for add in batch.adds for job in add.jobs} - self._names
+        except Locked as error:
+            raise await self._all_locked(batch, error) from None
+        raise await self._all_locked(batch, _others_interfere())
+
+    async def _all_locked(self, batch: Batch, error: StoreUnavailable) -> StoreUnavailable:
+        if batch.lease_until is None:
+            return error
+
+        async def renew(session: Session) -> bool:
+            exchange = Exchange(session, batch, self._slot)
+            return await session.row(*exchange.renewal(self._leases)) is not None
+
+        return TablesLocked(str(error), lease_lost=not await self._line.transact(renew))
 
     async def _committed(self, batch: Batch) -> "Exchange":
         """Write and take it all, and know what came of it."""
@@ -180,7 +236,7 @@ class Writer:
         if careful:
             await exchange.add_with_care()
         else:
-            await exchange.add(self._names)
+            await exchange.add(self._names | self._unnoted)
         exchange.claim(self._token)
         if self._scattered:
             fold(session, self._slot, all_slots=False)
@@ -199,7 +255,10 @@ class Writer:
         for _ in range(TRIES):
             # Again when somebody deleted a job between the insert and the look.
             with suppress(Conflict):
-                return await self._line.transact(lambda session: store_or_look(session, jobs, self._slot))
+                try:
+                    return await self._line.transact(lambda session: store_or_look(session, jobs, self._slot))
+                except Locked:
+                    return [LOCKED] * len(jobs)
         raise _others_interfere()
 
     def _doubt(self, batch: Batch, patience: float) -> None:
@@ -236,7 +295,7 @@ class Writer:
 
     def _learn(self, exchange: "Exchange") -> None:
         """What is certain now that the transaction is committed."""
-        self._names.update(job.queue for job in exchange.stored)
+        self._names.update(job.queue for job in exchange.stored if job.queue not in self._unnoted)
         self._scattered = exchange.scattered
         self._doubtful.clear()
         now = time.monotonic()
@@ -251,6 +310,9 @@ class Writer:
         node, hungry = exchange.batch.node, exchange.hungry
         # The exchange itself is done: a failure here costs a slow wake-up.
         with suppress(StoreError):
+            if exchange.calls_unnoted or self._unnoted:
+                await self._line.run(_NOTE_QUEUES, (texts(sorted(self._unnoted)),))
+                self._unnoted.clear()
             if hungry is not None and self._hungry.get(node) is not hungry:
                 await self._line.run(_HUNGRY, (hungry, node))
                 self._hungry[node] = hungry
@@ -295,10 +357,14 @@ class Exchange:
 
     def renew(self, leases: Leases) -> None:
         """Renew the node's lease."""
+        if self.batch.lease_until is not None:
+            self._session.run(*self.renewal(leases))
+
+    def renewal(self, leases: Leases) -> tuple[str, tuple[float, str]]:
+        """The statement that renews the lease, with its values; it answers a row if there was a lease to renew."""
         batch = self.batch
-        if batch.lease_until is not None:
-            until = batch.lease_until - batch.now if leases == "database" else batch.lease_until
-            self._session.run(RENEW[leases], (float(until), batch.node))
+        until = batch.lease_until or 0.0
+        return RENEW[leases], (float(until - batch.now if leases == "database" else until), batch.node)
 
     def promote(self) -> None:
         """Make ready what is due, and expire what is past its time."""
@@ -368,6 +434,11 @@ class Exchange:
     def scattered(self) -> bool:
         """Whether the counts want to be gathered."""
         return self._state.calls > SCATTERED
+
+    @property
+    def calls_unnoted(self) -> bool:
+        """Whether there are queues to be noted, of jobs that enqueue() stored."""
+        return self._state.unnoted
 
     @property
     def hungry(self) -> bool | None:
