@@ -526,7 +526,9 @@ async def test_what_claims_and_ends_leave_dead_is_vacuumed(
 )
 def test_a_server_that_refuses_the_connection_is_not_waited_for(part: dict[str, str]) -> None:
     """A wrong user, password or database will not pass by itself."""
-    with pytest.raises(StoreError, match=r"refused the connection .*: check the user, the password") as caught:
+    with pytest.raises(
+        StoreError, match=r"refused the connection .*: check the user, the password"
+    ) as caught:
         migrate(url_of("jobpipe", **part))
 
     assert not isinstance(caught.value, StoreUnavailable)
