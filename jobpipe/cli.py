@@ -99,7 +99,7 @@ def serve(**flags: str | None) -> int:
     """Run the service until it gets SIGINT (Ctrl+C), SIGTERM or SIGHUP.
 
     Each setting can also be given in the environment or in a file .env in the working directory: --queue-size as
-    QUEUE_SIZE or JOBPIPE_QUEUE_SIZE. --wait without a value waits one minute.
+    QUEUE_SIZE or JOBPIPE_QUEUE_SIZE. --wait is WAIT_FOR_STORE; without a value it waits one minute.
     """
     settings = load(flags).settings
     from jobpipe import logs  # noqa: PLC0415 - after the settings, so that wrong ones are told at once

@@ -1,6 +1,7 @@
 """The docs name everything there is, their links lead somewhere, and their lines do what they say."""
 
 import contextlib
+import math
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
+import trio
 
 import jobpipe
 from jobpipe import cli, service
@@ -463,6 +465,40 @@ def test_examples_of_handlers_define_a_handler_each():
         exec(source, module.__dict__)
 
         assert len(handlers_of(module)) == 1
+
+
+def recipe():
+    """The handler that runs asyncio."""
+    (source,) = (each for each in examples(DOCS / "handlers.md") if "asyncio.run" in each)
+    module = type(sys)("recipe")
+    exec(source, module.__dict__)
+    (found,) = handlers_of(module)
+    return found
+
+
+@pytest.mark.parametrize(("payload", "result"), [(["a", "bcd"], [1, 3]), ([], [])])
+async def test_recipe_for_asyncio_works(payload, result):
+    found = recipe()
+    asked = jobpipe.Context(
+        id="a", kind=found.kind, queue="q", attempt=1, max_retries=0, claim=1, deadline=math.inf
+    )
+    given = found.arguments(msgspec.json.encode(payload), asked)
+
+    assert await trio.to_thread.run_sync(found.function, *given) == result
+
+
+async def test_recipe_for_asyncio_hears_of_a_cancel():
+    class Cancelled:
+        """A job that is cancelled while it runs."""
+
+        def check_cancelled(self):
+            trio.from_thread.run_sync(scope.cancel)
+            trio.from_thread.check_cancelled()
+
+    with trio.CancelScope() as scope:
+        await trio.to_thread.run_sync(recipe().function, ["a"], Cancelled())
+
+    assert scope.cancelled_caught
 
 
 def test_example_of_a_test_passes(tmp_path):

@@ -3,7 +3,8 @@
 import itertools
 import math
 import traceback
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import CoroutineType
 from typing import Any, assert_never
 
 import msgspec
@@ -105,7 +106,7 @@ def returned(value: Any, max_result: int) -> Verdict:  # noqa: ANN401 - a handle
 
 def _why_unfit(value: Any, error: BaseException) -> str:  # noqa: ANN401 - a handler may return anything
     match value:
-        case Coroutine():
+        case CoroutineType():
             value.close()  # else Python warns that nobody awaited it
             return "the handler returned a coroutine that nobody awaited: define it with `async def`"
         case Retry() | Snooze() | Fail():

@@ -67,7 +67,7 @@ def _first_connection(lines: Lines) -> Connection:
         return lines.connect()
     except psycopg.OperationalError as error:
         conninfo = make_conninfo(lines.address.conninfo, **lines.options)
-        if _FULL.search(str(error)) or pq.PGconn.ping(conninfo.encode()) is not pq.Ping.OK:
+        if _FULL.search(str(error)) or pq.PGconn.ping(conninfo.encode()) != pq.Ping.OK:
             raise
         words = " ".join(str(error).split())
         raise StoreError(
