@@ -224,7 +224,12 @@ class Splitter:
         self._rest.clear()
         self._keep(others[-1])
         numbered = zip(whole, self._number, strict=False)
-        return [(number, text) for line, number in numbered if (text := _text(line)) and not text.isspace()]
+        # A byte order mark begins a file, and so any line of several files that were joined.
+        return [
+            (number, text)
+            for line, number in numbered
+            if (text := line.removesuffix(b"\r").removeprefix(BOM)) and not text.isspace()
+        ]
 
     def end(self) -> Sequence[Line]:
         """The last line, when no line feed ended it."""
@@ -234,11 +239,6 @@ class Splitter:
         # More than the limit: one byte to tell that it is too long, one that may turn out to be the \r of its end,
         # and a byte order mark.
         self._rest += part[: max(0, self._limit + 2 + len(BOM) - len(self._rest))]
-
-
-def _text(line: bytes) -> bytes:
-    """A line without its end, and without the byte order mark that files begin with, also joined ones."""
-    return line.removesuffix(b"\r").removeprefix(BOM)
 
 
 def _admission(node: Node, line: bytes) -> Admission:

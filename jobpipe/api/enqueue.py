@@ -49,16 +49,21 @@ KINDS_NAMED = 20
 """The most kinds that the answer to an unknown one names."""
 
 
-class SentRequest(EnqueueRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A request whose payload is kept as the bytes that were sent, and that shows whether a kind was named."""
+class AskedRequest(EnqueueRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A request that shows whether a kind was named."""
 
-    payload: msgspec.Raw = NULL
     kind: Name | UnsetType = UNSET  # type: ignore[assignment]  # to clients it is a Name with a default
 
 
-_decode = msgspec.json.Decoder(SentRequest).decode
-_decode_plain = msgspec.json.Decoder(EnqueueRequest).decode
-_decode_payload = msgspec.json.Decoder().decode
+class SentRequest(EnqueueRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A request whose payload is the bytes that were sent."""
+
+    payload: msgspec.Raw = NULL
+
+
+_decode = msgspec.json.Decoder(AskedRequest).decode
+_decode_raw = msgspec.json.Decoder(SentRequest).decode
+_encode = msgspec.json.Encoder().encode
 
 # curl -d says application/x-www-form-urlencoded when nobody says anything else.
 JSON_TYPES = frozenset({"", "application/json", "text/json", "application/x-www-form-urlencoded"})
@@ -147,34 +152,40 @@ async def too_late(node: Node, new: NewJob) -> Receipt:
     return Receipt("existing" if same_content(new, job) else "conflict", job)
 
 
-def request_from(body: bytes) -> tuple[SentRequest, bytes, Any]:
-    """Read one request; its payload as it was sent, and decoded. Raises `Problem` with every fault of the body."""
+def request_from(body: bytes) -> tuple[AskedRequest, bytes]:
+    """Read one request; also its payload as it is to be stored. Raises `Problem` with every fault of the body."""
     body = body.removeprefix(BOM)
     try:
         request = _decode(body)
-        sent = bytes(request.payload)
-        payload = _decode_payload(sent)
-    except (msgspec.ValidationError, RecursionError, msgspec.DecodeError, UnicodeDecodeError):
-        raise _refusal(body) from None
-    if may_nest_deeper(sent, DEEPEST) and nests_deeper(payload, DEEPEST):
+        usual = _encode(request.payload)
+    except msgspec.ValidationError as error:
+        raise _every_fault(body, error) from None
+    except RecursionError:
+        raise too_deep() from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise malformed(body, error) from None
+    if may_nest_deeper(body, DEEPEST) and nests_deeper(request.payload, DEEPEST):
         raise too_deep()
+    return request, usual if request.payload is None or _is_in(body, usual) else _exactly(body)
+
+
+def _is_in(body: bytes, usual: bytes) -> bool:
+    """Whether the payload was sent just as it would be written here, as most are; told without reading it again."""
+    written = b'"payload":' + usual
+    place = body.find(written)
+    return place >= 0 and body[place + len(written)] in b",}"
+
+
+def _exactly(body: bytes) -> bytes:
+    """The payload of a request that is well, as it was sent, so that no number loses a digit.
+
+    Escaped characters become what they mean, where they can: a search for é has to find it. Raises `Problem` for a
+    number that the handler could not be given.
+    """
+    sent = bytes(_decode_raw(body).payload)
     if may_vanish(sent) and (number := vanishing(sent)):
         raise invalid([Fault("/payload", f"the number {number} is too small for 64 bits and would become 0")])
-    return request, sent, payload
-
-
-def _refusal(body: bytes) -> Problem:
-    """Why a body was not taken, with every fault. It is read once more, payload and all, so that places are right."""
-    try:
-        _decode_plain(body)
-    except msgspec.ValidationError as error:
-        return _every_fault(body, error)
-    except RecursionError:
-        return too_deep()
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return malformed(body, error)
-    # Of a key given twice, the one that does not count was wrong.
-    return invalid([Fault("/payload", "is given twice: send it once")])
+    return _ESCAPE.sub(_unescaped, sent) if b"\\u" in sent else sent
 
 
 def _every_fault(body: bytes, first: msgspec.ValidationError) -> Problem:
@@ -189,7 +200,8 @@ def _every_fault(body: bytes, first: msgspec.ValidationError) -> Problem:
     if isinstance(value, list):
         several = "expected an object (one job), got an array: an array of jobs goes to /enqueue/bulk"
         faults = [Fault("", f"{several} as application/json")]
-    return invalid(faults or [fault_from(first)])  # none: as above, of a key given twice
+    # No fault: of a key given twice, the one that does not count was wrong.
+    return invalid(faults or [fault_from(first)])
 
 
 def too_deep(pointer: str = "/payload") -> Problem:
@@ -197,7 +209,7 @@ def too_deep(pointer: str = "/payload") -> Problem:
     return invalid([Fault(pointer, f"nests deeper than {DEEPEST} levels")])
 
 
-def new_job(node: Node, request: SentRequest, sent: bytes, payload: Any) -> NewJob:  # noqa: ANN401 - any JSON
+def new_job(node: Node, request: AskedRequest, payload: bytes) -> NewJob:
     """The job that a request asks for, even one that expires too early. Raises `Problem` with every fault."""
     now = node.clock.now()
     kind = DEFAULT_KIND if request.kind is UNSET else request.kind
@@ -208,7 +220,7 @@ def new_job(node: Node, request: SentRequest, sent: bytes, payload: Any) -> NewJ
     elif handler is None:
         faults.append(Fault("/kind", f"this node has no handler for {kind!r}; {_known_kinds(node)}"))
     elif handler.payload_type is not Any:
-        faults += _unfit(sent, payload, handler)
+        faults += _unfit(payload, request.payload, handler)
     asked_run_at = None if request.run_at is None else _seconds(request.run_at, "/run_at", faults)
     expires_at = None if request.expires_at is None else _seconds(request.expires_at, "/expires_at", faults)
     if request.delay is not None and request.run_at is not None:
@@ -219,7 +231,7 @@ def new_job(node: Node, request: SentRequest, sent: bytes, payload: Any) -> NewJ
         id=request.id or new_job_id(now, node.rng.getrandbits),
         kind=kind,
         queue=request.queue,
-        payload=_stored(sent),
+        payload=payload,
         priority=request.priority,
         max_retries=request.max_retries,
         created_at=now,
@@ -248,14 +260,6 @@ def _unfit(sent: bytes, payload: Any, handler: Handler) -> Sequence[Fault]:  # n
     return []
 
 
-def _stored(sent: bytes) -> bytes:
-    """The payload as it is stored: as it was sent, so that no number loses a digit, but with readable characters.
-
-    Where a client escapes é, it means é, and a search for é has to find it.
-    """
-    return _ESCAPE.sub(_unescaped, sent) if b"\\u" in sent else sent
-
-
 def _unescaped(escape: re.Match[bytes]) -> bytes:
     """The character behind an escape, or the escape where JSON needs it."""
     if escape[0][1:2] != b"u":
@@ -278,7 +282,7 @@ def _run_at(delay: float | None, asked: float | None, now: float) -> float:
     return now if asked is None else max(now, asked)
 
 
-def _options(request: SentRequest, run_at: float | None) -> Options:
+def _options(request: EnqueueRequest, run_at: float | None) -> Options:
     times = (request.timeout, request.backoff, request.delay, request.run_at)
     if times == (None, None, None, None) and not request.tags and request.on_crash == "retry":
         return NO_OPTIONS
