@@ -4,19 +4,17 @@ import contextlib
 import socket
 from types import SimpleNamespace
 
-import h2.config
-import h2.connection
-import h2.events
 import pytest
 import trio
 import trio.testing
-from hypercorn.config import Config
 from structlog.testing import capture_logs
 
-from jobpipe.api.server import serve
+from jobpipe.api.limits import Limits
+from jobpipe.api.server import LOOK, serve
 
 KEEP_ALIVE = 5.0
 GRACE = 3.0
+LINGER = 2.0
 ASK = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 
 
@@ -25,15 +23,14 @@ def serving():
     """Serves an application; `ask()` opens a connection, `over` ends the service, `ended` tells that it has."""
 
     @contextlib.asynccontextmanager
-    async def opened(app):
+    async def opened(app, **limits):
         listener = socket.create_server(("127.0.0.1", 0))
         address = listener.getsockname()
-        config = Config()
-        config.keep_alive_timeout, config.graceful_timeout = KEEP_ALIVE, GRACE
+        chosen = Limits(**{"connections": 1000, "keep_alive": KEEP_ALIVE, "grace": GRACE, "linger": LINGER, **limits})
         over, ended = trio.Event(), trio.Event()
 
         async def run():
-            await serve(app, listener, config, over.wait)
+            await serve(app, [listener], chosen, over.wait)
             ended.set()
 
         async def connect():
@@ -153,20 +150,6 @@ async def test_a_client_that_ends_its_side_after_the_request_is_answered(serving
         assert (await rest(stream)).endswith(b"late")
 
 
-async def test_http_2_is_spoken_to_who_begins_with_it(serving):
-    async with serving(answering(b"two", length=3)) as service, await service.connect() as stream:
-        client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
-        client.initiate_connection()
-        fields = {":method": "GET", ":path": "/", ":scheme": "http", ":authority": "test"}
-        client.send_headers(1, list(fields.items()), end_stream=True)
-        await stream.send_all(client.data_to_send())
-        seen: list[h2.events.Event] = []
-        while not any(isinstance(one, h2.events.StreamEnded) for one in seen):
-            seen += client.receive_data(bytes(await stream.receive_some()))
-
-    assert b"".join(one.data for one in seen if isinstance(one, h2.events.DataReceived)) == b"two"
-
-
 # When a connection ends
 
 
@@ -222,7 +205,7 @@ async def test_a_client_that_leaves_leaves_nothing_behind(serving, said):
         assert tasks() == before
 
 
-async def test_a_client_that_sends_more_than_is_taken_leaves_nothing_behind(serving):
+async def test_a_client_that_sends_more_than_is_taken_leaves_nothing_behind(serving, mock_clock):
     """What it sends waits to be taken, by an application that has ended meanwhile."""
     refuse = trio.Event()
 
@@ -243,6 +226,9 @@ async def test_a_client_that_sends_more_than_is_taken_leaves_nothing_behind(serv
             nursery.start_soon(flood, stream)
             await trio.testing.wait_all_tasks_blocked(0.05)
             refuse.set()
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 413")
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            mock_clock.jump(LINGER + 0.1)
             await trio.testing.wait_all_tasks_blocked(0.05)
 
             assert tasks() == before
