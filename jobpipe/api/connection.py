@@ -76,18 +76,16 @@ class Connection:
             self._say,
         )
 
-    @property
-    def idle_since(self) -> float | None:
-        """Since when no request is under way; None while one is."""
-        quiet = self._quiet and self._end is None and self._protocol.waiting is Waiting.REQUEST
-        return self._since if quiet and not self._protocol.answering else None
+    def idle(self, now: float) -> float:
+        """For how long no request has been under way; 0 while one is."""
+        return now - self._since if self._reads and self._quiet and self._end is None else 0.0
 
     def pace(self, now: float) -> float | None:
         """Bytes a second at which its request comes in; None where none does, or one that has only just begun."""
-        if self._end is not None or self._quiet or self._protocol.waiting is Waiting.ANSWER:
-            return None
         age = now - self._begun
-        return self._size / age if self._reads and age >= self._limits.youth else None
+        if not self._reads or self._quiet or self._end is not None or age < self._limits.youth:
+            return None
+        return None if self._protocol.waiting is Waiting.ANSWER else self._size / age
 
     async def run(self) -> None:
         """Serve until either side has enough. A fault of this one connection is logged, and ends nothing else."""
@@ -198,10 +196,11 @@ class Connection:
         """Let the client read what was said, and then close.
 
         Closed at once, with something of the client's unread, the connection would be reset, and its last answer lost.
+        Of a client that stalls, all was read.
         """
         with suppress(*GONE):
             await self._stream.send_eof()
-            if self._protocol.unread:
+            if self._end is not End.STALLED and self._protocol.unread:
                 with trio.move_on_after(self._limits.linger):
                     while await self._stream.receive_some(AT_ONCE):
                         pass
@@ -217,8 +216,8 @@ class Connection:
         elif not self._reads:
             if self._lost():
                 self._hang_up(End.GONE)
-        elif (idle := self.idle_since) is not None:
-            if now - idle > limits.keep_alive or self._context.terminated.is_set():
+        elif self._quiet:
+            if self.idle(now) > limits.keep_alive or self._context.terminated.is_set():
                 self._hang_up(End.CLOSED)
         elif self._late(now):
             self._hang_up(End.STALLED)

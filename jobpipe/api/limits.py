@@ -14,8 +14,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """without a byte more of a body, or a byte taken of an answer"""
     keep_alive: float = 75.0
     """without a request"""
+    rest: float = 0.2
+    """without a request, after which a connection may be closed to make room for another client"""
     youth: float = 1.0
-    """during which a request that comes in is not closed to make room"""
+    """after which a request that is still coming in may be refused to make room for another client"""
     linger: float = 2.0
     """after a refusal, for the client to stop sending"""
     grace: float = 3.0

@@ -1,5 +1,6 @@
 """Hypercorn's HTTP/1.1 over connections of our own: who is let in, and when all of it ends."""
 
+import heapq
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -140,7 +141,7 @@ class Connections:
         """Return when there is room for one more."""
         while len(self._all) >= self._limits.connections:
             self.make_room()
-            with trio.move_on_after(LOOK):
+            with trio.move_on_after(self._limits.rest):
                 await self._changed.wait()
 
     def make_room(self) -> None:
@@ -149,13 +150,14 @@ class Connections:
         A hundredth of all at once, so that a crowd costs no look at every connection for each of its members.
         """
         now, many = trio.current_time(), max(1, self._limits.connections // 100)
-        idle = [(since, each) for each in self._all if (since := each.idle_since) is not None]
-        for _, connection in sorted(idle, key=lambda pair: pair[0])[:many]:
-            connection.hang_up()
-        if not idle:
-            slow = [(pace, each) for each in self._all if (pace := each.pace(now)) is not None]
-            for _, connection in sorted(slow, key=lambda pair: pair[0])[:many]:
-                connection.stall()
+        idle = [(each.idle(now), each) for each in self._all]
+        if rested := [pair for pair in idle if pair[0] >= self._limits.rest]:
+            for _, connection in heapq.nlargest(many, rested, key=_measure):
+                connection.hang_up()
+            return
+        slow = [(pace, each) for each in self._all if (pace := each.pace(now)) is not None]
+        for _, connection in heapq.nsmallest(many, slow, key=_measure):
+            connection.stall()
 
     async def look_after(self) -> None:
         """Look at every connection now and then; sleeps while there is none."""
@@ -178,3 +180,7 @@ class Connections:
         """Take no further requests: idle connections are closed, others once they are answered."""
         await self._context.terminated.set()
         self._check()
+
+
+def _measure(pair: tuple[float, Connection]) -> float:
+    return pair[0]
