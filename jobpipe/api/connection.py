@@ -3,6 +3,7 @@
 import enum
 import socket
 from contextlib import suppress
+from math import inf
 
 import structlog
 import trio
@@ -52,7 +53,7 @@ class Connection:
     ) -> None:
         """Raises OSError when the client is gone already."""
         self._context, self._limits, self._stream = context, limits, stream
-        self._sending, self._sending_since = trio.Lock(), 0.0
+        self._sending, self._sending_since = trio.Lock(), inf
         self._reading, self._all = trio.CancelScope(), trio.CancelScope()
         self._end: End | None = None
         self._reads = self._ended = False
@@ -96,8 +97,6 @@ class Connection:
             pass
         except* Exception:
             log.exception("a connection failed")
-        finally:
-            await trio.aclose_forcefully(self._stream)
 
     async def _converse(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -173,8 +172,12 @@ class Connection:
                 await trio.aclose_forcefully(self._stream)  # a part is out: nothing must follow it
             raise
         finally:
-            self._sending_since = 0.0
+            self._sending_since = inf
             self._sending.release()
+
+    def close(self) -> None:
+        """Close the socket, once `run` has ended."""
+        self._stream.socket.close()
 
     def hang_up(self) -> None:
         """Close the connection, which must be idle."""
@@ -208,7 +211,7 @@ class Connection:
     def check(self, now: float) -> None:
         """End what has waited for the client for too long. Called now and then, about once a second."""
         limits = self._limits
-        if self._sending_since:
+        if self._sending_since < inf:
             if now - self._sending_since > limits.stalled:
                 self.abort()
         elif self._end is not None:
@@ -225,7 +228,7 @@ class Connection:
     def _late(self, now: float) -> bool:
         match self._protocol.waiting:
             case Waiting.ANSWER:
-                return False
+                return not self._protocol.answering  # which only a fault of ours can bring about
             case Waiting.REQUEST if now - self._begun > self._limits.head:
                 return True
             case _:

@@ -1,6 +1,7 @@
 """The thin ASGI front: serves the hot routes from bytes to answer, and hands everything else to Quart."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import closing
 from typing import Any
 
 import structlog
@@ -10,7 +11,7 @@ from jobpipe.api.answers import Answer, problem_answer
 from jobpipe.api.bulk import NDJSON, bulk_array, bulk_stream, is_ndjson
 from jobpipe.api.enqueue import enqueue
 from jobpipe.api.hosts import Guard
-from jobpipe.api.problems import Problem, internal, too_large
+from jobpipe.api.problems import Problem, internal, no_route, too_large
 from jobpipe.api.spool import Files, Spool
 from jobpipe.engine.node import Node
 
@@ -49,7 +50,7 @@ class Front:
             await self._app(scope, receive, send)
             return
         headers, chunks = dict(scope["headers"]), Chunks(receive)
-        path, method = scope["path"].rstrip("/"), scope["method"]
+        path, method = scope["path"].removesuffix("/"), scope["method"]
         route = ROUTES.get(path) if method == "POST" else None
         server = scope.get("server")
         if refusal := self._guard.refusal(method, headers, server[0] if server else ""):
@@ -60,6 +61,8 @@ class Front:
             await self._answer(route, headers, chunks, send)
         elif path == "*":
             await respond(send, Answer(200, b"", "text/plain", {"Allow": ALLOWED}), chunks)
+        elif path.startswith("//"):  # which Quart would take for a single slash
+            await respond(send, problem_answer(no_route(f"{method} {path}")), chunks)
         else:
             await self._hand_on(_whole(scope, headers), chunks, send)
 
@@ -103,7 +106,10 @@ class Front:
         await send(
             {"type": "http.response.start", "status": 200, "headers": [(b"content-type", NDJSON.encode())]}
         )
-        spool = Spool(self._files)
+        with closing(Spool(self._files)) as spool:
+            await self._pour(chunks, spool, send)
+
+    async def _pour(self, chunks: "Chunks", spool: Spool, send: Send) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(spool.pour, send)
             try:

@@ -133,6 +133,11 @@ def unsupported(content_type: str, allowed: str) -> Problem:
     return Problem(415, Code.UNSUPPORTED_MEDIA_TYPE, title, f"{content_type!r} came: send {allowed}")
 
 
+def no_route(path: str) -> Problem:
+    """404: no such route."""
+    return Problem(404, Code.NOT_FOUND, "There is nothing here", f"no route for {path}: /docs lists them all")
+
+
 def no_job(job_id: str) -> Problem:
     """404: no such job."""
     detail = f"no job has the id {job_id!r}; it may have been deleted"

@@ -57,19 +57,29 @@ async def _let_in(listener: socket.socket, house: "Connections", clients: trio.N
     trouble = Trouble()
     async with trio.SocketListener(trio.socket.from_stdlib_socket(listener)) as accepting:
         while True:
-            stream = None
             try:
-                with trio.move_on_at(trouble.over_at):
-                    stream = await accepting.accept()
-            except OSError as error:
-                trouble.note(error)
-                house.make_room()
+                await _let_one_in(accepting, trouble, house, clients)
+            except Exception:
+                log.exception("a client could not be let in")
                 await trio.sleep(PAUSE)
-            else:
-                if stream is None:
-                    trouble.end()
-                else:
-                    await house.welcome(stream, clients)
+
+
+async def _let_one_in(
+    accepting: trio.SocketListener, trouble: "Trouble", house: "Connections", clients: trio.Nursery
+) -> None:
+    stream = None
+    try:
+        with trio.move_on_at(trouble.over_at):
+            stream = await accepting.accept()
+    except OSError as error:
+        trouble.note(error)
+        house.make_room()
+        await trio.sleep(PAUSE)
+    else:
+        if stream is None:
+            trouble.end()
+        else:
+            await house.welcome(stream, clients)
 
 
 class Trouble:
@@ -129,7 +139,10 @@ class Connections:
     async def _host(self, connection: Connection) -> None:
         try:
             await connection.run()
+        except Exception:
+            log.exception("a connection failed")
         finally:
+            connection.close()
             self._all.discard(connection)
             self._change()
 

@@ -44,7 +44,7 @@ class Spool:
 
     def __init__(self, files: Files, longest: int = LONGEST) -> None:
         self._files, self._longest = files, longest
-        self._file = tempfile.SpooledTemporaryFile()  # noqa: SIM115 - closed by `pour`
+        self._file = tempfile.SpooledTemporaryFile()  # noqa: SIM115 - closed by `close`
         self._on_disk = False
         self._written = self._sent = 0
         self._ended = False
@@ -73,18 +73,20 @@ class Spool:
 
     async def pour(self, send: Send) -> None:
         """Send what is there as the client takes it, until the end."""
-        try:
-            while not (self._ended and self._sent == self._written):
-                await self._more.wait()
-                self._more = trio.Event()
-                while self._sent < self._written:
-                    await send({"type": "http.response.body", "body": self._next(), "more_body": True})
-                self._empty()
-        finally:
-            self._file.close()
-            if self._on_disk:
-                self._files.give()
+        while not (self._ended and self._sent == self._written):
+            await self._more.wait()
+            self._more = trio.Event()
+            while self._sent < self._written:
+                await send({"type": "http.response.body", "body": self._next(), "more_body": True})
+            self._empty()
         await send({"type": "http.response.body", "body": b""})
+
+    def close(self) -> None:
+        """Forget what is kept, and give the file back."""
+        self._file.close()
+        if self._on_disk:
+            self._on_disk = False
+            self._files.give()
 
     def _fits(self, size: int) -> bool:
         if not self._written or self._written + size <= SPOOL:

@@ -407,6 +407,7 @@ async def test_answers_that_nobody_reads_go_to_a_file_and_come_out_again_in_orde
     held = spool.size
     await spool.pour(send)
 
+    spool.close()
     assert held > 2 * SPOOL
     assert b"".join(sent) == b"".join(pieces)
     assert spool.size == 0
@@ -426,6 +427,7 @@ async def test_answers_that_are_read_at_once_leave_nothing_behind():
             sizes.append(spool.size)
         spool.end()
 
+    spool.close()
     assert set(sizes) == {0}
 
 
