@@ -8,7 +8,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jobpipe.errors import SettingsError
-from jobpipe.settings.definition import connections_for, open_files
 from jobpipe.settings import (
     SETTINGS,
     Settings,
@@ -20,6 +19,7 @@ from jobpipe.settings import (
     show_duration,
     show_size,
 )
+from jobpipe.settings.definition import connections_for, open_files
 
 NOWHERE = Path("no such folder") / ".env"
 ALLOWED_LEASE = "seconds, or a number with ms, s, m, h or d, from 1s to 1h"
@@ -128,7 +128,12 @@ def test_any_text_is_read_or_refused(setting, text):
 def test_the_defaults_are_those_of_the_origin():
     settings = Settings()
 
-    assert (settings.workers, settings.queue_size, settings.host, settings.port) == (4, 64, ("127.0.0.1",), 8080)
+    assert (settings.workers, settings.queue_size, settings.host, settings.port) == (
+        4,
+        64,
+        ("127.0.0.1",),
+        8080,
+    )
     assert settings.store == "sqlite:jobpipe.db"
 
 

@@ -69,7 +69,7 @@ class Connection:
             app,
             config,
             context,
-            self._requests,
+            self._requests,  # type: ignore[arg-type]  # of a TaskGroup, HTTP/1.1 needs no more
             ConnectionState({}),
             False,  # noqa: FBT003 - Hypercorn's `ssl`
             parse_socket_addr(sock.family, sock.getpeername()),
@@ -106,6 +106,7 @@ class Connection:
     async def _serve(self) -> None:
         with self._reading:
             await self._read()
+        self._end = self._end or End.CLOSED
         if self._end is End.STALLED:
             await self._protocol.refuse(timed_out())
         if self._end is not End.GONE:

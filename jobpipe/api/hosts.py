@@ -23,7 +23,7 @@ Headers = Mapping[bytes, bytes]
 
 
 class Host(NamedTuple):
-    """A host as `Host`, `Origin` and URLs name it: a name in lower case or an IP address, and a port if one is given."""
+    """A host as `Host` and `Origin` name it: a name in lower case or an IP address, and a port if one is given."""
 
     name: str
     port: int | None

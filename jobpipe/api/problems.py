@@ -171,9 +171,7 @@ def unavailable(error: JobpipeError) -> Problem:
 
 def cross_site() -> Problem:
     """403: a web page of another site asked."""
-    detail = (
-        "a page of another site may not change anything here; if a proxy is in between, it must pass on `Host` unchanged"
-    )
+    detail = "a page of another site may not change anything here; a proxy in between must pass on `Host` unchanged"
     return Problem(403, Code.CROSS_SITE, "Refused", detail)
 
 

@@ -12,7 +12,7 @@ from hypercorn.config import Config
 from hypercorn.trio.worker_context import WorkerContext
 
 from jobpipe.api.connection import Connection
-from jobpipe.api.http1 import HEAD
+from jobpipe.api.heads import HEAD
 from jobpipe.api.limits import Limits
 
 LOOK = 1.0

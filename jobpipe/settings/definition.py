@@ -37,17 +37,17 @@ class Settings:
         Literal["full", "normal"],
         about("Whether what is acknowledged survives a power cut (full) or a dead process only (normal)."),
     ] = "full"
-    host: Annotated[
-        Hosts, about("The addresses to listen on; 0.0.0.0 is every IPv4 one, :: every one.")
-    ] = ("127.0.0.1",)
+    host: Annotated[Hosts, about("The addresses to listen on; 0.0.0.0 is every IPv4 one, :: every one.")] = (
+        "127.0.0.1",
+    )
     port: Annotated[Whole, about("The port to listen on; 0 takes any free one.", 0, 65_535)] = 8080
     allowed_hosts: Annotated[
         AllowedHosts, about("Names by which clients may address the service, besides localhost; * is any.")
     ] = ()
-    max_connections: Annotated[
-        Whole, about("How many connections may be open at once.", 1, 1_000_000)
-    ] = dataclasses.field(
-        default=0, metadata={"default": "what `ulimit -n` allows with room for handlers, at most 10000"}
+    max_connections: Annotated[Whole, about("How many connections may be open at once.", 1, 1_000_000)] = (
+        dataclasses.field(
+            default=0, metadata={"default": "what `ulimit -n` allows with room for handlers, at most 10000"}
+        )
     )
     handlers: Annotated[Modules, about("Modules to import, in which your handlers are.")] = ()
     grace: Annotated[

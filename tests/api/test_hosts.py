@@ -60,7 +60,7 @@ def test_a_host_is_read_or_refused(text, host):
         ("localhost.example", False),
         ("notlocalhost", False),
         ("128.0.0.1", False),
-        ("0.0.0.0", False),  # noqa: S104 - compared, not bound
+        ("0.0.0.0", False),
         ("::", False),
         ("127.0.0.1.example", False),
         ("127.1", False),
@@ -85,7 +85,15 @@ def test_loopback_is_always_known_by_its_own_names(bound, host):
 
 @pytest.mark.parametrize(
     "host",
-    [b"evil.example", b"evil.example:8080", b"10.0.0.1", b"localhost.evil.example", b"0.0.0.0", b"", b"127.0.0.1.nip.io"],
+    [
+        b"evil.example",
+        b"evil.example:8080",
+        b"10.0.0.1",
+        b"localhost.evil.example",
+        b"0.0.0.0",
+        b"",
+        b"127.0.0.1.nip.io",
+    ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS"])
 def test_a_service_for_this_machine_answers_to_no_other_name(host, method):
@@ -96,7 +104,7 @@ def test_a_service_for_this_machine_answers_to_no_other_name(host, method):
     assert refused(guard, host, method=method, sec_fetch_site=b"same-origin") == "wrong_host"
 
 
-@pytest.mark.parametrize("bound", ["0.0.0.0", "::", "10.1.2.3", "jobs.example"])  # noqa: S104 - compared, not bound
+@pytest.mark.parametrize("bound", ["0.0.0.0", "::", "10.1.2.3", "jobs.example"])
 def test_a_service_for_the_network_answers_to_any_name_unless_told(bound):
     assert refused(Guard((bound,), ()), b"whatever.example") is None
     assert refused(Guard((bound,), ("jobs.internal",)), b"whatever.example") == "wrong_host"
@@ -122,7 +130,7 @@ def test_a_service_for_the_network_answers_to_any_name_unless_told(bound):
 )
 def test_names_that_are_allowed_and_the_address_that_was_reached(allowed, host, known):
     """A probe of Kubernetes names the pod by its address."""
-    guard = Guard(("0.0.0.0",), allowed)  # noqa: S104 - compared, not bound
+    guard = Guard(("0.0.0.0",), allowed)
 
     assert refused(guard, host, address="10.9.9.9") == (None if known else "wrong_host")
 
@@ -162,7 +170,7 @@ def test_the_name_that_is_listened_on_is_known():
     ],
 )
 def test_where_a_browser_does_not_say_the_origin_decides(host, origin, same):
-    guard = Guard(("0.0.0.0",), ())  # noqa: S104 - compared, not bound
+    guard = Guard(("0.0.0.0",), ())
 
     for method in ("POST", "PUT", "DELETE", "PATCH"):
         assert refused(guard, host, method=method, origin=origin) == (None if same else "cross_site")
@@ -171,28 +179,42 @@ def test_where_a_browser_does_not_say_the_origin_decides(host, origin, same):
 
 @pytest.mark.parametrize("site", [b"cross-site", b"same-site", b"", b"SAME-ORIGIN", b"none, none"])
 def test_what_a_browser_says_comes_first(site):
-    guard = Guard(("0.0.0.0",), ())  # noqa: S104 - compared, not bound
+    guard = Guard(("0.0.0.0",), ())
 
-    assert refused(guard, b"jobs.lan", method="POST", sec_fetch_site=site, origin=b"http://jobs.lan") == "cross_site"
     assert (
-        refused(guard, b"jobs.lan", method="POST", sec_fetch_site=b"same-origin", origin=b"http://proxied.example")
+        refused(guard, b"jobs.lan", method="POST", sec_fetch_site=site, origin=b"http://jobs.lan")
+        == "cross_site"
+    )
+    assert (
+        refused(
+            guard, b"jobs.lan", method="POST", sec_fetch_site=b"same-origin", origin=b"http://proxied.example"
+        )
         is None
     )
 
 
 def test_a_program_sends_neither():
-    assert refused(Guard(("0.0.0.0",), ()), b"jobs.lan", method="POST") is None  # noqa: S104 - compared, not bound
+    assert refused(Guard(("0.0.0.0",), ()), b"jobs.lan", method="POST") is None
 
 
 # All of it over the application
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/health"), ("GET", "/docs"), ("POST", "/enqueue"), ("POST", "/enqueue/bulk"), ("DELETE", "/jobs/a")]
+    ("method", "path"),
+    [
+        ("GET", "/health"),
+        ("GET", "/docs"),
+        ("POST", "/enqueue"),
+        ("POST", "/enqueue/bulk"),
+        ("DELETE", "/jobs/a"),
+    ],
 )
 async def test_a_wrong_host_is_told_with_421_on_every_route(method, path):
     async with open_door(allowed_hosts=()) as door:
-        answer = await door.request(method, path, headers={"Host": "evil.example", "Sec-Fetch-Site": "same-origin"})
+        answer = await door.request(
+            method, path, headers={"Host": "evil.example", "Sec-Fetch-Site": "same-origin"}
+        )
 
         assert (answer.status_code, answer.json()["code"]) == (421, "wrong_host")
         assert "ALLOWED_HOSTS" in answer.json()["detail"]
@@ -200,11 +222,13 @@ async def test_a_wrong_host_is_told_with_421_on_every_route(method, path):
 
 
 async def test_a_page_that_plain_http_lets_through_may_change_nothing():
-    async with open_door(host=("0.0.0.0",), allowed_hosts=()) as door:  # noqa: S104 - not bound
+    async with open_door(host=("0.0.0.0",), allowed_hosts=()) as door:
         headers = {"Host": "jobs.lan:8080", "Origin": "http://evil.example", "Content-Type": "text/plain"}
         stored = await door.post("/enqueue", content=b"{}", headers=headers)
         paused = await door.post("/queues/default/pause", headers={**headers, "Origin": "null"})
-        own = await door.post("/enqueue", content=b"{}", headers={"Host": "jobs.lan:8080", "Origin": "http://jobs.lan:8080"})
+        own = await door.post(
+            "/enqueue", content=b"{}", headers={"Host": "jobs.lan:8080", "Origin": "http://jobs.lan:8080"}
+        )
 
         assert [one.status_code for one in (stored, paused, own)] == [403, 403, 202]
         assert await door.stored() == 1

@@ -3,12 +3,18 @@
 import contextlib
 import json
 import re
+import socket
+import struct
 
 import pytest
 import trio
 import trio.testing
+from structlog.testing import capture_logs
 
-from jobpipe.api.http1 import HEAD, METHODS
+from jobpipe.api.front import Front
+from jobpipe.api.heads import HEAD, METHODS
+from jobpipe.api.hosts import Guard
+from jobpipe.api.spool import Spool
 from tests.api.door import open_door
 
 GET = b"GET /health HTTP/1.1\r\nHost: test\r\n"
@@ -69,20 +75,40 @@ def problem(got):
         (b"GET / HTTP/1.1\r\nHost: test\r\nName : value\r\n\r\n", 400, "bad_request", "header"),
         (b"GET / HTTP/1.1\r\n folded\r\nHost: test\r\n\r\n", 400, "bad_request", "header"),
         (b"GET / HTTP/1.1\r\nHost: test\r\nNul: \x00\r\n\r\n", 400, "bad_request", "header"),
-        (b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", 400, "bad_request", "differ"),
+        (
+            b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+            400,
+            "bad_request",
+            "differ",
+        ),
         (b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1, 2\r\n\r\nab", 400, "bad_request", "differ"),
         (b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: -1\r\n\r\n", 400, "bad_request", "not a number"),
         (b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: +1\r\n\r\na", 400, "bad_request", "not a number"),
         (b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1e3\r\n\r\n", 400, "bad_request", "not a number"),
-        (b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: " + b"9" * 30 + b"\r\n\r\n", 400, "bad_request", "not a number"),
+        (
+            b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: " + b"9" * 30 + b"\r\n\r\n",
+            400,
+            "bad_request",
+            "not a number",
+        ),
         (
             b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
             400,
             "bad_request",
             "given twice",
         ),
-        (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "bad_request", "given twice"),
-        (b"POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501, "not_implemented", "chunked"),
+        (
+            b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+            "bad_request",
+            "given twice",
+        ),
+        (
+            b"POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            501,
+            "not_implemented",
+            "chunked",
+        ),
         (
             b"POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
             501,
@@ -91,9 +117,19 @@ def problem(got):
         ),
         (b"GET / HTTP/2.0\r\nHost: test\r\n\r\n", 505, "http_version", "send HTTP/1.1"),
         (b"GET / HTTP/0.9\r\nHost: test\r\n\r\n", 505, "http_version", "send HTTP/1.1"),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", 505, "http_version", "send HTTP/1.1"),
+        (
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
+            505,
+            "http_version",
+            "send HTTP/1.1",
+        ),
         (b"get / HTTP/1.1\r\nHost: test\r\n\r\n", 501, "not_implemented", "'get'"),
-        (b"Post /enqueue HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\n{}", 501, "not_implemented", "'Post'"),
+        (
+            b"Post /enqueue HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\n{}",
+            501,
+            "not_implemented",
+            "'Post'",
+        ),
         (b"BREW / HTTP/1.1\r\nHost: test\r\n\r\n", 501, "not_implemented", "'BREW'"),
         (b"TRACE / HTTP/1.1\r\nHost: test\r\n\r\n", 501, "not_implemented", "'TRACE'"),
         (b"CONNECT test:80 HTTP/1.1\r\nHost: test\r\n\r\n", 501, "not_implemented", "'CONNECT'"),
@@ -111,7 +147,9 @@ def problem(got):
         (b"GET /jobs/%ed%a0%80 HTTP/1.1\r\nHost: test\r\n\r\n", 400, "bad_request", "UTF-8"),
     ],
 )
-async def test_what_breaks_http_is_refused_with_a_problem_and_the_connection_ends(door, request_bytes, status, code, words):
+async def test_what_breaks_http_is_refused_with_a_problem_and_the_connection_ends(
+    door, request_bytes, status, code, words
+):
     async with door.connected() as stream:
         got = await exchanged(stream, request_bytes)
 
@@ -175,8 +213,7 @@ async def test_a_head_that_does_not_end_is_refused_and_the_refusal_can_be_read(d
     "more",
     [
         b"Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n",
-        b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+        b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIA==\r\n",
         b"Upgrade: TLS/1.0\r\nConnection: upgrade\r\n",
     ],
 )
@@ -236,7 +273,7 @@ async def test_upgrades_under_load_are_answered_each(door):
         (b"/jobs?%", 422),
         (b"/jobs?limit=%ff", 422),
         (b"/<script>", 404),
-        (b"/{}|^`\\\"", 404),
+        (b'/{}|^`\\"', 404),
     ],
 )
 async def test_odd_targets_are_answered_as_any_other(door, target, status):
@@ -308,12 +345,14 @@ async def test_what_follows_the_last_request_is_passed_over(door):
     assert statuses(got) == [200]
 
 
-@pytest.mark.parametrize("value", [b"bytes=0-9", b"bytes=9999999-", b"bytes=-0", b"bytes=a-b", b"lines=1-2", b"bytes=0-1,5-9"])
+@pytest.mark.parametrize(
+    "value", [b"bytes=0-9", b"bytes=9999999-", b"bytes=-0", b"bytes=a-b", b"lines=1-2", b"bytes=0-1,5-9"]
+)
 async def test_a_static_file_comes_whole_whatever_part_is_asked_for(door, value):
     path = b"/static/docs.css"
     head = b"GET " + path + b" HTTP/1.1\r\nHost: test\r\nRange: " + value + b"\r\n"
     async with door.connected() as stream:
-        got = await exchanged(stream, head + b"\r\n", head + b"If-Range: \"x\"\r\n" + END)
+        got = await exchanged(stream, head + b"\r\n", head + b'If-Range: "x"\r\n' + END)
 
     first, second = (part.partition(b"\r\n\r\n") for part in got.split(b"HTTP/1.1 200 OK\r\n")[1:])
     assert len(first[2]) == len(second[2]) > 300
@@ -323,9 +362,9 @@ async def test_a_static_file_comes_whole_whatever_part_is_asked_for(door, value)
     "field",
     [
         b"If-Modified-Since: yesterday",
-        b"If-None-Match: \"",
+        b'If-None-Match: "',
         b"If-None-Match: *",
-        b"If-Match: \"x\"",
+        b'If-Match: "x"',
         b"If-Unmodified-Since: Thu, 01 Jan 1970 00:00:00 GMT",
         b"Accept-Encoding: \xff",
         b"Cookie: =;;=",
@@ -417,7 +456,11 @@ async def test_long_polls_that_come_together_are_answered_in_order(autojump_cloc
         got = await exchanged(stream)
 
     bodies = [json.loads(part.partition(b"\r\n\r\n")[2]) for part in got.split(b"HTTP/1.1 200 OK\r\n")[1:]]
-    assert [(body["id"], body["status"]) for body in bodies] == [("a", "running"), ("b", "scheduled"), ("a", "done")]
+    assert [(body["id"], body["status"]) for body in bodies] == [
+        ("a", "running"),
+        ("b", "scheduled"),
+        ("a", "done"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -435,3 +478,68 @@ async def test_a_client_that_ends_its_side_within_a_request_is_told(door, sent):
 
     assert statuses(got)[0] in (400, 404)
     assert await door.stored() == 0
+
+
+@pytest.mark.parametrize("half_closed", [False, True], ids=["open", "half-closed"])
+@pytest.mark.parametrize("sent", [b"%s", b"%s%s"], ids=["one", "pipelined"])
+async def test_a_wait_ends_with_its_client(mock_clock, sent, half_closed):
+    wait = b"GET /jobs/a?wait=600 HTTP/1.1\r\nHost: test\r\n\r\n"
+    async with open_door() as door, door.served() as port:
+        await door.enqueue(id="a", kind="play", payload="hold")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        before = trio.lowlevel.current_statistics().tasks_living
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(sent.replace(b"%s", wait))
+        if half_closed:
+            await stream.send_eof()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert trio.lowlevel.current_statistics().tasks_living > before
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        stream.socket.close()
+        for _ in range(4):
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            mock_clock.jump(1)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+
+        assert trio.lowlevel.current_statistics().tasks_living == before
+
+
+# A fault of jobpipe
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (Guard, "refusal"),
+        (Front, "__call__"),
+        (Front, "_answer"),
+        (Front, "_hand_on"),
+        (Front, "_stream"),
+        (Front, "_pour"),
+        (Spool, "write"),
+        (Spool, "pour"),
+        (Spool, "_next"),
+    ],
+)
+async def test_an_unforeseen_exception_of_the_front_costs_its_request(door, monkeypatch, owner, name):
+    def fails(*_args, **_options):
+        raise LookupError
+
+    requests = [
+        (b"GET /health", b""),
+        (b"POST /enqueue", b"Content-Length: 2\r\n\r\n{}"),
+        (b"POST /enqueue/bulk", b"Content-Type: application/x-ndjson\r\nContent-Length: 2\r\n\r\n{}"),
+    ]
+    with capture_logs() as logs, monkeypatch.context() as patch:
+        patch.setattr(owner, name, fails)
+        for start, body in requests:
+            async with door.connected() as stream:
+                got = await exchanged(
+                    stream, start + b" HTTP/1.1\r\nHost: test\r\nConnection: close\r\n" + (body or b"\r\n")
+                )
+            assert statuses(got)[:1] in ([200], [202], [500])
+            if got.startswith(b"HTTP/1.1 500"):
+                assert problem(got)["code"] == "internal"
+
+    assert [line["log_level"] for line in logs if line.get("exc_info")]
+    assert (await door.get("/health")).status_code == 200

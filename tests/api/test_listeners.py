@@ -29,11 +29,11 @@ def addresses(sockets):
     ("hosts", "expected"),
     [
         (("127.0.0.1",), ["127.0.0.1"]),
-        (("0.0.0.0",), ["0.0.0.0"]),  # noqa: S104 - what is tested
+        (("0.0.0.0",), ["0.0.0.0"]),
         (("::1",), ["::1"]),
         (("localhost",), ["127.0.0.1", "::1"]),
         (("LOCALHOST",), ["127.0.0.1", "::1"]),
-        (("::",), ["::", "0.0.0.0"]),  # noqa: S104 - what is tested
+        (("::",), ["::", "0.0.0.0"]),
         (("127.0.0.1", "::1"), ["127.0.0.1", "::1"]),
         (("127.0.0.1", "127.0.0.2"), ["127.0.0.1", "127.0.0.2"]),
         (("::1", "localhost", "127.0.0.1"), ["::1", "127.0.0.1"]),
@@ -46,7 +46,7 @@ def test_it_listens_on_every_address_of_every_host_and_on_one_port(listening, ho
     assert len({each.getsockname()[1] for each in sockets}) == 1
     for each in sockets:
         host, port = each.getsockname()[:2]
-        here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - what is tested
+        here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         socket.create_connection((here, port), timeout=5).close()
 
 
@@ -61,7 +61,9 @@ def test_a_port_that_is_taken_on_one_of_the_addresses_is_refused_and_nothing_sta
     (taken,) = listening("127.0.0.1")
     port = taken.getsockname()[1]
 
-    with pytest.raises(SettingsError, match=rf"^cannot listen on localhost:{port} \(Address already in use.*\): set HOST"):
+    with pytest.raises(
+        SettingsError, match=rf"^cannot listen on localhost:{port} \(Address already in use.*\): set HOST"
+    ):
         listen(("::1", "localhost"), port)
     assert len(listening("::1", port=port)) == 1
 
@@ -80,7 +82,7 @@ def test_where_ipv6_is_off_localhost_is_ipv4(listening, monkeypatch):
 
 def test_a_port_that_is_free_on_one_address_only_is_not_taken(listening, monkeypatch):
     """Any port will do, so another one is tried."""
-    real, refusals = listeners._open, iter([True, True, False])  # noqa: SLF001 - the only place that can be made to fail
+    real, refusals = listeners._open, iter([True, True, False])
 
     def opened(address, port):
         if address[1] == "::1" and next(refusals, False):

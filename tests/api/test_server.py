@@ -18,7 +18,7 @@ from jobpipe.api.connection import Connection
 from jobpipe.api.http1 import Http1, Stream
 from jobpipe.api.inbox import Inbox, Requests
 from jobpipe.api.limits import Limits
-from jobpipe.api.server import PAUSE, QUIET, Connections, serve
+from jobpipe.api.server import PAUSE, QUIET, serve
 
 KEEP_ALIVE = 5.0
 GRACE = 3.0
@@ -35,7 +35,17 @@ def serving():
     async def opened(app, **limits):
         listener = socket.create_server(("127.0.0.1", 0))
         address = listener.getsockname()
-        chosen = Limits(**{"connections": 1000, "keep_alive": KEEP_ALIVE, "grace": GRACE, "linger": LINGER, "head": HEAD, "stalled": STALLED, **limits})
+        chosen = Limits(
+            **{
+                "connections": 1000,
+                "keep_alive": KEEP_ALIVE,
+                "grace": GRACE,
+                "linger": LINGER,
+                "head": HEAD,
+                "stalled": STALLED,
+                **limits,
+            }
+        )
         over, ended = trio.Event(), trio.Event()
 
         async def run():
@@ -293,7 +303,10 @@ async def test_a_head_that_does_not_come_to_its_end_is_refused_in_time(serving, 
 POST = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\n"
 
 
-@pytest.mark.parametrize("sent", [POST, POST + b"123", POST.replace(b"Content-Length: 10", b"Transfer-Encoding: chunked") + b"5\r\n12"])
+@pytest.mark.parametrize(
+    "sent",
+    [POST, POST + b"123", POST.replace(b"Content-Length: 10", b"Transfer-Encoding: chunked") + b"5\r\n12"],
+)
 async def test_a_body_that_stalls_is_refused(serving, mock_clock, sent):
     async with serving(answering(b"ok", length=2)) as service, await service.connect() as stream:
         await until_blocked()
@@ -441,7 +454,9 @@ async def test_who_waits_for_an_answer_is_never_closed_for_others(serving, mock_
             assert (await rest(stream)).endswith(b"late")
 
 
-async def test_a_lack_of_file_descriptors_is_logged_now_and_then_and_when_it_is_over(serving, mock_clock, monkeypatch):
+async def test_a_lack_of_file_descriptors_is_logged_now_and_then_and_when_it_is_over(
+    serving, mock_clock, monkeypatch
+):
     lacking, real = True, trio.SocketListener.accept
 
     async def accept(listener):
@@ -466,7 +481,9 @@ async def test_a_lack_of_file_descriptors_is_logged_now_and_then_and_when_it_is_
 
     assert told == ["error"] * 4
     assert "Too many open files" in logs[0]["event"]
-    assert [(line["log_level"], line["event"]) for line in logs[4:]] == [("info", "connections are accepted again")]
+    assert [(line["log_level"], line["event"]) for line in logs[4:]] == [
+        ("info", "connections are accepted again")
+    ]
 
 
 # The end of the service
@@ -588,9 +605,13 @@ async def test_garbage_is_refused(serving):
         (Connection, "_close"),
         (Connection, "check"),
     ],
-    ids=lambda value: getattr(value, "__name__", value) if not isinstance(value, bytes) else value[:4].decode(),
+    ids=lambda value: (
+        getattr(value, "__name__", value) if not isinstance(value, bytes) else value[:4].decode()
+    ),
 )
-async def test_an_unforeseen_exception_costs_its_connection_at_most(serving, mock_clock, monkeypatch, owner, name, request_sent):
+async def test_an_unforeseen_exception_costs_its_connection_at_most(
+    serving, mock_clock, monkeypatch, owner, name, request_sent
+):
     """It is logged with its traceback, the client is told or cut off, and others go on as before."""
     async with serving(answering(b"ok", length=2)) as service:
         await until_blocked()
@@ -611,20 +632,18 @@ async def test_an_unforeseen_exception_costs_its_connection_at_most(serving, moc
             assert (await asked(stream)).endswith(b"ok")
 
 
-class Unforeseen(Exception):
+class UnforeseenError(Exception):
     """What nobody thought of."""
 
 
 def failing(function):
     """The function, which now fails; as its signature has it, at once or when it is awaited."""
-    if inspect.iscoroutinefunction(function):
 
-        async def fails(*_args, **_options):
-            await trio.lowlevel.checkpoint()
-            raise Unforeseen
-    else:
+    async def later(*_args, **_options):
+        await trio.lowlevel.checkpoint()
+        raise UnforeseenError
 
-        def fails(*_args, **_options):
-            raise Unforeseen
+    def fails(*_args, **_options):
+        raise UnforeseenError
 
-    return fails
+    return later if inspect.iscoroutinefunction(function) else fails
