@@ -1,27 +1,27 @@
 """The service: HTTP in front, the node behind it, and the signals that end them in order."""
 
 import gc
-import logging
 import os
 import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, closing, contextmanager
-from typing import Any
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 
 import structlog
 import trio
-from hypercorn.config import Config
 
 from jobpipe.api.app import create_app
+from jobpipe.api.limits import Limits
+from jobpipe.api.listeners import listen, urls
 from jobpipe.api.server import serve
 from jobpipe.clock import Clock, WallClock
 from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.node import CLEANUP, Node
-from jobpipe.errors import SettingsError, StoreUnavailable
+from jobpipe.errors import StoreUnavailable
 from jobpipe.handlers.registry import load, without_handlers
 from jobpipe.settings import Settings, show_duration
+from jobpipe.settings.definition import open_files
 from jobpipe.store import factory
 from jobpipe.store.base import Rescued, SharedStore, Store
 from jobpipe.store.factory import open_store
@@ -53,10 +53,9 @@ async def run_service(settings: Settings) -> int:
     The first SIGINT, SIGTERM or SIGHUP drains; after `GRACE` seconds, or at the second signal, active jobs are
     cancelled and handed back. Raises `JobpipeError` when the service cannot start.
     """
-    with (
-        _heard() as signals,
-        closing(_listen(settings)) as listener,
-    ):
+    with _heard() as signals, ExitStack() as sockets:
+        # First of all, so that a taken port is reported before any job is touched.
+        listeners = [sockets.enter_context(each) for each in listen(settings.host, settings.port)]
         registry = load(settings.handlers, shipped=settings.shipped_kinds == "on")
         for module in registry.without:
             log.warning(f"HANDLERS: {without_handlers(module)}")
@@ -67,9 +66,9 @@ async def run_service(settings: Settings) -> int:
             node, drained = Node(settings, store, registry, _clock(store)), trio.Event()
             async with trio.open_nursery() as front:
                 rescued: Sequence[Rescued] = await front.start(_run_node, node, signals, drained)
-                address = listener.getsockname()
-                front.start_soon(_serve, node, listener, drained, front.cancel_scope)
-                _announce(node, address, rescued)
+                found_at = urls(listeners)
+                front.start_soon(_serve, node, listeners, drained, front.cancel_scope)
+                _announce(node, found_at, rescued)
                 spare_the_collector()
                 await drained.wait()
                 await _another(signals)
@@ -162,14 +161,12 @@ async def _run_node(
     drained.set()
 
 
-async def _serve(node: Node, listener: socket.socket, drained: trio.Event, front: trio.CancelScope) -> None:
+async def _serve(
+    node: Node, listeners: Sequence[socket.socket], drained: trio.Event, front: trio.CancelScope
+) -> None:
     """Serve until the node has drained and the requests under way are answered; that is the end of the service."""
-    config = Config()
-    config.errorlog = logging.getLogger("hypercorn.error")  # through our own log, and not twice
-    config.graceful_timeout = HTTP_GRACE
-    config.keep_alive_timeout = 75
-    config.include_server_header = False
-    await serve(create_app(node), listener, config, until=drained.wait)
+    limits = Limits(connections=node.settings.max_connections, grace=HTTP_GRACE)
+    await serve(create_app(node), listeners, limits, until=drained.wait)
     front.cancel()
 
 
@@ -217,26 +214,9 @@ async def _abandon(node: Node) -> None:
     os._exit(STUCK)
 
 
-def _listen(settings: Settings) -> socket.socket:
-    """Bind first of all, so that a taken port is told before any job is touched."""
-    try:
-        return socket.create_server(
-            (settings.host, settings.port),
-            family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET,
-            backlog=1024,
-        )
-    except OSError as error:
-        where = f"{settings.host}:{settings.port}"
-        raise SettingsError(
-            f"cannot listen on {where} ({error.strerror}): set HOST and PORT to a free address"
-        ) from error
-
-
-def _announce(node: Node, address: tuple[Any, ...], rescued: Sequence[Rescued]) -> None:
-    host, port = address[:2]
-    shown = f"[{host}]" if ":" in host else host
+def _announce(node: Node, found_at: Sequence[str], rescued: Sequence[Rescued]) -> None:
     begun = sum(job.begun for job in rescued)
-    log.info(f"jobpipe {VERSION} listens on http://{shown}:{port}", node=node.name)
+    log.info(f"jobpipe {VERSION} listens on {', '.join(found_at)}", node=node.name)
     log.info(f"store: {node.store.name}", durable=node.store.durable, sync=node.settings.sync)
     if rescued:
         log.info(f"recovered {len(rescued)} jobs of a process that crashed ({begun} had started)")
@@ -245,3 +225,8 @@ def _announce(node: Node, address: tuple[Any, ...], rescued: Sequence[Rescued]) 
     else:
         log.warning("kinds: none, so this node can run no job: name modules with handlers in HANDLERS")
     log.info(f"workers: {node.settings.workers}", queue_size=node.settings.queue_size)
+    if node.settings.max_connections >= open_files():
+        log.warning(
+            f"MAX_CONNECTIONS is {node.settings.max_connections}, but this process may open {open_files()} files only: "
+            "raise `ulimit -n`, or lower MAX_CONNECTIONS"
+        )

@@ -19,6 +19,7 @@ from jobpipe.settings import (
     show_duration,
     show_size,
 )
+from jobpipe.settings.definition import connections_for, open_files
 
 NOWHERE = Path("no such folder") / ".env"
 ALLOWED_LEASE = "seconds, or a number with ms, s, m, h or d, from 1s to 1h"
@@ -127,7 +128,12 @@ def test_any_text_is_read_or_refused(setting, text):
 def test_the_defaults_are_those_of_the_origin():
     settings = Settings()
 
-    assert (settings.workers, settings.queue_size, settings.host, settings.port) == (4, 64, "127.0.0.1", 8080)
+    assert (settings.workers, settings.queue_size, settings.host, settings.port) == (
+        4,
+        64,
+        ("127.0.0.1",),
+        8080,
+    )
     assert settings.store == "sqlite:jobpipe.db"
 
 
@@ -144,7 +150,12 @@ def test_the_page_on_settings_names_each_with_flag_and_default(setting):
     section = DOCS.read_text("utf-8").split(f"### `{setting.variable}`")[1].split("\n#")[0]
 
     assert f"`{setting.flag}`" in section
-    assert f"`{setting.default}`" in section or setting.name in {"max_backlog", "handlers"}
+    assert f"`{setting.default}`" in section or setting.name in {
+        "max_backlog",
+        "max_connections",
+        "handlers",
+        "allowed_hosts",
+    }
 
 
 @pytest.mark.parametrize(
@@ -158,6 +169,32 @@ def test_the_default_backlog_depends_on_the_store(store, queue_size, expected):
 
 def test_a_backlog_that_was_asked_for_stays():
     assert loaded({"store": "memory:", "max_backlog": "3"}).settings.max_backlog == 3
+
+
+@pytest.mark.parametrize(
+    ("files", "connections"),
+    [(60, 15), (256, 64), (340, 85), (344, 88), (1024, 768), (10_256, 10_000), (2**63 - 1, 10_000), (1, 1)],
+)
+def test_the_default_of_connections_leaves_files_to_others(files, connections):
+    assert connections_for(files) == connections
+
+
+def test_the_default_of_connections_follows_from_the_limit_of_the_process():
+    assert Settings().max_connections == connections_for(open_files())
+    assert loaded({"max_connections": "7"}).settings.max_connections == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("*", ("*",)),
+        ("jobs.internal, *.example.com", ("jobs.internal", "*.example.com")),
+        ("10.1.2.3,fd00::1", ("10.1.2.3", "fd00::1")),
+        ("", ()),
+    ],
+)
+def test_names_that_clients_may_use_are_read(text, names):
+    assert loaded({"allowed_hosts": text}).settings.allowed_hosts == names
 
 
 # --- where values come from -------------------------------------------------------------------------------------------
@@ -198,14 +235,14 @@ def test_each_kind_of_value_is_read():
         "MAX_BODY": "2MiB",
         "LOG_LEVEL": "WARNING",
         "STORE": "sqlite:some where/jobs.db",
-        "HOST": "::1",
+        "HOST": "::1, 10.0.0.1",
     }
 
     settings = loaded(environ=environ).settings
 
     assert settings.handlers == ("shop.mail", "shop.images")
     assert (settings.grace, settings.max_body, settings.log_level) == (90.0, 2**21, "warning")
-    assert (settings.store, settings.host) == ("sqlite:some where/jobs.db", "::1")
+    assert (settings.store, settings.host) == ("sqlite:some where/jobs.db", ("::1", "10.0.0.1"))
 
 
 def test_an_empty_flag_takes_handlers_away():
@@ -321,13 +358,27 @@ def test_all_faults_are_told_at_once_each_with_value_origin_and_what_is_allowed(
         ("store", each)
         for each in ("jobs.db", "sqlite:", "sqlite:///jobs.db", "sqlite::memory:", "memory:x", "redis:")
     ]
-    + [("host", each) for each in ("http://here", "localhost:8080", "127.0.0.1:80", "[::1]", "a b", "")]
+    + [("host", each) for each in ("http://here", "localhost:8080", "127.0.0.1:80", "[::1]", "a b", "", ",")]
+    + [("allowed_hosts", each) for each in ("http://here", "here:80", "a*", "*.*", "**", "[::1]", "a b")]
+    + [("max_connections", each) for each in ("0", "1000001", "many")]
     + [("handlers", each) for each in ("shop/mail.py", "mail.py", "shop mail", "2fast", "shop..mail")],
 )
 def test_values_that_are_not_allowed_are_refused(name, text):
     (fault,) = faults({name: text})
 
     assert fault.startswith(f"{name.upper()}: '{text}'")
+
+
+@pytest.mark.parametrize(("many", "refused"), [(100, 0), (101, 1)])
+@pytest.mark.parametrize("name", ["host", "allowed_hosts"])
+def test_so_many_addresses_may_be_named(name, many, refused):
+    environ = {name.upper(): ",".join(["10.0.0.1"] * many)}
+
+    if refused:
+        with pytest.raises(SettingsError):
+            loaded(environ=environ)
+    else:
+        assert len(getattr(loaded(environ=environ).settings, name)) == many
 
 
 @pytest.mark.parametrize(
@@ -461,7 +512,8 @@ def test_passwords_are_masked(text, masked):
         (None, {"JOBPIPE_URL": "https://b/jobs/", "PORT": "9"}, "https://b/jobs"),
         (None, {"PORT": "9000", "WORKERS": "wrong, but not asked"}, "http://127.0.0.1:9000"),
         (None, {"HOST": "0.0.0.0"}, "http://127.0.0.1:8080"),
-        (None, {"HOST": "::"}, "http://[::1]:8080"),
+        (None, {"HOST": "::"}, "http://127.0.0.1:8080"),
+        (None, {"HOST": "::1, 10.0.0.1"}, "http://[::1]:8080"),
         (None, {"HOST": "fe80::1%eth0"}, "http://[fe80::1%eth0]:8080"),
     ],
 )

@@ -17,7 +17,7 @@ from jobpipe.api.front import Front
 from jobpipe.api.health import health_blueprint
 from jobpipe.api.inputs import check_inputs
 from jobpipe.api.jobs import jobs_blueprint
-from jobpipe.api.problems import Code, Problem, ProblemDetails, internal, too_large
+from jobpipe.api.problems import Code, Problem, ProblemDetails, internal, no_route, too_large
 from jobpipe.api.queues import queues_blueprint
 from jobpipe.api.responses import respond
 from jobpipe.api.schemas import BulkReceipt, EnqueueRequest, JobView, LineReceipt
@@ -64,6 +64,7 @@ def create_app(node: Node) -> Front:
     app.config["MAX_CONTENT_LENGTH"] = node.settings.max_body
     app.config["SEND_FILE_MAX_AGE_DEFAULT"] = STATIC_MAX_AGE
     app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False  # //jobs is another path than /jobs: no route, and no redirect
     spec = describe(app)
     optional_kind = node.settings.shipped_kinds == "on"
     _answer_errors(app, node)
@@ -100,8 +101,7 @@ def _problem_from(error: HTTPException, node: Node) -> Problem:
     headers = {name: value for name, value in error.get_headers() if name in ("Allow", "Retry-After")}
     match status:
         case 404:
-            detail = f"no route for {path}: see /docs for all routes"
-            return Problem(404, Code.NOT_FOUND, "Not found", detail)
+            return no_route(path)
         case 405:
             allowed = headers.get("Allow", "")
             detail = f"{path} is not supported: use {allowed}"

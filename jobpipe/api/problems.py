@@ -23,6 +23,16 @@ class Code(enum.StrEnum):
 
     BAD_REQUEST = "bad_request"
     """the request breaks HTTP's own rules (400 and other 4xx)"""
+    REQUEST_TIMEOUT = "request_timeout"
+    """the rest of the request did not come in time (408)"""
+    WRONG_HOST = "wrong_host"
+    """the request was sent to a host that this service is not known by (421)"""
+    HEAD_TOO_LARGE = "head_too_large"
+    """the request line and the headers are too long (431)"""
+    NOT_IMPLEMENTED = "not_implemented"
+    """the method or the transfer coding is unknown (501)"""
+    HTTP_VERSION = "http_version"
+    """the request is not HTTP/1.0 or HTTP/1.1 (505)"""
     NOT_JSON = "not_json"
     """the body is not JSON in UTF-8 (400)"""
     CROSS_SITE = "cross_site"
@@ -132,6 +142,11 @@ def unsupported(content_type: str, allowed: str) -> Problem:
     return Problem(415, Code.UNSUPPORTED_MEDIA_TYPE, "Unsupported media type", detail)
 
 
+def no_route(path: str) -> Problem:
+    """404: no such route."""
+    return Problem(404, Code.NOT_FOUND, "There is nothing here", f"no route for {path}: /docs lists them all")
+
+
 def no_job(job_id: str) -> Problem:
     """404: no such job."""
     detail = f"no job has the id {cut(job_id)!r}; it may have been deleted"
@@ -165,7 +180,42 @@ def unavailable(error: JobpipeError) -> Problem:
 
 def cross_site() -> Problem:
     """403: a page of another site tried to change something."""
-    return Problem(403, Code.CROSS_SITE, "Cross-site request", "pages of other sites may not change anything")
+    detail = "pages of other sites may not change anything; a proxy in between must pass on `Host` unchanged"
+    return Problem(403, Code.CROSS_SITE, "Cross-site request", detail)
+
+
+def wrong_host(host: str) -> Problem:
+    """421: the request names another host."""
+    detail = f"this service is not known as {host[:100]!r}: add the name to ALLOWED_HOSTS, or use localhost"
+    return Problem(421, Code.WRONG_HOST, "Wrong host", detail)
+
+
+def bad_request(detail: str) -> Problem:
+    """400: the request breaks HTTP's rules."""
+    return Problem(400, Code.BAD_REQUEST, "Malformed request", detail)
+
+
+def timed_out() -> Problem:
+    """408: a request came no further."""
+    detail = "the rest of the request did not arrive in time: send it again without pausing"
+    return Problem(408, Code.REQUEST_TIMEOUT, "Request timed out", detail)
+
+
+def too_long_head(limit: int) -> Problem:
+    """431: too long a request line, or too many headers."""
+    detail = f"the request line and headers may have at most {limit} bytes: send shorter ones"
+    return Problem(431, Code.HEAD_TOO_LARGE, "Headers too large", detail)
+
+
+def not_implemented(detail: str) -> Problem:
+    """501: a method or a transfer coding that is not known."""
+    return Problem(501, Code.NOT_IMPLEMENTED, "Not implemented", detail)
+
+
+def other_version(version: str) -> Problem:
+    """505: another version of HTTP."""
+    detail = f"HTTP/{version} is not supported: send HTTP/1.1"
+    return Problem(505, Code.HTTP_VERSION, "HTTP version not supported", detail)
 
 
 def internal() -> Problem:

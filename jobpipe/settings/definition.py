@@ -1,13 +1,15 @@
 """Every setting, once: flags, environment, `.env`, checks, `jobpipe config` and its docs derive from `Settings`."""
 
 import dataclasses
+import resource
+import sys
 import typing
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from jobpipe.settings.forms import DAY, Duration, Form, Host, Modules, Size, Store, Whole
+from jobpipe.settings.forms import DAY, AllowedHosts, Duration, Form, Hosts, Modules, Size, Store, Whole
 
 PREFIX = "JOBPIPE_"
 
@@ -21,7 +23,8 @@ def about(text: str, least: float | None = None, most: float | None = None) -> M
 class Settings:
     """What a node does and where. `load` checks the limits; who makes one by hand answers for the values.
 
-    Durations are seconds, sizes are bytes. `max_backlog` is never 0 afterwards: its default is filled in.
+    Durations are seconds, sizes are bytes. `max_backlog` and `max_connections` are never 0 afterwards: their defaults
+    are filled in.
     """
 
     workers: Annotated[Whole, about("How many jobs run at the same time.", 1, 1000)] = 4
@@ -39,8 +42,18 @@ class Settings:
             "What acknowledged jobs survive: a power failure (full), or only the death of the process (normal)."
         ),
     ] = "full"
-    host: Annotated[Host, about("The address to listen on; 0.0.0.0 means every IPv4 address.")] = "127.0.0.1"
+    host: Annotated[
+        Hosts, about("The addresses to listen on; 0.0.0.0 means every IPv4 address, :: every address.")
+    ] = ("127.0.0.1",)
     port: Annotated[Whole, about("The port to listen on; 0 takes any free one.", 0, 65_535)] = 8080
+    allowed_hosts: Annotated[
+        AllowedHosts, about("Names by which clients may address the service, besides localhost; * is any.")
+    ] = ()
+    max_connections: Annotated[Whole, about("How many connections may be open at once.", 1, 1_000_000)] = (
+        dataclasses.field(
+            default=0, metadata={"default": "what `ulimit -n` allows with room for handlers, at most 10000"}
+        )
+    )
     handlers: Annotated[Modules, about("The Python modules that define your handlers.")] = ()
     shipped_kinds: Annotated[
         Literal["on", "off"],
@@ -86,6 +99,19 @@ class Settings:
         if self.max_backlog == 0:
             default = max(self.queue_size, 1) if self.store == "memory:" else 1_000_000
             object.__setattr__(self, "max_backlog", default)
+        if self.max_connections == 0:
+            object.__setattr__(self, "max_connections", connections_for(open_files()))
+
+
+def open_files() -> int:
+    """How many files this process may have open, sockets included (`ulimit -n`)."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def connections_for(files: int) -> int:
+    """How many connections leave enough of so many files to the store and to handlers: 256, or three quarters."""
+    return min(10_000, max(files - 256, files // 4, 1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -122,11 +122,12 @@ def service_url(
 
 
 def _listening_url(sources: _Sources) -> str:
-    host, port = (_value_of(name, sources) for name in ("host", "port"))
+    hosts, port = (_value_of(name, sources) for name in ("host", "port"))
     if port == 0:
         sources.faults.append(f"PORT: 0 is any free port, so it must be said which; allowed: {URL} or --url")
-    # A server that listens on every address is reached at the loopback one.
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(host), str(host))  # noqa: S104 - compared, not bound
+    # A server that listens on every address is reached at the loopback one; on `::` it listens on IPv4 too.
+    host = str(hosts[0]) if isinstance(hosts, tuple) and hosts else ""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(host, host)  # noqa: S104 - compared, not bound
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
