@@ -43,6 +43,6 @@ def _postgres() -> ModuleType:
         from jobpipe.store import postgres  # noqa: PLC0415 - an extra, and 150 ms that other stores do without
     except ImportError as error:
         raise StoreError(
-            f"STORE=postgresql://... needs the extra of that name ({error}): pip install 'jobpipe[postgres]'"
+            f"STORE=postgresql://... needs the driver psycopg ({error}): pip install 'psycopg[binary]'"
         ) from error
     return postgres
