@@ -55,7 +55,7 @@ def test_jobpipe_is_installed_by(project, command):
     if "git+" in command and not (ROOT / ".git").exists():
         pytest.skip("the sources are no git repository")
     pip = f"{project}/env/bin/python -m pip --disable-pip-version-check"
-    offline = command.replace("file:///srv/git/jobpipe", f"file://{ROOT}")
+    offline = command.replace("https://git.example.com/jobpipe.git", f"file://{ROOT}")
     offline = re.sub(r"\bpip (install|wheel)\b", rf"{pip} \1 --quiet --no-deps --no-index --no-build-isolation", offline)
     shell(offline, project)
 
@@ -73,17 +73,3 @@ def test_jobpipe_is_installed_by(project, command):
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"^HANDLERS +myjobs +flag", done.stdout, re.MULTILINE)
     assert f"{project}/env/lib" in where
-
-
-def test_error_without_the_driver_says_how_to_get_it(monkeypatch):
-    from jobpipe.errors import StoreError  # noqa: PLC0415 - only here
-    from jobpipe.store import factory  # noqa: PLC0415 - only here
-
-    monkeypatch.delitem(sys.modules, "jobpipe.store.postgres", raising=False)
-    monkeypatch.setitem(sys.modules, "psycopg", None)
-    for name in [each for each in sys.modules if each.startswith("jobpipe.store.postgres")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("jobpipe.store.postgres", raising=False)
-
-    with pytest.raises(StoreError, match=r"psycopg.*pip install 'psycopg\[binary\]'"):
-        factory.migrate("postgresql://localhost/jobs")

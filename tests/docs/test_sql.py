@@ -37,7 +37,7 @@ class Database(NamedTuple):
 
     def own(self, sql: str) -> str:
         """The text with the roles of this run."""
-        return re.sub(rf"\b({'|'.join(ROLES)})\b(?!\.)", rf"\1_{self.mark}", sql)
+        return re.sub(rf"\b({'|'.join(ROLES)})\b", rf"\1_{self.mark}", sql)
 
 
 @pytest.fixture
