@@ -210,7 +210,9 @@ def test_readme_has_the_two_commands():
 def test_docs_name_every_recipe():
     justfile = re.sub(r"^\[.*\n", "", read(ROOT / "justfile"), flags=re.MULTILINE)
     recipes = re.findall(r"^([a-z][\w-]*)(?: [^:\n]*)?:(?!=)", justfile, re.MULTILINE)
-    table = first_cells("".join(f"| {row[0]}\n" for row in rows(section(DOCS / "development.md", "## Recipes"))))
+    table = first_cells(
+        "".join(f"| {row[0]}\n" for row in rows(section(DOCS / "development.md", "## Recipes")))
+    )
 
     assert sorted(table) == sorted("just" if recipe == "default" else f"just {recipe}" for recipe in recipes)
 

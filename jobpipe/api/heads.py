@@ -75,4 +75,4 @@ def _check_characters(target: bytes) -> None:
     except UnicodeDecodeError:
         raise bad_request("the path is not UTF-8: percent-encode its UTF-8 bytes") from None
     if any(ord(character) < ord(" ") or character == "\x7f" for character in decoded) or b"%00" in query:
-        raise bad_request("the address has control characters, which nothing here is called by")
+        raise bad_request("the address has control characters: percent-encode them")

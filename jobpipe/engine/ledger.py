@@ -365,14 +365,14 @@ class Ledger:
         if entries.wish is not None and not entries.wish.abandoned and self._wish is None:
             self._wish = entries.wish
         if self.trouble is None:
-            log.error("the store cannot write; what is running is kept, and tried again", error=str(error))
+            log.error("the store cannot write: outcomes are kept and retried", error=str(error))
         self.trouble = str(error)
         self._pause = min(LONGEST_PAUSE, self._lease / 6, self._pause * 2 or 0.1)  # renewals wait behind this
         await trio.sleep(self._pause)
 
     def _hand_out(self, entries: Gathered, receipts: Receipts) -> None:
         if self.trouble is not None:
-            log.info("the store writes again")
+            log.info("the store can write again")
         self.trouble, self._pause = None, 0.0
         self.commits += 1
         self._arrived(entries)

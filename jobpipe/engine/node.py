@@ -124,7 +124,7 @@ class Node:
             await self.ledger.flushed()
         if patience.cancelled_caught:
             log.error(
-                "the last outcomes could not be written: those jobs run again", error=self.ledger.trouble
+                "the last outcomes could not be written: those jobs will run again", error=self.ledger.trouble
             )
         self.lease.heartbeat.armed = False
         with trio.move_on_after(CLEANUP), suppress(StoreError):  # a lease that stays ends by itself

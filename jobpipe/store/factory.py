@@ -35,7 +35,7 @@ def migrate(store: str) -> str:
     if store.startswith(POSTGRES):
         done: str = _postgres().migrate(store)
         return done
-    return f"{store} needs no migration of its own: it is made at the start"
+    return f"{store} needs no migration: its tables are created at the start"
 
 
 def _postgres() -> ModuleType:

@@ -104,7 +104,9 @@ def test_a_block_of_commands_is_pasted_as_a_whole_or_listed_as_a_whole(page):
 
 
 def test_every_exception_is_still_in_the_docs():
-    found = [_bare(each) for page in PAGES for block in blocks(read(page), "sh") for each in commands(block.text)]
+    found = [
+        _bare(each) for page in PAGES for block in blocks(read(page), "sh") for each in commands(block.text)
+    ]
 
     assert [each for each in EXCEPTIONS if not any(re.fullmatch(each, command) for command in found)] == []
 
@@ -197,11 +199,7 @@ def test_start_and_end_look_as_the_quick_start_shows(tmp_path):
 
 def test_lines_of_the_log_are_shown_alike_everywhere():
     """Those of other pages are among those of the quick start, which are compared with a real service."""
-    known = {
-        _event(line)
-        for block in blocks(read(QUICK_START), "log")
-        for line in block.text.splitlines()
-    }
+    known = {_event(line) for block in blocks(read(QUICK_START), "log") for line in block.text.splitlines()}
     shown = {
         _event(line)
         for page in PAGES

@@ -12,6 +12,7 @@ import jobpipe
 from jobpipe.handlers.registry import handlers_of
 from tests.docs.pages import DOCS, README, examples
 
+
 def test_examples_of_handlers_define_a_handler_each():
     *handlers, _ = examples(DOCS / "handlers.md")
 
@@ -69,9 +70,7 @@ def test_example_of_a_test_passes(tmp_path):
         f"--rootdir={tmp_path}",
         "test_myjobs.py",
     ]
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 passed" in done.stdout

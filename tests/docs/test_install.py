@@ -56,7 +56,9 @@ def test_jobpipe_is_installed_by(project, command):
         pytest.skip("the sources are no git repository")
     pip = f"{project}/env/bin/python -m pip --disable-pip-version-check"
     offline = command.replace("https://git.example.com/jobpipe.git", f"file://{ROOT}")
-    offline = re.sub(r"\bpip (install|wheel)\b", rf"{pip} \1 --quiet --no-deps --no-index --no-build-isolation", offline)
+    offline = re.sub(
+        r"\bpip (install|wheel)\b", rf"{pip} \1 --quiet --no-deps --no-index --no-build-isolation", offline
+    )
     shell(offline, project)
 
     done = subprocess.run(

@@ -43,7 +43,9 @@ class Database(NamedTuple):
 @pytest.fixture
 def database() -> Iterator[Database]:
     mark = secrets.token_hex(4)
-    ((may,),) = ask("select rolsuper or rolcreatedb and rolcreaterole from pg_roles where rolname = current_user")
+    ((may,),) = ask(
+        "select rolsuper or rolcreatedb and rolcreaterole from pg_roles where rolname = current_user"
+    )
     if not may:
         pytest.skip("the user of JOBPIPE_TEST_POSTGRES_URL may not make databases and roles")
     ask(f"create database docs_{mark}")
@@ -64,7 +66,10 @@ def _newer(version: int) -> bool:
 def migrate(database: Database) -> None:
     """Run the page's command that makes the tables."""
     (command,) = [
-        each for block in blocks(read(PAGE), "sh") for each in commands(block.text) if "jobpipe migrate" in each
+        each
+        for block in blocks(read(PAGE), "sh")
+        for each in commands(block.text)
+        if "jobpipe migrate" in each
     ]
     assignment, program = command.split(" ", 1)
     assert assignment.startswith("STORE=")
@@ -82,7 +87,9 @@ def test_sql_of_the_page_works_in_its_order(database):
     database.run(prepare)
     database.run(enqueue, role="shop")
 
-    assert database.run("select id, kind, queue from jobpipe.jobs") == [("order-17-mail", "email.send", "mail")]
+    assert database.run("select id, kind, queue from jobpipe.jobs") == [
+        ("order-17-mail", "email.send", "mail")
+    ]
     assert database.run("select id from shop.orders") == [(17,)]
     assert database.run("select count(*) from jobpipe.live", role="jobpipe_node") == [(1,)]
 

@@ -46,7 +46,7 @@ async def test_what_blocks_the_loop_is_told_once_and_remembered() -> None:
 
     assert [line["event"].split(":")[0] for line in lines] == [
         "the event loop is blocked",
-        "the event loop goes on",
+        "the event loop is running again",
     ]
     assert "time.sleep(0.3)" in lines[0]["stack"]
     assert (dog.told() or "").startswith("something blocked the event loop for 0.")

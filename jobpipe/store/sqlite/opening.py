@@ -59,7 +59,7 @@ def exclusive(path: Path) -> Iterator[None]:
         lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise StoreError(
-            f"cannot write {lock_path} ({error.strerror}): jobpipe needs to write beside {path}"
+            f"cannot write {lock_path} ({error.strerror}): jobpipe keeps a lock file next to {path}"
         ) from error
     try:
         try:
@@ -67,7 +67,7 @@ def exclusive(path: Path) -> Iterator[None]:
         except BlockingIOError:
             holder = os.read(lock, 100).decode(errors="replace").strip() or "unknown"
             raise StoreUnavailable(
-                f"{path} is in use by another jobpipe (process {holder}): stop it, or give this one another STORE"
+                f"{path} is in use by another jobpipe (process {holder}): stop it, or set STORE to another file"
             ) from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
@@ -146,11 +146,13 @@ def check_path(path: Path) -> None:
     if os.path.isdir(path):  # noqa: PTH112 - see above
         raise StoreError(f"{path} is a directory: name a file in STORE")
     if not os.path.isdir(path.parent):  # noqa: PTH112 - see above
-        raise StoreError(f"{path.parent} does not exist: make it, or name another file in STORE")
+        raise StoreError(f"{path.parent} does not exist: create it, or name another file in STORE")
     exists = os.path.exists(path)  # noqa: PTH110 - see above
     if exists and not path.is_file():
-        raise StoreError(f"{path} is not a file: name another in STORE")
+        raise StoreError(f"{path} is not a regular file: name another one in STORE")
     if exists and not os.access(path, os.R_OK | os.W_OK):
-        raise StoreError(f"no permission to read and write {path}: mend it, or name another file in STORE")
+        raise StoreError(
+            f"no permission to read and write {path}: fix the permissions, or name another file in STORE"
+        )
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise StoreError(f"no permission to write in {path.parent}: SQLite keeps its log beside {path.name}")
+        raise StoreError(f"no permission to write in {path.parent}: SQLite keeps its log next to {path.name}")
