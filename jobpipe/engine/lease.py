@@ -60,8 +60,8 @@ class Lease:
     async def _renew(self) -> bool:
         """Renew the lease before it is too late to stop in time; False when it is, or when the lease is lost.
 
-        If that time has already passed, because this process was suspended or a handler blocked the event loop, the store
-        is asked whether the lease still stands. It may well, and then nothing needs to be stopped.
+        If that time has already passed, because this process was suspended or a handler blocked the event loop, the
+        store is asked whether the lease still stands. It may well, and then nothing needs to be stopped.
         """
         while True:
             until = self._patience()

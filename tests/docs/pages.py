@@ -19,7 +19,7 @@ def read(page: Path) -> str:
 
 def section(page: Path, heading: str) -> str:
     """The text below a heading, up to the next heading of its level."""
-    level = heading.split(" ")[0]
+    level = heading.split(" ", 1)[0]
     text = read(page).split(f"\n{heading}\n", 1)[1]
     return re.split(rf"^#{{1,{len(level)}}} ", text, maxsplit=1, flags=re.MULTILINE)[0]
 

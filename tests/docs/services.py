@@ -78,7 +78,11 @@ def _said_at_start(process: "subprocess.Popen[str]") -> Iterator[str]:
             return
 
 
-CURL = """curl() { command curl --silent --show-error --noproxy '*' --write-out '%{stderr}<<%{http_code}>>\\n' "$@"; }\n"""
+CURL = """
+curl() {
+    command curl --silent --show-error --noproxy '*' --write-out '%{stderr}<<%{http_code}>>\\n' "$@"
+}
+"""
 
 
 def shell(lines: str, folder: Path, variables: Mapping[str, str] | None = None) -> tuple[str, str]:

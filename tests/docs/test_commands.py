@@ -82,7 +82,8 @@ def text_of(page: Path) -> str:
 # --- nothing is left out ----------------------------------------------------------------------------------------------
 
 LANGUAGES = {"sh", "console", "json", "log", "python", "sql", "yaml", "ini", ""}
-COMMAND = r"(\$ |[A-Z_]+=\S+ )?(pip|pipx|uvx|just|jobpipe|curl|python3?|docker|sqlite3|git|sudo|select|grant|create)\b(?!: | ──)"
+PROGRAMS = "pip|pipx|uvx|just|jobpipe|curl|python3?|docker|sqlite3|git|sudo|select|grant|create"
+COMMAND = rf"(\$ |[A-Z_]+=\S+ )?({PROGRAMS})\b(?!: | ──)"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

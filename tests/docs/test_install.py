@@ -5,7 +5,6 @@ Offline: without dependencies and build environments, which a folder on the new 
 
 import re
 import subprocess
-import sys
 import sysconfig
 import venv
 from pathlib import Path
