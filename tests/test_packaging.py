@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobpipe.settings import SETTINGS, Settings, load
+from jobpipe.settings.definition import connections_for
 
 ROOT = Path(__file__).parent.parent
 PINNED = sorted(path.name for path in (ROOT / "requirements").glob("*.txt"))
@@ -105,7 +106,7 @@ def test_env_example_shows_every_setting_with_its_default(tmp_path):
     shown = re.findall(r"^#([A-Z_]+)=", text, re.MULTILINE)
 
     assert sorted(shown) == sorted(setting.variable for setting in SETTINGS)
-    assert load({}, {}, dotenv).settings == Settings()
+    assert load({}, {}, dotenv).settings == Settings(max_connections=connections_for(1024))
 
 
 def test_every_recipe_has_a_comment_that_is_its_help():

@@ -51,9 +51,9 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 @contextmanager
-def serving(folder: Path, port: int = 0, **variables: str) -> Iterator[Service]:
-    """A real service in a folder, by default on a free port; in the end it must end in order, unless it was killed."""
-    command = [sys.executable, "-m", "jobpipe", "serve", "--port", str(port)]
+def serving(folder: Path, **variables: str) -> Iterator[Service]:
+    """A real service in a folder, on a free port; in the end it must stop in order, unless it was killed."""
+    command = [sys.executable, "-m", "jobpipe", "serve", "--port", "0"]
     with subprocess.Popen(
         command, cwd=folder, env=environment(**variables), stderr=subprocess.PIPE, text=True
     ) as process:

@@ -1,12 +1,11 @@
 """The files that the docs give for systemd and compose: they parse, and say what the page around them says."""
 
-import configparser
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]  # it has no types of its own
 
 from jobpipe.settings import SETTINGS
 from tests.docs.pages import DOCS, blocks, read
@@ -23,35 +22,35 @@ def settings_in(variables):
     return {name: known[name].read(value) for name, value in variables.items() if name in known}
 
 
-def unit(text):
-    """A unit of systemd: the lines of each section, where a name may come twice."""
-    parser = configparser.RawConfigParser(strict=False, interpolation=None)
-    parser.optionxform = str
-    parser.read_string(re.sub(r"^Environment=(\w+)=", r"Environment.\1=", text, flags=re.MULTILINE))
-    return parser
+class Unit:
+    """A unit of systemd: its directives, and the environment that it gives to the service."""
+
+    def __init__(self, text):
+        pairs = re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE)
+        self.directives = dict(pairs)
+        self.environment = dict(value.split("=", 1) for name, value in pairs if name == "Environment")
 
 
 @pytest.mark.parametrize(("page", "text"), UNITS)
 def test_unit_gives_the_service_time_to_stop_and_starts_the_command(page, text):
-    service = unit(text)["Service"]
-    command, *arguments = shlex.split(service["ExecStart"])
+    directives = Unit(text).directives
+    command, *arguments = shlex.split(directives["ExecStart"])
 
     assert (Path(command).name, arguments) == ("jobpipe", ["serve"])
-    assert int(service["TimeoutStopSec"]) > LONGEST_STOP
-    assert service["Restart"] == "always"
+    assert int(directives["TimeoutStopSec"]) > LONGEST_STOP
+    assert directives["Restart"] == "always"
 
 
 @pytest.mark.parametrize(("page", "text"), UNITS)
-def test_unit_with_a_dynamic_user_has_its_store_where_that_may_write(page, text):
-    service = unit(text)["Service"]
-    variables = {name.removeprefix("Environment."): value for name, value in service.items() if "." in name}
-    settings_in({name: value.replace("%i", "8081") for name, value in variables.items()})
+def test_unit_with_a_dynamic_user_has_its_store_where_that_user_may_write(page, text):
+    unit = Unit(text.replace("%i", "8081"))
+    settings = settings_in(unit.environment)
 
-    assert service["DynamicUser"] == "yes"
-    if "StateDirectory" in service:
-        assert variables["STORE"].startswith(f"sqlite:/var/lib/{service['StateDirectory']}/")
+    assert unit.directives["DynamicUser"] == "yes"
+    if folder := unit.directives.get("StateDirectory"):
+        assert settings["STORE"].startswith(f"sqlite:/var/lib/{folder}/")
     else:
-        assert "EnvironmentFile" in service  # which names a database
+        assert "EnvironmentFile" in unit.directives  # which names a database
 
 
 def test_compose_gives_settings_that_jobpipe_reads_and_no_files_that_it_cannot():
