@@ -168,7 +168,7 @@ def test_kill_it_goes_as_the_page_shows(tmp_path):
         quietly(kill.text, service.port, tmp_path)
         assert service.process.wait(10) == -signal.SIGKILL
     with serving(tmp_path) as service:
-        recovered = next(line for line in service.said.splitlines() if "recovered" in line)
+        recovered = next(line for line in service.said.splitlines() if re.search(r" recovered \d+ job", line))
         queues = quietly(after.text, service.port, tmp_path)
 
     started = re.search(r"\((\d+) had started\)", recovered)
