@@ -30,11 +30,15 @@ _ATTEMPTS = (
 )
 _COUNTS = "select queue, state, sum(jobs)::bigint from counts group by queue, state having sum(jobs) > 0"
 _HELD = "select queue, status, count(*) from live where node is not null group by queue, status"
-_QUEUES = "select name, paused from queues order by name"
+_QUEUES = (
+    "select name, coalesce(paused, false) from (select queue as name from counts union select name from queues) k "
+    "left join queues using (name) order by name"
+)
 # The index of ready jobs is read at its first entry of each queue and priority.
 _OLDEST = (
     "with recursive tops as (select q.name, (select l.priority from live l where status = 'queued' and node is null "
-    "and l.queue = q.name order by l.priority desc limit 1) as priority from queues q "
+    "and l.queue = q.name order by l.priority desc limit 1) as priority "
+    "from (select distinct queue as name from counts) q "
     "union all select t.name, (select l.priority from live l where status = 'queued' and node is null "
     "and l.queue = t.name and l.priority < t.priority order by l.priority desc limit 1) "
     "from tops t where t.priority is not null) "

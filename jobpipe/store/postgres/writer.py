@@ -38,43 +38,67 @@ _PROMOTE = (
 )
 """The statement that does it is in the function: to set it going costs more than to see that nothing is due."""
 
-_READY = (
-    "select l.seq, l.priority, l.run_at from live l where l.status = 'queued' and l.node is null "
-    "and {which} and (l.expires_at is null or l.expires_at > %(now)s) "
-    "order by l.priority desc, l.run_at, l.seq limit %(limit)s for update skip locked"
+PASSED = 10_000
+"""How many ready jobs of paused queues a claim may pass over, before it reads queue by queue instead."""
+
+WALKED = 1_000
+"""How many queues such a claim reads; the next one continues behind them."""
+
+_READY = "l.status = 'queued' and l.node is null"
+_UNPAUSED = "{}.queue <> all (array(select name from queues where paused))"
+_FRESH = "(l.expires_at is null or l.expires_at > %(now)s)"
+_ORDER = "order by {0}.priority desc, {0}.run_at, {0}.seq"
+_NEXT_QUEUE = f"(select l.queue from live l where {_READY} and l.queue > {{}} order by l.queue limit 1)"
+# From one queue that has a ready job to the next by name, and round to where it began: the others cost nothing.
+_WALK = (
+    'walk (queue, round) as (select %(after)s::text collate "C", -1 from way where by_queue union all '
+    "select n.queue, n.round from walk w cross join lateral ("
+    f"select queue, greatest(w.round, 0) as round from {_NEXT_QUEUE.format('w.queue')} a union all "
+    f"select queue, 1 from {_NEXT_QUEUE.format(chr(39) * 2)} b where w.round < 1 order by round limit 1) n "
+    "where n.round = 0 or n.queue <= %(after)s)"
 )
-# Two ways, of which the server takes one. The first entries of one index over all queues: but jobs of paused queues
-# are passed over there. Or the first of each queue that is not paused: but so many are locked from each of them. To
-# lock a row costs about ten times as much as to pass one over.
+_HEADS = (
+    "heads as materialized (select w.queue, w.round, r.* from walk w cross join lateral "
+    f"(select l.priority, l.run_at, l.seq from live l where {_READY} and l.queue = w.queue and {_FRESH} "
+    f"{_ORDER.format('l')} limit 1) r where w.round >= 0 and {_UNPAUSED.format('w')} limit %(walked)s)"
+)
+# Locking a row costs about ten times as much as reading it, so the candidates are read first and locked in order.
+_OF_QUEUES = (
+    "of_queues as materialized (select l.seq from (select r.* from "
+    f"(select h.queue from heads h {_ORDER.format('h')} limit %(limit)s) h cross join lateral "
+    f"(select l.priority, l.run_at, l.seq from live l where {_READY} and l.queue = h.queue and {_FRESH} "
+    f"{_ORDER.format('l')} limit %(limit)s) r {_ORDER.format('r')} limit 10 * %(limit)s) c "
+    f"join live l on l.seq = c.seq where {_READY} and exists (select from me) "
+    f"{_ORDER.format('c')} limit %(limit)s for update of l skip locked)"
+)
+# The server takes one of two ways. It reads one index over all queues, and passes over the jobs of paused ones; or,
+# where those are too many, it reads the first jobs of each queue.
 _BY_QUEUE = (
-    "select exists (select from queues where paused) and "
-    "10 * %(limit)s * (select count(*) from queues where not paused) < (select sum(c.jobs) from counts c "
-    "join queues q on q.name = c.queue where q.paused and c.state = 'queued')"
+    "select exists (select from queues where paused) and coalesce((select sum(c.jobs) from queues q "
+    "join counts c on c.queue = q.name and c.state = 'queued' where q.paused) > %(passed)s, false) as by_queue"
 )
 _CLAIM = (
     # Locked, so that no rescue can take the node for dead before what is claimed here is committed.
-    "with me as (select node from nodes where name = %(node)s and lease_until is not null for share), "
-    f"way as materialized (select coalesce(({_BY_QUEUE}), false) as by_queue), "
-    "first as materialized ("
-    + _READY.format(
-        which="l.queue <> all (array(select name from queues where paused)) "
-        "and not (select by_queue from way) and exists (select from me)"
-    )
-    + "), of_queues as materialized (select r.seq from queues q cross join lateral "
-    f"({_READY.format(which='l.queue = q.name')}) r "
-    "where (select by_queue from way) and not q.paused and exists (select from me) "
-    "order by r.priority desc, r.run_at, r.seq limit %(limit)s), "
+    "with recursive me as (select node from nodes where name = %(node)s and lease_until is not null for share), "
+    f"way as materialized ({_BY_QUEUE}), "
+    f"first as materialized (select l.seq from live l where {_READY} and {_UNPAUSED.format('l')} and {_FRESH} "
+    "and not (select by_queue from way) and exists (select from me) "
+    f"{_ORDER.format('l')} limit %(limit)s for update skip locked), "
+    f"{_WALK}, {_HEADS}, {_OF_QUEUES}, "
     "ready as (select seq from first union all select seq from of_queues), "
     "taken as (update live l set claim = l.claim + 1, node = (select node from me), token = %(token)s, "
     "started_at = null from ready where l.seq = ready.seq returning l.*), "
     + counting("select queue, 'queued', -1, 0 from taken").replace("%s", "%(slot)s")
     + " "
     "select -t.priority, t.run_at, t.seq, j.id, j.kind, j.queue, j.payload, t.priority, t.run_at, t.attempt, "
-    "j.max_retries, t.claim, t.rescued, j.options from taken t join jobs j on j.seq = t.seq"
+    "j.max_retries, t.claim, t.rescued, j.options, "
+    "(select h.queue from heads h order by h.round desc, h.queue desc limit 1) "
+    "from taken t join jobs j on j.seq = t.seq"
 )
 _ANY_READY = (
-    "select exists (select from queues q where not q.paused and exists (select from live l "
-    "where l.status = 'queued' and l.node is null and l.queue = q.name))"
+    f"with recursive walk (queue) as ({_NEXT_QUEUE.format(chr(39) * 2)} union all "
+    f"select n.queue from walk w cross join lateral {_NEXT_QUEUE.format('w.queue')} n) "
+    f"select exists (select from walk w where {_UNPAUSED.format('w')})"
 )
 _UNKNOWN = (
     "select l.seq, j.id, l.queue, l.claim, l.attempt from live l join jobs j on j.seq = l.seq "
@@ -118,12 +142,12 @@ async def clock_offset(session: Session) -> float:
 class Writer:
     """The writing half of the store, for one exchange at a time.
 
-    Other nodes write too, so of the database it is certain only of what cannot become untrue: names of queues.
+    Other nodes write too, so it is certain of nothing in the database.
     """
 
     def __init__(self, line: Line, slot: int, leases: Leases, channel: str) -> None:
         self._line, self._slot, self._leases, self._channel = line, slot, leases, channel
-        self._names: set[str] = set()
+        self._walked = ""
         self._hungry: dict[str, bool] = {}
         self._token = time.time_ns()  # larger than any of an earlier run
         self._unknown: dict[int, float] = {}
@@ -180,8 +204,8 @@ class Writer:
         if careful:
             await exchange.add_with_care()
         else:
-            await exchange.add(self._names)
-        exchange.claim(self._token)
+            await exchange.add()
+        exchange.claim(self._token, self._walked)
         if self._scattered:
             fold(session, self._slot, all_slots=False)
         exchange.look()
@@ -236,7 +260,7 @@ class Writer:
 
     def _learn(self, exchange: "Exchange") -> None:
         """What is certain now that the transaction is committed."""
-        self._names.update(job.queue for job in exchange.stored)
+        self._walked = exchange.walked or self._walked
         self._scattered = exchange.scattered
         self._doubtful.clear()
         now = time.monotonic()
@@ -285,11 +309,13 @@ class Exchange:
         self._starts: Answer | None = None
         self._claim: Answer | None = None
         self._settling = Settling(batch.settlements, slot)
-        self._adding = Adding((), set(), slot)
+        self._adding = Adding((), slot)
         self._careful: Sequence[Sequence[Receipt]] | None = None
         self._taken: Sequence[Receipt] = ()
         self._claimed: Sequence[Claimed] = ()
         self.stale: set[Fence] = set()
+        self.walked: str | None = None
+        """the last queue that the claim read, where it went queue by queue"""
         self.watched: Sequence[str] = ()
         """ids of watched jobs that have ended"""
 
@@ -311,9 +337,9 @@ class Exchange:
             self._starts = send_starts(self._session, self.batch.starts)
         self._settling.send(self._session)
 
-    async def add(self, names: set[str]) -> None:
+    async def add(self) -> None:
         """Store new jobs, in the hope that nothing is in conflict; raises `Conflict` when all or nothing is not all."""
-        self._adding = Adding(self.batch.adds, names, self._slot)
+        self._adding = Adding(self.batch.adds, self._slot)
         self._adding.send(self._session)
         await self._adding.check(self._session)
 
@@ -321,11 +347,12 @@ class Exchange:
         """Add one after another, each after a look."""
         self._careful = [await add_with_care(self._session, add, self._slot) for add in self.batch.adds]
 
-    def claim(self, token: int) -> None:
-        """Take ready jobs."""
+    def claim(self, token: int, after: str) -> None:
+        """Take ready jobs; where it goes queue by queue, from behind the one named `after`."""
         if limit := self.batch.claim:
             values = {"node": self.batch.node, "now": float(self.batch.now), "limit": limit}
-            self._claim = self._session.run(_CLAIM, values | {"token": token, "slot": self._slot})
+            bounds = {"passed": PASSED, "walked": WALKED, "after": after}
+            self._claim = self._session.run(_CLAIM, values | bounds | {"token": token, "slot": self._slot})
 
     def look(self) -> None:
         """Ask how the store stands."""
@@ -343,7 +370,9 @@ class Exchange:
             self.stale |= {(one.seq, one.claim) for one in self.batch.starts} - set(self._starts.rows())
         if self._claim is not None:
             # By -priority, run_at, seq: what an update returns has no order.
-            self._claimed = list(map(_claimed, sorted(self._claim.rows())))
+            rows = sorted(self._claim.rows())
+            self._claimed = list(map(_claimed, rows))
+            self.walked = rows[0][-1] if rows else None
 
     @property
     def taken(self) -> Sequence[NewJob]:
@@ -405,5 +434,5 @@ class Exchange:
 
 
 def _claimed(row: Row) -> Claimed:
-    values: Sequence[Any] = (*row[2:-1], decoded_options(row[-1]))
+    values: Sequence[Any] = (*row[2:-2], decoded_options(row[-2]))
     return Claimed(*values)

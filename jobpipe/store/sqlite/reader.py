@@ -22,7 +22,10 @@ _ATTEMPTS = (
 )
 _COUNTS = "select queue, state, jobs from counts where jobs > 0"
 _HELD = "select queue, status, count(*) from jobs where held = 1 group by queue, status"
-_QUEUES = "select name, paused from queues order by name"
+_QUEUES = (
+    "select name, coalesce((select paused from queues where queues.name = known.name), 0) from "
+    "(select queue as name from counts union select name from queues) as known order by name"
+)
 _PRIORITY = (
     "select priority, min(run_at) from jobs where status = 'queued' and held = 0 and queue = ?1 and priority = "
     "(select priority from jobs where status = 'queued' and held = 0 and queue = ?1 and priority < ?2 "

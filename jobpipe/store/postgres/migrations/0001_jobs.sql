@@ -56,7 +56,7 @@ create table live (
 ) with (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0, autovacuum_vacuum_insert_scale_factor = 0.1);
 
--- The jobs that are ready, of all queues and by queue: for claims while no queue is paused, and while some are.
+-- The jobs that are ready: of all queues in the order of claims, and by queue, to get round paused ones.
 create index live_ready on live (priority desc, run_at, seq) where status = 'queued' and node is null;
 create index live_ready_by_queue on live (queue, priority desc, run_at, seq) where status = 'queued' and node is null;
 create index live_later on live (run_at) where status in ('scheduled', 'retrying');
@@ -108,10 +108,13 @@ create table tags (
     primary key (tag, seq)
 );
 
+-- What was set for a queue; a queue of which nothing was set needs no row.
 create table queues (
     name   text collate "C" primary key,
     paused boolean not null default false
 );
+
+create index queues_paused on queues (name) where paused;
 
 -- How many jobs of a queue are in a state, kept in the transaction that changes them: each writer in a slot of its
 -- own, so that none waits for another; what counts is the sum. Slots below zero are one row a call of enqueue(), which
@@ -264,8 +267,6 @@ begin
     insert into live (seq, queue, status, priority, run_at, expires_at)
         values (job_seq, enqueue.queue, case when due > now_at then 'scheduled' else 'queued' end,
             enqueue.priority, due, until);
-    insert into queues (name) select enqueue.queue
-        where not exists (select from queues where name = enqueue.queue) on conflict do nothing;
     insert into tags (tag, seq) select convert_to(t.tag, 'UTF8'), job_seq from unnest(enqueue.tags) as t (tag)
         on conflict do nothing;
     insert into counts (queue, state, slot, jobs, size)

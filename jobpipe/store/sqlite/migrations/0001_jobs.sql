@@ -27,7 +27,9 @@ create table jobs (
     error       blob
 ) strict;
 
-create index jobs_ready on jobs (queue, priority desc, run_at, seq) where status = 'queued' and held = 0;
+-- The jobs that are ready: of all queues in the order of claims, and by queue, to get round paused ones.
+create index jobs_ready on jobs (priority desc, run_at, seq, queue) where status = 'queued' and held = 0;
+create index jobs_ready_by_queue on jobs (queue, priority desc, run_at, seq) where status = 'queued' and held = 0;
 create index jobs_later on jobs (run_at) where status in ('scheduled', 'retrying');
 create index jobs_expiring on jobs (expires_at) where expires_at is not null and finished_at is null and held = 0;
 create index jobs_held on jobs (node) where held = 1;
@@ -62,10 +64,13 @@ create table nodes (
     lease_until real
 ) strict;
 
+-- What was set for a queue; a queue of which nothing was set needs no row.
 create table queues (
     name   text primary key,
     paused integer not null default 0
 ) strict, without rowid;
+
+create index queues_paused on queues (name) where paused = 1;
 
 -- How many jobs of a queue are in a state, kept in the transaction that changes them.
 -- The state is the status, but "held" for every job that a node holds; size counts ended jobs only.
