@@ -23,6 +23,7 @@ from jobpipe.job import (
     Tag,
     Timeout,
 )
+from jobpipe.store.base import QUEUES
 
 Time = Annotated[
     datetime, Meta(tz=True, description="RFC 3339 with a time zone, such as 2030-01-31T12:00:00Z")
@@ -119,9 +120,10 @@ class QueueView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueList(msgspec.Struct, frozen=True):
-    """Every queue, by name."""
+    """A page of queues, by name. `next_cursor` is null at the end."""
 
     queues: Sequence[QueueView]
+    next_cursor: str | None
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -158,6 +160,13 @@ class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
     cursor: str | None = None
     payload: Annotated[bool, Meta(description="with payloads and results")] = False
+
+
+class QueueQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which queues to list."""
+
+    limit: Annotated[int, Meta(ge=1, le=QUEUES)] = 100
+    cursor: str | None = None
 
 
 NULL = msgspec.Raw(b"null")

@@ -13,13 +13,15 @@ from jobpipe.api.problems import (
     internal,
     invalid,
     no_job,
+    no_queue,
+    not_empty,
     not_json,
     too_large,
     unavailable,
     unsupported,
 )
 from jobpipe.errors import Draining, QueueFull, StoreUnavailable
-from jobpipe.job import JobId, Name
+from jobpipe.job import JobId, Name, Status
 
 DESCRIPTION = """\
 Background jobs: enqueue, watch, cancel, retry.
@@ -36,7 +38,7 @@ Background jobs: enqueue, watch, cancel, retry.
 TAGS = {
     "enqueue": "New jobs",
     "jobs": "Look at jobs, wait for them, cancel, retry and delete them",
-    "queues": "What waits where; pause and resume",
+    "queues": "List, pause, resume and delete queues",
     "service": "The node itself",
 }
 
@@ -49,8 +51,8 @@ PARAMETERS = {
     "tag": "only jobs that have this tag",
     "created_after": "only jobs created later: RFC 3339 with a time zone, such as 2030-01-31T12:00:00Z",
     "created_before": "only jobs created earlier: RFC 3339 with a time zone, such as 2030-01-31T12:00:00Z",
-    "limit": "how many jobs a page holds at most",
-    "cursor": "the `next_cursor` of the page before",
+    "limit": "the most entries of a page",
+    "cursor": "the `next_cursor` of the previous page",
 }
 """What parameters mean; where nothing stands, the type says it."""
 
@@ -69,6 +71,8 @@ PROBLEMS = {
             "The job's status does not allow that",
             "job 't1' is done: only a job that waits or runs can be cancelled",
         ),
+        no_queue("reports"),
+        not_empty("reports", {Status.QUEUED: 3}),
         conflict(["t1"]),
         too_large(1 << 20),
         unsupported("text/plain", "application/json"),

@@ -4,7 +4,7 @@ from jobpipe.clock import Clock
 from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.ledger import Ledger
 from jobpipe.events import Events
-from jobpipe.store.base import Change, ControlStore
+from jobpipe.store.base import Change, ControlStore, QueueChange
 
 
 class Control:
@@ -48,6 +48,10 @@ class Control:
         await self._store.pause(queue)
         self._ledger.recall(queue)
         self._attempts.recall(queue)
+
+    async def delete_queue(self, queue: str) -> QueueChange:
+        """Forget a queue that has no jobs, and that it is paused."""
+        return await self._store.delete_queue(queue)
 
     async def resume(self, queue: str) -> None:
         """Start jobs of a queue again."""

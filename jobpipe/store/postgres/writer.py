@@ -13,6 +13,7 @@ from jobpipe.store.postgres.adding import Adding, Conflict, add_with_care, store
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.line import TRIES, CommitUnknown, Line
 from jobpipe.store.postgres.parameters import integers
+from jobpipe.store.postgres.reader import ANY_READY, NEXT_QUEUE, UNPAUSED
 from jobpipe.store.postgres.session import Answer, Row, Session
 from jobpipe.store.postgres.settling import Fence, Settling, send_starts, written_before
 from jobpipe.store.postgres.tally import counting, fold
@@ -45,22 +46,20 @@ WALKED = 1_000
 """How many queues such a claim reads; the next one continues behind them."""
 
 _READY = "l.status = 'queued' and l.node is null"
-_UNPAUSED = "{}.queue <> all (array(select name from queues where paused))"
 _FRESH = "(l.expires_at is null or l.expires_at > %(now)s)"
 _ORDER = "order by {0}.priority desc, {0}.run_at, {0}.seq"
-_NEXT_QUEUE = f"(select l.queue from live l where {_READY} and l.queue > {{}} order by l.queue limit 1)"
-# From one queue that has a ready job to the next by name, and round to where it began: the others cost nothing.
+# From one queue that has a ready job to the next, and round to where it began.
 _WALK = (
     'walk (queue, round) as (select %(after)s::text collate "C", -1 from way where by_queue union all '
     "select n.queue, n.round from walk w cross join lateral ("
-    f"select queue, greatest(w.round, 0) as round from {_NEXT_QUEUE.format('w.queue')} a union all "
-    f"select queue, 1 from {_NEXT_QUEUE.format(chr(39) * 2)} b where w.round < 1 order by round limit 1) n "
+    f"select queue, greatest(w.round, 0) as round from {NEXT_QUEUE.format('w.queue')} a union all "
+    f"select queue, 1 from {NEXT_QUEUE.format(chr(39) * 2)} b where w.round < 1 order by round limit 1) n "
     "where n.round = 0 or n.queue <= %(after)s)"
 )
 _HEADS = (
     "heads as materialized (select w.queue, w.round, r.* from walk w cross join lateral "
     f"(select l.priority, l.run_at, l.seq from live l where {_READY} and l.queue = w.queue and {_FRESH} "
-    f"{_ORDER.format('l')} limit 1) r where w.round >= 0 and {_UNPAUSED.format('w')} limit %(walked)s)"
+    f"{_ORDER.format('l')} limit 1) r where w.round >= 0 and {UNPAUSED.format('w')} limit %(walked)s)"
 )
 # Locking a row costs about ten times as much as reading it, so the candidates are read first and locked in order.
 _OF_QUEUES = (
@@ -81,7 +80,7 @@ _CLAIM = (
     # Locked, so that no rescue can take the node for dead before what is claimed here is committed.
     "with recursive me as (select node from nodes where name = %(node)s and lease_until is not null for share), "
     f"way as materialized ({_BY_QUEUE}), "
-    f"first as materialized (select l.seq from live l where {_READY} and {_UNPAUSED.format('l')} and {_FRESH} "
+    f"first as materialized (select l.seq from live l where {_READY} and {UNPAUSED.format('l')} and {_FRESH} "
     "and not (select by_queue from way) and exists (select from me) "
     f"{_ORDER.format('l')} limit %(limit)s for update skip locked), "
     f"{_WALK}, {_HEADS}, {_OF_QUEUES}, "
@@ -95,11 +94,6 @@ _CLAIM = (
     "(select h.queue from heads h order by h.round desc, h.queue desc limit 1) "
     "from taken t join jobs j on j.seq = t.seq"
 )
-_ANY_READY = (
-    f"with recursive walk (queue) as ({_NEXT_QUEUE.format(chr(39) * 2)} union all "
-    f"select n.queue from walk w cross join lateral {_NEXT_QUEUE.format('w.queue')} n) "
-    f"select exists (select from walk w where {_UNPAUSED.format('w')})"
-)
 _UNKNOWN = (
     "select l.seq, j.id, l.queue, l.claim, l.attempt from live l join jobs j on j.seq = l.seq "
     "where l.node = (select node from nodes where name = %s) and l.token = any(%s) for update of l"
@@ -109,8 +103,9 @@ _STATE = (
     "select c.waiting, c.calls, least((select min(run_at) from live where status in ('scheduled', 'retrying')), "
     "(select min(expires_at) from live where expires_at is not null and node is null)), n.me is not null, "
     "n.others, n.hungry, (select array_agg(array[seq, claim]) from live where status = 'cancelling' and node = n.me) "
-    "from (select coalesce(sum(jobs) filter (where state in ('scheduled', 'queued', 'retrying')), 0)::bigint "
-    "as waiting, count(*) filter (where slot < 0) as calls from counts) c, "
+    "from (select (coalesce(sum(jobs), 0) + (select coalesce(sum(jobs), 0) from totals "
+    "where state in ('scheduled', 'queued', 'retrying')))::bigint as waiting, count(*) as calls "
+    "from counts where slot < 0) c, "
     "(select max(node) filter (where name = %s) as me, coalesce(bool_or(name <> %s), false) as others, "
     "coalesce(bool_or(hungry and name <> %s), false) as hungry from nodes where lease_until is not null) n"
 )
@@ -293,7 +288,7 @@ class Writer:
 
 
 async def _any_ready(session: Session) -> bool:
-    row = await session.row(_ANY_READY)
+    row = await session.row(ANY_READY)
     return bool(row and row[0])
 
 
