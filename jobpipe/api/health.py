@@ -1,4 +1,4 @@
-"""`GET /health`: proves that the store answers, that it can be written, and that the intake takes jobs."""
+"""`GET /health`: checks that the store can be read and written, and that ready jobs are taken."""
 
 from collections.abc import Callable
 
@@ -34,13 +34,13 @@ def health_blueprint(node: Node) -> Blueprint:
 
     @routes.get("/health")
     @answers(200, "The node works.", Content(Health))
-    @answers(503, "The node drains, or something of it is broken.", Content(Health), headers=RETRY_LATER)
+    @answers(503, "The node is draining, or a check failed.", Content(Health), headers=RETRY_LATER)
     @problems()
     async def health() -> Response:
-        """Is the node well?
+        """Check the node's health.
 
-        It proves that the store answers, that it can be written, and that the intake takes jobs.
-        200 `ok` when the node works; 503 when it drains, or with what is broken.
+        Reads the store, writes a transaction, and checks that ready jobs are taken while workers are idle.
+        200 with the status `ok` when all of that works; 503 while the node drains, or with `detail` on what fails.
         """
         return respond(await check(node))
 
@@ -70,7 +70,7 @@ async def check(node: Node) -> Answer:
 
 
 class Probe:
-    """Looks at one thing after another; `broken` says what the one that was not well, or did not answer, means."""
+    """Checks one thing after another; `broken` says what a check that failed, or did not end, means."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -88,13 +88,13 @@ class Probe:
             self.broken = f"the store cannot be read: {error}"
             return
         if self._node.phase == "running":
-            self.broken = "the store takes nothing"
+            self.broken = "the store does not complete a write"
             await self._written()
             trouble = self._node.ledger.trouble
             if trouble is not None:
                 self.broken = f"the store cannot write: {trouble}"
                 return
-            self.broken = "jobs are ready and workers idle, but the intake takes none"
+            self.broken = "jobs are ready and workers are idle, but no job is taken"
             await self._taken(self._seen, ticks)
         self.broken = None
 

@@ -1,13 +1,14 @@
 """`/queues`: list, pause, resume and delete queues."""
 
-from quart import Blueprint, Response, request
+from quart import Blueprint, Response
 from quart_schema import document_querystring, tag_blueprint
 
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.cursors import cursor_of, place_of
 from jobpipe.api.faults import faults_of
+from jobpipe.api.inputs import query
 from jobpipe.api.problems import Code, invalid, no_queue, not_empty, unavailable
-from jobpipe.api.responses import query, respond
+from jobpipe.api.responses import respond
 from jobpipe.api.schemas import QueueList, QueueQuery, QueueView
 from jobpipe.api.spec import Content, answers, problems
 from jobpipe.engine.node import Node
@@ -26,33 +27,41 @@ def queues_blueprint(node: Node) -> Blueprint:
     @answers(200, "A page of queues.", Content(QueueList))
     @problems(Code.INVALID, Code.STORE_UNAVAILABLE)
     async def list_queues() -> Response:
-        """List the queues by name, with the number of their jobs in each status.
+        """List the queues.
 
-        A queue is listed while it has jobs or is paused; an empty one drops out within minutes.
+        By name, with the number of their jobs in each status. A queue is listed while it has jobs or is paused; an
+        empty one drops out of the list within minutes.
         """
-        return respond(await _list(node, query(request, QueueQuery)))
+        return respond(await _list(node, query(QueueQuery)))
 
     @routes.post("/queues/<name>/pause")
     @answers(200, "The queue, paused.", Content(QueueView))
     @problems(Code.CROSS_SITE, Code.INVALID, Code.STORE_UNAVAILABLE)
     async def pause_queue(name: str) -> Response:
-        """Start no more jobs of a queue, also after a restart; those that run go on."""
+        """Pause a queue.
+
+        None of its jobs are started any more, even across restarts; jobs that run go on. The queue need not exist
+        yet, and jobs can still be enqueued to it.
+        """
         return await _set(name, paused=True)
 
     @routes.post("/queues/<name>/resume")
-    @answers(200, "The queue, at work.", Content(QueueView))
+    @answers(200, "The queue, no longer paused.", Content(QueueView))
     @problems(Code.CROSS_SITE, Code.INVALID, Code.STORE_UNAVAILABLE)
     async def resume_queue(name: str) -> Response:
-        """Start jobs of a queue again."""
+        """Resume a queue.
+
+        Its jobs are started again, by priority. Resuming a queue that is not paused changes nothing.
+        """
         return await _set(name, paused=False)
 
     @routes.delete("/queues/<name>")
     @answers(204, "The queue is deleted.")
     @problems(Code.CROSS_SITE, Code.NO_SUCH_QUEUE, Code.QUEUE_NOT_EMPTY, Code.INVALID, Code.STORE_UNAVAILABLE)
     async def delete_queue(name: str) -> Response:
-        """Delete a queue that has no jobs.
+        """Delete an empty queue.
 
-        It is no longer listed, nor paused. 409 while it has jobs, ended ones too.
+        It is no longer listed, nor paused. 409 while it has jobs, including those that have ended.
         """
         _check(name)
         try:

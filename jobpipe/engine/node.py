@@ -79,7 +79,8 @@ class Node:
         self.intake = Intake(self.ledger, self.queue, self.attempts)
         self.lease = Lease(store, self.ledger, self.attempts, clock, self.name, settings.lease)
         self.maintenance = Maintenance(store, clock, _retention(settings))
-        self.watchdog = Watchdog()  # run by the service: it needs the real clock
+        # Run by the service: it needs the real clock.
+        self.watchdog = Watchdog(self.lease.heartbeat, max_blocked=settings.max_blocked)
         self._crew = trio.CancelScope()
         self._tally_at_drain: Counter[Outcome | None] = Counter()
 
@@ -125,6 +126,7 @@ class Node:
             log.error(
                 "the last outcomes could not be written: those jobs run again", error=self.ledger.trouble
             )
+        self.lease.heartbeat.armed = False
         with trio.move_on_after(CLEANUP), suppress(StoreError):  # a lease that stays ends by itself
             await self.store.leave(self.name)
 

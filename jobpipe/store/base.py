@@ -26,6 +26,9 @@ STEP = 1000
 QUEUES = 1000
 """The most queues of one list, unless asked for fewer."""
 
+PAGE_BYTES = 4 << 20
+"""The most bytes of one page of a list; a job that is larger comes alone."""
+
 
 class Claimed(msgspec.Struct, frozen=True):
     """A job handed to this node to be run. `attempt` counts the runs before this one."""
@@ -38,7 +41,8 @@ class Claimed(msgspec.Struct, frozen=True):
     priority: int
     run_at: float
     attempt: int
-    max_retries: int
+    max_retries: int | None
+    """None: as many as the handler says"""
     claim: int
     rescued: int
     """how often a node died while it held the job"""
@@ -88,12 +92,14 @@ class Add(msgspec.Struct, frozen=True):
 class Receipt(msgspec.Struct, frozen=True):
     """What became of one job of an `Add`. `job` is the one that has the id already, unless `stored`."""
 
-    verdict: Literal["stored", "existing", "conflict", "refused"]
-    """`refused`: nothing wrong with this one, but it shared an atomic add with a conflict"""
+    verdict: Literal["stored", "existing", "conflict", "refused", "locked"]
+    """`refused`: nothing wrong with this one, but it shared an atomic add with a conflict or a locked one; `locked`:
+    an unfinished transaction of another program stores or deletes a job of this id, so nothing can be said yet"""
     job: Job | None = None
 
 
 STORED = Receipt("stored")
+LOCKED = Receipt("locked")
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +127,8 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     """the node has no lease to renew: another one took it for dead. Nothing was claimed"""
     stale: frozenset[tuple[int, int]] = frozenset()
     """(seq, claim) of the starts and settlements that matched no held row; they changed nothing"""
+    locked: frozenset[tuple[int, int]] = frozenset()
+    """(seq, claim) of the starts and settlements whose row another program has locked: not written, try again later"""
     settled: dict[int, Status] = {}
     """seq -> status where the job became something else than its settlement said"""
     adds: Sequence[Sequence[Receipt]] = ()
@@ -133,8 +141,7 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     cancelling: frozenset[tuple[int, int]] = frozenset()
     """(seq, claim) of this node's held jobs that were asked to stop; told with starts, claims and renewals
 
-    From a store that nodes share. A wish to cancel that came between the commit of a claim and its answer, so that
-    nobody knew of the job yet when `News` told of it, is told here once more.
+    From a store that nodes share: `News` only tell that there may be some.
     """
 
 
@@ -209,9 +216,11 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     text: str | None = None
     created_after: float | None = None
     created_before: float | None = None
+    content: bool = True
+    """whether the jobs come with payload and result; without them a payload is empty"""
 
 
-class Place(msgspec.Struct, frozen=True, array_like=True):
+class Place(msgspec.Struct, frozen=True, array_like=True, order=True):
     """Where a job stands in a list: by created_at, then by arrival. Means the same when that job is gone."""
 
     created_at: float
@@ -294,8 +303,9 @@ class ReadStore(Protocol):
     async def jobs(self, where: Filter, limit: int, before: Place | None) -> Page:
         """At most `limit` jobs (without attempts), newest first, that come after the page which ended at `before`.
 
-        Newest by created_at, then by arrival. Looks at a bounded number of rows: a page may hold fewer than `limit`
-        jobs although there are more.
+        Newest by created_at, then by arrival. Looks at a bounded number of rows, for a bounded time, and holds at most
+        `PAGE_BYTES`, or one larger job: a page may hold fewer than `limit` jobs although there are more. Where a text
+        is searched for, nothing else that is read waits for it.
         """
 
     async def queues(self, limit: int = QUEUES, after: str = "") -> Sequence[QueueState]:
@@ -321,12 +331,10 @@ class Store(EngineStore, ControlStore, ReadStore, Protocol):
 class News(msgspec.Struct, frozen=True):
     """Something that another node did, or a reason to look for oneself."""
 
-    what: Literal["look", "missed", "cancel", "ended"]
-    """`look`: jobs may have become ready; `missed`: anything may have happened; `cancel`: a held job was asked to
-    stop, `seq` and `claim` say which hold; `ended`: a job that is watched has ended, or was deleted"""
+    what: Literal["look", "missed", "ended", "paused"]
+    """`look`: jobs may have become ready, or held ones may have been asked to stop; `missed`: anything may have
+    happened; `ended`: a job that is watched may have ended, or was deleted; `paused`: a queue may have been paused"""
     id: str = ""
-    seq: int = 0
-    claim: int = 0
 
 
 @runtime_checkable
@@ -344,9 +352,20 @@ class SharedStore(Store, Protocol):
     def changes(self) -> AbstractAsyncContextManager[AsyncIterator[News]]:
         """Listen to what other nodes do, as long as the context is open; one listener at a time.
 
-        News may come twice, late, or not at all. After each time that the connection was lost comes a `missed`, and
-        every few seconds a `look`, or a `missed` while nobody listens. So they are hints; what is true is in the store.
+        News may come twice, late, forged, or not at all. After each time that the connection was lost comes a `missed`,
+        and every few seconds a `look`, or a `missed` while nobody listens. So they are hints; what is true is in the
+        store. Equal ones that come within milliseconds are one.
         """
+
+    def renew_from_thread(self, node: str, now: float, lease_until: float) -> bool:
+        """Renew a node's lease without its event loop, on a connection made for it that is closed again; blocks.
+
+        For a thread, while the event loop is blocked. False: the node has no lease to renew, since another node took it
+        for dead. Raises `StoreError`. Takes no longer than the lease.
+        """
+
+    async def paused(self) -> Sequence[str]:
+        """The names of paused queues, at most `STEP` of them."""
 
     async def watch(self, job_id: str) -> None:
         """Have every node told when the job ends. Read the job after this, so that no end falls between.

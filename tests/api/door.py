@@ -10,9 +10,9 @@ from typing import Annotated, Any, NamedTuple
 import httpx
 import msgspec
 import trio
-from hypercorn.config import Config
 
 from jobpipe.api.app import create_app
+from jobpipe.api.limits import Limits
 from jobpipe.api.server import serve
 from jobpipe.clock import VirtualClock
 from jobpipe.engine.node import Node
@@ -206,12 +206,10 @@ class Door(httpx.AsyncClient):
         """Serve the application on a free port of this machine, as the service does; yields the port."""
         listener = socket.create_server(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        config = Config()
-        config.loglevel = "WARNING"
-        config.graceful_timeout = 1
+        limits = Limits(connections=1000, grace=1)
         over = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve, self.app, listener, config, over.wait)  # noqa: ASYNC113 - it listens already
+            nursery.start_soon(serve, self.app, [listener], limits, over.wait)  # noqa: ASYNC113 - it listens already
             yield port
             over.set()
 
@@ -226,7 +224,8 @@ class Door(httpx.AsyncClient):
 async def open_door(store=None, **settings):
     """Open a door with settings of its own; its node runs until the door is closed."""
     stage = Stage()
-    chosen = Settings(**{"store": "memory:", "max_backlog": 10_000, "workers": 2, **settings})
+    defaults = {"store": "memory:", "max_backlog": 10_000, "workers": 2, "allowed_hosts": ("test",)}
+    chosen = Settings(**{**defaults, **settings})
     node = Node(chosen, store or MemoryStore(), stage.registry(), VirtualClock(), name="n1")
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)

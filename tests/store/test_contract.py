@@ -11,6 +11,8 @@ import trio
 from jobpipe.errors import StoreError
 from jobpipe.job import (
     ATTEMPTS_KEPT,
+    DEEPEST,
+    DIED_LAST,
     ENDED,
     WAITING,
     AttemptRecord,
@@ -288,6 +290,21 @@ async def test_the_same_id_with_other_content_is_a_conflict(store: Store) -> Non
 
     assert receipts == [Receipt("conflict", before)]
     assert await get(store) == before
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+async def test_the_deepest_payloads_are_compared_to_their_bottom(store: Store, atomic: bool) -> None:
+    """Whatever they hold, a comparison costs nobody but its request."""
+
+    def deep(job_id: str, bottom: bytes) -> NewJob:
+        return new_job(job_id, payload=b"[" * DEEPEST + bottom + b"]" * DEEPEST)
+
+    await add(store, deep("a", b"1"))
+    same = await add(store, deep("a", b" 1"), deep("b", b"1"), atomic=atomic)
+    other = await add(store, deep("a", b"2"), deep("c", b"1"), atomic=atomic)
+
+    assert [receipt.verdict for receipt in same] == ["existing", "stored"]
+    assert [receipt.verdict for receipt in other] == ["conflict", "refused" if atomic else "stored"]
 
 
 @pytest.mark.parametrize("status", list(Status))
@@ -1195,6 +1212,35 @@ async def test_a_job_that_may_not_run_again_fails_when_its_node_dies(
     assert (job.status, job.finished_at, job.attempt) == (Status.FAILED, LATER, 1)
     assert job.error is not None
     assert [(record.outcome, record.error) for record in job.attempts] == [(Outcome.INTERRUPTED, job.error)]
+
+
+async def test_a_job_that_leaves_its_retries_to_the_handler_is_judged_by_who_claims_it(
+    node: Node, other: Node
+) -> None:
+    """A store knows of no handler: such a job is queued when its node dies, and fails when it is settled so."""
+    await bring_to(node, Status.RUNNING, max_retries=None)
+    (rescued,) = await node.store.rescue("other", LATER)
+    claimed = await other.take(LATER)
+    spent = settlement(
+        claimed, None, LATER, status=Status.FAILED, attempt=claimed.attempt, error=DIED_LAST, started_at=None
+    )
+    receipts = await other.exchange(LATER, settlements=[spent])
+    job = await get(node.store)
+
+    assert (rescued.status, rescued.begun) == (Status.QUEUED, True)
+    assert (claimed.max_retries, claimed.attempt, claimed.rescued) == (None, 1, 1)
+    assert not receipts.stale
+    assert (job.status, job.attempt, job.max_retries, job.error) == (Status.FAILED, 1, None, DIED_LAST)
+    assert [record.outcome for record in job.attempts] == [Outcome.INTERRUPTED]
+
+
+async def test_what_was_asked_is_compared_not_what_the_handler_says(store: Store) -> None:
+    """A number of retries is other content than none."""
+    await add(store, new_job(max_retries=None))
+    (same,) = await add(store, new_job(max_retries=None))
+    (other,) = await add(store, new_job(max_retries=3))
+
+    assert (same.verdict, other.verdict) == ("existing", "conflict")
 
 
 @pytest.mark.parametrize("begun", [False, True])

@@ -26,6 +26,7 @@ from jobpipe.job import (
     Options,
     Outcome,
     Status,
+    retries_of,
 )
 from jobpipe.store.base import (
     Add,
@@ -248,7 +249,7 @@ class Model:
             message = "the node died during the attempt"
             if entry.new.options.on_crash == "fail":
                 status, message = Status.FAILED, message + ', and "on_crash" is "fail"'
-            elif entry.attempt > entry.new.max_retries:
+            elif entry.attempt > retries_of(entry.new.max_retries):
                 status, message = Status.FAILED, "the node died during the last attempt"
         error = None if message is None else JobError("NodeDied", message)
         if begun:

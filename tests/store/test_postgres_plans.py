@@ -97,7 +97,7 @@ class Counting(Line):
         self.whole = self.by_index = self.counts = 0
         """rows of jobs that were read from whole tables and by index; rows of counts and queues, however read"""
 
-    async def transact(self, verb: Verb[Any]) -> Any:
+    async def transact(self, verb: Verb[Any], *, repeatable: bool = False) -> Any:
         async def counted(session: Session) -> Any:
             before = await self._read(session)
             done = await verb(session)
@@ -107,7 +107,7 @@ class Counting(Line):
             )
             return done
 
-        return await super().transact(counted)
+        return await super().transact(counted, repeatable=repeatable)
 
     async def _read(self, session: Session) -> tuple[int, int, int]:
         # Earlier transactions are in it too, as long as the server has not gathered what they counted.
@@ -169,7 +169,7 @@ async def test_an_exchange_reads_the_rows_that_it_writes(line: Counting, writer:
         Batch(
             node="n",
             now=NOW,
-            settlements=[settlement(job, Outcome.RETRY, run_at=1e12) for job in claimed[:10]],
+            settlements=[settlement(job, Outcome.RETRY, run_at=LATER + 1e6) for job in claimed[:10]],
         ),
         1.0,
     )

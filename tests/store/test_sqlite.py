@@ -14,6 +14,7 @@ import pytest
 
 from jobpipe.errors import StoreError
 from jobpipe.job import JobError, NewJob, Options, Outcome, Status
+from jobpipe.store import paging
 from jobpipe.store.base import Add, Batch, Filter, Place, Retention, Settlement, Start
 from jobpipe.store.migrations import migrations
 from jobpipe.store.sqlite import open_sqlite, reader
@@ -30,7 +31,7 @@ FREE = Retention(done_age=1e9, failed_age=1e9, jobs=0, size=0)
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[apsw.Connection]:
     """A fresh database, with a node `n`."""
-    with open_database(tmp_path / "jobs.db", "normal", readers=0) as opened:
+    with open_database(tmp_path / "jobs.db", "normal") as opened:
         Control(opened.writer).join("n", NOW + 60)
         yield opened.writer
 
@@ -304,7 +305,7 @@ NEWER = 200_000
 @pytest.fixture(scope="module")
 def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[apsw.Connection]:
     """Very many jobs; below them, the oldest, fifty of a rare queue, a rare kind and each status."""
-    with open_database(tmp_path_factory.mktemp("crowded") / "jobs.db", "normal", readers=0) as opened:
+    with open_database(tmp_path_factory.mktemp("crowded") / "jobs.db", "normal") as opened:
         db = opened.writer
         rows = (
             "with recursive n (i) as (select 1 union all select i + 1 from n where i < ?) insert into jobs "
@@ -381,7 +382,7 @@ def test_a_list_goes_on_behind_what_it_has_looked_at(
             node="n", now=NOW, adds=[Add([job(f"j{n}", kind="odd" if n == 0 else "echo") for n in range(9)])]
         )
     )
-    monkeypatch.setattr(reader, "LOOK", 4)
+    monkeypatch.setattr(paging, "LOOK", 4)
     pages, before = [], None
     while True:
         page = reader.listed(db, Filter(queue="default", kind="odd"), 10, before)
@@ -412,7 +413,7 @@ def test_sync_decides_what_a_commit_waits_for(
     tmp_path: Path, sync: Literal["full", "normal"], level: int
 ) -> None:
     """`full` syncs each commit to the disk."""
-    with open_database(tmp_path / "jobs.db", sync, readers=0) as opened:
+    with open_database(tmp_path / "jobs.db", sync) as opened:
         found = opened.writer.pragma("synchronous")
 
     assert found == level

@@ -2,20 +2,22 @@
 
 from collections.abc import Sequence
 
+from jobpipe.errors import StoreUnavailable
 from jobpipe.job import ENDED, Job, Status
 from jobpipe.store.base import Change, QueueChange
 from jobpipe.store.postgres import reader
-from jobpipe.store.postgres.line import Line
+from jobpipe.store.postgres.line import TRIES, Line
 from jobpipe.store.postgres.parameters import binaries, integers
 from jobpipe.store.postgres.reader import found, one
 from jobpipe.store.postgres.session import Row, Session
 from jobpipe.store.postgres.tally import Tally
-from jobpipe.store.postgres.words import READY, cancel_words, ended_words, notify
+from jobpipe.store.postgres.words import CANCEL, PAUSED, READY, ended_words, notify
 
 # Locks in the order in which exchanges take them: first the row in "live", then that in "jobs".
 _LOCK_LIVE = (
     "select l.seq, l.watched from live l join jobs j on j.seq = l.seq where j.id = %s for update of l"
 )
+_LIVES = "select seq from live where seq = %s"
 _LOCK_JOB = "select seq, status from jobs where id = %s for update"
 
 _ASK_CANCEL = "update live set status = 'cancelling' where seq = %s"
@@ -85,7 +87,7 @@ class Control:
         seq, held = row[17], row[19]
         if held:
             session.run(_ASK_CANCEL, (seq,))
-            notify(session, self._channel, cancel_words(seq, job.claim, job_id))
+            notify(session, self._channel, [CANCEL])
         else:
             session.run(_CANCEL, (seq, now))
             self._count(session, job, job.status, Status.CANCELLED, size=len(job.payload))
@@ -97,17 +99,18 @@ class Control:
         """A job as it is now and stays until the end of this transaction; its row; whether it is watched."""
         if "\0" in job_id:
             return None, (), False
-        while True:
+        for _ in range(TRIES):
             alive = await session.row(_LOCK_LIVE, (job_id,))
             if alive is None:
                 ended = await session.row(_LOCK_JOB, (job_id,))
                 if ended is None:
                     return None, (), False
-                if ended[1] is None:  # somebody retried it between the two
-                    continue
+                if ended[1] is None and await session.row(_LIVES, (ended[0],)):
+                    continue  # somebody retried it between the two
             there = (await found(session, [job_id])).get(job_id)
             if there is not None:
                 return there[0], there[1], bool(alive and alive[1])
+        raise StoreUnavailable("others retry and delete this job all the time: try again")
 
     async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         """See `jobpipe.store.base.ControlStore.retry`."""
@@ -160,10 +163,9 @@ class Control:
 
         async def verb(session: Session) -> None:
             session.run(_PAUSE, (queue, paused))
-            if not paused:
-                notify(session, self._channel, [READY])
+            notify(session, self._channel, [PAUSED if paused else READY])
 
-        await self._line.transact(verb)
+        await self._line.transact(verb, repeatable=True)
 
     async def delete_queue(self, queue: str) -> QueueChange:
         """See `jobpipe.store.base.ControlStore.delete_queue`."""

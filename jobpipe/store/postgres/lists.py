@@ -106,7 +106,6 @@ def _all(which: str, order: str, where: Filter) -> str:
 def bounds(where: Filter, before: Place | None) -> dict[str, Any]:
     """The values of that query: it ends before the place of the last page, or before a time."""
     place = before or NEWEST
-    at, seq = place.created_at, place.seq
     if where.created_before is not None:
-        at, seq = min((at, seq), (where.created_before, 0))
-    return {"at": float(at), "seq": seq}
+        place = min(place, Place(where.created_before, 0))
+    return {"at": float(place.created_at), "seq": place.seq}

@@ -1,14 +1,17 @@
 """What the API reads: on connections of its own, so that nothing waits for the writer."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+import trio
 
 from jobpipe.job import Job, Status
-from jobpipe.store.base import Filter, Overview, Page, Place, QueueState
+from jobpipe.store.base import STEP, Filter, Overview, Page, Place, QueueState
+from jobpipe.store.paging import Pager
 from jobpipe.store.postgres import lists
-from jobpipe.store.postgres.parameters import texts
+from jobpipe.store.postgres.parameters import integers, texts
 from jobpipe.store.postgres.session import Row, Session
 from jobpipe.store.rows import attempt_from, job_from, with_attempts
 
@@ -18,9 +21,7 @@ JOB_COLUMNS = (
 )
 """Of the view `shown`."""
 
-LOOK = 100_000
-"""The most rows that one list looks at."""
-
+_PAUSED = "select name from queues where paused order by name limit %s"
 _SOME = f"select {JOB_COLUMNS} from shown where id = any(%s)"
 _ATTEMPTS = (
     "select j.id, a.number, a.claim, n.name, a.started_at, a.finished_at, a.outcome, a.error "
@@ -75,9 +76,16 @@ ANY_READY = (
 )
 
 _LIST = (
-    "select {columns} from ({looked}) as looked join shown s using (seq) where {conditions} "
+    "select created_at, seq, {size} from ({looked}) as looked join shown s using (seq) where {conditions} "
     "order by looked.at desc, seq desc limit %(limit)s"
 )
+_SIZE = (
+    "octet_length(id) + coalesce(octet_length(error), 0) + coalesce(octet_length(options), 0)",
+    " + octet_length(payload) + coalesce(octet_length(result), 0)",
+)
+_PAGE = "select {columns} from shown where seq = any(%s) order by created_at desc, seq desc"
+_WITH_CONTENT = _PAGE.format(columns=JOB_COLUMNS)
+_BARE = _PAGE.format(columns=JOB_COLUMNS.replace("payload, result", "''::bytea, null::bytea"))
 _EDGE = "select at, seq from ({looked}) as looked order by at desc, seq desc limit 1 offset %(look)s - 1"
 _CONDITIONS = {
     "status": "status = %(status)s",
@@ -120,11 +128,22 @@ async def listed(session: Session, where: Filter, limit: int, before: Place | No
         return Page([])  # no text here holds one
     conditions = " and ".join(sql for name, sql in _CONDITIONS.items() if name in wanted) or "true"
     looked = lists.looked(where, few=await _few(session, where, wanted))
-    values = wanted | lists.bounds(where, before) | {"look": LOOK, "limit": limit}
-    query = _LIST.format(columns=JOB_COLUMNS, looked=looked, conditions=conditions)
-    rows = await _named(session, query, values)
-    edge = Place(rows[-1][11], rows[-1][17]) if len(rows) == limit else await _edge(session, looked, values)
-    return Page([job_from(row) for row in rows], edge)
+    size = "".join(_SIZE if where.content else _SIZE[:1])
+    query, edge = _LIST.format(size=size, looked=looked, conditions=conditions), _EDGE.format(looked=looked)
+    pager = Pager(where, limit, before, trio.current_time)
+    while not pager.over:
+        bounds = lists.bounds(where, pager.before)
+        values = wanted | bounds | {"look": pager.look, "limit": pager.room}
+        found = await _once(session, query, values)
+        fitting = itertools.takewhile(lambda row: pager.fits(row[2], Place(row[0], row[1])), found)
+        seqs = [seq for _, seq, _ in fitting]
+        if seqs:
+            for row in await session.rows(_WITH_CONTENT if where.content else _BARE, (integers(seqs),)):
+                pager.take(row)
+        if not pager.over:
+            ends = await _once(session, edge, values)
+            pager.looked(Place(*ends[0]) if ends else None)
+    return pager.page()
 
 
 async def _few(session: Session, where: Filter, wanted: Mapping[str, Any]) -> bool:
@@ -132,21 +151,15 @@ async def _few(session: Session, where: Filter, wanted: Mapping[str, Any]) -> bo
     query = lists.counted(where)
     if query is None:
         return False
-    ((jobs,),) = await _named(session, query, wanted)
+    ((jobs,),) = await _once(session, query, wanted)
     return bool(jobs <= lists.FEW)
 
 
-async def _named(session: Session, sql: str, values: Mapping[str, Any]) -> list[Row]:
+async def _once(session: Session, sql: str, values: Mapping[str, Any]) -> list[Row]:
     # Not prepared: there are many forms of it, and each is rare.
     answer = session.run(sql, values, prepare=False)
     await session.answered()
     return answer.rows()
-
-
-async def _edge(session: Session, looked: str, values: Mapping[str, Any]) -> Place | None:
-    """The last row looked at, when there may be more behind it."""
-    rows = await _named(session, _EDGE.format(looked=looked), values)
-    return Place(*rows[0]) if rows else None
 
 
 async def queues(session: Session, limit: int, after: str) -> Sequence[QueueState]:
@@ -192,6 +205,11 @@ async def overview(session: Session) -> Overview:
     for status, jobs in totals.rows():
         counts[Status(status)] = counts.get(Status(status), 0) + jobs
     return Overview(counts, ready.rows()[0][0])
+
+
+async def paused(session: Session) -> Sequence[str]:
+    """See `jobpipe.store.base.SharedStore.paused`."""
+    return [row[0] for row in await session.rows(_PAUSED, (STEP,))]
 
 
 async def ping(session: Session) -> None:

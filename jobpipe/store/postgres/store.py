@@ -27,7 +27,17 @@ from jobpipe.store.postgres.address import Address, Leases, read_address
 from jobpipe.store.postgres.beside import beside
 from jobpipe.store.postgres.control import Control
 from jobpipe.store.postgres.house import House
-from jobpipe.store.postgres.line import Limits, Line, Lines, Reading, mapped
+from jobpipe.store.postgres.line import (
+    BRIEF,
+    READERS,
+    SEARCH_PATIENCE,
+    SEARCHERS,
+    Limits,
+    Line,
+    Lines,
+    Reading,
+    mapped,
+)
 from jobpipe.store.postgres.listening import LOOK, Listening
 from jobpipe.store.postgres.opening import prepare, suited
 from jobpipe.store.postgres.vacuum import Vacuum
@@ -44,8 +54,9 @@ class PostgresStore:
         self.clock_offset = 0.0
         self._lines, self._leases = lines, leases
         # The engine's line never waits for what people ask, nor for what keeps the house.
-        self._engine_line, self._other_line = Line(lines), Line(lines)
-        self._reading = Reading(lines)
+        self._engine_line, self._other_line = Line(lines, lock=BRIEF), Line(lines)
+        self._reading = Reading(lines, READERS, lines.limits.read)
+        self._searching = Reading(lines, SEARCHERS, SEARCH_PATIENCE)
         channel = lines.address.channel
         self._writer = Writer(self._engine_line, 2 * slot, leases, channel)
         self._control = Control(self._other_line, 2 * slot + 1, channel)
@@ -61,6 +72,9 @@ class PostgresStore:
     async def join(self, node: str, now: float, lease_until: float) -> None:
         self.clock_offset = await self._house.join(node, now, lease_until)
         self._writer.forget(node)
+
+    def renew_from_thread(self, node: str, now: float, lease_until: float) -> bool:
+        return self._house.renew_from_thread(self._lines, node, now, lease_until)
 
     async def exchange(self, batch: Batch) -> Receipts:
         with trio.CancelScope(shield=True):  # whole, though it may be several transactions
@@ -101,6 +115,9 @@ class PostgresStore:
     async def delete_queue(self, queue: str) -> QueueChange:
         return await self._control.delete_queue(queue)
 
+    async def paused(self) -> Sequence[str]:
+        return await self._reading.read(reader.paused)
+
     async def watch(self, job_id: str) -> None:
         await self._control.watch(job_id)
 
@@ -112,7 +129,8 @@ class PostgresStore:
         return await self._reading.read(lambda session: reader.one(session, job_id))
 
     async def jobs(self, where: Filter, limit: int, before: Place | None) -> Page:
-        return await self._reading.read(lambda session: reader.listed(session, where, limit, before))
+        reading = self._reading if where.text is None else self._searching
+        return await reading.read(lambda session: reader.listed(session, where, limit, before))
 
     async def queues(self, limit: int = QUEUES, after: str = "") -> Sequence[QueueState]:
         return await self._reading.read(lambda session: reader.queues(session, limit, after))
@@ -131,6 +149,7 @@ class PostgresStore:
         self._engine_line.close()
         self._other_line.close()
         self._reading.close()
+        self._searching.close()
 
 
 @asynccontextmanager

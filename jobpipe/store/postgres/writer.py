@@ -6,12 +6,13 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from jobpipe.errors import StoreError, StoreUnavailable
+from jobpipe.errors import StoreError, StoreUnavailable, TablesLocked
 from jobpipe.job import NewJob, Status
-from jobpipe.store.base import STEP, Batch, Claimed, Receipt, Receipts, Settlement
+from jobpipe.store.base import LOCKED, STEP, Batch, Claimed, Receipt, Receipts, Settlement
 from jobpipe.store.postgres.adding import Adding, Conflict, add_with_care, store_or_look
 from jobpipe.store.postgres.address import Leases
-from jobpipe.store.postgres.line import TRIES, CommitUnknown, Line
+from jobpipe.store.postgres.line import TRIES, CommitUnknown, Line, Locked
+from jobpipe.store.postgres.locks import Aside, Locks
 from jobpipe.store.postgres.parameters import integers
 from jobpipe.store.postgres.reader import ANY_READY, NEXT_QUEUE, UNPAUSED
 from jobpipe.store.postgres.session import Answer, Row, Session
@@ -23,10 +24,13 @@ from jobpipe.store.rows import decoded_options
 CLOCK = "extract(epoch from clock_timestamp())::double precision"
 """The database's clock, in seconds since the epoch."""
 
+ROUNDS = 3
+"""How often an exchange is tried that met locks of other programs."""
+
 SCATTERED = 200
 """How many rows of calls of enqueue() there are before the counts are gathered."""
 
-_RENEW = {
+RENEW = {
     "database": f"update nodes set lease_until = {CLOCK} + %s where name = %s and lease_until is not "
     "null returning node",
     "caller": "update nodes set lease_until = %s where name = %s and lease_until is not null returning node",
@@ -96,18 +100,26 @@ _CLAIM = (
 )
 _UNKNOWN = (
     "select l.seq, j.id, l.queue, l.claim, l.attempt from live l join jobs j on j.seq = l.seq "
-    "where l.node = (select node from nodes where name = %s) and l.token = any(%s) for update of l"
+    "where l.node = (select node from nodes where name = %s) and l.token = any(%s) for update of l skip locked"
 )
 _HUNGRY = "update nodes set hungry = %s where name = %s"
 _STATE = (
-    "select c.waiting, c.calls, least((select min(run_at) from live where status in ('scheduled', 'retrying')), "
-    "(select min(expires_at) from live where expires_at is not null and node is null)), n.me is not null, "
-    "n.others, n.hungry, (select array_agg(array[seq, claim]) from live where status = 'cancelling' and node = n.me) "
-    "from (select (coalesce(sum(jobs), 0) + (select coalesce(sum(jobs), 0) from totals "
-    "where state in ('scheduled', 'queued', 'retrying')))::bigint as waiting, count(*) as calls "
+    "select c.waiting, c.calls, "
+    "least("
+    "(select min(run_at) from live where status in ('scheduled', 'retrying')), "
+    "(select min(expires_at) from live where expires_at is not null and node is null)), "
+    "n.me is not null, n.others, n.hungry, "
+    "(select array_agg(array[seq, claim]) from live where status = 'cancelling' and node = n.me) "
+    "from ("
+    "select (coalesce(sum(jobs), 0) + "
+    "(select coalesce(sum(jobs), 0) from totals "
+    "where state in ('scheduled', 'queued', 'retrying')))::bigint as waiting, "
+    "count(*) as calls "
     "from counts where slot < 0) c, "
-    "(select max(node) filter (where name = %s) as me, coalesce(bool_or(name <> %s), false) as others, "
-    "coalesce(bool_or(hungry and name <> %s), false) as hungry from nodes where lease_until is not null) n"
+    "(select max(node) filter (where name = %s) as me, "
+    "coalesce(bool_or(name <> %s), false) as others, "
+    "coalesce(bool_or(hungry and name <> %s), false) as hungry "
+    "from nodes where lease_until is not null) n"
 )
 
 
@@ -142,6 +154,7 @@ class Writer:
 
     def __init__(self, line: Line, slot: int, leases: Leases, channel: str) -> None:
         self._line, self._slot, self._leases, self._channel = line, slot, leases, channel
+        self._locks = Locks(line)
         self._walked = ""
         self._hungry: dict[str, bool] = {}
         self._token = time.time_ns()  # larger than any of an earlier run
@@ -162,11 +175,12 @@ class Writer:
         if batch.lease_until is not None:
             self.offset = await self._line.transact(clock_offset)
         if self._unknown:
-            await self._line.transact(lambda session: self._hand_back(session, batch))
+            with suppress(Locked):  # then with a later one
+                await self._line.transact(lambda session: self._hand_back(session, batch))
         self._token += 1
         exchange: Exchange | None = None
         try:
-            exchange = await self._committed(batch)
+            exchange, aside = await self._around_locks(batch)
             await self._look_after(exchange)
         except StoreError as error:
             if exchange is not None or isinstance(error, CommitUnknown):
@@ -174,7 +188,35 @@ class Writer:
             raise
         self._learn(exchange)
         await self._tell(exchange)
-        return exchange.receipts
+        return aside.completed(exchange.receipts)
+
+    async def _around_locks(self, batch: Batch) -> tuple["Exchange", Aside]:
+        """Write and take it all, but for what other programs have locked.
+
+        Which that is, is asked only when something was waited for in vain. Raises `StoreUnavailable` where a lock is
+        in the way that is not on a job of the batch, `TablesLocked` if the lease was renewed nevertheless.
+        """
+        aside = self._locks.aside(batch)
+        try:
+            if aside.doubtful:
+                await self._locks.probe(aside)
+            for _ in range(ROUNDS):
+                with suppress(Locked):
+                    return await self._committed(aside.rest), aside
+                await self._locks.probe(aside)
+        except Locked as error:
+            raise await self._all_locked(batch, error) from None
+        raise await self._all_locked(batch, _others_interfere())
+
+    async def _all_locked(self, batch: Batch, error: StoreUnavailable) -> StoreUnavailable:
+        if batch.lease_until is None:
+            return error
+
+        async def renew(session: Session) -> bool:
+            exchange = Exchange(session, batch, self._slot)
+            return await session.row(*exchange.renewal(self._leases)) is not None
+
+        return TablesLocked(str(error), lease_lost=not await self._line.transact(renew))
 
     async def _committed(self, batch: Batch) -> "Exchange":
         """Write and take it all, and know what came of it."""
@@ -218,7 +260,10 @@ class Writer:
         for _ in range(TRIES):
             # Again when somebody deleted a job between the insert and the look.
             with suppress(Conflict):
-                return await self._line.transact(lambda session: store_or_look(session, jobs, self._slot))
+                try:
+                    return await self._line.transact(lambda session: store_or_look(session, jobs, self._slot))
+                except Locked:
+                    return [LOCKED] * len(jobs)
         raise _others_interfere()
 
     def _doubt(self, batch: Batch, patience: float) -> None:
@@ -316,10 +361,14 @@ class Exchange:
 
     def renew(self, leases: Leases) -> None:
         """Renew the node's lease."""
+        if self.batch.lease_until is not None:
+            self._session.run(*self.renewal(leases))
+
+    def renewal(self, leases: Leases) -> tuple[str, tuple[float, str]]:
+        """The statement that renews the lease, with its values; it answers a row if there was a lease to renew."""
         batch = self.batch
-        if batch.lease_until is not None:
-            until = batch.lease_until - batch.now if leases == "database" else batch.lease_until
-            self._session.run(_RENEW[leases], (float(until), batch.node))
+        until = batch.lease_until or 0.0
+        return RENEW[leases], (float(until - batch.now if leases == "database" else until), batch.node)
 
     def promote(self) -> None:
         """Make ready what is due, and expire what is past its time."""

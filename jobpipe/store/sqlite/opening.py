@@ -177,8 +177,8 @@ def warn_of_others(path: Path) -> None:
         )
 
 
-def _in_use(path: Path, holder: str) -> StoreError:
-    return StoreError(
+def _in_use(path: Path, holder: str) -> StoreUnavailable:
+    return StoreUnavailable(
         f"{path} is in use by another jobpipe ({holder}): stop it, or give this one another STORE"
     )
 

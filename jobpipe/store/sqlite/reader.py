@@ -8,13 +8,11 @@ import msgspec
 
 from jobpipe.job import Job, Status
 from jobpipe.store.base import Filter, Overview, Page, Place, QueueState
+from jobpipe.store.paging import Pager
 from jobpipe.store.rows import Row, attempt_from, job_from, with_attempts
 from jobpipe.store.sqlite import lists
 from jobpipe.store.sqlite.rows import JOB_COLUMNS, NEXT_QUEUE, READY_BY_QUEUE, fetch, fetch_one, transaction
 from jobpipe.store.sqlite.tally import HELD
-
-LOOK = 100_000
-"""The most rows that one list looks at."""
 
 _ONE = f"select {JOB_COLUMNS} from jobs where jobs.id = ?"  # noqa: S608 - columns are a constant
 _ATTEMPTS = (
@@ -57,6 +55,10 @@ ABOVE_ALL = 1 << 40
 _LIST = (
     "select {columns} from ({looked}) as looked cross join jobs using (seq) where {conditions} limit :limit"
 )
+_LONG = (0, 5, 6, 7, 16)
+"""Where in JOB_COLUMNS the id, payload, result, error and options are, which may be long."""
+
+_BARE_COLUMNS = JOB_COLUMNS.replace("payload, result", "x'', null")
 _EDGE = "select at, seq from ({looked}) limit 1 offset :look - 1"
 _CONDITIONS = {
     "status": "status = :status",
@@ -88,12 +90,26 @@ def listed(db: apsw.Connection, where: Filter, limit: int, before: Place | None)
     wanted = {name: value for name, value in msgspec.structs.asdict(where).items() if value is not None}
     conditions = " and ".join(sql for name, sql in _CONDITIONS.items() if name in wanted) or "true"
     looked = lists.looked(where)
-    values = wanted | lists.bounds(where, before) | {"look": LOOK, "limit": limit}
+    columns = JOB_COLUMNS if where.content else _BARE_COLUMNS
+    query = _LIST.format(columns=columns, looked=looked, conditions=conditions)
+    pager = Pager(where, limit, before)
     with transaction(db):
-        query = _LIST.format(columns=JOB_COLUMNS, looked=looked, conditions=conditions)
-        rows = fetch(db, query, values)
-        edge = Place(rows[-1][11], rows[-1][17]) if len(rows) == limit else _edge(db, looked, values)
-    return Page([job_from(row) for row in rows], edge)
+        while not pager.over:
+            bounds = lists.bounds(where, pager.before)
+            values = wanted | bounds | {"look": pager.look, "limit": pager.room}
+            _take(db.execute(query, values), pager)
+            if not pager.over:
+                pager.looked(_edge(db, looked, values))
+    return pager.page()
+
+
+def _take(rows: apsw.Cursor, pager: Pager) -> None:
+    """Take rows one by one, so that no more than a page is in memory, and one job."""
+    for row in rows:
+        if not pager.fits(sum(len(row[column] or b"") for column in _LONG), Place(row[11], row[17])):
+            break
+        pager.take(row)
+    rows.close()
 
 
 def _edge(db: apsw.Connection, looked: str, values: Mapping[str, Any]) -> Place | None:

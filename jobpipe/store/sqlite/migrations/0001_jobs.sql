@@ -11,7 +11,7 @@ create table jobs (
     priority    integer not null,
     run_at      real not null,
     attempt     integer not null default 0 check (attempt >= 0),
-    max_retries integer not null check (max_retries >= 0),
+    max_retries integer check (max_retries >= 0),
     claim       integer not null default 0,
     node        integer,
     held        integer not null default 0,
