@@ -25,6 +25,7 @@ from jobpipe.job import (
     Tag,
     Timeout,
 )
+from jobpipe.store.base import QUEUES
 
 Time = Annotated[datetime, Meta(tz=True, description=TIME)]
 
@@ -121,9 +122,10 @@ class QueueView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueList(msgspec.Struct, frozen=True):
-    """Every queue, by name."""
+    """A page of queues, by name. `next_cursor` is null at the end."""
 
     queues: Sequence[QueueView]
+    next_cursor: str | None
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -170,6 +172,13 @@ class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     limit: Annotated[int, Meta(ge=1, le=1000, description="a whole number from 1 to 1000")] = 100
     cursor: str | None = None
     payload: Annotated[bool, Meta(description="true or false; true lists payloads and results too")] = False
+
+
+class QueueQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which queues to list."""
+
+    limit: Annotated[int, Meta(ge=1, le=QUEUES, description="a whole number from 1 to 1000")] = 100
+    cursor: str | None = None
 
 
 TRACEBACKS = 1 << 20

@@ -14,7 +14,7 @@ but not begun has not spent an attempt.
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -22,6 +22,9 @@ from jobpipe.job import NO_OPTIONS, Job, JobError, NewJob, Options, Outcome, Sta
 
 STEP = 1000
 """The most jobs that one exchange promotes or expires, and one prune deletes, so that no transaction is long."""
+
+QUEUES = 1000
+"""The most queues of one list, unless asked for fewer."""
 
 PAGE_BYTES = 4 << 20
 """The most bytes of one page of a list; a job that is larger comes alone."""
@@ -183,6 +186,23 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
     """run_at of the job that has been ready the longest"""
 
 
+class Overview(msgspec.Struct, frozen=True):
+    """What a health check asks of all queues together."""
+
+    counts: dict[Status, int]
+    ready: bool
+    """whether a job is ready in a queue that is not paused"""
+
+
+class QueueChange(msgspec.Struct, frozen=True):
+    """What became of a queue that was to be deleted."""
+
+    verdict: Literal["changed", "absent", "refused"]
+    """`refused`: it still has jobs"""
+    queue: QueueState | None = None
+    """the queue as it is, when refused"""
+
+
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
     """Which jobs a list holds; None means any. Texts match parts of id, payload and error.
 
@@ -200,11 +220,18 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     """whether the jobs come with payload and result; without them a payload is empty"""
 
 
+class Place(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """Where a job stands in a list: by created_at, then by arrival. Means the same when that job is gone."""
+
+    created_at: float
+    seq: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+
+
 class Page(msgspec.Struct, frozen=True):
     """A part of a list, newest job first. `next_before` continues it; None: there is no more."""
 
     jobs: Sequence[Job]
-    next_before: int | None = None
+    next_before: Place | None = None
 
 
 class EngineStore(Protocol):
@@ -237,7 +264,8 @@ class EngineStore(Protocol):
     async def prune(self, now: float, retention: Retention) -> int:
         """Delete at most `STEP` ended jobs that are too old or too many, oldest end first; returns how many.
 
-        Fewer than `STEP`: nothing is left to delete. Too old is what ended at or before `now` less its age.
+        Fewer than `STEP`: nothing is left to delete. Too old is what ended at or before `now` less its age. Then queues
+        that have no jobs and are not paused are forgotten, some thousands at a time.
         """
 
     async def leave(self, node: str) -> None:
@@ -262,6 +290,9 @@ class ControlStore(Protocol):
     async def resume(self, queue: str) -> None:
         """Claim from a queue again."""
 
+    async def delete_queue(self, queue: str) -> QueueChange:
+        """Forget a queue, also whether it is paused. Refused while it has jobs, ended ones too."""
+
 
 class ReadStore(Protocol):
     """What the API reads. Never waits for a writer."""
@@ -269,16 +300,25 @@ class ReadStore(Protocol):
     async def get(self, job_id: str) -> Job | None:
         """One job with its attempts, oldest first."""
 
-    async def jobs(self, where: Filter, limit: int, before: int | None) -> Page:
+    async def jobs(self, where: Filter, limit: int, before: Place | None) -> Page:
         """At most `limit` jobs (without attempts), newest first, that come after the page which ended at `before`.
 
-        Looks at a bounded number of rows, for a bounded time, and holds at most `PAGE_BYTES`, or one larger job: a
-        page may hold fewer than `limit` jobs although there are more. Where a text is searched for, nothing else
-        that is read waits for it.
+        Newest by created_at, then by arrival. Looks at a bounded number of rows, for a bounded time, and holds at most
+        `PAGE_BYTES`, or one larger job: a page may hold fewer than `limit` jobs although there are more. Where a text
+        is searched for, nothing else that is read waits for it.
         """
 
-    async def queues(self) -> Sequence[QueueState]:
-        """Every queue that was ever used or paused, by name."""
+    async def queues(self, limit: int = QUEUES, after: str = "") -> Sequence[QueueState]:
+        """At most `limit` queues by name, behind the one named `after`.
+
+        A queue is there while it has jobs or is paused, and a while longer: until a prune forgets it.
+        """
+
+    async def queue(self, name: str) -> QueueState | None:
+        """One queue; None when there is nothing to tell of it."""
+
+    async def overview(self) -> Overview:
+        """What all queues come to. Its cost does not grow with their number, but for paused ones with ready jobs."""
 
     async def ping(self) -> None:
         """Return when the store answers."""

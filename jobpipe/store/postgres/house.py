@@ -12,7 +12,7 @@ from jobpipe.store.postgres.line import Line, Lines
 from jobpipe.store.postgres.parameters import binaries, floats, integers, texts
 from jobpipe.store.postgres.reader import JOB_COLUMNS
 from jobpipe.store.postgres.session import Row, Session
-from jobpipe.store.postgres.tally import Tally, fold
+from jobpipe.store.postgres.tally import Tally, fold, forget_empty
 from jobpipe.store.postgres.words import READY, ended_words, notify
 from jobpipe.store.postgres.writer import CLOCK, RENEW, clock_offset
 from jobpipe.store.rows import decoded_options, encoded_error, job_from
@@ -65,7 +65,7 @@ _OLDEST = (
     "where status = %s and finished_at <= %s order by finished_at, seq limit %s for update skip locked"
 )
 _TOTALS = (
-    "select coalesce(sum(jobs), 0)::bigint, coalesce(sum(size), 0)::bigint from counts "
+    "select coalesce(sum(jobs), 0)::bigint, coalesce(sum(size), 0)::bigint from totals "
     "where state in ('done', 'failed', 'cancelled', 'expired')"
 )
 
@@ -135,6 +135,8 @@ class House:
                 erase(session, [(row[1], decoded_options(row[5]).tags) for row in rows])
             tally.write(session)
             fold(session, self._slot, all_slots=len(rows) < STEP)
+            if len(rows) < STEP:
+                forget_empty(session)
             return len(rows)
 
         return await self._line.transact(verb)

@@ -14,6 +14,12 @@ JOB_COLUMNS = (
     "created_at, run_at, started_at, finished_at, expires_at, options, seq, "
     "(select name from nodes where nodes.node = jobs.node), held, size"
 )
+# The indexes are named, since the planner takes any that begins with the status for a better one.
+READY = "jobs indexed by jobs_ready where status = 'queued' and held = 0"
+READY_BY_QUEUE = "jobs indexed by jobs_ready_by_queue where status = 'queued' and held = 0"
+NEXT_QUEUE = f"(select queue from {READY_BY_QUEUE} and queue > {{}} order by queue limit 1)"  # noqa: S608 - every part is a constant
+"""From one queue that has a ready job to the next by name: queues without ready jobs cost nothing."""
+
 CLAIMED_COLUMNS = (
     "seq, id, kind, queue, payload, priority, run_at, attempt, max_retries, claim, rescued, options"
 )
