@@ -30,9 +30,9 @@ from jobpipe.job import (
     Options,
     as_stored,
     new_job_id,
-    same_content,
 )
 from jobpipe.store.base import Receipt
+from jobpipe.store.rows import compared
 
 DEEPEST = 500
 """How deep a payload may nest: well below what would break whoever reads it."""
@@ -121,7 +121,7 @@ async def too_late(node: Node, new: NewJob) -> Receipt:
         raise invalid(
             [Fault("/expires_at", "lies before the job could run: name a later time, or leave it out")]
         )
-    return Receipt("existing" if same_content(new, job) else "conflict", job)
+    return compared(new, job)
 
 
 def request_from(body: bytes) -> EnqueueRequest:

@@ -21,8 +21,8 @@ _ASK_CANCEL = "update live set status = 'cancelling' where seq = %s"
 _CANCEL = (
     "with gone as (delete from live where seq = %s returning *) "
     "update jobs j set status = 'cancelled', finished_at = %s, size = length(j.payload), run_at = g.run_at, "
-    "attempt = g.attempt, claim = g.claim, rescued = g.rescued, started_at = g.started_at, error = g.error "
-    "from gone g where j.seq = g.seq"
+    "attempt = greatest(g.attempt, 0), claim = g.claim, rescued = g.rescued, started_at = g.started_at, "
+    "error = g.error from gone g where j.seq = g.seq"
 )
 _KEEP_ATTEMPT = (
     "insert into attempts (seq, claim, number, node, started_at, finished_at, outcome) "
@@ -44,11 +44,15 @@ _DELETE = (
     "delete from attempts where seq = any(%s)",
 )
 _UNTAG = "delete from tags t using unnest(%s, %s) as v (tag, seq) where t.tag = v.tag and t.seq = v.seq"
+_UNTAG_ALL = "delete from tags where seq = any(%s)"  # reads them all
 _PAUSE = "insert into queues (name, paused) values (%s, %s) on conflict (name) do update set paused = excluded.paused"
 _WATCH = (
     "update live l set watched = true from jobs j "
     "where j.id = %s and l.seq = j.seq and not l.watched returning l.seq"
 )
+
+LOOKS = 5
+"""How often a job is looked at again that others change at the same time."""
 
 
 class Control:
@@ -86,17 +90,19 @@ class Control:
         """A job as it is now and stays until the end of this transaction; its row; whether it is watched."""
         if "\0" in job_id:
             return None, (), False
-        while True:
+        for look in range(LOOKS):
             alive = await session.row(_LOCK_LIVE, (job_id,))
             if alive is None:
                 ended = await session.row(_LOCK_JOB, (job_id,))
                 if ended is None:
                     return None, (), False
-                if ended[1] is None:  # somebody retried it between the two
+                # Without a status: somebody retried it between the two. Still without: its row is damaged.
+                if ended[1] is None and look < LOOKS - 1:
                     continue
             there = (await found(session, [job_id])).get(job_id)
             if there is not None:
                 return there[0], there[1], bool(alive and alive[1])
+        return None, (), False
 
     async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         """See `jobpipe.store.base.ControlStore.retry`."""
@@ -138,7 +144,7 @@ class Control:
         seq, held, size = row[17], row[19], row[20]
         if held:
             return Change(job_id, "refused", job)
-        erase(session, [(seq, job.options.tags)])
+        erase(session, [(seq, None if job.damage else job.options.tags)])
         self._drop(session, job.queue, job.status, size)
         if watched:
             notify(session, self._channel, ended_words([job_id]))
@@ -170,12 +176,14 @@ class Control:
         tally.write(session)
 
 
-def erase(session: Session, jobs: Sequence[tuple[int, Sequence[str]]]) -> None:
-    """Delete jobs, given seq and tags, with all that belongs to them."""
+def erase(session: Session, jobs: Sequence[tuple[int, Sequence[str] | None]]) -> None:
+    """Delete jobs, given seq and tags (None: they cannot be read), with all that belongs to them."""
     seqs = integers([seq for seq, _ in jobs])
     for sql in _DELETE:
         session.run(sql, (seqs,))
-    pairs = [(tag.encode(), seq) for seq, tags in jobs for tag in tags]
+    if unreadable := [seq for seq, tags in jobs if tags is None]:
+        session.run(_UNTAG_ALL, (integers(unreadable),))
+    pairs = [(tag.encode(), seq) for seq, tags in jobs for tag in tags or ()]
     if pairs:
         tags, numbers = zip(*pairs, strict=True)
         session.run(_UNTAG, (binaries(tags), integers(numbers)))

@@ -12,10 +12,10 @@ from jobpipe.store.postgres.line import Line
 from jobpipe.store.postgres.parameters import binaries, floats, integers, texts
 from jobpipe.store.postgres.reader import JOB_COLUMNS
 from jobpipe.store.postgres.session import Row, Session
-from jobpipe.store.postgres.tally import Tally, fold
+from jobpipe.store.postgres.tally import Tally, bounded, fold
 from jobpipe.store.postgres.words import READY, ended_words, notify
 from jobpipe.store.postgres.writer import CLOCK, clock_offset
-from jobpipe.store.rows import decoded_options, encoded_error, job_from
+from jobpipe.store.rows import encoded_error, job_from, tags_of
 
 _JOIN = {
     "database": f"insert into nodes (name, lease_until) values (%s, {CLOCK} + %s) "
@@ -23,6 +23,9 @@ _JOIN = {
     "caller": "insert into nodes (name, lease_until) values (%s, %s) "
     "on conflict (name) do update set lease_until = excluded.lease_until, hungry = false",
 }
+_DROP = "delete from live where seq = any(%s)"
+"""Of rows without a job: a damaged database may have them, and nobody can run them."""
+
 _LEAVE = "update nodes set lease_until = null, hungry = false where name = %s"
 # A node whose row is locked is at work just now: it is not dead.
 _END_LEASES = (
@@ -31,23 +34,28 @@ _END_LEASES = (
 )
 # Locked first, then read: a start that is committed between the two would be missed by one statement for both.
 _LOCK_ORPHANS = (
-    "select l.seq from live l join nodes n on n.node = l.node and n.lease_until is null and n.name <> %s "
-    "where l.node is not null order by l.seq limit %s for update of l skip locked"
+    "select l.seq from live l left join nodes n on n.node = l.node where l.node is not null "
+    "and (n.node is null or (n.lease_until is null and n.name <> %s)) "
+    "order by l.seq limit %s for update of l skip locked"
 )
 _ORPHANS = (
     f"select {', '.join('s.' + column for column in JOB_COLUMNS.split(', '))}, l.watched, l.node "
     "from live l join shown s on s.seq = l.seq where l.seq = any(%s) order by l.seq"
 )
+MOST_RESCUED = 1_000_000
+"""How far rescues of a job are counted; a damaged count must not grow beyond what a column holds."""
+
 _REQUEUE = (
     "update live l set status = 'queued', error = coalesce(v.error, l.error), node = null, token = null, "
-    "rescued = l.rescued + 1 from unnest(%s, %s) as v (seq, error) where l.seq = v.seq"
+    f"rescued = least(l.rescued, {MOST_RESCUED}) + 1 from unnest(%s, %s) as v (seq, error) where l.seq = v.seq"
 )
 _END = (
     "with gone as (delete from live l using unnest(%s, %s, %s, %s) as v (seq, status, error, size) "
     "where l.seq = v.seq "
     "returning l.*, v.status as becomes, v.error as last_error, v.size) "
     "update jobs j set status = g.becomes, finished_at = %s, error = coalesce(g.last_error, g.error), size = g.size, "
-    "run_at = g.run_at, attempt = g.attempt, claim = g.claim, node = g.node, rescued = g.rescued + 1, "
+    "run_at = g.run_at, attempt = greatest(g.attempt, 0), claim = g.claim, node = g.node, "
+    f"rescued = least(g.rescued, {MOST_RESCUED}) + 1, "
     "started_at = g.started_at from gone g where j.seq = g.seq"
 )
 _INTERRUPTED = (
@@ -62,7 +70,7 @@ _OLDEST = (
     "where status = %s and finished_at <= %s order by finished_at, seq limit %s for update skip locked"
 )
 _TOTALS = (
-    "select coalesce(sum(jobs), 0)::bigint, coalesce(sum(size), 0)::bigint from counts "
+    f"select {bounded('coalesce(sum(jobs), 0)')}, {bounded('coalesce(sum(size), 0)')} from counts "
     "where state in ('done', 'failed', 'cancelled', 'expired')"
 )
 
@@ -99,8 +107,11 @@ class House:
             rescued: list[Rescued] = []
             tally = Tally(self._slot)
             while locked := await session.rows(_LOCK_ORPHANS, (node, STEP)):
-                rows = await session.rows(_ORPHANS, (integers([row[0] for row in locked]),))
+                seqs = {row[0] for row in locked}
+                rows = await session.rows(_ORPHANS, (integers(list(seqs)),))
                 rescued += Rescue(session, now, tally, self._channel).take_back(rows)
+                if lost := seqs - {row[17] for row in rows}:
+                    session.run(_DROP, (integers(list(lost)),))
             tally.write(session)
             if tally.readied:
                 notify(session, self._channel, [READY])
@@ -120,7 +131,7 @@ class House:
             for _, _, queue, status, size, _ in rows:
                 tally.drop(queue, status, 1, size)
             if rows:
-                erase(session, [(row[1], decoded_options(row[5]).tags) for row in rows])
+                erase(session, [(row[1], tags_of(row[5])) for row in rows])
             tally.write(session)
             fold(session, self._slot, all_slots=len(rows) < STEP)
             return len(rows)

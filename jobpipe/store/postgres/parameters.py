@@ -109,6 +109,8 @@ def in_binary(value: object) -> Parameter:
             return struct.pack(">q", value), 20, 1
         case float():
             return struct.pack(">d", value), 701, 1
+        case bytes():
+            return value, 17, 1
         case str():  # a text, or whatever else PostgreSQL takes it for
             return value.encode(), 0, 0
         case None:

@@ -9,6 +9,7 @@ from jobpipe.job import Job, Status
 from jobpipe.store.base import Filter, Page, QueueState
 from jobpipe.store.postgres.parameters import texts
 from jobpipe.store.postgres.session import Row, Session
+from jobpipe.store.postgres.tally import bounded
 from jobpipe.store.rows import attempt_from, job_from, with_attempts
 
 JOB_COLUMNS = (
@@ -22,13 +23,15 @@ LOOK = 100_000
 
 ABOVE_ALL = 1 << 62
 
+STATUSES = frozenset(Status)
+
 _SOME = f"select {JOB_COLUMNS} from shown where id = any(%s)"
 _ATTEMPTS = (
     "select j.id, a.number, a.claim, n.name, a.started_at, a.finished_at, a.outcome, a.error "
     "from jobs j join attempts a on a.seq = j.seq left join nodes n on n.node = a.node "
     "where j.id = any(%s) order by a.seq, a.claim"
 )
-_COUNTS = "select queue, state, sum(jobs)::bigint from counts group by queue, state having sum(jobs) > 0"
+_COUNTS = f"select queue, state, {bounded('sum(jobs)')} from counts group by queue, state having sum(jobs) > 0"
 _HELD = "select queue, status, count(*) from live where node is not null group by queue, status"
 _QUEUES = "select name, paused from queues order by name"
 # The index of ready jobs is read at its first entry of each queue and priority.
@@ -144,6 +147,8 @@ def _counts(rows: Sequence[Row]) -> dict[str, dict[Status, int]]:
     """Jobs by queue and status: the kept counts and the held ones."""
     counts: dict[str, dict[Status, int]] = {}
     for queue, status, jobs in rows:
+        if status not in STATUSES:  # the row is damaged
+            continue
         of_queue = counts.setdefault(queue, {})
         of_queue[Status(status)] = of_queue.get(Status(status), 0) + jobs
     return counts

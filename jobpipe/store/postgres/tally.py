@@ -9,11 +9,23 @@ from jobpipe.job import Status
 from jobpipe.store.postgres.parameters import integers, texts
 from jobpipe.store.postgres.session import Session
 
+
+
+def bounded(total: str) -> str:
+    """A sum as a whole number that is never too large for its column, though a row in it was damaged."""
+    return f"least(greatest({total}, -1e15), 1e15)::bigint"
+
+
+# A count that was damaged must not grow beyond what its column holds: every later write would fail.
+_ADDED = (
+    "on conflict (queue, state, slot) do update set "
+    "jobs = least(greatest(counts.jobs, -1000000000000000), 1000000000000000) + excluded.jobs, "
+    "size = least(greatest(counts.size, -1000000000000000), 1000000000000000) + excluded.size"
+)
 _WRITE = (
     "insert into counts (queue, state, slot, jobs, size) "
     "select queue, state, %s, jobs, size from unnest(%s, %s, %s, %s) as v (queue, state, jobs, size) "
-    "on conflict (queue, state, slot) do update set jobs = counts.jobs + excluded.jobs, size = "
-    "counts.size + excluded.size"
+    f"{_ADDED}"
 )
 # What calls of enqueue() and writers before us have left becomes ours. A writer that is at it now is passed over.
 _FOLD = (
@@ -21,9 +33,8 @@ _FOLD = (
     "(select queue, state, slot from counts where slot <> %s and (slot < 0 or %s) limit %s for update skip locked) "
     "returning queue, state, jobs, size) "
     "insert into counts (queue, state, slot, jobs, size) "
-    "select queue, state, %s, sum(jobs), sum(size) from old group by queue, state "
-    "on conflict (queue, state, slot) do update set jobs = counts.jobs + excluded.jobs, size = "
-    "counts.size + excluded.size"
+    f"select queue, state, %s, {bounded('sum(jobs)')}, {bounded('sum(size)')} from old group by queue, state "
+    f"{_ADDED}"
 )
 FOLDED = 10_000
 """The most rows that one fold takes."""
@@ -38,8 +49,7 @@ def counting(moves: str) -> str:
         "counted as (insert into counts (queue, state, slot, jobs, size) "
         f"select queue, state, %s, sum(jobs), sum(size) from ({moves}) as m (queue, state, jobs, size) "
         # In one order: a prune may be gathering them.
-        "group by queue, state order by queue, state on conflict (queue, state, slot) do update set "
-        "jobs = counts.jobs + excluded.jobs, size = counts.size + excluded.size)"
+        f"group by queue, state order by queue, state {_ADDED})"
     )
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from jobpipe.errors import StoreError, StoreUnavailable
-from jobpipe.job import NewJob, Status
+from jobpipe.job import JobError, NewJob, Status
 from jobpipe.store.base import STEP, Batch, Claimed, Receipt, Receipts, Settlement
 from jobpipe.store.postgres.adding import Adding, Conflict, add_with_care, store_or_look
 from jobpipe.store.postgres.address import Leases
@@ -15,9 +15,9 @@ from jobpipe.store.postgres.line import TRIES, CommitUnknown, Line
 from jobpipe.store.postgres.parameters import integers
 from jobpipe.store.postgres.session import Answer, Row, Session
 from jobpipe.store.postgres.settling import Fence, Settling, send_starts, written_before
-from jobpipe.store.postgres.tally import counting, fold
+from jobpipe.store.postgres.tally import Tally, bounded, counting, fold
 from jobpipe.store.postgres.words import ended_words, notify, wake
-from jobpipe.store.rows import decoded_options
+from jobpipe.store.rows import claimed_from, encoded_error
 
 CLOCK = "extract(epoch from clock_timestamp())::double precision"
 """The database's clock, in seconds since the epoch."""
@@ -69,24 +69,31 @@ _CLAIM = (
     "started_at = null from ready where l.seq = ready.seq returning l.*), "
     + counting("select queue, 'queued', -1, 0 from taken").replace("%s", "%(slot)s")
     + " "
-    "select -t.priority, t.run_at, t.seq, j.id, j.kind, j.queue, j.payload, t.priority, t.run_at, t.attempt, "
+    "select -t.priority::bigint, t.run_at, t.seq, j.id, j.kind, j.queue, j.payload, t.priority, t.run_at, t.attempt, "
     "j.max_retries, t.claim, t.rescued, j.options from taken t join jobs j on j.seq = t.seq"
 )
 _ANY_READY = (
     "select exists (select from queues q where not q.paused and exists (select from live l "
     "where l.status = 'queued' and l.node is null and l.queue = q.name))"
 )
+_HEAD = _READY.format(which="l.queue <> all (array(select name from queues where paused))")
+_WAITS_NO_MORE = "delete from live where seq = any(%s) returning seq, watched"
+SIDELINE = (
+    "update jobs set status = 'failed', finished_at = %s, error = %s, size = length(payload) where seq = any(%s) "
+    "returning id, queue, size"
+)
 _UNKNOWN = (
     "select l.seq, j.id, l.queue, l.claim, l.attempt from live l join jobs j on j.seq = l.seq "
     "where l.node = (select node from nodes where name = %s) and l.token = any(%s) for update of l"
 )
 _HUNGRY = "update nodes set hungry = %s where name = %s"
+_WAITING = "coalesce(sum(jobs) filter (where state in ('scheduled', 'queued', 'retrying')), 0)"
 _STATE = (
     "select c.waiting, c.calls, least((select min(run_at) from live where status in ('scheduled', 'retrying')), "
     "(select min(expires_at) from live where expires_at is not null and node is null)), n.me is not null, "
     "n.others, n.hungry, (select array_agg(array[seq, claim]) from live where status = 'cancelling' and node = n.me) "
-    "from (select coalesce(sum(jobs) filter (where state in ('scheduled', 'queued', 'retrying')), 0)::bigint "
-    "as waiting, count(*) filter (where slot < 0) as calls from counts) c, "
+    "from (select "
+    f"{bounded(_WAITING)} as waiting, count(*) filter (where slot < 0) as calls from counts) c, "
     "(select max(node) filter (where name = %s) as me, coalesce(bool_or(name <> %s), false) as others, "
     "coalesce(bool_or(hungry and name <> %s), false) as hungry from nodes where lease_until is not null) n"
 )
@@ -153,6 +160,9 @@ class Writer:
             if exchange is not None or isinstance(error, CommitUnknown):
                 self._doubt(batch, patience)
             raise
+        except Exception:
+            self._doubt(batch, patience)  # it may have been raised after the commit
+            raise
         self._learn(exchange)
         await self._tell(exchange)
         return exchange.receipts
@@ -201,6 +211,26 @@ class Writer:
             with suppress(Conflict):
                 return await self._line.transact(lambda session: store_or_look(session, jobs, self._slot))
         raise _others_interfere()
+
+    async def sideline(self, batch: Batch, words: str) -> str | None:
+        """See `jobpipe.store.base.EngineStore.sideline`."""
+
+        async def verb(session: Session) -> str | None:
+            rows = await session.rows(_HEAD, {"now": float(batch.now), "limit": 1})
+            seqs = integers([row[0] for row in rows])
+            live = session.run(_WAITS_NO_MORE, (seqs,))
+            error = encoded_error(JobError("DamagedRow", words))
+            gone = session.run(SIDELINE, (float(batch.now), error, seqs))
+            await session.answered()
+            tally = Tally(self._slot)
+            for job_id, queue, size in gone.rows():
+                tally.move(queue, Status.QUEUED, Status.FAILED, size=size)
+                if any(watched for _, watched in live.rows()):
+                    notify(session, self._channel, ended_words([job_id]))
+            tally.write(session)
+            return next((str(job_id) for job_id, _, _ in gone.rows()), None)
+
+        return await self._line.transact(verb)
 
     def _doubt(self, batch: Batch, patience: float) -> None:
         """It may be written, and nobody is told: remember what is to be made good then."""
@@ -343,7 +373,7 @@ class Exchange:
             self.stale |= {(one.seq, one.claim) for one in self.batch.starts} - set(self._starts.rows())
         if self._claim is not None:
             # By -priority, run_at, seq: what an update returns has no order.
-            self._claimed = list(map(_claimed, sorted(self._claim.rows())))
+            self._claimed = claimed_from([row[2:] for row in sorted(self._claim.rows(), key=_order)])
 
     @property
     def taken(self) -> Sequence[NewJob]:
@@ -404,6 +434,5 @@ class Exchange:
         )
 
 
-def _claimed(row: Row) -> Claimed:
-    values: Sequence[Any] = (*row[2:-1], decoded_options(row[-1]))
-    return Claimed(*values)
+def _order(row: Row) -> Row:
+    return row[:3]

@@ -29,6 +29,7 @@ _PRIORITY = (
     "order by priority desc limit 1)"
 )
 ABOVE_ALL = 1 << 40
+STATUSES = frozenset(Status)
 
 # A list looks at rows newest first, from the index that holds the fewest of them, and at `LOOK` of them at most: the
 # inner query has its own limit, so SQLite runs it as a co-routine, in its order and no further than the outer asks.
@@ -50,7 +51,8 @@ _CONDITIONS = {
     "status": "status = :status",
     "kind": "kind = :kind",
     "queue": "queue = :queue",
-    "text": "(instr(jobs.id, :text) or instr(cast(payload as text), :text) or instr(error ->> 'message', :text))",
+    "text": "(instr(jobs.id, :text) or instr(cast(payload as text), :text) "
+    "or (error is not null and json_valid(cast(error as text)) and instr(cast(error as text) ->> 'message', :text)))",
     "created_after": "created_at >= :created_after",
     "created_before": "created_at < :created_before",
 }
@@ -69,8 +71,8 @@ def find(db: apsw.Connection, job_id: str) -> tuple[Job, int, bool, int] | None:
         if row is None:
             return None
         seq, node, held, size = row[17:]
-        earlier = [attempt_from(attempt) for attempt in db.execute(_ATTEMPTS, (seq,))]
-        return with_attempts(job_from(row), node, earlier), seq, bool(held), size
+        earlier = [attempt_from(attempt) for attempt in fetch(db, _ATTEMPTS, (seq,))]
+        return with_attempts(job_from(row), node, earlier), seq, held == 1, size
 
 
 def listed(db: apsw.Connection, where: Filter, limit: int, before: int | None) -> Page:
@@ -111,10 +113,11 @@ def queues(db: apsw.Connection) -> Sequence[QueueState]:
 def _counts(db: apsw.Connection) -> dict[str, dict[Status, int]]:
     """Jobs by queue and status: the kept counts, with the held ones told apart."""
     found: dict[str, dict[Status, int]] = {}
-    kept: list[Row] = [row for row in db.execute(_COUNTS) if row[1] != HELD]
+    kept: list[Row] = [row for row in fetch(db, _COUNTS) if row[1] != HELD]
     for queue, status, jobs in kept + fetch(db, _HELD):
-        counts = found.setdefault(queue, {})
-        counts[Status(status)] = counts.get(Status(status), 0) + jobs
+        if status in STATUSES:  # else the row is damaged
+            counts = found.setdefault(queue, {})
+            counts[Status(status)] = counts.get(Status(status), 0) + jobs
     return found
 
 

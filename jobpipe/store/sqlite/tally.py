@@ -12,9 +12,11 @@ HELD = "held"
 
 _WRITE = (
     "insert into counts (queue, state, jobs, size) {values} "
-    "on conflict (queue, state) do update set jobs = jobs + excluded.jobs, size = size + excluded.size"
+    # A sum beyond 64 bits, of counts that were damaged, would be a real number, which the table refuses.
+    "on conflict (queue, state) do update set "
+    "jobs = cast(jobs + excluded.jobs as integer), size = cast(size + excluded.size as integer)"
 )
-_WAITING = "select coalesce(sum(jobs), 0) from counts where state in ('scheduled', 'queued', 'retrying')"
+_WAITING = "select cast(total(jobs) as integer) from counts where state in ('scheduled', 'queued', 'retrying')"
 
 
 class Tally:
