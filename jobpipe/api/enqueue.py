@@ -19,7 +19,7 @@ from jobpipe.api.problems import (
     unavailable,
     unsupported,
 )
-from jobpipe.api.schemas import EnqueueRequest, job_view
+from jobpipe.api.schemas import EnqueueRequest, JobView, job_view, stored_view
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
 from jobpipe.job import (
@@ -58,13 +58,15 @@ async def enqueue(node: Node, content_type: str, body: bytes) -> Answer:
         raise too_large(node.settings.max_body)
     new = await admitted(node, body)
     if isinstance(new, Receipt):
-        return _answer(known(new), 200)
+        return _answer(stored_view(known(new)), 200)
     (receipt,) = await store(node, [new])
-    return _answer(as_stored(new), 202) if receipt.verdict == "stored" else _answer(known(receipt), 200)
+    if receipt.verdict == "stored":
+        return _answer(job_view(as_stored(new)), 202)
+    return _answer(stored_view(known(receipt)), 200)
 
 
-def _answer(job: Job, status: int) -> Answer:
-    return answer(job_view(job), status, {"Location": "/jobs/" + quote(job.id, safe="")})
+def _answer(job: JobView, status: int) -> Answer:
+    return answer(job, status, {"Location": "/jobs/" + quote(job.id, safe="")})
 
 
 def known(receipt: Receipt) -> Job:

@@ -14,7 +14,7 @@ from quart_schema import document_querystring, tag_blueprint
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.problems import Code, Fault, Problem, invalid, no_job, unavailable
 from jobpipe.api.responses import query, respond
-from jobpipe.api.schemas import JobList, JobView, ListQuery, WaitQuery, job_view
+from jobpipe.api.schemas import JobList, JobView, ListQuery, WaitQuery, stored_view
 from jobpipe.api.spec import Content, answers, problems
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
@@ -46,7 +46,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
         job = await _found(node, job_id)
         if wait and job.status not in ENDED:
             job = await _awaited(node, job_id, wait)
-        return respond(answer(job_view(job)))
+        return respond(answer(stored_view(job)))
 
     @routes.get("/jobs")
     @document_querystring(ListQuery)
@@ -79,7 +79,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
     async def retry_job(job_id: str) -> Response:
         """Queue a job that has ended once more, with all its retries."""
         change = await _changed(node.control.retry(job_id))
-        return respond(answer(job_view(_job_of(change, "retry it when it has ended")), 202))
+        return respond(answer(stored_view(_job_of(change, "retry it when it has ended")), 202))
 
     @routes.delete("/jobs/<job_id>")
     @answers(204, "The job is deleted.")
@@ -129,10 +129,10 @@ async def _cancel(node: Node, job_id: str, wait: float) -> Answer:
     if job.status is Status.CANCELLING and wait:
         job = await _awaited(node, job_id, wait)
     if job.status is Status.CANCELLING:
-        return answer(job_view(job), 202)
+        return answer(stored_view(job), 202)
     if job.status is not Status.CANCELLED:
         raise _wrong_status(job, "it ended before the cancel reached it")
-    return answer(job_view(job))
+    return answer(stored_view(job))
 
 
 async def _changed(change: Awaitable[Change]) -> Change:
@@ -170,7 +170,7 @@ async def _list(node: Node, wanted: ListQuery) -> Answer:
         page = await node.store.jobs(where, wanted.limit, _before(wanted.cursor))
     except JobpipeError as error:
         raise unavailable(error) from None
-    views = [job_view(job, content=wanted.payload, attempts=False) for job in page.jobs]
+    views = [stored_view(job, content=wanted.payload, attempts=False) for job in page.jobs]
     return answer(JobList(views, None if page.next_before is None else _cursor(page.next_before)))
 
 

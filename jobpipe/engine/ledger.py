@@ -217,6 +217,7 @@ class Ledger:
         both = halves(entries)
         if both is None:
             return await self._blame(entries, error)
+        self._unforeseen.tell(error, "the batch is cut in halves, to find the entry that breaks it")
         first, second = both
         if await self._write(first):
             return await self._write(second)
@@ -264,6 +265,7 @@ class Ledger:
     async def _claim_fewer(self, entries: Gathered, error: Exception) -> bool:
         """Claim half as many jobs; where the next one alone cannot be claimed, have it failed. See `_write`."""
         if (fewer := smaller_claim(entries)) is not None:
+            self._unforeseen.tell(error, "fewer jobs are claimed, to find the one that breaks the claim")
             return await self._write(fewer)
         words = f"the job could not be claimed ({in_words(error)}); the node's log has more"
         self._maybe_ready = True

@@ -88,7 +88,10 @@ class Watchdog:
             last = self._beat
             told = self._block is not None and self._block.since == last
             if time.monotonic() - last > PATIENCE and not told:
-                self._tell(last)
+                try:
+                    self._tell(last)
+                except Exception:  # the frames of a running thread may be in any state
+                    log.exception("the event loop is blocked, and it cannot be seen by what")
 
     def _tell(self, since: float) -> None:
         frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001 - the documented way to another thread's stack

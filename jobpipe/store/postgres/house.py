@@ -3,18 +3,21 @@
 import itertools
 import math
 from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
+
+import structlog
 
 from jobpipe.job import ACTIVE, ENDED, Job, JobError, Outcome, Status, after_crash
 from jobpipe.store.base import STEP, Rescued, Retention
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.control import erase
-from jobpipe.store.postgres.line import Line
+from jobpipe.store.postgres.line import ENTRYS_OWN, Line
 from jobpipe.store.postgres.parameters import binaries, floats, integers, texts
 from jobpipe.store.postgres.reader import JOB_COLUMNS
 from jobpipe.store.postgres.session import Row, Session
 from jobpipe.store.postgres.tally import Tally, bounded, fold
 from jobpipe.store.postgres.words import READY, ended_words, notify
-from jobpipe.store.postgres.writer import CLOCK, clock_offset
+from jobpipe.store.postgres.writer import CLOCK, SIDELINE, clock_offset
 from jobpipe.store.rows import encoded_error, job_from, tags_of
 
 _JOIN = {
@@ -75,6 +78,9 @@ _TOTALS = (
 )
 
 
+log = structlog.get_logger("jobpipe")
+
+
 class House:
     """Each verb is one transaction."""
 
@@ -109,7 +115,7 @@ class House:
             while locked := await session.rows(_LOCK_ORPHANS, (node, STEP)):
                 seqs = {row[0] for row in locked}
                 rows = await session.rows(_ORPHANS, (integers(list(seqs)),))
-                rescued += Rescue(session, now, tally, self._channel).take_back(rows)
+                rescued += await self._take_back(session, rows, now, tally)
                 if lost := seqs - {row[17] for row in rows}:
                     session.run(_DROP, (integers(list(lost)),))
             tally.write(session)
@@ -118,6 +124,41 @@ class House:
             return rescued
 
         return await self._line.transact(verb)
+
+    async def _take_back(
+        self, session: Session, rows: Sequence[Row], now: float, tally: Tally
+    ) -> Sequence[Rescued]:
+        """Take jobs back, all at once; where a row of them does not allow that, one by one: that job fails."""
+        own = Tally(self._slot)
+        try:
+            async with session.savepoint():
+                rescued = Rescue(session, now, own, self._channel).take_back(rows)
+        except ENTRYS_OWN as error:
+            if len(rows) == 1:
+                return [await self._fail(session, rows[0], now, error, tally)]
+            middle = len(rows) // 2
+            return [
+                *await self._take_back(session, rows[:middle], now, tally),
+                *await self._take_back(session, rows[middle:], now, tally),
+            ]
+        tally.merge(own)
+        return rescued
+
+    async def _fail(
+        self, session: Session, row: Row, now: float, error: Exception, tally: Tally
+    ) -> Rescued:
+        """Fail a job that cannot be taken back; where not even this can be written, it leaves the living all the same."""
+        log.error("a job of a dead node cannot be taken back: it fails", job=row[0], exc_info=error)
+        words = f"the job could not be taken back from a dead node ({(str(error).splitlines() or [''])[0]})"
+        stored = encoded_error(JobError("DamagedRow", words[:500]))
+        session.run(_DROP, (integers([row[17]]),))
+        with suppress(*ENTRYS_OWN):
+            async with session.savepoint():
+                session.run(SIDELINE, (float(now), stored, integers([row[17]])))
+        tally.move(row[2], None, Status.FAILED)
+        if row[21]:
+            notify(session, self._channel, ended_words([row[0]]))
+        return Rescued(row[0], row[2], Status.FAILED, begun=False)
 
     async def prune(self, now: float, retention: Retention) -> int:
         """See `jobpipe.store.base.EngineStore.prune`. While another node prunes, there is nothing to do here."""

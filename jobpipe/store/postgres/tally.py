@@ -82,6 +82,14 @@ class Tally:
         self._jobs[queue, state] -= jobs
         self._size[queue, state] -= size
 
+    def merge(self, other: "Tally") -> None:
+        """Take over what another one gathered."""
+        for key, jobs in other._jobs.items():
+            self._jobs[key] += jobs
+        for key, size in other._size.items():
+            self._size[key] += size
+        self.readied += other.readied
+
     def write(self, session: Session) -> None:
         """Add what was gathered to the table."""
         rows = [(*key, jobs, self._size[key]) for key, jobs in self._jobs.items() if jobs or self._size[key]]

@@ -156,6 +156,9 @@ class Writer:
         try:
             exchange = await self._committed(batch)
             await self._look_after(exchange)
+            self._learn(exchange)
+            await self._tell(exchange)
+            return exchange.receipts
         except StoreError as error:
             if exchange is not None or isinstance(error, CommitUnknown):
                 self._doubt(batch, patience)
@@ -163,9 +166,6 @@ class Writer:
         except Exception:
             self._doubt(batch, patience)  # it may have been raised after the commit
             raise
-        self._learn(exchange)
-        await self._tell(exchange)
-        return exchange.receipts
 
     async def _committed(self, batch: Batch) -> "Exchange":
         """Write and take it all, and know what came of it."""
