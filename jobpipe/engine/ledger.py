@@ -200,27 +200,30 @@ class Ledger:
                 if not self._has_work():
                     self._idle.set()
 
-    async def _write(self, entries: Gathered) -> bool:
-        """Write a batch and hand out what came of it; returns whether the store could be written."""
+    async def _write(self, entries: Gathered, *, part: bool = False) -> bool:
+        """Write a batch, or a part of one, and hand out what came of it; returns whether the store could be written."""
         try:
             receipts = await self._store.exchange(entries.batch)
         except StoreError as error:
             await self._put_off(entries, error)
             return False
         except Exception as error:  # noqa: BLE001 - whatever it is, an entry of the batch is to blame
-            return await self._split(entries, error)
-        self._hand_out(entries, receipts)
-        return True
+            culprit = error
+        else:
+            self._hand_out(entries, receipts)
+            return True
+        if not part:
+            self._unforeseen.tell(culprit, "the batch is written in parts, to find the entry that breaks it")
+        return await self._split(entries, culprit)
 
     async def _split(self, entries: Gathered, error: Exception) -> bool:
         """Write all but the entry that breaks a batch; see `_write`."""
         both = halves(entries)
         if both is None:
             return await self._blame(entries, error)
-        self._unforeseen.tell(error, "the batch is cut in halves, to find the entry that breaks it")
         first, second = both
-        if await self._write(first):
-            return await self._write(second)
+        if await self._write(first, part=True):
+            return await self._write(second, part=True)
         self._keep(second, StoreUnavailable(self.trouble or in_words(error)))
         return False
 
@@ -265,8 +268,7 @@ class Ledger:
     async def _claim_fewer(self, entries: Gathered, error: Exception) -> bool:
         """Claim half as many jobs; where the next one alone cannot be claimed, have it failed. See `_write`."""
         if (fewer := smaller_claim(entries)) is not None:
-            self._unforeseen.tell(error, "fewer jobs are claimed, to find the one that breaks the claim")
-            return await self._write(fewer)
+            return await self._write(fewer, part=True)
         words = f"the job could not be claimed ({in_words(error)}); the node's log has more"
         self._maybe_ready = True
         self._return(entries.wish)

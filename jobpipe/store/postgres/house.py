@@ -15,7 +15,7 @@ from jobpipe.store.postgres.line import ENTRYS_OWN, Line
 from jobpipe.store.postgres.parameters import binaries, floats, integers, texts
 from jobpipe.store.postgres.reader import JOB_COLUMNS
 from jobpipe.store.postgres.session import Row, Session
-from jobpipe.store.postgres.tally import Tally, bounded, fold
+from jobpipe.store.postgres.tally import Tally, bounded, fold, mend
 from jobpipe.store.postgres.words import READY, ended_words, notify
 from jobpipe.store.postgres.writer import CLOCK, SIDELINE, clock_offset
 from jobpipe.store.rows import encoded_error, job_from, tags_of
@@ -91,6 +91,7 @@ class House:
         """See `jobpipe.store.base.EngineStore.join`. Returns how far the database's clock is ahead."""
         until = lease_until - now if self._leases == "database" else lease_until
         await self._line.run(_JOIN[self._leases], (node, float(until)))
+        await self._line.transact(self._mend)
         return await self._line.transact(clock_offset)
 
     async def leave(self, node: str) -> None:
@@ -124,6 +125,10 @@ class House:
             return rescued
 
         return await self._line.transact(verb)
+
+    async def _mend(self, session: Session) -> None:
+        if await mend(session):
+            log.error("the counts of jobs could not be true, and were made anew from the jobs")
 
     async def _take_back(
         self, session: Session, rows: Sequence[Row], now: float, tally: Tally
@@ -167,6 +172,7 @@ class House:
             locked = await session.row(_PRUNER, (self._channel,))
             if not locked or not locked[0]:
                 return 0
+            await self._mend(session)  # or a wrong count might have everything deleted
             rows = await _too_much(session, now, retention)
             tally = Tally(self._slot)
             for _, _, queue, status, size, _ in rows:

@@ -99,6 +99,33 @@ class Tally:
             session.run(_WRITE, (self._slot, texts(queues), texts(states), integers(jobs), integers(sizes)))
 
 
+_NONSENSE = (
+    "select exists (select from counts group by queue, state having sum(jobs) < 0 or sum(size) < 0 "
+    "or sum(size) > 1e15 or sum(jobs) > (select coalesce(max(seq), 0) from jobs))"
+)
+_RECOUNT = (
+    # Whoever writes counts is waited for and kept waiting; of what is not committed the counts come with its commit.
+    "lock table counts in share row exclusive mode",
+    "delete from counts",
+    "insert into counts (queue, state, slot, jobs, size) "
+    "select queue, status, 0, count(*), 0 from live where node is null group by queue, status",
+    "insert into counts (queue, state, slot, jobs, size) select queue, status, 0, count(*), "
+    "sum(length(payload) + coalesce(length(result), 0) + coalesce(length(error), 0)) "
+    "from jobs where status is not null group by queue, status on conflict do nothing",
+)
+
+
+async def mend(session: Session) -> bool:
+    """Count everything anew where the counts cannot be true, since a row of them was damaged; whether they were."""
+    row = await session.row(_NONSENSE)
+    if not row or not row[0]:
+        return False
+    for sql in _RECOUNT:
+        session.run(sql)
+        await session.answered()  # each sees what those it waited for have committed
+    return True
+
+
 def fold(session: Session, slot: int, *, all_slots: bool) -> None:
     """Gather counts that are scattered over many rows."""
     session.run(_FOLD, (slot, all_slots, FOLDED, slot))

@@ -13,7 +13,7 @@ from jobpipe.store.rows import Row, encoded_error, job_from, tags_of
 from jobpipe.store.sqlite.opening import STORES_OWN
 from jobpipe.store.sqlite.reader import find, one
 from jobpipe.store.sqlite.rows import JOB_COLUMNS, fetch, fetch_one, transaction
-from jobpipe.store.sqlite.tally import HELD, Tally
+from jobpipe.store.sqlite.tally import HELD, Tally, mend
 from jobpipe.store.sqlite.writer import SIDELINE
 
 MOST_RESCUED = 1_000_000
@@ -135,6 +135,7 @@ class Control:
         """See `jobpipe.store.base.EngineStore.join`."""
         with transaction(self.db):
             self.db.execute(_JOIN, (node, lease_until))
+            self._mend()
 
     def leave(self, node: str) -> None:
         """See `jobpipe.store.base.EngineStore.leave`. The row stays: attempts are shown with the node's name."""
@@ -183,6 +184,7 @@ class Control:
     def prune(self, now: float, retention: Retention) -> int:
         """See `jobpipe.store.base.EngineStore.prune`."""
         with transaction(self.db):
+            self._mend()  # or a wrong count might have everything deleted
             rows = self._too_much(now, retention)
             tally = Tally()
             for _, seq, queue, status, size, options in rows:
@@ -190,6 +192,10 @@ class Control:
                 tally.drop(queue, status, 1, size)
             tally.write(self.db)
             return len(rows)
+
+    def _mend(self) -> None:
+        if mend(self.db):
+            log.error("the counts of jobs could not be true, and were made anew from the jobs")
 
     def _too_much(self, now: float, retention: Retention) -> list[Row]:
         """The ended jobs to delete: what is too old, and while there are too many or they are too large, the oldest."""

@@ -31,10 +31,15 @@ def transaction(db: apsw.Connection) -> Iterator[None]:
 
 
 def fetch(db: apsw.Connection, sql: str, values: Row | Mapping[str, Any] = ()) -> list[Row]:
-    """All rows of a query. Where a text in them is not UTF-8, what is wrong in it becomes U+FFFD."""
+    """All rows of a query. Where a text in them is not UTF-8, what is wrong in it becomes U+FFFD.
+
+    A statement that writes raises `UnicodeDecodeError` there: it cannot be asked twice.
+    """
     try:
         return db.execute(sql, values).fetchall()
     except UnicodeDecodeError:
+        if not sql.startswith("select"):
+            raise
         return _fetch_bytes(db, sql, values)
 
 
@@ -43,6 +48,8 @@ def fetch_one(db: apsw.Connection, sql: str, values: Row | Mapping[str, Any] = (
     try:
         return db.execute(sql, values).fetchone()
     except UnicodeDecodeError:
+        if not sql.startswith("select"):
+            raise
         return _fetch_bytes(db, sql, values)[0]
 
 

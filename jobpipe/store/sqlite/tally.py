@@ -51,6 +51,27 @@ class Tally:
         execute_values(db, _WRITE, rows)
 
 
+_NONSENSE = (
+    "select exists (select 1 from counts where jobs < 0 or size < 0 or size > 1e15 "
+    "or jobs > (select coalesce(max(seq), 0) from jobs))"
+)
+_RECOUNT = (
+    "insert into counts (queue, state, jobs, size) "
+    "select queue, iif(held = 1, 'held', status), count(*), "
+    "sum(iif(finished_at is null, 0, length(payload) + coalesce(length(result), 0) + coalesce(length(error), 0))) "
+    "from jobs group by 1, 2"
+)
+
+
+def mend(db: apsw.Connection) -> bool:
+    """Count everything anew where the counts cannot be true, since a row of them was damaged; whether they were."""
+    if not db.execute(_NONSENSE).get:
+        return False
+    db.execute("delete from counts")
+    db.execute(_RECOUNT)
+    return True
+
+
 def waiting(db: apsw.Connection) -> int:
     """How many jobs wait and are held by nobody."""
     return int(db.execute(_WAITING).get)
