@@ -169,7 +169,8 @@ EARLIEST, LATEST = -62_135_596_800.0, 253_402_300_799.999
 
 def rfc3339(seconds: float) -> str:
     """Seconds since the epoch as RFC 3339, UTC, with milliseconds; beyond `EARLIEST` or `LATEST`, these."""
-    shown = min(max(seconds, EARLIEST), LATEST)  # of a damaged row it may be anything; one that is no number is EARLIEST
+    # Of a damaged row it may be anything. In this order NaN, which is no number, becomes EARLIEST.
+    shown = min(LATEST, max(EARLIEST, seconds))
     # isoformat cuts off what is below a millisecond; with a half more, that is rounding.
     return datetime.fromtimestamp(shown + 0.0005, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 

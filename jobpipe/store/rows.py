@@ -22,6 +22,9 @@ from jobpipe.store.base import Claimed, Receipt
 
 R = TypeVar("R")
 
+LARGEST = 1 << 40
+"""More bytes than a job can have."""
+
 Row = tuple[Any, ...]
 
 _encode = msgspec.json.Encoder().encode
@@ -70,6 +73,11 @@ def _claimed_with_care(row: Row) -> Claimed:
     damage = damage_of(row)
     options = NO_OPTIONS if damage is not None else decoded_options(row[-1])
     return Claimed(*row[:-1], options, damage)
+
+
+def plausible(size: int) -> int:
+    """The bytes of a job as they are counted: of a damaged row they may be any number."""
+    return min(max(size, 0), LARGEST)
 
 
 def tags_of(options: bytes | None) -> Sequence[str] | None:

@@ -28,8 +28,8 @@ from tests.store.server import new_schema, server_url, with_query
 
 BEFORE = NOW - 1000.0
 STATES = (
-    ("queued", "scheduled", "due", "expiring", "held", "running", "cancelling", "retrying")
-    + ("done", "failed", "cancelled", "expired")
+    *("queued", "scheduled", "due", "expiring", "held", "running", "cancelling", "retrying"),
+    *("done", "failed", "cancelled", "expired"),
 )
 OPTIONS = Options(tags=("tag",), timeout=30)
 ROUNDS = int(os.environ.get("JOBPIPE_TEST_DAMAGE", "25"))
@@ -178,7 +178,7 @@ async def _is_well(store: Store, job_id: str, state: str) -> bool:
     return job is not None and job.status == SOUND_ENDS.get(state, "done")
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite", "postgres"])
+@pytest.mark.parametrize("kind", ["memory", "postgres", "sqlite"])
 async def test_a_damaged_row_costs_its_own_job_alone(kind, tmp_path) -> None:
     """A few dozen rows of each store."""
     async with damageable(kind, tmp_path) as (store, damager):
@@ -186,3 +186,20 @@ async def test_a_damaged_row_costs_its_own_job_alone(kind, tmp_path) -> None:
 
     assert wrong == []
     assert damaged > len(STATES) / 2
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("kind", ["memory", "postgres", "sqlite"])
+async def test_a_thousand_damaged_rows_cost_their_own_jobs_alone(kind, part, tmp_path) -> None:
+    """Many stores, each damaged in another way."""
+    damaged, wrong = 0, []
+    for seed in range(part, ROUNDS, 4):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        async with damageable(kind, folder) as (store, damager):
+            number, faults = await live_through(store, damager, seed=1000 + seed, copies=2)
+            damaged, wrong = damaged + number, wrong + faults
+
+    assert wrong == []
+    print(f"{damaged} damaged rows of {kind}")  # noqa: T201 - the thorough form says how thorough it was

@@ -7,6 +7,7 @@ every job has ended as it should, or at most one failed in words; new jobs run, 
 import functools
 import importlib
 import inspect
+import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -54,6 +55,14 @@ PLACES = {
     "sqlite": SQLITE,
     "postgres": POSTGRES,
 }
+CHOSEN = {
+    "sqlite": ["writer.Writer._end", "writer.claimed_from", "writer.new_row", "control.Control._cancel"],
+    "postgres": ["writer.Exchange.judge", "writer.claimed_from", "settling.integers", "adding.texts", "reader.job_from"],
+}
+RARE = ("_lost", "cancel_held", "_act")
+"""What this scene reaches over shared stores, or in a race, alone."""
+HEARTBEAT = ("_renew", "_rescue_if_possible", "rescue", "_prune", "_too_much")
+"""What comes by itself after a few seconds."""
 ROOMS = {"memory": "sqlite", "sqlite": "sqlite", "postgres": "postgres"}
 
 
@@ -195,6 +204,8 @@ async def strike(store: Store, place: str, at: int, name: str) -> bool:
         with pytest.MonkeyPatch.context() as patch:
             injection = inject(patch, place, at)
             jobs = await play(rig)
+            if injection.error is None and place.endswith(HEARTBEAT):
+                await trio.sleep(12 if store.name == "memory:" else 0)
         await rig.enqueue(f"{name}:after")
         jobs |= await until_ended(rig, f"{name}:after")
 
@@ -216,9 +227,37 @@ def places(store: str) -> list[str]:
     ]
 
 
-async def test_no_exception_at_any_place_ends_a_node_over_the_memory_store(tmp_path, autojump_clock) -> None:
-    """The first call of each function."""
+async def test_no_exception_at_any_place_ends_a_node(tmp_path, autojump_clock) -> None:
+    """Over the memory store, at the first call of each function."""
     async with OPENERS["memory"](tmp_path) as store:
-        reached = [await strike(store, place, 1, f"n{number}") for number, place in enumerate(places("memory"))]
+        for number, place in enumerate(places("memory")):
+            assert await strike(store, place, 1, f"n{number}") or place.endswith(RARE), place
 
-    assert sum(reached) > len(reached) * 0.8
+
+@pytest.mark.faults
+@pytest.mark.parametrize("at", range(2, 12))
+async def test_no_exception_at_a_later_call_ends_a_node(at, tmp_path, autojump_clock) -> None:
+    """The same at a later call of each, which some are not called often enough for."""
+    async with OPENERS["memory"](tmp_path) as store:
+        reached = [await strike(store, place, at, f"n{number}") for number, place in enumerate(places("memory"))]
+
+    assert sum(reached) > len(reached) / 3
+
+
+@pytest.mark.parametrize("kind", ["postgres", "sqlite"])
+async def test_no_exception_at_the_places_of_a_store_ends_a_node(kind, tmp_path) -> None:
+    """At the places that matter most: where rows are written and read."""
+    async with OPENERS[kind](tmp_path) as store:
+        for number, place in enumerate(CHOSEN[kind]):
+            assert await strike(store, f"jobpipe.store.{kind}.{place}", 1, f"n{number}")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("at", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("kind", ["postgres", "sqlite"])
+async def test_no_exception_at_any_call_ends_a_node(kind, at, tmp_path) -> None:
+    """Every place, at more of its calls."""
+    async with OPENERS[kind](tmp_path) as store:
+        reached = [await strike(store, place, at, f"n{number}") for number, place in enumerate(places(kind))]
+
+    assert sum(reached) > len(reached) / 2

@@ -26,7 +26,7 @@ _CANCEL = (
 )
 _KEEP_ATTEMPT = (
     "insert into attempts (seq, claim, number, node, started_at, finished_at, outcome) "
-    "select seq, claim, attempt, node, started_at, finished_at, 'done' from jobs where seq = %s on "
+    "select seq, claim, attempt, node, started_at, coalesce(finished_at, created_at), 'done' from jobs where seq = %s on "
     "conflict do nothing"
 )
 _RETRY = (
@@ -36,7 +36,11 @@ _RETRY = (
     "error = null, size = 0 "
     "where seq = %(seq)s returning *) "
     "insert into live (seq, queue, status, priority, run_at, expires_at, claim, rescued) "
-    "select seq, queue, 'queued', priority, run_at, expires_at, claim, rescued from again"
+    "select seq, queue, 'queued', priority, run_at, expires_at, claim, rescued from again "
+    # Only a damaged job that has ended is there already.
+    "on conflict (seq) do update set status = excluded.status, queue = excluded.queue, priority = excluded.priority, "
+    "run_at = excluded.run_at, attempt = 0, node = null, token = null, started_at = null, error = null, "
+    "expires_at = excluded.expires_at"
 )
 _DELETE = (
     "delete from live where seq = any(%s)",

@@ -8,6 +8,7 @@ from collections import defaultdict
 from jobpipe.job import Status
 from jobpipe.store.postgres.parameters import integers, texts
 from jobpipe.store.postgres.session import Session
+from jobpipe.store.rows import plausible
 
 
 
@@ -73,14 +74,14 @@ class Tally:
         if after is not None:
             self._jobs[queue, after] += jobs
             if size:
-                self._size[queue, after] += size
+                self._size[queue, after] += plausible(size)
         if after == Status.QUEUED:
             self.readied += jobs
 
     def drop(self, queue: str, state: str, jobs: int, size: int) -> None:
         """Count ended jobs out, with their bytes."""
         self._jobs[queue, state] -= jobs
-        self._size[queue, state] -= size
+        self._size[queue, state] -= plausible(size)
 
     def merge(self, other: "Tally") -> None:
         """Take over what another one gathered."""

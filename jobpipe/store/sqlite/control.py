@@ -27,7 +27,7 @@ _RETRY = (
 )
 _KEEP_ATTEMPT = (
     "insert or replace into attempts (seq, claim, number, node, started_at, finished_at, outcome) "
-    "select seq, claim, attempt, node, started_at, finished_at, 'done' from jobs where seq = ?"
+    "select seq, claim, attempt, node, started_at, coalesce(finished_at, created_at), 'done' from jobs where seq = ?"
 )
 _DELETE = (
     "delete from jobs where seq = ?",

@@ -5,6 +5,7 @@ from collections import defaultdict
 import apsw
 
 from jobpipe.job import WAITING
+from jobpipe.store.rows import plausible
 from jobpipe.store.sqlite.values import execute_values
 
 HELD = "held"
@@ -33,12 +34,12 @@ class Tally:
         if after is not None:
             self._jobs[queue, after] += jobs
             if size:
-                self._size[queue, after] += size
+                self._size[queue, after] += plausible(size)
 
     def drop(self, queue: str, state: str, jobs: int, size: int) -> None:
         """Count ended jobs out, with their bytes."""
         self._jobs[queue, state] -= jobs
-        self._size[queue, state] -= size
+        self._size[queue, state] -= plausible(size)
 
     @property
     def waiting(self) -> int:
