@@ -242,7 +242,9 @@ def _told(damage: Sequence[str], error: JobError | None) -> JobError:
     words = f"the job's row in the store is damaged: {'; '.join(damage)}"
     if error is None:
         return JobError("DamagedRow", words)
-    return JobError("DamagedRow", f"{words}; its last error was {error.type}: {error.message}", error.traceback)
+    return JobError(
+        "DamagedRow", f"{words}; its last error was {error.type}: {error.message}", error.traceback
+    )
 
 
 def job_view(job: Job, *, content: bool = True, attempts: bool = True) -> JobView:

@@ -239,7 +239,9 @@ class Ledger:
             return await self._claim_fewer(entries, error)
         if entries.batch.settlements:
             return await self._fail_plainly(entries, error)
-        self._unforeseen.tell(error, "an entry is refused; the rest of its batch is written", entry=_named(entries))
+        self._unforeseen.tell(
+            error, "an entry is refused; the rest of its batch is written", entry=_named(entries)
+        )
         self._arrived(entries)
         self._refuse(entries, error)
         return True
@@ -248,7 +250,9 @@ class Ledger:
         """Settle a job whose settlement cannot be written as failed; see `_write`."""
         (settlement,) = entries.batch.settlements
         self._unforeseen.tell(error, "the job fails, since its outcome cannot be written", job=settlement.id)
-        words = f"the outcome of the attempt could not be written ({in_words(error)}); the node's log has more"
+        words = (
+            f"the outcome of the attempt could not be written ({in_words(error)}); the node's log has more"
+        )
         for plain in plain_settlements(settlement, words):
             plainly = with_settlement(entries, plain)
             try:

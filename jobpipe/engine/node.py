@@ -126,7 +126,11 @@ class Node:
                 "the last outcomes could not be written: those jobs run again", error=self.ledger.trouble
             )
         # A lease that stays ends by itself.
-        with trio.move_on_after(CLEANUP), self._unforeseen.costs("the lease ends by itself"), suppress(StoreError):
+        with (
+            trio.move_on_after(CLEANUP),
+            self._unforeseen.costs("the lease ends by itself"),
+            suppress(StoreError),
+        ):
             await self.store.leave(self.name)
 
     def drain(self) -> None:

@@ -17,15 +17,16 @@ LARGEST = 2**31 - 1
 
 
 def parts(entries: Gathered) -> Sequence[Part]:
-    """What a batch consists of, in the order in which it is carried out. The renewals are one: they ask for the same."""
+    """What a batch consists of, in the order in which it is carried out. Renewals are one part."""
     renewals: list[Part] = [("renewals", entries.renewals)] if entries.renewals else []
+    claim: list[Part] = [("claim", entries.wish)] if entries.wish is not None else []
     return [
         *renewals,
         *(("noted", start) for start in entries.noted.values()),
         *(("start", entry) for entry in entries.starts),
         *(("settlement", one) for one in entries.batch.settlements),
         *(("add", entry) for entry in entries.adds),
-        *([("claim", entries.wish)] if entries.wish is not None else []),
+        *claim,
     ]
 
 
@@ -75,9 +76,7 @@ def smaller_claim(entries: Gathered) -> Gathered | None:
 
 def with_settlement(entries: Gathered, one: Settlement) -> Gathered:
     """A batch of one settlement, with another in its place."""
-    return msgspec.structs.replace(
-        entries, batch=msgspec.structs.replace(entries.batch, settlements=[one])
-    )
+    return msgspec.structs.replace(entries, batch=msgspec.structs.replace(entries.batch, settlements=[one]))
 
 
 def plain_settlements(one: Settlement, words: str) -> Sequence[Settlement]:

@@ -1,4 +1,4 @@
-"""Exceptions that nobody foresaw: each is logged with its traceback, and costs the entry it belongs to, never the node."""
+"""Exceptions that nobody foresaw: each is logged with its traceback, and costs its entry, never the node."""
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager

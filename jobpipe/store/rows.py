@@ -64,7 +64,7 @@ def damage_of(row: Row) -> str | None:
 def claimed_from(rows: Sequence[Row]) -> Sequence[Claimed]:
     """Claimed jobs from the values of `Claimed`, the options as they are stored. A damaged row says so."""
     try:
-        return [Claimed(*row[:-1], decoded_options(row[-1])) for row in rows]
+        return [_claimed(row[:-1], decoded_options(row[-1])) for row in rows]
     except Exception:  # noqa: BLE001 - one of them is damaged
         return [_claimed_with_care(row) for row in rows]
 
@@ -72,7 +72,12 @@ def claimed_from(rows: Sequence[Row]) -> Sequence[Claimed]:
 def _claimed_with_care(row: Row) -> Claimed:
     damage = damage_of(row)
     options = NO_OPTIONS if damage is not None else decoded_options(row[-1])
-    return Claimed(*row[:-1], options, damage)
+    return _claimed(row[:-1], options, damage)
+
+
+def _claimed(row: Row, options: Options, damage: str | None = None) -> Claimed:
+    values: Sequence[Any] = (*row, options, damage)
+    return Claimed(*values)
 
 
 def plausible(size: int) -> int:
@@ -171,7 +176,8 @@ def attempt_from(row: Row) -> AttemptRecord:
     """An attempt that ended, from (number, claim, node's name, started_at, finished_at, outcome, error)."""
     number, claim, node, started_at, finished_at, outcome, error = row
     try:
-        read_outcome, read_error = Outcome(outcome), decoded_error(error)
+        read_outcome: Outcome | None = Outcome(outcome)
+        read_error = decoded_error(error)
     except Exception as reason:  # noqa: BLE001 - whatever stands there
         read_outcome = Outcome(outcome) if outcome in set(Outcome) else None
         read_error = JobError("DamagedRow", f"the attempt cannot be read ({_reason(reason)})")

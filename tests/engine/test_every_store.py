@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import trio
 
+from jobpipe.clock import VirtualClock
 from jobpipe.handlers.registry import Handler
-from jobpipe.handlers.verdicts import Fail, Retry, Snooze
+from jobpipe.handlers.verdicts import Fail, Retry
 from jobpipe.job import ENDED, WAITING, Backoff, Job, Options, Outcome, Status
 from jobpipe.store.base import Change, Store
-from tests.engine.conftest import Rig, new_job, running
+from tests.engine.conftest import NOW, Rig, running
 from tests.store.conftest import OPENERS
 
 QUICK = Options(backoff=Backoff(base=0, jitter="none"))
@@ -50,7 +51,8 @@ async def test_every_outcome(store) -> None:
         found = {job_id: await is_now(rig, job_id, lambda job: job.status in ENDED) for job_id in OUTCOMES}
 
     assert {
-        job_id: (job.status, job.attempt, [one.outcome for one in job.attempts]) for job_id, job in found.items()
+        job_id: (job.status, job.attempt, [one.outcome for one in job.attempts])
+        for job_id, job in found.items()
     } == ENDS
     assert {job_id: job.error.type for job_id, job in found.items() if job.error} == {
         "error": "ValueError",
@@ -99,7 +101,12 @@ RAISED: dict[str, Callable[[], Any]] = {
     "strange wait": lambda: Retry("soon", after=float("nan")),
     "long": lambda: ValueError("x" * 100_000),
 }
-RESULTS: dict[str, Any] = {"set of objects": {object()}, "infinity": float("inf"), "huge": "x" * 2_000_000, "bytes": b"ok"}
+RESULTS: dict[str, Any] = {
+    "set of objects": {object()},
+    "infinity": float("inf"),
+    "huge": "x" * 2_000_000,
+    "bytes": b"ok",
+}
 
 
 async def test_every_way_to_raise_and_every_result(store) -> None:
@@ -107,7 +114,8 @@ async def test_every_way_to_raise_and_every_result(store) -> None:
 
     async def odd(payload: str) -> Any:
         if payload in RAISED:
-            raise RAISED[payload]()
+            error = RAISED[payload]()
+            raise error
         return RESULTS[payload]
 
     handler = Handler(kind="odd", function=odd, is_async=True, takes_context=False, payload_type=str)
@@ -151,22 +159,32 @@ async def test_every_cancel(store) -> None:
         await rig.enqueue("done")
         await is_now(rig, "done", lambda job: job.status is Status.DONE)
         await rig.actor.begun(3)
-        verdicts = [(await rig.node.control.cancel(one)).verdict for one in ("waits", "runs", "spoils", "done", "none")]
-        ended = [await is_now(rig, one, lambda job: job.status in ENDED) for one in ("waits", "runs", "spoils")]
+        verdicts = [
+            (await rig.node.control.cancel(one)).verdict
+            for one in ("waits", "runs", "spoils", "done", "none")
+        ]
+        ended = [
+            await is_now(rig, one, lambda job: job.status in ENDED) for one in ("waits", "runs", "spoils")
+        ]
 
     assert verdicts == ["changed", "changed", "changed", "refused", "absent"]
     assert [job.status for job in ended] == [Status.CANCELLED] * 3
-    assert [[one.outcome for one in job.attempts] for job in ended] == [[], [Outcome.CANCELLED], [Outcome.CANCELLED]]
+    assert [[one.outcome for one in job.attempts] for job in ended] == [
+        [],
+        [Outcome.CANCELLED],
+        [Outcome.CANCELLED],
+    ]
 
 
 async def test_a_job_expires_only_while_it_waits(store) -> None:
     """One that runs by then goes on."""
-    async with scene(store) as rig:
-        now = rig.node.clock.now()
+    clock = VirtualClock(NOW)
+    async with scene(store, clock=clock) as rig:
+        now = clock.now()
         await rig.enqueue("runs", "wait", expires_at=now + 600)
         await rig.enqueue("waits", run_at=now + 3600, expires_at=now + 600)
         await rig.actor.begun()
-        rig.node.clock.step(700)
+        clock.step(700)
         rig.node.ledger.look()
         waits = await is_now(rig, "waits", lambda job: job.status in ENDED)
         rig.actor.gate.set()
@@ -179,13 +197,13 @@ async def test_a_job_expires_only_while_it_waits(store) -> None:
 async def test_a_crash_during_an_attempt(store, on_crash) -> None:
     """It runs again on another node, unless it asked not to."""
     options = Options(on_crash=on_crash)
-    async with scene(store, name="n1") as rig:
+    clock = VirtualClock(NOW)
+    async with scene(store, name="n1", clock=clock) as rig:
         await rig.enqueue("a", "wait", options=options)
         await is_now(rig, "a", lambda job: job.status is Status.RUNNING)
-        later = rig.node.clock
         await rig.kill()
-    later.step(3600)
-    async with scene(store, name="n2", clock=later) as rig:
+    clock.step(3600)
+    async with scene(store, name="n2", clock=clock) as rig:
         rig.actor.gate.set()
         job = await is_now(rig, "a", lambda job: job.status in ENDED)
 
@@ -218,6 +236,6 @@ async def test_a_kind_without_a_handler(store) -> None:
 async def again(change: Callable[[], Awaitable[Change]]) -> Change:
     """Ask until a job may be changed: a node may look at it just now."""
     with trio.fail_after(PATIENCE):
-        while (done := await change()).verdict == "refused":
+        while (done := await change()).verdict == "refused":  # noqa: ASYNC110 - no event tells of every change
             await trio.sleep(0.005)
     return done

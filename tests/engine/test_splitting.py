@@ -5,6 +5,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 import trio
+import trio.lowlevel
 
 from jobpipe.engine.ledger import STUCK
 from jobpipe.engine.splitting import halves, parts
@@ -161,7 +162,7 @@ async def test_a_store_that_fails_amid_the_parts_keeps_the_rest_for_later(autoju
 
     async with running(store, expected=[UNFORESEEN, "the store cannot write"], workers=8) as rig:
         await rig.add(*(new_job(str(number)) for number in range(8)))
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         store.error = TypeError("together")
         for number in range(8):
             assert (await rig.ended(str(number))).status is Status.DONE
@@ -213,7 +214,14 @@ async def test_halves_are_the_whole_in_the_same_order(autojump_clock) -> None:
 
 def settlement(number: int) -> Settlement:
     return Settlement(
-        seq=number, id=str(number), queue="q", claim=1, outcome=None, status=Status.QUEUED, attempt=0, settled_at=0
+        seq=number,
+        id=str(number),
+        queue="q",
+        claim=1,
+        outcome=None,
+        status=Status.QUEUED,
+        attempt=0,
+        settled_at=0,
     )
 
 

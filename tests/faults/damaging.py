@@ -9,9 +9,40 @@ import psycopg
 
 BIG = 2**63 - 1
 DEEP = b"[" * 5000 + b"]" * 5000
-TIMES: Sequence[Any] = (float("inf"), -float("inf"), 1e300, -1e300, 9_467_085_600_000.0, -1.0, 0.0, -62_135_596_801.0)
-TEXTS: Sequence[Any] = ("", "nonsense", "é\u202e\x07", "x" * 3000, "done", "queued", "running", "DROP TABLE", ".")
-BYTES: Sequence[Any] = (b"", b"\xff\xfe", b"{", b"null", b"[]", b'"\xff"', b"1e999", b"NaN", DEEP, b'{"a":"\\ud800"}', b"0" * 50_000)
+TIMES: Sequence[Any] = (
+    float("inf"),
+    -float("inf"),
+    1e300,
+    -1e300,
+    9_467_085_600_000.0,
+    -1.0,
+    0.0,
+    -62_135_596_801.0,
+)
+TEXTS: Sequence[Any] = (
+    "",
+    "nonsense",
+    "é\u202e\x07",
+    "x" * 3000,
+    "done",
+    "queued",
+    "running",
+    "DROP TABLE",
+    ".",
+)
+BYTES: Sequence[Any] = (
+    b"",
+    b"\xff\xfe",
+    b"{",
+    b"null",
+    b"[]",
+    b'"\xff"',
+    b"1e999",
+    b"NaN",
+    DEEP,
+    b'{"a":"\\ud800"}',
+    b"0" * 50_000,
+)
 OPTIONS: Sequence[Any] = (
     *BYTES,
     b'{"timeout":"soon"}',
@@ -24,7 +55,12 @@ OPTIONS: Sequence[Any] = (
     b'{"on_crash":"explode"}',
     b'{"delay":"x","run_at":[]}',
 )
-ERRORS: Sequence[Any] = (*BYTES, b'{"type":1,"message":2}', b'{"message":"half"}', b'{"type":"E","message":"\\u0000"}')
+ERRORS: Sequence[Any] = (
+    *BYTES,
+    b'{"type":1,"message":2}',
+    b'{"message":"half"}',
+    b'{"type":"E","message":"\\u0000"}',
+)
 NUMBERS: Sequence[Any] = (-1, 0, 1, 7, 2**31 - 1, -(2**31), BIG, -BIG)
 
 JOB = {
@@ -129,13 +165,16 @@ class PostgresDamager:
             return self._write("delete from live where seq = (select seq from jobs where id = %s)", job_id)
         if column in ("held", "watched"):
             return self._write(
-                "update live set watched = true, token = -1 where seq = (select seq from jobs where id = %s)", job_id
+                "update live set watched = true, token = -1 where seq = (select seq from jobs where id = %s)",
+                job_id,
             )
         value = chance.choice([*JOB[column], float("nan")] if JOB[column] is TIMES else JOB[column])
         alive = {"queue", "status", "priority", "run_at", "attempt", "claim", "node", "rescued", "started_at"}
         if column in {*alive, "expires_at", "error"} and chance.random() < 0.7:
             return self._write(
-                f"update live set {column} = %s where seq = (select seq from jobs where id = %s)", value, job_id
+                f"update live set {column} = %s where seq = (select seq from jobs where id = %s)",
+                value,
+                job_id,
             )
         return self._write(f"update jobs set {column} = %s where id = %s", value, job_id)
 
@@ -146,7 +185,8 @@ class PostgresDamager:
         if table == "attempts" and chance.random() < 0.2:
             return self._write("insert into tags (tag, seq) values (%s, 1) on conflict do nothing", RAW_TEXT)
         return self._write(
-            f"update {table} set {column} = %s where {where} and random() < 0.3", chance.choice(columns[column])
+            f"update {table} set {column} = %s where {where} and random() < 0.3",
+            chance.choice(columns[column]),
         )
 
     def _write(self, sql: str, *values: Any) -> str | None:

@@ -7,7 +7,6 @@ every job has ended as it should, or at most one failed in words; new jobs run, 
 import functools
 import importlib
 import inspect
-import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,35 +20,102 @@ from jobpipe.store.base import Store
 from tests.engine.conftest import Rig, Step, new_job, running
 from tests.store.conftest import OPENERS
 
-ENGINE = """
-    ledger.Ledger._gather ledger.Ledger._grant ledger.Ledger._answer ledger.Ledger._something_to_write
-    ledger.Ledger._company ledger.Ledger.note_start
-    attempts.Attempts.hold attempts.Attempts._perform attempts.Attempts._start attempts.Attempts._run
-    attempts.Attempts._settle attempts.Attempts.call attempts.Attempts._tell_failed
-    attempts.Attempts.cancel_held attempts.Attempts._lost
-    verdict.settlement verdict.returned verdict.raised
-    intake.Intake._send intake.Intake._hold intake.Intake._take
-    lease.Lease._renew lease.Lease._rescue_if_possible lease.Lease.rescue
-    maintenance.Maintenance._prune news.Newsroom._act control.Control.cancel
-    queue.Queue.has_room queue.Queue.took worker.Source.next
-""".split()
-SQLITE = """
-    writer.Writer.exchange writer.Writer._carry_out writer.Writer._renew writer.Writer._promote writer.Writer._start
-    writer.Writer._settle writer.Writer._end writer.Writer._again writer.Writer._record writer.Writer._add
-    writer.Writer._insert writer.Writer._note writer.Writer._claim writer.Writer._due writer.Writer._node
-    writer.Writer._count_waiting writer.fetch writer.fetch_one writer.execute_values writer.new_row
-    writer.encoded_error writer.claimed_from tally.Tally.move tally.Tally.write
-    control.Control._cancel control.Control._too_much control.Control.rescue reader.find reader.job_from
-""".split()
-POSTGRES = """
-    writer.Writer.exchange writer.Writer._once writer.Writer._learn writer.Writer._tell writer.Writer._look_after
-    writer.Exchange.renew writer.Exchange.promote writer.Exchange.settle writer.Exchange.add writer.Exchange.claim
-    writer.Exchange.look writer.Exchange.judge writer.claimed_from
-    settling.Settling.send settling.Settling.judge settling.send_starts settling.encoded_error settling.integers
-    adding.Adding.send adding.Adding.check adding.texts adding.encoded_options
-    session.Session.run session.Session.answered session.Answer.rows
-    control.Control._cancel control.Control._lock house._too_much house.House.rescue reader.found reader.job_from
-""".split()
+ENGINE = [
+    "ledger.Ledger._gather",
+    "ledger.Ledger._grant",
+    "ledger.Ledger._answer",
+    "ledger.Ledger._something_to_write",
+    "ledger.Ledger._company",
+    "ledger.Ledger.note_start",
+    "attempts.Attempts.hold",
+    "attempts.Attempts._perform",
+    "attempts.Attempts._start",
+    "attempts.Attempts._run",
+    "attempts.Attempts._settle",
+    "attempts.Attempts.call",
+    "attempts.Attempts._tell_failed",
+    "attempts.Attempts.cancel_held",
+    "attempts.Attempts._lost",
+    "verdict.settlement",
+    "verdict.returned",
+    "verdict.raised",
+    "intake.Intake._send",
+    "intake.Intake._hold",
+    "intake.Intake._take",
+    "lease.Lease._renew",
+    "lease.Lease._rescue_if_possible",
+    "lease.Lease.rescue",
+    "maintenance.Maintenance._prune",
+    "news.Newsroom._act",
+    "control.Control.cancel",
+    "queue.Queue.has_room",
+    "queue.Queue.took",
+    "worker.Source.next",
+]
+SQLITE = [
+    "writer.Writer.exchange",
+    "writer.Writer._carry_out",
+    "writer.Writer._renew",
+    "writer.Writer._promote",
+    "writer.Writer._start",
+    "writer.Writer._settle",
+    "writer.Writer._end",
+    "writer.Writer._again",
+    "writer.Writer._record",
+    "writer.Writer._add",
+    "writer.Writer._insert",
+    "writer.Writer._note",
+    "writer.Writer._claim",
+    "writer.Writer._due",
+    "writer.Writer._node",
+    "writer.Writer._count_waiting",
+    "writer.fetch",
+    "writer.fetch_one",
+    "writer.execute_values",
+    "writer.new_row",
+    "writer.encoded_error",
+    "writer.claimed_from",
+    "tally.Tally.move",
+    "tally.Tally.write",
+    "control.Control._cancel",
+    "control.Control._too_much",
+    "control.Control.rescue",
+    "reader.find",
+    "reader.job_from",
+]
+POSTGRES = [
+    "writer.Writer.exchange",
+    "writer.Writer._once",
+    "writer.Writer._learn",
+    "writer.Writer._tell",
+    "writer.Writer._look_after",
+    "writer.Exchange.renew",
+    "writer.Exchange.promote",
+    "writer.Exchange.settle",
+    "writer.Exchange.add",
+    "writer.Exchange.claim",
+    "writer.Exchange.look",
+    "writer.Exchange.judge",
+    "writer.claimed_from",
+    "settling.Settling.send",
+    "settling.Settling.judge",
+    "settling.send_starts",
+    "settling.encoded_error",
+    "settling.integers",
+    "adding.Adding.send",
+    "adding.Adding.check",
+    "adding.texts",
+    "adding.encoded_options",
+    "session.Session.run",
+    "session.Session.answered",
+    "session.Answer.rows",
+    "control.Control._cancel",
+    "control.Control._lock",
+    "house._too_much",
+    "house.House.rescue",
+    "reader.found",
+    "reader.job_from",
+]
 PLACES = {
     "memory": SQLITE,
     "sqlite": SQLITE,
@@ -57,7 +123,13 @@ PLACES = {
 }
 CHOSEN = {
     "sqlite": ["writer.Writer._end", "writer.claimed_from", "writer.new_row", "control.Control._cancel"],
-    "postgres": ["writer.Exchange.judge", "writer.claimed_from", "settling.integers", "adding.texts", "reader.job_from"],
+    "postgres": [
+        "writer.Exchange.judge",
+        "writer.claimed_from",
+        "settling.integers",
+        "adding.texts",
+        "reader.job_from",
+    ],
 }
 RARE = ("_lost", "cancel_held", "_act")
 """What this scene reaches over shared stores, or in a race, alone."""
@@ -66,7 +138,7 @@ HEARTBEAT = ("_renew", "_rescue_if_possible", "rescue", "_prune", "_too_much")
 ROOMS = {"memory": "sqlite", "sqlite": "sqlite", "postgres": "postgres"}
 
 
-class Injected(RuntimeError):
+class InjectedError(RuntimeError):
     """What nobody foresees."""
 
     told = False
@@ -78,12 +150,12 @@ class Injection:
 
     def __init__(self, at: int) -> None:
         self.at, self.calls = at, 0
-        self.error: Injected | None = None
+        self.error: InjectedError | None = None
 
     def strike(self) -> None:
         self.calls += 1
         if self.calls == self.at:
-            self.error = Injected(f"at call {self.at}")
+            self.error = InjectedError(f"at call {self.at}")
             raise self.error
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,7 +199,7 @@ async def again(act: Callable[[], Any]) -> Any:
     """Ask once more where the first time met the exception, as a client does after a 500."""
     try:
         return await act()
-    except Injected as error:
+    except InjectedError as error:
         error.told = True
         return await act()
 
@@ -136,7 +208,7 @@ async def until_ended(rig: Rig, *ids: str) -> dict[str, Job]:
     """The jobs, once all of them have ended; asked again and again, since an event may be what was lost."""
     with trio.fail_after(30):
         while True:
-            jobs = {job_id: await again(lambda job_id=job_id: rig.job(job_id)) for job_id in ids}
+            jobs = {job_id: await again(functools.partial(rig.job, job_id)) for job_id in ids}
             if all(job.status in ENDED for job in jobs.values()):
                 return jobs
             await trio.sleep(0.02)
@@ -168,10 +240,10 @@ async def play(rig: Rig) -> dict[str, Job]:
     for one in made:
         await store_job(rig, one)
     with trio.fail_after(30):
-        while not rig.actor.running(f"{name}:waits"):
+        while not rig.actor.running(f"{name}:waits"):  # noqa: ASYNC110 - `begun` counts the others too
             await trio.sleep(0.01)
     for what in ("waits", "held back"):
-        await again(lambda what=what: rig.node.control.cancel(f"{name}:{what}"))
+        await again(functools.partial(rig.node.control.cancel, f"{name}:{what}"))
     return await until_ended(rig, *(one.id for one in made))
 
 
@@ -239,7 +311,9 @@ async def test_no_exception_at_any_place_ends_a_node(tmp_path, autojump_clock) -
 async def test_no_exception_at_a_later_call_ends_a_node(at, tmp_path, autojump_clock) -> None:
     """The same at a later call of each, which some are not called often enough for."""
     async with OPENERS["memory"](tmp_path) as store:
-        reached = [await strike(store, place, at, f"n{number}") for number, place in enumerate(places("memory"))]
+        reached = [
+            await strike(store, place, at, f"n{number}") for number, place in enumerate(places("memory"))
+        ]
 
     assert sum(reached) > len(reached) / 3
 

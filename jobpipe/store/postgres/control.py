@@ -26,8 +26,8 @@ _CANCEL = (
 )
 _KEEP_ATTEMPT = (
     "insert into attempts (seq, claim, number, node, started_at, finished_at, outcome) "
-    "select seq, claim, attempt, node, started_at, coalesce(finished_at, created_at), 'done' from jobs where seq = %s on "
-    "conflict do nothing"
+    "select seq, claim, attempt, node, started_at, coalesce(finished_at, created_at), 'done' from jobs "
+    "where seq = %s on conflict do nothing"
 )
 _RETRY = (
     "with again as (update jobs set status = null, run_at = %(now)s, finished_at = null, started_at "

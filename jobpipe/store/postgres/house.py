@@ -149,10 +149,8 @@ class House:
         tally.merge(own)
         return rescued
 
-    async def _fail(
-        self, session: Session, row: Row, now: float, error: Exception, tally: Tally
-    ) -> Rescued:
-        """Fail a job that cannot be taken back; where not even this can be written, it leaves the living all the same."""
+    async def _fail(self, session: Session, row: Row, now: float, error: Exception, tally: Tally) -> Rescued:
+        """Fail a job that cannot be taken back. It leaves "live" even where its end cannot be written."""
         log.error("a job of a dead node cannot be taken back: it fails", job=row[0], exc_info=error)
         words = f"the job could not be taken back from a dead node ({(str(error).splitlines() or [''])[0]})"
         stored = encoded_error(JobError("DamagedRow", words[:500]))

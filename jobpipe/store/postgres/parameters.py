@@ -98,7 +98,7 @@ def _sized(element: int, values: Sequence[bytes | None]) -> bytes:
     return b"".join(parts)
 
 
-def in_binary(value: object) -> Parameter:
+def in_binary(value: object) -> Parameter:  # noqa: PLR0911 - a line for each type
     """A value as it is sent."""
     match value:
         case Array():

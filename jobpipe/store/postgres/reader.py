@@ -31,7 +31,9 @@ _ATTEMPTS = (
     "from jobs j join attempts a on a.seq = j.seq left join nodes n on n.node = a.node "
     "where j.id = any(%s) order by a.seq, a.claim"
 )
-_COUNTS = f"select queue, state, {bounded('sum(jobs)')} from counts group by queue, state having sum(jobs) > 0"
+_COUNTS = (
+    f"select queue, state, {bounded('sum(jobs)')} from counts group by queue, state having sum(jobs) > 0"
+)
 _HELD = "select queue, status, count(*) from live where node is not null group by queue, status"
 _QUEUES = "select name, paused from queues order by name"
 # The index of ready jobs is read at its first entry of each queue and priority.

@@ -11,7 +11,6 @@ from jobpipe.store.postgres.session import Session
 from jobpipe.store.rows import plausible
 
 
-
 def bounded(total: str) -> str:
     """A sum as a whole number that is never too large for its column, though a row in it was damaged."""
     return f"least(greatest({total}, -1e15), 1e15)::bigint"
@@ -85,10 +84,9 @@ class Tally:
 
     def merge(self, other: "Tally") -> None:
         """Take over what another one gathered."""
-        for key, jobs in other._jobs.items():
-            self._jobs[key] += jobs
-        for key, size in other._size.items():
-            self._size[key] += size
+        for key in other._jobs.keys() | other._size.keys():  # noqa: SLF001 - of its own kind
+            self._jobs[key] += other._jobs[key]  # noqa: SLF001 - see above
+            self._size[key] += other._size[key]  # noqa: SLF001 - see above
         self.readied += other.readied
 
     def write(self, session: Session) -> None:
@@ -108,11 +106,15 @@ _RECOUNT = (
     # Whoever writes counts is waited for and kept waiting; of what is not committed the counts come with its commit.
     "lock table counts in share row exclusive mode",
     "delete from counts",
-    "insert into counts (queue, state, slot, jobs, size) "
-    "select queue, status, 0, count(*), 0 from live where node is null group by queue, status",
-    "insert into counts (queue, state, slot, jobs, size) select queue, status, 0, count(*), "
-    "sum(length(payload) + coalesce(length(result), 0) + coalesce(length(error), 0)) "
-    "from jobs where status is not null group by queue, status on conflict do nothing",
+    (
+        "insert into counts (queue, state, slot, jobs, size) "
+        "select queue, status, 0, count(*), 0 from live where node is null group by queue, status"
+    ),
+    (
+        "insert into counts (queue, state, slot, jobs, size) select queue, status, 0, count(*), "
+        "sum(length(payload) + coalesce(length(result), 0) + coalesce(length(error), 0)) "
+        "from jobs where status is not null group by queue, status on conflict do nothing"
+    ),
 )
 
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jobpipe.errors import StoreError, StoreUnavailable
 from jobpipe.job import JobError, NewJob, Status
@@ -158,7 +158,7 @@ class Writer:
             await self._look_after(exchange)
             self._learn(exchange)
             await self._tell(exchange)
-            return exchange.receipts
+            receipts = exchange.receipts
         except StoreError as error:
             if exchange is not None or isinstance(error, CommitUnknown):
                 self._doubt(batch, patience)
@@ -166,6 +166,7 @@ class Writer:
         except Exception:
             self._doubt(batch, patience)  # it may have been raised after the commit
             raise
+        return receipts
 
     async def _committed(self, batch: Batch) -> "Exchange":
         """Write and take it all, and know what came of it."""

@@ -48,7 +48,7 @@ _DEAD = (
 )
 _HELD_BY = f"select {JOB_COLUMNS} from jobs where held = 1 and jobs.node is ?"  # noqa: S608 - a constant
 _TAKE_BACK = (
-    "update jobs set status = ?, finished_at = ?, error = coalesce(?, error), size = ?, held = 0, "
+    "update jobs set status = ?, finished_at = ?, error = coalesce(?, error), size = ?, held = 0, "  # noqa: S608 - a constant
     f"rescued = min(rescued, {MOST_RESCUED}) + 1 where seq = ?"
 )
 _INTERRUPTED = (
@@ -61,7 +61,10 @@ _OLDEST = (
     "select finished_at, seq, queue, status, size, options from jobs "
     "where status = ? and finished_at is not null and finished_at <= ? order by finished_at, seq limit ?"
 )
-_TOTALS = "select cast(total(jobs) as integer), cast(total(size) as integer) from counts where state in ('done', 'failed', 'cancelled', 'expired')"
+_TOTALS = (
+    "select cast(total(jobs) as integer), cast(total(size) as integer) from counts "
+    "where state in ('done', 'failed', 'cancelled', 'expired')"
+)
 
 log = structlog.get_logger("jobpipe")
 

@@ -56,7 +56,9 @@ def fetch_one(db: apsw.Connection, sql: str, values: Row | Mapping[str, Any] = (
 def _fetch_bytes(db: apsw.Connection, sql: str, values: Row | Mapping[str, Any]) -> list[Row]:
     """All rows of a query that only reads; each text is asked for as bytes, since APSW takes nothing but UTF-8."""
     columns = [f"c{number}" for number in range(len(db.execute(sql, values).description))]
-    asked = ", ".join(f"typeof({one}) = 'text', iif(typeof({one}) = 'text', cast({one} as blob), {one})" for one in columns)
+    asked = ", ".join(
+        f"typeof({one}) = 'text', iif(typeof({one}) = 'text', cast({one} as blob), {one})" for one in columns
+    )
     rows = db.execute(f"with t({', '.join(columns)}) as ({sql}) select {asked} from t", values)  # noqa: S608 - every part is a constant
     return [tuple(map(as_text, row[::2], row[1::2])) for row in rows]
 

@@ -17,7 +17,9 @@ _WRITE = (
     "on conflict (queue, state) do update set "
     "jobs = cast(jobs + excluded.jobs as integer), size = cast(size + excluded.size as integer)"
 )
-_WAITING = "select cast(total(jobs) as integer) from counts where state in ('scheduled', 'queued', 'retrying')"
+_WAITING = (
+    "select cast(total(jobs) as integer) from counts where state in ('scheduled', 'queued', 'retrying')"
+)
 
 
 class Tally:

@@ -94,7 +94,8 @@ _CLAIM_QUEUE = (
 _CLAIM_ONE = f"{_CLAIM} = ? {_TAKEN}"
 _CLAIM_AS_BYTES = _CLAIM_ONE.replace(CLAIMED_COLUMNS, CLAIMED_AS_BYTES)
 SIDELINE = (
-    "update jobs set status = 'failed', finished_at = ?, error = ?, size = length(payload), held = 0 where seq = ?"
+    "update jobs set status = 'failed', finished_at = ?, error = ?, size = length(payload), held = 0 "
+    "where seq = ?"
 )
 _SIDELINED = "select id, queue, length(payload) from jobs where seq = ?"
 
@@ -357,7 +358,7 @@ class Writer:
     def _claimed_as_bytes(self, node: int | None, seq: int) -> Row:
         """Claim a job some of whose text may not be UTF-8."""
         row = self.db.execute(_CLAIM_AS_BYTES, (node, seq)).fetchall()[0]
-        return (*row[:3], *(as_text(True, text) for text in row[3:6]), *row[6:])
+        return (*row[:3], *(as_text(1, text) for text in row[3:6]), *row[6:])
 
     def _ready(self, batch: Batch) -> Sequence[int]:
         """The seqs of the next jobs over several queues: each is read only as far as it is taken from."""
