@@ -26,6 +26,10 @@ STEP = 1000
 """The most jobs that one exchange promotes or expires, and one prune deletes, so that no transaction is long."""
 
 
+LONGEST_LEASE = 8_640_000.0
+"""A lease that ends in more than a hundred days is none: no node asks for so long a one, so its row is damaged."""
+
+
 class Claimed(msgspec.Struct, frozen=True):
     """A job handed to this node to be run. `attempt` counts the runs before this one."""
 

@@ -129,7 +129,7 @@ class SqliteDamager:
     def harm_others(self, chance: random.Random) -> str | None:
         table, columns = chance.choice([("attempts", ATTEMPT), ("nodes", NODE), ("counts", COUNT)])
         column = chance.choice(sorted(columns))
-        where = "lease_until is null" if table == "nodes" else "true"
+        where = "name = 'dead'" if table == "nodes" else "true"
         if table == "attempts" and chance.random() < 0.2:
             return self._write("insert into tags (tag, seq) values (cast(? as text), ?)", RAW_TEXT, 1)
         return self._write(
@@ -181,7 +181,7 @@ class PostgresDamager:
     def harm_others(self, chance: random.Random) -> str | None:
         table, columns = chance.choice([("attempts", ATTEMPT), ("nodes", NODE), ("counts", COUNT)])
         column = chance.choice(sorted(columns))
-        where = "lease_until is null" if table == "nodes" else "true"
+        where = "name = 'dead'" if table == "nodes" else "true"
         if table == "attempts" and chance.random() < 0.2:
             return self._write("insert into tags (tag, seq) values (%s, 1) on conflict do nothing", RAW_TEXT)
         return self._write(

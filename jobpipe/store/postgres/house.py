@@ -8,7 +8,7 @@ from contextlib import suppress
 import structlog
 
 from jobpipe.job import ACTIVE, ENDED, Job, JobError, Outcome, Status, after_crash
-from jobpipe.store.base import STEP, Rescued, Retention
+from jobpipe.store.base import LONGEST_LEASE, STEP, Rescued, Retention
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.control import erase
 from jobpipe.store.postgres.line import ENTRYS_OWN, Line
@@ -33,7 +33,8 @@ _LEAVE = "update nodes set lease_until = null, hungry = false where name = %s"
 # A node whose row is locked is at work just now: it is not dead.
 _END_LEASES = (
     "update nodes set lease_until = null, hungry = false where node in "
-    "(select node from nodes where lease_until <= {} and name <> %s for update skip locked)"
+    f"(select node from nodes where (lease_until <= {{0}} or lease_until > {{0}} + {LONGEST_LEASE}) "
+    "and name <> {1} for update skip locked)"
 )
 # Locked first, then read: a start that is committed between the two would be missed by one statement for both.
 _LOCK_ORPHANS = (
@@ -108,9 +109,10 @@ class House:
 
         async def verb(session: Session) -> Sequence[Rescued]:
             if self._leases == "database":
-                session.run(_END_LEASES.format(CLOCK), (node,))
+                session.run(_END_LEASES.format(CLOCK, "%(node)s"), {"node": node})
             else:
-                session.run(_END_LEASES.format("%s"), (float(now), node))
+                values = {"now": float(now), "node": node}
+                session.run(_END_LEASES.format("%(now)s", "%(node)s"), values)
             rescued: list[Rescued] = []
             tally = Tally(self._slot)
             while locked := await session.rows(_LOCK_ORPHANS, (node, STEP)):

@@ -8,7 +8,7 @@ import apsw
 import structlog
 
 from jobpipe.job import ACTIVE, ENDED, Job, JobError, Status, after_crash
-from jobpipe.store.base import STEP, Change, Rescued, Retention
+from jobpipe.store.base import LONGEST_LEASE, STEP, Change, Rescued, Retention
 from jobpipe.store.rows import Row, encoded_error, job_from, tags_of
 from jobpipe.store.sqlite.opening import STORES_OWN
 from jobpipe.store.sqlite.reader import find, one
@@ -44,7 +44,7 @@ _JOIN = (
 _LEAVE = "update nodes set lease_until = null where name = ?"
 _DEAD = (
     "select node from (select distinct node from jobs where held = 1) as held "
-    "left join nodes using (node) where (lease_until is null or lease_until <= ?) and name is not ?"
+    "left join nodes using (node) where (lease_until is null or lease_until not between ? and ?) and name is not ?"
 )
 _HELD_BY = f"select {JOB_COLUMNS} from jobs where held = 1 and jobs.node is ?"  # noqa: S608 - a constant
 _TAKE_BACK = (
@@ -55,7 +55,7 @@ _INTERRUPTED = (
     "insert or replace into attempts (seq, claim, number, node, started_at, finished_at, outcome, error) "
     "select seq, claim, attempt, node, started_at, ?, ?, ? from jobs where seq = ?"
 )
-_EXPIRE_LEASES = "update nodes set lease_until = null where lease_until <= ? and name <> ?"
+_EXPIRE_LEASES = "update nodes set lease_until = null where lease_until not between ? and ? and name <> ?"
 
 _OLDEST = (
     "select finished_at, seq, queue, status, size, options from jobs "
@@ -153,9 +153,10 @@ class Control:
     def rescue(self, node: str, now: float) -> Sequence[Rescued]:
         """See `jobpipe.store.base.EngineStore.rescue`."""
         with transaction(self.db):
-            dead = [row[0] for row in self.db.execute(_DEAD, (now, node))]
+            sound = (math.nextafter(now, math.inf), now + LONGEST_LEASE)
+            dead = [row[0] for row in self.db.execute(_DEAD, (*sound, node))]
             rows = [row for one in dead for row in fetch(self.db, _HELD_BY, (one,))]
-            self.db.execute(_EXPIRE_LEASES, (now, node))
+            self.db.execute(_EXPIRE_LEASES, (*sound, node))
             return [self._rescue_alone(row, now) for row in rows]
 
     def _rescue_alone(self, row: Row, now: float) -> Rescued:
