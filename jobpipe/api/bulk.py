@@ -57,6 +57,7 @@ def is_ndjson(content_type: str) -> bool:
     """Whether a body of this media type is read as a stream of lines."""
     return content_type.partition(";")[0].strip().lower() in NDJSON_TYPES
 
+
 log = structlog.get_logger("jobpipe")
 
 

@@ -56,7 +56,10 @@ async def test_a_line_of_a_stream_that_cannot_be_stored_costs_itself_alone():
         ("internal", 5),
     ]
     assert stored == 3
-    assert [line["job"] for line in log if line["event"].startswith("a line of a stream")] == ["bad-1", "bad-2"]
+    assert [line["job"] for line in log if line["event"].startswith("a line of a stream")] == [
+        "bad-1",
+        "bad-2",
+    ]
 
 
 DEEP = b"[" * 5000 + b"]" * 5000
@@ -127,7 +130,8 @@ async def test_an_attempt_that_never_began_is_shown_without_a_start():
         await door.enqueue(id="a", kind="play")
         await door.ended("a")
         door.store._db.execute(
-            "insert into attempts (seq, claim, number, started_at, finished_at, outcome) values (1, 0, 1, null, 1, 'odd')"
+            "insert into attempts (seq, claim, number, started_at, finished_at, outcome) "
+            "values (1, 0, 1, null, 1, 'odd')"
         )
         first, last = (await door.get("/jobs/a")).json()["attempts"]
 
