@@ -13,7 +13,7 @@ from jobpipe.api.cursors import cursor_of, place_of
 from jobpipe.api.inputs import query
 from jobpipe.api.problems import Code, Problem, no_job, unavailable
 from jobpipe.api.responses import respond
-from jobpipe.api.schemas import JobList, JobView, ListQuery, WaitQuery, job_view
+from jobpipe.api.schemas import JobList, JobView, ListQuery, WaitQuery, stored_view
 from jobpipe.api.spec import Content, answers, problems
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
@@ -46,7 +46,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
         job = await _found(node, job_id)
         if wait and job.status not in ENDED:
             job = await _awaited(node, job_id, wait)
-        return respond(answer(job_view(job, node.registry)))
+        return respond(answer(stored_view(job, node.registry)))
 
     @routes.get("/jobs")
     @document_querystring(ListQuery)
@@ -85,7 +85,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
         """
         change = await _changed(node.control.retry(job_id))
         job = _job_of(change, "only a job that has ended can be retried")
-        return respond(answer(job_view(job, node.registry), 202))
+        return respond(answer(stored_view(job, node.registry), 202))
 
     @routes.delete("/jobs/<job_id>")
     @answers(204, "The job is deleted.")
@@ -142,10 +142,10 @@ async def _cancel(node: Node, job_id: str, wait: float) -> Answer:
     if job.status is Status.CANCELLING and wait:
         job = await _awaited(node, job_id, wait)
     if job.status is Status.CANCELLING:
-        return answer(job_view(job, node.registry), 202)
+        return answer(stored_view(job, node.registry), 202)
     if job.status is not Status.CANCELLED:
         raise _wrong_status(job, "it ended before the cancel reached it")
-    return answer(job_view(job, node.registry))
+    return answer(stored_view(job, node.registry))
 
 
 async def _changed(change: Awaitable[Change]) -> Change:
@@ -184,7 +184,7 @@ async def _list(node: Node, wanted: ListQuery) -> Answer:
         page = await node.store.jobs(where, wanted.limit, place_of(wanted.cursor, Place))
     except JobpipeError as error:
         raise unavailable(error) from None
-    views = [job_view(job, node.registry, content=wanted.payload, attempts=False) for job in page.jobs]
+    views = [stored_view(job, node.registry, content=wanted.payload, attempts=False) for job in page.jobs]
     return answer(JobList(views, None if page.next_before is None else cursor_of(page.next_before)))
 
 

@@ -2,10 +2,12 @@
 
 Every verb is one transaction and takes one call, `now` is always passed in (seconds since the epoch),
 and a cancel of the caller never breaks a verb in two: it took effect whole, or not at all. Each may raise
-`StoreUnavailable`, after which nothing of it was written. Over a network one thing is left that nobody can know:
-whether a commit took place whose answer was lost. So each verb may be repeated after `StoreUnavailable`: starts and
-settlements that were written after all are not stale then, jobs that were added are "existing", and jobs that were
-claimed unknown to all are handed back by the same node's next exchange.
+`StoreUnavailable`, after which nothing of it was written. Whatever else a verb raises than a `StoreError` is the fault
+of what it was given, or of a row that it met; nothing of it was written then either.
+
+Over a network one thing is left that nobody can know: whether a commit took place whose answer was lost. So each verb
+may be repeated after it raised: starts and settlements that were written after all are not stale then, jobs that were
+added are "existing", and jobs that were claimed unknown to all are handed back by the same node's next exchange.
 
 A job that a node has claimed is *held* by it until the attempt is settled. Its status stays `queued` until its
 start is written, with the next commit; so what is shown as running runs, and what a crash finds held
@@ -30,6 +32,10 @@ PAGE_BYTES = 4 << 20
 """The most bytes of one page of a list; a job that is larger comes alone."""
 
 
+LONGEST_LEASE = 8_640_000.0
+"""A lease that ends in more than a hundred days is none: no node asks for so long a one, so its row is damaged."""
+
+
 class Claimed(msgspec.Struct, frozen=True):
     """A job handed to this node to be run. `attempt` counts the runs before this one."""
 
@@ -47,6 +53,8 @@ class Claimed(msgspec.Struct, frozen=True):
     rescued: int
     """how often a node died while it held the job"""
     options: Options = NO_OPTIONS
+    damage: str | None = None
+    """what of its row cannot be read, in words: such a job fails instead of running"""
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -253,6 +261,12 @@ class EngineStore(Protocol):
         and the pair is returned as stale. A job that waits again keeps its last error unless its settlement brings one.
         """
 
+    async def sideline(self, batch: Batch, words: str) -> str | None:
+        """Fail the ready job that `batch` would claim first, since its claim raises something else than `StoreError`.
+
+        Its error is `words`. Returns the job's id; None where there is none any more. Nothing else of `batch` is done.
+        """
+
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
         """Take back every job held by a node, other than `node`, whose lease has ended by `now` or that has none.
 
@@ -295,7 +309,10 @@ class ControlStore(Protocol):
 
 
 class ReadStore(Protocol):
-    """What the API reads. Never waits for a writer."""
+    """What the API reads. Never waits for a writer.
+
+    What of a row cannot be read is left out, and named in `Job.damage`: no row keeps others from being read.
+    """
 
     async def get(self, job_id: str) -> Job | None:
         """One job with its attempts, oldest first."""

@@ -650,6 +650,7 @@ class Lives(RuleBasedStateMachine):
                     entry.claim,
                     entry.rescued,
                     entry.new.options,
+                    None,  # no damage
                 ),
             )
             for entry in expected

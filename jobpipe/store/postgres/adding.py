@@ -3,13 +3,13 @@
 import functools
 from collections.abc import Sequence
 
-from jobpipe.job import Job, NewJob, as_stored, same_content
+from jobpipe.job import NewJob, as_stored
 from jobpipe.store.base import STORED, Add, Receipt
 from jobpipe.store.postgres.parameters import binaries, floats, integers, texts
 from jobpipe.store.postgres.reader import several
 from jobpipe.store.postgres.session import Answer, Row, Session
 from jobpipe.store.postgres.tally import counting
-from jobpipe.store.rows import encoded_options
+from jobpipe.store.rows import compared, encoded_options
 
 _NEW = (
     "with new as (insert into jobs "
@@ -117,11 +117,6 @@ async def _refusal(session: Session, jobs: Sequence[NewJob]) -> Sequence[Receipt
         receipts.append(Receipt("refused") if twin is None else compared(job, twin))
         seen.setdefault(job.id, job)
     return receipts if any(receipt.verdict == "conflict" for receipt in receipts) else None
-
-
-def compared(new: NewJob, job: Job) -> Receipt:
-    """The receipt of a job whose id was taken."""
-    return Receipt("existing" if same_content(new, job) else "conflict", job)
 
 
 def _columns(jobs: Sequence[NewJob]) -> Row:

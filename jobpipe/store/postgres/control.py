@@ -24,13 +24,13 @@ _ASK_CANCEL = "update live set status = 'cancelling' where seq = %s"
 _CANCEL = (
     "with gone as (delete from live where seq = %s returning *) "
     "update jobs j set status = 'cancelled', finished_at = %s, size = length(j.payload), run_at = g.run_at, "
-    "attempt = g.attempt, claim = g.claim, rescued = g.rescued, started_at = g.started_at, error = g.error "
-    "from gone g where j.seq = g.seq"
+    "attempt = greatest(g.attempt, 0), claim = g.claim, rescued = g.rescued, started_at = g.started_at, "
+    "error = g.error from gone g where j.seq = g.seq"
 )
 _KEEP_ATTEMPT = (
     "insert into attempts (seq, claim, number, node, started_at, finished_at, outcome) "
-    "select seq, claim, attempt, node, started_at, finished_at, 'done' from jobs where seq = %s on "
-    "conflict do nothing"
+    "select seq, claim, attempt, node, started_at, coalesce(finished_at, created_at), 'done' from jobs "
+    "where seq = %s on conflict do nothing"
 )
 _RETRY = (
     "with again as (update jobs set status = null, run_at = %(now)s, finished_at = null, started_at "
@@ -39,7 +39,11 @@ _RETRY = (
     "error = null, size = 0 "
     "where seq = %(seq)s returning *) "
     "insert into live (seq, queue, status, priority, run_at, created_at, expires_at, claim, rescued) "
-    "select seq, queue, 'queued', priority, run_at, created_at, expires_at, claim, rescued from again"
+    "select seq, queue, 'queued', priority, run_at, created_at, expires_at, claim, rescued from again "
+    # Only a damaged job that has ended is there already.
+    "on conflict (seq) do update set status = excluded.status, queue = excluded.queue, priority = excluded.priority, "
+    "run_at = excluded.run_at, created_at = excluded.created_at, attempt = 0, node = null, token = null, "
+    "started_at = null, error = null, expires_at = excluded.expires_at"
 )
 _DELETE = (
     "delete from live where seq = any(%s)",
@@ -50,6 +54,7 @@ _UNTAG = (
     "delete from tags t using unnest(%s, %s) as v (tag, seq) join jobs j on j.seq = v.seq "
     "where t.tag = v.tag and t.created_at = j.created_at and t.seq = v.seq"
 )
+_UNTAG_ALL = "delete from tags where seq = any(%s)"  # reads them all
 # Locked and summed once more: a job may have come since the look. One that comes later is counted in a row of its own.
 _FORGET_COUNTS = (
     "with locked as (select state, jobs, size from counts where queue = %s for update) "
@@ -62,6 +67,9 @@ _WATCH = (
     "update live l set watched = true from jobs j "
     "where j.id = %s and l.seq = j.seq and not l.watched returning l.seq"
 )
+
+LOOKS = 5
+"""How often a job is looked at again that others change at the same time."""
 
 
 class Control:
@@ -152,7 +160,7 @@ class Control:
         seq, held, size = row[17], row[19], row[20]
         if held:
             return Change(job_id, "refused", job)
-        erase(session, [(seq, job.options.tags)])
+        erase(session, [(seq, None if job.damage else job.options.tags)])
         self._drop(session, job.queue, job.status, size)
         if watched:
             notify(session, self._channel, ended_words([job_id]))
@@ -198,9 +206,11 @@ class Control:
         tally.write(session)
 
 
-def erase(session: Session, jobs: Sequence[tuple[int, Sequence[str]]]) -> None:
-    """Delete jobs, given seq and tags, with all that belongs to them."""
-    pairs = [(tag.encode(), seq) for seq, tags in jobs for tag in tags]
+def erase(session: Session, jobs: Sequence[tuple[int, Sequence[str] | None]]) -> None:
+    """Delete jobs, given seq and tags (None: they cannot be read), with all that belongs to them."""
+    if unreadable := [seq for seq, tags in jobs if tags is None]:
+        session.run(_UNTAG_ALL, (integers(unreadable),))
+    pairs = [(tag.encode(), seq) for seq, tags in jobs for tag in tags or ()]
     if pairs:
         tags, numbers = zip(*pairs, strict=True)
         session.run(_UNTAG, (binaries(tags), integers(numbers)))

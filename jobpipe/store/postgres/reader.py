@@ -13,6 +13,7 @@ from jobpipe.store.paging import Pager
 from jobpipe.store.postgres import lists
 from jobpipe.store.postgres.parameters import integers, texts
 from jobpipe.store.postgres.session import Row, Session
+from jobpipe.store.postgres.tally import bounded
 from jobpipe.store.rows import attempt_from, job_from, with_attempts
 
 JOB_COLUMNS = (
@@ -20,6 +21,8 @@ JOB_COLUMNS = (
     "created_at, run_at, started_at, finished_at, expires_at, options, seq, node, held, size"
 )
 """Of the view `shown`."""
+
+STATUSES = frozenset(Status)
 
 _PAUSED = "select name from queues where paused order by name limit %s"
 _SOME = f"select {JOB_COLUMNS} from shown where id = any(%s)"
@@ -42,7 +45,7 @@ _QUEUE = (
     "or exists (select from live where node is not null and queue = %(name)s)"
 )
 _COUNTS = (
-    "select queue, state, sum(jobs)::bigint from counts where queue between %(first)s and %(last)s "
+    f"select queue, state, {bounded('sum(jobs)')} from counts where queue between %(first)s and %(last)s "
     "group by queue, state having sum(jobs) > 0"
 )
 _HELD = (
@@ -192,6 +195,8 @@ def _counts(rows: Sequence[Row]) -> dict[str, dict[Status, int]]:
     """Jobs by queue and status: the kept counts and the held ones."""
     counts: dict[str, dict[Status, int]] = {}
     for queue, status, jobs in rows:
+        if status not in STATUSES:  # the row is damaged
+            continue
         of_queue = counts.setdefault(queue, {})
         of_queue[Status(status)] = of_queue.get(Status(status), 0) + jobs
     return counts
@@ -203,7 +208,8 @@ async def overview(session: Session) -> Overview:
     await session.answered()
     counts: dict[Status, int] = {}
     for status, jobs in totals.rows():
-        counts[Status(status)] = counts.get(Status(status), 0) + jobs
+        if status in STATUSES:  # else the row is damaged
+            counts[Status(status)] = counts.get(Status(status), 0) + jobs
     return Overview(counts, ready.rows()[0][0])
 
 

@@ -86,6 +86,9 @@ class PostgresStore:
             self._listening.tell(LOOK)
         return receipts
 
+    async def sideline(self, batch: Batch, words: str) -> str | None:
+        return await self._writer.sideline(batch, words)
+
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
         return await self._house.rescue(node, now)
 

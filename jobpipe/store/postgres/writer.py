@@ -4,10 +4,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jobpipe.errors import StoreError, StoreUnavailable, TablesLocked
-from jobpipe.job import NewJob, Status
+from jobpipe.job import JobError, NewJob, Status
 from jobpipe.store.base import LOCKED, STEP, Batch, Claimed, Receipt, Receipts, Settlement
 from jobpipe.store.postgres.adding import Adding, Conflict, add_with_care, store_or_look
 from jobpipe.store.postgres.address import Leases
@@ -17,9 +17,9 @@ from jobpipe.store.postgres.parameters import integers
 from jobpipe.store.postgres.reader import ANY_READY, NEXT_QUEUE, UNPAUSED
 from jobpipe.store.postgres.session import Answer, Row, Session
 from jobpipe.store.postgres.settling import Fence, Settling, send_starts, written_before
-from jobpipe.store.postgres.tally import counting, fold
+from jobpipe.store.postgres.tally import Tally, bounded, counting, fold
 from jobpipe.store.postgres.words import ended_words, notify, wake
-from jobpipe.store.rows import decoded_options
+from jobpipe.store.rows import claimed_from, encoded_error
 
 CLOCK = "extract(epoch from clock_timestamp())::double precision"
 """The database's clock, in seconds since the epoch."""
@@ -93,16 +93,26 @@ _CLAIM = (
     "started_at = null from ready where l.seq = ready.seq returning l.*), "
     + counting("select queue, 'queued', -1, 0 from taken").replace("%s", "%(slot)s")
     + " "
-    "select -t.priority, t.run_at, t.seq, j.id, j.kind, j.queue, j.payload, t.priority, t.run_at, t.attempt, "
+    "select -t.priority::bigint, t.run_at, t.seq, j.id, j.kind, j.queue, j.payload, t.priority, t.run_at, t.attempt, "
     "j.max_retries, t.claim, t.rescued, j.options, "
     "(select h.queue from heads h order by h.round desc, h.queue desc limit 1) "
     "from taken t join jobs j on j.seq = t.seq"
+)
+_HEAD = _READY.format(which="l.queue <> all (array(select name from queues where paused))")
+_WAITS_NO_MORE = "delete from live where seq = any(%s) returning seq, watched"
+SIDELINE = (
+    "update jobs set status = 'failed', finished_at = %s, error = %s, size = length(payload) where seq = any(%s) "
+    "returning id, queue, size"
 )
 _UNKNOWN = (
     "select l.seq, j.id, l.queue, l.claim, l.attempt from live l join jobs j on j.seq = l.seq "
     "where l.node = (select node from nodes where name = %s) and l.token = any(%s) for update of l skip locked"
 )
 _HUNGRY = "update nodes set hungry = %s where name = %s"
+_WAITING = (
+    "coalesce(sum(jobs), 0) + "
+    "(select coalesce(sum(jobs), 0) from totals where state in ('scheduled', 'queued', 'retrying'))"
+)
 _STATE = (
     "select c.waiting, c.calls, "
     "least("
@@ -111,9 +121,7 @@ _STATE = (
     "n.me is not null, n.others, n.hungry, "
     "(select array_agg(array[seq, claim]) from live where status = 'cancelling' and node = n.me) "
     "from ("
-    "select (coalesce(sum(jobs), 0) + "
-    "(select coalesce(sum(jobs), 0) from totals "
-    "where state in ('scheduled', 'queued', 'retrying')))::bigint as waiting, "
+    f"select {bounded(_WAITING)} as waiting, "
     "count(*) as calls "
     "from counts where slot < 0) c, "
     "(select max(node) filter (where name = %s) as me, "
@@ -182,13 +190,17 @@ class Writer:
         try:
             exchange, aside = await self._around_locks(batch)
             await self._look_after(exchange)
+            self._learn(exchange)
+            await self._tell(exchange)
+            receipts = exchange.receipts
         except StoreError as error:
             if exchange is not None or isinstance(error, CommitUnknown):
                 self._doubt(batch, patience)
             raise
-        self._learn(exchange)
-        await self._tell(exchange)
-        return aside.completed(exchange.receipts)
+        except Exception:
+            self._doubt(batch, patience)  # it may have been raised after the commit
+            raise
+        return aside.completed(receipts)
 
     async def _around_locks(self, batch: Batch) -> tuple["Exchange", Aside]:
         """Write and take it all, but for what other programs have locked.
@@ -265,6 +277,26 @@ class Writer:
                 except Locked:
                     return [LOCKED] * len(jobs)
         raise _others_interfere()
+
+    async def sideline(self, batch: Batch, words: str) -> str | None:
+        """See `jobpipe.store.base.EngineStore.sideline`."""
+
+        async def verb(session: Session) -> str | None:
+            rows = await session.rows(_HEAD, {"now": float(batch.now), "limit": 1})
+            seqs = integers([row[0] for row in rows])
+            live = session.run(_WAITS_NO_MORE, (seqs,))
+            error = encoded_error(JobError("DamagedRow", words))
+            gone = session.run(SIDELINE, (float(batch.now), error, seqs))
+            await session.answered()
+            tally = Tally(self._slot)
+            for job_id, queue, size in gone.rows():
+                tally.move(queue, Status.QUEUED, Status.FAILED, size=size)
+                if any(watched for _, watched in live.rows()):
+                    notify(session, self._channel, ended_words([job_id]))
+            tally.write(session)
+            return next((str(job_id) for job_id, _, _ in gone.rows()), None)
+
+        return await self._line.transact(verb)
 
     def _doubt(self, batch: Batch, patience: float) -> None:
         """It may be written, and nobody is told: remember what is to be made good then."""
@@ -414,8 +446,8 @@ class Exchange:
             self.stale |= {(one.seq, one.claim) for one in self.batch.starts} - set(self._starts.rows())
         if self._claim is not None:
             # By -priority, run_at, seq: what an update returns has no order.
-            rows = sorted(self._claim.rows())
-            self._claimed = list(map(_claimed, rows))
+            rows = sorted(self._claim.rows(), key=_order)
+            self._claimed = claimed_from([row[2:-1] for row in rows])
             self.walked = rows[0][-1] if rows else None
 
     @property
@@ -477,6 +509,5 @@ class Exchange:
         )
 
 
-def _claimed(row: Row) -> Claimed:
-    values: Sequence[Any] = (*row[2:-2], decoded_options(row[-2]))
-    return Claimed(*values)
+def _order(row: Row) -> Row:
+    return row[:3]

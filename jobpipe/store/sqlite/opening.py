@@ -28,6 +28,19 @@ CHECKED_WHOLE = 8 << 20
 """Bytes up to which a file is checked whole at the start (0.1 s): of a larger one, only what the start reads."""
 
 
+STORES_OWN = (
+    apsw.FullError,
+    apsw.IOError,
+    apsw.BusyError,
+    apsw.LockedError,
+    apsw.ReadOnlyError,
+    apsw.CantOpenError,
+    apsw.NotADBError,
+    apsw.CorruptError,
+)
+"""Errors of the file, not of what is written into it; `mapped` has words for each."""
+
+
 @contextmanager
 def mapped(path: Path | str) -> Iterator[None]:
     """Raise SQLite's errors as jobpipe's, each with what to do. `path`: the database, as people know it."""

@@ -50,6 +50,7 @@ _PRIORITY = (
     f"(select priority from {READY_BY_QUEUE} and queue = ?1 and priority < ?2 order by priority desc limit 1)"
 )
 ABOVE_ALL = 1 << 40
+STATUSES = frozenset(Status)
 
 # The inner query has its own limit, so SQLite runs it as a co-routine: in its order, as far as the outer one asks.
 _LIST = (
@@ -64,7 +65,8 @@ _CONDITIONS = {
     "status": "status = :status",
     "kind": "kind = :kind",
     "queue": "queue = :queue",
-    "text": "(instr(jobs.id, :text) or instr(cast(payload as text), :text) or instr(error ->> 'message', :text))",
+    "text": "(instr(jobs.id, :text) or instr(cast(payload as text), :text) "
+    "or (error is not null and json_valid(cast(error as text)) and instr(cast(error as text) ->> 'message', :text)))",
 }
 
 
@@ -81,8 +83,8 @@ def find(db: apsw.Connection, job_id: str) -> tuple[Job, int, bool, int] | None:
         if row is None:
             return None
         seq, node, held, size = row[17:]
-        earlier = [attempt_from(attempt) for attempt in db.execute(_ATTEMPTS, (seq,))]
-        return with_attempts(job_from(row), node, earlier), seq, bool(held), size
+        earlier = [attempt_from(attempt) for attempt in fetch(db, _ATTEMPTS, (seq,))]
+        return with_attempts(job_from(row), node, earlier), seq, held == 1, size
 
 
 def listed(db: apsw.Connection, where: Filter, limit: int, before: Place | None) -> Page:
@@ -148,8 +150,9 @@ def _counts(db: apsw.Connection, first: str, last: str) -> dict[str, dict[Status
     """Jobs by queue and status: the kept counts, with the held ones told apart."""
     found: dict[str, dict[Status, int]] = {}
     for name, status, jobs in fetch(db, _COUNTS, (first, last)) + fetch(db, _HELD, (first, last)):
-        counts = found.setdefault(name, {})
-        counts[Status(status)] = counts.get(Status(status), 0) + jobs
+        if status in STATUSES:  # else the row is damaged
+            counts = found.setdefault(name, {})
+            counts[Status(status)] = counts.get(Status(status), 0) + jobs
     return found
 
 

@@ -65,6 +65,9 @@ class Verbs(ABC):
     async def exchange(self, batch: Batch) -> Receipts:
         return await self._write(lambda: self._writer.exchange(batch))
 
+    async def sideline(self, batch: Batch, words: str) -> str | None:
+        return await self._write(lambda: self._writer.sideline(batch, words))
+
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
         return await self._change(lambda: self._control.rescue(node, now))
 

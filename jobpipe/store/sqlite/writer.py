@@ -3,19 +3,21 @@
 import heapq
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import apsw
+import msgspec
 
-from jobpipe.job import ATTEMPTS_KEPT, ENDED, WAITING, Job, NewJob, Status, as_stored, same_content
+from jobpipe.job import ATTEMPTS_KEPT, ENDED, WAITING, JobError, NewJob, Status, as_stored
 from jobpipe.store.base import STEP, STORED, Add, Batch, Claimed, Receipt, Receipts, Settlement, Start
-from jobpipe.store.rows import Row, decoded_options, encoded_error
+from jobpipe.store.rows import Row, claimed_from, compared, encoded_error
 from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.rows import (
+    CLAIMED_AS_BYTES,
     CLAIMED_COLUMNS,
     NEXT_QUEUE,
     READY,
     READY_BY_QUEUE,
+    as_text,
     fetch,
     fetch_one,
     new_row,
@@ -110,6 +112,12 @@ _CLAIM = "update jobs set claim = claim + 1, node = :node, held = 1, started_at 
 _TAKEN = f" returning -priority, run_at, {CLAIMED_COLUMNS}, expires_at"
 _CLAIM_FIRST = f"{_CLAIM} in ({_FIRST}) {_TAKEN}"
 _CLAIM_ONE = f"{_CLAIM} = :seq {_TAKEN}"
+_CLAIM_AS_BYTES = _CLAIM_ONE.replace(CLAIMED_COLUMNS, CLAIMED_AS_BYTES)
+SIDELINE = (
+    "update jobs set status = 'failed', finished_at = ?, error = ?, size = length(payload), held = 0 "
+    "where seq = ?"
+)
+_SIDELINED = "select id, queue, length(payload) from jobs where seq = ?"
 
 
 class _Mismatch(Exception):  # noqa: N818 - no error: it is caught where it is raised for
@@ -139,8 +147,25 @@ class Writer:
         """Carry out a batch; see `jobpipe.store.base.EngineStore.exchange`."""
         try:
             return self._written(batch, one_by_one=False)
-        except _Mismatch:
+        except (_Mismatch, UnicodeDecodeError):  # a claimed row may hold text that is no UTF-8
             return self._written(batch, one_by_one=True)
+
+    def sideline(self, batch: Batch, words: str) -> str | None:
+        """See `jobpipe.store.base.EngineStore.sideline`."""
+        tally = Tally()
+        try:
+            with transaction(self.db):
+                self._promote(batch.now, tally)
+                for seq in self._ready(msgspec.structs.replace(batch, claim=1)):
+                    job_id, queue, size = fetch(self.db, _SIDELINED, (seq,))[0]
+                    error = encoded_error(JobError("DamagedRow", words))
+                    self.db.execute(SIDELINE, (batch.now, error, seq))
+                    tally.move(queue, Status.QUEUED, Status.FAILED, size=size)
+                    tally.write(self.db)
+                    return str(job_id)
+        finally:
+            self.forget()
+        return None
 
     def _written(self, batch: Batch, *, one_by_one: bool) -> Receipts:
         try:
@@ -158,7 +183,9 @@ class Writer:
         stale = self._start(batch.starts)
         settled = self._settle(batch.settlements, tally, stale, one_by_one=one_by_one)
         adds = [self._add(add, tally, one_by_one=one_by_one) for add in batch.adds]
-        claimed = self._claim(batch, tally) if batch.claim and not lease_lost else []
+        claimed: Sequence[Claimed] = []
+        if batch.claim and not lease_lost:
+            claimed = self._claim(batch, tally, one_by_one=one_by_one)
         tally.write(self.db)
         return Receipts(
             lease_lost=lease_lost,
@@ -314,7 +341,7 @@ class Writer:
         twin = reader.one(self.db, new.id)
         if twin is None:
             execute_values(self.db, _INSERT, [new_row(new)])  # raises what was ignored
-        return _compared(new, twin)
+        return compared(new, twin)
 
     def _refusal(self, jobs: Sequence[NewJob]) -> Sequence[Receipt] | None:
         """The receipts of an atomic add that cannot be: None when no job of it is in conflict."""
@@ -322,25 +349,25 @@ class Writer:
         seen: dict[str, NewJob] = {}
         for job in jobs:
             twin = reader.one(self.db, job.id) or (as_stored(seen[job.id]) if job.id in seen else None)
-            receipts.append(Receipt("refused") if twin is None else _compared(job, twin))
+            receipts.append(Receipt("refused") if twin is None else compared(job, twin))
             seen.setdefault(job.id, job)
         return receipts if any(receipt.verdict == "conflict" for receipt in receipts) else None
 
-    def _claim(self, batch: Batch, tally: Tally) -> Sequence[Claimed]:
-        rows = self._take(batch)
+    def _claim(self, batch: Batch, tally: Tally, *, one_by_one: bool) -> Sequence[Claimed]:
+        rows = self._take(batch, one_by_one=one_by_one)
         if any(row[-1] is not None for row in rows):
             self._due_known = False  # a held job does not expire
-        claimed = [_claimed(row) for row in rows]
+        claimed = claimed_from([row[2:-1] for row in rows])
         for queue, jobs in Counter(job.queue for job in claimed).items():
             tally.move(queue, Status.QUEUED, HELD, jobs)
         return claimed
 
-    def _take(self, batch: Batch) -> list[Row]:
+    def _take(self, batch: Batch, *, one_by_one: bool) -> list[Row]:
         """Hold the next jobs; returns their rows in order."""
         node = self._node(batch.node)
-        if self._any_paused is None:
-            self._any_paused = bool(self.db.execute(_ANY_PAUSED).get)
-        if self._any_paused:
+        if one_by_one:
+            return [self._claimed_as_bytes(node, seq) for seq in self._ready(batch)]
+        if self._paused():
             return [
                 row
                 for seq in self._unpaused(batch)
@@ -349,6 +376,22 @@ class Writer:
         rows = fetch(self.db, _CLAIM_FIRST, {"node": node, "now": batch.now, "limit": batch.claim})
         rows.sort()  # by -priority, run_at, seq: what an update returns has no order
         return rows
+
+    def _paused(self) -> bool:
+        if self._any_paused is None:
+            self._any_paused = bool(self.db.execute(_ANY_PAUSED).get)
+        return self._any_paused
+
+    def _claimed_as_bytes(self, node: int | None, seq: int) -> Row:
+        """Claim a job some of whose text may not be UTF-8."""
+        row = self.db.execute(_CLAIM_AS_BYTES, {"node": node, "seq": seq}).fetchall()[0]
+        return (*row[:3], *(as_text(1, text) for text in row[3:6]), *row[6:])
+
+    def _ready(self, batch: Batch) -> Sequence[int]:
+        """The seqs of the next jobs, in order."""
+        if self._paused():
+            return self._unpaused(batch)
+        return [row[0] for row in fetch(self.db, _FIRST, {"now": batch.now, "limit": batch.claim})]
 
     def _unpaused(self, batch: Batch) -> Sequence[int]:
         """The seqs of the next jobs while queues are paused.
@@ -398,12 +441,3 @@ def _end_values(one: Settlement) -> Row:
         one.seq,
         one.claim,
     )
-
-
-def _claimed(row: Row) -> Claimed:
-    values: Sequence[Any] = (*row[2:-2], decoded_options(row[-2]))
-    return Claimed(*values)
-
-
-def _compared(new: NewJob, job: Job | None) -> Receipt:
-    return Receipt("existing" if job is not None and same_content(new, job) else "conflict", job)

@@ -167,7 +167,7 @@ begin
     gone as (delete from live l using overdue o where l.seq = o.seq returning l.*),
     expired as (
         update jobs j set status = 'expired', finished_at = at_time, size = length(j.payload), run_at = g.run_at,
-            attempt = g.attempt, claim = g.claim, rescued = g.rescued, started_at = g.started_at, error = g.error
+            attempt = greatest(g.attempt, 0), claim = g.claim, rescued = g.rescued, started_at = g.started_at, error = g.error
         from gone g where j.seq = g.seq returning j.id, j.queue, g.status as before, j.size, g.watched),
     due as (
         select seq, status from live where status in ('scheduled', 'retrying') and run_at <= at_time
@@ -184,20 +184,83 @@ begin
         insert into counts (queue, state, slot, jobs, size)
         select queue, state, in_slot, jobs, size from moved order by queue, state
         on conflict (queue, state, slot) do update set
-            jobs = counts.jobs + excluded.jobs, size = counts.size + excluded.size),
+            jobs = least(greatest(counts.jobs, -1000000000000000), 1000000000000000) + excluded.jobs,
+            size = least(greatest(counts.size, -1000000000000000), 1000000000000000) + excluded.size),
     totalled as (
         insert into totals (state, slot, jobs, size)
         select state, in_slot, sum(jobs), sum(size) from moved group by state order by state
         on conflict (state, slot) do update set
-            jobs = totals.jobs + excluded.jobs, size = totals.size + excluded.size)
+            jobs = least(greatest(totals.jobs, -1000000000000000), 1000000000000000) + excluded.jobs,
+            size = least(greatest(totals.size, -1000000000000000), 1000000000000000) + excluded.size)
     select (select count(*) from queued), (select array_agg(e.id) from expired e where e.watched) into ready, watched;
+exception when data_exception or integrity_constraint_violation or program_limit_exceeded or raise_exception then
+    select * from promote_one_by_one(at_time, step, in_slot) into ready, watched;
 end
 $$;
 
--- The message of an error, to be searched; a NUL, which no text here may hold, is left out.
-create function message_of(error bytea) returns text language sql immutable parallel safe as $$
-    -- E'': the same whatever standard_conforming_strings says. Functions with SET clauses are not inlined.
-    select regexp_replace(convert_from(error, 'UTF8'), E'(?<!\\\\)((?:\\\\\\\\)*)\\\\u0000', E'\\1', 'g')::json ->> 'message'
+-- The same where a row cannot be written as it should: that job fails, or where not even this can be written, stays.
+create function promote_one_by_one(
+    at_time double precision, step bigint, in_slot bigint, out ready bigint, out watched text[]
+) language plpgsql as $$
+#variable_conflict use_column
+declare
+    due live%rowtype;
+    becomes text;
+    weight bigint;
+    wrong text;
+begin
+    ready := 0;
+    for due in
+        select * from live where (status in ('scheduled', 'retrying') and run_at <= at_time)
+            or (expires_at is not null and node is null and expires_at <= at_time)
+        order by run_at limit step for update skip locked
+    loop
+        becomes := case when due.node is null and due.expires_at <= at_time then 'expired' else 'queued' end;
+        wrong := null;
+        for attempt_at in 1..2 loop
+            begin
+                if becomes = 'queued' then
+                    update live set status = 'queued' where seq = due.seq;
+                    ready := ready + 1;
+                else
+                    delete from live where seq = due.seq;
+                    update jobs set status = becomes, finished_at = at_time, size = length(payload),
+                        error = case when wrong is null then due.error else convert_to(json_build_object(
+                            'type', 'DamagedRow', 'message', 'the job could not be made ready: ' || wrong)::text, 'UTF8') end
+                    where seq = due.seq;
+                    if due.watched then
+                        watched := watched || (select id from jobs where seq = due.seq);
+                    end if;
+                end if;
+                weight := case when becomes = 'queued' then 0 else (select size from jobs where seq = due.seq) end;
+                insert into counts (queue, state, slot, jobs, size)
+                    values (due.queue, due.status, in_slot, -1, 0), (due.queue, becomes, in_slot, 1, weight)
+                on conflict (queue, state, slot) do update set
+                    jobs = least(greatest(counts.jobs, -1000000000000000), 1000000000000000) + excluded.jobs,
+                    size = least(greatest(counts.size, -1000000000000000), 1000000000000000) + excluded.size;
+                insert into totals (state, slot, jobs, size)
+                    values (due.status, in_slot, -1, 0), (becomes, in_slot, 1, weight)
+                on conflict (state, slot) do update set
+                    jobs = least(greatest(totals.jobs, -1000000000000000), 1000000000000000) + excluded.jobs,
+                    size = least(greatest(totals.size, -1000000000000000), 1000000000000000) + excluded.size;
+                exit;
+            exception when data_exception or integrity_constraint_violation or program_limit_exceeded or raise_exception then
+                wrong := sqlerrm;
+                becomes := 'failed';
+            end;
+        end loop;
+    end loop;
+end
+$$;
+
+-- The message of an error, to be searched; a NUL, which no text here may hold, is left out. What is damaged has none.
+create function message_of(error bytea) returns text language plpgsql immutable as $$
+begin
+    -- E'': the same whatever standard_conforming_strings says.
+    return regexp_replace(convert_from(error, 'UTF8'), E'(?<!\\\\)((?:\\\\\\\\)*)\\\\u0000', E'\\1', 'g')::json ->> 'message';
+exception when data_exception or program_limit_exceeded then
+    return null;
+end
 $$;
 
 -- The channel on which nodes listen.
