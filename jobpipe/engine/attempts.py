@@ -24,9 +24,6 @@ from jobpipe.store.base import Claimed, Start
 
 USUAL_BACKOFF = Backoff()
 
-UNKNOWN_KIND_WAIT = 60.0
-"""Seconds that a job is put aside for when this node has no handler for it."""
-
 FAILURES = 20
 """How many failed jobs a second have a line in the log."""
 
@@ -143,10 +140,9 @@ class Attempts:
         job = attempt.job
         handler = self._registry.find(job.kind)
         if handler is None:
-            log.warning(
-                "no handler for a job: it waits", job=job.id, kind=job.kind, seconds=UNKNOWN_KIND_WAIT
-            )
-            self._settle(attempt, verdicts.unknown_kind(job.kind, UNKNOWN_KIND_WAIT))
+            # The claim named the kinds that there are handlers for, so the store has made a mistake.
+            log.error("the store handed over a job of a kind that was not asked for", job=job.id, kind=job.kind)
+            self.hand_back(attempt)
         elif await self._start(attempt):
             self._settle(attempt, await self._run(attempt, handler, lane), handler)
         await trio.lowlevel.checkpoint_if_cancelled()

@@ -63,7 +63,9 @@ class Node:
         self.rng = rng or random.Random()  # noqa: S311 - jitter and ids, no secrets
         self.phase: Phase = "starting"
         self.events = Events()
-        self.ledger = Ledger(store, self.name, clock, self.events, settings.lease)
+        self.ledger = Ledger(
+            store, self.name, clock, self.events, lease=settings.lease, kinds=registry.served
+        )
         self.queue = Queue(
             self.ledger,
             # While a node drains over a volatile store it runs what is in the channel: that is kept full there.
@@ -77,7 +79,9 @@ class Node:
         self.control = Control(store, self.ledger, self.attempts, self.events, clock)
         self.news = Newsroom(store, self.ledger, self.attempts, self.events)
         self.intake = Intake(self.ledger, self.queue, self.attempts)
-        self.lease = Lease(store, self.ledger, self.attempts, clock, self.name, settings.lease)
+        self.lease = Lease(
+            store, self.ledger, self.attempts, clock, self.name, settings.lease, registry.served
+        )
         self.maintenance = Maintenance(store, clock, _retention(settings))
         self.watchdog = Watchdog()  # run by the service: it needs the real clock
         self._crew = trio.CancelScope()

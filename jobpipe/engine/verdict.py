@@ -112,13 +112,6 @@ def timed_out(seconds: float) -> Verdict:
     )
 
 
-def unknown_kind(kind: str, after: float) -> Verdict:
-    """This node has no handler: put the job aside, unspent, until one is deployed."""
-    return Verdict(
-        Outcome.SNOOZE, error=JobError("UnknownKind", f"no handler performs {kind!r} here"), after=after
-    )
-
-
 def without_cancelled(error: BaseException) -> BaseException | None:
     """What an exception holds beside Trio's `Cancelled`, or None."""
     if all(isinstance(leaf, trio.Cancelled) for leaf in _leaves(error)):

@@ -132,6 +132,11 @@ class Registry:
         """Every kind that has a handler, sorted."""
         return sorted(self._by_kind)
 
+    @property
+    def served(self) -> frozenset[str]:
+        """Every kind that has a handler."""
+        return frozenset(self._by_kind)
+
 
 def load(modules: Iterable[str]) -> Registry:
     """Import modules, the shipped ones first, and gather the handlers that they define.

@@ -29,6 +29,7 @@ from jobpipe.store.base import (
     Batch,
     Change,
     Claimed,
+    ClaimRequest,
     Filter,
     QueueState,
     Receipt,
@@ -125,17 +126,27 @@ async def in_status(store: Store, status: Status) -> list[str]:
     return [job.id for job in reversed(page.jobs)]
 
 
+KINDS = frozenset({"echo", "demo"})
+"""What the nodes of these tests serve."""
+
+
+def wish(limit: int, kinds: frozenset[str] = KINDS) -> ClaimRequest | None:
+    """A claim of so many jobs; None for none."""
+    return ClaimRequest(limit=limit, kinds=kinds) if limit else None
+
+
 class Node:
     """A node that has joined; each verb is one exchange."""
 
-    def __init__(self, store: Store, name: str = "node") -> None:
-        self.store, self.name = store, name
+    def __init__(self, store: Store, name: str = "node", kinds: frozenset[str] = KINDS) -> None:
+        self.store, self.name, self.kinds = store, name, kinds
 
     async def join(self, now: float = NOW, lease_until: float = LEASE) -> None:
-        await self.store.join(self.name, now, lease_until)
+        await self.store.join(self.name, now, lease_until, self.kinds)
 
-    async def exchange(self, now: float = NOW, **parts: Any) -> Receipts:
-        return await self.store.exchange(Batch(node=self.name, now=now, **parts))
+    async def exchange(self, now: float = NOW, *, claim: int = 0, **parts: Any) -> Receipts:
+        batch = Batch(node=self.name, now=now, claim=wish(claim, self.kinds), **parts)
+        return await self.store.exchange(batch)
 
     async def claim(self, limit: int = 1, now: float = NOW) -> Sequence[Claimed]:
         return (await self.exchange(now, claim=limit)).claimed

@@ -16,7 +16,7 @@ from jobpipe.store.postgres.line import Limits, Line, Lines, Verb
 from jobpipe.store.postgres.session import Session
 from jobpipe.store.postgres.writer import Writer
 from tests.store.server import ask, new_schema, server_url, with_query
-from tests.store.test_contract import KEEP_ALL, LATER, NOW, new_job, settlement, start
+from tests.store.test_contract import KEEP_ALL, LATER, NOW, new_job, settlement, start, wish
 
 ENDED_JOBS, WAITING_JOBS, LATER_JOBS = 700_000, 250_000, 50_000
 
@@ -116,7 +116,7 @@ def house(line: Counting) -> House:
 
 async def test_an_exchange_reads_the_rows_that_it_writes(line: Counting, writer: Writer) -> None:
     """Claims, starts, settlements and adds, over three queues of a hundred thousand jobs."""
-    claimed = (await writer.exchange(Batch(node="n", now=NOW, claim=30), 1.0)).claimed
+    claimed = (await writer.exchange(Batch(node="n", now=NOW, claim=wish(30)), 1.0)).claimed
     first = (line.whole, line.by_index)
     await writer.exchange(
         Batch(
@@ -126,7 +126,7 @@ async def test_an_exchange_reads_the_rows_that_it_writes(line: Counting, writer:
             starts=[start(job) for job in claimed[:10]],
             settlements=[settlement(job, outcome) for job in claimed[10:] for outcome in [Outcome.DONE]],
             adds=[Add([new_job(f"new{number}") for number in range(10)])],
-            claim=10,
+            claim=wish(10),
         ),
         1.0,
     )
@@ -152,7 +152,7 @@ async def test_a_claim_beside_a_paused_queue_passes_over_few_of_its_jobs(
 ) -> None:
     """Eighty thousand lie at the head of the line."""
     await control.pause("q0", paused=True)
-    claimed = (await writer.exchange(Batch(node="n", now=NOW, claim=10), 1.0)).claimed
+    claimed = (await writer.exchange(Batch(node="n", now=NOW, claim=wish(10)), 1.0)).claimed
     read = (line.whole, line.by_index)
     await control.pause("q0", paused=False)
 
@@ -216,7 +216,7 @@ async def test_a_prune_reads_a_step(line: Counting, house: House, retention: Ret
 async def test_a_rescue_reads_what_is_held(line: Counting, writer: Writer, house: House) -> None:
     """And takes it back a step at a time."""
     await house.join("dead", NOW, NOW + 1)
-    claimed = (await writer.exchange(Batch(node="dead", now=NOW, claim=50), 1.0)).claimed
+    claimed = (await writer.exchange(Batch(node="dead", now=NOW, claim=wish(50)), 1.0)).claimed
     rescued = await house.rescue("n", NOW + 2)
 
     assert {job.id for job in rescued} == {job.id for job in claimed}

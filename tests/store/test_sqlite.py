@@ -16,6 +16,7 @@ from jobpipe.store.sqlite import open_sqlite, reader
 from jobpipe.store.sqlite.control import Control
 from jobpipe.store.sqlite.database import open_database
 from jobpipe.store.sqlite.writer import Writer
+from tests.store.test_contract import wish
 
 NOW = 1_700_000_000.0
 TAKE = Retention(done_age=0, failed_age=0, jobs=0, size=0)
@@ -89,7 +90,7 @@ def a_bit_of_everything(db: apsw.Connection) -> None:
         job("mail", queue="mail"),
     ]
     claimed = writer.exchange(
-        Batch(node="n", now=NOW, lease_until=NOW + 60, adds=[Add(new)], claim=2)
+        Batch(node="n", now=NOW, lease_until=NOW + 60, adds=[Add(new)], claim=wish(2))
     ).claimed
     starts = [Start(one.seq, one.claim, 1, NOW) for one in claimed]
     ends = [
@@ -100,7 +101,7 @@ def a_bit_of_everything(db: apsw.Connection) -> None:
     ]
     writer.exchange(Batch(node="n", now=NOW, starts=starts))
     writer.exchange(
-        Batch(node="n", now=NOW + 9, settlements=ends, adds=[Add(new), Add(new, atomic=True)], claim=9)
+        Batch(node="n", now=NOW + 9, settlements=ends, adds=[Add(new), Add(new, atomic=True)], claim=wish(9))
     )
     writer.exchange(Batch(node="n", now=NOW + 9, settlements=ends))
 
@@ -136,9 +137,9 @@ def test_a_claim_reads_its_index_in_order(db: apsw.Connection) -> None:
     """One queue or several: the first entries are the next jobs, and nothing is sorted."""
     writer = Writer(db)
     writer.exchange(Batch(node="n", now=NOW, adds=[Add([job("a")])]))
-    one = plans(db, lambda: writer.exchange(Batch(node="n", now=NOW, claim=5)))
+    one = plans(db, lambda: writer.exchange(Batch(node="n", now=NOW, claim=wish(5))))
     writer.exchange(Batch(node="n", now=NOW, adds=[Add([job("b"), job("c", queue="mail")])]))
-    several = plans(db, lambda: writer.exchange(Batch(node="n", now=NOW, claim=5)))
+    several = plans(db, lambda: writer.exchange(Batch(node="n", now=NOW, claim=wish(5))))
 
     for found in (one, several):
         steps = [step for sql, steps in found.items() if "priority desc" in sql for step in steps]

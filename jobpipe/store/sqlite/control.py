@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 
 import apsw
 
@@ -10,7 +10,7 @@ from jobpipe.job import ACTIVE, ENDED, Job, Status, after_crash
 from jobpipe.store.base import STEP, Change, Rescued, Retention
 from jobpipe.store.rows import Row, decoded_options, encoded_error, job_from
 from jobpipe.store.sqlite.reader import find, one
-from jobpipe.store.sqlite.rows import JOB_COLUMNS, fetch, fetch_one, transaction
+from jobpipe.store.sqlite.rows import JOB_COLUMNS, as_json, fetch, fetch_one, transaction
 from jobpipe.store.sqlite.tally import HELD, Tally
 
 _CANCEL = "update jobs set status = 'cancelled', finished_at = ?, size = length(payload) where seq = ?"
@@ -31,8 +31,8 @@ _UNTAG = "delete from tags where tag = ? and seq = ?"
 _PAUSE = "insert into queues (name, paused) values (?1, ?2) on conflict do update set paused = ?2"
 
 _JOIN = (
-    "insert into nodes (name, lease_until) values (?, ?) "
-    "on conflict (name) do update set lease_until = excluded.lease_until"
+    "insert into nodes (name, lease_until, kinds) values (?, ?, ?) "
+    "on conflict (name) do update set lease_until = excluded.lease_until, kinds = excluded.kinds"
 )
 _LEAVE = "update nodes set lease_until = null where name = ?"
 _DEAD = (
@@ -122,10 +122,10 @@ class Control:
         with transaction(self.db):
             self.db.execute(_PAUSE, (queue, int(paused)))
 
-    def join(self, node: str, lease_until: float) -> None:
+    def join(self, node: str, lease_until: float, kinds: Collection[str] = ()) -> None:
         """See `jobpipe.store.base.EngineStore.join`."""
         with transaction(self.db):
-            self.db.execute(_JOIN, (node, lease_until))
+            self.db.execute(_JOIN, (node, lease_until, as_json(kinds)))
 
     def leave(self, node: str) -> None:
         """See `jobpipe.store.base.EngineStore.leave`. The row stays: attempts are shown with the node's name."""

@@ -7,9 +7,9 @@ import apsw
 import msgspec
 
 from jobpipe.job import Job, Status
-from jobpipe.store.base import Filter, Page, QueueState
+from jobpipe.store.base import UNSERVED, Filter, Page, QueueState, Unserved
 from jobpipe.store.rows import Row, attempt_from, job_from, with_attempts
-from jobpipe.store.sqlite.rows import JOB_COLUMNS, fetch, fetch_one, transaction
+from jobpipe.store.sqlite.rows import JOB_COLUMNS, as_json, fetch, fetch_one, transaction
 from jobpipe.store.sqlite.tally import HELD
 
 LOOK = 100_000
@@ -27,9 +27,30 @@ _QUEUES = (
     "(select queue as name from counts union select name from queues) as known order by name"
 )
 _PRIORITY = (
-    "select priority, min(run_at) from jobs where status = 'queued' and held = 0 and queue = ?1 and priority = "
-    "(select priority from jobs where status = 'queued' and held = 0 and queue = ?1 and priority < ?2 "
-    "order by priority desc limit 1)"
+    "select priority, min(run_at) from jobs where status = 'queued' and held = 0 and aside = 0 and queue = ?1 "
+    "and priority = (select priority from jobs where status = 'queued' and held = 0 and aside = 0 "
+    "and queue = ?1 and priority < ?2 order by priority desc limit 1)"
+)
+_ASIDE = "status = 'queued' and held = 0 and aside = 1"
+_OLDEST_ASIDE = (
+    "select queue, min(run_at) from "
+    f"(select queue, run_at from jobs where {_ASIDE} order by kind, priority desc limit {LOOK}) group by queue"
+)
+_KINDS = "select value from nodes, json_each(kinds) where lease_until is not null"
+# From one kind of which a job stands aside to the next by name.
+_NEXT_KIND = f"(select kind from jobs where {_ASIDE} and kind > {{}} order by kind limit 1)"
+_UNSERVED = (
+    f"with recursive walked (kind) as (select {_NEXT_KIND.format(chr(39) * 2)} union all "
+    f"select {_NEXT_KIND.format('walked.kind')} from walked where walked.kind is not null), "
+    f"named as (select kind from walked where kind is not null and kind not in ({_KINDS}) limit {UNSERVED}) "
+    f"select kind, count(*), min(run_at) from named cross join jobs using (kind) where {_ASIDE} group by kind "
+    "order by kind"
+)
+_ANY_READY = (
+    "select exists (select 1 from jobs where status = 'queued' and held = 0 and aside = 0 "
+    "and queue not in (select name from queues where paused = 1)) or exists "
+    f"(select 1 from json_each(?) as served cross join jobs on kind = served.value where {_ASIDE} "
+    "and queue not in (select name from queues where paused = 1))"
 )
 ABOVE_ALL = 1 << 40
 
@@ -99,13 +120,13 @@ def _edge(db: apsw.Connection, looked: str, values: Mapping[str, Any]) -> int | 
 def queues(db: apsw.Connection) -> Sequence[QueueState]:
     """See `jobpipe.store.base.ReadStore.queues`."""
     with transaction(db):
-        counts = _counts(db)
+        counts, aside = _counts(db), dict(fetch(db, _OLDEST_ASIDE))
         return [
             QueueState(
                 name=name,
                 paused=bool(paused),
                 counts=counts.get(name, {}),
-                oldest_queued_at=_oldest(db, name),
+                oldest_queued_at=_oldest(db, name, aside.get(name)),
             )
             for name, paused in fetch(db, _QUEUES)
         ]
@@ -121,13 +142,31 @@ def _counts(db: apsw.Connection) -> dict[str, dict[Status, int]]:
     return found
 
 
-def _oldest(db: apsw.Connection, queue: str) -> float | None:
-    """The earliest run_at of the ready jobs: the index is read at its first entry of each priority."""
-    oldest, priority = None, ABOVE_ALL
+def _oldest(db: apsw.Connection, queue: str, aside: float | None) -> float | None:
+    """The earliest run_at of the ready jobs: the index is read at its first entry of each priority.
+
+    `aside` is that of the jobs that stand aside.
+    """
+    oldest, priority = aside, ABOVE_ALL
     while (row := fetch_one(db, _PRIORITY, (queue, priority))) and row[0] is not None:
         priority, run_at = row
         oldest = run_at if oldest is None else min(oldest, run_at)
     return oldest
+
+
+def kinds(db: apsw.Connection) -> frozenset[str]:
+    """See `jobpipe.store.base.ReadStore.kinds`."""
+    return frozenset(row[0] for row in fetch(db, _KINDS))
+
+
+def unserved(db: apsw.Connection) -> Sequence[Unserved]:
+    """See `jobpipe.store.base.ReadStore.unserved`."""
+    return [Unserved(*row) for row in fetch(db, _UNSERVED)]
+
+
+def ready(db: apsw.Connection, kinds: frozenset[str]) -> bool:
+    """See `jobpipe.store.base.ReadStore.ready`."""
+    return bool(db.execute(_ANY_READY, (as_json(kinds),)).get)
 
 
 def ping(db: apsw.Connection) -> None:

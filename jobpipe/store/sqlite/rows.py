@@ -1,10 +1,11 @@
 """Statements and rows of SQLite."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import apsw
+import msgspec
 
 from jobpipe.job import NO_OPTIONS, NewJob
 from jobpipe.store.rows import Row, encoded_options
@@ -36,8 +37,13 @@ def fetch_one(db: apsw.Connection, sql: str, values: Row | Mapping[str, Any] = (
     return db.execute(sql, values).fetchone()
 
 
-def new_row(job: NewJob) -> Row:
-    """The values of a job to be inserted."""
+def as_json(names: Collection[str]) -> str:
+    """Names as one value, in order; a statement reads them with `json_each`."""
+    return msgspec.json.encode(sorted(names)).decode()
+
+
+def new_row(job: NewJob, *, aside: bool) -> Row:
+    """The values of a job to be inserted; whether it stands aside."""
     return (
         job.id,
         job.kind,
@@ -50,4 +56,5 @@ def new_row(job: NewJob) -> Row:
         job.expires_at,
         None if job.options is NO_OPTIONS else encoded_options(job.options),
         job.payload,
+        int(aside),
     )

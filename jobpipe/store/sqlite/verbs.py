@@ -7,7 +7,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import apsw
 
 from jobpipe.job import Job
-from jobpipe.store.base import Batch, Change, Filter, Page, QueueState, Receipts, Rescued, Retention
+from jobpipe.store.base import Batch, Change, Filter, Page, QueueState, Receipts, Rescued, Retention, Unserved
 from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.control import Control
 from jobpipe.store.sqlite.writer import Writer
@@ -46,8 +46,14 @@ class Verbs(ABC):
 
         return await self._write(call)
 
-    async def join(self, node: str, now: float, lease_until: float) -> None:  # noqa: ARG002 - the contract's `now`
-        await self._change(lambda: self._control.join(node, lease_until))
+    async def join(
+        self,
+        node: str,
+        now: float,  # noqa: ARG002 - the contract's `now`
+        lease_until: float,
+        kinds: frozenset[str] = frozenset(),
+    ) -> None:
+        await self._change(lambda: self._control.join(node, lease_until, kinds))
 
     async def exchange(self, batch: Batch) -> Receipts:
         return await self._write(lambda: self._writer.exchange(batch))
@@ -84,6 +90,15 @@ class Verbs(ABC):
 
     async def queues(self) -> Sequence[QueueState]:
         return await self._read(reader.queues)
+
+    async def kinds(self) -> frozenset[str]:
+        return await self._read(reader.kinds)
+
+    async def unserved(self) -> Sequence[Unserved]:
+        return await self._read(reader.unserved)
+
+    async def ready(self, kinds: frozenset[str]) -> bool:
+        return await self._read(reader.ready, kinds)
 
     async def ping(self) -> None:
         await self._read(reader.ping)

@@ -1,17 +1,19 @@
 """What the engine writes: one function a verb, each run whole inside one transaction."""
 
 import heapq
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apsw
+import msgspec
 
 from jobpipe.job import ATTEMPTS_KEPT, ENDED, WAITING, Job, NewJob, Status, as_stored, same_content
-from jobpipe.store.base import STEP, STORED, Add, Batch, Claimed, Receipt, Receipts, Settlement, Start
+from jobpipe.store.base import STEP, STORED, Add, Batch, Claimed, ClaimRequest, Receipt, Receipts, Settlement, Start
 from jobpipe.store.rows import Row, decoded_options, encoded_error
 from jobpipe.store.sqlite import reader
-from jobpipe.store.sqlite.rows import CLAIMED_COLUMNS, fetch, fetch_one, new_row, transaction
+from jobpipe.store.sqlite.rows import CLAIMED_COLUMNS, as_json, fetch, fetch_one, new_row, transaction
 from jobpipe.store.sqlite.tally import HELD, Tally, waiting
 from jobpipe.store.sqlite.values import execute_values
 
@@ -58,7 +60,7 @@ _FORGET = "delete from attempts where seq = ?1 and claim <= (select claim from j
 
 _INSERT = (
     "insert into jobs "
-    "(id, kind, queue, status, priority, run_at, max_retries, created_at, expires_at, options, payload) {values}"
+    "(id, kind, queue, status, priority, run_at, max_retries, created_at, expires_at, options, payload, aside) {values}"
 )
 _INSERT_NEW = _INSERT.replace(
     "insert", "insert or ignore", 1
@@ -71,21 +73,37 @@ PASSED = 2_000
 WALKED = 1_000
 """How many queues such a claim reads; the next one continues behind them."""
 
+SLICE, SLICES = 1_000, 5
+"""How many ready jobs are looked at in one step to put aside those of other kinds, and how often in one exchange."""
+
 _IS_PAUSED = "queue in (select name from queues where paused = 1)"
 _ANY_PAUSED = "select exists (select 1 from queues where paused = 1)"
-_READY = "status = 'queued' and held = 0"
+_READY = "status = 'queued' and held = 0 and aside = 0"
+_ASIDE = "status = 'queued' and held = 0 and aside = 1"
 _FRESH = "(expires_at is null or expires_at > :now)"
 _ORDER = "order by priority desc, run_at, seq"
 _FIRST = f"select seq from jobs where {_READY} and {_FRESH} {_ORDER} limit :limit"  # noqa: S608 - every part is a constant
 # The inner query reads only its index, where passing over an entry costs a tenth of a microsecond.
 _FIRST_UNPAUSED = (
-    f"select seq from (select seq, queue from jobs where {_READY} {_ORDER} limit :look) as near "  # noqa: S608 - every part is a constant
+    f"select -priority, run_at, seq from (select seq, queue from jobs where {_READY} {_ORDER} limit :look) as near "  # noqa: S608 - every part is a constant
     f"cross join jobs using (seq) where not near.{_IS_PAUSED} and {_FRESH} limit :limit"
 )
 _ANY_BEHIND = f"select 1 from jobs where {_READY} {_ORDER} limit 1 offset :look"  # noqa: S608 - every part is a constant
 _OF_QUEUE = (
-    f"select -priority, run_at, seq from jobs where {_READY} and queue = :queue and {_FRESH} "  # noqa: S608 - every part is a constant
+    f"select -priority, run_at, seq from jobs where {_READY} and queue = :name and {_FRESH} "  # noqa: S608 - every part is a constant
     f"{_ORDER} limit :limit"
+)
+_OF_KIND = (
+    f"select -priority, run_at, seq from jobs where {_ASIDE} and kind = :name and not {_IS_PAUSED} and {_FRESH} "  # noqa: S608 - every part is a constant
+    f"{_ORDER} limit :limit"
+)
+_KIND_HEADS = (
+    "select -j.priority, j.run_at, j.seq, served.value from json_each(:kinds) as served cross join jobs j on j.seq = "  # noqa: S608 - every part is a constant
+    f"(select seq from jobs where {_ASIDE} and kind = served.value and not {_IS_PAUSED} and {_FRESH} {_ORDER} limit 1)"
+)
+_ANY_ASIDE = (
+    f"select exists (select 1 from jobs where {_ASIDE}) and exists "  # noqa: S608 - every part is a constant
+    f"(select 1 from json_each(:kinds) as served cross join jobs on kind = served.value where {_ASIDE})"
 )
 # From one queue that has a ready job to the next by name: queues without ready jobs cost nothing.
 _NEXT_QUEUE = f"(select queue from jobs where {_READY} and queue > {{}} order by queue limit 1)"  # noqa: S608 - every part is a constant
@@ -101,12 +119,20 @@ LAST_NAME = chr(0x10FFFF)
 
 _CLAIM = "update jobs set claim = claim + 1, node = :node, held = 1, started_at = null where seq "
 _TAKEN = f" returning -priority, run_at, {CLAIMED_COLUMNS}, expires_at"
-_CLAIM_FIRST = f"{_CLAIM} in ({_FIRST}) {_TAKEN}"
-_CLAIM_ONE = f"{_CLAIM} = :seq {_TAKEN}"
+_IS_SERVED = "kind in (select value from json_each(:kinds))"
+_CLAIM_FIRST = f"{_CLAIM} in ({_FIRST}) and {_IS_SERVED} {_TAKEN}"
+_CLAIM_THESE = f"{_CLAIM} in (select value from json_each(:seqs)) and {_IS_SERVED} {_TAKEN}"
+_PUT_ASIDE = "update jobs set aside = 1 where seq in ({}) and not " + _IS_SERVED
+_PUT_FIRST_ASIDE = _PUT_ASIDE.format(_FIRST)
+_PUT_THESE_ASIDE = _PUT_ASIDE.format("select value from json_each(:seqs)")
+_SERVED = "select kinds from nodes where lease_until is not null and kinds <> '[]'"
 
 
 class _Mismatch(Exception):  # noqa: N818 - no error: it is caught where it is raised for
     """A statement for many rows did not change each of them: some are stale, or there already."""
+
+
+Values = dict[str, Any]
 
 
 class Writer:
@@ -123,6 +149,7 @@ class Writer:
     def forget(self) -> None:
         """Ask the database for everything again: somebody else has written, or a transaction was undone."""
         self._any_paused: bool | None = None
+        self._served: Sequence[frozenset[str]] | None = None
         self._nodes: dict[str, int] = {}
         self._waiting: int | None = None
         self._next_due: float | None = None
@@ -151,7 +178,7 @@ class Writer:
         stale = self._start(batch.starts)
         settled = self._settle(batch.settlements, tally, stale, one_by_one=one_by_one)
         adds = [self._add(add, tally, one_by_one=one_by_one) for add in batch.adds]
-        claimed = self._claim(batch, tally) if batch.claim and not lease_lost else []
+        claimed, more_ready = self._claim(batch, tally) if not lease_lost else ([], False)
         tally.write(self.db)
         return Receipts(
             lease_lost=lease_lost,
@@ -159,6 +186,7 @@ class Writer:
             settled=settled,
             adds=adds,
             claimed=claimed,
+            more_ready=more_ready,
             waiting=self._count_waiting(tally),
             next_due=self._due(),
         )
@@ -286,12 +314,18 @@ class Writer:
     def _insert(self, jobs: Sequence[NewJob], *, one_by_one: bool) -> Sequence[Receipt]:
         if one_by_one:
             return [
-                STORED if execute_values(self.db, _INSERT_NEW, [new_row(job)]) else self._twin(job)
+                STORED if execute_values(self.db, _INSERT_NEW, [self._row(job)]) else self._twin(job)
                 for job in jobs
             ]
-        if execute_values(self.db, _INSERT_NEW, list(map(new_row, jobs))) != len(jobs):
+        if execute_values(self.db, _INSERT_NEW, list(map(self._row, jobs))) != len(jobs):
             raise _Mismatch
         return [STORED] * len(jobs)
+
+    def _row(self, job: NewJob) -> Row:
+        """The values of a new job; it stands aside when a live node has no handler for its kind."""
+        if self._served is None:
+            self._served = [frozenset(msgspec.json.decode(row[0])) for row in fetch(self.db, _SERVED)]
+        return new_row(job, aside=any(job.kind not in kinds for kinds in self._served))
 
     def _note(self, stored: Sequence[NewJob], tally: Tally) -> None:
         """Count new jobs, and make their tags known."""
@@ -306,7 +340,7 @@ class Writer:
     def _twin(self, new: NewJob) -> Receipt:
         twin = reader.one(self.db, new.id)
         if twin is None:
-            execute_values(self.db, _INSERT, [new_row(new)])  # raises what was ignored
+            execute_values(self.db, _INSERT, [self._row(new)])  # raises what was ignored
         return _compared(new, twin)
 
     def _refusal(self, jobs: Sequence[NewJob]) -> Sequence[Receipt] | None:
@@ -319,43 +353,70 @@ class Writer:
             seen.setdefault(job.id, job)
         return receipts if any(receipt.verdict == "conflict" for receipt in receipts) else None
 
-    def _claim(self, batch: Batch, tally: Tally) -> Sequence[Claimed]:
-        rows = self._take(batch)
+    def _claim(self, batch: Batch, tally: Tally) -> tuple[Sequence[Claimed], bool]:
+        """Hold ready jobs; returns them, and whether more may be ready although fewer were taken than asked for."""
+        if batch.claim is None:
+            return [], False
+        rows, more_ready = self._take(batch.node, batch.now, batch.claim)
         if any(row[-1] is not None for row in rows):
             self._due_known = False  # a held job does not expire
         claimed = [_claimed(row) for row in rows]
         for queue, jobs in Counter(job.queue for job in claimed).items():
             tally.move(queue, Status.QUEUED, HELD, jobs)
-        return claimed
+        return claimed, more_ready
 
-    def _take(self, batch: Batch) -> list[Row]:
-        """Hold the next jobs; returns their rows in order."""
-        node = self._node(batch.node)
+    def _take(self, node: str, now: float, claim: ClaimRequest) -> tuple[list[Row], bool]:
+        """Hold the next jobs; returns their rows in order. What is in their way, of other kinds, is put aside."""
+        values = {"node": self._node(node), "now": now, "kinds": as_json(claim.kinds)}
+        rows = self._hold(values | {"limit": claim.limit})
+        for _ in range(SLICES):
+            if len(rows) == claim.limit or not self._put_aside(values | {"limit": SLICE}):
+                return rows, False
+            rows += self._hold(values | {"limit": claim.limit - len(rows)})
+        return rows, len(rows) < claim.limit
+
+    def _hold(self, values: Values) -> list[Row]:
+        if self._paused() or self.db.execute(_ANY_ASIDE, values).get:
+            return self._sorted(_CLAIM_THESE, values | {"seqs": _seqs(self._next(values))})
+        return self._sorted(_CLAIM_FIRST, values)
+
+    def _sorted(self, sql: str, values: Values) -> list[Row]:
+        return sorted(fetch(self.db, sql, values))  # by -priority, run_at, seq: what an update returns has no order
+
+    def _put_aside(self, values: Values) -> bool:
+        """Put jobs of other kinds aside that are in front; whether there were any."""
+        if self._paused():
+            self.db.execute(_PUT_THESE_ASIDE, values | {"seqs": _seqs(self._unpaused(values))})
+        else:
+            self.db.execute(_PUT_FIRST_ASIDE, values)
+        return bool(self.db.changes())
+
+    def _paused(self) -> bool:
+        """Whether a queue is paused."""
         if self._any_paused is None:
             self._any_paused = bool(self.db.execute(_ANY_PAUSED).get)
-        if self._any_paused:
-            return [
-                row
-                for seq in self._unpaused(batch)
-                for row in fetch(self.db, _CLAIM_ONE, {"node": node, "seq": seq})
-            ]
-        rows = fetch(self.db, _CLAIM_FIRST, {"node": node, "now": batch.now, "limit": batch.claim})
-        rows.sort()  # by -priority, run_at, seq: what an update returns has no order
-        return rows
+        return self._any_paused
 
-    def _unpaused(self, batch: Batch) -> Sequence[int]:
-        """The seqs of the next jobs while queues are paused.
+    def _next(self, values: Values) -> Sequence[Row]:
+        """The next jobs, merged with those of the served kinds that stand aside."""
+        limit = values["limit"]
+        heads = fetch(self.db, _KIND_HEADS, values)
+        aside = [self._from(head, _OF_KIND, _share(limit, heads), values) for head in heads]
+        return list(itertools.islice(heapq.merge(self._unpaused(values), *aside), limit))
+
+    def _unpaused(self, values: Values) -> Sequence[Row]:
+        """The next jobs while queues are paused, those that stand aside left out.
 
         They are read from the index over all queues, unless too many jobs of paused queues are in the way.
         """
-        values = {"now": batch.now, "limit": batch.claim, "look": batch.claim + PASSED}
-        near = [row[0] for row in fetch(self.db, _FIRST_UNPAUSED, values)]
-        if len(near) == batch.claim or fetch_one(self.db, _ANY_BEHIND, values) is None:
+        limit = values["limit"]
+        looked = values | {"look": limit + PASSED}
+        near = fetch(self.db, _FIRST_UNPAUSED, looked)
+        if len(near) == limit or fetch_one(self.db, _ANY_BEHIND, looked) is None:
             return near
-        heads = sorted(self._heads(batch.now))[: batch.claim]
-        share = 2 * batch.claim // max(len(heads), 1) + 1
-        merged = heapq.merge(*(self._queue_from(head, share, batch) for head in heads))
-        return [row[2] for row, _ in zip(merged, range(batch.claim), strict=False)]
+        heads = sorted(self._heads(values["now"]))[:limit]
+        merged = heapq.merge(*(self._from(head, _OF_QUEUE, _share(limit, heads), values) for head in heads))
+        return list(itertools.islice(merged, limit))
 
     def _heads(self, now: float) -> list[Row]:
         """The first ready job of each queue that is not paused, of `WALKED` queues at most: each in its turn.
@@ -369,14 +430,22 @@ class Writer:
         self._walked = heads[-1][3] if len(heads) == WALKED else ""
         return heads
 
-    def _queue_from(self, head: Row, share: int, batch: Batch) -> Iterator[Row]:
-        """The ready jobs of a queue, given its first; it is read when more is asked for, and first only a share."""
+    def _from(self, head: Row, sql: str, share: int, values: Values) -> Iterator[Row]:
+        """The ready jobs of a queue or kind, given its first; more are read when asked for, and first only a share."""
         yield head[:3]
-        values = {"queue": head[3], "now": batch.now}
-        rows = fetch(self.db, _OF_QUEUE, values | {"limit": share})
+        named = values | {"name": head[3]}
+        rows = fetch(self.db, sql, named | {"limit": share})
         yield from rows[1:]
         if len(rows) == share:
-            yield from fetch(self.db, _OF_QUEUE, values | {"limit": batch.claim})[share:]
+            yield from fetch(self.db, sql, named)[share:]
+
+
+def _share(limit: int, heads: Sequence[Row]) -> int:
+    return 2 * limit // max(len(heads), 1) + 1
+
+
+def _seqs(rows: Sequence[Row]) -> str:
+    return msgspec.json.encode([row[2] for row in rows]).decode()
 
 
 def _end_values(one: Settlement) -> Row:
