@@ -18,10 +18,9 @@ from jobpipe.store.postgres.writer import CLOCK, clock_offset
 from jobpipe.store.rows import decoded_options, encoded_error, job_from
 
 _JOIN = {
-    "database": f"insert into nodes (name, lease_until) values (%s, {CLOCK} + %s) "
-    "on conflict (name) do update set lease_until = excluded.lease_until, hungry = false",
-    "caller": "insert into nodes (name, lease_until) values (%s, %s) "
-    "on conflict (name) do update set lease_until = excluded.lease_until, hungry = false",
+    leases: f"insert into nodes (name, lease_until, kinds) values (%s, {until}, %s) on conflict (name) do update "
+    "set lease_until = excluded.lease_until, hungry = false, kinds = excluded.kinds"
+    for leases, until in (("database", f"{CLOCK} + %s"), ("caller", "%s"))
 }
 _LEAVE = "update nodes set lease_until = null, hungry = false where name = %s"
 # A node whose row is locked is at work just now: it is not dead.
@@ -73,10 +72,12 @@ class House:
     def __init__(self, line: Line, slot: int, leases: Leases, channel: str) -> None:
         self._line, self._slot, self._leases, self._channel = line, slot, leases, channel
 
-    async def join(self, node: str, now: float, lease_until: float) -> float:
+    async def join(
+        self, node: str, now: float, lease_until: float, kinds: frozenset[str] = frozenset()
+    ) -> float:
         """See `jobpipe.store.base.EngineStore.join`. Returns how far the database's clock is ahead."""
         until = lease_until - now if self._leases == "database" else lease_until
-        await self._line.run(_JOIN[self._leases], (node, float(until)))
+        await self._line.run(_JOIN[self._leases], (node, float(until), texts(sorted(kinds))))
         return await self._line.transact(clock_offset)
 
     async def leave(self, node: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from jobpipe.job import Job, Status
-from jobpipe.store.base import Filter, Page, QueueState
+from jobpipe.store.base import UNSERVED, Filter, Page, QueueState, Unserved
 from jobpipe.store.postgres.parameters import texts
 from jobpipe.store.postgres.session import Row, Session
 from jobpipe.store.rows import attempt_from, job_from, with_attempts
@@ -37,14 +37,31 @@ _QUEUES = (
 # The index of ready jobs is read at its first entry of each queue and priority.
 _OLDEST = (
     "with recursive tops as (select q.name, (select l.priority from live l where status = 'queued' and node is null "
-    "and l.queue = q.name order by l.priority desc limit 1) as priority "
+    "and kind is null and l.queue = q.name order by l.priority desc limit 1) as priority "
     "from (select distinct queue as name from counts) q "
     "union all select t.name, (select l.priority from live l where status = 'queued' and node is null "
-    "and l.queue = t.name and l.priority < t.priority order by l.priority desc limit 1) "
+    "and kind is null and l.queue = t.name and l.priority < t.priority order by l.priority desc limit 1) "
     "from tops t where t.priority is not null) "
-    "select t.name, min((select l.run_at from live l where status = 'queued' and node is null and l.queue = t.name "
-    "and l.priority = t.priority order by l.run_at limit 1)) from tops t where t.priority is not null group by t.name"
+    "select t.name, min((select l.run_at from live l where status = 'queued' and node is null "
+    "and kind is null and l.queue = t.name and l.priority = t.priority order by l.run_at limit 1)) "
+    "from tops t where t.priority is not null group by t.name"
 )
+_OLDEST_ASIDE = (
+    "select queue, min(run_at) from (select queue, run_at from live "
+    "where status = 'queued' and node is null and kind is not null limit %s) a group by queue"
+)
+_KINDS = "select distinct k from nodes, unnest(kinds) as k where lease_until is not null"
+_ASIDE = "l.status = 'queued' and l.node is null and l.kind is not null"
+# From one kind of which a job stands aside to the next by name.
+_UNSERVED = (
+    "with recursive walk (kind) as ((select l.kind from live l where {aside} order by l.kind limit 1) union all "
+    "select n.kind from walk w cross join lateral "
+    "(select l.kind from live l where {aside} and l.kind > w.kind order by l.kind limit 1) n), "
+    "named as materialized (select kind from walk where kind <> all (array({kinds})) limit %s) "
+    "select n.kind, c.jobs, c.since from named n cross join lateral "
+    "(select count(*) as jobs, min(l.run_at) as since from live l where {aside} and l.kind = n.kind) c "
+    "order by n.kind"
+).format(aside=_ASIDE, kinds=_KINDS)
 
 # A list looks at rows newest first, from the index that holds the fewest of them, and at `LOOK` of them at most.
 _LIVE = {Status.RUNNING, Status.CANCELLING, Status.SCHEDULED, Status.RETRYING, Status.QUEUED}
@@ -134,10 +151,13 @@ async def _edge(session: Session, looked: str, values: Mapping[str, Any]) -> int
 async def queues(session: Session) -> Sequence[QueueState]:
     """See `jobpipe.store.base.ReadStore.queues`."""
     names, kept, held, oldest = (session.run(sql) for sql in (_QUEUES, _COUNTS, _HELD, _OLDEST))
+    aside = session.run(_OLDEST_ASIDE, (LOOK,))
     await session.answered()
     rows = names.rows()
     counts = _counts([*kept.rows(), *held.rows()])
-    ages: dict[str, float] = dict(oldest.rows())
+    ages: dict[str, float] = {}
+    for queue, run_at in [*oldest.rows(), *aside.rows()]:
+        ages[queue] = min(run_at, ages.get(queue, run_at))
     return [
         QueueState(name=name, paused=paused, counts=counts.get(name, {}), oldest_queued_at=ages.get(name))
         for name, paused in rows
@@ -151,6 +171,16 @@ def _counts(rows: Sequence[Row]) -> dict[str, dict[Status, int]]:
         of_queue = counts.setdefault(queue, {})
         of_queue[Status(status)] = of_queue.get(Status(status), 0) + jobs
     return counts
+
+
+async def kinds(session: Session) -> frozenset[str]:
+    """See `jobpipe.store.base.ReadStore.kinds`."""
+    return frozenset(row[0] for row in await session.rows(_KINDS))
+
+
+async def unserved(session: Session) -> Sequence[Unserved]:
+    """See `jobpipe.store.base.ReadStore.unserved`."""
+    return [Unserved(*row) for row in await session.rows(_UNSERVED, (UNSERVED,))]
 
 
 async def ping(session: Session) -> None:

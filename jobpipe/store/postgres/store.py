@@ -7,17 +7,18 @@ import trio
 
 from jobpipe.errors import StoreError
 from jobpipe.job import Job
-from jobpipe.store.base import Batch, Change, Filter, News, Page, QueueState, Receipts, Rescued, Retention
+from jobpipe.store.base import Batch, Change, Filter, News, Page, QueueState, Receipts, Rescued, Retention, Unserved
 from jobpipe.store.postgres import reader
 from jobpipe.store.postgres.address import Address, Leases, read_address
 from jobpipe.store.postgres.beside import beside
 from jobpipe.store.postgres.control import Control
 from jobpipe.store.postgres.house import House
 from jobpipe.store.postgres.line import Limits, Line, Lines, Reading, mapped
-from jobpipe.store.postgres.listening import LOOK, Listening
+from jobpipe.store.postgres.listening import Listening
 from jobpipe.store.postgres.opening import prepare, suited
+from jobpipe.store.postgres.parameters import texts
 from jobpipe.store.postgres.vacuum import Vacuum
-from jobpipe.store.postgres.writer import Writer
+from jobpipe.store.postgres.writer import Writer, any_ready
 
 
 class PostgresStore:
@@ -44,8 +45,10 @@ class PostgresStore:
         """Whether news come at once."""
         return self._listening.up
 
-    async def join(self, node: str, now: float, lease_until: float) -> None:
-        self.clock_offset = await self._house.join(node, now, lease_until)
+    async def join(
+        self, node: str, now: float, lease_until: float, kinds: frozenset[str] = frozenset()
+    ) -> None:
+        self.clock_offset = await self._house.join(node, now, lease_until, kinds)
         self._writer.forget(node)
 
     async def exchange(self, batch: Batch) -> Receipts:
@@ -54,8 +57,6 @@ class PostgresStore:
         if batch.lease_until is not None and self._writer.offset is not None:
             self.clock_offset = self._writer.offset
         self.vacuum.count(len(receipts.claimed) + len(batch.settlements), len(batch.settlements))
-        if self._writer.more_ready:
-            self._listening.tell(LOOK)
         return receipts
 
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
@@ -99,6 +100,15 @@ class PostgresStore:
 
     async def queues(self) -> Sequence[QueueState]:
         return await self._reading.read(reader.queues)
+
+    async def kinds(self) -> frozenset[str]:
+        return await self._reading.read(reader.kinds)
+
+    async def unserved(self) -> Sequence[Unserved]:
+        return await self._reading.read(reader.unserved)
+
+    async def ready(self, kinds: frozenset[str]) -> bool:
+        return await self._reading.read(lambda session: any_ready(session, texts(sorted(kinds))))
 
     async def ping(self) -> None:
         await self._reading.read(reader.ping)

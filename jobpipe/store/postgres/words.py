@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from jobpipe.store.base import News
+from jobpipe.store.postgres.parameters import Texts
 from jobpipe.store.postgres.session import Session
 
 LONGEST = 7900
@@ -13,7 +14,8 @@ READY = "ready"
 _NOTIFY = "select pg_notify(%s, %s)"
 _WAKE = (
     "select pg_notify(%s, %s) "
-    "where exists (select from nodes where hungry and lease_until is not null and name <> %s)"
+    "where exists (select from nodes where hungry and lease_until is not null and name <> %s "
+    "and (%s::text[] is null or kinds && %s::text[]))"
 )
 
 
@@ -23,9 +25,9 @@ def notify(session: Session, channel: str, words: Sequence[str]) -> None:
         session.run(_NOTIFY, (channel, word))
 
 
-def wake(session: Session, channel: str, node: str) -> None:
-    """Tell that jobs are ready, if another node has room for them."""
-    session.run(_WAKE, (channel, READY, node))
+def wake(session: Session, channel: str, node: str, kinds: Texts | None) -> None:
+    """Tell that jobs of these kinds are ready, or of any, if another node that serves one has room for them."""
+    session.run(_WAKE, (channel, READY, node, kinds, kinds))
 
 
 def cancel_words(seq: int, claim: int, job_id: str) -> Sequence[str]:

@@ -37,6 +37,7 @@ create index jobs_expired on jobs (seq) where status = 'expired';
 -- A small row for each job that has not ended: all that changes between enqueue and end.
 create table live (
     seq        bigint primary key,
+    kind       text collate "C",  -- only while the job stands aside, because a node does not serve its kind
     queue      text collate "C" not null,
     status     text collate "C" not null check (status in
         ('scheduled', 'queued', 'running', 'retrying', 'cancelling')),
@@ -57,8 +58,12 @@ create table live (
         autovacuum_vacuum_cost_delay = 0, autovacuum_vacuum_insert_scale_factor = 0.1);
 
 -- The jobs that are ready: of all queues in the order of claims, and by queue, to get round paused ones.
-create index live_ready on live (priority desc, run_at, seq) where status = 'queued' and node is null;
-create index live_ready_by_queue on live (queue, priority desc, run_at, seq) where status = 'queued' and node is null;
+create index live_ready on live (priority desc, run_at, seq) where status = 'queued' and node is null and kind is null;
+create index live_ready_by_queue on live (queue, priority desc, run_at, seq)
+    where status = 'queued' and node is null and kind is null;
+-- Ready jobs that stand aside, so that a node without a handler for their kind never reads them.
+create index live_aside on live (kind, priority desc, run_at, seq)
+    where status = 'queued' and node is null and kind is not null;
 create index live_later on live (run_at) where status in ('scheduled', 'retrying');
 create index live_scheduled on live (seq) where status = 'scheduled';
 create index live_retrying on live (seq) where status = 'retrying';
@@ -70,7 +75,8 @@ create table nodes (
     node        int generated always as identity primary key,
     name        text collate "C" not null unique,
     lease_until double precision,  -- null: it left, or was taken for dead
-    hungry      boolean not null default false  -- it has room and found nothing: worth waking
+    hungry      boolean not null default false,  -- it has room and found nothing: worth waking
+    kinds       text[] collate "C" not null default '{}'  -- what it serves; none: it only adds jobs
 ) with (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 
 create index nodes_alive on nodes (node) where lease_until is not null;
@@ -264,9 +270,10 @@ begin
         end if;
         return job_id;
     end if;
-    insert into live (seq, queue, status, priority, run_at, expires_at)
-        values (job_seq, enqueue.queue, case when due > now_at then 'scheduled' else 'queued' end,
-            enqueue.priority, due, until);
+    insert into live (seq, kind, queue, status, priority, run_at, expires_at)
+        values (job_seq, case when exists (select from nodes n
+                where n.lease_until is not null and n.kinds <> '{}' and enqueue.kind <> all (n.kinds)) then enqueue.kind end,
+            enqueue.queue, case when due > now_at then 'scheduled' else 'queued' end, enqueue.priority, due, until);
     insert into tags (tag, seq) select convert_to(t.tag, 'UTF8'), job_seq from unnest(enqueue.tags) as t (tag)
         on conflict do nothing;
     insert into counts (queue, state, slot, jobs, size)
