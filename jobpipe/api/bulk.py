@@ -7,13 +7,14 @@ import msgspec
 import trio
 
 from jobpipe.api.answers import Answer, answer
-from jobpipe.api.enqueue import admitted, asked, in_time, is_json, known, store, too_deep, too_late
+from jobpipe.api.enqueue import admitted, asked, in_time, is_json, known, renew_kinds, store, too_deep, too_late
 from jobpipe.api.problems import (
     LISTED,
     Code,
     Fault,
     Problem,
     ProblemDetails,
+    UnknownKind,
     conflict,
     invalid,
     not_json,
@@ -175,9 +176,7 @@ class Stream:
 
     async def _take(self, lines: Sequence[Line]) -> None:
         for start in range(0, len(lines), SLICE):
-            self._read += [
-                (number, _admission(self._node, line)) for number, line in lines[start : start + SLICE]
-            ]
+            self._read += await _admissions(self._node, lines[start : start + SLICE])
             self._more.set()
             await trio.lowlevel.checkpoint()  # so that what was read before is stored meanwhile
         while len(self._read) >= GROUP or (self._read and self._ahead >= AHEAD):
@@ -225,6 +224,21 @@ class Splitter:
     def _keep(self, part: bytes) -> None:
         # Two more than the limit: one to tell that it is too long, one that may turn out to be the \r of its end.
         self._rest += part[: max(0, self._limit + 2 - len(self._rest))]
+
+
+async def _admissions(node: Node, lines: Sequence[Line]) -> Sequence[tuple[int, Admission]]:
+    """What each line asks for; before a kind is refused, the store is asked once whether a node serves it by now."""
+    first = [(number, _admission(node, line)) for number, line in lines]
+    if not any(isinstance(one, UnknownKind) for _, one in first):
+        return first
+    try:
+        await renew_kinds(node)
+    except Problem as problem:
+        return [(number, problem if isinstance(one, UnknownKind) else one) for number, one in first]
+    return [
+        (number, _admission(node, line) if isinstance(one, UnknownKind) else one)
+        for (number, one), (_, line) in zip(first, lines, strict=True)
+    ]
 
 
 def _admission(node: Node, line: bytes) -> Admission:

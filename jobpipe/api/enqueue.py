@@ -1,5 +1,6 @@
 """`POST /enqueue`: plain functions from bytes to answer, called by the thin front and by Quart alike."""
 
+import difflib
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -12,6 +13,7 @@ from jobpipe.api.faults import fault_from, faults_of
 from jobpipe.api.problems import (
     Fault,
     Problem,
+    UnknownKind,
     conflict,
     invalid,
     not_json,
@@ -36,6 +38,9 @@ from jobpipe.store.base import Receipt
 
 DEEPEST = 500
 """How deep a payload may nest: well below what would break whoever reads it."""
+
+SHOWN, COMPARED = 20, 50
+"""How many kinds a refusal names, and with how many it compares one that is unknown."""
 
 LATEST = 253_402_300_799.0
 """The end of the year 9999, the last that RFC 3339 can write."""
@@ -94,12 +99,27 @@ async def admitted(node: Node, body: bytes) -> NewJob | Receipt:
 
     Raises `Problem` with every fault of it.
     """
-    new = asked(node, body)
+    try:
+        new = asked(node, body)
+    except UnknownKind:
+        await renew_kinds(node)
+        new = asked(node, body)
     return new if in_time(new) else await too_late(node, new)
 
 
+async def renew_kinds(node: Node) -> None:
+    """Learn which kinds live nodes serve, before a kind is refused. Raises `Problem` when the store does not answer."""
+    try:
+        await node.served.renew()
+    except JobpipeError as error:
+        raise unavailable(error) from None
+
+
 def asked(node: Node, body: bytes) -> NewJob:
-    """The job that a body asks for; whether it is in time is not judged. Raises `Problem` with every fault of it."""
+    """The job that a body asks for; whether it is in time is not judged. Raises `Problem` with every fault of it.
+
+    `UnknownKind` where it names a kind that no live node is known to serve: `renew_kinds`, and ask again.
+    """
     return new_job(node, request_from(body))
 
 
@@ -175,17 +195,17 @@ def new_job(node: Node, request: EnqueueRequest) -> NewJob:
     now = node.clock.now()
     handler = node.registry.find(request.kind)
     faults: list[Fault] = []
-    if handler is None:
-        known = ", ".join(node.registry.kinds)
-        faults.append(Fault("/kind", f"no handler performs {request.kind!r} here; known are {known}"))
-    elif handler.payload_type is not Any:
+    unknown = handler is None and not node.served.has(request.kind)
+    if unknown:
+        faults.append(Fault("/kind", _unknown(request.kind, sorted(node.served.kinds))))
+    elif handler is not None and handler.payload_type is not Any:
         faults += faults_of(request.payload, handler.payload_type, "/payload")
     asked_run_at = None if request.run_at is None else _seconds(request.run_at, "/run_at", faults)
     expires_at = None if request.expires_at is None else _seconds(request.expires_at, "/expires_at", faults)
     if request.delay is not None and request.run_at is not None:
         faults.append(Fault("/run_at", "goes not together with delay: give one of them"))
     if faults:
-        raise invalid(faults)
+        raise invalid(faults, UnknownKind if unknown else Problem)
     default_retries = DEFAULT_MAX_RETRIES
     if handler is not None and handler.max_retries is not None:
         default_retries = handler.max_retries
@@ -201,6 +221,15 @@ def new_job(node: Node, request: EnqueueRequest) -> NewJob:
         expires_at=expires_at,
         options=_options(request, asked_run_at),
     )
+
+
+def _unknown(kind: str, served: Sequence[str]) -> str:
+    """Why a kind is refused, with the name that may be meant."""
+    alike = [name for name in served if abs(len(name) - len(kind)) <= 2][:COMPARED]  # noqa: PLR2004 - a slip of the finger
+    meant = difflib.get_close_matches(kind, alike, 1)
+    hint = f"did you mean {meant[0]!r}? " if meant else ""
+    more = f" and {len(served) - SHOWN} more" if len(served) > SHOWN else ""
+    return f"no live node has a handler for {kind!r}; {hint}served are {', '.join(served[:SHOWN])}{more}"
 
 
 def _seconds(time: datetime, pointer: str, faults: list[Fault]) -> float:

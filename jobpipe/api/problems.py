@@ -91,19 +91,23 @@ class Problem(Exception):  # noqa: N818 - a Problem is the field's word (RFC 945
         self.headers = dict(headers or {})
 
 
+class UnknownKind(Problem):
+    """422: a kind that no live node serves, as far as this node knows; one may have joined just now."""
+
+
 def not_json(detail: str) -> Problem:
     """400: the body is no JSON."""
     return Problem(400, Code.NOT_JSON, "The body is not JSON", f"{detail}: send JSON in UTF-8")
 
 
-def invalid(faults: Sequence[Fault]) -> Problem:
+def invalid(faults: Sequence[Fault], problem: type[Problem] = Problem) -> Problem:
     """422: every fault of the input, up to `LISTED` of them."""
     listed = faults[:LISTED]
     what = "; ".join(f"{fault.pointer or 'the body'}: {fault.detail}" for fault in listed[:5])
     if len(faults) > len(listed):
         what += f"; only the first {LISTED} faults are listed"
     detail = f"mend these and send it again: {what}"
-    return Problem(422, Code.INVALID, "The input is not valid", detail, faults=listed)
+    return problem(422, Code.INVALID, "The input is not valid", detail, faults=listed)
 
 
 def too_large(limit: int, advice: str = "send less, or stream jobs as NDJSON to /enqueue/bulk") -> Problem:

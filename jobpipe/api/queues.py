@@ -7,7 +7,7 @@ from jobpipe.api.answers import answer
 from jobpipe.api.faults import faults_of
 from jobpipe.api.problems import Code, invalid, unavailable
 from jobpipe.api.responses import respond
-from jobpipe.api.schemas import QueueList, QueueView
+from jobpipe.api.schemas import QueueList, QueueView, unserved_views
 from jobpipe.api.spec import Content, answers, problems
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
@@ -27,10 +27,12 @@ def queues_blueprint(node: Node) -> Blueprint:
         """Every queue that was ever used or paused, with its counts by status."""
         try:
             states = await node.store.queues()
+            unserved = await node.served.unserved()
         except JobpipeError as error:
             raise unavailable(error) from None
         now = node.clock.now()
-        return respond(answer(QueueList([_view(state, now) for state in states])))
+        views = [_view(state, now) for state in states]
+        return respond(answer(QueueList(views, unserved_views(unserved))))
 
     @routes.post("/queues/<name>/pause")
     @answers(200, "The queue, paused.", Content(QueueView))

@@ -23,6 +23,7 @@ from jobpipe.job import (
     Tag,
     Timeout,
 )
+from jobpipe.store.base import Unserved
 
 Time = Annotated[
     datetime, Meta(tz=True, description="RFC 3339 with a time zone, such as 2030-01-31T12:00:00Z")
@@ -118,10 +119,19 @@ class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     oldest_age: float | None
 
 
+class UnservedView(msgspec.Struct, frozen=True):
+    """Ready jobs that no live node has a handler for; `since` is when the first of them became due."""
+
+    kind: str
+    jobs: int
+    since: When
+
+
 class QueueList(msgspec.Struct, frozen=True):
-    """Every queue, by name."""
+    """Every queue, by name; and the kinds of ready jobs that no live node serves, at most 100."""
 
     queues: Sequence[QueueView]
+    unserved: Sequence[UnservedView]
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -136,6 +146,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     queued: int | None
     scheduled: int | None
     retrying: int | None
+    unserved: Sequence[UnservedView]
+    """kinds of ready jobs that no live node serves, at most 100; they do not make the node unhealthy"""
     detail: str | None = None
 
 
@@ -184,6 +196,11 @@ def attempt_view(record: AttemptRecord) -> AttemptView:
         outcome=record.outcome,
         error=record.error,
     )
+
+
+def unserved_views(found: Sequence[Unserved]) -> Sequence[UnservedView]:
+    """Kinds without a node, as they are shown."""
+    return [UnservedView(one.kind, one.jobs, rfc3339(one.since)) for one in found]
 
 
 def job_view(job: Job, *, content: bool = True, attempts: bool = True) -> JobView:

@@ -23,6 +23,7 @@ from jobpipe.engine.maintenance import Maintenance
 from jobpipe.engine.news import Newsroom
 from jobpipe.engine.prefetch import Prefetch
 from jobpipe.engine.queue import Queue
+from jobpipe.engine.served import Served
 from jobpipe.engine.watchdog import Watchdog
 from jobpipe.engine.worker import work
 from jobpipe.errors import StoreError
@@ -82,6 +83,7 @@ class Node:
         self.lease = Lease(
             store, self.ledger, self.attempts, clock, self.name, settings.lease, registry.served
         )
+        self.served = Served(store, registry.served)
         self.maintenance = Maintenance(store, clock, _retention(settings))
         self.watchdog = Watchdog()  # run by the service: it needs the real clock
         self._crew = trio.CancelScope()
@@ -97,7 +99,7 @@ class Node:
         await self.lease.join()
         rescued = await self.lease.rescue()
         async with trio.open_nursery() as keepers:
-            for keeper in (self.ledger.run, self.lease.run, self.maintenance.run, self.news.run):
+            for keeper in (self.ledger.run, self.lease.run, self.maintenance.run, self.news.run, self.served.run):
                 keepers.start_soon(keeper)
             if self.phase == "starting":  # a signal may have come already
                 self.phase = "running"
