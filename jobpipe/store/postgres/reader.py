@@ -36,19 +36,16 @@ _QUEUES = (
 )
 # The index of ready jobs is read at its first entry of each queue and priority.
 _OLDEST = (
-    "with recursive tops as (select q.name, (select l.priority from live l where status = 'queued' and node is null "
-    "and kind is null and l.queue = q.name order by l.priority desc limit 1) as priority "
-    "from (select distinct queue as name from counts) q "
-    "union all select t.name, (select l.priority from live l where status = 'queued' and node is null "
-    "and kind is null and l.queue = t.name and l.priority < t.priority order by l.priority desc limit 1) "
+    "with recursive tops as (select q.name, a.aside, (select l.priority from live l where {ready} "
+    "and l.queue = q.name and {aside} = a.aside order by l.priority desc limit 1) as priority "
+    "from (select distinct queue as name from counts) q, (values (0), (1)) a (aside) "
+    "union all select t.name, t.aside, (select l.priority from live l where {ready} and l.queue = t.name "
+    "and {aside} = t.aside and l.priority < t.priority order by l.priority desc limit 1) "
     "from tops t where t.priority is not null) "
-    "select t.name, min((select l.run_at from live l where status = 'queued' and node is null "
-    "and kind is null and l.queue = t.name and l.priority = t.priority order by l.run_at limit 1)) "
-    "from tops t where t.priority is not null group by t.name"
-)
-_OLDEST_ASIDE = (
-    "select queue, min(run_at) from (select queue, run_at from live "
-    "where status = 'queued' and node is null and kind is not null limit %s) a group by queue"
+    "select t.name, min((select l.run_at from live l where {ready} and l.queue = t.name and {aside} = t.aside "
+    "and l.priority = t.priority order by l.run_at limit 1)) from tops t where t.priority is not null group by t.name"
+).format(
+    ready="l.status = 'queued' and l.node is null", aside="(case when l.kind is null then 0 else 1 end)"
 )
 _KINDS = "select distinct k from nodes, unnest(kinds) as k where lease_until is not null"
 _ASIDE = "l.status = 'queued' and l.node is null and l.kind is not null"
@@ -151,13 +148,10 @@ async def _edge(session: Session, looked: str, values: Mapping[str, Any]) -> int
 async def queues(session: Session) -> Sequence[QueueState]:
     """See `jobpipe.store.base.ReadStore.queues`."""
     names, kept, held, oldest = (session.run(sql) for sql in (_QUEUES, _COUNTS, _HELD, _OLDEST))
-    aside = session.run(_OLDEST_ASIDE, (LOOK,))
     await session.answered()
     rows = names.rows()
     counts = _counts([*kept.rows(), *held.rows()])
-    ages: dict[str, float] = {}
-    for queue, run_at in [*oldest.rows(), *aside.rows()]:
-        ages[queue] = min(run_at, ages.get(queue, run_at))
+    ages: dict[str, float] = dict(oldest.rows())
     return [
         QueueState(name=name, paused=paused, counts=counts.get(name, {}), oldest_queued_at=ages.get(name))
         for name, paused in rows

@@ -55,7 +55,11 @@ _ASIDE = "l.status = 'queued' and l.node is null and l.kind is not null"
 _UNPAUSED = "{}.queue <> all (array(select name from queues where paused))"
 _FRESH = "(l.expires_at is null or l.expires_at > %(now)s)"
 _ORDER = "order by {0}.priority desc, {0}.run_at, {0}.seq"
-_NEXT_QUEUE = f"(select l.queue from live l where {_READY} and l.queue > {{}} order by l.queue limit 1)"
+# As the index by queue has it.
+_NOT_ASIDE = "(case when l.kind is null then 0 else 1 end) = 0"
+_NEXT_QUEUE = (
+    "(select l.queue from live l where l.status = 'queued' and l.node is null and l.queue > {} order by l.queue limit 1)"
+)
 # From one queue that has a ready job to the next by name, and round to where it began: the others cost nothing.
 _WALK = (
     'walk (queue, round) as (select %(after)s::text collate "C", -1 from way where by_queue union all '
@@ -66,13 +70,13 @@ _WALK = (
 )
 _HEADS = (
     "heads as materialized (select w.queue, w.round, r.* from walk w cross join lateral "
-    f"(select l.priority, l.run_at, l.seq from live l where {_READY} and l.queue = w.queue and {_FRESH} "
+    f"(select l.priority, l.run_at, l.seq from live l where {_READY} and l.queue = w.queue and {_NOT_ASIDE} and {_FRESH} "
     f"{_ORDER.format('l')} limit 1) r where w.round >= 0 and {_UNPAUSED.format('w')} limit %(walked)s)"
 )
 _OF_QUEUES = (
     "of_queues as (select r.* from "
     f"(select h.queue from heads h {_ORDER.format('h')} limit %(limit)s) h cross join lateral "
-    f"(select l.priority, l.run_at, l.seq from live l where {_READY} and l.queue = h.queue and {_FRESH} "
+    f"(select l.priority, l.run_at, l.seq from live l where {_READY} and l.queue = h.queue and {_NOT_ASIDE} and {_FRESH} "
     f"{_ORDER.format('l')} limit %(limit)s) r {_ORDER.format('r')} limit 10 * %(limit)s)"
 )
 _OF_KINDS = (
@@ -133,7 +137,8 @@ _PUT_ASIDE = (
 _ANY_READY = (
     f"with recursive walk (queue) as ({_NEXT_QUEUE.format(chr(39) * 2)} union all "
     f"select n.queue from walk w cross join lateral {_NEXT_QUEUE.format('w.queue')} n) "
-    f"select exists (select from walk w where {_UNPAUSED.format('w')}) or exists "
+    f"select exists (select from walk w where {_UNPAUSED.format('w')} and exists "
+    f"(select from live l where {_READY} and l.queue = w.queue and {_NOT_ASIDE})) or exists "
     f"(select from live l where {_ASIDE} and l.kind = any (%(kinds)s) and {_UNPAUSED.format('l')})"
 )
 _UNKNOWN = (

@@ -27,29 +27,25 @@ _QUEUES = (
     "(select queue as name from counts union select name from queues) as known order by name"
 )
 _PRIORITY = (
-    "select priority, min(run_at) from jobs where status = 'queued' and held = 0 and aside = 0 and queue = ?1 "
-    "and priority = (select priority from jobs where status = 'queued' and held = 0 and aside = 0 "
-    "and queue = ?1 and priority < ?2 order by priority desc limit 1)"
+    "select priority, min(run_at) from jobs where status = 'queued' and held = 0 and queue = ?1 and aside = ?3 "
+    "and priority = (select priority from jobs where status = 'queued' and held = 0 and queue = ?1 and aside = ?3 "
+    "and priority < ?2 order by priority desc limit 1)"
 )
-_ASIDE = "status = 'queued' and held = 0 and aside = 1"
-_OLDEST_ASIDE = (
-    "select queue, min(run_at) from "
-    f"(select queue, run_at from jobs where {_ASIDE} order by kind, priority desc limit {LOOK}) group by queue"
-)
+_ASIDE = "jobs indexed by jobs_aside where status = 'queued' and held = 0 and aside = 1"
 _KINDS = "select value from nodes, json_each(kinds) where lease_until is not null"
 # From one kind of which a job stands aside to the next by name.
-_NEXT_KIND = f"(select kind from jobs where {_ASIDE} and kind > {{}} order by kind limit 1)"
+_NEXT_KIND = f"(select kind from {_ASIDE} and kind > {{}} order by kind limit 1)"
 _UNSERVED = (
     f"with recursive walked (kind) as (select {_NEXT_KIND.format(chr(39) * 2)} union all "
     f"select {_NEXT_KIND.format('walked.kind')} from walked where walked.kind is not null), "
     f"named as (select kind from walked where kind is not null and kind not in ({_KINDS}) limit {UNSERVED}) "
-    f"select kind, count(*), min(run_at) from named cross join jobs using (kind) where {_ASIDE} group by kind "
-    "order by kind"
+    f"select named.kind, count(*), min(run_at) from named cross join {_ASIDE} and jobs.kind = named.kind group by named.kind "
+    "order by named.kind"
 )
 _ANY_READY = (
-    "select exists (select 1 from jobs where status = 'queued' and held = 0 and aside = 0 "
+    "select exists (select 1 from jobs indexed by jobs_ready where status = 'queued' and held = 0 and aside = 0 "
     "and queue not in (select name from queues where paused = 1)) or exists "
-    f"(select 1 from json_each(?) as served cross join jobs on kind = served.value where {_ASIDE} "
+    f"(select 1 from json_each(?) as served cross join {_ASIDE} and kind = served.value "
     "and queue not in (select name from queues where paused = 1))"
 )
 ABOVE_ALL = 1 << 40
@@ -120,13 +116,13 @@ def _edge(db: apsw.Connection, looked: str, values: Mapping[str, Any]) -> int | 
 def queues(db: apsw.Connection) -> Sequence[QueueState]:
     """See `jobpipe.store.base.ReadStore.queues`."""
     with transaction(db):
-        counts, aside = _counts(db), dict(fetch(db, _OLDEST_ASIDE))
+        counts = _counts(db)
         return [
             QueueState(
                 name=name,
                 paused=bool(paused),
                 counts=counts.get(name, {}),
-                oldest_queued_at=_oldest(db, name, aside.get(name)),
+                oldest_queued_at=_oldest(db, name),
             )
             for name, paused in fetch(db, _QUEUES)
         ]
@@ -142,15 +138,14 @@ def _counts(db: apsw.Connection) -> dict[str, dict[Status, int]]:
     return found
 
 
-def _oldest(db: apsw.Connection, queue: str, aside: float | None) -> float | None:
-    """The earliest run_at of the ready jobs: the index is read at its first entry of each priority.
-
-    `aside` is that of the jobs that stand aside.
-    """
-    oldest, priority = aside, ABOVE_ALL
-    while (row := fetch_one(db, _PRIORITY, (queue, priority))) and row[0] is not None:
-        priority, run_at = row
-        oldest = run_at if oldest is None else min(oldest, run_at)
+def _oldest(db: apsw.Connection, queue: str) -> float | None:
+    """The earliest run_at of the ready jobs: the index is read at its first entry of each priority."""
+    oldest = None
+    for aside in (0, 1):
+        priority = ABOVE_ALL
+        while (row := fetch_one(db, _PRIORITY, (queue, priority, aside))) and row[0] is not None:
+            priority, run_at = row
+            oldest = run_at if oldest is None else min(oldest, run_at)
     return oldest
 
 

@@ -79,7 +79,8 @@ SLICE, SLICES = 1_000, 5
 _IS_PAUSED = "queue in (select name from queues where paused = 1)"
 _ANY_PAUSED = "select exists (select 1 from queues where paused = 1)"
 _READY = "status = 'queued' and held = 0 and aside = 0"
-_ASIDE = "status = 'queued' and held = 0 and aside = 1"
+# Named, since the index by queue would do as well, and hold all the others too.
+_ASIDE = "jobs indexed by jobs_aside where status = 'queued' and held = 0 and aside = 1"
 _FRESH = "(expires_at is null or expires_at > :now)"
 _ORDER = "order by priority desc, run_at, seq"
 _FIRST = f"select seq from jobs where {_READY} and {_FRESH} {_ORDER} limit :limit"  # noqa: S608 - every part is a constant
@@ -94,19 +95,21 @@ _OF_QUEUE = (
     f"{_ORDER} limit :limit"
 )
 _OF_KIND = (
-    f"select -priority, run_at, seq from jobs where {_ASIDE} and kind = :name and not {_IS_PAUSED} and {_FRESH} "  # noqa: S608 - every part is a constant
+    f"select -priority, run_at, seq from {_ASIDE} and kind = :name and not {_IS_PAUSED} and {_FRESH} "  # noqa: S608 - every part is a constant
     f"{_ORDER} limit :limit"
 )
 _KIND_HEADS = (
     "select -j.priority, j.run_at, j.seq, served.value from json_each(:kinds) as served cross join jobs j on j.seq = "  # noqa: S608 - every part is a constant
-    f"(select seq from jobs where {_ASIDE} and kind = served.value and not {_IS_PAUSED} and {_FRESH} {_ORDER} limit 1)"
+    f"(select seq from {_ASIDE} and kind = served.value and not {_IS_PAUSED} and {_FRESH} {_ORDER} limit 1)"
 )
 _ANY_ASIDE = (
-    f"select exists (select 1 from jobs where {_ASIDE}) and exists "  # noqa: S608 - every part is a constant
-    f"(select 1 from json_each(:kinds) as served cross join jobs on kind = served.value where {_ASIDE})"
+    f"select exists (select 1 from {_ASIDE}) and exists "  # noqa: S608 - every part is a constant
+    f"(select 1 from json_each(:kinds) as served cross join {_ASIDE} and kind = served.value)"
 )
 # From one queue that has a ready job to the next by name: queues without ready jobs cost nothing.
-_NEXT_QUEUE = f"(select queue from jobs where {_READY} and queue > {{}} order by queue limit 1)"  # noqa: S608 - every part is a constant
+_NEXT_QUEUE = (
+    "(select queue from jobs where status = 'queued' and held = 0 and queue > {} order by queue limit 1)"
+)
 _HEADS = (
     f"with recursive walked (queue) as (select {_NEXT_QUEUE.format(':after')} union all "  # noqa: S608 - every part is a constant
     f"select {_NEXT_QUEUE.format('walked.queue')} from walked where walked.queue < :until) "

@@ -59,8 +59,8 @@ create table live (
 
 -- The jobs that are ready: of all queues in the order of claims, and by queue, to get round paused ones.
 create index live_ready on live (priority desc, run_at, seq) where status = 'queued' and node is null and kind is null;
-create index live_ready_by_queue on live (queue, priority desc, run_at, seq)
-    where status = 'queued' and node is null and kind is null;
+create index live_ready_by_queue on live (queue, (case when kind is null then 0 else 1 end), priority desc, run_at, seq)
+    where status = 'queued' and node is null;
 -- Ready jobs that stand aside, so that a node without a handler for their kind never reads them.
 create index live_aside on live (kind, priority desc, run_at, seq)
     where status = 'queued' and node is null and kind is not null;

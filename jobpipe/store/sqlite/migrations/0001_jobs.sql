@@ -30,8 +30,7 @@ create table jobs (
 
 -- The jobs that are ready: of all queues in the order of claims, and by queue, to get round paused ones.
 create index jobs_ready on jobs (priority desc, run_at, seq, queue) where status = 'queued' and held = 0 and aside = 0;
-create index jobs_ready_by_queue on jobs (queue, priority desc, run_at, seq)
-    where status = 'queued' and held = 0 and aside = 0;
+create index jobs_ready_by_queue on jobs (queue, aside, priority desc, run_at, seq) where status = 'queued' and held = 0;
 -- Ready jobs that stand aside, so that a node without a handler for their kind never reads them.
 create index jobs_aside on jobs (kind, priority desc, run_at, seq, queue) where status = 'queued' and held = 0 and aside = 1;
 create index jobs_later on jobs (run_at) where status in ('scheduled', 'retrying');
