@@ -119,11 +119,12 @@ async def _all_admitted(node: Node, items: Sequence[msgspec.Raw]) -> Sequence[Ne
     """Every job of an array; raises `Problem` with the faults of all of them, or as many as are listed."""
     admissions: list[NewJob | Receipt] = []
     faults: list[Fault] = []
+    begun = trio.current_time()  # once for all unknown kinds, and no more, the store is asked
     for index, item in enumerate(items):
         if index % GROUP == 0:
             await trio.lowlevel.checkpoint()  # others have their turn while thousands are read
         try:
-            admissions.append(await admitted(node, bytes(item)))
+            admissions.append(await admitted(node, bytes(item), begun))
         except Problem as problem:
             if not problem.details.faults:
                 raise
@@ -232,7 +233,7 @@ async def _admissions(node: Node, lines: Sequence[Line]) -> Sequence[tuple[int, 
     if not any(isinstance(one, UnknownKind) for _, one in first):
         return first
     try:
-        await renew_kinds(node)
+        await renew_kinds(node, trio.current_time())
     except Problem as problem:
         return [(number, problem if isinstance(one, UnknownKind) else one) for number, one in first]
     return [

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 import msgspec
+import trio
 
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.faults import fault_from, faults_of
@@ -94,23 +95,24 @@ async def store(node: Node, jobs: Sequence[NewJob], *, atomic: bool = False) -> 
         raise unavailable(error) from None
 
 
-async def admitted(node: Node, body: bytes) -> NewJob | Receipt:
+async def admitted(node: Node, body: bytes, since: float | None = None) -> NewJob | Receipt:
     """The job that a body asks for, to be stored; or at once its receipt, when that needs no store any more.
 
-    Raises `Problem` with every fault of it.
+    Before a kind is refused, the store is asked whether a node serves it by now, unless it was asked after `since` (in
+    Trio's clock; None: now). Raises `Problem` with every fault of it.
     """
     try:
         new = asked(node, body)
     except UnknownKind:
-        await renew_kinds(node)
+        await renew_kinds(node, trio.current_time() if since is None else since)
         new = asked(node, body)
     return new if in_time(new) else await too_late(node, new)
 
 
-async def renew_kinds(node: Node) -> None:
-    """Learn which kinds live nodes serve, before a kind is refused. Raises `Problem` when the store does not answer."""
+async def renew_kinds(node: Node, since: float) -> None:
+    """Learn which kinds live nodes served after `since`. Raises `Problem` when the store does not answer."""
     try:
-        await node.served.renew()
+        await node.served.renew(since)
     except JobpipeError as error:
         raise unavailable(error) from None
 

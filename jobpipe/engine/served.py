@@ -12,8 +12,8 @@ from jobpipe.store.base import Store, Unserved
 PERIOD = 5.0
 """Seconds between two looks, so that the log tells of jobs which no node can run."""
 
-FRESH = 0.5
-"""Seconds for which an answer of the store is good enough: however many callers ask, it is asked no more often."""
+FRESH = 0.2
+"""Seconds between two questions to the store at the least, however many callers ask."""
 
 RARELY = 20
 """How many times as long as counting unserved jobs took their number is good enough: 100,000 take some 20 ms."""
@@ -44,12 +44,17 @@ class Served:
         """Whether some live node serves a kind, as far as this node knows. Before a no is final, `renew`."""
         return kind in self._own or kind in self._others
 
-    async def renew(self) -> None:
-        """Ask the store which kinds are served, unless it was asked within `FRESH` seconds. Raises `StoreError`."""
+    async def renew(self, since: float) -> None:
+        """Ask the store which kinds are served, unless it was asked after `since`, in Trio's clock. Raises `StoreError`.
+
+        However many callers there are, it is asked no more often than every `FRESH` seconds: they wait for one answer.
+        """
         async with self._asking:
-            if trio.current_time() >= self._asked_at + FRESH:
-                self._asked_at = trio.current_time()
-                self._others = await self._store.kinds()
+            if self._asked_at > since:
+                return
+            await trio.sleep_until(self._asked_at + FRESH)
+            self._asked_at = trio.current_time()
+            self._others = await self._store.kinds()
 
     async def unserved(self) -> Sequence[Unserved]:
         """The kinds of ready jobs that no live node serves. Raises `StoreError`.
@@ -66,7 +71,7 @@ class Served:
         """Look every `PERIOD` seconds, for ever, and warn."""
         while True:
             try:
-                await self.renew()
+                await self.renew(trio.current_time())
                 self._tell(await self.unserved())
             except StoreError as error:
                 log.debug("could not look for jobs that no node serves", error=str(error))

@@ -42,8 +42,8 @@ def as_json(names: Collection[str]) -> str:
     return msgspec.json.encode(sorted(names)).decode()
 
 
-def new_row(job: NewJob, *, aside: bool) -> Row:
-    """The values of a job to be inserted; whether it stands aside."""
+def new_row(job: NewJob) -> Row:
+    """The values of a job to be inserted."""
     return (
         job.id,
         job.kind,
@@ -56,5 +56,4 @@ def new_row(job: NewJob, *, aside: bool) -> Row:
         job.expires_at,
         None if job.options is NO_OPTIONS else encoded_options(job.options),
         job.payload,
-        int(aside),
     )

@@ -3,7 +3,7 @@
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import apsw
@@ -60,11 +60,12 @@ _FORGET = "delete from attempts where seq = ?1 and claim <= (select claim from j
 
 _INSERT = (
     "insert into jobs "
-    "(id, kind, queue, status, priority, run_at, max_retries, created_at, expires_at, options, payload, aside) {values}"
+    "(id, kind, queue, status, priority, run_at, max_retries, created_at, expires_at, options, payload) {values}"
 )
 _INSERT_NEW = _INSERT.replace(
     "insert", "insert or ignore", 1
 )  # costs less than "on conflict (id) do nothing"
+_INSERT_NEW_ASIDE = _INSERT_NEW.replace("payload)", "payload, aside)")
 _TAG = "insert or ignore into tags (tag, seq) select ?, seq from jobs where id = ?"
 
 PASSED = 2_000
@@ -102,9 +103,9 @@ _KIND_HEADS = (
     "select -j.priority, j.run_at, j.seq, served.value from json_each(:kinds) as served cross join jobs j on j.seq = "  # noqa: S608 - every part is a constant
     f"(select seq from {_ASIDE} and kind = served.value and not {_IS_PAUSED} and {_FRESH} {_ORDER} limit 1)"
 )
-_ANY_ASIDE = (
-    f"select exists (select 1 from {_ASIDE}) and exists "  # noqa: S608 - every part is a constant
-    f"(select 1 from json_each(:kinds) as served cross join {_ASIDE} and kind = served.value)"
+_ANY_ASIDE = f"select exists (select 1 from {_ASIDE})"  # noqa: S608 - every part is a constant
+_MINE_ASIDE = (
+    "select exists (select 1 from json_each(:kinds) as served cross join {_ASIDE} and kind = served.value)"
 )
 # From one queue that has a ready job to the next by name: queues without ready jobs cost nothing.
 _NEXT_QUEUE = (
@@ -122,8 +123,12 @@ LAST_NAME = chr(0x10FFFF)
 
 _CLAIM = "update jobs set claim = claim + 1, node = :node, held = 1, started_at = null where seq "
 _TAKEN = f" returning -priority, run_at, {CLAIMED_COLUMNS}, expires_at"
+KIND = 4
+"""Where the kind stands in what is returned."""
+
 _IS_SERVED = "kind in (select value from json_each(:kinds))"
-_CLAIM_FIRST = f"{_CLAIM} in ({_FIRST}) and {_IS_SERVED} {_TAKEN}"
+_CLAIM_FIRST = f"{_CLAIM} in ({_FIRST}) {_TAKEN}"
+_CLAIM_FIRST_SERVED = f"{_CLAIM} in ({_FIRST}) and {_IS_SERVED} {_TAKEN}"
 _CLAIM_THESE = f"{_CLAIM} in (select value from json_each(:seqs)) and {_IS_SERVED} {_TAKEN}"
 _PUT_ASIDE = "update jobs set aside = 1 where seq in ({}) and not " + _IS_SERVED
 _PUT_FIRST_ASIDE = _PUT_ASIDE.format(_FIRST)
@@ -133,6 +138,10 @@ _SERVED = "select kinds from nodes where lease_until is not null and kinds <> '[
 
 class _Mismatch(Exception):  # noqa: N818 - no error: it is caught where it is raised for
     """A statement for many rows did not change each of them: some are stale, or there already."""
+
+
+class _Unserved(Exception):  # noqa: N818 - no error: it is caught where it is raised for
+    """A claim took a job of a kind that it did not ask for."""
 
 
 Values = dict[str, Any]
@@ -159,29 +168,36 @@ class Writer:
         self._due_known = False
 
     def exchange(self, batch: Batch) -> Receipts:
-        """Carry out a batch; see `jobpipe.store.base.EngineStore.exchange`."""
-        try:
-            return self._written(batch, one_by_one=False)
-        except _Mismatch:
-            return self._written(batch, one_by_one=True)
+        """Carry out a batch; see `jobpipe.store.base.EngineStore.exchange`.
 
-    def _written(self, batch: Batch, *, one_by_one: bool) -> Receipts:
+        First in the hope that all is as it mostly is: what is found to be otherwise is undone, and done with care.
+        """
+        one_by_one = wary = False
+        while True:
+            try:
+                return self._written(batch, one_by_one=one_by_one, wary=wary)
+            except _Mismatch:
+                one_by_one = True
+            except _Unserved:
+                wary = True
+
+    def _written(self, batch: Batch, *, one_by_one: bool, wary: bool) -> Receipts:
         try:
             with transaction(self.db):
-                receipts = self._carry_out(batch, one_by_one=one_by_one)
+                receipts = self._carry_out(batch, one_by_one=one_by_one, wary=wary)
         except BaseException:
             self.forget()
             raise
         return receipts
 
-    def _carry_out(self, batch: Batch, *, one_by_one: bool) -> Receipts:
+    def _carry_out(self, batch: Batch, *, one_by_one: bool, wary: bool) -> Receipts:
         tally = Tally()
         lease_lost = not self._renew(batch)
         self._promote(batch.now, tally)
         stale = self._start(batch.starts)
         settled = self._settle(batch.settlements, tally, stale, one_by_one=one_by_one)
         adds = [self._add(add, tally, one_by_one=one_by_one) for add in batch.adds]
-        claimed, more_ready = self._claim(batch, tally) if not lease_lost else ([], False)
+        claimed, more_ready = self._claim(batch, tally, wary=wary) if not lease_lost else ([], False)
         tally.write(self.db)
         return Receipts(
             lease_lost=lease_lost,
@@ -315,20 +331,25 @@ class Writer:
         return receipts
 
     def _insert(self, jobs: Sequence[NewJob], *, one_by_one: bool) -> Sequence[Receipt]:
+        aside = self._not_served_by_all({job.kind for job in jobs})
         if one_by_one:
-            return [
-                STORED if execute_values(self.db, _INSERT_NEW, [self._row(job)]) else self._twin(job)
-                for job in jobs
-            ]
-        if execute_values(self.db, _INSERT_NEW, list(map(self._row, jobs))) != len(jobs):
+            return [STORED if self._inserted([job], aside) else self._twin(job) for job in jobs]
+        if self._inserted(jobs, aside) != len(jobs):
             raise _Mismatch
         return [STORED] * len(jobs)
 
-    def _row(self, job: NewJob) -> Row:
-        """The values of a new job; it stands aside when a live node has no handler for its kind."""
+    def _inserted(self, jobs: Sequence[NewJob], aside: Container[str]) -> int:
+        """Insert what is not there, and tell how many were not; those of some kinds stand aside."""
+        if not aside:
+            return execute_values(self.db, _INSERT_NEW, list(map(new_row, jobs)))
+        rows = [(*new_row(job), int(job.kind in aside)) for job in jobs]
+        return execute_values(self.db, _INSERT_NEW_ASIDE, rows)
+
+    def _not_served_by_all(self, kinds: set[str]) -> set[str]:
+        """Those of the kinds that some live node has no handler for: their jobs stand aside."""
         if self._served is None:
             self._served = [frozenset(msgspec.json.decode(row[0])) for row in fetch(self.db, _SERVED)]
-        return new_row(job, aside=any(job.kind not in kinds for kinds in self._served))
+        return {kind for kind in kinds if any(kind not in served for served in self._served)}
 
     def _note(self, stored: Sequence[NewJob], tally: Tally) -> None:
         """Count new jobs, and make their tags known."""
@@ -343,7 +364,7 @@ class Writer:
     def _twin(self, new: NewJob) -> Receipt:
         twin = reader.one(self.db, new.id)
         if twin is None:
-            execute_values(self.db, _INSERT, [self._row(new)])  # raises what was ignored
+            execute_values(self.db, _INSERT, [new_row(new)])  # raises what was ignored
         return _compared(new, twin)
 
     def _refusal(self, jobs: Sequence[NewJob]) -> Sequence[Receipt] | None:
@@ -356,11 +377,11 @@ class Writer:
             seen.setdefault(job.id, job)
         return receipts if any(receipt.verdict == "conflict" for receipt in receipts) else None
 
-    def _claim(self, batch: Batch, tally: Tally) -> tuple[Sequence[Claimed], bool]:
+    def _claim(self, batch: Batch, tally: Tally, *, wary: bool) -> tuple[Sequence[Claimed], bool]:
         """Hold ready jobs; returns them, and whether more may be ready although fewer were taken than asked for."""
         if batch.claim is None:
             return [], False
-        rows, more_ready = self._take(batch.node, batch.now, batch.claim)
+        rows, more_ready = self._take(batch.node, batch.now, batch.claim, wary=wary)
         if any(row[-1] is not None for row in rows):
             self._due_known = False  # a held job does not expire
         claimed = [_claimed(row) for row in rows]
@@ -368,20 +389,33 @@ class Writer:
             tally.move(queue, Status.QUEUED, HELD, jobs)
         return claimed, more_ready
 
-    def _take(self, node: str, now: float, claim: ClaimRequest) -> tuple[list[Row], bool]:
-        """Hold the next jobs; returns their rows in order. What is in their way, of other kinds, is put aside."""
-        values = {"node": self._node(node), "now": now, "kinds": as_json(claim.kinds)}
-        rows = self._hold(values | {"limit": claim.limit})
+    def _take(self, node: str, now: float, claim: ClaimRequest, *, wary: bool) -> tuple[list[Row], bool]:
+        """Hold the next jobs; returns their rows in order, and whether more may be ready.
+
+        Raises `_Unserved` when one of them is of another kind, unless it is `wary` of that.
+        """
+        values = {"node": self._node(node), "now": now, "limit": claim.limit}
+        if wary or self._paused() or self.db.execute(_ANY_ASIDE).get:
+            return self._take_served(values | {"kinds": as_json(claim.kinds)})
+        rows = self._sorted(_CLAIM_FIRST, values)
+        if any(row[KIND] not in claim.kinds for row in rows):
+            raise _Unserved
+        return rows, False
+
+    def _take_served(self, values: Values) -> tuple[list[Row], bool]:
+        """Hold the next jobs of the kinds that are served. What is in their way, of other kinds, is put aside."""
+        limit = values["limit"]
+        rows = self._hold(values)
         for _ in range(SLICES):
-            if len(rows) == claim.limit or not self._put_aside(values | {"limit": SLICE}):
+            if len(rows) == limit or not self._put_aside(values | {"limit": SLICE}):
                 return rows, False
-            rows += self._hold(values | {"limit": claim.limit - len(rows)})
-        return rows, len(rows) < claim.limit
+            rows += self._hold(values | {"limit": limit - len(rows)})
+        return rows, len(rows) < limit
 
     def _hold(self, values: Values) -> list[Row]:
-        if self._paused() or self.db.execute(_ANY_ASIDE, values).get:
+        if self._paused() or self.db.execute(_MINE_ASIDE, values).get:
             return self._sorted(_CLAIM_THESE, values | {"seqs": _seqs(self._next(values))})
-        return self._sorted(_CLAIM_FIRST, values)
+        return self._sorted(_CLAIM_FIRST_SERVED, values)
 
     def _sorted(self, sql: str, values: Values) -> list[Row]:
         return sorted(fetch(self.db, sql, values))  # by -priority, run_at, seq: what an update returns has no order

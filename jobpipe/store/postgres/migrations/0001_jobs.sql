@@ -63,7 +63,7 @@ create index live_ready_by_queue on live (queue, (case when kind is null then 0 
     where status = 'queued' and node is null;
 -- Ready jobs that stand aside, so that a node without a handler for their kind never reads them.
 create index live_aside on live (kind, priority desc, run_at, seq)
-    where status = 'queued' and node is null and kind is not null;
+    where kind is not null and status = 'queued' and node is null;
 create index live_later on live (run_at) where status in ('scheduled', 'retrying');
 create index live_scheduled on live (seq) where status = 'scheduled';
 create index live_retrying on live (seq) where status = 'retrying';

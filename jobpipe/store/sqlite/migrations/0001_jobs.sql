@@ -32,7 +32,7 @@ create table jobs (
 create index jobs_ready on jobs (priority desc, run_at, seq, queue) where status = 'queued' and held = 0 and aside = 0;
 create index jobs_ready_by_queue on jobs (queue, aside, priority desc, run_at, seq) where status = 'queued' and held = 0;
 -- Ready jobs that stand aside, so that a node without a handler for their kind never reads them.
-create index jobs_aside on jobs (kind, priority desc, run_at, seq, queue) where status = 'queued' and held = 0 and aside = 1;
+create index jobs_aside on jobs (kind, priority desc, run_at, seq, queue) where aside = 1 and status = 'queued' and held = 0;
 create index jobs_later on jobs (run_at) where status in ('scheduled', 'retrying');
 create index jobs_expiring on jobs (expires_at) where expires_at is not null and finished_at is null and held = 0;
 create index jobs_held on jobs (node) where held = 1;
