@@ -105,7 +105,7 @@ _KIND_HEADS = (
 )
 _ANY_ASIDE = f"select exists (select 1 from {_ASIDE})"  # noqa: S608 - every part is a constant
 _MINE_ASIDE = (
-    "select exists (select 1 from json_each(:kinds) as served cross join {_ASIDE} and kind = served.value)"
+    f"select exists (select 1 from json_each(:kinds) as served cross join {_ASIDE} and kind = served.value)"  # noqa: S608 - every part is a constant
 )
 # From one queue that has a ready job to the next by name: queues without ready jobs cost nothing.
 _NEXT_QUEUE = (
