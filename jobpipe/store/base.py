@@ -120,8 +120,9 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """take ready jobs of these kinds, in order of priority (highest first), run_at, arrival; None: take nothing
 
     A claim clears the job's started_at, so that a held job which has one has begun. It passes over jobs that are
-    past their expires_at and not expired yet. Ready jobs of other kinds do not slow it down, however many stand in
-    front: each of them is met by one claim at most, and is then put aside until a node that serves its kind takes it.
+    past their expires_at and not expired yet. Ready jobs of other kinds do not slow it down, however many are ahead of
+    the jobs that it may take. Each is met by one claim at most; then it stands aside until a node that serves its kind
+    takes it.
     """
 
 
@@ -309,7 +310,7 @@ class ReadStore(Protocol):
         """
 
     async def ready(self, kinds: frozenset[str]) -> bool:
-        """Whether a job of these kinds is ready in a queue that is not paused."""
+        """Whether a job of these kinds is ready in a queue that is not paused, or one that no claim has met yet."""
 
     async def ping(self) -> None:
         """Return when the store answers."""
