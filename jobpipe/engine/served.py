@@ -31,7 +31,8 @@ class Served:
         self._store, self._own = store, own
         self._others: frozenset[str] = frozenset()
         self._unserved: Sequence[Unserved] = ()
-        self._asked_at = self._look_at = -FRESH  # in Trio's clock
+        # In Trio's clock: when the store was asked for kinds, when so that it answered, and when jobs are to be counted.
+        self._asked_at = self._known_at = self._look_at = -FRESH
         self._asking, self._looking = trio.Lock(), trio.Lock()
         self._told: dict[str, tuple[int, float]] = {}
 
@@ -50,11 +51,12 @@ class Served:
         However many callers there are, it is asked no more often than every `FRESH` seconds: they wait for one answer.
         """
         async with self._asking:
-            if self._asked_at > since:
+            if self._known_at > since:
                 return
             await trio.sleep_until(self._asked_at + FRESH)
-            self._asked_at = trio.current_time()
+            asked_at = self._asked_at = trio.current_time()
             self._others = await self._store.kinds()
+            self._known_at = asked_at
 
     async def unserved(self) -> Sequence[Unserved]:
         """The kinds of ready jobs that no live node serves. Raises `StoreError`.
