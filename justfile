@@ -60,6 +60,11 @@ test-mutants *args: (_venv "dev")
 test-browser *args: (_venv "dev")
     {{bin}}/python -m pytest -m browser "$@"
 
+# generate clients from the spec in TypeScript and Python, compile and use them (needs Node.js 20.19 or newer, and npm)
+test-clients *args: (_venv "dev")
+    VENV="$VENV-clients" {{quote(just_executable())}} _venv clients
+    JOBPIPE_TEST_CLIENTS="$VENV-clients" {{bin}}/python -m pytest -m clients "$@"
+
 # run the tests and show which lines and branches they did not reach
 coverage *args: (_venv "dev")
     {{bin}}/python -m pytest --numprocesses auto --maxprocesses 8 --cov --cov-report term-missing "$@"
@@ -104,7 +109,7 @@ docker-run *flags: build
 # remake requirements/*.txt from pyproject.toml (needs uv); newest of all: just lock --upgrade
 lock *flags:
     uv pip compile {{pins}} "$@" --all-extras --output-file requirements/runtime.txt pyproject.toml
-    for group in build dev just bench-postgres; do uv pip compile {{pins}} "$@" --constraints requirements/runtime.txt --group $group --output-file requirements/$group.txt; done
+    for group in build clients dev just bench-postgres; do uv pip compile {{pins}} "$@" --constraints requirements/runtime.txt --group $group --output-file requirements/$group.txt; done
 
 _docker:
     @command -v {{DOCKER}} >/dev/null || { echo "There is no {{DOCKER}} here: install it, or name another: just DOCKER=podman build" >&2; exit 1; }

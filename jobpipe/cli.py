@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 from cyclopts import App, CycloptsError, Parameter
 
 from jobpipe.errors import JobpipeError
-from jobpipe.settings import SETTINGS, Loaded, Setting, load, service_url
+from jobpipe.settings import SETTINGS, Loaded, Setting, Settings, load, service_url
 
 OK = 0
 UNHEALTHY = 1
@@ -22,7 +22,10 @@ INTERRUPTED = 130
 
 HEALTH_TIMEOUT = 3.0
 HEALTH_LENGTH = 2**20
-"""Seconds to wait for an answer of /health, and bytes of it that are read: something else may listen there."""
+"""Seconds to wait for the response of /health, and bytes of it that are read: something else may listen there."""
+
+WAIT, USUAL_WAIT = "--wait", "1m"
+"""The flag that may stand without a value, and what it means then."""
 
 Verb = TypeVar("Verb", bound=Callable[..., int])
 
@@ -32,12 +35,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     What is wrong with the call, the settings or the store is one message on stderr and exit code 2.
     """
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        return int(app(arguments, print_error=False, exit_on_error=False))
+        return int(app(_with_waits(given), print_error=False, exit_on_error=False))
     except CycloptsError as error:
         return _complain(f"{error}\nSee: jobpipe --help")
     except (JobpipeError, KeyboardInterrupt, BaseExceptionGroup) as error:
         return _explain(error)
+
+
+def _with_waits(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with the usual time for a `--wait` that names none: other flags always have a value."""
+    following = [*arguments[1:], "--"]
+    return [
+        f"{WAIT}={USUAL_WAIT}" if each == WAIT and after.startswith("-") else each
+        for each, after in zip(arguments, following, strict=True)
+    ]
 
 
 def _version() -> str:
@@ -48,7 +61,7 @@ def _version() -> str:
 
 app = App(
     name="jobpipe",
-    help="A background-job service: curl a job in, curl its status out.",
+    help="A background-job service: POST jobs over HTTP, and a pool of workers runs them with retries and backoff.",
     version=_version,
     result_action="return_int_as_exit_code_else_zero",
 )
@@ -83,10 +96,10 @@ def _flag(setting: Setting) -> inspect.Parameter:
 @app.command
 @_settings_as_flags
 def serve(**flags: str | None) -> int:
-    """Run the service until it is told to stop.
+    """Run the service until it gets SIGINT (Ctrl+C), SIGTERM or SIGHUP.
 
-    Every setting can also stand in the environment or in a file .env here: --queue-size is QUEUE_SIZE, or
-    JOBPIPE_QUEUE_SIZE.
+    Each setting can also be given in the environment or in a file .env in the working directory: --queue-size as
+    QUEUE_SIZE or JOBPIPE_QUEUE_SIZE. --wait is WAIT_FOR_STORE; without a value it waits one minute.
     """
     settings = load(flags).settings
     from jobpipe import logs  # noqa: PLC0415 - after the settings, so that wrong ones are told at once
@@ -102,15 +115,15 @@ def serve(**flags: str | None) -> int:
 @app.command
 @_settings_as_flags
 def migrate(**flags: str | None) -> int:
-    """Make the tables of the store, or bring them up to date, and end.
+    """Create or update the tables of the store, then exit.
 
-    For PostgreSQL, where the service itself may run as a user who must not make tables. `serve` does the same at its
-    start.
+    For PostgreSQL, where the service itself may run as a user who cannot create tables. `serve` does the same when it
+    starts.
     """
     settings = load(flags).settings
     from jobpipe.service import migrate_store  # noqa: PLC0415 - see above
 
-    _say(migrate_store(settings))
+    _say(migrate_store(settings, _complain))
     return OK
 
 
@@ -123,10 +136,21 @@ def config(
     ] = False,
     **flags: str | None,
 ) -> int:
-    """Print the settings in force and where each came from."""
+    """Print the settings in force and where each came from, then check that the handlers can be loaded."""
     loaded = load(flags)
     _say(_as_json(loaded) if as_json else _as_table(loaded))
+    _check_handlers(loaded.settings)
     return OK
+
+
+def _check_handlers(settings: Settings) -> None:
+    """Load the handlers as `serve` does; raises `HandlerError`. A module without handlers is a warning on stderr."""
+    if not settings.handlers:
+        return
+    from jobpipe.handlers import registry  # noqa: PLC0415 - imports what handlers need: only where there are some
+
+    for module in registry.load(settings.handlers, shipped=settings.shipped_kinds == "on").without:
+        _complain(f"warning: HANDLERS: {registry.without_handlers(module)}")
 
 
 def _as_table(loaded: Loaded) -> str:
@@ -161,11 +185,11 @@ def _plain(setting: Setting, value: object) -> object:
 
 @app.command
 def health(
-    *, url: Annotated[str | None, Parameter(help="Where the service is; JOBPIPE_URL else.")] = None
+    *, url: Annotated[str | None, Parameter(help="URL of the service; default: JOBPIPE_URL.")] = None
 ) -> int:
-    """Ask the service how it is; the exit code is 0 when it is well, else 1.
+    """Check the health of a running service: exit code 0 if it is healthy, else 1.
 
-    Without --url and JOBPIPE_URL it is looked for at HOST and PORT.
+    Without --url and JOBPIPE_URL, the service at HOST and PORT is checked.
     """
     base = service_url(url)
     well, words = _ask(base)
@@ -174,7 +198,7 @@ def health(
 
 
 def _ask(base: str) -> tuple[bool, str]:
-    """Whether the service at `base` is well, and a word on it."""
+    """Whether the service at `base` is healthy, and a line about it."""
     import http.client  # noqa: PLC0415 - 30 ms that no other verb needs
     import urllib.error  # noqa: PLC0415 - see above
     import urllib.request  # noqa: PLC0415 - see above
@@ -197,14 +221,14 @@ def _judge(code: int, body: bytes) -> tuple[bool, str]:
     except ValueError:
         told = None
     if not isinstance(told, dict):
-        return False, f"no jobpipe answers there, but something else: HTTP {code}"
+        return False, f"this is not jobpipe: something else answered with HTTP {code}"
     counts = ", ".join(f"{told[name]} {name}" for name in ("workers", "busy", "queued") if name in told)
     status = told.get("status")
     match code, status if isinstance(status, str) else "broken":  # the status of a problem is a number
         case 200, word:
             return True, f"{word}: {counts}"
         case _, "draining":
-            return False, f"draining: finishes its active jobs, takes no new ones; {counts}"
+            return False, f"draining: finishing active jobs, taking no new ones; {counts}"
         case _, word:
             return False, f"{word}: {_why(told, code)}"
 
@@ -219,11 +243,11 @@ def _silence(error: Exception) -> str:
     reason = getattr(error, "reason", error)
     match reason:
         case ConnectionRefusedError():
-            return "nobody listens there"
+            return "nothing listens there"
         case TimeoutError():
-            return f"no answer within {HEALTH_TIMEOUT:g} s"
+            return f"no response within {HEALTH_TIMEOUT:g} s"
         case _:
-            return f"no answer: {reason or type(reason).__name__}"
+            return f"no response: {reason or type(reason).__name__}"
 
 
 def _say(text: str) -> None:

@@ -21,6 +21,14 @@ class StoreUnavailable(StoreError):  # noqa: N818 - what is so, and will pass
     """The store cannot do this now (disk full, input/output error); nothing of the call was written."""
 
 
+class TablesLocked(StoreUnavailable):
+    """Another program has locked what every write needs. Nothing was written but the lease, where that was asked."""
+
+    def __init__(self, message: str, *, lease_lost: bool) -> None:
+        super().__init__(message)
+        self.lease_lost = lease_lost
+
+
 class QueueFull(JobpipeError):  # noqa: N818 - what is so, and will pass
     """As many jobs wait as `MAX_BACKLOG` allows; nothing was stored."""
 

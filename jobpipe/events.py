@@ -76,12 +76,17 @@ class Events:
             self.wake(job_id)
 
     def wake(self, job_id: str) -> None:
-        """Have those who watch a job look at it: it has ended, here or elsewhere, or is gone."""
+        """Tell those who watch a job that it has ended, or was deleted, by this node."""
         for watch in self._watches.get(job_id, ()):
             watch.tell()
 
+    def look_at(self, job_id: str) -> None:
+        """Have those who watch a job look at it: it may have ended elsewhere."""
+        for watch in self._watches.get(job_id, ()):
+            watch.stir()
+
     def stir(self) -> None:
-        """Have everybody look at his job: its end may have been told to nobody."""
+        """Have every watcher look at its job: the end may not have been told."""
         for watches in self._watches.values():
             for watch in watches:
                 watch.stir()

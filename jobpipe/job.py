@@ -13,24 +13,71 @@ DEFAULT_MAX_RETRIES = 3
 ATTEMPTS_KEPT = 100
 """How many attempts of one job are kept; older ones are forgotten."""
 
+DEEPEST = 500
+"""How many levels a payload or a result may nest: far below what would break its readers."""
+
+INVISIBLE = (
+    r"\x00-\x1f\x7f-\x9f"  # controls: C1 too, since a terminal obeys U+009B
+    r"\xad\u061c\u180e\u200b\u200e\u200f"  # soft hyphen, direction marks, zero width space
+    r"\u2028-\u202e\u2060-\u206f"  # line separators, bidirectional embeddings, overrides and isolates
+    r"\ufeff\ufff9-\ufffb\U0001d173-\U0001d17a\U000e0000-\U000e0fff"  # BOM, annotations, tags
+)
+"""Characters that nobody sees, for a class of a regular expression: they reorder text or make two ids look the same.
+
+Joiners (U+200C, U+200D) are not among them: some scripts and emoji need them.
+"""
+
+PORTABLE = "x-portable-pattern"
+"""Where a type has the pattern that the spec shows: one that RE2 and JavaScript read too.
+
+It has no lookahead, no \\Z and no character beyond U+00FF; so it lets a few characters pass that `pattern`, which
+decides, does not.
+"""
+
 JobId = Annotated[
     str,
     Meta(
-        pattern=r"^(?!\.{1,2}$)[^\s/\x00-\x1f\x7f]{1,200}$(?!\n)",
-        description="1 to 200 characters, without spaces and slashes",
+        pattern=rf"^(?!\.{{1,2}}\Z)[^\s/\u200c\u200d{INVISIBLE}]{{1,200}}\Z",
+        description="1 to 200 characters, without spaces, slashes, control and invisible characters; not . or ..",
+        extra_json_schema={
+            PORTABLE: (
+                r"^(?:[^\x00-\x20./\x7f-\xa0\xad][^\x00-\x20/\x7f-\xa0\xad]{0,199}"
+                r"|\.[^\x00-\x20./\x7f-\xa0\xad][^\x00-\x20/\x7f-\xa0\xad]{0,198}"
+                r"|\.\.[^\x00-\x20/\x7f-\xa0\xad]{1,198})$"
+            )
+        },
     ),
 ]
 Name = Annotated[
     str,
     Meta(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$(?!\n)",
-        description="1 to 100 letters, digits, dots, dashes and underscores",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z",
+        description="1 to 100 letters, digits, dots, dashes and underscores, the first a letter or digit",
+        extra_json_schema={PORTABLE: r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"},
     ),
 ]
-Tag = Annotated[str, Meta(min_length=1, max_length=100, description="1 to 100 characters")]
-Seconds = Annotated[float, Meta(ge=0, le=315_360_000, description="seconds, at most ten years")]
-Timeout = Annotated[float, Meta(gt=0, le=315_360_000, description="seconds that an attempt may take")]
-Retries = Annotated[int, Meta(ge=0, le=10_000, description="attempts after the first one")]
+Tag = Annotated[
+    str,
+    Meta(
+        pattern=rf"^[^{INVISIBLE}]{{1,100}}\Z",
+        description="1 to 100 characters, without control and invisible characters",
+        extra_json_schema={PORTABLE: r"^[^\x00-\x1f\x7f-\x9f\xad]{1,100}$"},
+    ),
+]
+Seconds = Annotated[
+    float, Meta(ge=0, le=315_360_000, description="a number of seconds from 0 to 315360000 (ten years)")
+]
+Timeout = Annotated[
+    float,
+    Meta(
+        gt=0,
+        le=315_360_000,
+        description="a number of seconds above 0, up to 315360000 (ten years); how long one attempt may take",
+    ),
+]
+Retries = Annotated[
+    int, Meta(ge=0, le=10_000, description="a whole number from 0 to 10000; attempts after the first")
+]
 
 
 class Status(enum.StrEnum):
@@ -93,9 +140,21 @@ class Outcome(enum.StrEnum):
 class Backoff(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long to wait before a retry: `base * factor ** (retry - 1)` seconds, at most `cap`, and jittered."""
 
-    base: Annotated[float, Meta(ge=0, le=86_400, description="seconds before the first retry")] = 1.0
-    factor: Annotated[float, Meta(ge=1, le=100, description="growth from one retry to the next")] = 2.0
-    cap: Annotated[float, Meta(ge=0, le=31_536_000, description="seconds, the longest wait")] = 3600.0
+    base: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=86_400,
+            description="a number of seconds from 0 to 86400; the wait before the first retry",
+        ),
+    ] = 1.0
+    factor: Annotated[
+        float, Meta(ge=1, le=100, description="a number from 1 to 100; growth from one retry to the next")
+    ] = 2.0
+    cap: Annotated[
+        float,
+        Meta(ge=0, le=31_536_000, description="a number of seconds from 0 to 31536000; the longest wait"),
+    ] = 3600.0
     jitter: Literal["full", "equal", "none"] = "full"
 
 
@@ -129,7 +188,8 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     queue: str
     payload: bytes
     priority: int
-    max_retries: int
+    max_retries: int | None
+    """None: as many as the handler says"""
     created_at: float
     run_at: float
     expires_at: float | None = None
@@ -165,7 +225,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     result: bytes | None = None
     error: JobError | None = None
     attempt: int = 0
-    max_retries: int
+    max_retries: int | None
+    """None: as many as the handler says"""
     claim: int = 0
     created_at: float
     run_at: float
@@ -194,34 +255,77 @@ def as_stored(new: NewJob) -> Job:
 
 
 def same_content(new: NewJob, job: Job) -> bool:
-    """Whether `new` asks for what `job` was asked for, so that the same request twice makes one job."""
+    """Whether `new` asks for what `job` was asked for, so that sending a request twice makes one job.
+
+    Never raises: a stored payload that cannot be read is another content.
+    """
     return (
         (new.kind, new.queue, new.priority, new.max_retries, new.options, new.expires_at)
         == (job.kind, job.queue, job.priority, job.max_retries, job.options, job.expires_at)
-    ) and (
-        new.payload == job.payload
-        or _same(msgspec.json.decode(new.payload), msgspec.json.decode(job.payload))
-    )
+    ) and (new.payload == job.payload or _same_json(new.payload, job.payload))
+
+
+def _same_json(one: bytes, other: bytes) -> bool:
+    try:
+        return _same(msgspec.json.decode(one), msgspec.json.decode(other))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
 
 
 def _same(one: Any, other: Any) -> bool:  # noqa: ANN401 - any JSON
-    """Whether two JSON values are the same: to Python `True == 1`, to JSON it is not."""
-    match one, other:
-        case (bool(), _) | (_, bool()):
-            return one is other
-        case dict(), dict():
-            return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
-        case list(), list():
-            return len(one) == len(other) and all(map(_same, one, other))
-        case _:
-            return bool(one == other)
+    """Whether two JSON values are the same. Numbers go by value: 1 is 1.0, but not true, which it is to Python.
+
+    Walks with a list of its own instead of the stack, which deep values would exhaust.
+    """
+    left = [(one, other)]
+    same = True
+    while left and same:
+        match left.pop():
+            case (bool() as a, b) | (b, bool() as a):
+                same = a is b
+            case dict() as a, dict() as b:
+                same = a.keys() == b.keys()
+                left += [(value, b[key]) for key, value in a.items()] if same else []
+            case list() as a, list() as b:
+                same = len(a) == len(b)
+                left += zip(a, b, strict=True) if same else []
+            case (a, b):
+                same = bool(a == b)
+    return same
+
+
+def nests_deeper(value: Any, levels: int) -> bool:  # noqa: ANN401 - any JSON
+    """Whether arrays and objects nest deeper than so many levels; walks level by level, without recursion."""
+    layer = [value]
+    for _ in range(levels):
+        parts = (
+            one.values() if isinstance(one, dict) else one for one in layer if isinstance(one, dict | list)
+        )
+        layer = [inner for part in parts for inner in part]
+        if not layer:
+            return False
+    return any(isinstance(one, dict | list) for one in layer)
+
+
+def may_nest_deeper(encoded: bytes, levels: int) -> bool:
+    """Whether JSON may nest that deep, by its brackets alone: a quick look that spares most values the walk."""
+    return len(encoded) > 2 * levels and encoded.count(b"[") + encoded.count(b"{") > levels
+
+
+def retries_of(max_retries: int | None) -> int:
+    """How many retries a job has that asked for so many; None: what nobody has said is the default."""
+    return DEFAULT_MAX_RETRIES if max_retries is None else max_retries
+
+
+DIED_LAST = JobError("NodeDied", "the node died during the last attempt")
 
 
 def after_crash(job: Job) -> tuple[Status, JobError | None]:
     """What becomes of a job whose node died while it held it.
 
     A queued one had not begun as far as anyone knows and simply waits again. The broken attempt
-    of a running one counts: it runs again while retries are left, unless it asked not to.
+    of a running one counts: it runs again while retries are left, unless it asked not to. Where only its handler
+    knows how many those are, it is queued, and the node that claims it decides.
     """
     match job.status:
         case Status.CANCELLING:
@@ -230,8 +334,8 @@ def after_crash(job: Job) -> tuple[Status, JobError | None]:
             return Status.FAILED, JobError(
                 "NodeDied", 'the node died during the attempt, and "on_crash" is "fail"'
             )
-        case Status.RUNNING if job.attempt > job.max_retries:
-            return Status.FAILED, JobError("NodeDied", "the node died during the last attempt")
+        case Status.RUNNING if job.max_retries is not None and job.attempt > job.max_retries:
+            return Status.FAILED, DIED_LAST
         case Status.RUNNING:
             return Status.QUEUED, JobError("NodeDied", "the node died during the attempt")
         case _:

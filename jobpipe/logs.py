@@ -5,14 +5,39 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 MULTI_LINE = frozenset({"exception", "stack"})
+"""Fields that may have several lines; each is indented, so that none looks like a line of the log."""
+
+QUIET = ("asyncio", "hypercorn", "psycopg", "quart", "quart_trio", "trio")
+"""Loggers of the libraries that jobpipe and Python use themselves: written from `warning` on, whatever the level."""
+
+
+class Performed(Protocol):
+    """The attempt that a line belongs to."""
+
+    @property
+    def id(self) -> str:
+        """The job's."""
+
+    @property
+    def kind(self) -> str:
+        """The job's."""
+
+    @property
+    def attempt(self) -> int:
+        """Which run it is, from 1."""
+
+
+performed: ContextVar[Performed | None] = ContextVar("performed", default=None)
+"""The attempt that runs here. Set around each call of a handler; its threads and child tasks inherit it."""
 
 
 def configure(
@@ -27,6 +52,7 @@ def configure(
     processors = structlog.get_config()["processors"]
     processors[:] = [
         structlog.contextvars.merge_contextvars,
+        _name_the_job,
         structlog.processors.StackInfoRenderer(),
         structlog.processors.format_exc_info,
         _stamp,
@@ -38,7 +64,21 @@ def configure(
         logger_factory=_Stderr,
         cache_logger_on_first_use=True,
     )
-    _route_libraries()
+    _route_libraries(logging.getLevelNamesMapping()[level.upper()])
+
+
+def writes(level: int) -> bool:
+    """Whether lines of a level are written. Ask once, where a line for each job would cost too much otherwise."""
+    configured = structlog.get_config()["logger_factory"] is _Stderr  # else nobody has said where to
+    return configured and bool(structlog.get_logger().is_enabled_for(level))
+
+
+def _name_the_job(_: WrappedLogger, __: str, event_dict: EventDict) -> EventDict:
+    """Say whose attempt it is, in lines of a handler and of what it calls."""
+    if (attempt := performed.get()) is not None:
+        for name, value in (("job", attempt.id), ("kind", attempt.kind), ("attempt", attempt.attempt)):
+            event_dict.setdefault(name, value)
+    return event_dict
 
 
 def _stamp(_: WrappedLogger, method: str, event_dict: EventDict) -> EventDict:
@@ -55,10 +95,18 @@ def _to_json(event_dict: EventDict, **options: Any) -> str:  # noqa: ANN401 - ha
     """One line of JSON, whatever is in it: a log call must not end the attempt that makes it."""
     try:
         return json.dumps(event_dict, **options)
-    except (TypeError, ValueError, RecursionError):
-        return json.dumps(
-            {key: each if isinstance(each, str) else repr(each) for key, each in event_dict.items()}
-        )
+    except Exception:  # noqa: BLE001 - a value may raise anything when it is looked at
+        return json.dumps({str(key): _as_text(each) for key, each in event_dict.items()})
+
+
+def _as_text(value: object, form: Callable[[object], str] = repr) -> str:
+    """A text as it is, anything else by its `repr`; whatever that raises."""
+    if type(value) is str:
+        return value
+    try:
+        return str.__str__(form(value))
+    except Exception:  # noqa: BLE001 - see above
+        return f"<{type(value).__name__} that cannot be shown>"
 
 
 def _for_people() -> list[Processor]:
@@ -72,13 +120,21 @@ def _for_people() -> list[Processor]:
 
 def _make_visible(_: WrappedLogger, __: str, event_dict: EventDict) -> EventDict:
     """Escape control characters: no payload or error text forges a line or steers a terminal."""
-    for key, value in event_dict.items():
-        if isinstance(value, str) and not value.isprintable():
-            event_dict[key] = _visible(value, "\n\t" if key in MULTI_LINE else "")
-    return event_dict
+    return {_visible(_as_text(key)): _shown(key, value) for key, value in event_dict.items()}
 
 
-def _visible(text: str, kept: Collection[str]) -> str:
+def _shown(key: object, value: object) -> object:
+    if key in MULTI_LINE:
+        lines = _as_text(value).split("\n")
+        return "\n".join("    " + _visible(line, "\t") for line in lines)
+    if isinstance(value, bool | int | float | None) and type(value).__module__ == "builtins":
+        return value
+    return _visible(_as_text(value))
+
+
+def _visible(text: str, kept: Collection[str] = "") -> str:
+    if text.isprintable():
+        return text
     return "".join(each if each.isprintable() or each in kept else repr(each)[1:-1] for each in text)
 
 
@@ -99,11 +155,13 @@ class _Stderr:
     debug = info = warning = error = critical = msg
 
 
-def _route_libraries() -> None:
+def _route_libraries(level: int) -> None:
     root = logging.getLogger()
     root.handlers = [each for each in root.handlers if not isinstance(each, _ToStructlog)]
-    root.addHandler(_ToStructlog(logging.WARNING))
-    root.setLevel(logging.WARNING)
+    root.addHandler(_ToStructlog())
+    root.setLevel(level)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
 
 
 class _ToStructlog(logging.Handler):
@@ -112,16 +170,19 @@ class _ToStructlog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             log = structlog.get_logger()
+            stack = {} if record.stack_info is None else {"stack": record.stack_info}
             log.log(
                 _known_level(record.levelno),
                 record.getMessage(),
                 logger=record.name,
                 exc_info=record.exc_info,
+                **stack,
             )
         except Exception:  # noqa: BLE001 - as every Handler: a bad log call must not hurt the code that makes it
             self.handleError(record)
 
 
 def _known_level(number: int) -> int:
-    """The standard level at or below `number`: libraries may have levels between them."""
-    return max(each for each in (logging.WARNING, logging.ERROR, logging.CRITICAL) if each <= number)
+    """The standard level at or below `number`, since libraries may have levels between them; the lowest is debug."""
+    known = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
+    return max((each for each in known if each <= number), default=logging.DEBUG)

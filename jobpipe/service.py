@@ -1,26 +1,27 @@
 """The service: HTTP in front, the node behind it, and the signals that end them in order."""
 
 import gc
-import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import closing, contextmanager
-from typing import Any
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 
 import structlog
 import trio
-from hypercorn.config import Config
 
 from jobpipe.api.app import create_app
+from jobpipe.api.limits import Limits
+from jobpipe.api.listeners import listen, urls
 from jobpipe.api.server import serve
 from jobpipe.clock import Clock, WallClock
 from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.node import CLEANUP, Node
-from jobpipe.errors import SettingsError
-from jobpipe.handlers.registry import load
-from jobpipe.settings import Settings
+from jobpipe.errors import StoreUnavailable
+from jobpipe.handlers.registry import load, without_handlers
+from jobpipe.settings import Settings, show_duration
+from jobpipe.settings.definition import open_files
 from jobpipe.store import factory
 from jobpipe.store.base import Rescued, SharedStore, Store
 from jobpipe.store.factory import open_store
@@ -32,7 +33,10 @@ HTTP_GRACE = 3.0
 GARBAGE = 10_000
 """New objects after which Python looks for garbage in circles; its usual 700 are two or three requests."""
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+TRY_AGAIN = 2.0
+"""Seconds between two tries to open a store that cannot be reached yet."""
 
 ECHO = 0.3
 """Seconds within which a signal is taken for the one before: `timeout`, `just` and terminals may deliver one twice."""
@@ -46,26 +50,51 @@ log = structlog.get_logger("jobpipe")
 async def run_service(settings: Settings) -> int:
     """Serve until a signal, then end in order: intake, jobs, outcomes, HTTP, store. Returns the exit code.
 
-    The first SIGINT or SIGTERM drains; after `GRACE` seconds, or at the second signal, active jobs are cancelled
-    and handed back. Raises `JobpipeError` when the service cannot start.
+    The first SIGINT, SIGTERM or SIGHUP drains; after `GRACE` seconds, or at the second signal, active jobs are
+    cancelled and handed back. Raises `JobpipeError` when the service cannot start.
     """
-    with (
-        _heard() as signals,
-        closing(_listen(settings)) as listener,
-    ):
-        registry = load(settings.handlers)
-        async with open_store(settings.store, settings.sync, settings.lease) as store:
+    with _heard() as signals, ExitStack() as sockets:
+        # First of all, so that a taken port is reported before any job is touched.
+        listeners = [sockets.enter_context(each) for each in listen(settings.host, settings.port)]
+        registry = load(settings.handlers, shipped=settings.shipped_kinds == "on")
+        for module in registry.without:
+            log.warning(f"HANDLERS: {without_handlers(module)}")
+        async with AsyncExitStack() as opened:
+            store = await _open(opened, settings, signals)
+            if store is None:
+                return 0
             node, drained = Node(settings, store, registry, _clock(store)), trio.Event()
             async with trio.open_nursery() as front:
                 rescued: Sequence[Rescued] = await front.start(_run_node, node, signals, drained)
-                address = listener.getsockname()
-                front.start_soon(_serve, node, listener, drained, front.cancel_scope)
-                _announce(node, address, rescued)
+                found_at = urls(listeners)
+                front.start_soon(_serve, node, listeners, drained, front.cancel_scope)
+                _announce(node, found_at, rescued)
                 spare_the_collector()
                 await drained.wait()
                 await _another(signals)
                 os._exit(0)  # only clients are left: nothing is lost
     return 0
+
+
+async def _open(stack: AsyncExitStack, settings: Settings, signals: AsyncIterator[int]) -> Store | None:
+    """The store, as soon as it can be opened, on the stack; None when a signal came while it could not.
+
+    Raises `StoreError`; for trouble that may pass by itself only after `WAIT_FOR_STORE` seconds.
+    """
+    over = trio.current_time() + settings.wait_for_store
+    while True:
+        try:
+            return await stack.enter_async_context(open_store(settings.store, settings.sync, settings.lease))
+        except StoreUnavailable as error:
+            if (left := over - trio.current_time()) <= 0:
+                raise
+            log.warning("waiting for the store", error=str(error), seconds_left=round(left))
+        number = None
+        with trio.move_on_after(min(TRY_AGAIN, left)):
+            number = await anext(signals)
+        if number is not None:
+            log.info(f"{signal.Signals(number).name}: no longer waiting for the store")
+            return None
 
 
 def _clock(store: Store) -> Clock:
@@ -76,23 +105,43 @@ def _clock(store: Store) -> Clock:
     return WallClock()
 
 
-def migrate_store(settings: Settings) -> str:
-    """Bring the tables of the store up to date; returns what was done, in words. Raises `JobpipeError`."""
-    return factory.migrate(settings.store)
+def migrate_store(settings: Settings, tell: Callable[[str], object]) -> str:
+    """Bring the tables of the store up to date; returns what was done, in words.
+
+    Raises `StoreError`; of what will pass by itself only after `WAIT_FOR_STORE` seconds, and `tell` is called before
+    each new try.
+    """
+    over = time.monotonic() + settings.wait_for_store
+    while True:
+        try:
+            return factory.migrate(settings.store)
+        except StoreUnavailable as error:
+            if (left := over - time.monotonic()) <= 0:
+                raise
+            tell(f"waiting for the store, {left:.0f} seconds left: {error}")
+        time.sleep(min(TRY_AGAIN, left))
 
 
 @contextmanager
 def _heard() -> Iterator[AsyncIterator[int]]:
-    """SIGINT and SIGTERM as they come. Those that come when this is over are ignored: an orderly end is told as one."""
+    """The signals that end the service, as they come. After this they are ignored: an orderly end is reported as one.
+
+    A SIGHUP that is ignored at the start stays so: that is what `nohup` asks for.
+    """
+    numbers = [
+        number
+        for number in SIGNALS
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+    ]
     # Trio puts back what was there before, and hands it what nobody has heard: by default the process dies of that.
     # Blocked meanwhile, so that none is lost in between.
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    for number in SIGNALS:
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    for number in numbers:
         signal.signal(number, lambda _number, _frame: None)
-    with trio.open_signal_receiver(*SIGNALS) as signals:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    with trio.open_signal_receiver(*numbers) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
         yield signals
-    for number in SIGNALS:
+    for number in numbers:
         signal.signal(number, signal.SIG_IGN)  # unlike a function, it holds until the process has ended
 
 
@@ -112,14 +161,12 @@ async def _run_node(
     drained.set()
 
 
-async def _serve(node: Node, listener: socket.socket, drained: trio.Event, front: trio.CancelScope) -> None:
+async def _serve(
+    node: Node, listeners: Sequence[socket.socket], drained: trio.Event, front: trio.CancelScope
+) -> None:
     """Serve until the node has drained and the requests under way are answered; that is the end of the service."""
-    config = Config()
-    config.errorlog = logging.getLogger("hypercorn.error")  # through our own log, and not twice
-    config.graceful_timeout = HTTP_GRACE
-    config.keep_alive_timeout = 75
-    config.include_server_header = False
-    await serve(create_app(node), listener, config, until=drained.wait)
+    limits = Limits(connections=node.settings.max_connections, grace=HTTP_GRACE)
+    await serve(create_app(node), listeners, limits, until=drained.wait)
     front.cancel()
 
 
@@ -132,13 +179,16 @@ def spare_the_collector() -> None:
 async def _obey(signals: AsyncIterator[int], node: Node) -> None:
     """Drain at the first signal, stop at the second or after the grace, give up at the third or after the cleanup."""
     name = signal.Signals(await anext(signals)).name
+    again = "press Ctrl+C again" if name == "SIGINT" else f"send {name} again"
     log.info(
-        f"{name}: draining; once more to stop at once", running=node.attempts.busy, grace=node.settings.grace
+        f"{name}: draining ({again} to stop now)",
+        running=node.attempts.busy,
+        grace=show_duration(node.settings.grace),
     )
     node.drain()
     with trio.move_on_after(node.settings.grace):
         await _another(signals)
-    log.warning("stopping: active jobs are cancelled and go back to the store", running=node.attempts.busy)
+    log.warning("stopping: active jobs are cancelled and queued again", running=node.attempts.busy)
     node.stop()
     with trio.move_on_after(CLEANUP):
         await _another(signals)
@@ -164,27 +214,19 @@ async def _abandon(node: Node) -> None:
     os._exit(STUCK)
 
 
-def _listen(settings: Settings) -> socket.socket:
-    """Bind first of all, so that a taken port is told before any job is touched."""
-    try:
-        return socket.create_server(
-            (settings.host, settings.port),
-            family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET,
-            backlog=1024,
-        )
-    except OSError as error:
-        where = f"{settings.host}:{settings.port}"
-        raise SettingsError(
-            f"cannot listen on {where} ({error.strerror}): set HOST and PORT to a free address"
-        ) from error
-
-
-def _announce(node: Node, address: tuple[Any, ...], rescued: Sequence[Rescued]) -> None:
-    host, port = address[:2]
-    shown = f"[{host}]" if ":" in host else host
+def _announce(node: Node, found_at: Sequence[str], rescued: Sequence[Rescued]) -> None:
     begun = sum(job.begun for job in rescued)
-    log.info(f"jobpipe {VERSION} listens on http://{shown}:{port}", node=node.name)
+    log.info(f"jobpipe {VERSION} listens on {', '.join(found_at)}", node=node.name)
     log.info(f"store: {node.store.name}", durable=node.store.durable, sync=node.settings.sync)
-    log.info(f"kinds: {', '.join(node.registry.kinds)}")
+    if rescued:
+        log.info(f"recovered {len(rescued)} jobs of a process that crashed ({begun} had started)")
+    if node.registry.kinds:
+        log.info(f"kinds: {', '.join(node.registry.kinds)}")
+    else:
+        log.warning("kinds: none, so this node can run no job: name modules with handlers in HANDLERS")
     log.info(f"workers: {node.settings.workers}", queue_size=node.settings.queue_size)
-    log.info(f"rescued: {len(rescued)} jobs of a run that did not end in order", begun=begun)
+    if node.settings.max_connections >= open_files():
+        log.warning(
+            f"MAX_CONNECTIONS is {node.settings.max_connections}, but this process may open {open_files()} files only: "
+            "raise `ulimit -n`, or lower MAX_CONNECTIONS"
+        )

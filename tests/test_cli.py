@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import trio
 
 from jobpipe import cli, logs
-from jobpipe.errors import StoreError
+from jobpipe.errors import StoreError, StoreUnavailable
 from jobpipe.settings import SETTINGS, Settings
 
 
@@ -94,13 +95,98 @@ def test_migrate_tells_in_words_why_it_could_not(capsys, tmp_path):
 def test_config_prints_each_setting_with_its_origin_in_columns(capsys, monkeypatch):
     monkeypatch.setenv("GRACE", "1.5m")
 
-    assert cli.main(["config", "--workers", "8", "--handlers=shop.mail,shop.images"]) == 0
+    assert cli.main(["config", "--workers", "8", "--handlers=json,jobpipe.handlers.echo"]) == 0
 
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [setting.variable for setting in SETTINGS]
-    assert lines[0] == "WORKERS      8                      flag --workers"
-    assert lines[6] == "HANDLERS     shop.mail,shop.images  flag --handlers"
-    assert "GRACE        90s                    environment GRACE" in lines
+    assert [line.split() for line in lines if line.startswith(("WORKERS", "HANDLERS", "GRACE"))] == [
+        ["WORKERS", "8", "flag", "--workers"],
+        ["HANDLERS", "json,jobpipe.handlers.echo", "flag", "--handlers"],
+        ["GRACE", "90s", "environment", "GRACE"],
+    ]
+
+
+def test_config_loads_the_handlers_as_serve_does(capsys, tmp_path):
+    """What it prints comes first: the settings are right, and help to see what is wrong."""
+    (tmp_path / "broken_one.py").write_text("\n1 / 0\n")
+
+    for name, words in (("nope", "no module 'nope'"), ("broken_one", 'broken_one.py", line 2')):
+        assert cli.main(["config", "--handlers", name]) == 2
+
+        told = capsys.readouterr()
+        assert "WORKERS" in told.out
+        assert told.err.startswith(f"jobpipe: HANDLERS: cannot import '{name}': ")
+        assert words in told.err
+
+
+def test_config_warns_of_a_module_without_handlers(capsys):
+    """On stderr, so that its JSON stays JSON."""
+    assert cli.main(["config", "--json", "--handlers", "json"]) == 0
+
+    told = capsys.readouterr()
+    assert json.loads(told.out)["handlers"]["value"] == ["json"]
+    assert told.err.startswith("jobpipe: warning: HANDLERS: module 'json' defines no handler")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seconds"),
+    [
+        (["--wait"], 60),
+        (["--wait", "--workers", "2"], 60),
+        (["--wait", "5"], 5),
+        (["--wait=2m"], 120),
+        (["--workers", "2", "--wait"], 60),
+        (["--wait", "0"], 0),
+        ([], 0),
+    ],
+)
+def test_a_wait_may_name_its_seconds_or_not(capsys, arguments, seconds):
+    """A bare flag means a minute."""
+    assert cli.main(["config", "--json", *arguments]) == 0
+
+    assert json.loads(capsys.readouterr().out)["wait_for_store"]["value"] == seconds
+
+
+def test_a_wait_that_is_no_duration_is_told(capsys):
+    assert cli.main(["serve", "--wait", "soon"]) == 2
+    assert "WAIT_FOR_STORE: 'soon' (from flag --wait) is not allowed" in capsys.readouterr().err
+
+
+def test_migrate_tries_again_while_the_database_cannot_be_reached(capsys, monkeypatch):
+    """With a line each time, and then does it."""
+    answers = iter([StoreUnavailable("connection refused"), StoreUnavailable("starting up"), "done"])
+
+    def migrate(_store):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("jobpipe.store.factory.migrate", migrate)
+    monkeypatch.setattr("jobpipe.service.TRY_AGAIN", 0.0)
+
+    assert cli.main(["migrate", "--wait"]) == 0
+
+    told = capsys.readouterr()
+    assert told.out == "done\n"
+    assert re.fullmatch(
+        r"jobpipe: waiting for the store, \d+ seconds left: connection refused\n"
+        r"jobpipe: waiting for the store, \d+ seconds left: starting up\n",
+        told.err,
+    )
+
+
+@pytest.mark.parametrize("wait", [[], ["--wait", "0.001"]])
+def test_migrate_gives_up_when_its_time_is_over(capsys, monkeypatch, wait):
+    """At once when there is none."""
+
+    def migrate(_store):
+        raise StoreUnavailable("connection refused")
+
+    monkeypatch.setattr("jobpipe.store.factory.migrate", migrate)
+
+    assert cli.main(["migrate", *wait]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "jobpipe: connection refused"
 
 
 def test_config_prints_json_with_seconds_bytes_and_lists(capsys, tmp_path):
@@ -250,14 +336,14 @@ def test_health_finds_the_service_by_jobpipe_url_past_any_proxy(capsys, monkeypa
         (
             503,
             {"status": "draining", "busy": 2},
-            "draining: finishes its active jobs, takes no new ones; 2 busy",
+            "draining: finishing active jobs, taking no new ones; 2 busy",
         ),
         (503, {"status": "broken", "detail": "the store is silent"}, "broken: the store is silent"),
         (503, {"status": "starting", "detail": None}, "starting: HTTP 503"),
         (500, {"title": "Internal Server Error", "status": 500}, "broken: Internal Server Error"),
         (500, {}, "broken: HTTP 500"),
-        (404, b"<html>", "no jobpipe answers there, but something else: HTTP 404"),
-        (200, b"hello", "no jobpipe answers there, but something else: HTTP 200"),
+        (404, b"<html>", "this is not jobpipe: something else answered with HTTP 404"),
+        (200, b"hello", "this is not jobpipe: something else answered with HTTP 200"),
     ],
 )
 def test_health_says_what_is_not_well(capsys, code, body, words):
@@ -274,7 +360,7 @@ def test_health_says_when_nobody_listens(capsys):
 
         assert cli.main(["health", "--url", url]) == 1
 
-    assert capsys.readouterr().out == f"nobody listens there ({url})\n"
+    assert capsys.readouterr().out == f"nothing listens there ({url})\n"
 
 
 def test_health_does_not_wait_for_ever(capsys, monkeypatch):
@@ -286,7 +372,7 @@ def test_health_does_not_wait_for_ever(capsys, monkeypatch):
 
         assert cli.main(["health", "--url", url]) == 1
 
-    assert capsys.readouterr().out == f"no answer within 0.01 s ({url})\n"
+    assert capsys.readouterr().out == f"no response within 0.01 s ({url})\n"
 
 
 def test_health_without_a_url_to_ask_is_a_fault(capsys, monkeypatch):

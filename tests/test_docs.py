@@ -1,6 +1,7 @@
 """The docs name everything there is, their links lead somewhere, and their lines do what they say."""
 
 import contextlib
+import math
 import os
 import re
 import shutil
@@ -13,22 +14,24 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
+import trio
 
 import jobpipe
 from jobpipe import cli, service
 from jobpipe.api.app import create_app
 from jobpipe.api.bulk import MOST
-from jobpipe.api.enqueue import DEEPEST
-from jobpipe.api.problems import LISTED, Code, Fault, ProblemDetails
-from jobpipe.api.schemas import AttemptView, EnqueueRequest, Health, JobView, ListQuery, QueueView
+from jobpipe.api.problems import LISTED, LONGEST, Code, Fault, ProblemDetails
+from jobpipe.api.schemas import TRACEBACKS, AttemptView, EnqueueRequest, Health, JobView, ListQuery, QueueView
 from jobpipe.clock import WallClock
+from jobpipe.engine import watchdog
 from jobpipe.engine.node import Node
 from jobpipe.engine.verdict import MESSAGE, TRACEBACK
 from jobpipe.handlers.registry import SHIPPED, handlers_of, load
-from jobpipe.job import ATTEMPTS_KEPT, FOLLOWS, Backoff, Outcome
+from jobpipe.job import ATTEMPTS_KEPT, DEEPEST, FOLLOWS, Backoff, Outcome
 from jobpipe.settings import SETTINGS, Settings
+from jobpipe.store.base import PAGE_BYTES
 from jobpipe.store.memory import MemoryStore
-from jobpipe.store.sqlite.reader import LOOK
+from jobpipe.store.paging import LOOK
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -229,6 +232,10 @@ def test_docs_name_every_field_of_a_job_of_its_attempts_and_of_a_problem():
         ("http-api.md", f"cut at {MESSAGE:,} and {TRACEBACK:,} characters"),
         ("http-api.md", f"the newest {ATTEMPTS_KEPT}, oldest first"),
         ("http-api.md", f"looks at {LOOK:,} jobs at most"),
+        ("http-api.md", f"holds at most {PAGE_BYTES >> 20} MiB"),
+        ("http-api.md", f"cut at {LONGEST} characters"),
+        ("http-api.md", f"take {TRACEBACKS >> 20} MiB"),
+        ("handlers.md", f"deeper than {DEEPEST} levels"),
         ("handlers.md", f"at most {MESSAGE:,} characters"),
         ("life-of-a-job.md", f"at most the newest {ATTEMPTS_KEPT}"),
     ],
@@ -239,7 +246,7 @@ def test_limits_in_the_docs_are_those_in_force(page, words):
 
 def test_docs_name_every_command_and_every_exit_code():
     verbs = {f"jobpipe {name}" for name in cli.app if not name.startswith("-")}
-    codes = {cli.OK, cli.UNHEALTHY, cli.WRONG, cli.INTERRUPTED, service.STUCK}
+    codes = {cli.OK, cli.UNHEALTHY, cli.WRONG, cli.INTERRUPTED, service.STUCK, watchdog.BLOCKED}
     table = section(DOCS / "shutdown-and-crash.md", "### Exit codes")
 
     assert set(first_cells(section(DOCS / "quick-start.md", "## The command line"))) == verbs
@@ -316,7 +323,7 @@ def said_at_start(stderr):
     """The lines that a service says until it is up."""
     for line in stderr:
         yield line
-        if " rescued: " in line:
+        if " workers: " in line:
             return
 
 
@@ -458,6 +465,40 @@ def test_examples_of_handlers_define_a_handler_each():
         exec(source, module.__dict__)
 
         assert len(handlers_of(module)) == 1
+
+
+def recipe():
+    """The handler that runs asyncio."""
+    (source,) = (each for each in examples(DOCS / "handlers.md") if "asyncio.run" in each)
+    module = type(sys)("recipe")
+    exec(source, module.__dict__)
+    (found,) = handlers_of(module)
+    return found
+
+
+@pytest.mark.parametrize(("payload", "result"), [(["a", "bcd"], [1, 3]), ([], [])])
+async def test_recipe_for_asyncio_works(payload, result):
+    found = recipe()
+    asked = jobpipe.Context(
+        id="a", kind=found.kind, queue="q", attempt=1, max_retries=0, claim=1, deadline=math.inf
+    )
+    given = found.arguments(msgspec.json.encode(payload), asked)
+
+    assert await trio.to_thread.run_sync(found.function, *given) == result
+
+
+async def test_recipe_for_asyncio_hears_of_a_cancel():
+    class Cancelled:
+        """A job that is cancelled while it runs."""
+
+        def check_cancelled(self):
+            trio.from_thread.run_sync(scope.cancel)
+            trio.from_thread.check_cancelled()
+
+    with trio.CancelScope() as scope:
+        await trio.to_thread.run_sync(recipe().function, ["a"], Cancelled())
+
+    assert scope.cancelled_caught
 
 
 def test_example_of_a_test_passes(tmp_path):

@@ -1,7 +1,9 @@
 """The job's words and rules: which status may follow which, ids, sameness, and what a crash makes of a job."""
 
+import inspect
 import itertools
 import re
+import sys
 import uuid
 from random import Random
 from typing import Any
@@ -15,6 +17,7 @@ from msgspec.structs import replace
 from jobpipe.job import (
     ACTIVE,
     ATTEMPTS_KEPT,
+    DEEPEST,
     ENDED,
     FOLLOWS,
     WAITING,
@@ -423,3 +426,69 @@ def test_options_that_ask_nothing_are_stored_as_nothing() -> None:
 
     assert msgspec.json.encode(Options()) == b"{}"
     assert msgspec.json.decode(msgspec.json.encode(asked), type=Options) == asked
+
+
+def nested(levels: int, bottom: bytes, *, tables: bool = False) -> bytes:
+    """JSON that nests so many levels."""
+    opening, closing = (b'{"a":', b"}") if tables else (b"[", b"]")
+    return opening * levels + bottom + closing * levels
+
+
+@pytest.mark.parametrize("tables", [False, True])
+@pytest.mark.parametrize("levels", [1, DEEPEST - 1, DEEPEST])
+def test_the_deepest_payloads_are_compared_to_their_bottom(levels: int, tables: bool) -> None:
+    """Though the stack would not bear a walk from level to level."""
+    job = as_stored(new_job(payload=nested(levels, b"1", tables=tables)))
+
+    assert same_content(new_job(payload=nested(levels, b" 1.0", tables=tables)), job)
+    assert not same_content(new_job(payload=nested(levels, b"2", tables=tables)), job)
+    assert not same_content(new_job(payload=nested(levels, b"true", tables=tables)), job)
+
+
+def test_a_comparison_works_where_hardly_any_stack_is_left() -> None:
+    """As below many frames of other code."""
+
+    def below(frames: int) -> bool:
+        if frames:
+            return below(frames - 1)
+        return same_content(new_job(payload=nested(20, b"1 ")), as_stored(new_job(payload=nested(20, b"1"))))
+
+    assert below(sys.getrecursionlimit() - len(inspect.stack()) - 30)
+
+
+@pytest.mark.parametrize("stored", [b"[" * 100_000 + b"]" * 100_000, b"1e400", b"nonsense", b'"\xff"', b""])
+def test_a_stored_payload_that_cannot_be_read_is_another_content(stored: bytes) -> None:
+    """Whoever wrote it: a comparison must not end the node."""
+    assert not same_content(new_job(payload=b"1"), as_stored(new_job(payload=stored)))
+    assert same_content(new_job(payload=stored), as_stored(new_job(payload=stored)))
+
+
+INVISIBLE = (
+    "\x00\x1b\x7f\x80\x9b\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028\u2029\u202a\u202e"
+    "\u2060\u2066\u2069\ufeff\ufff9\U000e0041"
+)
+
+
+@pytest.mark.parametrize("kind", [JobId, Tag], ids=["id", "tag"])
+@pytest.mark.parametrize("character", list(INVISIBLE), ids=ascii)
+def test_characters_that_nobody_sees_are_refused(kind: Any, character: str) -> None:
+    """They reorder what is shown, or make two names look the same."""
+    for text in (character, f"a{character}", f"{character}b", f"a{character}b"):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.convert(text, kind)
+
+
+@pytest.mark.parametrize("text", ["é", "日本", "\U0001f600", "\u0646\u0627\u0645", "a-b_c.d", "...", "~"])
+def test_characters_that_are_seen_are_taken(text: str) -> None:
+    """Of whatever script."""
+    assert msgspec.convert(text, JobId) == msgspec.convert(text, Tag) == text
+
+
+@pytest.mark.parametrize(
+    "joined", ["\U0001f468\u200d\U0001f469", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"]
+)
+def test_a_tag_may_hold_what_joins_characters_and_an_id_may_not(joined: str) -> None:
+    """A tag is a word of people; an id is one of programs."""
+    assert msgspec.convert(joined, Tag) == joined
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(joined, JobId)

@@ -1,10 +1,13 @@
 """Log lines: what is written, how, and that nothing in them does harm."""
 
+import contextvars
 import io
 import json
 import logging
+import math
 import re
 import sys
+import threading
 
 import pytest
 import structlog
@@ -12,6 +15,7 @@ from hypercorn.config import Config
 from structlog.testing import capture_logs
 
 from jobpipe import logs
+from jobpipe.handlers.context import Context
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +27,8 @@ def _restored():
     yield
     structlog.reset_defaults()
     root.setLevel(level)
+    for name in logs.QUIET:
+        logging.getLogger(name).setLevel(logging.NOTSET)
     root.handlers = [each for each in root.handlers if not isinstance(each, logs._ToStructlog)]
 
 
@@ -175,17 +181,19 @@ def test_a_stderr_that_is_gone_hurts_nobody(monkeypatch):
     structlog.get_logger().info("lost")
 
 
-def test_what_libraries_log_at_warning_and_above_goes_the_same_way_once(lines):
+def test_what_others_log_goes_the_same_way_once_and_at_its_own_level(lines):
     logs.configure("info", "json")
     logs.configure("info", "json")
     library = logging.getLogger("some.library")
 
-    library.info("not this")
+    library.debug("not this")
+    library.info("sent %d", 5)
     library.warning("%s is odd", "this")
     library.log(35, "between the levels")
     while_handling(ValueError("inside"), library.exception, "broken")
 
-    odd, between, broken = map(json.loads, lines())
+    sent, odd, between, broken = map(json.loads, lines())
+    assert (sent["level"], sent["event"], sent["logger"]) == ("info", "sent 5", "some.library")
     assert (odd["level"], odd["event"], odd["logger"]) == ("warning", "this is odd", "some.library")
     assert (between["level"], between["event"]) == ("warning", "between the levels")
     assert (broken["level"], broken["event"]) == ("error", "broken")
@@ -209,6 +217,123 @@ def test_a_wrong_log_call_of_a_library_does_not_hurt_it(lines, monkeypatch):
         logging.getLogger("some.library").warning("%d", "no number")
 
     assert any("--- Logging error ---" in line for line in lines())
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+def test_each_level_is_the_least_that_others_write(lines, level):
+    logs.configure(level, "json")
+    library = logging.getLogger("some.library")
+    names = ["debug", "info", "warning", "error"]
+
+    library.log(5, "below all")
+    for name in names:
+        library.log(getattr(logging, name.upper()), name)
+
+    assert [json.loads(line)["event"] for line in lines()] == names[names.index(level) :]
+
+
+def test_the_libraries_that_jobpipe_uses_itself_are_quiet_at_any_level(lines):
+    logs.configure("debug", "console")
+    for name in logs.QUIET:
+        logging.getLogger(f"{name}.some.part").info("not this")
+
+    assert lines() == []
+
+
+def test_lines_of_an_attempt_say_whose_it_is(lines):
+    """Those of structlog, of `logging`, of threads: all but what says so itself."""
+    logs.configure("info", "json")
+    context = Context(id="j1", kind="mail", queue="q", attempt=2, max_retries=3, claim=7, deadline=math.inf)
+    before = logs.performed.set(context)
+    logging.getLogger("shop").info("sent")
+    structlog.get_logger().info("sent", job="other")
+    thread = threading.Thread(
+        target=contextvars.copy_context().run, args=(logging.getLogger("shop").info, "in a thread")
+    )
+    thread.start()
+    thread.join()
+    logs.performed.reset(before)
+    logging.getLogger("shop").info("later")
+
+    own, other, threaded, later = map(json.loads, lines())
+    named = {"job": "j1", "kind": "mail", "attempt": 2}
+    assert own.items() >= named.items()
+    assert threaded.items() >= named.items()
+    assert other.items() >= (named | {"job": "other"}).items()
+    assert not named.keys() & later.keys()
+
+
+def test_whether_a_level_is_written_can_be_asked():
+    assert not logs.writes(logging.CRITICAL)  # nobody has said where to
+    logs.configure("info", "json")
+
+    assert (logs.writes(logging.DEBUG), logs.writes(logging.INFO)) == (False, True)
+
+
+class Unspeakable:
+    """Cannot be shown."""
+
+    def __repr__(self):
+        raise RuntimeError("no")
+
+
+class Forging:
+    """Shows as more than a line."""
+
+    def __repr__(self):
+        return "x\n2030-01-01T00:00:00.000Z [info     ] drained"
+
+
+FORGED = "x\n2030-01-01T00:00:00.000Z [info     ] drained"
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"value": FORGED},
+        {FORGED: 1},
+        {"value": Forging()},
+        {"value": [Forging()]},
+        {"value": {FORGED: FORGED}},
+        {"exception": FORGED},
+        {"stack": FORGED},
+        {"value": ValueError(FORGED)},
+        {"value": Unspeakable()},
+        {"value": [Unspeakable()]},
+        {"value": "\u2028\x85\x1b[2J"},
+    ],
+    ids=range(11),
+)
+def test_no_field_forges_a_line_or_hurts_who_logs_it(lines, log_format, fields):
+    logs.configure("info", log_format)
+
+    structlog.get_logger().info("told", **fields)
+
+    first, *others = lines()
+    assert "told" in first
+    assert not any(re.match(r"\d{4}-", line) for line in others)
+    assert "\x1b" not in first
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda log: log.info(FORGED),
+        lambda log: log.info("told %s", FORGED),
+        lambda log: while_handling(ValueError(FORGED), log.exception, "told"),
+        lambda log: log.info("told", stack_info=True),
+    ],
+    ids=range(4),
+)
+def test_no_record_of_logging_forges_a_line(lines, log_format, call):
+    logs.configure("info", log_format)
+
+    call(logging.getLogger("shop"))
+
+    _, *others = lines()
+    assert not any(re.match(r"\d{4}-", line) for line in others)
 
 
 async def test_hypercorn_writes_through_structlog_when_it_is_given_its_logger(lines):

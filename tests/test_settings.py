@@ -19,6 +19,7 @@ from jobpipe.settings import (
     show_duration,
     show_size,
 )
+from jobpipe.settings.definition import connections_for, open_files
 
 NOWHERE = Path("no such folder") / ".env"
 ALLOWED_LEASE = "seconds, or a number with ms, s, m, h or d, from 1s to 1h"
@@ -127,7 +128,12 @@ def test_any_text_is_read_or_refused(setting, text):
 def test_the_defaults_are_those_of_the_origin():
     settings = Settings()
 
-    assert (settings.workers, settings.queue_size, settings.host, settings.port) == (4, 64, "127.0.0.1", 8080)
+    assert (settings.workers, settings.queue_size, settings.host, settings.port) == (
+        4,
+        64,
+        ("127.0.0.1",),
+        8080,
+    )
     assert settings.store == "sqlite:jobpipe.db"
 
 
@@ -144,7 +150,12 @@ def test_the_page_on_settings_names_each_with_flag_and_default(setting):
     section = DOCS.read_text("utf-8").split(f"### `{setting.variable}`")[1].split("\n#")[0]
 
     assert f"`{setting.flag}`" in section
-    assert f"`{setting.default}`" in section or setting.name in {"max_backlog", "handlers"}
+    assert f"`{setting.default}`" in section or setting.name in {
+        "max_backlog",
+        "max_connections",
+        "handlers",
+        "allowed_hosts",
+    }
 
 
 @pytest.mark.parametrize(
@@ -158,6 +169,32 @@ def test_the_default_backlog_depends_on_the_store(store, queue_size, expected):
 
 def test_a_backlog_that_was_asked_for_stays():
     assert loaded({"store": "memory:", "max_backlog": "3"}).settings.max_backlog == 3
+
+
+@pytest.mark.parametrize(
+    ("files", "connections"),
+    [(60, 15), (256, 64), (340, 85), (344, 88), (1024, 768), (10_256, 10_000), (2**63 - 1, 10_000), (1, 1)],
+)
+def test_the_default_of_connections_leaves_files_to_others(files, connections):
+    assert connections_for(files) == connections
+
+
+def test_the_default_of_connections_follows_from_the_limit_of_the_process():
+    assert Settings().max_connections == connections_for(open_files())
+    assert loaded({"max_connections": "7"}).settings.max_connections == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("*", ("*",)),
+        ("jobs.internal, *.example.com", ("jobs.internal", "*.example.com")),
+        ("10.1.2.3,fd00::1", ("10.1.2.3", "fd00::1")),
+        ("", ()),
+    ],
+)
+def test_names_that_clients_may_use_are_read(text, names):
+    assert loaded({"allowed_hosts": text}).settings.allowed_hosts == names
 
 
 # --- where values come from -------------------------------------------------------------------------------------------
@@ -198,14 +235,14 @@ def test_each_kind_of_value_is_read():
         "MAX_BODY": "2MiB",
         "LOG_LEVEL": "WARNING",
         "STORE": "sqlite:some where/jobs.db",
-        "HOST": "::1",
+        "HOST": "::1, 10.0.0.1",
     }
 
     settings = loaded(environ=environ).settings
 
     assert settings.handlers == ("shop.mail", "shop.images")
     assert (settings.grace, settings.max_body, settings.log_level) == (90.0, 2**21, "warning")
-    assert (settings.store, settings.host) == ("sqlite:some where/jobs.db", "::1")
+    assert (settings.store, settings.host) == ("sqlite:some where/jobs.db", ("::1", "10.0.0.1"))
 
 
 def test_an_empty_flag_takes_handlers_away():
@@ -214,7 +251,7 @@ def test_an_empty_flag_takes_handlers_away():
 
 def test_dotenv_is_read_with_quotes_comments_and_a_byte_order_mark(dotenv):
     path = dotenv(
-        "# ours\nexport PORT = '9000' # not 8080\n\nSTORE=\"sqlite:a b.db\"\nGRACE\nOTHER=${HOME}\n",
+        "# ours\nexport PORT = '9000' # not 8080\n\nSTORE=\"sqlite:a b.db\"\nGRACE=\nOTHER=${HOME}\n",
         "utf-8-sig",
     )
 
@@ -230,15 +267,67 @@ def test_a_folder_called_dotenv_is_no_fault(tmp_path):
     assert loaded(dotenv=tmp_path / ".env").settings == Settings()
 
 
-def test_what_kubernetes_adds_for_a_service_called_jobpipe_is_no_fault():
-    environ = {
-        "JOBPIPE_SERVICE_HOST": "10.0.0.7",
-        "JOBPIPE_SERVICE_PORT_HTTP": "80",
-        "JOBPIPE_PORT": "tcp://10.0.0.7:80",
-        "JOBPIPE_PORT_80_TCP_ADDR": "10.0.0.7",
+def service_variables(prefix, address="10.0.0.7", shown="10.0.0.7"):
+    """What Kubernetes sets beside a Service."""
+    url = f"tcp://{shown}:8080"
+    return {
+        f"{prefix}_SERVICE_HOST": address,
+        f"{prefix}_SERVICE_PORT": "8080",
+        f"{prefix}_SERVICE_PORT_HTTP": "8080",
+        f"{prefix}_SERVICE_PORT_HTTP_2": "8081",
+        f"{prefix}_PORT": url,
+        f"{prefix}_PORT_8080_TCP": url,
+        f"{prefix}_PORT_8080_TCP_PROTO": "tcp",
+        f"{prefix}_PORT_8080_TCP_PORT": "8080",
+        f"{prefix}_PORT_8080_TCP_ADDR": address,
+        f"{prefix}_PORT_53_UDP": f"udp://{shown}:53",
+        f"{prefix}_PORT_53_UDP_PROTO": "udp",
     }
 
-    assert loaded(environ=environ).settings == Settings()
+
+@pytest.mark.parametrize(
+    "prefix", ["JOBPIPE", "JOBPIPE_API", "JOBPIPE_2", "JOBPIPE_WORKERS", "JOBPIPE_A_B_C"]
+)
+@pytest.mark.parametrize(("address", "shown"), [("10.0.0.7", "10.0.0.7"), ("fd00::7", "[fd00::7]")])
+def test_what_kubernetes_adds_for_a_service_is_no_setting(prefix, address, shown):
+    assert loaded(environ=service_variables(prefix, address, shown)).settings == Settings()
+
+
+@pytest.mark.parametrize("prefix", ["JOBPIPE", "JOBPIPE_API"])
+def test_a_setting_beside_them_counts(prefix):
+    environ = service_variables(prefix) | {"PORT": "9000"}
+
+    assert loaded(environ=environ).settings.port == 9000
+    assert service_url(environ=environ, dotenv=NOWHERE) == "http://127.0.0.1:9000"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("JOBPIPE_API_PORT", "8080"),
+        ("JOBPIPE_API_HOST", "10.0.0.7"),
+        ("JOBPIPE_API_SERVICE_HOST", "not an address"),
+        ("JOBPIPE_SERVICE_PORT", "http"),
+        ("JOBPIPE_PORT_8080_TCP", "8080"),
+        ("JOBPIPE_PORT_X_TCP", "tcp://10.0.0.7:8080"),
+        ("JOBPIPE_PROT", "tcp://10.0.0.7:8080"),
+        ("JOBPIPEX_WORKERS_JOBPIPE", "4"),
+        ("JOBPIPE_API_PORT_8080_TCP_PROTO", "http"),
+    ],
+)
+def test_what_only_looks_like_it_is_told(name, text):
+    if not name.startswith("JOBPIPE_"):
+        assert loaded(environ={name: text}).settings == Settings()
+        return
+    (fault,) = faults(environ={name: text})
+
+    assert fault.startswith(f"{name}: there is no such setting")
+
+
+def test_a_port_that_is_no_number_is_told_all_the_same():
+    (fault,) = faults(environ={"JOBPIPE_PORT": "http://10.0.0.7:80"})
+
+    assert fault.startswith("PORT: 'http://10.0.0.7:80'")
 
 
 # --- what is wrong ----------------------------------------------------------------------------------------------------
@@ -269,13 +358,27 @@ def test_all_faults_are_told_at_once_each_with_value_origin_and_what_is_allowed(
         ("store", each)
         for each in ("jobs.db", "sqlite:", "sqlite:///jobs.db", "sqlite::memory:", "memory:x", "redis:")
     ]
-    + [("host", each) for each in ("http://here", "localhost:8080", "127.0.0.1:80", "[::1]", "a b", "")]
+    + [("host", each) for each in ("http://here", "localhost:8080", "127.0.0.1:80", "[::1]", "a b", "", ",")]
+    + [("allowed_hosts", each) for each in ("http://here", "here:80", "a*", "*.*", "**", "[::1]", "a b")]
+    + [("max_connections", each) for each in ("0", "1000001", "many")]
     + [("handlers", each) for each in ("shop/mail.py", "mail.py", "shop mail", "2fast", "shop..mail")],
 )
 def test_values_that_are_not_allowed_are_refused(name, text):
     (fault,) = faults({name: text})
 
     assert fault.startswith(f"{name.upper()}: '{text}'")
+
+
+@pytest.mark.parametrize(("many", "refused"), [(100, 0), (101, 1)])
+@pytest.mark.parametrize("name", ["host", "allowed_hosts"])
+def test_so_many_addresses_may_be_named(name, many, refused):
+    environ = {name.upper(): ",".join(["10.0.0.1"] * many)}
+
+    if refused:
+        with pytest.raises(SettingsError):
+            loaded(environ=environ)
+    else:
+        assert len(getattr(loaded(environ=environ).settings, name)) == many
 
 
 @pytest.mark.parametrize(
@@ -319,16 +422,54 @@ def test_a_broken_dotenv_is_a_fault_that_names_the_lines_and_shows_no_secret(dot
         dotenv=dotenv("PORT=1\n\n\nset -e secret\nJOBPIPE_WORKERS='open\n"), environ={"SYNC": "x"}
     )
 
-    assert fault.endswith("cannot be read: line 4, 5; allowed: lines such as WORKERS=4")
+    assert fault.endswith(".env: line 4, 5 cannot be read; allowed: lines such as WORKERS=4, in UTF-8")
     assert other.startswith("SYNC:")
 
 
-def test_a_dotenv_that_is_no_text_is_a_fault(tmp_path):
-    (tmp_path / ".env").write_bytes(b"PORT=\xff")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "GRACE",
+        "export GRACE",
+        "WORKERS: 4",
+        "workers 4",
+        "=4",
+        "\ufeffWORKERS=4",
+        "WORK\u00adERS=4",
+        "{",
+        "'x'",
+    ],
+)
+def test_a_line_that_means_nothing_is_told_with_file_and_line(dotenv, line):
+    """It would be skipped, and the default count."""
+    (fault,) = faults(dotenv=dotenv(f"# a\n\nSYNC=full\n{line}\nPORT=1\n"))
+
+    assert fault.endswith(".env: line 4 cannot be read; allowed: lines such as WORKERS=4, in UTF-8")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "\n\n", "# only\n", "A=", "A=''", "x.y-z=1", "A=b\r\nPORT=9\r\n", "  A = b # c"]
+)
+def test_other_lines_of_a_dotenv_are_no_fault(dotenv, text):
+    loaded(dotenv=dotenv(text))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_dotenv_in_utf_16_is_told_so(tmp_path, encoding):
+    (tmp_path / ".env").write_bytes("WORKERS=4\n".encode(encoding))
 
     (fault,) = faults(dotenv=tmp_path / ".env")
 
-    assert ".env: cannot be read: 'utf-8'" in fault
+    assert ".env: line 1 is not UTF-8 text, but looks like UTF-16: save the file as UTF-8" in fault
+
+
+@pytest.mark.parametrize(("content", "line"), [(b"PORT=\xff", 1), (b"A=1\nB=2\nname=J\xf6rg\n", 3)])
+def test_a_dotenv_with_bytes_that_are_no_text_is_told_with_the_line(tmp_path, content, line):
+    (tmp_path / ".env").write_bytes(content)
+
+    (fault,) = faults(dotenv=tmp_path / ".env")
+
+    assert f".env: line {line} is not UTF-8 text (byte 0x" in fault
 
 
 def test_a_dotenv_that_the_system_refuses_is_a_fault(tmp_path):
@@ -371,7 +512,8 @@ def test_passwords_are_masked(text, masked):
         (None, {"JOBPIPE_URL": "https://b/jobs/", "PORT": "9"}, "https://b/jobs"),
         (None, {"PORT": "9000", "WORKERS": "wrong, but not asked"}, "http://127.0.0.1:9000"),
         (None, {"HOST": "0.0.0.0"}, "http://127.0.0.1:8080"),
-        (None, {"HOST": "::"}, "http://[::1]:8080"),
+        (None, {"HOST": "::"}, "http://127.0.0.1:8080"),
+        (None, {"HOST": "::1, 10.0.0.1"}, "http://[::1]:8080"),
         (None, {"HOST": "fe80::1%eth0"}, "http://[fe80::1%eth0]:8080"),
     ],
 )

@@ -15,12 +15,13 @@ from jobpipe.api.answers import problem_answer
 from jobpipe.api.docs import STATIC_MAX_AGE, docs_blueprint
 from jobpipe.api.front import Front
 from jobpipe.api.health import health_blueprint
+from jobpipe.api.inputs import check_inputs
 from jobpipe.api.jobs import jobs_blueprint
-from jobpipe.api.problems import Code, Problem, ProblemDetails, internal, too_large
+from jobpipe.api.problems import Code, Problem, ProblemDetails, internal, no_route, too_large
 from jobpipe.api.queues import queues_blueprint
 from jobpipe.api.responses import respond
 from jobpipe.api.schemas import BulkReceipt, EnqueueRequest, JobView, LineReceipt
-from jobpipe.api.spec import Content, answers, describe, problems, takes
+from jobpipe.api.spec import Content, answers, describe, problems, takes, with_kind_required
 from jobpipe.api.words import LOCATION
 from jobpipe.engine.node import Node
 
@@ -30,13 +31,13 @@ JOBS = Content(
     examples={"jobs": [{"id": "t1", "payload": 1}, {"id": "t2", "kind": "demo"}]},
 )
 JOB_LINES = Content(
-    Annotated[str, Meta(description="a job a line, each as in the array")],
+    Annotated[str, Meta(description="one job per line, each as in the array")],
     "application/x-ndjson",
     examples={"jobs": '{"id": "t1", "payload": 1}\n{"id": "t2", "kind": "demo"}\n'},
     lines=(EnqueueRequest,),
 )
 ANSWER_LINES = Content(
-    Annotated[str, Meta(description="an answer a line: a receipt, or a problem with the number of its line")],
+    Annotated[str, Meta(description="one line per job: a receipt, or a problem with the number of its line")],
     "application/x-ndjson",
     examples={"receipts": '{"id":"t1","status":"queued"}\n{"id":"t2","status":"queued"}\n'},
     lines=(LineReceipt, ProblemDetails),
@@ -59,18 +60,21 @@ log = structlog.get_logger("jobpipe")
 
 def create_app(node: Node) -> Front:
     """The ASGI application of a node."""
-    app = QuartTrio("jobpipe.api", static_folder=None)  # the static files are the business of docs.py
+    app = QuartTrio("jobpipe.api", static_folder=None)  # docs.py serves the static files
     app.config["MAX_CONTENT_LENGTH"] = node.settings.max_body
     app.config["SEND_FILE_MAX_AGE_DEFAULT"] = STATIC_MAX_AGE
     app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False  # //jobs is another path than /jobs: no route, and no redirect
     spec = describe(app)
+    optional_kind = node.settings.shipped_kinds == "on"
     _answer_errors(app, node)
+    check_inputs(app)
     _enqueue_routes(app, node)
     for blueprint in (
         jobs_blueprint(node),
         queues_blueprint(node),
         health_blueprint(node),
-        docs_blueprint(spec.schema),
+        docs_blueprint(spec.schema if optional_kind else lambda: with_kind_required(spec.schema())),
     ):
         app.register_blueprint(blueprint)
     return Front(node, app)
@@ -97,12 +101,11 @@ def _problem_from(error: HTTPException, node: Node) -> Problem:
     headers = {name: value for name, value in error.get_headers() if name in ("Allow", "Retry-After")}
     match status:
         case 404:
-            detail = f"no route for {path}: /docs lists them all"
-            return Problem(404, Code.NOT_FOUND, "There is nothing here", detail)
+            return no_route(path)
         case 405:
             allowed = headers.get("Allow", "")
-            detail = f"{path} is not a thing here: {request.path} takes {allowed}"
-            return Problem(405, Code.METHOD_NOT_ALLOWED, "The method is not allowed", detail, headers=headers)
+            detail = f"{path} is not supported: use {allowed}"
+            return Problem(405, Code.METHOD_NOT_ALLOWED, "Method not allowed", detail, headers=headers)
         case 413:
             return too_large(node.settings.max_body)
         case _ if status >= 500:  # noqa: PLR2004 - HTTP's classes of statuses
@@ -113,21 +116,24 @@ def _problem_from(error: HTTPException, node: Node) -> Problem:
 
 
 def _enqueue_routes(app: QuartTrio, node: Node) -> None:
-    """The hot routes once more: for the spec, and for whoever uses Quart's application without the front."""
+    """The hot routes again: for the spec, and for use of Quart's application without the front."""
 
     @app.post("/enqueue")
     @tag(["enqueue"])
     @takes(JOB)
     @answers(
-        200, "The job as it is: the same request has stored it before.", Content(JobView), headers=LOCATION
+        200,
+        "The job as it is now: the same request stored it before.",
+        Content(JobView),
+        headers=LOCATION,
     )
-    @answers(202, "The job. It survives a crash.", Content(JobView), headers=LOCATION)
+    @answers(202, "The job, stored so that it survives a crash.", Content(JobView), headers=LOCATION)
     @problems(*REFUSALS)
     async def enqueue_job() -> Response:
         """Enqueue a job.
 
-        202 once the job survives a crash, with its `Location`. The same request with the same `id` again: 200 and the
-        job as it is. Other content with the same `id`: 409.
+        202 once the job is stored and survives a crash. Sending the request again with the same `id` is safe: 200 and
+        the job as it is now. 409 when a job with the same `id` and other content exists.
         """
         return respond(await enqueue.enqueue(node, *await _received()))
 
@@ -136,16 +142,17 @@ def _enqueue_routes(app: QuartTrio, node: Node) -> None:
     @takes(JOBS, JOB_LINES)
     @answers(
         200,
-        "The answers to a stream: a line for each of its lines, in order, while it comes in.",
+        "The response to NDJSON: one line per request line, in order, sent while the request is still coming in.",
         ANSWER_LINES,
     )
-    @answers(202, "The array is stored. It survives a crash.", Content(BulkReceipt))
+    @answers(202, "The array is stored, and survives a crash.", Content(BulkReceipt))
     @problems(*REFUSALS)
     async def enqueue_jobs() -> Response:
         """Enqueue many jobs.
 
-        A JSON array is stored whole or not at all. As `application/x-ndjson`, a stream of any length is stored as it
-        comes, and answered with a line for each line, in order: `{"id", "status"}`, or a problem with its `line`.
+        A JSON array is stored whole or not at all. With `application/x-ndjson`, send one job per line, any number of
+        them: each is stored as it arrives, and answered in order with one line, `{"id", "status"}` or a problem with
+        its `line`.
         """
         return respond(await bulk.bulk(node, *await _received()))
 

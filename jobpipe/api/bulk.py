@@ -7,7 +7,19 @@ import msgspec
 import trio
 
 from jobpipe.api.answers import Answer, answer
-from jobpipe.api.enqueue import admitted, asked, in_time, is_json, known, renew_kinds, store, too_deep, too_late
+from jobpipe.api.enqueue import (
+    admitted,
+    asked,
+    in_time,
+    is_json,
+    known,
+    renew_kinds,
+    store,
+    too_deep,
+    too_late,
+)
+from jobpipe.api.faults import plain
+from jobpipe.api.malformed import BOM, malformed
 from jobpipe.api.problems import (
     LISTED,
     Code,
@@ -17,7 +29,6 @@ from jobpipe.api.problems import (
     UnknownKind,
     conflict,
     invalid,
-    not_json,
     too_large,
     unsupported,
 )
@@ -48,6 +59,9 @@ Write = Callable[[bytes], Awaitable[None]]
 
 Admission = NewJob | Receipt | Problem
 """What a line asks for, or what it is answered at once."""
+
+_ONE_OR_LINES = f"send it to /enqueue, or one job per line with Content-Type: {NDJSON}"
+_SEVERAL = f"send several arrays, or one job per line with Content-Type: {NDJSON}"
 
 _encode_lines = msgspec.json.Encoder().encode_lines
 
@@ -81,7 +95,7 @@ async def bulk_array(node: Node, content_type: str, body: bytes) -> Answer:
     Raises `Problem`: then nothing was stored.
     """
     if not is_json(content_type):
-        raise unsupported(content_type, f"application/json (an array) or {NDJSON} (a stream)")
+        raise unsupported(content_type, f"application/json (an array) or {NDJSON} (one job per line)")
     if len(body) > node.settings.max_body:
         raise too_large(node.settings.max_body)
     admissions = await _all_admitted(node, _items(body))
@@ -89,6 +103,9 @@ async def bulk_array(node: Node, content_type: str, body: bytes) -> Answer:
     receipts = [one for one in admissions if isinstance(one, Receipt)]
     if not any(receipt.verdict == "conflict" for receipt in receipts):
         receipts += await store(node, new, atomic=True) if new else []
+    for receipt in receipts:
+        if receipt.verdict == "locked":
+            known(receipt)  # raises what is to be told
     taken = [
         receipt.job.id for receipt in receipts if receipt.verdict == "conflict" and receipt.job is not None
     ]
@@ -99,30 +116,33 @@ async def bulk_array(node: Node, content_type: str, body: bytes) -> Answer:
 
 
 def _items(body: bytes) -> Sequence[msgspec.Raw]:
-    """The items of an array, not decoded yet, so that each goes the way of a single request."""
+    """The items of an array, not decoded yet, so that each is read like a single request."""
+    body = body.removeprefix(BOM)
+    if body.lstrip().startswith(
+        b"{"
+    ):  # one job, or lines of them; msgspec's own words differ with what follows
+        raise invalid([Fault("", f"expected an array of jobs, got an object: {_ONE_OR_LINES}")])
     try:
         items = msgspec.json.decode(body, type=list[msgspec.Raw])
     except msgspec.ValidationError as error:
-        raise invalid([Fault("", str(error))]) from None
+        raise invalid([Fault("", plain(str(error)))]) from None
     except RecursionError:
         raise too_deep("") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise not_json(str(error)) from None
+        raise malformed(body, error) from None
     if len(items) > MOST:
-        raise invalid(
-            [Fault("", f"holds {len(items)} jobs, and {MOST} are taken: send several, or {NDJSON}")]
-        )
+        raise invalid([Fault("", f"holds {len(items)} jobs, and at most {MOST} are taken: {_SEVERAL}")])
     return items
 
 
 async def _all_admitted(node: Node, items: Sequence[msgspec.Raw]) -> Sequence[NewJob | Receipt]:
-    """Every job of an array; raises `Problem` with the faults of all of them, or as many as are listed."""
+    """Every job of an array; raises `Problem` with the faults of all jobs, up to as many as are listed."""
     admissions: list[NewJob | Receipt] = []
     faults: list[Fault] = []
     begun = trio.current_time()  # once for all unknown kinds, and no more, the store is asked
     for index, item in enumerate(items):
         if index % GROUP == 0:
-            await trio.lowlevel.checkpoint()  # others have their turn while thousands are read
+            await trio.lowlevel.checkpoint()  # let other tasks run while thousands are read
         try:
             admissions.append(await admitted(node, bytes(item), begun))
         except Problem as problem:
@@ -214,8 +234,11 @@ class Splitter:
         self._rest.clear()
         self._keep(others[-1])
         numbered = zip(whole, self._number, strict=False)
+        # A byte order mark begins a file, and so any line of several files that were joined.
         return [
-            (number, line.removesuffix(b"\r")) for line, number in numbered if line and not line.isspace()
+            (number, text)
+            for line, number in numbered
+            if (text := line.removesuffix(b"\r").removeprefix(BOM)) and not text.isspace()
         ]
 
     def end(self) -> Sequence[Line]:
@@ -223,8 +246,9 @@ class Splitter:
         return self.feed(b"\n") if self._rest else []
 
     def _keep(self, part: bytes) -> None:
-        # Two more than the limit: one to tell that it is too long, one that may turn out to be the \r of its end.
-        self._rest += part[: max(0, self._limit + 2 - len(self._rest))]
+        # More than the limit: one byte to tell that it is too long, one that may turn out to be the \r of its end,
+        # and a byte order mark.
+        self._rest += part[: max(0, self._limit + 2 + len(BOM) - len(self._rest))]
 
 
 async def _admissions(node: Node, lines: Sequence[Line]) -> Sequence[tuple[int, Admission]]:

@@ -2,18 +2,21 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
-from quart import Blueprint, Response, redirect, render_template, url_for
+from quart import Blueprint, Response, redirect, render_template, send_from_directory, url_for
 from quart.typing import ResponseReturnValue
-from quart_schema import hide, tag_blueprint
+from quart_schema import document_querystring, hide, tag_blueprint
 
 from jobpipe.api.spec import Content, answers, problems
 from jobpipe.version import VERSION
 
 STATIC_MAX_AGE = 86_400
 """Seconds that a browser may keep a static file. Pages ask for it by version, so a newer jobpipe is seen at once."""
+
+STATIC = Path(__file__).parent / "static"
 
 HEADERS = {
     # Everything comes from this node, and nothing runs that is not a file of it. The style sheet's pictures are inline.
@@ -24,11 +27,15 @@ HEADERS = {
 }
 
 
+class AssetQuery(msgspec.Struct, frozen=True):
+    """Which version of a static file is asked for, so that a browser keeps no older one."""
+
+    v: str = VERSION
+
+
 def docs_blueprint(spec: Callable[[], dict[str, Any]]) -> Blueprint:
     """The routes of the spec, its page and the page's static files. `spec` is asked once, when all routes are known."""
-    routes = Blueprint(
-        "docs", __name__, static_folder="static", static_url_path="/static", template_folder="templates"
-    )
+    routes = Blueprint("docs", __name__, template_folder="templates")
     tag_blueprint(routes, ["service"])
 
     @functools.cache
@@ -44,16 +51,28 @@ def docs_blueprint(spec: Callable[[], dict[str, Any]]) -> Blueprint:
     @answers(200, "The spec, OpenAPI 3.1.", Content(dict[str, Any]))
     @problems()
     async def openapi() -> Response:
-        """This spec."""
+        """Get this spec.
+
+        OpenAPI 3.1, made from the running service; it always describes exactly this version.
+        """
         return Response(encoded(), content_type="application/json", headers={"Cache-Control": "no-cache"})
 
     @routes.get("/docs")
     @answers(200, "The page.", Content(str, "text/html"))
     @problems()
     async def docs() -> Response:
-        """The spec as a page to read and to try. It needs nothing from the internet."""
+        """Get the documentation page.
+
+        This spec as a page on which every request can be tried. The page loads nothing from the internet.
+        """
         page = await render_template("docs.html", version=VERSION, asset=_asset)
         return Response(page, content_type="text/html; charset=utf-8", headers={"Cache-Control": "no-cache"})
+
+    @routes.get("/static/<path:filename>", endpoint="static")
+    @document_querystring(AssetQuery)
+    @hide
+    async def asset(filename: str) -> Response:
+        return await send_from_directory(STATIC, filename)
 
     @routes.after_request
     async def secure(response: Response) -> Response:

@@ -1,6 +1,7 @@
 """`POST /enqueue`: plain functions from bytes to answer, called by the thin front and by Quart alike."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -8,49 +9,69 @@ from urllib.parse import quote
 
 import msgspec
 import trio
+from msgspec import UNSET, UnsetType
 
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.faults import fault_from, faults_of
+from jobpipe.api.malformed import BOM, malformed
+from jobpipe.api.numbers import may_vanish, vanishing
 from jobpipe.api.problems import (
     Fault,
     Problem,
     UnknownKind,
     conflict,
     invalid,
-    not_json,
     too_large,
     unavailable,
     unsupported,
 )
-from jobpipe.api.schemas import EnqueueRequest, job_view
+from jobpipe.api.schemas import NULL, EnqueueRequest, job_view
 from jobpipe.engine.node import Node
-from jobpipe.errors import JobpipeError
+from jobpipe.errors import JobpipeError, StoreUnavailable
+from jobpipe.handlers.registry import Handler
 from jobpipe.job import (
-    DEFAULT_MAX_RETRIES,
+    DEEPEST,
+    DEFAULT_KIND,
     NO_OPTIONS,
     Job,
+    Name,
     NewJob,
     Options,
     as_stored,
+    may_nest_deeper,
+    nests_deeper,
     new_job_id,
     same_content,
 )
 from jobpipe.store.base import Receipt
 
-DEEPEST = 500
-"""How deep a payload may nest: well below what would break whoever reads it."""
+LATEST = 253_402_300_799.999
+"""The last millisecond of the year 9999, the last that RFC 3339 can write."""
 
-SHOWN, COMPARED = 20, 50
-"""How many kinds a refusal names, and with how many it compares one that is unknown."""
+KINDS_NAMED, COMPARED = 20, 50
+"""The most kinds that the answer to an unknown one names, and with how many it compares that one."""
 
-LATEST = 253_402_300_799.0
-"""The end of the year 9999, the last that RFC 3339 can write."""
 
-_decode = msgspec.json.Decoder(EnqueueRequest).decode
+class AskedRequest(EnqueueRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A request that shows whether a kind was named."""
+
+    kind: Name | UnsetType = UNSET  # type: ignore[assignment]  # to clients it is a Name with a default
+
+
+class SentRequest(EnqueueRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A request whose payload is the bytes that were sent."""
+
+    payload: msgspec.Raw = NULL
+
+
+_decode = msgspec.json.Decoder(AskedRequest).decode
+_decode_raw = msgspec.json.Decoder(SentRequest).decode
 _encode = msgspec.json.Encoder().encode
 
 # curl -d says application/x-www-form-urlencoded when nobody says anything else.
 JSON_TYPES = frozenset({"", "application/json", "text/json", "application/x-www-form-urlencoded"})
+
+_ESCAPE = re.compile(rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[0-9a-fA-F]{4}|u[0-9a-fA-F]{4}|.)", re.DOTALL)
 
 
 async def enqueue(node: Node, content_type: str, body: bytes) -> Answer:
@@ -64,17 +85,21 @@ async def enqueue(node: Node, content_type: str, body: bytes) -> Answer:
         raise too_large(node.settings.max_body)
     new = await admitted(node, body)
     if isinstance(new, Receipt):
-        return _answer(known(new), 200)
+        return _answer(node, known(new), 200)
     (receipt,) = await store(node, [new])
-    return _answer(as_stored(new), 202) if receipt.verdict == "stored" else _answer(known(receipt), 200)
+    if receipt.verdict == "stored":
+        return _answer(node, as_stored(new), 202)
+    return _answer(node, known(receipt), 200)
 
 
-def _answer(job: Job, status: int) -> Answer:
-    return answer(job_view(job), status, {"Location": "/jobs/" + quote(job.id, safe="")})
+def _answer(node: Node, job: Job, status: int) -> Answer:
+    return answer(job_view(job, node.registry), status, {"Location": "/jobs/" + quote(job.id, safe="")})
 
 
 def known(receipt: Receipt) -> Job:
-    """The job that an earlier request has stored; raises `Problem` when that one had other content."""
+    """The job that an earlier request stored; raises `Problem` when its content differs, or when it is locked."""
+    if receipt.verdict == "locked":
+        raise unavailable(StoreUnavailable("another program has locked the job with this id"))
     assert receipt.job is not None  # noqa: S101 - only a stored one has none
     if receipt.verdict == "conflict":
         raise conflict([receipt.job.id])
@@ -96,10 +121,10 @@ async def store(node: Node, jobs: Sequence[NewJob], *, atomic: bool = False) -> 
 
 
 async def admitted(node: Node, body: bytes, since: float | None = None) -> NewJob | Receipt:
-    """The job that a body asks for, to be stored; or at once its receipt, when that needs no store any more.
+    """The job that a body asks for; or its receipt, when the job is stored already.
 
     Before a kind is refused, the store is asked whether a node serves it by now, unless it was asked after `since` (in
-    Trio's clock; None: now). Raises `Problem` with every fault of it.
+    Trio's clock; None: now). Raises `Problem` with every fault of the body.
     """
     try:
         new = asked(node, body)
@@ -118,11 +143,11 @@ async def renew_kinds(node: Node, since: float) -> None:
 
 
 def asked(node: Node, body: bytes) -> NewJob:
-    """The job that a body asks for; whether it is in time is not judged. Raises `Problem` with every fault of it.
+    """The job that a body asks for, even one that expires too early. Raises `Problem` with every fault of the body.
 
     `UnknownKind` where it names a kind that no live node is known to serve: `renew_kinds`, and ask again.
     """
-    return new_job(node, request_from(body))
+    return new_job(node, *request_from(body))
 
 
 def in_time(new: NewJob) -> bool:
@@ -131,9 +156,9 @@ def in_time(new: NewJob) -> bool:
 
 
 async def too_late(node: Node, new: NewJob) -> Receipt:
-    """The receipt of a job that could not run before it expires; raises `Problem` when it is new.
+    """The receipt of a job that expires before it could run; raises `Problem` when the job is new.
 
-    The same request again after its expiry is no fault: it was in time when it stored the job.
+    Repeating a request after the expiry is no fault: the first one was in time.
     """
     try:
         job = await node.store.get(new.id)
@@ -141,37 +166,61 @@ async def too_late(node: Node, new: NewJob) -> Receipt:
         raise unavailable(error) from None
     if job is None:
         raise invalid(
-            [Fault("/expires_at", "lies before the job could run: name a later time, or leave it out")]
+            [Fault("/expires_at", "is not after the time at which the job could run: send a later time")]
         )
     return Receipt("existing" if same_content(new, job) else "conflict", job)
 
 
-def request_from(body: bytes) -> EnqueueRequest:
-    """Read one request; raises `Problem` with every fault of it."""
+def request_from(body: bytes) -> tuple[AskedRequest, bytes]:
+    """Read one request; also its payload as it is to be stored. Raises `Problem` with every fault of the body."""
+    body = body.removeprefix(BOM)
     try:
         request = _decode(body)
+        usual = _encode(request.payload)
     except msgspec.ValidationError as error:
-        raise invalid(_every_fault(body, error)) from None
+        raise _every_fault(body, error) from None
     except RecursionError:
         raise too_deep() from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise not_json(str(error)) from None
-    # Only what has that many brackets, each with its other half, can be that deep.
-    may_be_deep = len(body) > 2 * DEEPEST and body.count(b"[") + body.count(b"{") > DEEPEST
-    if may_be_deep and deeper(request.payload, DEEPEST):
+        raise malformed(body, error) from None
+    if may_nest_deeper(body, DEEPEST) and nests_deeper(request.payload, DEEPEST):
         raise too_deep()
-    return request
+    return request, usual if request.payload is None or _is_in(body, usual) else _exactly(body)
 
 
-def _every_fault(body: bytes, first: msgspec.ValidationError) -> Sequence[Fault]:
-    """The faults behind the first one; raises `Problem` when the body turns out to be no JSON after that one."""
+def _is_in(body: bytes, usual: bytes) -> bool:
+    """Whether the payload was sent just as it would be written here, as most are; told without reading it again."""
+    written = b'"payload":' + usual
+    place = body.find(written)
+    return place >= 0 and body[place + len(written)] in b",}"
+
+
+def _exactly(body: bytes) -> bytes:
+    """The payload of a request that is well, as it was sent, so that no number loses a digit.
+
+    Escaped characters become what they mean, where they can: a search for é has to find it. Raises `Problem` for a
+    number that the handler could not be given.
+    """
+    sent = bytes(_decode_raw(body).payload)
+    if may_vanish(sent) and (number := vanishing(sent)):
+        raise invalid([Fault("/payload", f"the number {number} is too small for 64 bits and would become 0")])
+    return _ESCAPE.sub(_unescaped, sent) if b"\\u" in sent else sent
+
+
+def _every_fault(body: bytes, first: msgspec.ValidationError) -> Problem:
+    """The faults behind the first one, or that the body turns out to be no JSON after that one."""
     try:
-        faults = faults_of(msgspec.json.decode(body), EnqueueRequest)
+        value = msgspec.json.decode(body)
+        faults = faults_of(value, EnqueueRequest)
     except (msgspec.ValidationError, RecursionError):  # a number beyond all bounds, or too deep
-        faults = []
+        value, faults = None, []
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise not_json(str(error)) from None
-    return faults or [fault_from(first)]  # none: of a key given twice, the one that does not count was wrong
+        return malformed(body, error)
+    if isinstance(value, list):
+        several = "expected an object (one job), got an array: an array of jobs goes to /enqueue/bulk"
+        faults = [Fault("", f"{several} as application/json")]
+    # No fault: of a key given twice, the one that does not count was wrong.
+    return invalid(faults or [fault_from(first)])
 
 
 def too_deep(pointer: str = "/payload") -> Problem:
@@ -179,45 +228,32 @@ def too_deep(pointer: str = "/payload") -> Problem:
     return invalid([Fault(pointer, f"nests deeper than {DEEPEST} levels")])
 
 
-def deeper(value: Any, levels: int) -> bool:  # noqa: ANN401 - any JSON
-    """Whether arrays and objects nest deeper than so many levels."""
-    layer = [value]
-    for _ in range(levels):
-        parts = (
-            one.values() if isinstance(one, dict) else one for one in layer if isinstance(one, dict | list)
-        )
-        layer = [inner for part in parts for inner in part]
-        if not layer:
-            return False
-    return any(isinstance(one, dict | list) for one in layer)
-
-
-def new_job(node: Node, request: EnqueueRequest) -> NewJob:
-    """The job that a request asks for; raises `Problem` when it can't be. Whether it is in time is not judged."""
+def new_job(node: Node, request: AskedRequest, payload: bytes) -> NewJob:
+    """The job that a request asks for, even one that expires too early. Raises `Problem` with every fault."""
     now = node.clock.now()
-    handler = node.registry.find(request.kind)
+    kind = DEFAULT_KIND if request.kind is UNSET else request.kind
+    handler = node.registry.find(kind)
     faults: list[Fault] = []
-    unknown = handler is None and not node.served.has(request.kind)
-    if unknown:
-        faults.append(Fault("/kind", _unknown(request.kind, sorted(node.served.kinds))))
+    unknown = handler is None and not node.served.has(kind)
+    if request.kind is UNSET and node.settings.shipped_kinds == "off":
+        faults.append(Fault("/kind", f"is required here; {_served_kinds(node)}"))
+    elif unknown:
+        faults.append(Fault("/kind", _unknown(node, kind)))
     elif handler is not None and handler.payload_type is not Any:
-        faults += faults_of(request.payload, handler.payload_type, "/payload")
+        faults += _unfit(payload, request.payload, handler)
     asked_run_at = None if request.run_at is None else _seconds(request.run_at, "/run_at", faults)
     expires_at = None if request.expires_at is None else _seconds(request.expires_at, "/expires_at", faults)
     if request.delay is not None and request.run_at is not None:
-        faults.append(Fault("/run_at", "goes not together with delay: give one of them"))
+        faults.append(Fault("/run_at", "cannot be combined with delay: send one of them"))
     if faults:
         raise invalid(faults, UnknownKind if unknown else Problem)
-    default_retries = DEFAULT_MAX_RETRIES
-    if handler is not None and handler.max_retries is not None:
-        default_retries = handler.max_retries
     return NewJob(
         id=request.id or new_job_id(now, node.rng.getrandbits),
-        kind=request.kind,
+        kind=kind,
         queue=request.queue,
-        payload=_encode(request.payload),
+        payload=payload,
         priority=request.priority,
-        max_retries=default_retries if request.max_retries is None else request.max_retries,
+        max_retries=request.max_retries,
         created_at=now,
         run_at=_run_at(request.delay, asked_run_at, now),
         expires_at=expires_at,
@@ -225,20 +261,47 @@ def new_job(node: Node, request: EnqueueRequest) -> NewJob:
     )
 
 
-def _unknown(kind: str, served: Sequence[str]) -> str:
+def _unknown(node: Node, kind: str) -> str:
     """Why a kind is refused, with the name that may be meant."""
+    served = sorted(node.served.kinds)
     alike = [name for name in served if abs(len(name) - len(kind)) <= 2][:COMPARED]  # noqa: PLR2004 - a slip of the finger
     meant = difflib.get_close_matches(kind, alike, 1)
     hint = f"did you mean {meant[0]!r}? " if meant else ""
-    more = f" and {len(served) - SHOWN} more" if len(served) > SHOWN else ""
-    return f"no live node has a handler for {kind!r}; {hint}served are {', '.join(served[:SHOWN])}{more}"
+    return f"no live node has a handler for {kind!r}; {hint}{_served_kinds(node)}"
+
+
+def _served_kinds(node: Node) -> str:
+    served = sorted(node.served.kinds)
+    more = f" and {len(served) - KINDS_NAMED} more" if len(served) > KINDS_NAMED else ""
+    return f"served are {', '.join(served[:KINDS_NAMED]) or 'none'}{more}"
+
+
+def _unfit(sent: bytes, payload: Any, handler: Handler) -> Sequence[Fault]:  # noqa: ANN401 - any JSON
+    """The faults of a payload for its handler; it is read here just as for the handler later on."""
+    try:
+        msgspec.json.decode(sent, type=handler.payload_type)
+    except msgspec.ValidationError as error:
+        return faults_of(payload, handler.payload_type, "/payload") or [fault_from(error, "/payload")]
+    except RecursionError:
+        return [Fault("/payload", "nests deeper than its handler can read")]
+    except Exception as error:  # noqa: BLE001 - what a type of the handler's own raises when it is made
+        return [Fault("/payload", f"its handler cannot read it: {type(error).__name__}: {str(error)[:200]}")]
+    return []
+
+
+def _unescaped(escape: re.Match[bytes]) -> bytes:
+    """The character behind an escape, or the escape where JSON needs it."""
+    if escape[0][1:2] != b"u":
+        return escape[0]
+    character: str = msgspec.json.decode(b'"%b"' % escape[0])
+    return escape[0] if character < " " or character in '"\\' else character.encode()
 
 
 def _seconds(time: datetime, pointer: str, faults: list[Fault]) -> float:
     """A time in whole milliseconds, or a fault more when no answer could show it."""
     seconds = round(time.timestamp(), 3)
     if seconds > LATEST:
-        faults.append(Fault(pointer, "lies after the year 9999"))
+        faults.append(Fault(pointer, "is after the year 9999, in UTC: send an earlier time"))
     return seconds
 
 

@@ -1,7 +1,7 @@
 """The thin ASGI front: serves the hot routes from bytes to answer, and hands everything else to Quart."""
 
-import tempfile
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import closing
 from typing import Any
 
 import structlog
@@ -10,7 +10,10 @@ import trio
 from jobpipe.api.answers import Answer, problem_answer
 from jobpipe.api.bulk import NDJSON, bulk_array, bulk_stream, is_ndjson
 from jobpipe.api.enqueue import enqueue
-from jobpipe.api.problems import Problem, cross_site, internal, too_large
+from jobpipe.api.hosts import Guard
+from jobpipe.api.inputs import NoQuery, query_from
+from jobpipe.api.problems import Problem, internal, no_route, too_large
+from jobpipe.api.spool import Files, Spool
 from jobpipe.engine.node import Node
 
 Scope = Mapping[str, Any]
@@ -19,13 +22,11 @@ Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 Route = Callable[[Node, str, bytes], Awaitable[Answer]]
 
-SPOOL = 1 << 20
-"""Bytes of a stream's answers that are kept in memory until the client reads them; what is more goes to a file."""
-
 LINGER = 5.0
 """Seconds that a client has to end its request once it is answered: were it cut off, it might never read the answer."""
 
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+ALLOWED = "GET, HEAD, POST, DELETE, OPTIONS"
+"""The methods that routes take: the answer to `OPTIONS *`."""
 
 ROUTES: Mapping[str, Route] = {"/enqueue": enqueue, "/enqueue/bulk": bulk_array}
 
@@ -41,6 +42,8 @@ class Front:
 
     def __init__(self, node: Node, app: App) -> None:
         self._node, self._app = node, app
+        self._guard = Guard(node.settings.host, node.settings.allowed_hosts)
+        self._files = Files()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI 3)."""
@@ -48,16 +51,24 @@ class Front:
             await self._app(scope, receive, send)
             return
         headers, chunks = dict(scope["headers"]), Chunks(receive)
-        path, changes = scope["path"].rstrip("/"), scope["method"] not in SAFE_METHODS
-        route = ROUTES.get(path) if scope["method"] == "POST" else None
-        if changes and headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin"):
-            await respond(send, problem_answer(cross_site()), chunks)
-        elif route is None:
-            await self._hand_on(scope, chunks, send)
-        elif path == "/enqueue/bulk" and is_ndjson(_content_type(headers)):
+        path, method = scope["path"].removesuffix("/"), scope["method"]
+        route = ROUTES.get(path) if method == "POST" else None
+        server = scope.get("server")
+        refusal = self._guard.refusal(method, headers, server[0] if server else "")
+        if refusal is None and route is not None:
+            refusal = _parameters_refused(scope["query_string"])
+        if refusal is not None:
+            await respond(send, problem_answer(refusal), chunks)
+        elif route is not None and path == "/enqueue/bulk" and is_ndjson(_content_type(headers)):
             await self._stream(chunks, send)
-        else:
+        elif route is not None:
             await self._answer(route, headers, chunks, send)
+        elif path == "*":
+            await respond(send, Answer(200, b"", "text/plain", {"Allow": ALLOWED}), chunks)
+        elif path.startswith("//"):  # which Quart would take for a single slash
+            await respond(send, problem_answer(no_route(f"{method} {path}")), chunks)
+        else:
+            await self._hand_on(_whole(scope, headers), chunks, send)
 
     async def _hand_on(self, scope: Scope, chunks: "Chunks", send: Send) -> None:
         """Let Quart answer, and send the end of its answer from here.
@@ -95,11 +106,14 @@ class Front:
         await respond(send, answer, chunks)
 
     async def _stream(self, chunks: "Chunks", send: Send) -> None:
-        """Answer a stream while it comes in, without ever waiting for a client that sends and does not read."""
+        """Answer a stream while it comes in; a client that sends and does not read is waited for as late as can be."""
         await send(
             {"type": "http.response.start", "status": 200, "headers": [(b"content-type", NDJSON.encode())]}
         )
-        spool = Spool()
+        with closing(Spool(self._files)) as spool:
+            await self._pour(chunks, spool, send)
+
+    async def _pour(self, chunks: "Chunks", spool: Spool, send: Send) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(spool.pour, send)
             try:
@@ -142,57 +156,6 @@ class Chunks:
                 return
 
 
-class Spool:
-    """What was answered and is not sent yet: in memory while it is little, else in a temporary file."""
-
-    def __init__(self) -> None:
-        self._file = tempfile.SpooledTemporaryFile(max_size=SPOOL)  # noqa: SIM115 - closed by `pour`
-        self._written = self._sent = 0
-        self._ended = False
-        self._more = trio.Event()
-
-    @property
-    def size(self) -> int:
-        """Bytes kept, in memory or in the file."""
-        return self._written
-
-    async def write(self, answers: bytes) -> None:
-        """Append; never waits for the client."""
-        self._file.seek(self._written)
-        self._file.write(answers)
-        self._written += len(answers)
-        self._more.set()
-        await trio.lowlevel.checkpoint()
-
-    def end(self) -> None:
-        """Nothing more will come."""
-        self._ended = True
-        self._more.set()
-
-    async def pour(self, send: Send) -> None:
-        """Send what is there as the client takes it, until the end."""
-        with self._file:
-            while not (self._ended and self._sent == self._written):
-                await self._more.wait()
-                self._more = trio.Event()
-                while self._sent < self._written:
-                    await send({"type": "http.response.body", "body": self._next(), "more_body": True})
-                self._empty()
-        await send({"type": "http.response.body", "body": b""})
-
-    def _next(self) -> bytes:
-        self._file.seek(self._sent)
-        part = self._file.read(min(1 << 16, self._written - self._sent))
-        self._sent += len(part)
-        return part
-
-    def _empty(self) -> None:
-        """Begin anew, since all is sent: who reads along costs little, however long the stream."""
-        self._file.seek(0)
-        self._file.truncate()
-        self._written = self._sent = 0
-
-
 async def respond(send: Send, answer: Answer, chunks: Chunks) -> None:
     """Send an answer. Where the request was not read to its end, its rest is let go by before the connection closes."""
     headers = [(b"content-type", answer.content_type.encode()), (b"content-length", b"%d" % len(answer.body))]
@@ -215,6 +178,22 @@ async def read_body(chunks: Chunks, headers: Mapping[bytes, bytes], limit: int) 
         if size > limit:
             raise too_large(limit)
     return b"".join(parts)
+
+
+def _parameters_refused(query_string: bytes) -> Problem | None:
+    """Why a request to a hot route is refused for its parameters: those routes take none."""
+    try:
+        query_from(query_string, NoQuery)
+    except Problem as problem:
+        return problem
+    return None
+
+
+def _whole(scope: Scope, headers: Mapping[bytes, bytes]) -> Scope:
+    """A request without the wish for a part of the answer: files here are small, and a server need not know ranges."""
+    if b"range" not in headers:
+        return scope
+    return {**scope, "headers": [(name, value) for name, value in scope["headers"] if name != b"range"]}
 
 
 def _content_type(headers: Mapping[bytes, bytes]) -> str:

@@ -1,4 +1,4 @@
-"""`GET /health`: proves that the store answers, that it can be written, and that the intake takes jobs."""
+"""`GET /health`: checks that the store can be read and written, and that ready jobs are taken."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,7 +15,7 @@ from jobpipe.api.words import RETRY_LATER
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
 from jobpipe.job import Status
-from jobpipe.store.base import QueueState, Unserved
+from jobpipe.store.base import Overview, Unserved
 from jobpipe.version import VERSION
 
 PATIENCE = 2.0
@@ -34,13 +34,13 @@ def health_blueprint(node: Node) -> Blueprint:
 
     @routes.get("/health")
     @answers(200, "The node works.", Content(Health))
-    @answers(503, "The node drains, or something of it is broken.", Content(Health), headers=RETRY_LATER)
+    @answers(503, "The node is draining, or a check failed.", Content(Health), headers=RETRY_LATER)
     @problems()
     async def health() -> Response:
-        """Is the node well?
+        """Check the node's health.
 
-        It proves that the store answers, that it can be written, and that the intake takes jobs.
-        200 `ok` when the node works; 503 when it drains, or with what is broken.
+        Reads the store, writes a transaction, and checks that ready jobs are taken while workers are idle.
+        200 with the status `ok` when all of that works; 503 while the node drains, or with `detail` on what fails.
         """
         return respond(await check(node))
 
@@ -71,11 +71,11 @@ async def check(node: Node) -> Answer:
 
 
 class Probe:
-    """Looks at one thing after another; `broken` says what the one that was not well, or did not answer, means."""
+    """Checks one thing after another; `broken` says what a check that failed, or did not end, means."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._queues: Sequence[QueueState] | None = None
+        self._seen: Overview | None = None
         self.unserved: Sequence[Unserved] = ()
         self.broken: str | None = SILENT
 
@@ -85,20 +85,20 @@ class Probe:
             self._node.intake.ticks
         )  # from before the look at the queues: what is ready there may be taken meanwhile
         try:
-            self._queues = await self._node.store.queues()
+            self._seen = await self._node.store.overview(self._node.registry.served)
             self.unserved = await self._node.served.unserved()
         except JobpipeError as error:
             self.broken = f"the store cannot be read: {error}"
             return
         if self._node.phase == "running":
-            self.broken = "the store takes nothing"
+            self.broken = "the store does not complete a write"
             await self._written()
             trouble = self._node.ledger.trouble
             if trouble is not None:
                 self.broken = f"the store cannot write: {trouble}"
                 return
-            self.broken = "jobs are ready and workers idle, but the intake takes none"
-            await self._taken(ticks)
+            self.broken = "jobs are ready and workers are idle, but no job is taken"
+            await self._taken(self._seen, ticks)
         self.broken = None
 
     def told(self) -> str | None:
@@ -108,7 +108,7 @@ class Probe:
 
     def count(self, status: Status) -> int | None:
         """How many jobs have a status; None when the store did not tell."""
-        return None if self._queues is None else sum(queue.counts.get(status, 0) for queue in self._queues)
+        return None if self._seen is None else self._seen.counts.get(status, 0)
 
     async def _written(self) -> None:
         """Wait until a transaction got through, or the ledger says why none can."""
@@ -117,10 +117,10 @@ class Probe:
         ledger.look()
         await _until(lambda: ledger.commits > commits or ledger.trouble is not None)
 
-    async def _taken(self, ticks: int) -> None:
+    async def _taken(self, seen: Overview, ticks: int) -> None:
         """Wait until the intake has taken jobs, where some that it may take were ready and workers are idle."""
         node = self._node
-        if await node.store.ready(node.registry.served):
+        if seen.ready:
             await _until(lambda: node.intake.ticks > ticks or node.attempts.busy >= node.settings.workers)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from jobpipe.errors import Draining, JobpipeError, QueueFull
+from jobpipe.job import Status
 
 RETRY_AFTER = "1"
 """Seconds after which a refused client may try again."""
@@ -14,39 +15,57 @@ LISTED = 100
 """The most faults, and the most ids, that one problem lists."""
 
 
+LONGEST = 500
+"""The most characters of a text, part of it perhaps the client's, that an answer repeats."""
+
+
 class Code(enum.StrEnum):
     """What can go wrong, for programs: these words and no others, and none of them changes its meaning."""
 
     BAD_REQUEST = "bad_request"
     """the request breaks HTTP's own rules (400 and other 4xx)"""
+    REQUEST_TIMEOUT = "request_timeout"
+    """the rest of the request did not come in time (408)"""
+    WRONG_HOST = "wrong_host"
+    """the request was sent to a host that this service is not known by (421)"""
+    HEAD_TOO_LARGE = "head_too_large"
+    """the request line and the headers are too long (431)"""
+    NOT_IMPLEMENTED = "not_implemented"
+    """the method or the transfer coding is unknown (501)"""
+    HTTP_VERSION = "http_version"
+    """the request is not HTTP/1.0 or HTTP/1.1 (505)"""
     NOT_JSON = "not_json"
     """the body is not JSON in UTF-8 (400)"""
     CROSS_SITE = "cross_site"
-    """a web page of another site asked for a change (403)"""
+    """a page of another site tried to change something (403)"""
     NOT_FOUND = "not_found"
-    """there is no such route (404)"""
+    """no such route (404)"""
     NO_SUCH_JOB = "no_such_job"
-    """there is no job with that id (404)"""
+    """no job has this id (404)"""
+    NO_SUCH_QUEUE = "no_such_queue"
+    """no queue has this name (404)"""
     METHOD_NOT_ALLOWED = "method_not_allowed"
-    """the route takes other methods, listed in `Allow` (405)"""
+    """the route supports other methods, listed in `Allow` (405)"""
     ID_CONFLICT = "id_conflict"
-    """the id belongs to a job with other content (409)"""
+    """another job, with other content, has this id (409)"""
     WRONG_STATUS = "wrong_status"
-    """the job's status does not allow that (409)"""
+    """the job's status does not allow this (409)"""
+    QUEUE_NOT_EMPTY = "queue_not_empty"
+    """the queue still has jobs (409)"""
     TOO_LARGE = "too_large"
     """the body, or a line of a stream, is longer than MAX_BODY (413)"""
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
-    """the Content-Type is not taken there (415)"""
+    """the route does not accept this Content-Type (415)"""
     INVALID = "invalid"
-    """the input has the faults that are listed (422)"""
+    """the request has the listed faults (422)"""
     INTERNAL = "internal"
-    """a fault of jobpipe (500)"""
+    """a bug in jobpipe (500)"""
     QUEUE_FULL = "queue_full"
-    """as many jobs wait as MAX_BACKLOG allows (503)"""
+    """MAX_BACKLOG jobs are waiting already (503)"""
     DRAINING = "draining"
     """the node is shutting down (503)"""
     STORE_UNAVAILABLE = "store_unavailable"
-    """the store cannot be read or written now (503)"""
+    """the store cannot be read or written at the moment (503)"""
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -95,19 +114,24 @@ class UnknownKind(Problem):
     """422: a kind that no live node serves, as far as this node knows; one may have joined just now."""
 
 
+def cut(text: str) -> str:
+    """A text, or the beginning of a long one."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
 def not_json(detail: str) -> Problem:
-    """400: the body is no JSON."""
-    return Problem(400, Code.NOT_JSON, "The body is not JSON", f"{detail}: send JSON in UTF-8")
+    """400: the body is not JSON; `detail` says what to send."""
+    return Problem(400, Code.NOT_JSON, "The body is not JSON", detail)
 
 
 def invalid(faults: Sequence[Fault], problem: type[Problem] = Problem) -> Problem:
-    """422: every fault of the input, up to `LISTED` of them."""
-    listed = faults[:LISTED]
+    """422: every fault of the request, up to `LISTED` of them."""
+    listed = [Fault(cut(fault.pointer), cut(fault.detail)) for fault in faults[:LISTED]]
     what = "; ".join(f"{fault.pointer or 'the body'}: {fault.detail}" for fault in listed[:5])
     if len(faults) > len(listed):
         what += f"; only the first {LISTED} faults are listed"
-    detail = f"mend these and send it again: {what}"
-    return problem(422, Code.INVALID, "The input is not valid", detail, faults=listed)
+    detail = f"fix these and resend: {what}"
+    return problem(422, Code.INVALID, "Invalid request", detail, faults=listed)
 
 
 def too_large(limit: int, advice: str = "send less, or stream jobs as NDJSON to /enqueue/bulk") -> Problem:
@@ -116,31 +140,50 @@ def too_large(limit: int, advice: str = "send less, or stream jobs as NDJSON to 
         413,
         Code.TOO_LARGE,
         "The body is too large",
-        f"at most {limit} bytes are taken (MAX_BODY): {advice}",
+        f"MAX_BODY allows {limit} bytes: {advice}",
         headers={"Connection": "close"},
     )
 
 
 def unsupported(content_type: str, allowed: str) -> Problem:
-    """415: a media type that is not taken here."""
-    title = "The media type is not taken here"
-    return Problem(415, Code.UNSUPPORTED_MEDIA_TYPE, title, f"{content_type!r} came: send {allowed}")
+    """415: a media type that the route does not accept."""
+    detail = f"got Content-Type {cut(content_type)!r}: send {allowed}"
+    return Problem(415, Code.UNSUPPORTED_MEDIA_TYPE, "Unsupported media type", detail)
+
+
+def no_route(path: str) -> Problem:
+    """404: no such route."""
+    return Problem(404, Code.NOT_FOUND, "There is nothing here", f"no route for {path}: /docs lists them all")
 
 
 def no_job(job_id: str) -> Problem:
     """404: no such job."""
-    detail = f"no job has the id {job_id!r}; it may have been deleted"
-    return Problem(404, Code.NO_SUCH_JOB, "There is no such job", detail)
+    detail = f"no job has the id {cut(job_id)!r}; it may have been deleted"
+    return Problem(404, Code.NO_SUCH_JOB, "No such job", detail)
+
+
+def no_queue(name: str) -> Problem:
+    """404: no such queue."""
+    detail = f"no queue {name!r} has jobs or is paused; it may have been deleted"
+    return Problem(404, Code.NO_SUCH_QUEUE, "No such queue", detail)
+
+
+def not_empty(name: str, counts: Mapping[Status, int]) -> Problem:
+    """409: a queue that was to be deleted has jobs."""
+    held = ", ".join(f"{counts[status]} {status.value}" for status in Status if counts.get(status))
+    what = "job" if sum(counts.values()) == 1 else "jobs"
+    detail = f"queue {name!r} still has {held} {what}: delete those first"
+    return Problem(409, Code.QUEUE_NOT_EMPTY, "The queue is not empty", detail)
 
 
 def conflict(ids: Sequence[str]) -> Problem:
-    """409: the ids belong to jobs with another content."""
+    """409: the ids belong to jobs with other content."""
     named = ", ".join(map(repr, ids[:5]))
     return Problem(
         409,
         Code.ID_CONFLICT,
-        "The id belongs to another job",
-        f"another job, with other content, has the id {named}; nothing was stored: choose another id",
+        "The id is already used",
+        f"a job with the id {named} exists and has other content; nothing was stored: send another id",
         ids=ids[:LISTED],
     )
 
@@ -153,17 +196,52 @@ def unavailable(error: JobpipeError) -> Problem:
         case Draining():
             code, title = Code.DRAINING, "The node is shutting down"
         case _:
-            code, title = Code.STORE_UNAVAILABLE, "The store cannot be used now"
+            code, title = Code.STORE_UNAVAILABLE, "The store is unavailable"
     detail = f"{error}; nothing was stored: try again later"
     return Problem(503, code, title, detail, headers={"Retry-After": RETRY_AFTER})
 
 
 def cross_site() -> Problem:
-    """403: a web page of another site asked."""
-    return Problem(403, Code.CROSS_SITE, "Refused", "a page of another site may not change anything here")
+    """403: a page of another site tried to change something."""
+    detail = "pages of other sites may not change anything; a proxy in between must pass on `Host` unchanged"
+    return Problem(403, Code.CROSS_SITE, "Cross-site request", detail)
+
+
+def wrong_host(host: str) -> Problem:
+    """421: the request names another host."""
+    detail = f"this service is not known as {host[:100]!r}: add the name to ALLOWED_HOSTS, or use localhost"
+    return Problem(421, Code.WRONG_HOST, "Wrong host", detail)
+
+
+def bad_request(detail: str) -> Problem:
+    """400: the request breaks HTTP's rules."""
+    return Problem(400, Code.BAD_REQUEST, "Malformed request", detail)
+
+
+def timed_out() -> Problem:
+    """408: a request came no further."""
+    detail = "the rest of the request did not arrive in time: send it again without pausing"
+    return Problem(408, Code.REQUEST_TIMEOUT, "Request timed out", detail)
+
+
+def too_long_head(limit: int) -> Problem:
+    """431: too long a request line, or too many headers."""
+    detail = f"the request line and headers may have at most {limit} bytes: send shorter ones"
+    return Problem(431, Code.HEAD_TOO_LARGE, "Headers too large", detail)
+
+
+def not_implemented(detail: str) -> Problem:
+    """501: a method or a transfer coding that is not known."""
+    return Problem(501, Code.NOT_IMPLEMENTED, "Not implemented", detail)
+
+
+def other_version(version: str) -> Problem:
+    """505: another version of HTTP."""
+    detail = f"HTTP/{version} is not supported: send HTTP/1.1"
+    return Problem(505, Code.HTTP_VERSION, "HTTP version not supported", detail)
 
 
 def internal() -> Problem:
-    """500: a fault of jobpipe, told in the log."""
-    detail = "this is a fault of jobpipe: the log of the node tells more"
+    """500: a bug in jobpipe; the log has the traceback."""
+    detail = "this is a bug in jobpipe: the node's log has the traceback"
     return Problem(500, Code.INTERNAL, "Internal error", detail)

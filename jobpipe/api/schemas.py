@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from jobpipe.api.faults import TIME
+from jobpipe.handlers.registry import Registry
 from jobpipe.job import (
     DEFAULT_KIND,
     DEFAULT_QUEUE,
@@ -23,11 +25,9 @@ from jobpipe.job import (
     Tag,
     Timeout,
 )
-from jobpipe.store.base import Unserved
+from jobpipe.store.base import QUEUES, Unserved
 
-Time = Annotated[
-    datetime, Meta(tz=True, description="RFC 3339 with a time zone, such as 2030-01-31T12:00:00Z")
-]
+Time = Annotated[datetime, Meta(tz=True, description=TIME)]
 
 
 When = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
@@ -41,7 +41,9 @@ class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     kind: Name = DEFAULT_KIND
     payload: Any = None
     queue: Name = DEFAULT_QUEUE
-    priority: Annotated[int, Meta(ge=-1000, le=1000, description="higher runs first")] = 0
+    priority: Annotated[
+        int, Meta(ge=-1000, le=1000, description="a whole number from -1000 to 1000; higher runs first")
+    ] = 0
     max_retries: Retries | None = None
     delay: Seconds | None = None
     run_at: Time | None = None
@@ -49,7 +51,7 @@ class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     backoff: Backoff | None = None
     expires_at: Time | None = None
     on_crash: Literal["retry", "fail"] = "retry"
-    tags: Annotated[list[Tag], Meta(max_length=20)] = []
+    tags: Annotated[list[Tag], Meta(max_length=20, description="an array of at most 20 tags")] = []
 
 
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,9 +130,13 @@ class UnservedView(msgspec.Struct, frozen=True):
 
 
 class QueueList(msgspec.Struct, frozen=True):
-    """Every queue, by name; and the kinds of ready jobs that no live node serves, at most 100."""
+    """A page of queues, by name. `next_cursor` is null at the end.
+
+    `unserved`: the kinds of ready jobs that no live node serves, in whatever queue, at most 100.
+    """
 
     queues: Sequence[QueueView]
+    next_cursor: str | None
     unserved: Sequence[UnservedView]
 
 
@@ -154,23 +160,43 @@ class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class WaitQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long to wait for the job to end."""
 
-    wait: Annotated[float, Meta(ge=0, le=600, description="seconds, at most 600")] = 0.0
+    wait: Annotated[float, Meta(ge=0, le=600, description="a number of seconds from 0 to 600")] = 0.0
 
 
 class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which jobs to list."""
 
     status: Status | None = None
-    kind: str | None = None
-    queue: str | None = None
-    tag: str | None = None
-    text: Annotated[str, Meta(min_length=1, description="part of id, payload or error message")] | None = None
+    kind: Name | None = None
+    queue: Name | None = None
+    tag: Tag | None = None
+    text: (
+        Annotated[
+            str,
+            Meta(
+                min_length=1,
+                max_length=1000,
+                description="1 to 1000 characters; part of the id, the payload or the error message",
+            ),
+        ]
+        | None
+    ) = None
     created_after: Time | None = None
     created_before: Time | None = None
-    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+    limit: Annotated[int, Meta(ge=1, le=1000, description="a whole number from 1 to 1000")] = 100
     cursor: str | None = None
-    payload: Annotated[bool, Meta(description="with payloads and results")] = False
+    payload: Annotated[bool, Meta(description="true or false; true lists payloads and results too")] = False
 
+
+class QueueQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which queues to list."""
+
+    limit: Annotated[int, Meta(ge=1, le=QUEUES, description="a whole number from 1 to 1000")] = 100
+    cursor: str | None = None
+
+
+TRACEBACKS = 1 << 20
+"""The most bytes of tracebacks that are shown of one job's attempts: those of the newest."""
 
 NULL = msgspec.Raw(b"null")
 
@@ -203,8 +229,8 @@ def unserved_views(found: Sequence[Unserved]) -> Sequence[UnservedView]:
     return [UnservedView(one.kind, one.jobs, rfc3339(one.since)) for one in found]
 
 
-def job_view(job: Job, *, content: bool = True, attempts: bool = True) -> JobView:
-    """A job as it is shown; `content` is payload and result."""
+def job_view(job: Job, registry: Registry, *, content: bool = True, attempts: bool = True) -> JobView:
+    """A job as it is shown; `content` is payload and result. `registry`: whose handlers say what the job does not."""
     created_at = rfc3339(job.created_at)
     options = job.options
     return JobView(
@@ -217,7 +243,7 @@ def job_view(job: Job, *, content: bool = True, attempts: bool = True) -> JobVie
         result=(NULL if job.result is None else msgspec.Raw(job.result)) if content else UNSET,
         error=job.error,
         attempt=job.attempt,
-        max_retries=job.max_retries,
+        max_retries=registry.max_retries(job.kind) if job.max_retries is None else job.max_retries,
         timeout=options.timeout,
         backoff=options.backoff,
         on_crash=options.on_crash,
@@ -227,5 +253,18 @@ def job_view(job: Job, *, content: bool = True, attempts: bool = True) -> JobVie
         started_at=_when(job.started_at),
         finished_at=_when(job.finished_at),
         expires_at=_when(job.expires_at),
-        attempts=[attempt_view(record) for record in job.attempts] if attempts else UNSET,
+        attempts=_attempt_views(job.attempts) if attempts else UNSET,
     )
+
+
+def _attempt_views(records: Sequence[AttemptRecord]) -> Sequence[AttemptView]:
+    """Attempts as they are shown, oldest first; once the tracebacks take too much, those of older ones are left out."""
+    room, shown = TRACEBACKS, []
+    for record in reversed(records):
+        room -= 0 if record.error is None else len(msgspec.json.encode(record.error.traceback))
+        if room < 0 and record.error is not None:
+            bare = msgspec.structs.replace(record.error, traceback=None)
+            shown.append(attempt_view(msgspec.structs.replace(record, error=bare)))
+        else:
+            shown.append(attempt_view(record))
+    return shown[::-1]

@@ -14,10 +14,15 @@ from werkzeug.routing.converters import BaseConverter
 
 from jobpipe.api.problems import Code, ProblemDetails
 from jobpipe.api.words import DESCRIPTION, PARAMETERS, PATH_TYPES, PROBLEMS, RETRY_LATER, TAGS
+from jobpipe.job import PORTABLE
 from jobpipe.version import VERSION
 
 R = TypeVar("R", bound=Callable[..., Any])
 Json = dict[str, Any]
+
+
+ANY_ROUTE = (Code.INVALID, Code.TOO_LARGE, Code.INTERNAL)
+"""The problems of every route: parameters and bodies are checked before it runs."""
 
 
 class Content(msgspec.Struct, frozen=True):
@@ -50,10 +55,10 @@ def answers(
 
 
 def problems(*codes: Code) -> Callable[[R], R]:
-    """Say which problems a route answers with; `internal` every route may."""
+    """Say which problems a route answers with, beside those that any request may meet."""
 
     def say(route: R) -> R:
-        known = sorted((PROBLEMS[code] for code in {*codes, Code.INTERNAL}), key=_status)
+        known = sorted((PROBLEMS[code] for code in {*codes, *ANY_ROUTE}), key=_status)
         for status, group in groupby(known, key=_status):
             one_status = list(group)
             description = ". ".join(f"{each.title}: `{each.code.value}`" for each in one_status) + "."
@@ -82,6 +87,15 @@ def describe(app: QuartTrio) -> OpenAPIProvider:
     ).openapi_provider
 
 
+def with_kind_required(spec: Json) -> Json:
+    """The spec of a node that has no usual kind: every request has to name one."""
+    request = spec["components"]["schemas"]["EnqueueRequest"]
+    request["required"] = sorted({*request.get("required", ()), "kind"})
+    kind = request["properties"]["kind"]
+    kind["description"] = kind["description"].partition("; default: ")[0]
+    return spec
+
+
 class Spec(OpenAPIProvider):
     """quart-schema's walk over the routes, with schemas that are whole.
 
@@ -90,6 +104,7 @@ class Spec(OpenAPIProvider):
 
     def schema(self) -> Json:
         spec: Json = super().schema()
+        spec["servers"] = [{"url": "/", "description": "the node that serves this spec"}]
         spec["info"]["license"] = {"name": "MIT", "identifier": "MIT"}
         return spec
 
@@ -156,7 +171,42 @@ def _content(contents: Sequence[Content]) -> tuple[Json, Json]:
 
 def _schemas(models: Sequence[Any]) -> tuple[Sequence[Json], Json]:
     schemas, components = msgspec.json.schema_components(models, ref_template="#/components/schemas/{name}")
-    return schemas, dict(components)
+    shown = {name: _without_defaults(_portable(schema)) for name, schema in components.items()}
+    return [_portable(schema) for schema in schemas], shown
+
+
+def _portable(schema: Any) -> Any:  # noqa: ANN401 - any JSON
+    """The schema with patterns that every dialect of regular expressions reads."""
+    match schema:
+        case {"pattern": _}:
+            rest = {name: value for name, value in schema.items() if name != PORTABLE}
+            return rest | {"pattern": schema.get(PORTABLE, schema["pattern"])}
+        case dict():
+            return {name: _portable(value) for name, value in schema.items()}
+        case list():
+            return [_portable(value) for value in schema]
+        case _:
+            return schema
+
+
+def _without_defaults(schema: Json) -> Json:
+    """The schema of a struct that says defaults in words.
+
+    Generators of clients take a property with a `default` for one that is always there, and demand it from whoever
+    makes a request.
+    """
+    if "properties" not in schema:
+        return schema
+    return schema | {"properties": {name: _in_words(one) for name, one in schema["properties"].items()}}
+
+
+def _in_words(schema: Json) -> Json:
+    """The schema of a property, with all that is said of it in its own description, where generators look for it."""
+    rest = {name: value for name, value in schema.items() if name != "default"}
+    described = [one["description"] for one in (schema, *schema.get("anyOf", ())) if "description" in one]
+    if schema.get("default") not in (None, [], ""):
+        described.append(f"default: {msgspec.json.encode(schema['default']).decode()}")
+    return rest | ({"description": "; ".join(described)} if described else {})
 
 
 def _given(schema: Json) -> Json:

@@ -13,31 +13,35 @@ from jobpipe.api.problems import (
     internal,
     invalid,
     no_job,
+    no_queue,
+    not_empty,
     not_json,
     too_large,
     unavailable,
     unsupported,
 )
 from jobpipe.errors import Draining, QueueFull, StoreUnavailable
-from jobpipe.job import JobId, Name
+from jobpipe.job import JobId, Name, Status
 
 DESCRIPTION = """\
-Background jobs: enqueue, watch, cancel, retry.
+Background jobs: enqueue them, get their results, cancel and retry them.
 
 - **JSON** in and out. Times are RFC 3339 in UTC, durations are seconds.
-- **202** is sent when what was asked is stored and survives a crash.
+- **202** means that the request is stored and survives a crash.
 - **Errors** are problem details (RFC 9457, `application/problem+json`): `code` is stable, `detail` says what to do, and
-  `faults` point at each part of an input that is wrong. An unknown path is a 404 `not_found`, another method than those
-  below a 405 `method_not_allowed` with `Allow`.
-- **503** carries `Retry-After`: nothing was stored, send it again after so many seconds.
-- A page of another site may not change anything here: what `Sec-Fetch-Site` tells apart is refused with 403.
+  `faults` points at each wrong part of the request. An unknown path is a 404 `not_found`, an unsupported method a 405
+  `method_not_allowed` with `Allow`.
+- **Unknown parameters and fields** are refused on every route, with 422 `invalid` and their names.
+- **503** comes with `Retry-After`: nothing was stored, send the request again after so many seconds.
+- **Lists** come in pages of at most 4 MiB: follow `next_cursor` until it is null.
+- Pages of other sites cannot change anything: their requests are refused with 403 `cross_site`.
 """
 
 TAGS = {
     "enqueue": "New jobs",
-    "jobs": "Look at jobs, wait for them, cancel, retry and delete them",
-    "queues": "What waits where; pause and resume",
-    "service": "The node itself",
+    "jobs": "Get and list jobs, wait for them, cancel, retry and delete them",
+    "queues": "List, pause, resume and delete queues",
+    "service": "The service itself",
 }
 
 PARAMETERS = {
@@ -47,12 +51,12 @@ PARAMETERS = {
     "kind": "only jobs of this kind",
     "queue": "only jobs of this queue",
     "tag": "only jobs that have this tag",
-    "created_after": "only jobs created later: RFC 3339 with a time zone, such as 2030-01-31T12:00:00Z",
-    "created_before": "only jobs created earlier: RFC 3339 with a time zone, such as 2030-01-31T12:00:00Z",
-    "limit": "how many jobs a page holds at most",
-    "cursor": "the `next_cursor` of the page before",
+    "created_after": "only jobs created at this time or later: RFC 3339 with a time zone, 2030-01-31T12:00:00Z",
+    "created_before": "only jobs created before this time: RFC 3339 with a time zone, 2030-01-31T12:00:00Z",
+    "limit": "the most jobs or queues in a page",
+    "cursor": "the `next_cursor` of the previous page",
 }
-"""What parameters mean; where nothing stands, the type says it."""
+"""What parameters mean; the type describes those that are missing here."""
 
 PATH_TYPES = {"job_id": JobId, "name": Name}
 """The types of the parameters in paths."""
@@ -60,15 +64,17 @@ PATH_TYPES = {"job_id": JobId, "name": Name}
 PROBLEMS = {
     problem.details.code: problem.details
     for problem in (
-        not_json("JSON is malformed: expected ':' (byte 9)"),
+        not_json("JSON is malformed: expected ':' (byte 9): send JSON in UTF-8"),
         cross_site(),
         no_job("t1"),
         Problem(
             409,
             Code.WRONG_STATUS,
-            "The job's status does not allow that",
-            "job 't1' is done: only a job that waits or runs can be cancelled",
+            "The job's status does not allow this",
+            "job 't1' is done: only a waiting or running job can be cancelled",
         ),
+        no_queue("reports"),
+        not_empty("reports", {Status.QUEUED: 3}),
         conflict(["t1"]),
         too_large(1 << 20),
         unsupported("text/plain", "application/json"),
@@ -82,7 +88,7 @@ PROBLEMS = {
 """Every problem that a route answers with, by its code, as it looks."""
 
 LOCATION: Mapping[str, Any] = {
-    "Location": {"description": "where the job is", "schema": {"type": "string"}, "example": "/jobs/t1"}
+    "Location": {"description": "the path of the job", "schema": {"type": "string"}, "example": "/jobs/t1"}
 }
 RETRY_LATER: Mapping[str, Any] = {
     "Retry-After": {

@@ -1,14 +1,17 @@
 """Every attempt of a node, and how one is performed: context, deadline, cancel, outcome."""
 
+import logging
 import math
 import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
+import msgspec
 import structlog
 import trio
 
+from jobpipe import logs
 from jobpipe.clock import Clock
 from jobpipe.engine import verdict as verdicts
 from jobpipe.engine.attempt import Attempt, Reason
@@ -19,8 +22,8 @@ from jobpipe.engine.verdict import Verdict
 from jobpipe.errors import StoreUnavailable
 from jobpipe.handlers.context import Context
 from jobpipe.handlers.registry import Handler, Registry
-from jobpipe.job import Backoff, JobError, Outcome, Status
-from jobpipe.store.base import Claimed, Start
+from jobpipe.job import Backoff, Outcome, Status, retries_of
+from jobpipe.store.base import Claimed, Settlement, Start
 
 USUAL_BACKOFF = Backoff()
 
@@ -54,6 +57,7 @@ class Attempts:
         self.tally: Counter[Outcome | None] = Counter()
         """how many attempts ended in each outcome; None: handed back without having begun"""
         self._failures = Sparing(FAILURES)
+        self._tells_all = logs.writes(logging.DEBUG)
         self._ended = trio.Event()
         ledger.on_stale, ledger.on_cancelling = self._lost, self.cancel_held
 
@@ -78,10 +82,16 @@ class Attempts:
 
     def hold(self, jobs: Sequence[Claimed]) -> Sequence[Attempt]:
         """Take claimed jobs over; from now on they can be stopped."""
-        attempts = list(map(Attempt, jobs))
+        attempts = [Attempt(self._decided(job)) for job in jobs]
         for attempt in attempts:
             self._held[attempt.job.seq, attempt.job.claim] = attempt
         return attempts
+
+    def _decided(self, job: Claimed) -> Claimed:
+        """A job that leaves the number of its retries to the handler, with that number."""
+        if job.max_retries is not None:
+            return job
+        return msgspec.structs.replace(job, max_retries=self._registry.max_retries(job.kind))
 
     def stop(self, ids: Collection[str], reason: Reason) -> None:
         """Cancel the attempts of jobs, where this node holds them. Returns before their cleanup has ended."""
@@ -126,6 +136,7 @@ class Attempts:
         left = self.running
         for attempt in left:
             self._settle(attempt, verdicts.INTERRUPTED)
+            self._tell_spared("job abandoned: its handler ignored the cancel", attempt)
         return left
 
     async def perform(self, attempt: Attempt, lane: Lane) -> None:
@@ -144,6 +155,8 @@ class Attempts:
             if self._failures.lets_through():
                 log.error("the store handed over a job of a kind not asked for", job=job.id, kind=job.kind)
             self.hand_back(attempt)
+        elif job.attempt > retries_of(job.max_retries):
+            self._settle(attempt, verdicts.SPENT)  # its last attempt ended with its node
         elif await self._start(attempt):
             self._settle(attempt, await self._run(attempt, handler, lane), handler)
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -161,6 +174,8 @@ class Attempts:
         else:
             self._ledger.note_start(start)
         attempt.started_at = start.started_at
+        if self._tells_all:
+            self._tell_each("attempt started", attempt)
         return True
 
     async def _start_for_sure(self, attempt: Attempt, start: Start) -> bool:
@@ -204,10 +219,15 @@ class Attempts:
 
     async def call(self, attempt: Attempt, handler: Handler, deadline: float) -> Any:  # noqa: ANN401 - a handler may return anything
         """Call the handler, in a thread when it is not async. The watchdog knows this frame on a stack."""
-        arguments = handler.arguments(attempt.job.payload, _context(attempt, deadline))
-        if handler.is_async:
-            return await handler.function(*arguments)
-        return await trio.to_thread.run_sync(handler.function, *arguments, limiter=self._threads)
+        context = _context(attempt, deadline)
+        arguments = handler.arguments(attempt.job.payload, context)
+        before = logs.performed.set(context)
+        try:
+            if handler.is_async:
+                return await handler.function(*arguments)
+            return await trio.to_thread.run_sync(handler.function, *arguments, limiter=self._threads)
+        finally:
+            logs.performed.reset(before)
 
     def _stopped(self, attempt: Attempt) -> Verdict | None:
         """The verdict on an attempt that somebody stopped; None when nobody did."""
@@ -232,29 +252,45 @@ class Attempts:
         self._ledger.settle(written)
         self.tally[written.outcome] += 1
         self._ended.set()
+        if self._tells_all:
+            self._tell_outcome(attempt, written)
         if written.error is not None and written.status is Status.FAILED:
-            self._tell_failed(attempt, written.error)
+            text = f"{written.error.type}: {written.error.message}"[:SHOWN]
+            self._tell_spared("job failed", attempt, error=text)
 
-    def _tell_failed(self, attempt: Attempt, error: JobError) -> None:
-        """A line for a failed job; of thousands at once, a few a second, with how many more there were."""
-        if not self._failures.lets_through():
+    def _tell_spared(self, event: str, attempt: Attempt, **more: object) -> None:
+        """A line about a job; of thousands at once, a few a second, with how many more there were."""
+        if self._failures.lets_through():
+            if held_back := self._failures.take():
+                more["more"] = held_back
+            log.warning(event, **_named(attempt), **more)
+
+    def _tell_each(self, event: str, attempt: Attempt, **more: object) -> None:
+        """A line about a job at the level debug."""
+        log.debug(event, **_named(attempt), **more)
+
+    def _tell_outcome(self, attempt: Attempt, written: Settlement) -> None:
+        if written.outcome is None:
+            self._tell_each("job handed back before it started", attempt, status=written.status.value)
             return
-        more = {"more": held_back} if (held_back := self._failures.take()) else {}
-        text = f"{error.type}: {error.message}"[:SHOWN]
-        log.warning(
-            "job failed",
-            job=attempt.job.id,
-            kind=attempt.job.kind,
-            attempt=attempt.number,
-            error=text,
-            **more,
-        )
+        ended = {"outcome": written.outcome.value, "status": written.status.value}
+        if written.error is not None:
+            ended["error"] = f"{written.error.type}: {written.error.message}"[:SHOWN]
+        self._tell_each("attempt ended", attempt, **ended)
+        if written.run_at is not None:
+            seconds = round(written.run_at - (written.settled_at or 0.0), 3)
+            self._tell_each("job runs again", attempt, seconds=seconds)
 
     def _lost(self, seq: int, claim: int) -> None:
         """A write of an attempt matched no held row: somebody else has the job, so its run must end."""
         log.warning("a late write was refused: the job is not this attempt's any more", seq=seq, claim=claim)
         if attempt := self._held.get((seq, claim)):
             self._stop(attempt, "lease")
+
+
+def _named(attempt: Attempt) -> dict[str, object]:
+    """The job of an attempt, in a line of the log."""
+    return {"job": attempt.job.id, "kind": attempt.job.kind, "attempt": attempt.number}
 
 
 def _context(attempt: Attempt, deadline: float) -> Context:
@@ -265,7 +301,7 @@ def _context(attempt: Attempt, deadline: float) -> Context:
         kind=job.kind,
         queue=job.queue,
         attempt=attempt.number,
-        max_retries=job.max_retries,
+        max_retries=retries_of(job.max_retries),
         claim=job.claim,
         deadline=deadline,
     )

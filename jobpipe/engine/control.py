@@ -1,10 +1,18 @@
 """What people ask of jobs and queues: cancel, retry, delete, pause, resume."""
 
+import structlog
+
 from jobpipe.clock import Clock
 from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.ledger import Ledger
+from jobpipe.engine.sparing import Sparing
 from jobpipe.events import Events
-from jobpipe.store.base import Change, ControlStore
+from jobpipe.store.base import Change, ControlStore, QueueChange
+
+ACTS = 20
+"""How many acts of people a second have a line in the log."""
+
+log = structlog.get_logger("jobpipe")
 
 
 class Control:
@@ -15,6 +23,7 @@ class Control:
     ) -> None:
         self._store, self._ledger, self._attempts = store, ledger, attempts
         self._events, self._clock = events, clock
+        self._acts = Sparing(ACTS)
 
     async def cancel(self, job_id: str) -> Change:
         """Cancel a waiting job, or stop a running one: its cleanup may go on after this returns.
@@ -27,11 +36,14 @@ class Control:
             self._attempts.stop([job_id], "cancel")
             self._events.publish(job_id, change.job.status)
             self._ledger.look()
+            self._tell("cancel requested", job=job_id, status=change.job.status.value)
         return change
 
     async def retry(self, job_id: str) -> Change:
         """Queue a job that has ended once more."""
         (change,) = await self._store.retry([job_id], self._clock.now())
+        if change.verdict == "changed":
+            self._tell("retry requested", job=job_id)
         self._ledger.look()
         return change
 
@@ -40,6 +52,7 @@ class Control:
         (change,) = await self._store.delete([job_id])
         if change.verdict == "changed":
             self._events.wake(job_id)  # who waits for its end waits for nothing now
+            self._tell("job deleted", job=job_id)
         self._ledger.look()
         return change
 
@@ -48,8 +61,20 @@ class Control:
         await self._store.pause(queue)
         self._ledger.recall(queue)
         self._attempts.recall(queue)
+        self._tell("queue paused", queue=queue)
+
+    async def delete_queue(self, queue: str) -> QueueChange:
+        """Forget a queue that has no jobs, and that it is paused."""
+        return await self._store.delete_queue(queue)
 
     async def resume(self, queue: str) -> None:
         """Start jobs of a queue again."""
         await self._store.resume(queue)
         self._ledger.look()
+        self._tell("queue resumed", queue=queue)
+
+    def _tell(self, act: str, **what: str) -> None:
+        """A line about what somebody asked for; of thousands at once, a few a second."""
+        if self._acts.lets_through():
+            more = {"more": held_back} if (held_back := self._acts.take()) else {}
+            log.info(act, **what, **more)

@@ -7,9 +7,10 @@ import trio
 
 from jobpipe.clock import Clock
 from jobpipe.engine.attempts import Attempts
+from jobpipe.engine.heartbeat import Heartbeat
 from jobpipe.engine.ledger import Ledger
 from jobpipe.errors import StoreError
-from jobpipe.store.base import EngineStore, Rescued
+from jobpipe.store.base import EngineStore, Rescued, SharedStore
 
 BEATS = 3
 """Renewals within the time of one lease."""
@@ -26,7 +27,7 @@ log = structlog.get_logger("jobpipe")
 class Lease:
     """Keeps the node's lease. Renewals go through the ledger, and never wait behind handlers."""
 
-    def __init__(  # noqa: PLR0913 - what it works with, and three constants of the node
+    def __init__(  # noqa: PLR0913, PLR0917 - what it works with, and three constants of the node
         self,
         store: EngineStore,
         ledger: Ledger,
@@ -38,16 +39,23 @@ class Lease:
     ) -> None:
         self._store, self._ledger, self._attempts, self._clock = store, ledger, attempts, clock
         self._node, self._seconds, self._kinds = node, seconds, kinds
+        self._shared = isinstance(store, SharedStore)
         self._renewed_at = 0.0
+        self.heartbeat = Heartbeat(store, clock, node, seconds)
+        """what renews the lease while the event loop is blocked"""
         self.losses = 0
         """how often the lease was lost"""
 
     async def join(self) -> None:
-        """Register the node and its kinds with a lease that has not ended by the time it is written. Raises `StoreUnavailable`."""
+        """Register the node and its kinds, with a lease that has not ended by the time it is written.
+
+        Raises `StoreUnavailable`.
+        """
         while True:
             begun, now = trio.current_time(), self._clock.now()
             await self._store.join(self._node, now, now + self._seconds, self._kinds)
             self._renewed_at = begun
+            self.heartbeat.armed = True
             if trio.current_time() < begun + self._seconds * SAFE:
                 return
 
@@ -60,28 +68,45 @@ class Lease:
             await self._rescue_if_possible()
 
     async def _renew(self) -> bool:
-        """Renew the lease before it is too late to stop in time; False when it is.
+        """Renew the lease before it is too late to stop in time; False when it is, or when the lease is lost.
 
-        Where it is so already, because this process stood still or a handler blocked it, the store is asked whether
-        the lease still stands: it may well, and then nothing needs to be stopped.
+        If that time has already passed, because this process stood still or a handler blocked the event loop, the store
+        is asked whether the lease still stands. It may well, and then nothing needs to be stopped.
         """
-        rest = trio.current_time() + self._seconds * (1 - SAFE)
-        with trio.move_on_at(max(self._renewed_at + self._seconds * SAFE, rest)):
-            while True:
-                begun = trio.current_time()
-                try:
-                    kept = await self._ledger.renew()
-                except StoreError:
-                    await trio.sleep(RETRY)
-                    continue
-                if kept:
-                    self._renewed_at = begun
-                return kept
-        return False
+        while True:
+            until = self._patience()
+            with trio.move_on_at(until):
+                return await self._renewed()
+            if trio.current_time() < until + self._seconds * (1 - SAFE):
+                return False
+            # The loop was blocked meanwhile: an answer may lie there that it had no time to read.
+
+    def _patience(self) -> float:
+        """Until when the store may be asked, in Trio's time."""
+        now = trio.current_time()
+        self._renewed_at = max(self._renewed_at, now - self.heartbeat.age())
+        too_late = self._renewed_at + self._seconds * SAFE
+        # Nobody can have taken the jobs of a store that this process has to itself: then there is no hurry.
+        rest = SAFE if too_late <= now and not self._shared else 1 - SAFE
+        return max(too_late, now + self._seconds * rest)
+
+    async def _renewed(self) -> bool:
+        """Renew the lease, again and again while the store cannot write; False: it is lost."""
+        while True:
+            begun = trio.current_time()
+            try:
+                kept = await self._ledger.renew()
+            except StoreError:
+                await trio.sleep(RETRY)
+                continue
+            if kept:
+                self._renewed_at = begun
+            return kept
 
     async def _lose(self) -> None:
         """Stop every attempt, since another node may run those jobs now, and ask for a new lease."""
         self.losses += 1
+        self.heartbeat.armed = False
         log.error("the lease of this node is lost: its attempts are stopped", running=self._attempts.busy)
         self._ledger.suspend()
         self._attempts.stop_all("lease")

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 import structlog
@@ -10,10 +10,20 @@ import trio
 
 from jobpipe.clock import Clock
 from jobpipe.engine.entries import Claimer, Entry, Gathered, Wish
-from jobpipe.errors import StoreError, StoreUnavailable
+from jobpipe.errors import StoreError, StoreUnavailable, TablesLocked
 from jobpipe.events import Events
 from jobpipe.job import NewJob, Status
-from jobpipe.store.base import Add, Batch, Claimed, ClaimRequest, EngineStore, Receipt, Receipts, Settlement, Start
+from jobpipe.store.base import (
+    Add,
+    Batch,
+    Claimed,
+    ClaimRequest,
+    EngineStore,
+    Receipt,
+    Receipts,
+    Settlement,
+    Start,
+)
 
 START_DELAY = 0.05
 """Seconds that a start waits for a batch to ride with, before it gets one of its own."""
@@ -23,6 +33,9 @@ SETTLE_DELAY = 0.01
 
 COMPANY, COMPANY_DELAY = 8, 0.001
 """How many adds a commit waits for, and how many seconds at the most, where twice as many came with the last one."""
+
+LOCKED_DELAY = 1.0
+"""Seconds before what could not be written because another program had locked its row is tried again."""
 
 LONGEST_PAUSE = 5.0
 """The longest wait, in seconds, before a store that could not write is tried again."""
@@ -52,7 +65,7 @@ class Ledger:
     Outcomes are never given up: while the store cannot write they are kept, and tried again.
     """
 
-    def __init__(  # noqa: PLR0913 - a constant of the node each
+    def __init__(
         self,
         store: EngineStore,
         node: str,
@@ -70,6 +83,9 @@ class Ledger:
         self._renewals: dict[Entry[None, bool], int] = {}
         self._noted: dict[tuple[int, int], Start] = {}
         self._settlements: list[Settlement] = []
+        # What another program had locked, and when to try again, in Trio's clock.
+        self._locked: dict[tuple[int, int], Start | Settlement] = {}
+        self._unlock_at = math.inf
         self._wish: Wish | None = None
         self._maybe_ready = True
         self._look_again = False
@@ -120,6 +136,7 @@ class Ledger:
     def settle(self, settlement: Settlement) -> None:
         """Write what became of a held job with the next batch. Its place is given up at once."""
         self._noted.pop((settlement.seq, settlement.claim), None)
+        self._locked.pop((settlement.seq, settlement.claim), None)  # its start
         self._settlements.append(settlement)
         if len(self._settlements) >= BATCH or self._events.watched(settlement.id):
             self._write_within(0.0)
@@ -240,7 +257,7 @@ class Ledger:
             self._wake()
 
     def _has_work(self) -> bool:
-        return self._writing or self._urgent() or bool(self._noted or self._settlements)
+        return self._writing or self._urgent() or bool(self._noted or self._settlements or self._locked)
 
     def _urgent(self) -> bool:
         return bool(self._adds) or self._pressing()
@@ -258,11 +275,11 @@ class Ledger:
         """Return when there is something to write or to take; sleeps without looking at the store."""
         while not self._urgent():
             now, wall = trio.current_time(), self._clock.now()
-            if self._write_at <= now or self._next_due <= wall:
+            if min(self._write_at, self._unlock_at) <= now or self._next_due <= wall:
                 return
             until_due = self._clock.nap(self._next_due) if self._next_due < math.inf else math.inf
             self._woken = trio.Event()
-            with trio.move_on_at(min(self._write_at, now + until_due)):
+            with trio.move_on_at(min(self._write_at, self._unlock_at, now + until_due)):
                 await self._woken.wait()
 
     async def _company(self) -> None:
@@ -282,6 +299,8 @@ class Ledger:
     def _gather(self) -> Gathered:
         """Take what goes into the next batch."""
         self._look_again = False
+        if self._unlock_at <= trio.current_time():
+            self._take_locked()
         adds = self._take_adds()
         most = self._most(adding=bool(adds))
         settlements, self._settlements = self._settlements[:most], self._settlements[most:]
@@ -309,6 +328,24 @@ class Ledger:
         wish, self._wish = self._wish, None
         return wish, min(wanted, most)
 
+    def _take_locked(self) -> None:
+        """Try again to write what was locked."""
+        locked, self._locked, self._unlock_at = self._locked, {}, math.inf
+        for fence, one in locked.items():
+            if isinstance(one, Settlement):
+                self._settlements.append(one)
+            else:
+                self._noted[fence] = one
+
+    def _put_aside(self, entries: Gathered, locked: Collection[tuple[int, int]]) -> None:
+        """Keep the outcomes and the noted starts that could not be written, for later."""
+        self._locked |= {fence: start for fence, start in entries.noted.items() if fence in locked}
+        for one in entries.batch.settlements:
+            if (one.seq, one.claim) in locked:
+                self._locked[one.seq, one.claim] = one
+        if self._locked:
+            self._unlock_at = min(self._unlock_at, trio.current_time() + LOCKED_DELAY)
+
     def _most(self, *, adding: bool) -> int:
         """How many outcomes, and how many jobs claimed, go into the next batch at the most."""
         now = trio.current_time()
@@ -333,8 +370,13 @@ class Ledger:
         """The store did not take a batch: tell who waits, keep what must not be lost, and wait a little."""
         self._arrived(entries)
         refusal = error if isinstance(error, StoreUnavailable) else StoreUnavailable(str(error))
-        for entry in itertools.chain[Entry[Any, Any]](entries.adds, entries.starts, entries.renewals):
+        for entry in itertools.chain[Entry[Any, Any]](entries.adds, entries.starts):
             entry.refuse(refusal)
+        for renewal in entries.renewals:
+            if isinstance(error, TablesLocked):
+                renewal.hand(not error.lease_lost)
+            else:
+                renewal.refuse(refusal)
         self._settlements[:0] = entries.batch.settlements
         settled = {(settlement.seq, settlement.claim) for settlement in self._settlements}
         self._noted = {key: start for key, start in entries.noted.items() if key not in settled} | self._noted
@@ -365,7 +407,12 @@ class Ledger:
         for renewal in entries.renewals:
             renewal.hand(not receipts.lease_lost)
         for start in entries.starts:
-            start.hand((start.what.seq, start.what.claim) not in receipts.stale)
+            fence = (start.what.seq, start.what.claim)
+            if fence in receipts.locked:
+                start.refuse(StoreUnavailable("another program has locked this job"))
+            else:
+                start.hand(fence not in receipts.stale)
+        self._put_aside(entries, receipts.locked)
         self._tell(entries, receipts)
 
     def _arrived(self, entries: Gathered) -> None:
@@ -397,6 +444,7 @@ class Ledger:
             self.on_cancelling(receipts.cancelling)
         if not (receipts.stale or self._events.heard):
             return
+        unwritten = receipts.stale | receipts.locked
         for one in entries.batch.settlements:
-            if (one.seq, one.claim) not in receipts.stale:
+            if (one.seq, one.claim) not in unwritten:
                 self._events.publish(one.id, receipts.settled.get(one.seq, one.status))

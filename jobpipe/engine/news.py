@@ -1,4 +1,4 @@
-"""What other nodes did, as a store that nodes share tells it; acted upon here."""
+"""What other nodes did, as a store that nodes share tells it. Nothing of it is believed: each is a reason to look."""
 
 from contextlib import suppress
 from typing import assert_never
@@ -18,7 +18,10 @@ class Newsroom:
         self._ledger, self._attempts, self._events = ledger, attempts, events
 
     async def run(self) -> None:
-        """Act on each piece of news, for ever."""
+        """Act on each piece of news, for ever.
+
+        A look costs an exchange of the ledger, whose receipts say which held jobs were asked to stop.
+        """
         if self._store is None:
             return
         async with self._store.changes() as changes:
@@ -31,19 +34,29 @@ class Newsroom:
                 self._ledger.look()
             case "missed":
                 await self._catch_up()
-            case "cancel":
-                self._attempts.cancel_held([(news.seq, news.claim)])
             case "ended":
-                self._events.wake(news.id)
+                self._events.look_at(news.id)
+            case "paused":
+                await self._recall_paused()
             case _:
                 assert_never(news.what)
 
     async def _catch_up(self) -> None:
-        """Look for whatever was told while nobody listened: ready jobs, ends that are waited for, wishes to cancel."""
+        """Look for whatever was told while nobody listened: ready jobs, ends, pauses, wishes to cancel."""
         self._ledger.look()
         self._events.stir()
+        await self._recall_paused()
         with suppress(StoreError):  # then it is told with the next one
             await self._ledger.renew()  # with it come the wishes
+
+    async def _recall_paused(self) -> None:
+        """Hand back the jobs of paused queues that have not begun here, and those that are being claimed."""
+        if self._store is None:
+            return
+        with suppress(StoreError):  # no job waits claimed for long: they go back by themselves
+            for queue in await self._store.paused():
+                self._ledger.recall(queue)
+                self._attempts.recall(queue)
 
     async def expect(self, job_id: str) -> None:
         """Have this node told when a job ends, whichever node runs it. Raises `StoreUnavailable`."""

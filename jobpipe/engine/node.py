@@ -85,7 +85,8 @@ class Node:
         )
         self.served = Served(store, registry.served)
         self.maintenance = Maintenance(store, clock, _retention(settings))
-        self.watchdog = Watchdog()  # run by the service: it needs the real clock
+        # Run by the service: it needs the real clock.
+        self.watchdog = Watchdog(self.lease.heartbeat, max_blocked=settings.max_blocked)
         self._crew = trio.CancelScope()
         self._tally_at_drain: Counter[Outcome | None] = Counter()
 
@@ -99,7 +100,13 @@ class Node:
         await self.lease.join()
         rescued = await self.lease.rescue()
         async with trio.open_nursery() as keepers:
-            for keeper in (self.ledger.run, self.lease.run, self.maintenance.run, self.news.run, self.served.run):
+            for keeper in (
+                self.ledger.run,
+                self.lease.run,
+                self.maintenance.run,
+                self.news.run,
+                self.served.run,
+            ):
                 keepers.start_soon(keeper)
             if self.phase == "starting":  # a signal may have come already
                 self.phase = "running"
@@ -131,6 +138,7 @@ class Node:
             log.error(
                 "the last outcomes could not be written: those jobs run again", error=self.ledger.trouble
             )
+        self.lease.heartbeat.armed = False
         with trio.move_on_after(CLEANUP), suppress(StoreError):  # a lease that stays ends by itself
             await self.store.leave(self.name)
 

@@ -31,7 +31,7 @@ class Served:
         self._store, self._own = store, own
         self._others: frozenset[str] = frozenset()
         self._unserved: Sequence[Unserved] = ()
-        # In Trio's clock: when the store was asked for kinds, when so that it answered, and when jobs are to be counted.
+        # In Trio's clock: when the store was last asked for kinds, when so that it answered, when to count jobs again.
         self._asked_at = self._known_at = self._look_at = -FRESH
         self._asking, self._looking = trio.Lock(), trio.Lock()
         self._told: dict[str, tuple[int, float]] = {}
@@ -46,9 +46,10 @@ class Served:
         return kind in self._own or kind in self._others
 
     async def renew(self, since: float) -> None:
-        """Ask the store which kinds are served, unless it was asked after `since`, in Trio's clock. Raises `StoreError`.
+        """Ask the store which kinds are served, unless it was asked after `since` (in Trio's clock).
 
-        However many callers there are, it is asked no more often than every `FRESH` seconds: they wait for one answer.
+        Raises `StoreError`. However many callers there are, it is asked no more often than every `FRESH` seconds: they
+        wait for one answer.
         """
         async with self._asking:
             if self._known_at > since:
@@ -61,7 +62,7 @@ class Served:
     async def unserved(self) -> Sequence[Unserved]:
         """The kinds of ready jobs that no live node serves. Raises `StoreError`.
 
-        As of `FRESH` seconds ago at most; where very many jobs are to be counted, of `RARELY` times as long as that took.
+        As of `FRESH` seconds ago at most, or where very many are counted, of `RARELY` times as long as that took.
         """
         async with self._looking:
             if (begun := trio.current_time()) >= self._look_at:

@@ -1,11 +1,13 @@
 """Which function performs the jobs of which kind."""
 
+import functools
 import importlib
 import inspect
 import sys
+import traceback
 import types
-import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,12 +15,19 @@ import msgspec
 
 from jobpipe.errors import HandlerError
 from jobpipe.handlers.context import Context
-from jobpipe.job import Backoff, Name, Retries, Timeout
+from jobpipe.handlers.signature import name_of, read_signature
+from jobpipe.job import Backoff, Name, Retries, Timeout, retries_of
+from jobpipe.settings import read_duration
 
 SHIPPED = ("jobpipe.handlers.echo", "jobpipe.handlers.demo")
 _MARK = "__jobpipe_handler__"
 
+FRAMES = 5
+"""How many frames are shown of an error inside a module of handlers, the innermost ones."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
+Duration = float | str | timedelta
+"""Seconds, or a text as in the settings: `"500ms"`, `"5m"`, `"2h"`."""
 
 
 class Handler(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,8 +35,10 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: str
     function: Callable[..., Any]
+    """called by position with the payload, then the context, as far as it takes them"""
     is_async: bool
     takes_context: bool
+    takes_payload: bool = True
     payload_type: Any = Any
     timeout: float | None = None
     max_retries: int | None = None
@@ -43,7 +54,9 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     def arguments(self, payload: bytes, context: Context) -> tuple[Any, ...]:
         """What the function is called with; raises `msgspec.ValidationError` when the payload does not fit."""
         decoded = msgspec.json.decode(payload, type=self.payload_type)
-        return (decoded, context) if self.takes_context else (decoded,)
+        if self.takes_payload:
+            return (decoded, context) if self.takes_context else (decoded,)
+        return (context,) if self.takes_context else ()
 
 
 class _Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,67 +71,74 @@ class _Asked(msgspec.Struct, frozen=True, kw_only=True):
 def handler(
     kind: str,
     *,
-    timeout: float | None = None,
+    timeout: Duration | None = None,
     max_retries: int | None = None,
     backoff: Backoff | None = None,
 ) -> Callable[[Function], Function]:
     """Let a function, async or not, perform the jobs of `kind`. It stays callable as it is.
 
-    The function takes the payload, checked against its annotation, and optionally the job's `Context`; what it returns,
-    as JSON, is the job's result. One that is not async runs in a thread. `timeout` is seconds an attempt,
-    `max_retries` and `backoff` count when the job itself says nothing else. Raises `HandlerError` at once when
-    the function cannot be called so.
+    The function takes the payload, checked against its annotation, or nothing, and optionally the job's `Context`; what
+    it returns, as JSON, is the job's result. A function that is not async runs in a thread. `timeout` is how long an
+    attempt may take, in seconds or as `"5m"`; it, `max_retries` and `backoff` count where the job itself says nothing
+    else. Raises `HandlerError` at once when the function cannot be called so.
     """
-    asked = {"kind": kind, "timeout": timeout, "max_retries": max_retries, "backoff": backoff}
+    if not isinstance(kind, str):
+        name = name_of(kind) if callable(kind) else ""
+        raise HandlerError(f"@handler needs the kind that it performs: write @handler({name or 'KIND'!r})")
+    # By way of builtins, since the values of a ready-made Backoff would not be checked.
     try:
-        # By way of builtins, since the values of a ready-made Backoff would not be checked.
-        checked = msgspec.convert(msgspec.to_builtins(asked), _Asked)
-    except (msgspec.ValidationError, TypeError) as error:
+        asked = msgspec.to_builtins(
+            {"kind": kind, "timeout": _seconds(timeout), "max_retries": max_retries, "backoff": backoff}
+        )
+        asked["backoff"] = _in_seconds(asked["backoff"])
+        checked = msgspec.convert(asked, _Asked)
+    except (msgspec.ValidationError, TypeError, ValueError) as error:
         raise HandlerError(f"@handler({kind!r}): {error}") from None
 
     def mark(function: Function) -> Function:
-        setattr(function, _MARK, _described(function, msgspec.structs.asdict(checked)))
+        called = read_signature(function)
+        described = Handler(**msgspec.structs.asdict(called), **msgspec.structs.asdict(checked))
+        try:
+            setattr(function, _MARK, described)
+        except (AttributeError, TypeError):  # a method, a builtin: it takes no mark of its own
+            carrier: Any = functools.partial(function)
+            setattr(carrier, _MARK, described)
+            return carrier  # type: ignore[no-any-return]  # called like the function itself
         return function
 
     return mark
 
 
-def _described(function: Callable[..., Any], asked: Mapping[str, Any]) -> Handler:
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise HandlerError(f"{function.__qualname__} yields: a handler returns its result")
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = list(inspect.signature(function).parameters.values())
-    taken = [one for one in parameters if one.kind in positional]
-    required = [one for one in parameters if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
-    if not 1 <= len(taken) <= 2 or len(required) > len(taken):  # noqa: PLR2004 - payload and context
-        raise HandlerError(
-            f"{function.__qualname__} must take the payload, and may take the context: nothing else"
-        )
-    return Handler(
-        function=function,
-        is_async=inspect.iscoroutinefunction(function),
-        takes_context=len(taken) > 1,
-        payload_type=_payload_type(function, taken[0].name),
-        **asked,
-    )
+def _in_seconds(backoff: Any) -> Any:  # noqa: ANN401 - whatever was given; it is checked afterwards
+    """A backoff with its durations in seconds."""
+    if not isinstance(backoff, dict):
+        return backoff
+    return {name: _seconds(value) if name in ("base", "cap") else value for name, value in backoff.items()}
 
 
-def _payload_type(function: Callable[..., Any], parameter: str) -> Any:  # noqa: ANN401 - a type form has no type yet
-    try:
-        payload_type = typing.get_type_hints(function, include_extras=True).get(parameter, Any)
-        msgspec.json.Decoder(payload_type)
-    except (NameError, TypeError) as error:
-        raise HandlerError(
-            f"{function.__qualname__}: the type of its payload cannot be read from JSON: {error}"
-        ) from None
-    return payload_type
+def _seconds(duration: Any) -> Any:  # noqa: ANN401 - see above
+    """A duration in seconds; what is none is left for the check that follows, except texts: ValueError."""
+    match duration:
+        case str():
+            try:
+                return read_duration(duration)
+            except ValueError:
+                raise ValueError(
+                    f"{duration!r} is no duration: give seconds, or a number with ms, s, m, h or d"
+                ) from None
+        case timedelta():
+            return duration.total_seconds()
+        case _:
+            return duration
 
 
 class Registry:
     """The handlers of a node, by kind."""
 
-    def __init__(self, handlers: Iterable[Handler]) -> None:
+    def __init__(self, handlers: Iterable[Handler], *, without: Sequence[str] = ()) -> None:
         self._by_kind: dict[str, Handler] = {}
+        self.without = without
+        """the modules that were named and define no handler"""
         for one in handlers:
             if (other := self._by_kind.setdefault(one.kind, one)) is not one:
                 raise HandlerError(f"kind {one.kind!r} has two handlers: {_where(other)} and {_where(one)}")
@@ -126,6 +146,11 @@ class Registry:
     def find(self, kind: str) -> Handler | None:
         """The handler of a kind, or None."""
         return self._by_kind.get(kind)
+
+    def max_retries(self, kind: str) -> int:
+        """How many retries a job of a kind has that asks for no number."""
+        found = self.find(kind)
+        return retries_of(None if found is None else found.max_retries)
 
     @property
     def kinds(self) -> Sequence[str]:
@@ -138,24 +163,56 @@ class Registry:
         return frozenset(self._by_kind)
 
 
-def load(modules: Iterable[str]) -> Registry:
-    """Import modules, the shipped ones first, and gather the handlers that they define.
+def load(modules: Iterable[str], *, shipped: bool = True) -> Registry:
+    """Import modules, after those that jobpipe ships (unless not `shipped`), and gather the handlers they define.
 
     Modules are looked up in the working directory too. Raises `HandlerError` when one cannot be imported.
     """
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     found: dict[int, Handler] = {}
-    for name in (*SHIPPED, *modules):
-        found |= {id(one): one for one in handlers_of(_imported(name))}
-    return Registry(found.values())
+    without: list[str] = []
+    for name in (*(SHIPPED if shipped else ()), *modules):
+        held = handlers_of(_imported(name))
+        found |= {id(one): one for one in held}
+        if not held:
+            without.append(name)
+    return Registry(found.values(), without=without)
 
 
 def _imported(name: str) -> types.ModuleType:
     try:
         return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        raise HandlerError(f"HANDLERS: cannot import {name!r} ({type(error).__name__}: {error})") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        # What a module raises costs the start, in words: SystemExit, a test framework's own exceptions, anything.
+        raise HandlerError(f"HANDLERS: cannot import {name!r}: {_shown(name, error)}") from error
+
+
+def _shown(name: str, error: BaseException) -> str:
+    """An error in a module: its type and text, and the innermost frames below the import."""
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing is not None and (name == missing or name.startswith(f"{missing}.")):
+        return f"there is no module {missing!r} in {Path.cwd()} or among the installed packages"
+    try:
+        words = str(error) if isinstance(error, HandlerError) else _headed(error)
+    except Exception:  # noqa: BLE001 - an error that cannot even be shown
+        words = f"{type(error).__name__} (it cannot be shown)"
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if not _is_machinery(each)]
+    lines = [line for each in traceback.format_list(frames[-FRAMES:]) for line in each.splitlines()]
+    return "\n".join([words, *filter(str.strip, lines)])
+
+
+def _headed(error: BaseException) -> str:
+    """Type and text of an error; of wrong syntax also file, line and place."""
+    return "".join(traceback.format_exception_only(error)).rstrip()
+
+
+def _is_machinery(frame: traceback.FrameSummary) -> bool:
+    """Whether a frame belongs to the import itself or to jobpipe's decorator."""
+    own = (importlib.__file__, __file__, inspect.getfile(read_signature))
+    return frame.filename.startswith("<frozen importlib") or frame.filename in own
 
 
 def handlers_of(module: types.ModuleType) -> Sequence[Handler]:
@@ -166,4 +223,9 @@ def handlers_of(module: types.ModuleType) -> Sequence[Handler]:
 
 
 def _where(one: Handler) -> str:
-    return f"{one.function.__module__}.{one.function.__qualname__}"
+    return f"{getattr(one.function, '__module__', '?')}.{name_of(one.function)}"
+
+
+def without_handlers(module: str) -> str:
+    """What to say of a module of HANDLERS that defines no handler."""
+    return f"module {module!r} defines no handler: is @handler missing, or are they in another module?"

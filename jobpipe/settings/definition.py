@@ -1,13 +1,15 @@
 """Every setting, once: flags, environment, `.env`, checks, `jobpipe config` and its docs derive from `Settings`."""
 
 import dataclasses
+import resource
+import sys
 import typing
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from jobpipe.settings.forms import DAY, Duration, Form, Host, Modules, Size, Store, Whole
+from jobpipe.settings.forms import DAY, AllowedHosts, Duration, Form, Hosts, Modules, Size, Store, Whole
 
 PREFIX = "JOBPIPE_"
 
@@ -21,46 +23,73 @@ def about(text: str, least: float | None = None, most: float | None = None) -> M
 class Settings:
     """What a node does and where. `load` checks the limits; who makes one by hand answers for the values.
 
-    Durations are seconds, sizes are bytes. `max_backlog` is never 0 afterwards: its default is filled in.
+    Durations are seconds, sizes are bytes. `max_backlog` and `max_connections` are never 0 afterwards: their defaults
+    are filled in.
     """
 
     workers: Annotated[Whole, about("How many jobs run at the same time.", 1, 1000)] = 4
     queue_size: Annotated[
         Whole,
-        about("How many claimed jobs wait before the workers; 0 keeps priorities strict.", 0, 100_000),
+        about("How many claimed jobs wait in memory for a worker; 0 keeps priorities strict.", 0, 100_000),
     ] = 64
-    store: Annotated[Store, about("Where jobs live.")] = "sqlite:jobpipe.db"
+    store: Annotated[Store, about("Where jobs are stored.")] = "sqlite:jobpipe.db"
+    wait_for_store: Annotated[
+        Duration, about("How long to keep trying at the start while the store cannot be reached.", 0, DAY)
+    ] = dataclasses.field(default=0.0, metadata={"flag": "--wait"})
     sync: Annotated[
         Literal["full", "normal"],
-        about("Whether what is acknowledged survives a power cut (full) or a dead process only (normal)."),
+        about(
+            "What acknowledged jobs survive: a power failure (full), or only the death of the process (normal)."
+        ),
     ] = "full"
-    host: Annotated[Host, about("The address to listen on; 0.0.0.0 is every IPv4 one.")] = "127.0.0.1"
+    host: Annotated[
+        Hosts, about("The addresses to listen on; 0.0.0.0 means every IPv4 address, :: every address.")
+    ] = ("127.0.0.1",)
     port: Annotated[Whole, about("The port to listen on; 0 takes any free one.", 0, 65_535)] = 8080
-    handlers: Annotated[Modules, about("Modules to import, in which your handlers are.")] = ()
+    allowed_hosts: Annotated[
+        AllowedHosts, about("Names by which clients may address the service, besides localhost; * is any.")
+    ] = ()
+    max_connections: Annotated[Whole, about("How many connections may be open at once.", 1, 1_000_000)] = (
+        dataclasses.field(
+            default=0, metadata={"default": "what `ulimit -n` allows with room for handlers, at most 10000"}
+        )
+    )
+    handlers: Annotated[Modules, about("The Python modules that define your handlers.")] = ()
+    shipped_kinds: Annotated[
+        Literal["on", "off"],
+        about("Whether the built-in kinds echo and demo exist; with off, every request must name its kind."),
+    ] = "on"
     grace: Annotated[
-        Duration, about("How long active jobs may go on after the first signal to stop.", 0, 30 * DAY)
+        Duration, about("How long running jobs may go on after the first signal to stop.", 0, 30 * DAY)
     ] = 30.0
     lease: Annotated[
-        Duration, about("How long a silent node keeps its jobs before others may rescue them.", 1, 3600)
+        Duration,
+        about(
+            "How long after its last heartbeat a node keeps its jobs; then other nodes take them over.",
+            1,
+            3600,
+        ),
     ] = 15.0
+    max_blocked: Annotated[
+        Duration,
+        about("How long a handler may block the event loop before the process ends.", 1, 30 * DAY),
+    ] = 600.0
     max_backlog: Annotated[
-        Whole, about("How many jobs may wait before new ones are refused with 503.", 1, 10**9)
+        Whole, about("How many jobs may wait before new ones are rejected with 503.", 1, 10**9)
     ] = dataclasses.field(default=0, metadata={"default": "QUEUE_SIZE on memory: (at least 1), else 1000000"})
-    max_body: Annotated[Size, about("The longest body of one request.", 1, 2**30)] = 2**20
-    keep_done: Annotated[Duration, about("How long a job is kept after it ended done.", 0, 3650 * DAY)] = (
-        7.0 * DAY
-    )
+    max_body: Annotated[Size, about("The largest request body.", 1, 2**30)] = 2**20
+    keep_done: Annotated[Duration, about("How long done jobs are kept.", 0, 3650 * DAY)] = 7.0 * DAY
     keep_failed: Annotated[
-        Duration, about("How long a job is kept after it ended failed, cancelled or expired.", 0, 3650 * DAY)
+        Duration, about("How long failed, cancelled and expired jobs are kept.", 0, 3650 * DAY)
     ] = 30.0 * DAY
     keep_jobs: Annotated[
-        Whole, about("How many ended jobs are kept at most; the oldest go first.", 0, 10**9)
+        Whole, about("How many ended jobs are kept; the oldest are deleted first.", 0, 10**9)
     ] = 1_000_000
     keep_bytes: Annotated[
-        Size, about("How many bytes of ended jobs' payloads and results are kept at most.", 0, 2**40)
+        Size, about("How many bytes of payloads and results of ended jobs are kept.", 0, 2**40)
     ] = 2**30
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], about("Lines of this level and above are written.")
+        Literal["debug", "info", "warning", "error"], about("The lowest level of log lines to write.")
     ] = "info"
     log_format: Annotated[
         Literal["console", "json"], about("Log lines for people (console) or for programs (json).")
@@ -70,6 +99,19 @@ class Settings:
         if self.max_backlog == 0:
             default = max(self.queue_size, 1) if self.store == "memory:" else 1_000_000
             object.__setattr__(self, "max_backlog", default)
+        if self.max_connections == 0:
+            object.__setattr__(self, "max_connections", connections_for(open_files()))
+
+
+def open_files() -> int:
+    """How many files this process may have open, sockets included (`ulimit -n`)."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def connections_for(files: int) -> int:
+    """How many connections leave enough of so many files to the store and to handlers: 256, or three quarters."""
+    return min(10_000, max(files - 256, files // 4, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,16 +124,13 @@ class Setting:
     limits: str
     help: str
     default: str
+    flag: str
+    """Its name on the command line."""
 
     @property
     def variable(self) -> str:
         """Its name in the environment; with `PREFIX` in front of it another one, which wins."""
         return self.name.upper()
-
-    @property
-    def flag(self) -> str:
-        """Its name on the command line."""
-        return "--" + self.name.replace("_", "-")
 
     @property
     def allowed(self) -> str:
@@ -112,7 +151,8 @@ def _setting(field: dataclasses.Field[Any], hint: Any) -> Setting:  # noqa: ANN4
     last = metas[-1]
     limits = "" if last.ge is None else f", from {form.show(last.ge)} to {form.show(last.le)}"
     default = field.metadata.get("default") or form.show(field.default) or "none"
-    return Setting(field.name, hint, form, limits, last.description or "", default)
+    flag = field.metadata.get("flag") or "--" + field.name.replace("_", "-")
+    return Setting(field.name, hint, form, limits, last.description or "", default, flag)
 
 
 def _choice(hint: Any) -> Form:  # noqa: ANN401 - a type form has no type yet

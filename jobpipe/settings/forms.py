@@ -9,6 +9,8 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 DAY = 86_400
+MOST_HOSTS = 100
+"""How many addresses one setting may name."""
 DURATIONS: dict[str, Decimal | int] = {"d": DAY, "h": 3600, "m": 60, "s": 1, "ms": Decimal("0.001"), "": 1}
 SIZES: dict[str, Decimal | int] = {
     "GiB": 2**30,
@@ -88,10 +90,21 @@ Store = Annotated[
     Meta(pattern=r"^(memory:|sqlite:(?!//|:memory:).+|postgres(ql)?://\S*)$"),
     Form("memory:, sqlite:PATH or postgresql://USER@HOST/DATABASE", str, mask),
 ]
-Host = Annotated[
-    str,
-    Meta(pattern=r"^([A-Za-z0-9._-]+|(?=.*:.*:)[0-9A-Fa-f:.]+(%[\w.-]+)?)$"),
-    Form("a host name or an IP address, without a port", str),
+Hosts = Annotated[
+    tuple[
+        Annotated[str, Meta(pattern=r"^([A-Za-z0-9._-]+|(?=.*:.*:)[0-9A-Fa-f:.]+(%[\w.-]+)?)$")],
+        ...,
+    ],
+    Meta(min_length=1, max_length=MOST_HOSTS),
+    Form("host names or IP addresses, without a port, with commas between", _names, ",".join),
+]
+AllowedHosts = Annotated[
+    tuple[
+        Annotated[str, Meta(pattern=r"^(\*|(\*\.)?[A-Za-z0-9._-]+|(?=.*:.*:)[0-9A-Fa-f:.]+)$")],
+        ...,
+    ],
+    Meta(max_length=MOST_HOSTS),
+    Form("* or host names, *.DOMAIN or IP addresses, without a port, with commas between", _names, ",".join),
 ]
 Modules = Annotated[
     tuple[Annotated[str, Meta(pattern=r"^(?!.*\.py$)[^\W\d]\w*(\.[^\W\d]\w*)*$")], ...],

@@ -14,7 +14,7 @@ from jobpipe.settings.definition import PREFIX, SETTINGS, Setting, Settings
 from jobpipe.settings.forms import mask
 
 if TYPE_CHECKING:
-    from dotenv.parser import Original
+    from dotenv.parser import Binding, Original
 
 URL = "JOBPIPE_URL"
 """Where the command line finds its service; not a setting of the service itself."""
@@ -122,11 +122,12 @@ def service_url(
 
 
 def _listening_url(sources: _Sources) -> str:
-    host, port = (_value_of(name, sources) for name in ("host", "port"))
+    hosts, port = (_value_of(name, sources) for name in ("host", "port"))
     if port == 0:
         sources.faults.append(f"PORT: 0 is any free port, so it must be said which; allowed: {URL} or --url")
-    # A server that listens on every address is reached at the loopback one.
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(host), str(host))  # noqa: S104 - compared, not bound
+    # A server that listens on every address is reached at the loopback one; on `::` it listens on IPv4 too.
+    host = str(hosts[0]) if isinstance(hosts, tuple) and hosts else ""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(host, host)  # noqa: S104 - compared, not bound
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
@@ -138,18 +139,21 @@ def _value_of(name: str, sources: _Sources) -> object:
 
 def _open(flags: Mapping[str, str | None], environ: Mapping[str, str] | None, dotenv: Path) -> _Sources:
     faults: list[str] = []
+    variables: Mapping[str, str] = {}
     try:
         variables = _read_dotenv(dotenv)
-    except (OSError, ValueError) as error:
-        variables, reason = {}, error.strerror if isinstance(error, OSError) else str(error)
-        faults.append(f"{dotenv}: cannot be read: {reason}; allowed: lines such as WORKERS=4")
+    except OSError as error:
+        faults.append(f"{dotenv}: cannot be read: {error.strerror}")
+    except ValueError as error:
+        faults.append(f"{dotenv}: {error}; allowed: lines such as WORKERS=4, in UTF-8")
     places = {"environment": os.environ if environ is None else environ, dotenv.name: variables}
     return _Sources(flags, places, faults)
 
 
 def _read_dotenv(path: Path) -> dict[str, str]:
+    """The variables of a file; ValueError, in words and without the secrets in it, when a line means nothing."""
     try:
-        text = path.read_text("utf-8-sig")
+        text = _decoded(path.read_bytes())
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return {}  # a folder of this name is somebody's virtual environment
     # Imported only here: it costs 25 ms, and most places have no such file. `dotenv_values` would do the
@@ -157,15 +161,37 @@ def _read_dotenv(path: Path) -> dict[str, str]:
     from dotenv.parser import parse_stream  # noqa: PLC0415
 
     bindings = list(parse_stream(io.StringIO(text)))
-    if wrong := [str(_line(binding.original)) for binding in bindings if binding.error]:
-        raise ValueError(f"line {', '.join(wrong)}")
+    if wrong := [str(_line(binding.original)) for binding in bindings if _is_wrong(binding)]:
+        raise ValueError(f"line {', '.join(wrong)} cannot be read")
     return {binding.key: binding.value for binding in bindings if binding.key and binding.value}
+
+
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+"""How a file in UTF-16 begins, as Windows may save it."""
+
+
+def _decoded(content: bytes) -> str:
+    if content.startswith(UTF_16) or b"\0" in content:
+        line = content.partition(b"\0")[0].count(b"\n") + 1
+        raise ValueError(f"line {line} is not UTF-8 text, but looks like UTF-16: save the file as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"line {line} is not UTF-8 text (byte {content[error.start]:#04x})") from None
 
 
 def _line(original: "Original") -> int:
     """The line of what could not be read; python-dotenv counts from the blank lines before it."""
     text = original.string
     return original.line + text[: len(text) - len(text.lstrip())].count("\n")
+
+
+def _is_wrong(binding: "Binding") -> bool:
+    """Whether a line means nothing: no NAME=value, or a name that no variable has."""
+    if binding.error or binding.key is None:
+        return binding.error  # without a key it is a comment, or empty
+    return binding.value is None or not (binding.key.isascii() and binding.key.isprintable())
 
 
 def _unknown_variables(sources: _Sources) -> Iterator[str]:
@@ -188,11 +214,28 @@ def _did_you_mean(name: str, known: set[str]) -> str:
     return f"; did you mean {PREFIX}{close[0]}?" if close else ""
 
 
+_ENDPOINT = r"PORT_[0-9]+_(TCP|UDP|SCTP)"
+_ADDRESS = r"[0-9A-Fa-f.:]*"
+_LINKS = {
+    r"SERVICE_HOST": _ADDRESS,
+    r"SERVICE_PORT(_[A-Z0-9_]+)?": r"[0-9]*",
+    rf"PORT|{_ENDPOINT}": r"(tcp|udp|sctp)://.*",
+    rf"{_ENDPOINT}_PROTO": r"tcp|udp|sctp",
+    rf"{_ENDPOINT}_PORT": r"[0-9]*",
+    rf"{_ENDPOINT}_ADDR": _ADDRESS,
+}
+"""What Kubernetes sets in pods for a Service, without its name: for JOBPIPE_API_SERVICE_HOST this is SERVICE_HOST."""
+
+
 def _without_links(name: str, text: str) -> str:
-    """`text`, or nothing when it is no setting but what Kubernetes puts into pods beside a Service called jobpipe."""
-    links = r"JOBPIPE_(SERVICE_(HOST|PORT)|PORT_[0-9]+_(TCP|UDP|SCTP))"
-    link = re.match(links, name) or (name == "JOBPIPE_PORT" and re.match(r"(tcp|udp|sctp)://", text))
-    return "" if link else text
+    """`text`, or nothing when it is no setting but what Kubernetes says of a Service whose name begins with jobpipe."""
+    if not name.startswith(PREFIX):
+        return text
+    is_link = any(
+        re.fullmatch(rf"JOBPIPE(_[A-Z0-9_]+)?_({names})", name) and re.fullmatch(values, text)
+        for names, values in _LINKS.items()
+    )
+    return "" if is_link else text
 
 
 def _quoted(found: _Found) -> str:

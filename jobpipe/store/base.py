@@ -14,7 +14,7 @@ but not begun has not spent an attempt.
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -22,6 +22,12 @@ from jobpipe.job import NO_OPTIONS, Job, JobError, NewJob, Options, Outcome, Sta
 
 STEP = 1000
 """The most jobs that one exchange promotes or expires, and one prune deletes, so that no transaction is long."""
+
+QUEUES = 1000
+"""The most queues of one list, unless asked for fewer."""
+
+PAGE_BYTES = 4 << 20
+"""The most bytes of one page of a list; a job that is larger comes alone."""
 
 
 UNSERVED = 100
@@ -39,7 +45,8 @@ class Claimed(msgspec.Struct, frozen=True):
     priority: int
     run_at: float
     attempt: int
-    max_retries: int
+    max_retries: int | None
+    """None: as many as the handler says"""
     claim: int
     rescued: int
     """how often a node died while it held the job"""
@@ -89,12 +96,14 @@ class Add(msgspec.Struct, frozen=True):
 class Receipt(msgspec.Struct, frozen=True):
     """What became of one job of an `Add`. `job` is the one that has the id already, unless `stored`."""
 
-    verdict: Literal["stored", "existing", "conflict", "refused"]
-    """`refused`: nothing wrong with this one, but it shared an atomic add with a conflict"""
+    verdict: Literal["stored", "existing", "conflict", "refused", "locked"]
+    """`refused`: nothing wrong with this one, but it shared an atomic add with a conflict or a locked one; `locked`:
+    an unfinished transaction of another program stores or deletes a job of this id, so nothing can be said yet"""
     job: Job | None = None
 
 
 STORED = Receipt("stored")
+LOCKED = Receipt("locked")
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +142,8 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     """the node has no lease to renew: another one took it for dead. Nothing was claimed"""
     stale: frozenset[tuple[int, int]] = frozenset()
     """(seq, claim) of the starts and settlements that matched no held row; they changed nothing"""
+    locked: frozenset[tuple[int, int]] = frozenset()
+    """(seq, claim) of the starts and settlements whose row another program has locked: not written, try again later"""
     settled: dict[int, Status] = {}
     """seq -> status where the job became something else than its settlement said"""
     adds: Sequence[Sequence[Receipt]] = ()
@@ -147,8 +158,7 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     cancelling: frozenset[tuple[int, int]] = frozenset()
     """(seq, claim) of this node's held jobs that were asked to stop; told with starts, claims and renewals
 
-    From a store that nodes share. A wish to cancel that came between the commit of a claim and its answer, so that
-    nobody knew of the job yet when `News` told of it, is told here once more.
+    From a store that nodes share: `News` only tell that there may be some.
     """
 
 
@@ -202,6 +212,23 @@ class Unserved(msgspec.Struct, frozen=True):
     """run_at of the job that has been ready the longest"""
 
 
+class Overview(msgspec.Struct, frozen=True):
+    """What a health check asks of all queues together."""
+
+    counts: dict[Status, int]
+    ready: bool
+    """whether a job of the kinds asked for is ready in a queue that is not paused, or one that no claim has met yet"""
+
+
+class QueueChange(msgspec.Struct, frozen=True):
+    """What became of a queue that was to be deleted."""
+
+    verdict: Literal["changed", "absent", "refused"]
+    """`refused`: it still has jobs"""
+    queue: QueueState | None = None
+    """the queue as it is, when refused"""
+
+
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
     """Which jobs a list holds; None means any. Texts match parts of id, payload and error.
 
@@ -215,13 +242,22 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     text: str | None = None
     created_after: float | None = None
     created_before: float | None = None
+    content: bool = True
+    """whether the jobs come with payload and result; without them a payload is empty"""
+
+
+class Place(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """Where a job stands in a list: by created_at, then by arrival. Means the same when that job is gone."""
+
+    created_at: float
+    seq: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 
 
 class Page(msgspec.Struct, frozen=True):
     """A part of a list, newest job first. `next_before` continues it; None: there is no more."""
 
     jobs: Sequence[Job]
-    next_before: int | None = None
+    next_before: Place | None = None
 
 
 class EngineStore(Protocol):
@@ -259,7 +295,8 @@ class EngineStore(Protocol):
     async def prune(self, now: float, retention: Retention) -> int:
         """Delete at most `STEP` ended jobs that are too old or too many, oldest end first; returns how many.
 
-        Fewer than `STEP`: nothing is left to delete. Too old is what ended at or before `now` less its age.
+        Fewer than `STEP`: nothing is left to delete. Too old is what ended at or before `now` less its age. Then queues
+        that have no jobs and are not paused are forgotten, some thousands at a time.
         """
 
     async def leave(self, node: str) -> None:
@@ -284,6 +321,9 @@ class ControlStore(Protocol):
     async def resume(self, queue: str) -> None:
         """Claim from a queue again."""
 
+    async def delete_queue(self, queue: str) -> QueueChange:
+        """Forget a queue, also whether it is paused. Refused while it has jobs, ended ones too."""
+
 
 class ReadStore(Protocol):
     """What the API reads. Never waits for a writer."""
@@ -291,14 +331,28 @@ class ReadStore(Protocol):
     async def get(self, job_id: str) -> Job | None:
         """One job with its attempts, oldest first."""
 
-    async def jobs(self, where: Filter, limit: int, before: int | None) -> Page:
+    async def jobs(self, where: Filter, limit: int, before: Place | None) -> Page:
         """At most `limit` jobs (without attempts), newest first, that come after the page which ended at `before`.
 
-        Looks at a bounded number of rows: a page may hold fewer than `limit` jobs although there are more.
+        Newest by created_at, then by arrival. Looks at a bounded number of rows, for a bounded time, and holds at most
+        `PAGE_BYTES`, or one larger job: a page may hold fewer than `limit` jobs although there are more. Where a text
+        is searched for, nothing else that is read waits for it.
         """
 
-    async def queues(self) -> Sequence[QueueState]:
-        """Every queue that was ever used or paused, by name."""
+    async def queues(self, limit: int = QUEUES, after: str = "") -> Sequence[QueueState]:
+        """At most `limit` queues by name, behind the one named `after`.
+
+        A queue is there while it has jobs or is paused, and a while longer: until a prune forgets it.
+        """
+
+    async def queue(self, name: str) -> QueueState | None:
+        """One queue; None when there is nothing to tell of it."""
+
+    async def overview(self, kinds: frozenset[str]) -> Overview:
+        """What all queues come to, for a node that serves these kinds.
+
+        Its cost does not grow with the number of queues, but for paused ones with ready jobs.
+        """
 
     async def kinds(self) -> frozenset[str]:
         """Every kind that some live node serves."""
@@ -308,9 +362,6 @@ class ReadStore(Protocol):
 
         A job that became ready before the node which served it left is counted once a claim has met it.
         """
-
-    async def ready(self, kinds: frozenset[str]) -> bool:
-        """Whether a job of these kinds is ready in a queue that is not paused, or one that no claim has met yet."""
 
     async def ping(self) -> None:
         """Return when the store answers."""
@@ -323,12 +374,10 @@ class Store(EngineStore, ControlStore, ReadStore, Protocol):
 class News(msgspec.Struct, frozen=True):
     """Something that another node did, or a reason to look for oneself."""
 
-    what: Literal["look", "missed", "cancel", "ended"]
-    """`look`: jobs may have become ready; `missed`: anything may have happened; `cancel`: a held job was asked to
-    stop, `seq` and `claim` say which hold; `ended`: a job that is watched has ended, or was deleted"""
+    what: Literal["look", "missed", "ended", "paused"]
+    """`look`: jobs may have become ready, or held ones may have been asked to stop; `missed`: anything may have
+    happened; `ended`: a job that is watched may have ended, or was deleted; `paused`: a queue may have been paused"""
     id: str = ""
-    seq: int = 0
-    claim: int = 0
 
 
 @runtime_checkable
@@ -346,9 +395,20 @@ class SharedStore(Store, Protocol):
     def changes(self) -> AbstractAsyncContextManager[AsyncIterator[News]]:
         """Listen to what other nodes do, as long as the context is open; one listener at a time.
 
-        News may come twice, late, or not at all. After each time that the connection was lost comes a `missed`, and
-        every few seconds a `look`, or a `missed` while nobody listens. So they are hints; what is true is in the store.
+        News may come twice, late, forged, or not at all. After each time that the connection was lost comes a `missed`,
+        and every few seconds a `look`, or a `missed` while nobody listens. So they are hints; what is true is in the
+        store. Equal ones that come within milliseconds are one.
         """
+
+    def renew_from_thread(self, node: str, now: float, lease_until: float) -> bool:
+        """Renew a node's lease without its event loop, on a connection made for it that is closed again; blocks.
+
+        For a thread, while the event loop is blocked. False: the node has no lease to renew, since another node took it
+        for dead. Raises `StoreError`. Takes no longer than the lease.
+        """
+
+    async def paused(self) -> Sequence[str]:
+        """The names of paused queues, at most `STEP` of them."""
 
     async def watch(self, job_id: str) -> None:
         """Have every node told when the job ends. Read the job after this, so that no end falls between.

@@ -10,9 +10,9 @@ from typing import Annotated, Any, NamedTuple
 import httpx
 import msgspec
 import trio
-from hypercorn.config import Config
 
 from jobpipe.api.app import create_app
+from jobpipe.api.limits import Limits
 from jobpipe.api.server import serve
 from jobpipe.clock import VirtualClock
 from jobpipe.engine.node import Node
@@ -98,9 +98,21 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().jobs(where, limit, before)
 
-    async def queues(self):
+    async def queues(self, *page):
         await self._obey()
-        return await super().queues()
+        return await super().queues(*page)
+
+    async def queue(self, name):
+        await self._obey()
+        return await super().queue(name)
+
+    async def overview(self, kinds):
+        await self._obey()
+        return await super().overview(kinds)
+
+    async def delete_queue(self, queue):
+        await self._obey()
+        return await super().delete_queue(queue)
 
     async def cancel(self, ids, now):
         await self._obey()
@@ -194,12 +206,10 @@ class Door(httpx.AsyncClient):
         """Serve the application on a free port of this machine, as the service does; yields the port."""
         listener = socket.create_server(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        config = Config()
-        config.loglevel = "WARNING"
-        config.graceful_timeout = 1
+        limits = Limits(connections=1000, grace=1)
         over = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve, self.app, listener, config, over.wait)  # noqa: ASYNC113 - it listens already
+            nursery.start_soon(serve, self.app, [listener], limits, over.wait)  # noqa: ASYNC113 - it listens already
             yield port
             over.set()
 
@@ -214,7 +224,8 @@ class Door(httpx.AsyncClient):
 async def open_door(store=None, **settings):
     """Open a door with settings of its own; its node runs until the door is closed."""
     stage = Stage()
-    chosen = Settings(**{"store": "memory:", "max_backlog": 10_000, "workers": 2, **settings})
+    defaults = {"store": "memory:", "max_backlog": 10_000, "workers": 2, "allowed_hosts": ("test",)}
+    chosen = Settings(**{**defaults, **settings})
     node = Node(chosen, store or MemoryStore(), stage.registry(), VirtualClock(), name="n1")
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)

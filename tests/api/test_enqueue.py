@@ -3,15 +3,17 @@
 import json
 import urllib.parse
 from datetime import datetime, timedelta
+from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import trio
 import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobpipe.api.enqueue import DEEPEST
+from jobpipe.job import DEEPEST
 from jobpipe.store.base import Filter
 from tests.api.door import Breakable, open_door
 
@@ -199,7 +201,6 @@ async def test_a_handlers_own_number_of_retries_counts_where_the_job_names_none(
         b'{"id":"\xff"}',
         b'{"\xff":1}',
         b'{"payload":"\xed\xa0\x80"}',
-        b'\xef\xbb\xbf{"payload":1}',
         '{"payload":1}'.encode("utf-16"),
         b"{} {}",
         b"{}\x00",
@@ -600,3 +601,77 @@ def test_whatever_is_sent_is_taken_or_refused_whole(bodies):
             assert len(page.jobs) == await door.stored()
 
     trio.run(send_all)
+
+
+# --- without the shipped kinds ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def strict():
+    """A door of a node that has turned the shipped kinds off."""
+    async with open_door(shipped_kinds="off") as opened:
+        yield opened
+
+
+async def test_without_the_shipped_kinds_a_request_has_to_name_its_kind(strict):
+    """One that forgot it would end `done` by `echo`. Even where a kind of that name is there."""
+    forgotten = await strict.enqueue(id="a", payload=1)
+    named = await strict.enqueue(id="b", kind="play")
+
+    (fault,) = forgotten.json()["faults"]
+    assert (forgotten.status_code, named.status_code) == (422, 202)
+    assert fault["pointer"] == "/kind"
+    assert fault["detail"].startswith("is required here; it has ")
+    assert "play" in fault["detail"]
+    assert await strict.stored() == 1
+
+
+async def test_without_the_shipped_kinds_every_job_of_many_has_to_name_its_kind(strict):
+    """In an array, and in each line of a stream."""
+    array = await strict.post("/enqueue/bulk", json=[{"id": "a", "kind": "play"}, {"id": "b"}])
+    lines = await strict.post(
+        "/enqueue/bulk",
+        content=b'{"id":"c"}\n{"id":"d","kind":"play"}\n',
+        headers={"Content-Type": "application/x-ndjson"},
+    )
+
+    assert array.status_code == 422
+    assert array.json()["faults"][0]["pointer"] == "/1/kind"
+    first, second = map(json.loads, lines.text.splitlines())
+    assert (first["faults"][0]["pointer"], second["id"]) == ("/kind", "d")
+
+
+async def test_the_spec_says_whether_a_kind_has_to_be_named(strict, door):
+    """As the node has it."""
+    required, optional = [
+        (await each.get("/openapi.json")).json()["components"]["schemas"]["EnqueueRequest"]
+        for each in (strict, door)
+    ]
+
+    assert required["required"] == ["kind"]
+    assert "default" not in required["properties"]["kind"]["description"]
+    assert "required" not in optional or "kind" not in optional["required"]
+    assert "echo" in optional["properties"]["kind"]["description"]
+
+
+class Fussy(msgspec.Struct):
+    """A payload that refuses to be made in ways of its own."""
+
+    how: str
+
+    def __post_init__(self) -> None:
+        raise {"key": KeyError("x"), "zero": ZeroDivisionError("y")}[self.how]
+
+
+@pytest.mark.parametrize(
+    ("payload_type", "payload"), [(Fussy, {"how": "key"}), (Fussy, {"how": "zero"}), (set[Any], [[1]])]
+)
+async def test_a_payload_that_its_type_cannot_take_is_a_fault_of_the_request(door, payload_type, payload):
+    """And no error of the service, whatever the type raises."""
+    play = door.node.registry.find("play")
+    door.node.registry._by_kind["play"] = msgspec.structs.replace(play, payload_type=payload_type)
+
+    response = await door.enqueue(kind="play", payload=payload)
+
+    assert response.status_code == 422
+    assert response.json()["faults"][0]["detail"].startswith("its handler cannot read it: ")

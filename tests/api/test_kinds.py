@@ -1,4 +1,4 @@
-"""Kinds over HTTP: what any live node serves is taken, what none serves is refused, and what waits for a node is shown."""
+"""Kinds over HTTP: what any live node serves is taken, others are refused, and what waits for a node is shown."""
 
 import json
 
@@ -46,8 +46,14 @@ async def test_a_handler_of_this_node_checks_whatever_others_serve(door):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("ecko", "no live node has a handler for 'ecko'; did you mean 'echo'? served are demo, echo, mail, play"),
-        ("nothing.like.it", "no live node has a handler for 'nothing.like.it'; served are demo, echo, mail, play"),
+        (
+            "ecko",
+            "no live node has a handler for 'ecko'; did you mean 'echo'? served are demo, echo, mail, play",
+        ),
+        (
+            "nothing.like.it",
+            "no live node has a handler for 'nothing.like.it'; served are demo, echo, mail, play",
+        ),
     ],
 )
 async def test_a_kind_that_no_live_node_serves_is_refused_with_the_name_that_may_be_meant(door, kind, words):
@@ -134,4 +140,4 @@ async def test_a_kind_is_not_refused_while_the_store_does_not_answer(door, monke
 async def test_without_unserved_jobs_the_lists_are_empty():
     async with open_door() as door:
         assert (await door.get("/health")).json()["unserved"] == []
-        assert (await door.get("/queues")).json() == {"queues": [], "unserved": []}
+        assert (await door.get("/queues")).json() == {"queues": [], "next_cursor": None, "unserved": []}

@@ -26,6 +26,8 @@ CODES = {
     "cross_site",
     "not_found",
     "no_such_job",
+    "no_such_queue",
+    "queue_not_empty",
     "method_not_allowed",
     "id_conflict",
     "wrong_status",
@@ -210,12 +212,14 @@ def test_a_struct_that_takes_unknown_fields_is_not_strict_about_them():
 def test_a_path_of_msgspec_becomes_a_json_pointer(path, pointer):
     error = msgspec.ValidationError(f"Expected `int`, got `str` - at `{path}`")
 
-    assert fault_from(error) == Fault(pointer, "Expected `int`, got `str`")
+    assert fault_from(error) == Fault(pointer, "expected a whole number, got a string")
     assert fault_from(error, "/root").pointer == "/root" + pointer
 
 
 def test_an_error_without_a_path_is_one_of_the_whole():
-    assert fault_from(msgspec.ValidationError("Expected `int`"), "/x") == Fault("/x", "Expected `int`")
+    assert fault_from(msgspec.ValidationError("Expected `int`"), "/x") == Fault(
+        "/x", "expected a whole number"
+    )
 
 
 @given(st.text())

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from jobpipe.api.answers import encode
 from jobpipe.api.enqueue import LATEST
-from jobpipe.api.schemas import EnqueueRequest, job_view, rfc3339
+from jobpipe.api.schemas import TRACEBACKS, EnqueueRequest, job_view, rfc3339
+from jobpipe.handlers.registry import Registry
 from jobpipe.job import AttemptRecord, Backoff, Job, JobError, Options, Outcome, Status
 
 JOB = Job(
@@ -34,7 +35,7 @@ JOB = Job(
 
 
 def shown(job, **how):
-    return json.loads(encode(job_view(job, **how)))
+    return json.loads(encode(job_view(job, Registry([]), **how)))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def shown(job, **how):
         (1_700_000_000.123, "2023-11-14T22:13:20.123Z"),
         (1_700_000_000.999, "2023-11-14T22:13:20.999Z"),
         (-62_135_596_800.0, "0001-01-01T00:00:00.000Z"),
-        (LATEST, "9999-12-31T23:59:59.000Z"),
+        (LATEST, "9999-12-31T23:59:59.999Z"),
     ],
 )
 def test_times_are_rfc_3339_in_utc_with_milliseconds(seconds, text):
@@ -111,7 +112,9 @@ def test_a_job_without_a_result_is_shown_with_null():
     "content", [b"1e2", b'"\xc3\xa9"', b"123456789012345678901234567890", b'{"b":1,"a":2}']
 )
 def test_a_payload_is_shown_byte_by_byte_as_it_is_stored(content):
-    assert content in encode(job_view(msgspec.structs.replace(JOB, payload=content, result=content)))
+    assert content in encode(
+        job_view(msgspec.structs.replace(JOB, payload=content, result=content), Registry([]))
+    )
 
 
 def test_a_request_can_say_what_a_job_shows():
@@ -119,3 +122,39 @@ def test_a_request_can_say_what_a_job_shows():
     asked = {field.encode_name for field in msgspec.structs.fields(EnqueueRequest)}
 
     assert asked - set(shown(JOB)) == {"delay"}
+
+
+@pytest.mark.parametrize(
+    ("size", "shown_whole"), [(7998, 100), (TRACEBACKS // 50 - 2, 50), (TRACEBACKS // 50 - 1, 49)]
+)
+def test_tracebacks_are_shown_of_the_newest_attempts_as_many_as_there_is_room_for(size, shown_whole):
+    records = tuple(
+        AttemptRecord(
+            number=number,
+            claim=number,
+            node="n1",
+            started_at=1_700_000_001.0,
+            outcome=Outcome.RETRY,
+            error=JobError("E", "m", "x" * size),
+        )
+        for number in range(1, 101)
+    )
+    attempts = shown(msgspec.structs.replace(JOB, attempts=records))["attempts"]
+
+    assert [one["number"] for one in attempts] == list(range(1, 101))
+    assert [one["error"]["traceback"] is not None for one in attempts] == [
+        number > 100 - shown_whole for number in range(1, 101)
+    ]
+    assert {one["error"]["message"] for one in attempts} == {"m"}
+    assert sum(len(one["error"]["traceback"] or "") for one in attempts) <= TRACEBACKS
+
+
+def test_a_traceback_counts_as_it_is_written():
+    """A control character takes six bytes in JSON."""
+    record = AttemptRecord(
+        number=1, claim=1, node=None, started_at=1.0, error=JobError("E", "m", "\0" * (TRACEBACKS // 6))
+    )
+    one, two = (shown(msgspec.structs.replace(JOB, attempts=(record,) * count)) for count in (1, 2))
+
+    assert [attempt["error"]["traceback"] is None for attempt in one["attempts"]] == [False]
+    assert [attempt["error"]["traceback"] is None for attempt in two["attempts"]] == [True, False]

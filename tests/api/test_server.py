@@ -1,22 +1,29 @@
 """The server: what goes over the wire when, and when a connection ends."""
 
 import contextlib
+import errno
+import inspect
+import os
 import socket
+import struct
 from types import SimpleNamespace
 
-import h2.config
-import h2.connection
-import h2.events
+import h11
 import pytest
 import trio
 import trio.testing
-from hypercorn.config import Config
 from structlog.testing import capture_logs
 
-from jobpipe.api.server import serve
+from jobpipe.api.connection import Connection
+from jobpipe.api.http1 import Http1, Stream
+from jobpipe.api.inbox import Inbox, Requests
+from jobpipe.api.limits import Limits
+from jobpipe.api.server import PAUSE, QUIET, serve
 
 KEEP_ALIVE = 5.0
 GRACE = 3.0
+LINGER = 2.0
+HEAD, STALLED = 8.0, 20.0
 ASK = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 
 
@@ -25,15 +32,24 @@ def serving():
     """Serves an application; `ask()` opens a connection, `over` ends the service, `ended` tells that it has."""
 
     @contextlib.asynccontextmanager
-    async def opened(app):
+    async def opened(app, **limits):
         listener = socket.create_server(("127.0.0.1", 0))
         address = listener.getsockname()
-        config = Config()
-        config.keep_alive_timeout, config.graceful_timeout = KEEP_ALIVE, GRACE
+        chosen = Limits(
+            **{
+                "connections": 1000,
+                "keep_alive": KEEP_ALIVE,
+                "grace": GRACE,
+                "linger": LINGER,
+                "head": HEAD,
+                "stalled": STALLED,
+                **limits,
+            }
+        )
         over, ended = trio.Event(), trio.Event()
 
         async def run():
-            await serve(app, listener, config, over.wait)
+            await serve(app, [listener], chosen, over.wait)
             ended.set()
 
         async def connect():
@@ -73,6 +89,25 @@ async def asked(stream, request=ASK):
 async def rest(stream):
     """All that comes until the server closes the connection."""
     return b"".join([part async for part in stream])
+
+
+async def until_blocked():
+    """Let all happen that can happen without waiting for a clock."""
+    await trio.testing.wait_all_tasks_blocked(0.05)
+
+
+async def pass_time(clock, seconds):
+    """Let so much time go by, in steps in which a client may be looked at."""
+    for _ in range(round(seconds)):
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        clock.jump(1)
+    await until_blocked()
+
+
+def reset(stream):
+    """Go, so that the server is told at once."""
+    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    stream.socket.close()
 
 
 def tasks():
@@ -153,20 +188,6 @@ async def test_a_client_that_ends_its_side_after_the_request_is_answered(serving
         assert (await rest(stream)).endswith(b"late")
 
 
-async def test_http_2_is_spoken_to_who_begins_with_it(serving):
-    async with serving(answering(b"two", length=3)) as service, await service.connect() as stream:
-        client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
-        client.initiate_connection()
-        fields = {":method": "GET", ":path": "/", ":scheme": "http", ":authority": "test"}
-        client.send_headers(1, list(fields.items()), end_stream=True)
-        await stream.send_all(client.data_to_send())
-        seen: list[h2.events.Event] = []
-        while not any(isinstance(one, h2.events.StreamEnded) for one in seen):
-            seen += client.receive_data(bytes(await stream.receive_some()))
-
-    assert b"".join(one.data for one in seen if isinstance(one, h2.events.DataReceived)) == b"two"
-
-
 # When a connection ends
 
 
@@ -222,7 +243,7 @@ async def test_a_client_that_leaves_leaves_nothing_behind(serving, said):
         assert tasks() == before
 
 
-async def test_a_client_that_sends_more_than_is_taken_leaves_nothing_behind(serving):
+async def test_a_client_that_sends_more_than_is_taken_leaves_nothing_behind(serving, mock_clock):
     """What it sends waits to be taken, by an application that has ended meanwhile."""
     refuse = trio.Event()
 
@@ -243,9 +264,226 @@ async def test_a_client_that_sends_more_than_is_taken_leaves_nothing_behind(serv
             nursery.start_soon(flood, stream)
             await trio.testing.wait_all_tasks_blocked(0.05)
             refuse.set()
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 413")
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            mock_clock.jump(LINGER + 0.1)
             await trio.testing.wait_all_tasks_blocked(0.05)
 
             assert tasks() == before
+
+
+async def test_a_connection_has_no_limit_of_requests(serving):
+    async with serving(answering(b"ok", length=2)) as service, await service.connect() as stream:
+        for _ in range(30):
+            await stream.send_all(ASK * 100)
+            got = b""
+            while got.count(b"\r\n\r\nok") < 100:
+                got += await stream.receive_some()
+            assert b"close" not in got
+
+
+# Clients that stall
+
+
+@pytest.mark.parametrize("sent", [b"G", ASK[:-2], b"\r\n"])
+async def test_a_head_that_does_not_come_to_its_end_is_refused_in_time(serving, mock_clock, sent):
+    """Counted from its first byte: who sends a byte now and then gains nothing."""
+    async with serving(answering(b"ok", length=2)) as service, await service.connect() as stream:
+        await pass_time(mock_clock, KEEP_ALIVE - 2)
+        await stream.send_all(sent)
+        await pass_time(mock_clock, HEAD - 2)
+        await stream.send_all(b"X")
+        await pass_time(mock_clock, 4)
+        got = await rest(stream)
+
+    assert got.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+    assert b'"code":"request_timeout"' in got
+
+
+POST = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [POST, POST + b"123", POST.replace(b"Content-Length: 10", b"Transfer-Encoding: chunked") + b"5\r\n12"],
+)
+async def test_a_body_that_stalls_is_refused(serving, mock_clock, sent):
+    async with serving(answering(b"ok", length=2)) as service, await service.connect() as stream:
+        await until_blocked()
+        before = tasks()
+        await stream.send_all(sent)
+        await pass_time(mock_clock, STALLED - 1)
+        assert tasks() > before
+        await pass_time(mock_clock, 3)
+        got = await rest(stream)
+
+    assert got.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+    assert got.count(b"HTTP/1.1 ") == 1
+
+
+async def test_a_body_may_come_slowly(serving, mock_clock):
+    async with serving(answering(b"ok", length=2)) as service, await service.connect() as stream:
+        await stream.send_all(POST)
+        for _ in range(10):
+            await pass_time(mock_clock, STALLED - 1)
+            await stream.send_all(b"x")
+
+        assert (await stream.receive_some()).endswith(b"ok")
+
+
+async def test_a_client_that_waits_for_the_application_does_not_stall(serving, mock_clock):
+    """Neither with its body, which nobody takes, nor with its next request, which has its turn later."""
+    waits = trio.Event()
+
+    async def app(scope, receive, send):
+        await waits.wait()
+        await answering(b"ok", length=2)(scope, receive, send)
+
+    large = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5000000\r\n\r\n" + bytes(5_000_000)
+    async with serving(app) as service, await service.connect() as stream, trio.open_nursery() as nursery:
+        nursery.start_soon(stream.send_all, large + ASK[:-2])
+        await pass_time(mock_clock, 2 * (STALLED + HEAD))
+        waits.set()
+        assert (await stream.receive_some()).endswith(b"ok")
+        await stream.send_all(ASK[-2:])
+
+        assert (await stream.receive_some()).endswith(b"ok")
+
+
+async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(serving, mock_clock):
+    large = bytes(50_000_000)
+    async with serving(answering(large, length=len(large))) as service:
+        await until_blocked()
+        before = tasks()
+        async with await service.connect() as deaf:
+            await deaf.send_all(ASK)
+            await pass_time(mock_clock, STALLED - 2)
+            assert tasks() > before
+            await pass_time(mock_clock, 4)
+
+            assert tasks() == before
+
+
+async def test_an_answer_may_be_taken_slowly(serving, mock_clock):
+    large = bytes(20_000_000)
+    async with serving(answering(large, length=len(large))) as service, await service.connect() as stream:
+        await stream.send_all(ASK)
+        got = 0
+        while got < len(large):
+            await pass_time(mock_clock, STALLED / 2)
+            for _ in range(60):
+                got += len(await stream.receive_some(1 << 16))
+
+    assert got > len(large)
+
+
+# Clients that go
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HT", ASK, ASK * 3, POST, POST + b"1234567890"])
+@pytest.mark.parametrize("half_closed", [False, True])
+async def test_a_client_that_is_gone_leaves_nothing_behind(serving, mock_clock, said, half_closed):
+    """Whatever it asked for, and whether it had ended its side before."""
+
+    async def app(scope, receive, send):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async with serving(app) as service:
+        await until_blocked()
+        before = tasks()
+        stream = await service.connect()
+        if said:
+            await stream.send_all(said)
+        if half_closed:
+            await stream.send_eof()
+        await until_blocked()
+        reset(stream)
+        await pass_time(mock_clock, 2)
+
+        assert tasks() == before
+
+
+# More clients than there is room for
+
+
+async def test_room_is_made_by_closing_what_is_idle_for_longest(serving, mock_clock):
+    async with contextlib.AsyncExitStack() as stack:
+        service = await stack.enter_async_context(serving(answering(b"ok", length=2), connections=3))
+        first, second, third = [await stack.enter_async_context(await service.connect()) for _ in range(3)]
+        for stream in (first, second, third, first):
+            assert (await asked(stream)).endswith(b"ok")
+            await pass_time(mock_clock, 1)
+        fourth = await stack.enter_async_context(await service.connect())
+        assert (await asked(fourth)).endswith(b"ok")
+
+        assert await second.receive_some() == b""
+        for stream in (first, third, fourth):
+            assert (await asked(stream)).endswith(b"ok")
+
+
+async def test_room_is_made_by_refusing_the_slowest_request(serving, mock_clock):
+    async with contextlib.AsyncExitStack() as stack:
+        service = await stack.enter_async_context(serving(answering(b"ok", length=2), connections=2))
+        stalled, slow = [await stack.enter_async_context(await service.connect()) for _ in range(2)]
+        await stalled.send_all(POST)
+        await slow.send_all(POST)
+        await pass_time(mock_clock, 2)
+        await slow.send_all(b"12345")
+        fourth = await stack.enter_async_context(await service.connect())
+        assert (await asked(fourth)).endswith(b"ok")
+
+        assert (await rest(stalled)).startswith(b"HTTP/1.1 408")
+        assert (await asked(slow, b"67890")).endswith(b"ok")
+
+
+async def test_who_waits_for_an_answer_is_never_closed_for_others(serving, mock_clock):
+    """The others are let in when there is room."""
+    waits = trio.Event()
+    async with contextlib.AsyncExitStack() as stack:
+        service = await stack.enter_async_context(
+            serving(answering(b"late", length=4, wait=waits.wait), connections=2)
+        )
+        asking = [await stack.enter_async_context(await service.connect()) for _ in range(5)]
+        for stream in asking:
+            await stream.send_all(ASK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        await pass_time(mock_clock, 300)
+        waits.set()
+
+        for stream in asking:
+            assert (await rest(stream)).endswith(b"late")
+
+
+async def test_a_lack_of_file_descriptors_is_logged_now_and_then_and_when_it_is_over(
+    serving, mock_clock, monkeypatch
+):
+    lacking, real = True, trio.SocketListener.accept
+
+    async def accept(listener):
+        if lacking:
+            await trio.lowlevel.checkpoint()
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return await real(listener)
+
+    monkeypatch.setattr(trio.SocketListener, "accept", accept)
+    with capture_logs() as logs:
+        async with serving(answering(b"ok", length=2)) as service, await service.connect() as stream:
+            for _ in range(round(3.5 * QUIET / PAUSE)):
+                await trio.testing.wait_all_tasks_blocked()
+                mock_clock.jump(PAUSE)
+            told = [line["log_level"] for line in logs]
+            lacking = False
+            await pass_time(mock_clock, 1)
+            assert (await asked(stream)).endswith(b"ok")
+            await pass_time(mock_clock, QUIET - 2)
+            assert [line["log_level"] for line in logs] == told
+            await pass_time(mock_clock, 3)
+
+    assert told == ["error"] * 4
+    assert "Too many open files" in logs[0]["event"]
+    assert [(line["log_level"], line["event"]) for line in logs[4:]] == [
+        ("info", "connections are accepted again")
+    ]
 
 
 # The end of the service
@@ -331,3 +569,81 @@ async def test_garbage_is_refused(serving):
     async with serving(answering(b"ok", length=2)) as service, await service.connect() as stream:
         assert (await asked(stream, b"\x16\x03\x01 garbage\r\n\r\n")).startswith(b"HTTP/1.1 400")
         assert await rest(stream) == b""
+
+
+# A fault of jobpipe
+
+
+@pytest.mark.parametrize("request_sent", [ASK, POST + b"1234567890"])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (h11.Connection, "receive_data"),
+        (h11.Connection, "next_event"),
+        (h11.Connection, "send"),
+        (h11.Connection, "start_next_cycle"),
+        (Http1, "receive"),
+        (Http1, "stream_send"),
+        (Http1, "_begin"),
+        (Http1, "_take"),
+        (Http1, "_maybe_recycle"),
+        (Stream, "handle"),
+        (Stream, "app_send"),
+        (Inbox, "put"),
+        (Inbox, "take"),
+        (Inbox, "close"),
+        (Requests, "spawn_app"),
+        (Connection, "__init__"),
+        (Connection, "run"),
+        (Connection, "_converse"),
+        (Connection, "_serve"),
+        (Connection, "_read"),
+        (Connection, "_note"),
+        (Connection, "_receive"),
+        (Connection, "_say"),
+        (Connection, "_send"),
+        (Connection, "_close"),
+        (Connection, "check"),
+    ],
+    ids=lambda value: (
+        getattr(value, "__name__", value) if not isinstance(value, bytes) else value[:4].decode()
+    ),
+)
+async def test_an_unforeseen_exception_costs_its_connection_at_most(
+    serving, mock_clock, monkeypatch, owner, name, request_sent
+):
+    """It is logged with its traceback, the client is told or cut off, and others go on as before."""
+    async with serving(answering(b"ok", length=2)) as service:
+        await until_blocked()
+        before = tasks()
+        with capture_logs() as logs, monkeypatch.context() as patch:
+            patch.setattr(owner, name, failing(getattr(owner, name)))
+            async with await service.connect() as stream:
+                await stream.send_all(request_sent)
+                await pass_time(mock_clock, KEEP_ALIVE + LINGER + 2)
+                with contextlib.suppress(trio.BrokenResourceError):
+                    got = await rest(stream)
+                    assert got == b"" or got.startswith((b"HTTP/1.1 500 ", b"HTTP/1.1 200 "))
+            await until_blocked()
+
+        assert tasks() == before
+        assert any(line.get("exc_info") for line in logs)
+        async with await service.connect() as stream:
+            assert (await asked(stream)).endswith(b"ok")
+
+
+class UnforeseenError(Exception):
+    """What nobody thought of."""
+
+
+def failing(function):
+    """The function, which now fails; as its signature has it, at once or when it is awaited."""
+
+    async def later(*_args, **_options):
+        await trio.lowlevel.checkpoint()
+        raise UnforeseenError
+
+    def fails(*_args, **_options):
+        raise UnforeseenError
+
+    return later if inspect.iscoroutinefunction(function) else fails

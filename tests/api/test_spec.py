@@ -15,7 +15,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from jobpipe.api import problems, schemas
 from jobpipe.api.problems import Code
-from jobpipe.job import JobError
+from jobpipe.job import PORTABLE, JobError, JobId, Name, Tag
 from jobpipe.version import VERSION
 from tests.api.door import Breakable, open_door
 
@@ -126,6 +126,22 @@ async def test_every_reference_leads_to_a_schema_and_every_schema_is_used(spec):
     assert references == {f"#/components/schemas/{name}" for name in spec.schemas}
 
 
+def _without_defaults_and_patterns(schema):
+    """A schema without what the spec says in other words: a description has the default, and portable patterns."""
+    left_out = {"default", "description", "pattern", "x-portable-pattern"}
+    match schema:
+        case dict():
+            return {
+                name: _without_defaults_and_patterns(value)
+                for name, value in schema.items()
+                if name not in left_out
+            }
+        case list():
+            return [_without_defaults_and_patterns(value) for value in schema]
+        case _:
+            return schema
+
+
 async def test_schemas_are_those_of_the_structs_of_the_wire(spec):
     """Made in one go, in which two structs of one name would get longer names."""
     structs = [
@@ -138,9 +154,50 @@ async def test_schemas_are_those_of_the_structs_of_the_wire(spec):
     ]
     _, made = msgspec.json.schema_components([*structs, JobError], ref_template="#/components/schemas/{name}")
     components = json.loads(msgspec.json.encode(made))
-    queries = {"WaitQuery", "ListQuery"}  # written as parameters
+    queries = {"WaitQuery", "ListQuery", "QueueQuery"}  # written as parameters
 
-    assert spec.schemas == {name: schema for name, schema in components.items() if name not in queries}
+    assert _without_defaults_and_patterns(spec.schemas) == _without_defaults_and_patterns(
+        {name: schema for name, schema in components.items() if name not in queries}
+    )
+
+
+async def test_no_property_has_a_default_and_none_of_a_request_is_required(spec):
+    """Generators of clients would demand it from whoever enqueues a job."""
+    assert [
+        (name, field)
+        for name, schema in spec.schemas.items()
+        for field, of_field in schema.get("properties", {}).items()
+        if "default" in of_field
+    ] == []
+    for name in ("EnqueueRequest", "Backoff"):
+        assert spec.schemas[name]["required"] == []
+    assert spec.schemas["EnqueueRequest"]["properties"]["kind"]["description"].endswith('; default: "echo"')
+    assert "status" in spec.schemas["JobView"]["required"]
+
+
+async def test_every_pattern_is_one_that_every_dialect_reads(spec):
+    """RE2 has no lookaheads, JavaScript no \\Z, and they write characters beyond U+00FF differently."""
+    patterns = {node["pattern"] for node in _nodes(spec.document) if isinstance(node.get("pattern"), str)}
+
+    assert len(patterns) == 3
+    for pattern in patterns:
+        assert not re.search(r"\(\?[^:]|\\[A-Zu]|\\[0-9]", pattern)
+        assert pattern.isascii()
+        assert (pattern[0], pattern[-1]) == ("^", "$")
+
+
+@pytest.mark.parametrize("kind", [JobId, Name, Tag], ids=["id", "name", "tag"])
+@given(st.text(st.characters(max_codepoint=0x180), max_size=4) | st.text(".a", max_size=202))
+def test_the_pattern_of_the_spec_means_what_is_taken(kind, text):
+    """As far as it can say: of characters beyond U+00FF some more are refused."""
+    (meta,) = kind.__metadata__
+
+    shown = re.search(meta.extra_json_schema[PORTABLE].replace("$", r"\Z"), text)
+    assert bool(shown) == bool(re.search(meta.pattern, text))
+
+
+async def test_the_spec_says_where_it_is_served(spec):
+    assert [server["url"] for server in spec.document["servers"]] == ["/"]
 
 
 async def test_every_route_and_method_is_in_the_spec(door, spec):
@@ -161,6 +218,7 @@ async def test_every_operation_has_a_name_a_summary_a_tag_and_words_for_everythi
     assert len(set(names)) == len(names)
     for operation in spec.operations.values():
         assert operation["summary"]
+        assert len(operation["description"]) > len(operation["summary"])
         assert set(operation["tags"]) <= tags
         assert all(answer["description"] for answer in operation["responses"].values())
         assert all(parameter["description"] for parameter in operation["parameters"])
@@ -262,10 +320,23 @@ async def _with_jobs(door):
         yield await door.post(f"/queues/-/{verb}")
         yield await door.post(f"/queues/default/{verb}", headers=CROSS_SITE)
         yield await door.post(f"/jobs/held/{'cancel' if verb == 'pause' else 'retry'}", headers=CROSS_SITE)
+    yield await door.get("/queues?limit=0")
+    await door.post("/queues/empty/pause")
+    for name in ("empty", "empty", "default", "-"):
+        yield await door.delete(f"/queues/{name}")
+    yield await door.delete("/queues/default", headers=CROSS_SITE)
     yield await door.delete("/jobs/held", headers=CROSS_SITE)
     for path in ("/health", "/openapi.json", "/docs"):
         yield await door.get(path)
     door.stage.cleaned.set()
+
+
+async def _strange(door):
+    """Requests that no route takes: parameters that it does not have, and bodies beyond the limit."""
+    for method, path in (await _spec_of(door)).operations:
+        path = path.format(job_id="a", name="default")  # noqa: PLW2901 - filled in
+        yield await door.request(method, f"{path}?never_a_name=1")
+        yield await door.request(method, path, content=b"x" * 3000)
 
 
 async def _full(door):
@@ -290,6 +361,7 @@ async def _broken(door):
     for path in ("/jobs/a/cancel", "/jobs/a/retry", "/queues/default/pause", "/queues/default/resume"):
         yield await door.post(path)
     yield await door.delete("/jobs/a")
+    yield await door.delete("/queues/default")
     door.store.refuses = False
 
 
@@ -298,6 +370,7 @@ async def test_routes_answer_all_that_the_spec_says_and_nothing_else(autojump_cl
     documented, seen = set(), set()
     for answers, store, limits in (
         (_with_jobs, None, {"max_body": 2000}),
+        (_strange, None, {"max_body": 2000}),
         (_full, None, {"max_backlog": 1}),
         (_draining, None, {}),
         (_broken, Breakable(), {}),

@@ -1,5 +1,7 @@
 """One run of a handler: whatever it does ends its attempt, in one outcome, and nothing else."""
 
+import asyncio
+import itertools
 import math
 import threading
 from collections.abc import Awaitable, Callable
@@ -10,13 +12,15 @@ import pytest
 import structlog
 import trio
 
+from jobpipe import logs
+from jobpipe.engine import verdict as verdicts
 from jobpipe.handlers.context import Context
 from jobpipe.handlers.registry import Handler
 from jobpipe.handlers.verdicts import Fail, Retry, Snooze
 from jobpipe.job import Backoff, Options, Outcome, Status
 from jobpipe.store.base import Batch, Receipts
 from jobpipe.store.memory import MemoryStore
-from tests.engine.conftest import DAY, NOW, PLAIN, new_job, running, turns
+from tests.engine.conftest import DAY, NOW, PLAIN, Step, new_job, running, turns
 
 
 def odd(function: Callable[..., Any], **asked: Any) -> Handler:
@@ -527,3 +531,173 @@ async def test_context_variables_of_one_attempt_do_not_reach_the_next(autojump_c
         job = await rig.ended("b")
 
     assert job.result == b"{}"
+
+
+# --- lines of the log -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def debug(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of every level are written."""
+    monkeypatch.setattr(logs, "writes", lambda _level: True)
+
+
+@pytest.mark.usefixtures("debug")
+async def test_each_start_outcome_and_retry_has_a_line_at_debug(autojump_clock) -> None:
+    """With the job, its kind and the attempt."""
+    async with running() as rig:
+        await rig.enqueue("a", "error", ("retry", 5), ("snooze", 7), "fail")
+        await rig.ended("a")
+        lines = [line for line in rig.log if line.get("job") == "a"]
+
+    assert all((line["kind"], line["log_level"]) == ("act", "debug") for line in lines[:-1])
+    assert [(line["event"], line["attempt"], line.get("outcome"), line.get("status")) for line in lines] == [
+        ("attempt started", 1, None, None),
+        ("attempt ended", 1, "retry", "retrying"),
+        ("job runs again", 1, None, None),
+        ("attempt started", 2, None, None),
+        ("attempt ended", 2, "retry", "retrying"),
+        ("job runs again", 2, None, None),
+        ("attempt started", 3, None, None),
+        ("attempt ended", 3, "snooze", "scheduled"),
+        ("job runs again", 3, None, None),
+        ("attempt started", 3, None, None),
+        ("attempt ended", 3, "fail", "failed"),
+        ("job failed", 3, None, None),
+    ]
+    assert [line["seconds"] for line in rig.logged("job runs again")][1:] == [5, 7]
+
+
+async def test_jobs_that_end_well_have_no_line_unless_debug_is_written(autojump_clock) -> None:
+    """A line a job would cost more than the job."""
+    async with running() as rig:
+        await rig.enqueue("a")
+        await rig.ended("a")
+
+        assert rig.log == []
+
+
+def own() -> list[Any]:
+    """The attempt that a line of the log would name."""
+    attempt = logs.performed.get()
+    return [] if attempt is None else [attempt.id, attempt.kind, attempt.attempt]
+
+
+async def test_what_a_handler_logs_says_whose_attempt_it_is() -> None:
+    """Also in its child tasks and threads, and for every way to run it; afterwards nothing is left of it."""
+
+    async def sends(payload: Any) -> list[Any]:
+        told = [own(), await trio.to_thread.run_sync(own)]
+
+        async def child() -> None:
+            told.append(own())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(child)
+        return told
+
+    def computes(payload: Any) -> list[Any]:
+        return own()
+
+    threaded = msgspec.structs.replace(in_thread(computes), kind="threaded")
+    async with running(handlers=[odd(sends), threaded], patience=20, workers=1) as rig:
+        await rig.enqueue("a", kind="odd")
+        await rig.enqueue("b", kind="threaded")
+        sent, computed = await rig.ended("a"), await rig.ended("b")
+
+    assert sent.result == b'[["a","odd",1],["a","odd",1],["a","odd",1]]'
+    assert computed.result == b'["b","threaded",1]'
+    assert own() == []
+
+
+async def test_jobs_that_are_abandoned_are_named(autojump_clock) -> None:
+    """A line each, a few a second."""
+    async with running(workers=2) as rig:
+        for job_id in "ab":
+            await rig.enqueue(job_id, ("stubborn", DAY))
+        await rig.actor.begun(2)
+        rig.node.attempts.abandon()
+
+        assert {line["job"] for line in rig.logged("job abandoned")} == {"a", "b"}
+
+
+# --- snoozes that spin ------------------------------------------------------------------------------------------------
+
+
+async def test_a_job_that_snoozes_again_and_again_leaves_time_between(autojump_clock) -> None:
+    """Each snooze is at least as long as the one before, up to a second."""
+    async with running() as rig:
+        snooze: Step = ("snooze", 0)
+        await rig.enqueue("a", *[snooze] * 7, "done", max_retries=0)
+        job = await rig.ended("a")
+        began = rig.actor.began()
+
+    waits = [round(later - before, 1) for before, later in itertools.pairwise(began)]
+    assert (job.status, job.attempt) == (Status.DONE, 1)
+    assert waits == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0]
+
+
+# --- asyncio ----------------------------------------------------------------------------------------------------------
+
+
+async def sleeps(payload: Any) -> None:
+    await asyncio.sleep(0.01)
+
+
+async def gives_way(payload: Any) -> None:
+    await asyncio.sleep(0)
+
+
+async def starts_a_task(payload: Any) -> None:
+    work = sleeps(payload)
+    try:
+        asyncio.create_task(work)  # noqa: RUF006 - it never starts
+    finally:
+        work.close()
+
+
+async def asks_for_the_loop(payload: Any) -> None:
+    asyncio.get_running_loop()
+
+
+async def has_a_timeout(payload: Any) -> None:
+    async with asyncio.timeout(1):
+        await asyncio.sleep(0)
+
+
+async def awaits_a_future(payload: Any) -> None:
+    loop = asyncio.new_event_loop()
+    try:
+        await asyncio.Future(loop=loop)
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize(
+    "function", [sleeps, gives_way, starts_a_task, asks_for_the_loop, has_a_timeout, awaits_a_future]
+)
+async def test_an_async_handler_that_uses_asyncio_is_told_what_to_do(autojump_clock, function) -> None:
+    """Its own error says only that there is no loop."""
+    async with running(handlers=[odd(function)]) as rig:
+        await rig.enqueue("a", kind="odd", max_retries=0)
+        job = await rig.ended("a")
+
+    assert job.error is not None
+    assert job.error.message.endswith(verdicts.ASYNCIO)
+    assert "asyncio.run(...)" in verdicts.ASYNCIO
+
+
+async def test_a_plain_handler_may_run_asyncio() -> None:
+    """In its thread."""
+
+    async def work() -> str:
+        await asyncio.sleep(0)
+        return "ok"
+
+    def function(payload: Any) -> str:
+        return asyncio.run(work())
+
+    async with running(handlers=[in_thread(function)], patience=20) as rig:
+        await rig.enqueue("a", kind="odd")
+
+        assert (await rig.ended("a")).result == b'"ok"'

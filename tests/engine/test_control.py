@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import trio
 
+from jobpipe.engine.control import ACTS
 from jobpipe.errors import StoreUnavailable
 from jobpipe.handlers.registry import Handler
 from jobpipe.handlers.verdicts import Fail, Retry, Snooze
@@ -336,3 +337,42 @@ async def test_who_waits_for_a_job_is_woken_when_it_is_deleted(autojump_clock) -
         gone = await rig.store.get("a")
 
     assert gone is None
+
+
+# --- lines of the log -------------------------------------------------------------------------------------------------
+
+
+async def test_each_act_of_a_person_has_a_line_that_names_what_it_was_about(autojump_clock) -> None:
+    """What did nothing has none."""
+    async with running() as rig:
+        control = rig.node.control
+        await control.pause("default")
+        await rig.enqueue("a")
+        for act in (control.cancel, control.cancel, control.retry, control.retry, control.cancel):
+            await act("a")
+        await control.delete("a")
+        await control.delete("a")
+        await control.resume("default")
+        told = [(line["event"], line.get("job") or line["queue"]) for line in rig.log]
+
+    assert {line["log_level"] for line in rig.log} == {"info"}
+    assert told == [
+        ("queue paused", "default"),
+        ("cancel requested", "a"),
+        ("retry requested", "a"),
+        ("cancel requested", "a"),
+        ("job deleted", "a"),
+        ("queue resumed", "default"),
+    ]
+
+
+async def test_a_thousand_acts_have_few_lines(autojump_clock) -> None:
+    """With how many more there were."""
+    async with running() as rig:
+        for _ in range(1000):
+            await rig.node.control.pause("default")
+        await trio.sleep(2)
+        await rig.node.control.pause("default")
+
+        assert len(rig.log) == ACTS + 1
+        assert rig.log[-1]["more"] == 1000 - ACTS

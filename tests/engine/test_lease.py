@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -250,6 +251,43 @@ async def test_a_job_that_kills_its_node_cannot_do_so_for_ever(autojump_clock, r
     assert (job.status, job.attempt, len(actor.runs)) == (Status.FAILED, retries + 1, retries + 1)
     assert job.error is not None
     assert job.error.type == "NodeDied"
+
+
+@pytest.mark.parametrize("retries", [0, 1, 5])
+async def test_a_job_that_kills_its_node_has_the_retries_of_its_handler(autojump_clock, retries) -> None:
+    """Where it names no number: the node that claims it decides, and it does not begin once more than allowed."""
+    store, actor, clock = MemoryStore(), Actor(), VirtualClock(NOW)
+    own = msgspec.structs.replace(actor.handler, kind="own", max_retries=retries)
+    for number in range(retries + 1):
+        async with running(
+            store, actor=actor, handlers=[own], clock=clock, name=f"n{number}", lease=LEASE
+        ) as rig:
+            if number == 0:
+                await rig.enqueue("a", ("hang", 0), kind="own", max_retries=None)
+            await actor.begun(number + 1)
+            await trio.sleep(1)
+            await rig.kill()
+        await trio.sleep(2 * LEASE)
+    async with running(store, actor=actor, handlers=[own], clock=clock, name="last") as rig:
+        job = await rig.ended("a")
+
+    assert (job.status, job.attempt, len(actor.runs)) == (Status.FAILED, retries + 1, retries + 1)
+    assert job.error is not None
+    assert job.error.type == "NodeDied"
+    assert len(job.attempts) == retries + 1
+
+
+@pytest.mark.parametrize("retries", [0, 1, 5])
+async def test_a_failing_job_has_the_retries_of_its_handler(autojump_clock, retries) -> None:
+    """Where it names no number; one of a handler that names none has three."""
+    actor = Actor()
+    own = msgspec.structs.replace(actor.handler, kind="own", max_retries=retries)
+    async with running(actor=actor, handlers=[own]) as rig:
+        await rig.enqueue("a", "error", kind="own", max_retries=None)
+        await rig.enqueue("b", "error", max_retries=None)
+        jobs = [await rig.ended("a"), await rig.ended("b")]
+
+    assert [job.attempt for job in jobs] == [retries + 1, 4]
 
 
 async def test_a_rescued_job_begins_only_when_its_start_is_stored(autojump_clock) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 import trio
 from structlog.testing import capture_logs
@@ -14,14 +15,15 @@ from jobpipe.engine.ledger import (
     BATCH,
     BESIDE,
     COMPANY_DELAY,
+    LOCKED_DELAY,
     LONGEST_PAUSE,
     START_DELAY,
     Ledger,
 )
-from jobpipe.errors import StoreUnavailable
+from jobpipe.errors import StoreUnavailable, TablesLocked
 from jobpipe.events import Events
 from jobpipe.job import Outcome, Status
-from jobpipe.store.base import Add, Batch, Claimed, Settlement, Start
+from jobpipe.store.base import Add, Batch, Claimed, Receipts, Settlement, Start
 from tests.engine.conftest import NOW, FaultyStore, new_job, turns
 
 
@@ -79,12 +81,12 @@ class Desk:
 
 
 @asynccontextmanager
-async def at_work(*, errors: int = 0) -> AsyncIterator[Desk]:
+async def at_work(*, errors: int = 0, store: FaultyStore | None = None) -> AsyncIterator[Desk]:
     """A ledger on its own, without a node around it."""
     with capture_logs() as log:
         async with trio.open_nursery() as keepers:
             async with trio.open_nursery() as asking:
-                desk = Desk(FaultyStore(), asking)
+                desk = Desk(store or FaultyStore(), asking)
                 await desk.store.join("n1", NOW, NOW + 15)
                 keepers.start_soon(desk.ledger.run)
                 await turns()  # its first look, for what may be due
@@ -557,3 +559,86 @@ async def test_everybody_who_waits_for_a_flush_is_told(autojump_clock) -> None:
                 desk.store.before.set()
 
     assert desk.ledger.commits == 2
+
+
+# --- locks of other programs ------------------------------------------------------------------------------------------
+
+
+class LockedStore(FaultyStore):
+    """A store in which another program holds locks: on rows, or on what every write needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seqs: set[int] = set()
+        self.everything: TablesLocked | None = None
+
+    async def exchange(self, batch: Batch) -> Receipts:
+        if self.everything is not None:
+            raise self.everything
+        fences = [
+            *((one.seq, one.claim) for one in batch.starts),
+            *((one.seq, one.claim) for one in batch.settlements),
+        ]
+        locked = frozenset(fence for fence in fences if fence[0] in self.seqs)
+        rest = msgspec.structs.replace(
+            batch,
+            starts=[one for one in batch.starts if one.seq not in self.seqs],
+            settlements=[one for one in batch.settlements if one.seq not in self.seqs],
+        )
+        return msgspec.structs.replace(await super().exchange(rest), locked=locked)
+
+
+async def test_an_outcome_whose_row_is_locked_is_written_when_it_is_not(autojump_clock) -> None:
+    """Tried again once a second; others are written meanwhile, and who waits for the end is told then."""
+    store = LockedStore()
+    async with at_work(store=store) as desk:
+        await desk.add("a", "b")
+        first, second = await desk.claim(2)
+        store.seqs = {first.seq}
+        with desk.events.watch("a") as watch:
+            desk.ledger.settle(settlement(first))
+            desk.ledger.settle(settlement(second))
+            await trio.sleep(10)
+            before = (await desk.status("a"), await desk.status("b"), watch.over)
+            tries = len(store.batches)
+            store.seqs = set()
+            await trio.sleep(LOCKED_DELAY + 0.1)
+
+            assert before == (Status.QUEUED, Status.DONE, False)
+            assert tries < 15
+            assert await desk.status("a") is Status.DONE
+            assert watch.over
+
+
+async def test_a_start_whose_row_is_locked_is_refused_or_noted_later(autojump_clock) -> None:
+    """Refused where somebody waits for it, so that the job goes back; else tried again until the attempt is over."""
+    store = LockedStore()
+    async with at_work(store=store) as desk:
+        await desk.add("a", "b")
+        first, second = await desk.claim(2)
+        store.seqs = {first.seq, second.seq}
+        with pytest.raises(StoreUnavailable, match="locked"):
+            await desk.ledger.start(Start(first.seq, 1, 1, NOW))
+        desk.ledger.note_start(Start(first.seq, 1, 1, NOW))
+        desk.ledger.note_start(Start(second.seq, 1, 1, NOW))
+        await trio.sleep(5)
+        desk.ledger.settle(settlement(second))
+        store.seqs = set()
+        await trio.sleep(LOCKED_DELAY + 0.1)
+
+        assert await desk.status("a") is Status.RUNNING
+        assert await desk.status("b") is Status.DONE
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_a_renewal_has_its_answer_though_everything_is_locked(autojump_clock, lost) -> None:
+    """What else was handed in is refused or kept."""
+    store = LockedStore()
+    async with at_work(errors=1, store=store) as desk:
+        store.everything = TablesLocked("locked", lease_lost=lost)
+        kept = await desk.ledger.renew()
+        with pytest.raises(StoreUnavailable, match="locked"):
+            await desk.add("a")
+        store.everything = None
+
+    assert kept is not lost

@@ -5,7 +5,7 @@ import datetime as dt
 import decimal
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -26,7 +26,7 @@ from jobpipe.engine.verdict import (
     returned,
 )
 from jobpipe.handlers.verdicts import Fail, Retry, Snooze
-from jobpipe.job import ENDED, FOLLOWS, Backoff, JobError, Outcome, Status
+from jobpipe.job import DEEPEST, ENDED, FOLLOWS, Backoff, JobError, Outcome, Status
 from jobpipe.store.base import Settlement
 from tests.engine.conftest import NOW, claimed
 
@@ -121,7 +121,6 @@ def itself() -> list[Any]:
         object(),
         {object()},
         [1, {"a": object()}],
-        itself(),
         lambda: None,
         {(1, 2): 3},
         "\ud800",
@@ -137,7 +136,6 @@ def itself() -> list[Any]:
         "object",
         "set",
         "nested",
-        "loop",
         "function",
         "keys",
         "surrogate",
@@ -277,11 +275,99 @@ def test_of_several_errors_in_a_group_only_fail_decides(
     assert verdict.error.type == kind
 
 
-@pytest.mark.parametrize("seconds", [-1, math.nan, math.inf, 1e12, "5", None])
-def test_a_senseless_wait_counts_as_not_named(seconds: Any) -> None:
-    """A retry then goes by the backoff, and a snooze is over at once."""
-    assert raised(Retry(after=seconds)).after is None
-    assert raised(Snooze(seconds)).after == 0
+class Seconds(float):
+    """A number with a mind of its own."""
+
+    def __le__(self, other: object) -> bool:
+        raise SystemExit
+
+    def __repr__(self) -> str:
+        raise SystemExit
+
+
+TEN_YEARS = 315_360_000
+
+
+@pytest.mark.parametrize("word", [lambda named: Retry(after=named), Snooze], ids=["Retry", "Snooze"])
+@pytest.mark.parametrize(
+    "named",
+    [
+        -1,
+        -1e-9,
+        math.nan,
+        math.inf,
+        -math.inf,
+        TEN_YEARS + 1,
+        1e12,
+        10**400,
+        "5",
+        True,
+        False,
+        [5],
+        dt.timedelta(5),
+        decimal.Decimal(5),
+        Seconds(-1),
+        Seconds("nan"),
+        object(),
+    ],
+    ids=range(17),
+)
+def test_a_wait_that_is_no_number_of_seconds_is_an_error_in_words(word: Any, named: Any) -> None:
+    """The attempt has failed, and counts: what the handler meant is not known."""
+    verdict = raised(word(named))
+
+    assert (verdict.outcome, verdict.after) == (Outcome.RETRY, None)
+    assert verdict.error is not None
+    assert "takes a number of seconds, from 0 to 315,360,000 (ten years): got " in verdict.error.message
+    assert verdict.error.message.startswith(verdict.error.type)
+
+
+def test_a_wrong_wait_is_told_with_the_value_and_what_the_handler_said() -> None:
+    """Both help to find it."""
+    error = raised(Snooze("5", "not yet")).error  # type: ignore[arg-type]  # that is the point
+    assert error is not None
+    assert error.message.endswith("got '5'; not yet")
+    none = raised(Snooze(None)).error  # type: ignore[arg-type]  # the same
+    assert none is not None
+    assert "got None" in none.message
+
+
+@pytest.mark.parametrize("named", [0, 0.0, 5, 1.5, TEN_YEARS, float(TEN_YEARS), Seconds(5)], ids=range(7))
+def test_a_wait_may_be_any_number_of_seconds_up_to_ten_years(named: Any) -> None:
+    """Both ends are allowed."""
+    assert raised(Retry(after=named)).after == raised(Snooze(named)).after == float(named)
+    assert raised(Snooze(named)).outcome is Outcome.SNOOZE
+
+
+def test_a_retry_that_names_no_wait_goes_by_the_backoff() -> None:
+    """As its default says."""
+    assert raised(Retry()).after is raised(Retry(after=None)).after is None
+
+
+@pytest.mark.parametrize(
+    ("claim", "attempt", "asked", "waits"),
+    [
+        (1, 0, 0, 0.1),
+        (2, 0, 0, 0.2),
+        (3, 0, 0, 0.4),
+        (4, 0, 0, 0.8),
+        (5, 0, 0, 1.0),
+        (10**6, 0, 0, 1.0),
+        (4, 3, 0, 0.1),
+        (1, 0, 0.1, 0.1),
+        (1, 0, 0.2, 0.2),
+        (9, 0, 0.99, 1.0),
+        (9, 0, 1.01, 1.01),
+        (1, 3, 0, 0.1),
+    ],
+)
+def test_a_job_that_snoozes_again_and_again_does_not_spin(
+    claim: int, attempt: int, asked: float, waits: float
+) -> None:
+    """The more claims that were no attempt, the longer the shortest snooze, up to a second."""
+    settlement = settled(Verdict(Outcome.SNOOZE, after=asked), claim=claim, attempt=attempt)
+
+    assert settlement.run_at == round(NOW + 10 + waits, 3)
 
 
 @pytest.mark.parametrize("obstacle", [ValueError(), SystemExit(), KeyboardInterrupt(), RecursionError()])
@@ -450,3 +536,214 @@ def test_every_settlement_is_an_allowed_step(
         assert settlement.attempt <= retries
     if settlement.status in ENDED:
         assert settlement.attempt == attempt + 1
+
+
+# --- what would hurt --------------------------------------------------------------------------------------------------
+
+
+class Liar(str):
+    """A text with methods of its own."""
+
+    __slots__ = ()
+
+    def __getitem__(self, key: Any) -> Any:
+        return 5
+
+    def encode(self, *_: Any, **__: Any) -> Any:
+        raise SystemExit
+
+
+class Lying(Exception):  # noqa: N818 - not an error of the project
+    """Says so with such a text."""
+
+    def __str__(self) -> str:
+        return Liar("lies")
+
+
+class Nameless(type):
+    """Classes of it have no name to speak of."""
+
+    @property
+    def __name__(cls) -> Any:  # type: ignore[override]  # that is the point
+        raise SystemExit
+
+
+class Classless(Exception, metaclass=Nameless):  # noqa: N818 - not an error of the project
+    """Does not say what it is."""
+
+    @property  # type: ignore[misc]  # that is the point
+    def __class__(self) -> Any:
+        raise SystemExit
+
+
+class Endless(BaseExceptionGroup[BaseException]):
+    """A group that holds itself, as it says."""
+
+    @property
+    def exceptions(self) -> Any:
+        return (self,)
+
+
+class Asked(Snooze):
+    """A snooze that was made without its parts."""
+
+    def __init__(self) -> None:
+        """Leave everything out."""
+
+
+class Refusing(Snooze):
+    """A snooze whose time cannot be asked for."""
+
+    seconds = property(lambda _: 1 / 0)
+
+    def __init__(self) -> None:
+        """Leave everything out."""
+
+
+def doubled(depth: int) -> BaseException:
+    """A group of two groups of two groups..., each pair the same one: 2 ** depth errors to who follows them all."""
+    error: BaseException = ValueError("deep")
+    for _ in range(depth):
+        error = BaseExceptionGroup("g", [error, error])
+    return error
+
+
+def chained(length: int) -> BaseException:
+    """An error with many causes."""
+    error = ValueError("last")
+    one: BaseException = error
+    for _ in range(length):
+        one.__cause__ = ValueError("cause")
+        one = one.__cause__
+    return error
+
+
+NASTY: dict[str, Callable[[], BaseException]] = {
+    "a text with methods of its own": Lying,
+    "no class": lambda: Classless(),  # noqa: PLW0108 - pytest would ask it for its name
+    "holds itself": lambda: Endless("g", [ValueError("inside")]),
+    "long name": lambda: type("x" * 10**6, (Exception,), {})("long name"),
+    "no time": Asked,
+    "raising property": Refusing,
+    "2 ** 60 in a group": lambda: doubled(60),
+    "100,000 causes": lambda: chained(100_000),
+    "50,000 in a group": lambda: BaseExceptionGroup(
+        "wide", [ValueError(str(each)) for each in range(50_000)]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NASTY)
+def test_no_error_can_hurt_who_judges_it(kind: str) -> None:
+    """Not by its methods, its name, its size or its shape: what is kept can be stored."""
+    error = thrown(NASTY[kind]())
+    for verdict in (raised(error), Verdict(None, error=verdicts.described(error))):
+        assert verdict.error is not None
+        assert len(msgspec.json.encode(verdict.error)) < 20_000
+        assert type(verdict.error.message) is str
+
+
+@pytest.mark.parametrize("links", [0, 50])
+def test_causes_are_kept_with_the_traceback(links: int) -> None:
+    """As Python shows them, when they are not too many."""
+    error = verdicts.described(chained(links))
+
+    assert error.traceback is not None
+    assert error.traceback.count("ValueError: cause") == links
+
+
+RAW = [b"{", b"nope", b'"\xff"', b"1 2", b"[1,]", b"1e999"]
+
+
+@pytest.mark.parametrize("raw", RAW, ids=range(len(RAW)))
+@pytest.mark.parametrize("around", [lambda raw: raw, lambda raw: [raw], lambda raw: {"a": raw}], ids=range(3))
+def test_a_raw_result_that_is_no_json_is_unfit(raw: bytes, around: Any) -> None:
+    """It would spoil every answer that shows it."""
+    verdict = returned(around(msgspec.Raw(raw)), LIMIT)
+
+    assert verdict.outcome is Outcome.FAIL
+    assert verdict.error is not None
+    assert verdict.error.type == "ResultError"
+
+
+def test_a_raw_result_that_is_json_stands_as_it_is() -> None:
+    """For those who have it encoded already."""
+    assert returned([msgspec.Raw(b'{"a": 1}')], LIMIT) == Verdict(Outcome.DONE, result=b'[{"a": 1}]')
+
+
+async def forgotten() -> None:
+    """A coroutine that nobody awaits."""
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (Retry("later"), "the handler returned Retry: raise it"),
+        (Snooze(5), "the handler returned Snooze: raise it"),
+        (Fail("no"), "the handler returned Fail: raise it"),
+        (ValueError("no"), "a value that JSON can't hold"),
+        (iter([1]), "a value that JSON can't hold"),
+        (10**5000, "a value that JSON can't hold"),
+    ],
+    ids=range(6),
+)
+def test_what_is_no_result_is_told_in_words(value: Any, words: str) -> None:
+    """And what to do, where that is known."""
+    error = returned(value, LIMIT).error
+    assert error is not None
+    assert words in error.message
+
+
+def test_a_coroutine_that_was_returned_is_told_in_words() -> None:
+    """As by a decorator that is not async around a function that is."""
+    error = returned(forgotten(), LIMIT).error
+    assert error is not None
+    assert error.message == "the handler returned a coroutine that nobody awaited: define it with `async def`"
+
+
+# Limits
+
+
+def deep(levels: int, bottom: Any, *, tables: bool) -> Any:
+    """A value that nests so many levels."""
+    for _ in range(levels):
+        bottom = {"a": bottom} if tables else [bottom]
+    return bottom
+
+
+@pytest.mark.parametrize("bottom", [1, None, math.pi, "null"])
+@pytest.mark.parametrize("tables", [False, True])
+def test_a_result_may_nest_as_deep_as_a_payload(bottom: Any, tables: bool) -> None:
+    """Whatever lies at the bottom: null is what NaN would be written as, so it is looked at twice."""
+    verdict = returned(deep(DEEPEST, bottom, tables=tables), 10**6)
+
+    assert verdict.outcome is Outcome.DONE
+    assert msgspec.json.decode(verdict.result or b"") == deep(DEEPEST, bottom, tables=tables)
+
+
+@pytest.mark.parametrize("levels", [DEEPEST + 1, 2 * DEEPEST, 100_000])
+@pytest.mark.parametrize("bottom", [1, None, math.nan])
+def test_a_result_that_nests_deeper_fails_in_words(levels: int, bottom: Any) -> None:
+    """The handler returned it, and its author has to know."""
+    verdict = returned(deep(levels, bottom, tables=False), 10**6)
+
+    assert verdict.outcome is Outcome.FAIL
+    assert verdict.error is not None
+    assert verdict.error.message
+
+
+def test_the_words_for_a_result_that_nests_too_deep_name_the_limit() -> None:
+    """Also for one that never ends."""
+    for value in (deep(DEEPEST + 1, 1, tables=True), itself()):
+        error = returned(value, 10**6).error
+
+        assert error is not None
+        assert f"deeper than {DEEPEST} levels" in error.message
+
+
+def test_nan_is_found_however_deep() -> None:
+    """At the bottom of the deepest value."""
+    error = returned(deep(DEEPEST, math.nan, tables=False), 10**6).error
+
+    assert error is not None
+    assert "NaN" in error.message

@@ -271,7 +271,7 @@ async def test_a_slow_fsync_makes_everybody_wait_and_breaks_nothing(serve, fault
         health = await broken(service)
     gate.open()
 
-    assert health == "the store takes nothing"
+    assert health == "the store does not complete a write"
     await all_done(service, trace, [*acknowledged, "slow"], [])
     assert not service.has_said("the lease of this node is lost")
     on_disk(store, [*acknowledged, "slow"], [])
@@ -299,7 +299,7 @@ async def test_a_lock_that_lasts_is_told_and_waited_for(serve, store, trace, gat
     other.close()
 
     assert "is in use by another program" in said
-    assert health == "the store takes nothing" or "is in use by another program" in health
+    assert health == "the store does not complete a write" or "is in use by another program" in health
     assert not service.has_said("the store was opened anew")
     await all_done(service, trace, acknowledged, ["no"])
     on_disk(store, acknowledged, [])

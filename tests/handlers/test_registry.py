@@ -1,12 +1,17 @@
 """Which function performs the jobs of which kind."""
 
 import dataclasses
+import datetime as dt
 import enum
 import functools
+import math
+import re
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, Optional, TypedDict
 
 import msgspec
 import pytest
@@ -16,7 +21,7 @@ from hypothesis import strategies as st
 import jobpipe
 from jobpipe.errors import HandlerError
 from jobpipe.handlers.context import Context
-from jobpipe.handlers.registry import Handler, Registry, handler, handlers_of, load
+from jobpipe.handlers.registry import FRAMES, Handler, Registry, handler, handlers_of, load
 from jobpipe.job import Backoff
 
 
@@ -117,7 +122,11 @@ def test_a_handler_may_ask_for_its_own_limits() -> None:
         (5, {}, "kind"),
         ("k", {"timeout": 0}, "timeout"),
         ("k", {"timeout": -1}, "timeout"),
-        ("k", {"timeout": "1m"}, "timeout"),
+        ("k", {"timeout": "0s"}, "timeout"),
+        ("k", {"timeout": "5 parsecs"}, "'5 parsecs' is no duration"),
+        ("k", {"timeout": True}, "timeout"),
+        ("k", {"timeout": math.nan}, "timeout"),
+        ("k", {"timeout": math.inf}, "timeout"),
         ("k", {"max_retries": -1}, "max_retries"),
         ("k", {"max_retries": 1.5}, "max_retries"),
         ("k", {"max_retries": 10_001}, "max_retries"),
@@ -125,6 +134,7 @@ def test_a_handler_may_ask_for_its_own_limits() -> None:
         ("k", {"backoff": Backoff(factor=0.5)}, "backoff"),
         ("k", {"backoff": Backoff(jitter="some")}, "backoff"),  # type: ignore[arg-type]  # that is the point
         ("k", {"backoff": {"bass": 1}}, "backoff"),
+        ("k", {"backoff": {"base": "soon"}}, "'soon' is no duration"),
         ("k", {"backoff": 5}, "backoff"),
         ("k", {"backoff": object()}, "object"),
     ],
@@ -144,50 +154,367 @@ def test_a_backoff_in_plain_words_will_do() -> None:
     assert marked(function).backoff == Backoff(base=5, jitter="none")
 
 
-def nothing() -> None: ...
-def three(payload: Any, context: Any, more: Any) -> None: ...
-def by_name(payload: Any, *, context: Any) -> None: ...
-def only_by_name(*, payload: Any) -> None: ...
-def any_number(*payloads: Any) -> None: ...
-def anything(**payload: Any) -> None: ...
-def yielding(payload: Any) -> Iterator[int]:
-    yield 1
-
-
-async def async_yielding(payload: Any) -> Any:
-    yield 1
-
-
 @pytest.mark.parametrize(
-    "function",
-    [nothing, three, by_name, only_by_name, any_number, anything, yielding, async_yielding],
-    ids=lambda function: function.__name__,
+    ("timeout", "seconds"),
+    [(30, 30.0), ("90", 90.0), ("500ms", 0.5), ("5m", 300.0), (dt.timedelta(hours=1), 3600.0)],
 )
-def test_a_function_that_cannot_be_called_with_a_job_is_refused(function) -> None:
+def test_a_timeout_is_written_as_in_the_settings(timeout: Any, seconds: float) -> None:
+    """Seconds, a text with a unit, or what Python has for durations."""
+
+    @handler("k", timeout=timeout)
+    def function(payload: Any) -> None: ...
+
+    assert marked(function).timeout == seconds
+
+
+def test_the_durations_of_a_backoff_are_written_so_too() -> None:
+    """Its base and its cap."""
+
+    @handler("k", backoff=Backoff(base="2s", cap="1h"))  # type: ignore[arg-type]  # allowed, not advertised
+    def function(payload: Any) -> None: ...
+
+    assert marked(function).backoff == Backoff(base=2.0, cap=3600.0)
+
+
+def test_a_decorator_without_its_kind_is_refused_in_words() -> None:
+    """It would have taken the function for the kind."""
+
+    def nightly() -> None: ...
+
+    with pytest.raises(HandlerError, match=r"needs the kind that it performs: write @handler\('.*nightly'\)"):
+        handler(nightly)  # type: ignore[arg-type]  # that is the point
+
+
+# --- signatures: what each function is called with --------------------------------------------------------------------
+
+P, C = "the payload", CONTEXT
+
+
+class Shop:
+    """A class with methods of all kinds."""
+
+    def send(self, mail: Any) -> Any:
+        return mail
+
+    async def send_soon(self, mail: Any) -> Any:
+        return mail
+
+    def __call__(self, mail: str, *, job: Context) -> Any:
+        return mail, job
+
+    @staticmethod
+    def static(mail: Any) -> Any:
+        return mail
+
+
+class Slotted:
+    """An object that can be called and takes no mark."""
+
+    __slots__ = ()
+
+    def __call__(self, mail: Any) -> Any:
+        return mail
+
+
+def logged(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator as it should be."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        return function(*arguments, **keywords)
+
+    return call
+
+
+def careless(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that hides what it wraps."""
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        return function(*arguments, **keywords)
+
+    return call
+
+
+WORKING: dict[str, tuple[Any, tuple[Any, ...]]] = {}
+REFUSED: dict[str, tuple[Any, str]] = {}
+
+
+def works(*given: Any) -> Callable[[Any], Any]:
+    """Note a function that returns what it was called with, and what that should be."""
+
+    def note(function: Any) -> Any:
+        WORKING[function.__name__] = function, given
+        return function
+
+    return note
+
+
+def refused(words: str) -> Callable[[Any], Any]:
+    """Note a function that is refused, and with which words."""
+
+    def note(function: Any) -> Any:
+        REFUSED[function.__name__] = function, words
+        return function
+
+    return note
+
+
+# The parameters have no annotations where that is what is tested.
+# mypy: disable-error-code="no-untyped-def"
+
+
+@works()
+def nothing() -> Any:
+    return ()
+
+
+@works(P)
+def payload_alone(mail) -> Any:
+    return (mail,)
+
+
+@works(P)
+def payload_by_position(mail: Any, /) -> Any:
+    return (mail,)
+
+
+@works(P)
+def payload_by_name(*, mail: Any) -> Any:
+    return (mail,)
+
+
+@works(P)
+def payload_with_a_default(mail: Any = None) -> Any:
+    return (mail,)
+
+
+@works(P, C)
+def context_by_name_of_parameter(mail, context) -> Any:
+    return mail, context
+
+
+@works(P, C)
+def context_called_ctx(mail, ctx) -> Any:
+    return mail, ctx
+
+
+@works(P, C)
+def context_called_job(mail, job) -> Any:
+    return mail, job
+
+
+@works(P, C)
+def context_by_annotation(mail: Any, anything: Context) -> Any:
+    return mail, anything
+
+
+@works(P, C)
+def context_in_text(mail: "str", anything: "Context") -> Any:
+    return mail, anything
+
+
+@works(P, C)
+def context_imported_for_type_checkers(mail: Any, anything: "jobpipe.handlers.Context | None" = None) -> Any:  # type: ignore[name-defined]  # that is the point
+    return mail, anything
+
+
+@works(P, C)
+def context_or_none(mail: Any, context: Context | None = None) -> Any:
+    return mail, context
+
+
+@works(P, C)
+def optional_context(mail: Any, it: Optional[Context] = None) -> Any:  # noqa: UP045 - the older way to write it
+    return mail, it
+
+
+@works(P, C)
+def annotated_context(mail: Any, it: Annotated[Context, "ours"]) -> Any:
+    return mail, it
+
+
+@works(P, C)
+def context_first(ctx: Context, mail: Any) -> Any:
+    return mail, ctx
+
+
+@works(P, C)
+def context_first_by_position(ctx: Context, mail: Any, /) -> Any:
+    return mail, ctx
+
+
+@works(P, C)
+def context_by_keyword(mail: Any, *, ctx: Context) -> Any:
+    return mail, ctx
+
+
+@works(P, C)
+def all_by_keyword(*, ctx: Context, mail: Any) -> Any:
+    return mail, ctx
+
+
+@works(P, C)
+def payload_by_position_context_by_keyword(mail: Any, /, *, ctx: Context) -> Any:
+    return mail, ctx
+
+
+@works(P, C)
+def payload_called_job_beside_an_annotated_context(job, it: Context) -> Any:
+    return job, it
+
+
+@works(C)
+def context_alone(job) -> Any:
+    return (job,)
+
+
+@works(P, False)
+def option_by_keyword(mail: Any, *, dry_run: bool = False) -> Any:
+    return mail, dry_run
+
+
+@works(False)
+def nothing_but_an_option(*, dry_run: bool = False) -> Any:
+    return (dry_run,)
+
+
+@works(P, {})
+def extras_beside_the_payload(mail: Any, **extra: Any) -> Any:
+    return mail, extra
+
+
+@works(P, C)
+@logged
+def decorated(mail: str, context: Context) -> Any:
+    return mail, context
+
+
+@refused("nothing would ever fill `dry_run`")
+def option_by_position(mail: Any, dry_run: bool = False) -> None: ...
+@refused("nothing would ever fill `more`")
+def option_after_the_context(mail: Any, context: Context, more: int = 0) -> None: ...
+@refused("takes `a` and `b`, but a job has one payload")
+def two_payloads(a: int, b: int) -> None: ...
+@refused("takes `a` and `b` and `c`, but a job has one payload")
+def three_payloads(a: int, b: int, c: int) -> None: ...
+@refused("takes `mail` and `context`, but a job has one payload")
+def context_annotated_as_a_dict(mail: Any, context: dict[str, Any]) -> None: ...
+@refused("takes `mail` and `info`, but a job has one payload")
+def context_by_another_name(mail, info) -> None: ...
+@refused("takes `mail` and `to`, but a job has one payload")
+def second_payload_by_keyword(mail: Any, *, to: str) -> None: ...
+@refused("both `job` and `ctx` would get the Context")
+def two_contexts(mail, job, ctx) -> None: ...
+@refused("both `one` and `other` would get the Context")
+def two_annotated_contexts(mail: Any, one: Context, other: Context) -> None: ...
+@refused("name one parameter for the payload")
+def any_number(*mails: Any) -> None: ...
+@refused("name one parameter for the payload")
+def anything(**mail: Any) -> None: ...
+@refused("name one parameter for the payload")
+def contexts(mail: Any, *jobs: Context) -> None: ...
+@refused("takes `mail` and `\\*more`, but a job has one payload")
+def payload_and_any_number(mail: Any, *more: Any) -> None: ...
+@refused("it yields")
+def yielding(mail: Any) -> Iterator[int]:
+    yield 1
+
+
+@refused("it yields")
+async def async_yielding(mail: Any) -> Any:
+    yield 1
+
+
+@pytest.mark.parametrize("name", WORKING)
+@pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])
+async def test_a_function_gets_the_payload_and_the_context_where_it_asks_for_them(
+    name: str, is_async: bool
+) -> None:
+    """By position or by name, in any order, in a thread or not."""
+    function, given = WORKING[name]
+    if is_async:
+        plain = function
+
+        @functools.wraps(plain)
+        async def function(*arguments: Any, **keywords: Any) -> Any:
+            return plain(*arguments, **keywords)
+
+    found = marked(handler("k")(function))
+    payload = msgspec.json.encode(P if found.takes_payload else None)
+    result = found.function(*found.arguments(payload, C))
+
+    assert found.is_async == is_async
+    assert (await result if is_async else result) == given
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_function_that_no_job_can_call_is_refused_in_words(name: str) -> None:
     """At its definition, by name."""
-    with pytest.raises(HandlerError, match=function.__name__):
+    function, words = REFUSED[name]
+    with pytest.raises(HandlerError, match=f"handler {name}: .*{words}"):
         handler("k")(function)
 
 
-def optional(payload: Any, context: Any, more: int = 0) -> None: ...
-def defaults(payload: Any = None, context: Any = None) -> None: ...
-def options(payload: Any, *, dry_run: bool = False) -> None: ...
-def extras(payload: Any, **extra: Any) -> None: ...
-def one(payload: Any, /) -> None: ...
+def test_a_plain_function_is_called_without_anything_between() -> None:
+    """Most handlers take the payload, then the context."""
+    for function in (payload_alone, context_by_annotation, nothing):
+        assert marked(handler("k")(function)).function is function
 
 
-@pytest.mark.parametrize("function", [defaults, options, extras, one], ids=lambda function: function.__name__)
-def test_what_a_function_takes_besides_by_default_is_its_own(function) -> None:
-    """As long as payload and context come first."""
-    found = marked(handler("k")(function))
+@pytest.mark.parametrize(
+    ("what", "given"),
+    [
+        (lambda mail: (mail,), (P,)),
+        (Shop().send, P),
+        (functools.partial(lambda a, mail: (a, mail), 1), (1, P)),
+        (functools.partial(lambda mail, b: (mail, b), b=2), (P, 2)),
+        (Shop(), (P, C)),
+        (Slotted(), P),
+        (len, len(P)),
+    ],
+    ids=["lambda", "method", "partial", "partial by name", "object", "object with slots", "builtin"],
+)
+def test_what_is_no_function_but_can_be_called_will_do(what: Any, given: Any) -> None:
+    """What `handler` returns is called the same way, and is found in a module."""
+    found = marked(handler("k")(what))
 
-    function(*found.arguments(b"1", CONTEXT))
+    assert not found.is_async
+    assert found.function(*found.arguments(msgspec.json.encode(P), C)) == given
 
 
-def test_more_than_payload_and_context_is_refused_even_with_a_default() -> None:
-    """A third place looks like something that jobpipe would fill."""
-    with pytest.raises(HandlerError, match="optional"):
-        handler("k")(optional)
+def test_a_method_may_be_async() -> None:
+    """So may what is inside a partial."""
+    assert marked(handler("k")(Shop().send_soon)).is_async is True
+    assert marked(handler("k")(functools.partial(Shop.send_soon, Shop()))).is_async is True
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        (Shop, "Shop: it is a class"),
+        (Shop.send, "Shop.send: it is defined inside a class"),
+        (Shop.static, "Shop.static: it is defined inside a class"),
+        (staticmethod(nothing), "nothing: it is defined inside a class"),
+        (careless(nothing), r"call: it takes `\*arguments`: name one .*functools.wraps"),
+        (print, r"print: it takes `\*args`: name one"),
+        (5, "int: it cannot be called"),
+        (None, "NoneType: it cannot be called"),
+    ],
+)
+def test_what_cannot_perform_a_job_is_refused_in_words(what: Any, words: str) -> None:
+    """Each for its own reason."""
+    with pytest.raises(HandlerError, match=f"handler .*{words}"):
+        handler("k")(what)
+
+
+def test_a_handler_without_payload_takes_null_only() -> None:
+    """A payload that nobody reads is a mistake of the client."""
+    found = marked(handler("k")(nothing))
+
+    assert found.typed(None) is None
+    assert found.arguments(b"null", C) == ()
+    with pytest.raises(msgspec.ValidationError):
+        found.typed({"to": "ann"})
 
 
 # --- payload types ----------------------------------------------------------------------------------------------------
@@ -284,18 +611,95 @@ def test_an_annotation_may_be_a_text() -> None:
     assert marked(function).payload_type == list[int]
 
 
-def ambiguous(payload: Point | Line) -> None: ...
-def unknown(payload: "Nowhere") -> None: ...  # type: ignore[name-defined]  # noqa: F821 - that is the point
-def context_only_unknown(payload: int, context: "Nowhere") -> None: ...  # type: ignore[name-defined]  # noqa: F821 - the same
+class Letter(msgspec.Struct):
+    attachments: "list[dict[str, Attachment]]"
+
+
+class Attachment(msgspec.Struct):
+    path: Path
+    also: "Attachment | None" = None
+
+
+class Scene(TypedDict):
+    lock: threading.Thread
+
+
+class Size(NamedTuple):
+    width: complex
+
+
+@dataclasses.dataclass
+class Order:
+    created: "dt.datetime"
+    price: dict[str, "Fraction"]
+
+
+class Strange:
+    """Not even its own checks can be trusted."""
+
+    def __init_subclass__(cls) -> None:
+        raise RuntimeError("no")
+
+
+UNREADABLE: list[tuple[Any, str]] = [
+    (Path, "its payload `it`: it is of type pathlib.Path, which JSON cannot hold"),
+    (Path | None, "it is of type pathlib.Path"),
+    (Letter, r"its field attachments\[\]\{\}.path is of type pathlib.Path"),
+    (list[Letter], r"its field \[\].attachments"),
+    (Scene, "its field lock is of type threading.Thread"),
+    (Size, "its field width is of type builtins.complex"),
+    (Order, r"its field price\{\} is of type fractions.Fraction"),
+    (tuple[int, Path], r"its field \[1\] is of type pathlib.Path"),
+    (Callable[[int], int], "it is of type collections.abc.Callable"),
+    (Iterator[int], "it is of type collections.abc.Iterator"),
+    (Exception, "it is of type builtins.Exception"),
+    (Strange, "it is of type .*Strange"),
+    (dict[tuple[int, int], str], "a dict whose keys cannot be text"),
+    (dict[bool, str], "a dict whose keys cannot be text"),
+    (set[list[int]], "a set of items that no set can hold"),
+    (frozenset[dict[str, int]], "a set of items that no set can hold"),
+    (msgspec.Raw, "annotate it with Any"),
+    (msgspec.msgpack.Ext, "annotate it with Any"),
+    (Point | Line, "its type cannot be read from JSON"),
+    (int | Path, "its type cannot be read from JSON"),
+    (5, "its type cannot be read from JSON"),
+    ("Nowhere", "'Nowhere', is not known in its module"),
+    ("list[", "is not known in its module"),
+    (list["Nowhere"], "its type cannot be read from JSON"),  # type: ignore[name-defined]  # noqa: F821 - that is the point
+]
+
+
+@pytest.mark.parametrize(("payload_type", "words"), UNREADABLE, ids=[str(each) for each, _ in UNREADABLE])
+def test_a_type_that_cannot_be_read_from_json_is_refused_at_once(payload_type: Any, words: str) -> None:
+    """And not when the first job of the kind arrives. The field and its type are named."""
+
+    def function(it) -> None: ...
+
+    function.__annotations__["it"] = payload_type
+    with pytest.raises(HandlerError, match=f"function: .*{words}"):
+        handler("k")(function)
 
 
 @pytest.mark.parametrize(
-    "function", [ambiguous, unknown, context_only_unknown], ids=lambda function: function.__name__
+    "payload_type", [object, Hashable, list[object], dict[str | None, int], set[str], set[Any]], ids=str
 )
-def test_a_type_that_cannot_be_read_from_json_is_refused_at_once(function) -> None:
-    """And not when the first job of the kind arrives."""
-    with pytest.raises(HandlerError, match=function.__name__):
-        handler("k")(function)
+def test_a_type_that_some_json_fits_is_allowed(payload_type: Any) -> None:
+    """Also where it is not one of those that JSON has."""
+
+    def function(it) -> None: ...
+
+    function.__annotations__["it"] = payload_type
+
+    assert marked(handler("k")(function)).payload_type == payload_type
+
+
+def test_what_is_returned_need_not_be_known() -> None:
+    """Only parameters are looked at."""
+
+    @handler("k")
+    def function(payload: int) -> "Nowhere": ...  # type: ignore[name-defined]  # noqa: F821 - that is the point
+
+    assert marked(function).payload_type is int
 
 
 def test_a_handler_gets_the_context_when_it_takes_two() -> None:
@@ -319,10 +723,10 @@ def test_a_registry_finds_by_kind() -> None:
 
 def test_a_kind_has_one_handler() -> None:
     """Two are told by name; the same one twice is no fault."""
-    one_of_them = msgspec.structs.replace(typed(Any), function=one)
+    one_of_them = msgspec.structs.replace(typed(Any), function=payload_alone)
     Registry([one_of_them, one_of_them])
-    with pytest.raises(HandlerError, match=r"kind 'k' has two handlers: .*one and .*three"):
-        Registry([one_of_them, msgspec.structs.replace(typed(Any), function=three)])
+    with pytest.raises(HandlerError, match=r"kind 'k' has two handlers: .*payload_alone and .*nothing"):
+        Registry([one_of_them, msgspec.structs.replace(typed(Any), function=nothing)])
 
 
 def test_the_shipped_kinds_are_always_there() -> None:
@@ -380,28 +784,74 @@ def test_two_handlers_for_a_kind_are_refused_by_name(folder: Path) -> None:
         ("import nowhere_to_be_found\n", "No module named 'nowhere_to_be_found'"),
         ("def (\n", "SyntaxError"),
         ("raise RuntimeError('no database')\n", "RuntimeError: no database"),
-        ("import sys\nsys.exit('bye')\n", "SystemExit: bye"),
-        ('@handler("k")\ndef bad(a, b, c): ...\n', "bad must take the payload"),
+        ("import sys; sys.exit('bye')\n", "SystemExit: bye"),
+        ('@handler("k")\ndef bad(a, b, c): ...\n', "bad: it takes `a` and `b` and `c`"),
         ('@handler("k", timeout=-1)\ndef bad(a): ...\n', "timeout"),
+        ("@handler\ndef bad(a): ...\n", "write @handler('bad')"),
         ("undefined_name\n", "undefined_name"),
+        ("import pytest; pytest.skip('no', allow_module_level=True)\n", "Skipped"),
+        ("class E(Exception):\n  def __str__(self): raise SystemExit\nraise E\n", "E"),
+        ("raise BaseExceptionGroup('g', [GeneratorExit()])\n", "BaseExceptionGroup: g"),
     ],
 )
-def test_a_module_that_cannot_be_imported_is_told_in_one_line(folder: Path, text: str, reason: str) -> None:
-    """Which one, and why."""
+def test_a_module_that_cannot_be_imported_is_told_with_file_and_line(
+    folder: Path, text: str, reason: str
+) -> None:
+    """Which one, why, and where in it."""
     write(folder, "broken.py", text)
     with pytest.raises(HandlerError) as caught:
         load(["broken"])
 
-    assert str(caught.value).startswith("HANDLERS: cannot import 'broken' (")
-    assert reason in str(caught.value)
-    assert "\n" not in str(caught.value)
+    told = str(caught.value)
+    assert told.startswith("HANDLERS: cannot import 'broken': ")
+    assert reason in told
+    assert re.search(rf'File "{folder}/broken.py", line [35]\b', told)
+    assert "importlib" not in told
+    assert "registry.py" not in told
+
+
+def test_only_the_innermost_frames_of_a_broken_module_are_told(folder: Path) -> None:
+    """Those where it broke."""
+    write(folder, "deep.py", "def f(n):\n    return f(n - 1) if n else 1 / 0\nf(50)\n")
+    with pytest.raises(HandlerError) as caught:
+        load(["deep"])
+
+    assert "ZeroDivisionError: division by zero" in str(caught.value)
+    assert 1 < str(caught.value).count("File ") <= FRAMES
+
+
+def test_a_module_whose_import_is_interrupted_ends_the_start(folder: Path) -> None:
+    """As Ctrl+C should."""
+    write(folder, "slow.py", "raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        load(["slow"])
+
+
+def test_a_module_without_handlers_is_named(folder: Path) -> None:
+    """It is no fault, but hardly what was meant."""
+    write(folder, "empty.py", "")
+    write(folder, "full.py", '@handler("k")\ndef k(): ...\n')
+    write(folder, "in_a_class.py", 'class Shop:\n    handle = handler("m")(len)\n')
+
+    assert load(["empty", "full", "in_a_class"]).without == ["empty", "in_a_class"]
+
+
+def test_the_shipped_kinds_can_be_left_out(folder: Path) -> None:
+    """Their names are free then."""
+    write(folder, "ours.py", '@handler("echo")\ndef echo(payload): ...\n')
+
+    assert load(["ours"], shipped=False).kinds == ["echo"]
+    assert load([], shipped=False).kinds == []
 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere.at_all", "jobpipe.nowhere"])
 def test_a_module_that_is_not_there_is_told_in_one_line(folder: Path, name: str) -> None:
     """By the name that the setting has."""
-    with pytest.raises(HandlerError, match=f"HANDLERS: cannot import {name!r}"):
+    with pytest.raises(HandlerError, match=f"HANDLERS: cannot import {name!r}: there is no module") as caught:
         load([name])
+
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_module_may_hold_things_that_answer_no_question(folder: Path) -> None:

@@ -5,6 +5,7 @@ import pickle
 import pytest
 
 import jobpipe
+from jobpipe.errors import HandlerError
 from jobpipe.handlers.verdicts import Fail, Retry, Snooze
 
 
@@ -31,7 +32,7 @@ def test_each_carries_its_wait() -> None:
 def test_an_except_clause_for_errors_catches_them(word) -> None:
     """They are plain exceptions: a handler that catches everything catches these too."""
     assert issubclass(word, Exception)
-    assert not issubclass(word, jobpipe.handlers.registry.HandlerError)
+    assert not issubclass(word, HandlerError)
 
 
 @pytest.mark.parametrize("word", [Retry("later", after=5), Fail("no")])

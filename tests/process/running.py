@@ -163,7 +163,7 @@ class Service:
     async def starts(self, patience: float = PATIENCE) -> None:
         """Return when it listens; `url` and `http` are good from then on."""
         self.url = (await self.said("jobpipe ", patience=patience))["event"].split()[-1]
-        await self.said("rescued: ")  # the last line of the start
+        await self.said("workers: ")  # the last line of the start
         await self.http.aclose()
         self.http = client(self.url)
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 from contextlib import suppress
 
@@ -36,8 +37,11 @@ async def killed(service):
 
 async def rescued(service):
     """How many jobs were taken back at the start, and how many of those had begun."""
-    line = await service.said("rescued: ")
-    return int(line["event"].split()[1]), line["begun"]
+    await service.said("workers: ")  # the last line of the start
+    found = [
+        re.search(r"^recovered (\d+) jobs .*\((\d+) had started\)", line["event"]) for line in service.lines
+    ]
+    return next(((int(each[1]), int(each[2])) for each in found if each), (0, 0))
 
 
 # --- one kill, and what it costs each job -----------------------------------------------------------------------------

@@ -8,14 +8,14 @@ import trio
 
 from tests.process.running import PATIENCE, Service, until
 
-MODULE = '''
+MODULE = """
 from jobpipe import handler
 
 
 @handler("my.kind")
 def mine(payload):
     return payload
-'''
+"""
 
 
 @pytest.fixture
@@ -90,7 +90,8 @@ async def test_a_backlog_of_a_kind_that_is_gone_does_not_keep_others_waiting(ser
     service = await with_module()
     await service.http.post("/queues/held/pause")
     lines = b"".join(
-        json.dumps({"kind": "my.kind", "queue": "held", "priority": 1000}).encode() + b"\n" for _ in range(20_000)
+        json.dumps({"kind": "my.kind", "queue": "held", "priority": 1000}).encode() + b"\n"
+        for _ in range(20_000)
     )
     answer = await service.http.post(
         "/enqueue/bulk", content=lines, headers={"Content-Type": "application/x-ndjson"}

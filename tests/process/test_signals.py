@@ -23,7 +23,7 @@ def events_of(trace, job_id):
 # --- the first signal -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_the_first_signal_drains(serve, trace, gate, store, number):
     """Nothing new is taken, active jobs finish, those in the channel go back unstarted and run after the next start."""
     service = await serve(WORKERS=2, QUEUE_SIZE=4)
@@ -54,8 +54,25 @@ async def test_the_first_signal_drains(serve, trace, gate, store, number):
     service = await serve()
     ended = await service.all_ended(*ids)
 
-    assert (await service.said("rescued: "))["event"].startswith("rescued: 0 ")
+    assert not service.has_said("recovered ")
     assert {(job["status"], job["attempt"]) for job in ended.values()} == {("done", 1)}
+
+
+async def test_under_nohup_a_hangup_changes_nothing(launch):
+    """SIGHUP is ignored from the start, and stays so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the process inherits that
+    try:
+        service = await launch()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    await service.starts()
+    service.signal(signal.SIGHUP)
+    await service.enqueue("after")
+
+    assert (await service.job("after", wait=PATIENCE))["status"] == "done"
+    service.signal(signal.SIGTERM)
+    assert await service.ended() == 0
+    assert not service.has_said("SIGHUP")
 
 
 async def test_while_it_drains_every_way_in_is_shut_and_jobs_can_still_be_looked_at_and_cancelled(

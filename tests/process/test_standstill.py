@@ -117,7 +117,8 @@ class Successor:
 
     def _runs_some(self, writer):
         now = time.time()
-        claimed = writer.exchange(Batch(node="successor", now=now, claim=ClaimRequest(limit=20, kinds=frozenset({"work"})))).claimed
+        some = ClaimRequest(limit=20, kinds=frozenset({"work"}))
+        claimed = writer.exchange(Batch(node="successor", now=now, claim=some)).claimed
         settlements = [self._ran(job, now) for job in claimed]
         receipts = writer.exchange(Batch(node="successor", now=now, settlements=settlements))
         assert receipts.stale == frozenset()

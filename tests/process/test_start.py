@@ -23,18 +23,17 @@ def refusal(ended):
 # --- what it says -----------------------------------------------------------------------------------------------------
 
 
-async def test_the_start_says_where_it_listens_which_store_which_kinds_how_many_workers_and_what_was_rescued(
+async def test_the_start_says_where_it_listens_which_store_which_kinds_and_how_many_workers(
     serve,
 ):
     service = await serve(WORKERS=3, QUEUE_SIZE=5)
 
-    listens, store, kinds, workers, rescued = service.lines
+    listens, store, kinds, workers = service.lines
     port = httpx.URL(service.url).port
     assert listens["event"] == f"jobpipe {await version(service)} listens on http://127.0.0.1:{port}"
     assert (store["event"], store["durable"]) == ("store: sqlite:jobs.db", True)
-    assert kinds["event"] == "kinds: bomb, chatty, demo, echo, stubborn, stuck, thread, work"
+    assert kinds["event"] == "kinds: block-loop, bomb, chatty, demo, echo, stubborn, stuck, thread, work"
     assert (workers["event"], workers["queue_size"]) == ("workers: 3", 5)
-    assert rescued["event"].startswith("rescued: 0 ")
 
 
 async def version(service):
@@ -66,14 +65,14 @@ async def test_json_lines_tell_time_level_event_and_of_a_job_its_id_kind_and_att
 
 async def test_lines_for_people_are_one_a_line_and_without_colours_in_a_file(launch):
     service = await launch(LOG_FORMAT="console")
-    while not any("rescued: " in line["event"] for line in service.lines):
+    while not any("workers: " in line["event"] for line in service.lines):
         await service.more()
     service.signal(signal.SIGTERM)
     assert await service.ended() == 0
 
     lines = [line["event"] for line in service.lines]
     service.expected_errors = {""}  # they are no JSON
-    assert ["[info     ]" in line for line in lines] == [True] * 7
+    assert ["[info     ]" in line for line in lines] == [True] * 6
     assert not any("\x1b" in line for line in lines)
 
 
@@ -88,7 +87,7 @@ async def test_it_is_quiet_under_load(serve):
     service.signal(signal.SIGTERM)
     assert await service.ended() == 0
 
-    assert len(service.lines) == 5 + 2  # those of the start and of the drain
+    assert len(service.lines) == 4 + 2  # those of the start and of the drain
     assert service.lines[-1]["event"] == "drained"
 
 
@@ -114,25 +113,116 @@ async def test_handlers_are_looked_up_in_the_working_directory(serve, tmp_path):
 @pytest.mark.parametrize(
     ("module", "words"),
     [
-        ("raise RuntimeError('not today')", ["cannot import 'broken'", "RuntimeError", "not today"]),
+        (
+            "raise RuntimeError('not today')",
+            ["cannot import 'broken'", "RuntimeError", "not today", "broken.py"],
+        ),
         ("def f(:\n", ["cannot import 'broken'", "SyntaxError", "broken.py", "line 1"]),
         ("raise SystemExit(0)", ["cannot import 'broken'", "SystemExit"]),
         (
             "from jobpipe.handlers.registry import handler\n@handler('echo')\ndef mine(payload): ...",
             ["'echo'", "broken.mine"],
         ),
-        (None, ["cannot import 'broken'", "No module named"]),
+        (None, ["cannot import 'broken'", "there is no module 'broken'"]),
     ],
 )
-async def test_handlers_that_cannot_be_used_are_refused_in_one_line(tmp_path, module, words):
+async def test_handlers_that_cannot_be_used_are_refused_in_words(tmp_path, module, words):
     if module is not None:
         (tmp_path / "broken.py").write_text(module)
 
     said = refusal(await jobpipe(tmp_path, "serve", HANDLERS="broken"))
 
-    assert "\n" not in said
+    assert len(said.splitlines()) < 15
     assert [word for word in words if word not in said] == []
     assert not (tmp_path / "jobs.db").exists()
+
+
+async def test_a_module_without_handlers_is_a_warning(serve, tmp_path):
+    (tmp_path / "empty.py").write_text("")
+    service = await serve(HANDLERS="traced,empty")
+
+    warning = await service.said("HANDLERS: ")
+    assert (warning["level"], "module 'empty' defines no handler" in warning["event"]) == ("warning", True)
+
+
+async def test_the_shipped_kinds_can_be_turned_off(serve):
+    service = await serve(SHIPPED_KINDS="off")
+    forgotten = await service.http.post("/enqueue", json={})
+    named = await service.http.post("/enqueue", json={"kind": "work", "payload": {}})
+
+    assert (forgotten.status_code, named.status_code) == (422, 202)
+    assert (await service.said("kinds: "))["event"] == "kinds: bomb, chatty, stubborn, stuck, thread, work"
+
+
+async def test_what_handlers_log_comes_through_with_their_job(serve, tmp_path):
+    """Whatever they log with, in JSON as for people."""
+    module = (
+        "import asyncio, logging\n"
+        "from jobpipe.handlers.registry import handler\n"
+        "shop = logging.getLogger('shop')\n"
+        "@handler('tells')\n"
+        "async def tells(payload): shop.info('sent %s', payload)\n"
+        "@handler('tells_in_asyncio')\n"
+        "def tells_in_asyncio(payload):\n"
+        "    async def work(): shop.info('sent %s', payload)\n"
+        "    asyncio.run(work())\n"
+    )
+    (tmp_path / "shop.py").write_text(module)
+    service = await serve(HANDLERS="shop")
+    await service.enqueue("a", "tells", payload="one")
+    await service.enqueue("b", "tells_in_asyncio", payload="two")
+    first, second = await service.said("sent one"), await service.said("sent two")
+
+    assert (
+        first.items()
+        >= {"level": "info", "logger": "shop", "job": "a", "kind": "tells", "attempt": 1}.items()
+    )
+    assert (
+        second.items() >= {"level": "info", "logger": "shop", "job": "b", "kind": "tells_in_asyncio"}.items()
+    )
+
+
+# --- waiting for the store --------------------------------------------------------------------------------------------
+
+
+async def test_a_second_process_waits_for_the_file_of_the_first(serve, launch):
+    """And starts when that has ended."""
+    first = await serve()
+    second = await launch(WAIT_FOR_STORE="5m")
+    line = await second.said("waiting for the store")
+    first.signal(signal.SIGTERM)
+    assert await first.ended() == 0
+    await second.starts()
+
+    assert (line["level"], "in use by another jobpipe" in line["error"]) == ("warning", True)
+    assert 290 <= line["seconds_left"] <= 300
+    assert (await second.http.get("/health")).json()["status"] == "ok"
+
+
+async def test_a_signal_ends_the_wait(serve, launch):
+    await serve()
+    second = await launch("--wait")
+    await second.said("waiting for the store")
+    second.signal(signal.SIGTERM)
+
+    assert await second.ended() == 0
+    assert second.lines[-1]["event"] == "SIGTERM: no longer waiting for the store"
+
+
+async def test_a_wait_that_is_over_ends_as_without_one(serve, tmp_path):
+    await serve()
+
+    for wait in ("0", "50ms"):
+        ended = await jobpipe(tmp_path, "serve", WAIT_FOR_STORE=wait)
+        assert ended.returncode == 2
+        assert "jobs.db is in use by another jobpipe" in ended.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("store", ["sqlite:no/such/folder/jobs.db", "sqlite:."])
+async def test_what_will_not_pass_by_itself_is_not_waited_for(tmp_path, store):
+    said = refusal(await jobpipe(tmp_path, "serve", "--wait", "10m", STORE=store))
+
+    assert "waiting" not in said
 
 
 # --- what is wrong around it ------------------------------------------------------------------------------------------
@@ -196,7 +286,7 @@ async def test_health_of_a_service_that_works_that_drains_and_that_is_gone(serve
     assert (well.returncode, well.stdout) == (0, f"ok: 2 workers, 1 busy, 0 queued ({service.url})\n")
     assert draining.returncode == 1
     assert draining.stdout.startswith("draining: ")
-    assert (gone.returncode, gone.stdout) == (1, f"nobody listens there ({service.url})\n")
+    assert (gone.returncode, gone.stdout) == (1, f"nothing listens there ({service.url})\n")
     assert [ended.stderr for ended in (well, draining, gone)] == [""] * 3
 
 

@@ -113,6 +113,16 @@ def stuck(payload: None, context: Context) -> None:
         threading.Event().wait()
 
 
+@handler("block-loop")
+async def block_loop(payload: Work, context: Context) -> int:
+    """Block the event loop as long as the payload says."""
+    with told(context):
+        time.sleep(payload.seconds)  # noqa: ASYNC251 - a bad handler: that is what is tested
+        while payload.until is not None and not Path(payload.until).exists():  # noqa: ASYNC240 - the same
+            time.sleep(LOOK)  # noqa: ASYNC251 - the same
+        return judge(payload, context)
+
+
 @handler("stubborn")
 async def stubborn(payload: None, context: Context) -> None:
     """Never end, and ignore every cancel."""

@@ -14,7 +14,7 @@ from jobpipe.engine.node import Node
 from jobpipe.handlers.context import Context
 from jobpipe.handlers.registry import Handler, Registry
 from jobpipe.handlers.verdicts import Fail, Retry, Snooze
-from jobpipe.job import ENDED, AttemptRecord, Job, NewJob, Outcome, Status
+from jobpipe.job import ENDED, AttemptRecord, Job, NewJob, Outcome, Status, retries_of
 from jobpipe.store.base import Change, Filter, Receipt, Rescued, Store
 
 Do = Literal["done", "error", "retry", "snooze", "fail", "work", "hang"]
@@ -244,7 +244,7 @@ class Witness:
         self._no_run_after_cancel(job, runs)
 
     def _may_have_failed(self, job: Job, last: Run) -> bool:
-        spent, rescued = job.attempt > job.max_retries, bool(self.rescued[job.id])
+        spent, rescued = job.attempt > retries_of(job.max_retries), bool(self.rescued[job.id])
         if rescued and (spent or job.options.on_crash == "fail"):
             return True
         return last.came_to == "fail" or (spent and last.came_to != "done")

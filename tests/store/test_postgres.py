@@ -518,3 +518,46 @@ async def test_what_claims_and_ends_leave_dead_is_vacuumed(
         (1,)
     ]
     assert ask(f"select pg_stat_get_vacuum_count('{schema}.jobs'::regclass)") == [(1,)]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [{"user": "nobody_of_this_name"}, {"dbname": "no_database_of_this_name"}],
+    ids=["user", "database"],
+)
+def test_a_server_that_refuses_the_connection_is_not_waited_for(part: dict[str, str]) -> None:
+    """A wrong user, password or database will not pass by itself."""
+    with pytest.raises(
+        StoreError, match=r"refused the connection .*: check the user, the password"
+    ) as caught:
+        migrate(url_of("jobpipe", **part))
+
+    assert not isinstance(caught.value, StoreUnavailable)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "FATAL:  sorry, too many clients already",
+        "FATAL:  remaining connection slots are reserved for roles",
+        "FATAL:  no more connections allowed (max_client_conn)",
+    ],
+)
+def test_a_server_that_is_full_is_waited_for(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That passes by itself."""
+
+    def connect(_lines: Lines) -> Any:
+        raise psycopg.OperationalError(f"connection failed: {words}")
+
+    monkeypatch.setattr(Lines, "connect", connect)
+    with pytest.raises(StoreUnavailable, match="cannot be used now"):
+        migrate(url_of("jobpipe"))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-host-of-this-name.invalid"])
+def test_a_server_that_is_not_there_yet_is_waited_for(host: str) -> None:
+    """Its name may come with it, as that of a container does."""
+    with socket.socket() as taken:  # bound, but not listening: the port is nobody else's meanwhile
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(StoreUnavailable, match="cannot be used now"):
+            migrate(f"postgresql://joe@{host}:{taken.getsockname()[1]}/jobs")

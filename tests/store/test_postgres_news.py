@@ -7,11 +7,14 @@ from typing import Any
 import psycopg
 import pytest
 import trio
+from structlog.testing import capture_logs
 
-from jobpipe.job import Outcome
-from jobpipe.store.base import News
+from jobpipe.job import Outcome, Status
+from jobpipe.store.base import Filter, News
 from jobpipe.store.postgres import PostgresStore, open_postgres
+from jobpipe.store.postgres.listening import APART, Stream
 from jobpipe.store.postgres.words import LONGEST, ended_words, news
+from tests.api.door import open_door
 from tests.store.server import ask, server_url, with_query
 from tests.store.test_contract import LATER, NOW, Node, add, get, new_job
 
@@ -154,15 +157,31 @@ async def test_whatever_makes_a_job_ready_wakes_a_hungry_node(pair: Any, schema:
     assert await other.next() == LOOK
 
 
+async def test_a_pause_reaches_every_node(pair: Any, schema: str) -> None:
+    """As a reason to look which queues are paused."""
+    one, other = pair
+    await one.store.pause("b")
+    await other.store.pause("a")
+    heard = [await one.next(), await other.next()]
+    paused = await one.store.paused()
+    await other.store.resume("b")
+
+    assert heard == [News("paused"), News("paused")]
+    assert paused == ["a", "b"]
+    assert await other.store.paused() == ["a"]
+
+
 async def test_a_wish_to_cancel_reaches_every_node(pair: Any, schema: str) -> None:
-    """With the hold that it is for."""
+    """As a reason to look: what was asked stands in the receipts of the next exchange."""
     one, other = pair
     await add(one.store, new_job("ü"), new_job("waits"))
     claimed = await one.node.take()
     await other.store.cancel(["ü", "waits"], NOW)
 
-    assert await one.next() == await other.next() == News("cancel", id="ü", seq=claimed.seq, claim=1)
+    assert await one.next() == await other.next() == LOOK
     await silence(schema, one, other)
+    assert (await one.node.exchange()).cancelling == {(claimed.seq, 1)}
+    assert (await other.node.exchange()).cancelling == frozenset()
 
 
 async def test_the_end_of_a_job_is_told_when_somebody_watches_it(pair: Any, schema: str) -> None:
@@ -201,7 +220,7 @@ async def test_a_watched_job_is_told_of_however_it_ends(pair: Any, schema: str, 
             await other.store.rescue("other", NOW)
         case "cancelled held", held if held:
             await one.store.cancel(["a"], NOW)
-            assert (await other.next()).what == "cancel"
+            assert await other.next() == LOOK
             await one.node.settle(held, None)
 
     assert await other.next() == News("ended", id="a")
@@ -252,16 +271,12 @@ async def test_a_listener_that_lags_is_told_to_look(schema: str, monkeypatch: py
     """Rather than that news pile up."""
     monkeypatch.setattr("jobpipe.store.postgres.listening.WAITING_NEWS", 3)
     async with listening(schema, "one") as one:
-        for number in range(5):
-            ask("select pg_notify(%s, %s)", f"jobpipe {schema}", f"ended j{number}")
-        with trio.fail_after(4):
-            while not one.store._listening._missed:  # noqa: ASYNC110 - nobody else is told
-                await trio.sleep(0.01)
-        told = [await one.next() for _ in range(3)]
-        ask("select pg_notify(%s, 'ended last')", f"jobpipe {schema}")
+        ask("select pg_notify(%s, 'ended a b c')", f"jobpipe {schema}")
+        kept = [await one.next() for _ in range(3)]
+        ask("select pg_notify(%s, 'ended a b c d')", f"jobpipe {schema}")
 
-        assert told == [News("ended", id=f"j{number}") for number in range(3)]
-        assert [await one.next(), await one.next()] == [MISSED, News("ended", id="last")]
+        assert kept == [News("ended", id=job_id) for job_id in "abc"]
+        assert await one.next() == MISSED
 
 
 async def test_what_is_told_while_the_connection_shows_that_it_lives_is_heard(
@@ -289,10 +304,134 @@ def test_many_ids_go_into_several_notifications() -> None:
 
     assert len(words) > 1
     assert max(len(word.encode()) for word in words) <= LONGEST
-    assert [one.id for word in words for one in news(word)] == ids
+    assert [one.id for word in words for one in news(word) or ()] == ids
 
 
-@pytest.mark.parametrize("word", ["", "ready", "cancel x 1 a", "cancel 1 2", "something newer"])
-def test_what_is_not_understood_is_a_reason_to_look(word: str) -> None:
-    """A newer node may say more."""
-    assert news(word) == [LOOK]
+FORGED = [
+    "",
+    " ",
+    "ended",
+    "ended  a",
+    "cancel 1 1 a",
+    f"cancel {'9' * 5000} 1 x",
+    "ready now",
+    "READY",
+    "\x01\x1b[31m\u202e",
+    "x" * 7999,
+    "{" * 7999,
+]
+
+
+@pytest.mark.parametrize("word", FORGED, ids=lambda word: word[:20])
+def test_what_is_not_ours_says_nothing(word: str) -> None:
+    """Whatever it looks like."""
+    assert news(word) is None
+
+
+async def test_forged_notifications_are_passed_over_with_a_line_in_the_log(schema: str) -> None:
+    """A line a second at the most, however many come; what is told afterwards is heard."""
+    async with listening(schema, "one") as one:
+        with capture_logs() as log:
+            for word in FORGED:
+                ask("select pg_notify(%s, %s)", f"jobpipe {schema}", word)
+            await silence(schema, one)
+
+    told = [line for line in log if line["event"].startswith("ignored notifications")]
+    assert 1 <= len(told) <= 2
+    assert max(len(line["last"]) for line in told) <= 100
+
+
+async def test_a_flood_of_notifications_is_told_as_few(schema: str) -> None:
+    """So that it causes few looks at the store: ten thousand within a moment here."""
+    async with listening(schema, "one") as one:
+        ask("select pg_notify(%s, %s || n) from generate_series(1, 10000) n", f"jobpipe {schema}", "ready ")
+        for _ in range(100):
+            ask("select pg_notify(%s, 'ready')", f"jobpipe {schema}")
+            ask("select pg_notify(%s, 'cancel')", f"jobpipe {schema}")
+        ask("select pg_notify(%s, 'ended last')", f"jobpipe {schema}")
+        heard = [await one.next()]
+        while heard[-1] != News("ended", id="last"):
+            heard.append(await one.next())
+
+    assert set(heard[:-1]) == {LOOK}
+    assert len(heard) < 200
+
+
+async def test_equal_news_are_one_until_they_are_handed_on(autojump_clock: Any) -> None:
+    """And then they wait until a little time has passed."""
+    stream = Stream()
+    for number in range(10_000):
+        stream.put(LOOK)
+        stream.put(News("ended", id=str(number % 3)))
+    told = [await anext(stream) for _ in range(4)]
+    began = trio.current_time()
+    stream.put(LOOK)
+    told.append(await anext(stream))
+    waited = trio.current_time() - began
+
+    assert told == [LOOK, *(News("ended", id=job_id) for job_id in "012"), LOOK]
+    assert waited == pytest.approx(APART)
+
+
+FLOOD = (
+    "ready",
+    "cancel",
+    "missed",
+    "ended a",
+    "ended b c",
+    "garbage {0}",
+    "cancel {0} 1 a",
+    "cancel 1 {0} a",
+    "cancel 1 1 a",
+    "ended a{0}",
+)
+
+
+async def test_forged_notifications_do_nothing_to_a_node_but_have_it_look(schema: str) -> None:
+    """Its jobs run on, who waits goes on waiting, and ten thousand of them cost few exchanges."""
+    async with open_postgres(with_query(server_url(), schema=schema)) as store, open_door(store) as door:
+        await door.enqueue(id="a", kind="play", payload="hold")
+        await door.stage.begun.wait()
+        waited: list[Any] = []
+
+        async def wait() -> None:
+            waited.append(await door.get("/jobs/a?wait=60"))
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait)
+                while not door.node.events.heard:  # noqa: ASYNC110 - nobody else is told
+                    await trio.sleep(0.01)
+                before, began = door.node.ledger.commits, trio.current_time()
+                for word in FLOOD:
+                    await trio.to_thread.run_sync(
+                        ask,
+                        "select pg_notify(%s, replace(%s, '{0}', n::text)) from generate_series(1, 1000) n",
+                        f"jobpipe {schema}",
+                        word,
+                    )
+                await door.enqueue(id="b", kind="play", payload="done")
+                assert (await door.ended("b"))["status"] == "done"
+                commits, seconds = door.node.ledger.commits - before, trio.current_time() - began
+                still = [job.id for job in (await store.jobs(Filter(status=Status.RUNNING), 10, None)).jobs]
+                early = list(waited)
+                await door.post("/jobs/a/cancel")
+
+    assert still == ["a"]
+    assert not early
+    assert waited[0].json()["status"] == "cancelled"
+    assert commits < 300 + 200 * seconds
+
+
+async def test_a_cancel_at_one_node_stops_the_job_at_another(schema: str) -> None:
+    """The word says no more than that there is something to see."""
+    url = with_query(server_url(), schema=schema)
+    async with open_postgres(url) as store, open_postgres(url) as other, open_door(store) as door:
+        await door.enqueue(id="a", kind="play", payload="hold")
+        await door.stage.begun.wait()
+        await door.node.ledger.flushed()
+        await other.cancel(["a"], NOW)
+        with trio.fail_after(4):  # sooner than any look without a word
+            job = await door.ended("a")
+
+    assert job["status"] == "cancelled"

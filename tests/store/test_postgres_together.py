@@ -22,9 +22,7 @@ OUTCOMES = [Outcome.DONE, Outcome.DONE, Outcome.FAIL, Outcome.RETRY, Outcome.INT
 class Life:
     """One node with its store: what it does, and what it was told that it did."""
 
-    def __init__(
-        self, name: str, store: PostgresStore, chance: random.Random, kinds: frozenset[str]
-    ) -> None:
+    def __init__(self, name: str, store: PostgresStore, chance: random.Random, kinds: frozenset[str]) -> None:
         self.name, self.store, self.chance, self.kinds = name, store, chance, kinds
         self.held: list[Claimed] = []
         self.claims: list[tuple[int, int]] = []

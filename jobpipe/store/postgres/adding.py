@@ -20,18 +20,18 @@ _NEW = (
     "on conflict (id) do nothing returning seq, id, kind, queue, priority, run_at, created_at, expires_at), "
 )
 _TAGGED = (
-    "tagged as (insert into tags (tag, seq) select t.tag, new.seq from unnest(%s, %s) as t (tag, id) "
-    "join new on new.id = t.id on conflict do nothing), "
+    "tagged as (insert into tags (tag, created_at, seq) select t.tag, new.created_at, new.seq "
+    "from unnest(%s, %s) as t (tag, id) join new on new.id = t.id on conflict do nothing), "
 )
 _NOT_SERVED_BY_ALL = (
     "select k from unnest(%s) as k where exists "
     "(select from nodes n where n.lease_until is not null and n.kinds <> '{}' and k <> all (n.kinds))"
 )
 _ALIVE = (
-    "alive as (insert into live (seq, kind, queue, status, priority, run_at, expires_at) "
+    "alive as (insert into live (seq, kind, queue, status, priority, run_at, created_at, expires_at) "
     f"select seq, case when kind = any (array({_NOT_SERVED_BY_ALL})) then kind end, "
     "queue, case when run_at > created_at then 'scheduled' else 'queued' end, priority, "
-    "run_at, expires_at from new returning queue, status), "
+    "run_at, created_at, expires_at from new returning queue, status), "
     f"{counting('select queue, status, 1, 0 from alive')} select id from new"
 )
 _INSERT = {tagged: _NEW + _TAGGED * tagged + _ALIVE for tagged in (False, True)}

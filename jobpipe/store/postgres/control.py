@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 
+from jobpipe.errors import StoreUnavailable
 from jobpipe.job import ENDED, Job, Status
-from jobpipe.store.base import Change
-from jobpipe.store.postgres.line import Line
+from jobpipe.store.base import Change, QueueChange
+from jobpipe.store.postgres import reader
+from jobpipe.store.postgres.line import TRIES, Line
 from jobpipe.store.postgres.parameters import binaries, integers
 from jobpipe.store.postgres.reader import found, one
 from jobpipe.store.postgres.session import Row, Session
 from jobpipe.store.postgres.tally import Tally
-from jobpipe.store.postgres.words import READY, cancel_words, ended_words, notify
+from jobpipe.store.postgres.words import CANCEL, PAUSED, READY, ended_words, notify
 
 # Locks in the order in which exchanges take them: first the row in "live", then that in "jobs".
 _LOCK_LIVE = (
     "select l.seq, l.watched from live l join jobs j on j.seq = l.seq where j.id = %s for update of l"
 )
+_LIVES = "select seq from live where seq = %s"
 _LOCK_JOB = "select seq, status from jobs where id = %s for update"
 
 _ASK_CANCEL = "update live set status = 'cancelling' where seq = %s"
@@ -35,15 +38,25 @@ _RETRY = (
     "expires_at = case when expires_at <= %(now)s then null else expires_at end, result = null, "
     "error = null, size = 0 "
     "where seq = %(seq)s returning *) "
-    "insert into live (seq, queue, status, priority, run_at, expires_at, claim, rescued) "
-    "select seq, queue, 'queued', priority, run_at, expires_at, claim, rescued from again"
+    "insert into live (seq, queue, status, priority, run_at, created_at, expires_at, claim, rescued) "
+    "select seq, queue, 'queued', priority, run_at, created_at, expires_at, claim, rescued from again"
 )
 _DELETE = (
     "delete from live where seq = any(%s)",
     "delete from jobs where seq = any(%s)",
     "delete from attempts where seq = any(%s)",
 )
-_UNTAG = "delete from tags t using unnest(%s, %s) as v (tag, seq) where t.tag = v.tag and t.seq = v.seq"
+_UNTAG = (
+    "delete from tags t using unnest(%s, %s) as v (tag, seq) join jobs j on j.seq = v.seq "
+    "where t.tag = v.tag and t.created_at = j.created_at and t.seq = v.seq"
+)
+# Locked and summed once more: a job may have come since the look. One that comes later is counted in a row of its own.
+_FORGET_COUNTS = (
+    "with locked as (select state, jobs, size from counts where queue = %s for update) "
+    "delete from counts where queue = %s and not exists "
+    "(select from locked group by state having sum(jobs) <> 0 or sum(size) <> 0)"
+)
+_FORGET_QUEUE = "delete from queues where name = %s"
 _PAUSE = "insert into queues (name, paused) values (%s, %s) on conflict (name) do update set paused = excluded.paused"
 _WATCH = (
     "update live l set watched = true from jobs j "
@@ -74,7 +87,7 @@ class Control:
         seq, held = row[17], row[19]
         if held:
             session.run(_ASK_CANCEL, (seq,))
-            notify(session, self._channel, cancel_words(seq, job.claim, job_id))
+            notify(session, self._channel, [CANCEL])
         else:
             session.run(_CANCEL, (seq, now))
             self._count(session, job, job.status, Status.CANCELLED, size=len(job.payload))
@@ -86,17 +99,18 @@ class Control:
         """A job as it is now and stays until the end of this transaction; its row; whether it is watched."""
         if "\0" in job_id:
             return None, (), False
-        while True:
+        for _ in range(TRIES):
             alive = await session.row(_LOCK_LIVE, (job_id,))
             if alive is None:
                 ended = await session.row(_LOCK_JOB, (job_id,))
                 if ended is None:
                     return None, (), False
-                if ended[1] is None:  # somebody retried it between the two
-                    continue
+                if ended[1] is None and await session.row(_LIVES, (ended[0],)):
+                    continue  # somebody retried it between the two
             there = (await found(session, [job_id])).get(job_id)
             if there is not None:
                 return there[0], there[1], bool(alive and alive[1])
+        raise StoreUnavailable("others retry and delete this job all the time: try again")
 
     async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         """See `jobpipe.store.base.ControlStore.retry`."""
@@ -149,10 +163,24 @@ class Control:
 
         async def verb(session: Session) -> None:
             session.run(_PAUSE, (queue, paused))
-            if not paused:
-                notify(session, self._channel, [READY])
+            notify(session, self._channel, [PAUSED if paused else READY])
 
-        await self._line.transact(verb)
+        await self._line.transact(verb, repeatable=True)
+
+    async def delete_queue(self, queue: str) -> QueueChange:
+        """See `jobpipe.store.base.ControlStore.delete_queue`."""
+
+        async def verb(session: Session) -> QueueChange:
+            state = await reader.queue(session, queue)
+            if state is None:
+                return QueueChange("absent")
+            if state.counts:
+                return QueueChange("refused", state)
+            session.run(_FORGET_COUNTS, (queue, queue))
+            session.run(_FORGET_QUEUE, (queue,))
+            return QueueChange("changed")
+
+        return await self._line.transact(verb)
 
     async def watch(self, job_id: str) -> None:
         """See `jobpipe.store.base.SharedStore.watch`."""
@@ -172,10 +200,10 @@ class Control:
 
 def erase(session: Session, jobs: Sequence[tuple[int, Sequence[str]]]) -> None:
     """Delete jobs, given seq and tags, with all that belongs to them."""
-    seqs = integers([seq for seq, _ in jobs])
-    for sql in _DELETE:
-        session.run(sql, (seqs,))
     pairs = [(tag.encode(), seq) for seq, tags in jobs for tag in tags]
     if pairs:
         tags, numbers = zip(*pairs, strict=True)
         session.run(_UNTAG, (binaries(tags), integers(numbers)))
+    seqs = integers([seq for seq, _ in jobs])
+    for sql in _DELETE:
+        session.run(sql, (seqs,))

@@ -8,13 +8,13 @@ from jobpipe.job import ACTIVE, ENDED, Job, JobError, Outcome, Status, after_cra
 from jobpipe.store.base import STEP, Rescued, Retention
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.control import erase
-from jobpipe.store.postgres.line import Line
+from jobpipe.store.postgres.line import Line, Lines
 from jobpipe.store.postgres.parameters import binaries, floats, integers, texts
 from jobpipe.store.postgres.reader import JOB_COLUMNS
 from jobpipe.store.postgres.session import Row, Session
-from jobpipe.store.postgres.tally import Tally, fold
+from jobpipe.store.postgres.tally import Tally, fold, forget_empty
 from jobpipe.store.postgres.words import READY, ended_words, notify
-from jobpipe.store.postgres.writer import CLOCK, clock_offset
+from jobpipe.store.postgres.writer import CLOCK, RENEW, clock_offset
 from jobpipe.store.rows import decoded_options, encoded_error, job_from
 
 _JOIN = {
@@ -31,7 +31,10 @@ _END_LEASES = (
 # Locked first, then read: a start that is committed between the two would be missed by one statement for both.
 _LOCK_ORPHANS = (
     "select l.seq from live l join nodes n on n.node = l.node and n.lease_until is null and n.name <> %s "
-    "where l.node is not null order by l.seq limit %s for update of l skip locked"
+    # Also the row in "jobs", which the end of a job is written to: what anybody else has locked is left for later.
+    "join jobs j on j.seq = l.seq "
+    "where l.node is not null order by l.seq limit %s "
+    "for update of l skip locked for no key update of j skip locked"
 )
 _ORPHANS = (
     f"select {', '.join('s.' + column for column in JOB_COLUMNS.split(', '))}, l.watched, l.node "
@@ -61,7 +64,7 @@ _OLDEST = (
     "where status = %s and finished_at <= %s order by finished_at, seq limit %s for update skip locked"
 )
 _TOTALS = (
-    "select coalesce(sum(jobs), 0)::bigint, coalesce(sum(size), 0)::bigint from counts "
+    "select coalesce(sum(jobs), 0)::bigint, coalesce(sum(size), 0)::bigint from totals "
     "where state in ('done', 'failed', 'cancelled', 'expired')"
 )
 
@@ -79,6 +82,15 @@ class House:
         until = lease_until - now if self._leases == "database" else lease_until
         await self._line.run(_JOIN[self._leases], (node, float(until), texts(sorted(kinds))))
         return await self._line.transact(clock_offset)
+
+    def renew_from_thread(self, lines: Lines, node: str, now: float, lease_until: float) -> bool:
+        """See `jobpipe.store.base.SharedStore.renew_from_thread`."""
+        until = lease_until - now if self._leases == "database" else lease_until
+
+        async def verb(session: Session) -> bool:
+            return await session.row(RENEW[self._leases], (float(until), node)) is not None
+
+        return lines.transact_alone(verb)
 
     async def leave(self, node: str) -> None:
         """See `jobpipe.store.base.EngineStore.leave`. The row stays: attempts are shown with the node's name."""
@@ -124,6 +136,8 @@ class House:
                 erase(session, [(row[1], decoded_options(row[5]).tags) for row in rows])
             tally.write(session)
             fold(session, self._slot, all_slots=len(rows) < STEP)
+            if len(rows) < STEP:
+                forget_empty(session)
             return len(rows)
 
         return await self._line.transact(verb)

@@ -1,8 +1,9 @@
 """Connections and transactions: how they are opened, bounded in time, and what PostgreSQL's errors mean."""
 
+import select
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -10,6 +11,7 @@ import psycopg
 import structlog
 import trio
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import ConnStatus
 
 from jobpipe.errors import StoreError, StoreUnavailable
 from jobpipe.store.postgres.address import Address
@@ -22,28 +24,51 @@ Verb = Callable[[Session], Awaitable[R]]
 TRIES = 6
 """How often a transaction is tried that the server undid for another one's sake: nothing of it was written."""
 
+BRIEF, PATIENT = 0.25, 0.5
+"""Seconds that a statement waits for a lock of another session: the engine's, and what people ask.
+
+Nodes hold theirs for milliseconds. Whoever holds one for longer costs the job that is locked, and no other.
+"""
+
 READERS = 3
-"""The most connections that read."""
+"""The most connections that read what is short."""
+
+SEARCHERS = 1
+"""The most connections that search texts, which may take their time: nothing else that is read waits for them."""
+
+SEARCH_PATIENCE = 10.0
+"""Seconds that a search waits for those before it."""
 
 AT_ONCE = 0.25
-"""Seconds within which a read may be tried again."""
+"""Seconds within which a lost connection has to be noticed for its transaction to be tried again at once."""
 
 _SETTINGS = (
-    "select set_config('search_path', %(path)s, {local}), set_config('statement_timeout', %(statement)s, {local}), "
-    "set_config('lock_timeout', %(statement)s, {local}), "
+    "select set_config('search_path', %(path)s, {local}), "
+    "set_config('statement_timeout', %(statement)s, {local}), "
+    "set_config('lock_timeout', %(lock)s, {local}), "
     "set_config('idle_in_transaction_session_timeout', %(transaction)s, {local}), "
+    "set_config('synchronous_commit', %(durable)s, {local}), "
+    # Whatever the role or the database has set, statements here mean what they were written to mean.
+    "set_config('standard_conforming_strings', 'on', {local}), "
+    "set_config('extra_float_digits', '1', {local}), "
     # Every query here goes by an index to few rows; what the planner knows of arrays and of tables whose
     # rows come and go within seconds would have it read whole tables.
-    "set_config('enable_seqscan', 'off', {local}), set_config('enable_hashjoin', 'off', {local}), "
-    "set_config('enable_mergejoin', 'off', {local}), set_config('enable_bitmapscan', 'off', {local}), "
-    "set_config('jit', 'off', {local}), set_config('plan_cache_mode', 'force_generic_plan', {local}), "
-    "set_config('synchronous_commit', %(durable)s, {local})"
+    "set_config('enable_indexscan', 'on', {local}), "
+    "set_config('enable_nestloop', 'on', {local}), "
+    "set_config('enable_seqscan', 'off', {local}), "
+    "set_config('enable_hashjoin', 'off', {local}), "
+    "set_config('enable_mergejoin', 'off', {local}), "
+    "set_config('enable_bitmapscan', 'off', {local}), "
+    "set_config('jit', 'off', {local}), "
+    "set_config('plan_cache_mode', 'force_generic_plan', {local})"
 )
 
-_WHOLE = ", set_config('transaction_timeout', %(transaction)s, {local})"
-"""Also when only a part of what was sent has arrived; PostgreSQL has it from 17 on."""
-
-_WHOLE_SINCE = 170000
+_SINCE = {
+    140000: ", set_config('idle_session_timeout', '0', {local})",
+    # Also when only a part of what was sent has arrived.
+    170000: ", set_config('transaction_timeout', %(transaction)s, {local})",
+}
+"""What PostgreSQL has from these versions on."""
 
 _LASTING = " where pg_backend_pid() = %(pid)s"
 """For as long as the connection stands, if it leads to the server itself: the process there is the one that greeted us.
@@ -51,14 +76,28 @@ _LASTING = " where pg_backend_pid() = %(pid)s"
 A pooler, which may share its connections between transactions, greets with a number that it made up.
 """
 
+WRITE = b"BEGIN ISOLATION LEVEL READ COMMITTED"
+"""How a transaction begins that writes, whatever the role or the database takes for usual."""
+
 READ = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 """How a transaction begins that reads, all from one state of the database."""
+
+OF_NO_USE = ("08", "57P", "58", "25006", "53300", "F0", "XX")
+"""The SQLSTATEs, or their beginnings, after which a connection is made anew.
+
+The connection or the server is at fault (08, 57P, 58, F0, XX), or it is another server's turn: one that takes no
+writes (25006) was the primary before a fail-over, or is a replica that a name led to.
+"""
 
 log = structlog.get_logger("jobpipe")
 
 
 class CommitUnknown(StoreUnavailable):
     """The connection was lost while the commit was under way: it may have been carried out, or not."""
+
+
+class Locked(StoreUnavailable):
+    """Another session holds a lock that this would have to wait for. Nothing was written."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -100,6 +139,9 @@ class Lines:
         self.address, self.limits = address, limits
         # A name within the transaction: $user and public must not come before our schema.
         self._path = f'"{address.schema}", pg_temp'
+        self._generation = 0
+        self.on_distrust: Callable[[], None] = lambda: None
+        """called in the step in which a connection turned out to lead to the wrong server"""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -107,6 +149,7 @@ class Lines:
         silence = self.limits.silence
         ours: dict[str, Any] = {
             "application_name": "jobpipe",
+            "client_encoding": "utf8",
             "connect_timeout": self.limits.connect,
             "keepalives": 1,
             "keepalives_idle": silence,
@@ -119,9 +162,29 @@ class Lines:
 
     def connect(self) -> Connection:
         """A new connection, in autocommit mode; waits for it. Raises what psycopg does."""
-        return Connection.connect(
+        generation = self._generation
+        connection = Connection.connect(
             self.address.conninfo, autocommit=True, prepare_threshold=None, **self.options
         )
+        connection.generation = generation
+        return connection
+
+    def distrust(self) -> None:
+        """Have every connection made anew before it is used again: they may lead to a server of the past."""
+        self._generation += 1
+        self.on_distrust()
+
+    def usable(self, connection: Connection) -> bool:
+        """Whether an idle connection can still be used, as far as is known here; closes one that cannot.
+
+        What the server or the network has said meanwhile is read, without waiting: so a connection that was ended
+        while nobody used it costs nobody an error.
+        """
+        if not connection.closed and (
+            connection.generation < self._generation or not _still_open(connection)
+        ):
+            connection.close()
+        return not connection.closed
 
     async def opened(self, prepare: Callable[[Connection], object], seconds: float) -> Connection:
         """A new connection, made and prepared in a thread, since names are looked up there. Raises what psycopg does.
@@ -159,11 +222,19 @@ class Lines:
 
     def tune(self, connection: Connection) -> None:
         """Make the settings of every transaction for good, unless a pooler may be in between; waits for it."""
-        values = self._settings | {"pid": connection.info.backend_pid}
+        values = self._settings(connection) | {"pid": connection.info.backend_pid}
         text = _settings_of(connection, local="false") + _LASTING
         connection.tuned = connection.execute(text.encode(), values).fetchone() is not None
 
-    async def transact(self, connection: Connection, verb: Verb[R], begin: bytes = b"BEGIN") -> R:
+    def transact_alone(self, verb: Verb[R]) -> R:
+        """Run `verb` in a transaction on a connection made for it; for a thread without Trio, which waits for it.
+
+        It may take as long as it takes to connect, and a transaction more. Raises `StoreError`.
+        """
+        with mapped(self.address), closing(self.connect()) as connection:
+            return trio.run(self.transact, connection, verb)
+
+    async def transact(self, connection: Connection, verb: Verb[R], begin: bytes = WRITE) -> R:
         """Run `verb`; all that it does is committed as one, or not at all.
 
         Its last statements go out with the commit, so what they answered may be asked for when this is over. A
@@ -181,14 +252,24 @@ class Lines:
         except psycopg.Error as error:
             if session.committing and connection.closed:
                 raise self._unknown(error) from error
+            self._give_up(connection, error.sqlstate or "")
             raise
+
+    def _give_up(self, connection: Connection, sqlstate: str) -> None:
+        """Close a connection that an error shows to be of no more use."""
+        if sqlstate.startswith(OF_NO_USE):
+            connection.close()
+        if sqlstate == "25006":
+            self.distrust()
 
     async def _carry_out(self, session: Session, verb: Verb[R], begin: bytes) -> R:
         try:
             session.begin(begin)
             if not session.connection.tuned:
                 # For the transaction alone, as it must be through poolers.
-                session.run(_settings_of(session.connection, local="true"), self._settings)
+                session.run(
+                    _settings_of(session.connection, local="true"), self._settings(session.connection)
+                )
             done = await verb(session)
             await session.end()
         except Exception:
@@ -204,62 +285,101 @@ class Lines:
         lost = f"the connection was lost during a commit ({_words(error)})"
         return CommitUnknown(f"{self.address.shown} cannot be used now: {lost}")
 
-    @property
-    def _settings(self) -> dict[str, str]:
+    def _settings(self, connection: Connection) -> dict[str, str]:
         return {
             "path": self._path,
             "statement": f"{self.limits.statement * 1000:.0f}",
+            "lock": f"{connection.lock_wait * 1000:.0f}",
             "transaction": f"{self.limits.transaction * 1000:.0f}",
             "durable": "on" if self.limits.durable_commits else "off",
         }
 
 
 def _settings_of(connection: Connection, *, local: Literal["true", "false"]) -> str:
-    return (_SETTINGS + _WHOLE * (connection.info.server_version >= _WHOLE_SINCE)).format(local=local)
+    later = (text for since, text in _SINCE.items() if connection.info.server_version >= since)
+    return "".join([_SETTINGS, *later]).format(local=local)
+
+
+def _still_open(connection: Connection) -> bool:
+    pgconn = connection.pgconn
+    waiting = select.poll()
+    waiting.register(pgconn.socket, select.POLLIN)
+    try:
+        while waiting.poll(0):
+            pgconn.consume_input()
+            while pgconn.notifies() is not None:
+                pass  # nobody listens here
+            if pgconn.status != ConnStatus.OK:
+                return False
+    except psycopg.Error:
+        return False
+    return True
 
 
 class Line:
     """One connection that is kept, for one transaction after another, and made anew after it was lost."""
 
-    def __init__(self, lines: Lines, *, reads: bool = False) -> None:
-        self._lines, self._reads = lines, reads
-        self._begin = READ if reads else b"BEGIN"
+    def __init__(self, lines: Lines, *, reads: bool = False, lock: float = PATIENT) -> None:
+        self._lines, self._reads, self._lock = lines, reads, lock
+        self._begin = READ if reads else WRITE
         self._connection: Connection | None = None
         self._turn = trio.Lock()
 
-    async def transact(self, verb: Verb[R]) -> R:
+    async def transact(self, verb: Verb[R], *, repeatable: bool = False) -> R:
         """Run `verb` in a transaction, again when the server undid it for the sake of another one.
 
-        Raises `StoreUnavailable`; `CommitUnknown` when it cannot be known whether it was carried out. Once begun it is
-        carried out whole, also when the caller is cancelled; one that only reads is given up then.
+        One that is `repeatable` is also tried again when its commit was not answered. Raises `StoreUnavailable`;
+        `CommitUnknown` when it cannot be known whether it was carried out. Once begun it is carried out whole, also
+        when the caller is cancelled; one that only reads is given up then.
         """
         async with self._turn:
             with trio.CancelScope(shield=not self._reads):
-                done = await self._tried(verb)
-            return done  # noqa: RET504 - what leaves the scope by a return might, to a type checker, not leave it
+                try:
+                    done = await self._tried(verb)
+                except CommitUnknown:
+                    if not repeatable:
+                        raise
+                    done = await self._tried(verb)
+            return done
 
     async def run(self, sql: str, values: Values = ()) -> None:
-        """Run a single statement in a transaction of its own; see `transact`."""
+        """Run a single statement, which may be repeated, in a transaction of its own; see `transact`."""
 
         async def verb(session: Session) -> None:
             session.run(sql, values)
 
-        await self.transact(verb)
+        await self.transact(verb, repeatable=True)
 
     async def _tried(self, verb: Verb[R]) -> R:
         with mapped(self._lines.address):
             for _ in range(TRIES - 1):
                 with suppress(psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
-                    return await self._once(verb)
+                    return await self._on_a_sound_connection(verb)
+            return await self._on_a_sound_connection(verb)
+
+    async def _on_a_sound_connection(self, verb: Verb[R]) -> R:
+        """Again on a new connection when one that was kept turns out to be lost: nothing of it was committed."""
+        kept = self._connection
+        begun = trio.current_time()
+        try:
             return await self._once(verb)
+        except psycopg.OperationalError:
+            lost = kept is not None and kept is self._connection and kept.closed
+            if not lost or trio.current_time() > begun + AT_ONCE:  # what took its time is not repeated
+                raise
+        return await self._once(verb)
 
     async def _once(self, verb: Verb[R]) -> R:
         connection = self._connection
-        if connection is None or connection.closed:
+        if connection is None or not self._lines.usable(connection):
             limits = self._lines.limits
             seconds = limits.read if self._reads else limits.connect + limits.statement
-            connection = self._connection = await self._lines.opened(self._lines.tune, seconds)
+            connection = self._connection = await self._lines.opened(self._tune, seconds)
         return await self._lines.transact(connection, verb, self._begin)
+
+    def _tune(self, connection: Connection) -> None:
+        connection.lock_wait = self._lock
+        self._lines.tune(connection)
 
     def close(self) -> None:
         """Close the connection."""
@@ -268,42 +388,28 @@ class Line:
 
 
 class Reading:
-    """A few lines that read, opened as they are needed."""
+    """A few lines that read, opened as they are needed. `patience`: seconds that a caller waits for one."""
 
-    def __init__(self, lines: Lines) -> None:
-        self._lines = lines
-        self._all = [Line(lines, reads=True) for _ in range(READERS)]
+    def __init__(self, lines: Lines, count: int, patience: float) -> None:
+        self._lines, self._patience = lines, patience
+        self._all = [Line(lines, reads=True) for _ in range(count)]
         self._free = list(self._all)
-        self._places = trio.Semaphore(READERS)
+        self._places = trio.Semaphore(count)
 
     async def read(self, verb: Verb[R]) -> R:
         """Read, all from one state of the database. Raises `StoreUnavailable`."""
-        seconds = self._lines.limits.read
         try:
-            with trio.fail_after(seconds):
+            with trio.fail_after(self._patience):
                 await self._places.acquire()
         except trio.TooSlowError:
-            busy = (
-                f"{self._lines.address.shown} cannot be used now (no connection to read within {seconds:g} s)"
-            )
-            raise StoreUnavailable(busy) from None
+            busy = f"no connection to read within {self._patience:g} s"
+            raise StoreUnavailable(f"{self._lines.address.shown} cannot be used now ({busy})") from None
         line = self._free.pop()
         try:
-            return await self._read(line, verb)
+            return await line.transact(verb)
         finally:
             self._free.append(line)
             self._places.release()
-
-    async def _read(self, line: Line, verb: Verb[R]) -> R:
-        begun = trio.current_time()
-        try:
-            return await line.transact(verb)
-        except StoreUnavailable:
-            # The connection may have been lost while it was not used: that fails at once. What took its time is not
-            # repeated.
-            if trio.current_time() > begun + AT_ONCE:
-                raise
-        return await line.transact(verb)
 
     def close(self) -> None:
         """Close the connections."""
@@ -329,6 +435,10 @@ def mapped(address: Address) -> Iterator[None]:
         raise StoreError(
             f"{address.shown} swaps connections between transactions and loses prepared statements ({_words(error)}): "
             "add prepare=off to STORE"
+        ) from error
+    except psycopg.errors.LockNotAvailable as error:
+        raise Locked(
+            f"{address.shown} cannot be used now: another session holds a lock that is needed ({_words(error)})"
         ) from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise StoreError(

@@ -1,5 +1,12 @@
-"""The connection that listens: its socket is waited on by Trio, and it is made anew whenever it is lost."""
+"""The connection that listens: its socket is waited on by Trio, and it is made anew whenever it is lost.
 
+Anyone who can connect to the database may notify, so whatever comes is bounded here: equal news are one, and they are
+handed on a few hundred times a second at the most.
+"""
+
+import itertools
+import math
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -23,11 +30,54 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds before a lost connection is made anew, doubled from try to try."""
 
 WAITING_NEWS = 10_000
-"""How many news may wait; after more there is one `missed` for all that were not kept."""
+"""How many different news may wait; after more there is one `missed` for all of them."""
+
+APART = 0.01
+"""Seconds between two times that news are handed on; those that come meanwhile are handed on together."""
+
+TURN = 100
+"""Notifications that are read before other tasks have their turn."""
+
+WARN_EVERY = 1.0
+"""Seconds between two lines in the log about strange notifications."""
+
+SHOWN = 100
+"""The most characters of a strange notification in the log."""
 
 LOOK, MISSED = News("look"), News("missed")
 
 log = structlog.get_logger("jobpipe")
+
+
+class Stream:
+    """News on their way to whoever acts on them."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[News, None] = {}  # in their order
+        self._handed_on: deque[News] = deque()
+        self._some = trio.Event()
+        self._at = -math.inf
+
+    def put(self, one: News) -> None:
+        """Add a piece of news, unless an equal one waits."""
+        if len(self._waiting) >= WAITING_NEWS and one not in self._waiting:
+            self._waiting.clear()
+            one = MISSED
+        self._waiting[one] = None
+        self._some.set()
+
+    def __aiter__(self) -> "Stream":
+        return self
+
+    async def __anext__(self) -> News:
+        if not self._handed_on:
+            await trio.sleep_until(self._at + APART)
+            await self._some.wait()
+            self._at = trio.current_time()
+            self._handed_on.extend(self._waiting)
+            self._waiting.clear()
+            self._some = trio.Event()
+        return self._handed_on.popleft()
 
 
 class Listening:
@@ -35,35 +85,32 @@ class Listening:
 
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
-        self._send: trio.MemorySendChannel[News] | None = None
-        self._missed = False
+        self._stream: Stream | None = None
+        self._hearing = trio.CancelScope()
+        self._strange, self._told_at = 0, -math.inf
         self.up = False
         """whether the connection stands"""
+        lines.on_distrust = self._renew
 
     @asynccontextmanager
     async def heard(self) -> AsyncIterator[AsyncIterator[News]]:
         """Listen as long as the context is open."""
-        send, receive = trio.open_memory_channel[News](WAITING_NEWS)
         tasks = [self._remind, self._listen] if self._lines.address.listen else [self._remind]
-        with send, receive:
-            self._send = send
-            async with beside(*tasks):
-                try:
-                    yield receive
-                finally:
-                    self._send = None
+        self._stream = Stream()
+        async with beside(*tasks):
+            try:
+                yield self._stream
+            finally:
+                self._stream = None
 
     def tell(self, one: News) -> None:
         """Hand something on that this process found out by itself."""
-        if self._send is None:
-            return
-        try:
-            if self._missed:
-                self._send.send_nowait(MISSED)
-                self._missed = False
-            self._send.send_nowait(one)
-        except trio.WouldBlock:
-            self._missed = True
+        if self._stream is not None:
+            self._stream.put(one)
+
+    def _renew(self) -> None:
+        """Listen on a new connection: this one may lead to a server where nothing happens any more."""
+        self._hearing.cancel()
 
     async def _remind(self) -> None:
         while True:
@@ -86,7 +133,8 @@ class Listening:
             try:
                 self.up = True
                 self.tell(MISSED)  # what was told while nobody listened
-                await self._hear(connection)
+                with trio.CancelScope() as self._hearing:
+                    await self._hear(connection)
             except (psycopg.Error, OSError) as error:
                 log.warning("the connection that listens to other nodes was lost", error=_first_line(error))
             finally:
@@ -109,12 +157,30 @@ class Listening:
                 await self._lines.transact(connection, lambda session: session.rows("select 1"))
             else:
                 connection.pgconn.consume_input()
-            while (notification := connection.pgconn.notifies()) is not None:
-                self._told(notification.extra.decode())
+            for number in itertools.count(1):
+                notification = connection.pgconn.notifies()
+                if notification is None:
+                    break
+                self._told(notification.extra)
+                if number % TURN == 0:
+                    await trio.lowlevel.checkpoint()
 
-    def _told(self, word: str) -> None:
-        for one in news(word):
+    def _told(self, payload: bytes) -> None:
+        word = payload.decode(errors="replace")
+        understood = news(word)
+        if understood is None:
+            self._pass_over(word)
+            return
+        for one in understood:
             self.tell(one)
+
+    def _pass_over(self, word: str) -> None:
+        self._strange += 1
+        if trio.current_time() >= self._told_at + WARN_EVERY:
+            log.warning(
+                "ignored notifications that jobpipe did not send", number=self._strange, last=word[:SHOWN]
+            )
+            self._strange, self._told_at = 0, trio.current_time()
 
 
 def _first_line(error: BaseException) -> str:

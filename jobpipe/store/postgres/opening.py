@@ -1,8 +1,11 @@
 """The database before it is used: its checks and its migrations."""
 
+import re
+
 import psycopg
 import structlog
-from psycopg import sql
+from psycopg import pq, sql
+from psycopg.conninfo import make_conninfo
 
 from jobpipe.errors import StoreError
 from jobpipe.store.migrations import migrations
@@ -40,7 +43,7 @@ def prepare(lines: Lines) -> tuple[int, int]:
     Safe with any number of nodes at once: the first applies them under a lock, the others wait and find them done.
     A schema that is up to date is only read, so a node needs no right to make anything.
     """
-    with mapped(lines.address), lines.connect() as connection:
+    with mapped(lines.address), _first_connection(lines) as connection:
         _check_server(connection, lines.address)
         newest = migrations("jobpipe.store.postgres")[-1][0]
         version = _version(connection, lines.address.schema)
@@ -49,6 +52,27 @@ def prepare(lines: Lines) -> tuple[int, int]:
         if version > newest or _version(connection, lines.address.schema) > newest:
             raise _newer(lines.address, _version(connection, lines.address.schema), newest)
         return version, newest
+
+
+_FULL = re.compile("too many|connection slots|no more connections")
+
+
+def _first_connection(lines: Lines) -> Connection:
+    """The first connection of a start. What will not pass by itself is a `StoreError`, and no `StoreUnavailable`.
+
+    libpq does not say why a server refused: so where the server takes connections, but not this one, the user, the
+    password, the database or pg_hba.conf is wrong, unless its words are those of a server that is full.
+    """
+    try:
+        return lines.connect()
+    except psycopg.OperationalError as error:
+        conninfo = make_conninfo(lines.address.conninfo, **lines.options)
+        if _FULL.search(str(error)) or pq.PGconn.ping(conninfo.encode()) != pq.Ping.OK:
+            raise
+        words = " ".join(str(error).split())
+        raise StoreError(
+            f"{lines.address.shown} refused the connection ({words}): check the user, the password and the database"
+        ) from error
 
 
 def suited(address: Address, connection: Connection) -> Address:
@@ -84,7 +108,7 @@ def _version(connection: Connection, schema: str) -> int:
     """The number of the last migration that was applied; 0: none."""
     # From the catalog itself: to_regclass may answer from before another node's migration that was waited for.
     there = connection.execute(
-        "select from pg_class c join pg_namespace n on n.oid = c.relnamespace "
+        "select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace "
         "where n.nspname = %s and c.relname = 'versions'",
         (schema,),
     ).fetchone()
@@ -99,7 +123,8 @@ def _apply(connection: Connection, address: Address) -> int:
     """Apply what is missing, all in one transaction; returns the version that was found under the lock."""
     with connection.transaction():
         connection.execute(
-            f"set local statement_timeout = '{PATIENCE}s'; set local lock_timeout = '{PATIENCE}s'"
+            f"set local statement_timeout = '{PATIENCE}s'; set local lock_timeout = '{PATIENCE}s'; "
+            "set local idle_in_transaction_session_timeout = 0; set local standard_conforming_strings = on"
         )
         connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", (address.channel,))
         found = _version(connection, address.schema)
@@ -125,4 +150,7 @@ def _apply_after(connection: Connection, schema: str, version: int) -> None:
 
 
 def _exists(connection: Connection, schema: str) -> bool:
-    return connection.execute("select from pg_namespace where nspname = %s", (schema,)).fetchone() is not None
+    return (
+        connection.execute("select from pg_catalog.pg_namespace where nspname = %s", (schema,)).fetchone()
+        is not None
+    )

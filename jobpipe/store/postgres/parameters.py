@@ -61,9 +61,12 @@ def _fixed(code: str, length: int) -> struct.Struct:
     return struct.Struct(">" + f"i{code}" * length)
 
 
-def integers(values: Sequence[int]) -> Integers:
+def integers(values: Sequence[int | None]) -> Integers:
     """An array of whole numbers."""
-    flat = [8] * (2 * len(values))
+    if None in values:
+        parts = [_NULL if value is None else struct.pack(">iq", 8, value) for value in values]
+        return Integers(_header(20, len(values)) + b"".join(parts))
+    flat: list[int | None] = [8] * (2 * len(values))
     flat[1::2] = values
     return Integers(_header(20, len(values)) + _fixed("q", len(values)).pack(*flat))
 

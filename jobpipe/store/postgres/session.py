@@ -35,6 +35,10 @@ class Connection(psycopg.Connection[Row]):
         self.prepared: dict[Statement, bytes] = {}
         self.numbers = itertools.count()
         self.tuned = False
+        self.lock_wait = 0.5
+        """seconds that a statement on it waits for a lock of another session"""
+        self.generation = 0
+        """how many times connections were distrusted before this one was made"""
 
 
 class Answer:

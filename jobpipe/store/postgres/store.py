@@ -7,18 +7,42 @@ import trio
 
 from jobpipe.errors import StoreError
 from jobpipe.job import Job
-from jobpipe.store.base import Batch, Change, Filter, News, Page, QueueState, Receipts, Rescued, Retention, Unserved
+from jobpipe.store.base import (
+    QUEUES,
+    Batch,
+    Change,
+    Filter,
+    News,
+    Overview,
+    Page,
+    Place,
+    QueueChange,
+    QueueState,
+    Receipts,
+    Rescued,
+    Retention,
+    Unserved,
+)
 from jobpipe.store.postgres import reader
 from jobpipe.store.postgres.address import Address, Leases, read_address
 from jobpipe.store.postgres.beside import beside
 from jobpipe.store.postgres.control import Control
 from jobpipe.store.postgres.house import House
-from jobpipe.store.postgres.line import Limits, Line, Lines, Reading, mapped
+from jobpipe.store.postgres.line import (
+    BRIEF,
+    READERS,
+    SEARCH_PATIENCE,
+    SEARCHERS,
+    Limits,
+    Line,
+    Lines,
+    Reading,
+    mapped,
+)
 from jobpipe.store.postgres.listening import Listening
 from jobpipe.store.postgres.opening import prepare, suited
-from jobpipe.store.postgres.parameters import texts
 from jobpipe.store.postgres.vacuum import Vacuum
-from jobpipe.store.postgres.writer import Writer, any_ready
+from jobpipe.store.postgres.writer import Writer
 
 
 class PostgresStore:
@@ -31,8 +55,9 @@ class PostgresStore:
         self.clock_offset = 0.0
         self._lines, self._leases = lines, leases
         # The engine's line never waits for what people ask, nor for what keeps the house.
-        self._engine_line, self._other_line = Line(lines), Line(lines)
-        self._reading = Reading(lines)
+        self._engine_line, self._other_line = Line(lines, lock=BRIEF), Line(lines)
+        self._reading = Reading(lines, READERS, lines.limits.read)
+        self._searching = Reading(lines, SEARCHERS, SEARCH_PATIENCE)
         channel = lines.address.channel
         self._writer = Writer(self._engine_line, 2 * slot, leases, channel)
         self._control = Control(self._other_line, 2 * slot + 1, channel)
@@ -50,6 +75,9 @@ class PostgresStore:
     ) -> None:
         self.clock_offset = await self._house.join(node, now, lease_until, kinds)
         self._writer.forget(node)
+
+    def renew_from_thread(self, node: str, now: float, lease_until: float) -> bool:
+        return self._house.renew_from_thread(self._lines, node, now, lease_until)
 
     async def exchange(self, batch: Batch) -> Receipts:
         with trio.CancelScope(shield=True):  # whole, though it may be several transactions
@@ -85,6 +113,12 @@ class PostgresStore:
     async def resume(self, queue: str) -> None:
         await self._control.pause(queue, paused=False)
 
+    async def delete_queue(self, queue: str) -> QueueChange:
+        return await self._control.delete_queue(queue)
+
+    async def paused(self) -> Sequence[str]:
+        return await self._reading.read(reader.paused)
+
     async def watch(self, job_id: str) -> None:
         await self._control.watch(job_id)
 
@@ -95,20 +129,24 @@ class PostgresStore:
     async def get(self, job_id: str) -> Job | None:
         return await self._reading.read(lambda session: reader.one(session, job_id))
 
-    async def jobs(self, where: Filter, limit: int, before: int | None) -> Page:
-        return await self._reading.read(lambda session: reader.listed(session, where, limit, before))
+    async def jobs(self, where: Filter, limit: int, before: Place | None) -> Page:
+        reading = self._reading if where.text is None else self._searching
+        return await reading.read(lambda session: reader.listed(session, where, limit, before))
 
-    async def queues(self) -> Sequence[QueueState]:
-        return await self._reading.read(reader.queues)
+    async def queues(self, limit: int = QUEUES, after: str = "") -> Sequence[QueueState]:
+        return await self._reading.read(lambda session: reader.queues(session, limit, after))
+
+    async def queue(self, name: str) -> QueueState | None:
+        return await self._reading.read(lambda session: reader.queue(session, name))
+
+    async def overview(self, kinds: frozenset[str]) -> Overview:
+        return await self._reading.read(lambda session: reader.overview(session, kinds))
 
     async def kinds(self) -> frozenset[str]:
         return await self._reading.read(reader.kinds)
 
     async def unserved(self) -> Sequence[Unserved]:
         return await self._reading.read(reader.unserved)
-
-    async def ready(self, kinds: frozenset[str]) -> bool:
-        return await self._reading.read(lambda session: any_ready(session, texts(sorted(kinds))))
 
     async def ping(self) -> None:
         await self._reading.read(reader.ping)
@@ -118,6 +156,7 @@ class PostgresStore:
         self._engine_line.close()
         self._other_line.close()
         self._reading.close()
+        self._searching.close()
 
 
 @asynccontextmanager

@@ -9,24 +9,43 @@ from jobpipe.job import Status
 from jobpipe.store.postgres.parameters import integers, texts
 from jobpipe.store.postgres.session import Session
 
-_WRITE = (
-    "insert into counts (queue, state, slot, jobs, size) "
-    "select queue, state, %s, jobs, size from unnest(%s, %s, %s, %s) as v (queue, state, jobs, size) "
-    "on conflict (queue, state, slot) do update set jobs = counts.jobs + excluded.jobs, size = "
-    "counts.size + excluded.size"
+_ADDED = (
+    "on conflict (queue, state, slot) do update set jobs = counts.jobs + excluded.jobs, "
+    "size = counts.size + excluded.size"
+)
+_ADDED_TO_TOTALS = (
+    "on conflict (state, slot) do update set "
+    "jobs = totals.jobs + excluded.jobs, size = totals.size + excluded.size"
 )
 # What calls of enqueue() and writers before us have left becomes ours. A writer that is at it now is passed over.
 _FOLD = (
     "with old as (delete from counts where (queue, state, slot) in "
     "(select queue, state, slot from counts where slot <> %s and (slot < 0 or %s) limit %s for update skip locked) "
-    "returning queue, state, jobs, size) "
+    "returning queue, state, slot, jobs, size), "
+    "called as (insert into totals (state, slot, jobs, size) "
+    "select state, %s, sum(jobs), sum(size) from old where slot < 0 group by state order by state "
+    f"{_ADDED_TO_TOTALS}) "
     "insert into counts (queue, state, slot, jobs, size) "
-    "select queue, state, %s, sum(jobs), sum(size) from old group by queue, state "
-    "on conflict (queue, state, slot) do update set jobs = counts.jobs + excluded.jobs, size = "
-    "counts.size + excluded.size"
+    f"select queue, state, %s, sum(jobs), sum(size) from old group by queue, state {_ADDED}"
+)
+_FOLD_TOTALS = (
+    "with old as (delete from totals where (state, slot) in "
+    "(select state, slot from totals where slot <> %s limit %s for update skip locked) returning state, jobs, size) "
+    "insert into totals (state, slot, jobs, size) "
+    f"select state, %s, sum(jobs), sum(size) from old group by state {_ADDED_TO_TOTALS}"
 )
 FOLDED = 10_000
 """The most rows that one fold takes."""
+
+# Rows in which nothing is left, and queues of which nothing is set.
+_FORGET = (
+    "delete from counts where (queue, state, slot) in (select queue, state, slot from counts "
+    "where jobs = 0 and size = 0 limit %s for update skip locked)"
+)
+_FORGET_QUEUES = (
+    "delete from queues where name in "
+    "(select name from queues where not paused limit %s for update skip locked)"
+)
 
 
 def counting(moves: str) -> str:
@@ -35,12 +54,17 @@ def counting(moves: str) -> str:
     `moves` selects queue, state, jobs (how many more there are in it) and size (of ended ones).
     """
     return (
-        "counted as (insert into counts (queue, state, slot, jobs, size) "
-        f"select queue, state, %s, sum(jobs), sum(size) from ({moves}) as m (queue, state, jobs, size) "
         # In one order: a prune may be gathering them.
-        "group by queue, state order by queue, state on conflict (queue, state, slot) do update set "
-        "jobs = counts.jobs + excluded.jobs, size = counts.size + excluded.size)"
+        "moved as (select queue, state, %s::bigint as slot, sum(jobs) as jobs, sum(size) as size "
+        f"from ({moves}) as m (queue, state, jobs, size) group by queue, state order by queue, state), "
+        "counted as (insert into counts (queue, state, slot, jobs, size) "
+        f"select queue, state, slot, jobs, size from moved {_ADDED}), "
+        "totalled as (insert into totals (state, slot, jobs, size) select state, slot, sum(jobs), sum(size) "
+        f"from moved group by state, slot order by state {_ADDED_TO_TOTALS})"
     )
+
+
+_WRITE = f"with {counting('select * from unnest(%s, %s, %s, %s)')} select 1"
 
 
 class Tally:
@@ -83,4 +107,12 @@ class Tally:
 
 def fold(session: Session, slot: int, *, all_slots: bool) -> None:
     """Gather counts that are scattered over many rows."""
-    session.run(_FOLD, (slot, all_slots, FOLDED, slot))
+    session.run(_FOLD, (slot, all_slots, FOLDED, slot, slot))
+    if all_slots:
+        session.run(_FOLD_TOTALS, (slot, FOLDED, slot))
+
+
+def forget_empty(session: Session) -> None:
+    """Delete what tells nothing, at most `FOLDED` rows: then queues that are empty and not paused are forgotten."""
+    session.run(_FORGET, (FOLDED,))
+    session.run(_FORGET_QUEUES, (FOLDED,))

@@ -22,7 +22,7 @@ LONGEST = 600.0
 """Seconds after which a round is given up."""
 
 _ROWS = (
-    "select reltuples from pg_class c join pg_namespace n on n.oid = c.relnamespace "
+    "select reltuples from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace "
     "where nspname = %s and relname = 'jobs'"
 )
 

@@ -1,4 +1,7 @@
-"""What nodes tell one another over a channel: a word, and what it is about."""
+"""What nodes tell one another over a channel: a word, and what it is about.
+
+Anyone who can connect to the database may notify too, so each of these is only a reason to look in the store.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,6 +13,16 @@ LONGEST = 7900
 """Bytes of one notification; PostgreSQL takes less than 8,000."""
 
 READY = "ready"
+"""Jobs may be ready."""
+
+CANCEL = "cancel"
+"""A held job was asked to stop."""
+
+PAUSED = "paused"
+"""A queue was paused."""
+
+ENDED = "ended"
+"""Watched jobs have ended; their ids follow."""
 
 _NOTIFY = "select pg_notify(%s, %s)"
 _WAKE = (
@@ -30,32 +43,29 @@ def wake(session: Session, channel: str, node: str, kinds: Texts | None) -> None
     session.run(_WAKE, (channel, READY, node, kinds, kinds))
 
 
-def cancel_words(seq: int, claim: int, job_id: str) -> Sequence[str]:
-    """A held job was asked to stop."""
-    return [f"cancel {seq} {claim} {job_id}"]
-
-
 def ended_words(ids: Sequence[str]) -> Sequence[str]:
     """Watched jobs have ended. An id has no spaces."""
     return list(_joined(ids)) if ids else []
 
 
 def _joined(ids: Sequence[str]) -> Iterator[str]:
-    word = "ended"
+    word = ENDED
     for job_id in ids:
         if len(f"{word} {job_id}".encode()) > LONGEST:
             yield word
-            word = "ended"
+            word = ENDED
         word += f" {job_id}"
     yield word
 
 
-def news(word: str) -> Sequence[News]:
-    """What a notification says; one that is not understood, from a newer node it may be, is a reason to look."""
+def news(word: str) -> Sequence[News] | None:
+    """What a notification may mean; None: it is none of ours."""
     match word.split(" "):
-        case ["cancel", seq, claim, job_id] if seq.isdecimal() and claim.isdecimal():
-            return [News("cancel", id=job_id, seq=int(seq), claim=int(claim))]
-        case ["ended", *ids]:
+        case [one] if one in {READY, CANCEL}:
+            return [News("look")]
+        case [one] if one == PAUSED:
+            return [News("paused")]
+        case [one, *ids] if one == ENDED and ids and all(ids):
             return [News("ended", id=job_id) for job_id in ids]
         case _:
-            return [News("look")]
+            return None

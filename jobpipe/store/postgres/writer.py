@@ -6,13 +6,24 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from jobpipe.errors import StoreError, StoreUnavailable
+from jobpipe.errors import StoreError, StoreUnavailable, TablesLocked
 from jobpipe.job import NewJob, Status
-from jobpipe.store.base import STEP, Batch, Claimed, Receipt, Receipts, Settlement
+from jobpipe.store.base import LOCKED, STEP, Batch, Claimed, Receipt, Receipts, Settlement
 from jobpipe.store.postgres.adding import Adding, Conflict, add_with_care, store_or_look
 from jobpipe.store.postgres.address import Leases
-from jobpipe.store.postgres.line import TRIES, CommitUnknown, Line
+from jobpipe.store.postgres.line import TRIES, CommitUnknown, Line, Locked
+from jobpipe.store.postgres.locks import Aside, Locks
 from jobpipe.store.postgres.parameters import Texts, integers, texts
+from jobpipe.store.postgres.reader import (
+    ASIDE,
+    MINE_ASIDE,
+    NEXT_QUEUE,
+    NOT_ASIDE,
+    ORDER,
+    READY,
+    UNPAUSED,
+    any_ready,
+)
 from jobpipe.store.postgres.session import Answer, Row, Session
 from jobpipe.store.postgres.settling import Fence, Settling, send_starts, written_before
 from jobpipe.store.postgres.tally import counting, fold
@@ -22,10 +33,13 @@ from jobpipe.store.rows import decoded_options
 CLOCK = "extract(epoch from clock_timestamp())::double precision"
 """The database's clock, in seconds since the epoch."""
 
+ROUNDS = 3
+"""How often an exchange is tried that met locks of other programs."""
+
 SCATTERED = 200
 """How many rows of calls of enqueue() there are before the counts are gathered."""
 
-_RENEW = {
+RENEW = {
     "database": f"update nodes set lease_until = {CLOCK} + %s where name = %s and lease_until is not "
     "null returning node",
     "caller": "update nodes set lease_until = %s where name = %s and lease_until is not null returning node",
@@ -50,72 +64,58 @@ SLICE, SLICES = 1_000, 5
 SPARE = 4
 """How many times as many jobs as it wants a claim reads where it merges: other nodes may hold the first ones."""
 
-_READY = "l.status = 'queued' and l.node is null and l.kind is null"
-_ASIDE = "l.status = 'queued' and l.node is null and l.kind is not null"
 # "Ready", said so that the planner looks up each row by its key, and takes no index of ready jobs for a short cut.
 _STILL_READY = "l.status = 'queued' and coalesce(l.node, 0) = 0"
-_UNPAUSED = "{}.queue <> all (array(select name from queues where paused))"
 _FRESH = "(l.expires_at is null or l.expires_at > %(now)s)"
-_ORDER = "order by {0}.priority desc, {0}.run_at, {0}.seq"
-# As the index by queue has it.
-_NOT_ASIDE = "(case when l.kind is null then 0 else 1 end) = 0"
-_NEXT_QUEUE = (
-    "(select l.queue from live l where l.status = 'queued' and l.node is null and l.queue > {} order by l.queue limit 1)"
-)
-# From one queue that has a ready job to the next by name, and round to where it began: the others cost nothing.
+# From one queue that has a ready job to the next, and round to where it began.
 _WALK = (
     'walk (queue, round) as (select %(after)s::text collate "C", -1 from way where by_queue union all '
     "select n.queue, n.round from walk w cross join lateral ("
-    f"select queue, greatest(w.round, 0) as round from {_NEXT_QUEUE.format('w.queue')} a union all "
-    f"select queue, 1 from {_NEXT_QUEUE.format(chr(39) * 2)} b where w.round < 1 order by round limit 1) n "
+    f"select queue, greatest(w.round, 0) as round from {NEXT_QUEUE.format('w.queue')} a union all "
+    f"select queue, 1 from {NEXT_QUEUE.format(chr(39) * 2)} b where w.round < 1 order by round limit 1) n "
     "where n.round = 0 or n.queue <= %(after)s)"
 )
 _HEADS = (
     "heads as materialized (select w.queue, w.round, r.* from walk w cross join lateral "
-    f"(select l.priority, l.run_at, l.seq from live l where {_READY} and l.queue = w.queue and {_NOT_ASIDE} and {_FRESH} "
-    f"{_ORDER.format('l')} limit 1) r where w.round >= 0 and {_UNPAUSED.format('w')} limit %(walked)s)"
+    f"(select l.priority, l.run_at, l.seq from live l where {READY} and l.queue = w.queue and {NOT_ASIDE} and {_FRESH} "
+    f"{ORDER.format('l')} limit 1) r where w.round >= 0 and {UNPAUSED.format('w')} limit %(walked)s)"
 )
 _OF_QUEUES = (
     "of_queues as (select r.* from "
-    f"(select h.queue from heads h {_ORDER.format('h')} limit %(limit)s) h cross join lateral "
-    f"(select l.priority, l.run_at, l.seq from live l where {_READY} and l.queue = h.queue and {_NOT_ASIDE} and {_FRESH} "
-    f"{_ORDER.format('l')} limit %(limit)s) r {_ORDER.format('r')} limit 10 * %(limit)s)"
+    f"(select h.queue from heads h {ORDER.format('h')} limit %(limit)s) h cross join lateral "
+    f"(select l.priority, l.run_at, l.seq from live l where {READY} and l.queue = h.queue and {NOT_ASIDE} and {_FRESH} "
+    f"{ORDER.format('l')} limit %(limit)s) r {ORDER.format('r')} limit 10 * %(limit)s)"
 )
 _OF_KINDS = (
-    f"near as (select l.priority, l.run_at, l.seq from live l where {_READY} and {_UNPAUSED.format('l')} and {_FRESH} "
+    f"near as (select l.priority, l.run_at, l.seq from live l where {READY} and {UNPAUSED.format('l')} and {_FRESH} "
     "and (select aside and not by_queue from way) "
-    f"{_ORDER.format('l')} limit {SPARE} * %(limit)s), "
+    f"{ORDER.format('l')} limit {SPARE} * %(limit)s), "
     "of_kinds as (select r.* from unnest(%(kinds)s) as k (kind) cross join lateral "
-    f"(select l.priority, l.run_at, l.seq from live l where {_ASIDE} and l.kind = k.kind and {_UNPAUSED.format('l')} "
-    f"and {_FRESH} {_ORDER.format('l')} limit {SPARE} * %(limit)s) r where (select aside from way))"
+    f"(select l.priority, l.run_at, l.seq from live l where {ASIDE} and l.kind = k.kind and {UNPAUSED.format('l')} "
+    f"and {_FRESH} {ORDER.format('l')} limit {SPARE} * %(limit)s) r where (select aside from way))"
 )
 # Locking a row costs about ten times as much as reading it, so the candidates are read first and locked in order.
 _MERGED = (
     "merged as materialized (select l.seq from (select * from of_queues union all select * from near "
     f"union all select * from of_kinds order by priority desc, run_at, seq limit 10 * %(limit)s) c "
     f"join live l on l.seq = c.seq where {_STILL_READY} and exists (select from me) "
-    f"{_ORDER.format('c')} limit %(limit)s for update of l skip locked)"
-)
-# In the order of its index, so that the planner takes no other one.
-_MINE_ASIDE = (
-    "exists (select from unnest(%(kinds)s::text[]) as k (kind) cross join lateral "
-    f"(select from live l where {_ASIDE} and l.kind = k.kind and {{which}} {_ORDER.format('l')} limit 1) a)"
+    f"{ORDER.format('c')} limit %(limit)s for update of l skip locked)"
 )
 # The server takes one of three ways. It reads one index over all queues, and passes over the jobs of paused ones; or,
 # where those are too many, it reads the first jobs of each queue; and where jobs of its kinds stand aside, it merges.
 _BY_QUEUE = (
     "select exists (select from queues where paused) and coalesce((select sum(c.jobs) from queues q "
     "join counts c on c.queue = q.name and c.state = 'queued' where q.paused) > %(passed)s, false) as by_queue, "
-    f"(select l.kind from live l where {_ASIDE} order by l.kind limit 1) is not null "
-    f"and {_MINE_ASIDE.format(which='true')} as aside"
+    f"(select l.kind from live l where {ASIDE} order by l.kind limit 1) is not null "
+    f"and {MINE_ASIDE.format(which='true')} as aside"
 )
 _CLAIM = (
     # Locked, so that no rescue can take the node for dead before what is claimed here is committed.
     "with recursive me as (select node from nodes where name = %(node)s and lease_until is not null for share), "
     f"way as materialized ({_BY_QUEUE}), "
-    f"first as materialized (select l.seq from live l where {_READY} and {_UNPAUSED.format('l')} and {_FRESH} "
+    f"first as materialized (select l.seq from live l where {READY} and {UNPAUSED.format('l')} and {_FRESH} "
     "and not (select by_queue or aside from way) and exists (select from me) "
-    f"{_ORDER.format('l')} limit %(limit)s for update skip locked), "
+    f"{ORDER.format('l')} limit %(limit)s for update skip locked), "
     f"{_WALK}, {_HEADS}, {_OF_QUEUES}, {_OF_KINDS}, {_MERGED}, "
     "found as (select seq from first union all select seq from merged), "
     "ready as (select j.seq, j.id, j.kind, j.payload, j.max_retries, j.options, j.kind = any (%(kinds)s) as mine "
@@ -135,31 +135,33 @@ _CLAIM = (
 )
 # Done in slices behind a claim that met a job of another kind, so that the next claim meets few.
 _PUT_ASIDE = (
-    f"with near as materialized (select l.seq from live l where {_READY} and {_UNPAUSED.format('l')} "
-    f"{_ORDER.format('l')} limit %(slice)s), "
-    "others as materialized (select l.seq, j.kind from near n join jobs j on j.seq = n.seq join live l on l.seq = n.seq "
-    f"where j.kind <> all (%(kinds)s) and l.kind is null and {_STILL_READY} order by l.seq for update of l skip locked) "
+    f"with near as materialized (select l.seq from live l where {READY} and {UNPAUSED.format('l')} "
+    f"{ORDER.format('l')} limit %(slice)s), "
+    "others as materialized (select l.seq, j.kind from near n join jobs j on j.seq = n.seq "
+    f"join live l on l.seq = n.seq where j.kind <> all (%(kinds)s) and l.kind is null and {_STILL_READY} "
+    "order by l.seq for update of l skip locked) "
     "update live l set kind = o.kind from others o where l.seq = o.seq returning 1"
-)
-_ANY_READY = (
-    f"with recursive walk (queue) as ({_NEXT_QUEUE.format(chr(39) * 2)} union all "
-    f"select n.queue from walk w cross join lateral {_NEXT_QUEUE.format('w.queue')} n) "
-    f"select exists (select from walk w where {_UNPAUSED.format('w')} and exists "
-    f"(select from live l where {_READY} and l.queue = w.queue and {_NOT_ASIDE} {_ORDER.format('l')} limit 1)) "
-    f"or {_MINE_ASIDE.format(which=_UNPAUSED.format('l'))}"
 )
 _UNKNOWN = (
     "select l.seq, j.id, l.queue, l.claim, l.attempt from live l join jobs j on j.seq = l.seq "
-    "where l.node = (select node from nodes where name = %s) and l.token = any(%s) for update of l"
+    "where l.node = (select node from nodes where name = %s) and l.token = any(%s) for update of l skip locked"
 )
 _HUNGRY = "update nodes set hungry = %s where name = %s"
 _STATE = (
-    "select c.waiting, c.calls, least((select min(run_at) from live where status in ('scheduled', 'retrying')), "
-    "(select min(expires_at) from live where expires_at is not null and node is null)), n.me is not null, "
-    "n.others, n.hungry, (select array_agg(array[seq, claim]) from live where status = 'cancelling' and node = n.me) "
-    "from (select coalesce(sum(jobs) filter (where state in ('scheduled', 'queued', 'retrying')), 0)::bigint "
-    "as waiting, count(*) filter (where slot < 0) as calls from counts) c, "
-    "(select max(node) filter (where name = %(node)s) as me, coalesce(bool_or(name <> %(node)s), false) as others, "
+    "select c.waiting, c.calls, "
+    "least("
+    "(select min(run_at) from live where status in ('scheduled', 'retrying')), "
+    "(select min(expires_at) from live where expires_at is not null and node is null)), "
+    "n.me is not null, n.others, n.hungry, "
+    "(select array_agg(array[seq, claim]) from live where status = 'cancelling' and node = n.me) "
+    "from ("
+    "select (coalesce(sum(jobs), 0) + "
+    "(select coalesce(sum(jobs), 0) from totals "
+    "where state in ('scheduled', 'queued', 'retrying')))::bigint as waiting, "
+    "count(*) as calls "
+    "from counts where slot < 0) c, "
+    "(select max(node) filter (where name = %(node)s) as me, "
+    "coalesce(bool_or(name <> %(node)s), false) as others, "
     # Most often all nodes serve the same kinds, which is quickly seen.
     "coalesce(bool_or(hungry and name <> %(node)s and (kinds = %(kinds)s or kinds && %(kinds)s)), false) as hungry "
     "from nodes where lease_until is not null) n"
@@ -198,6 +200,7 @@ class Writer:
 
     def __init__(self, line: Line, slot: int, leases: Leases, channel: str) -> None:
         self._line, self._slot, self._leases, self._channel = line, slot, leases, channel
+        self._locks = Locks(line)
         self._walked = ""
         self._hungry: dict[str, bool] = {}
         self._token = time.time_ns()  # larger than any of an earlier run
@@ -215,11 +218,12 @@ class Writer:
         if batch.lease_until is not None:
             self.offset = await self._line.transact(clock_offset)
         if self._unknown:
-            await self._line.transact(lambda session: self._hand_back(session, batch))
+            with suppress(Locked):  # then with a later one
+                await self._line.transact(lambda session: self._hand_back(session, batch))
         self._token += 1
         exchange: Exchange | None = None
         try:
-            exchange = await self._committed(batch)
+            exchange, aside = await self._around_locks(batch)
             await self._look_after(exchange)
         except StoreError as error:
             if exchange is not None or isinstance(error, CommitUnknown):
@@ -230,7 +234,35 @@ class Writer:
         if exchange.met_others:
             await self._put_aside(exchange.kinds)
             more_ready = True
-        return exchange.receipts(more_ready=more_ready)
+        return aside.completed(exchange.receipts(more_ready=more_ready))
+
+    async def _around_locks(self, batch: Batch) -> tuple["Exchange", Aside]:
+        """Write and take it all, but for what other programs have locked.
+
+        Which that is, is asked only when something was waited for in vain. Raises `StoreUnavailable` where a lock is
+        in the way that is not on a job of the batch, `TablesLocked` if the lease was renewed nevertheless.
+        """
+        aside = self._locks.aside(batch)
+        try:
+            if aside.doubtful:
+                await self._locks.probe(aside)
+            for _ in range(ROUNDS):
+                with suppress(Locked):
+                    return await self._committed(aside.rest), aside
+                await self._locks.probe(aside)
+        except Locked as error:
+            raise await self._all_locked(batch, error) from None
+        raise await self._all_locked(batch, _others_interfere())
+
+    async def _all_locked(self, batch: Batch, error: StoreUnavailable) -> StoreUnavailable:
+        if batch.lease_until is None:
+            return error
+
+        async def renew(session: Session) -> bool:
+            exchange = Exchange(session, batch, self._slot)
+            return await session.row(*exchange.renewal(self._leases)) is not None
+
+        return TablesLocked(str(error), lease_lost=not await self._line.transact(renew))
 
     async def _committed(self, batch: Batch) -> "Exchange":
         """Write and take it all, and know what came of it."""
@@ -274,7 +306,10 @@ class Writer:
         for _ in range(TRIES):
             # Again when somebody deleted a job between the insert and the look.
             with suppress(Conflict):
-                return await self._line.transact(lambda session: store_or_look(session, jobs, self._slot))
+                try:
+                    return await self._line.transact(lambda session: store_or_look(session, jobs, self._slot))
+                except Locked:
+                    return [LOCKED] * len(jobs)
         raise _others_interfere()
 
     def _doubt(self, batch: Batch, patience: float) -> None:
@@ -357,12 +392,6 @@ class Writer:
         self._hungry.pop(node, None)
 
 
-async def any_ready(session: Session, kinds: Texts) -> bool:
-    """Whether a job of these kinds is ready, or one that no claim has met yet, in a queue that is not paused."""
-    row = await session.row(_ANY_READY, {"kinds": kinds})
-    return bool(row and row[0])
-
-
 def _others_interfere() -> StoreUnavailable:
     return StoreUnavailable("others store and delete jobs of the same ids all the time: try again")
 
@@ -391,10 +420,14 @@ class Exchange:
 
     def renew(self, leases: Leases) -> None:
         """Renew the node's lease."""
+        if self.batch.lease_until is not None:
+            self._session.run(*self.renewal(leases))
+
+    def renewal(self, leases: Leases) -> tuple[str, tuple[float, str]]:
+        """The statement that renews the lease, with its values; it answers a row if there was a lease to renew."""
         batch = self.batch
-        if batch.lease_until is not None:
-            until = batch.lease_until - batch.now if leases == "database" else batch.lease_until
-            self._session.run(_RENEW[leases], (float(until), batch.node))
+        until = batch.lease_until or 0.0
+        return RENEW[leases], (float(until - batch.now if leases == "database" else until), batch.node)
 
     def promote(self) -> None:
         """Make ready what is due, and expire what is past its time."""

@@ -7,8 +7,9 @@ from collections.abc import Collection, Container, Mapping, Sequence
 import apsw
 
 from jobpipe.job import ACTIVE, ENDED, Job, Status, after_crash
-from jobpipe.store.base import STEP, Change, Rescued, Retention
+from jobpipe.store.base import STEP, Change, QueueChange, Rescued, Retention
 from jobpipe.store.rows import Row, decoded_options, encoded_error, job_from
+from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.reader import find, one
 from jobpipe.store.sqlite.rows import JOB_COLUMNS, as_json, fetch, fetch_one, transaction
 from jobpipe.store.sqlite.tally import HELD, Tally
@@ -27,7 +28,19 @@ _DELETE = (
     "delete from jobs where seq = ?",
     "delete from attempts where seq = ?",
 )
-_UNTAG = "delete from tags where tag = ? and seq = ?"
+_UNTAG = "delete from tags where tag = ?1 and created_at = (select created_at from jobs where seq = ?2) and seq = ?2"
+_FORGET_QUEUE = (
+    "delete from counts where queue = ?",
+    "delete from queues where name = ?",
+)
+# Rows of counts in which nothing is left, and rows of queues in which nothing is set.
+_FORGET_EMPTY = (
+    "delete from counts where (queue, state) in (select queue, state from counts where jobs = 0 and size = 0 limit ?)",
+    "delete from queues where name in (select name from queues where paused = 0 limit ?)",
+)
+FORGOTTEN = 10_000
+"""How many such rows one prune deletes."""
+
 _PAUSE = "insert into queues (name, paused) values (?1, ?2) on conflict do update set paused = ?2"
 
 _JOIN = (
@@ -54,7 +67,7 @@ _OLDEST = (
     "select finished_at, seq, queue, status, size, options from jobs "
     "where status = ? and finished_at is not null and finished_at <= ? order by finished_at, seq limit ?"
 )
-_TOTALS = "select sum(jobs), sum(size) from counts where state in ('done', 'failed', 'cancelled', 'expired')"
+_TOTALS = "select sum(jobs), sum(size) from totals where state in ('done', 'failed', 'cancelled', 'expired')"
 
 
 class Control:
@@ -122,6 +135,18 @@ class Control:
         with transaction(self.db):
             self.db.execute(_PAUSE, (queue, int(paused)))
 
+    def delete_queue(self, queue: str) -> QueueChange:
+        """See `jobpipe.store.base.ControlStore.delete_queue`."""
+        with transaction(self.db):
+            state = reader.queue(self.db, queue)
+            if state is None:
+                return QueueChange("absent")
+            if state.counts:
+                return QueueChange("refused", state)
+            for sql in _FORGET_QUEUE:
+                self.db.execute(sql, (queue,))
+            return QueueChange("changed")
+
     def join(self, node: str, lease_until: float, kinds: Collection[str] = ()) -> None:
         """See `jobpipe.store.base.EngineStore.join`."""
         with transaction(self.db):
@@ -167,6 +192,9 @@ class Control:
                 self._erase(seq, decoded_options(options).tags)
                 tally.drop(queue, status, 1, size)
             tally.write(self.db)
+            if len(rows) < STEP:
+                for sql in _FORGET_EMPTY:
+                    self.db.execute(sql, (FORGOTTEN,))
             return len(rows)
 
     def _too_much(self, now: float, retention: Retention) -> list[Row]:
@@ -189,10 +217,10 @@ class Control:
         return [row for row in sorted(itertools.chain(*by_status)) if row[1] not in skip][:STEP]
 
     def _erase(self, seq: int, tags: Sequence[str]) -> None:
-        for sql in _DELETE:
-            self.db.execute(sql, (seq,))
         for tag in tags:
             self.db.execute(_UNTAG, (tag, seq))
+        for sql in _DELETE:
+            self.db.execute(sql, (seq,))
 
     def _count(self, job: Job, before: str | None, after: str, size: int = 0) -> None:
         tally = Tally()

@@ -2,7 +2,7 @@
 
 import os
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -10,13 +10,30 @@ from typing import Literal
 import apsw
 
 from jobpipe.errors import StoreError, StoreUnavailable
-from jobpipe.store.sqlite.opening import cause, check_path, connect, exclusive, mapped, prepare
+from jobpipe.store.sqlite.opening import (
+    cause,
+    check_path,
+    connect,
+    exclusive,
+    mapped,
+    prepare,
+    warn_of_others,
+)
 
 CHECKPOINT_PAGES = 1000
 """How long SQLite's log may grow before it is moved into the database: its own default."""
 
+Lane = Literal["read", "search"]
+"""What a connection reads: short things, or texts to be searched, which may take their time."""
+
+LANES: Mapping[Lane, int] = {"read": 2, "search": 1}
+"""How many connections read in each lane."""
+
 READ_PATIENCE = 2.0
 """Seconds that reads under way have to end before the file is opened anew."""
+
+Reader = tuple[Lane, apsw.Connection | None]
+"""A connection that reads, in its lane; None: closed, and not opened anew yet."""
 
 
 class Database:
@@ -29,24 +46,26 @@ class Database:
 
     writer: apsw.Connection
 
-    def __init__(self, path: Path, sync: Literal["full", "normal"], readers: int) -> None:
-        self.path, self._sync, self._count = path, sync, readers
+    def __init__(self, path: Path, sync: Literal["full", "normal"]) -> None:
+        self.path, self._sync = path, sync
         self._wal = Path(os.path.realpath(path) + "-wal")
-        self._readers: queue.SimpleQueue[apsw.Connection | None] = queue.SimpleQueue()
+        self._readers: dict[Lane, queue.SimpleQueue[apsw.Connection | None]] = {
+            lane: queue.SimpleQueue() for lane in LANES
+        }
         self._doubt: str | None = None
         self._log_pages = 0
         self._open(apsw.SQLITE_OPEN_CREATE)
 
     @contextmanager
-    def reader(self) -> Iterator[apsw.Connection]:
+    def reader(self, lane: Lane = "read") -> Iterator[apsw.Connection]:
         """A connection to read with; waits for one. Raises `StoreUnavailable` while the file cannot be opened anew."""
-        connection = self._readers.get()
+        connection = self._readers[lane].get()
         try:
             if connection is None:
                 raise StoreUnavailable(f"{self.path} could not be opened anew after: {self._doubt}")
             yield connection
         finally:
-            self._readers.put(connection)
+            self._readers[lane].put(connection)
 
     def doubt(self, error: apsw.IOError) -> None:
         """Trust nothing that is remembered of the file."""
@@ -90,22 +109,23 @@ class Database:
         """Close what is open."""
         if _identity(self.path) != self._identity:
             self._empty_log()
-        with suppress(queue.Empty):
-            while True:
-                self._close_one(self._readers.get_nowait())
+        for readers in self._readers.values():
+            with suppress(queue.Empty):
+                while True:
+                    self._close_one(readers.get_nowait())
         self._close_one(self.writer)
 
     def _open(self, flag: int = 0) -> None:
         self.writer = connect(self.path, flags=apsw.SQLITE_OPEN_READWRITE | flag, sync=self._sync)
-        opened: list[apsw.Connection] = []
+        opened: list[Reader] = []
         try:
             prepare(self.writer, self.path)
             self.writer.set_wal_hook(self._note_pages)
-            while len(opened) < self._count:
-                opened.append(connect(self.path, flags=apsw.SQLITE_OPEN_READONLY, sync=self._sync))
+            for lane in _each_lane():
+                opened.append((lane, connect(self.path, flags=apsw.SQLITE_OPEN_READONLY, sync=self._sync)))  # noqa: PERF401 - what is open when one fails has to be closed
             self._identity, self._wal_identity = _identity(self.path), _identity(self._wal)
         except BaseException:
-            for connection in (*opened, self.writer):
+            for connection in (*_connections(opened), self.writer):
                 self._close_one(connection)
             raise
         self._put(opened)
@@ -121,36 +141,46 @@ class Database:
         """
         readers = self._take_readers()
         try:
-            if None not in readers:  # else everything is closed already
+            if None not in _connections(readers):  # else everything is closed already
                 self.writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-                for connection in (*readers, self.writer):
+                for connection in (*_connections(readers), self.writer):
                     self._close_one(connection)
-                readers = [None] * self._count
+                readers = [(lane, None) for lane in _each_lane()]
             self._open()
         except BaseException:
             self._put(readers)
             raise
         self._doubt, self._log_pages = None, 0
 
-    def _take_readers(self) -> Sequence[apsw.Connection | None]:
-        taken: list[apsw.Connection | None] = []
+    def _take_readers(self) -> Sequence[Reader]:
+        taken: list[Reader] = []
         try:
-            while len(taken) < self._count:
-                taken.append(self._readers.get(timeout=READ_PATIENCE))
+            for lane in _each_lane():
+                taken.append((lane, self._readers[lane].get(timeout=READ_PATIENCE)))  # noqa: PERF401 - what is taken when one does not come has to be put back
         except queue.Empty:
             self._put(taken)
             raise StoreUnavailable(f"a read of {self.path} does not end") from None
         return taken
 
-    def _put(self, readers: Sequence[apsw.Connection | None]) -> None:
-        for connection in readers:
-            self._readers.put(connection)
+    def _put(self, readers: Sequence[Reader]) -> None:
+        for lane, connection in readers:
+            self._readers[lane].put(connection)
 
     def _close_one(self, connection: apsw.Connection | None) -> None:
         if connection is not None:
             # An error of the last checkpoint: the log stays then, and is read when the file is opened again.
             with suppress(apsw.Error):
                 connection.close()
+
+
+def _each_lane() -> Iterator[Lane]:
+    """A lane for each connection that reads."""
+    for lane, count in LANES.items():
+        yield from [lane] * count
+
+
+def _connections(readers: Sequence[Reader]) -> Sequence[apsw.Connection | None]:
+    return [connection for _, connection in readers]
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -170,16 +200,17 @@ def _misplaced(path: Path, now: object) -> StoreUnavailable:
 
 
 @contextmanager
-def open_database(path: Path, sync: Literal["full", "normal"], readers: int) -> Iterator[Database]:
+def open_database(path: Path, sync: Literal["full", "normal"]) -> Iterator[Database]:
     """The locked, checked and migrated file."""
     check_path(path)
     with exclusive(path):
         try:
             with mapped(path):
-                opened = Database(path, sync, readers)
+                opened = Database(path, sync)
         except StoreUnavailable as error:
             raise StoreError(str(error)) from error
         try:
+            warn_of_others(path)
             yield opened
         finally:
             opened.close()

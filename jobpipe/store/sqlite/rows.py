@@ -15,6 +15,14 @@ JOB_COLUMNS = (
     "created_at, run_at, started_at, finished_at, expires_at, options, seq, "
     "(select name from nodes where nodes.node = jobs.node), held, size"
 )
+# The indexes are named, since the planner takes any that begins with the status for a better one.
+READY = "jobs indexed by jobs_ready where status = 'queued' and held = 0 and aside = 0"
+ASIDE = "jobs indexed by jobs_aside where status = 'queued' and held = 0 and aside = 1"
+"""Ready jobs that do not stand aside, and those that do. The index by queue has both."""
+READY_BY_QUEUE = "jobs indexed by jobs_ready_by_queue where status = 'queued' and held = 0"
+NEXT_QUEUE = f"(select queue from {READY_BY_QUEUE} and queue > {{}} order by queue limit 1)"  # noqa: S608 - every part is a constant
+"""From one queue that has a ready job to the next by name: queues without ready jobs cost nothing."""
+
 CLAIMED_COLUMNS = (
     "seq, id, kind, queue, payload, priority, run_at, attempt, max_retries, claim, rescued, options"
 )

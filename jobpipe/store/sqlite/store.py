@@ -9,8 +9,10 @@ import apsw
 import structlog
 import trio
 
+from jobpipe.store.base import Filter, Page, Place
+from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.control import Control
-from jobpipe.store.sqlite.database import Database, open_database
+from jobpipe.store.sqlite.database import LANES, Database, Lane, open_database
 from jobpipe.store.sqlite.opening import mapped
 from jobpipe.store.sqlite.thread import OwnThread, own_thread
 from jobpipe.store.sqlite.verbs import Verbs
@@ -18,8 +20,6 @@ from jobpipe.store.sqlite.writer import Writer
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-READERS = 2
 
 log = structlog.get_logger("jobpipe")
 
@@ -34,7 +34,7 @@ class SqliteStore(Verbs):
         self._database, self._thread = database, thread
         self._prepare()
         # Like the writer's own thread: handlers in threads must never starve the store, nor readers the writer.
-        self._reading = trio.CapacityLimiter(READERS)
+        self._lanes = {lane: trio.CapacityLimiter(readers) for lane, readers in LANES.items()}
 
     def _prepare(self) -> None:
         self._writer, self._control = Writer(self._database.writer), Control(self._database.writer)
@@ -58,12 +58,19 @@ class SqliteStore(Verbs):
     async def _read(
         self, verb: Callable[Concatenate[apsw.Connection, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        def call() -> R:
-            with self._database.reader() as connection, mapped(self._database.path):
-                return verb(connection, *args, **kwargs)
+        return await self._read_in("read", lambda connection: verb(connection, *args, **kwargs))
 
-        # A read changes nothing: who is cancelled need not wait for one that hangs.
-        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._reading)
+    async def _read_in(self, lane: Lane, verb: Callable[[apsw.Connection], R]) -> R:
+        def call() -> R:
+            with self._database.reader(lane) as connection, mapped(self._database.path):
+                return verb(connection)
+
+        # A read changes nothing, so a caller that is cancelled need not wait for one that hangs.
+        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._lanes[lane])
+
+    async def jobs(self, where: Filter, limit: int, before: Place | None) -> Page:
+        lane: Lane = "read" if where.text is None else "search"
+        return await self._read_in(lane, lambda db: reader.listed(db, where, limit, before))
 
 
 @asynccontextmanager
@@ -74,7 +81,7 @@ async def open_sqlite(path: Path, *, sync: Literal["full", "normal"]) -> AsyncIt
     system, so that it survives the end of the process. Raises `StoreError` when the file cannot be used.
     """
     with ExitStack() as stack:
-        database = await trio.to_thread.run_sync(stack.enter_context, open_database(path, sync, READERS))
+        database = await trio.to_thread.run_sync(stack.enter_context, open_database(path, sync))
         store = SqliteStore(database, stack.enter_context(own_thread("jobpipe-sqlite")))
         await store._change(store._control.end_leases)  # noqa: SLF001 - this is the store's own constructor
         yield store

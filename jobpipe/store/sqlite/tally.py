@@ -14,11 +14,15 @@ _WRITE = (
     "insert into counts (queue, state, jobs, size) {values} "
     "on conflict (queue, state) do update set jobs = jobs + excluded.jobs, size = size + excluded.size"
 )
-_WAITING = "select coalesce(sum(jobs), 0) from counts where state in ('scheduled', 'queued', 'retrying')"
+_WRITE_TOTALS = (
+    "insert into totals (state, jobs, size) {values} "
+    "on conflict (state) do update set jobs = jobs + excluded.jobs, size = size + excluded.size"
+)
+_WAITING = "select coalesce(sum(jobs), 0) from totals where state in ('scheduled', 'queued', 'retrying')"
 
 
 class Tally:
-    """Gathers what a transaction does to the counts, and writes it at its end: a row a queue and state."""
+    """Gathers what a transaction does to the counts, and writes it at its end: rows for queues and states."""
 
     def __init__(self) -> None:
         self._jobs: defaultdict[tuple[str, str], int] = defaultdict(int)
@@ -47,6 +51,11 @@ class Tally:
         """Add what was gathered to the table."""
         rows = [(*key, jobs, self._size[key]) for key, jobs in self._jobs.items() if jobs or self._size[key]]
         execute_values(db, _WRITE, rows)
+        totals: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
+        for _, state, jobs, size in rows:
+            totals[state][0] += jobs
+            totals[state][1] += size
+        execute_values(db, _WRITE_TOTALS, [(state, jobs, size) for state, (jobs, size) in totals.items()])
 
 
 def waiting(db: apsw.Connection) -> int:

@@ -7,7 +7,21 @@ from typing import Concatenate, ParamSpec, TypeVar
 import apsw
 
 from jobpipe.job import Job
-from jobpipe.store.base import Batch, Change, Filter, Page, QueueState, Receipts, Rescued, Retention, Unserved
+from jobpipe.store.base import (
+    QUEUES,
+    Batch,
+    Change,
+    Filter,
+    Overview,
+    Page,
+    Place,
+    QueueChange,
+    QueueState,
+    Receipts,
+    Rescued,
+    Retention,
+    Unserved,
+)
 from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.control import Control
 from jobpipe.store.sqlite.writer import Writer
@@ -82,23 +96,29 @@ class Verbs(ABC):
     async def resume(self, queue: str) -> None:
         await self._change(lambda: self._control.pause(queue, paused=False))
 
+    async def delete_queue(self, queue: str) -> QueueChange:
+        return await self._change(lambda: self._control.delete_queue(queue))
+
     async def get(self, job_id: str) -> Job | None:
         return await self._read(reader.one, job_id)
 
-    async def jobs(self, where: Filter, limit: int, before: int | None) -> Page:
+    async def jobs(self, where: Filter, limit: int, before: Place | None) -> Page:
         return await self._read(reader.listed, where, limit, before)
 
-    async def queues(self) -> Sequence[QueueState]:
-        return await self._read(reader.queues)
+    async def queues(self, limit: int = QUEUES, after: str = "") -> Sequence[QueueState]:
+        return await self._read(reader.queues, limit, after)
+
+    async def queue(self, name: str) -> QueueState | None:
+        return await self._read(reader.queue, name)
+
+    async def overview(self, kinds: frozenset[str]) -> Overview:
+        return await self._read(reader.overview, kinds)
 
     async def kinds(self) -> frozenset[str]:
         return await self._read(reader.kinds)
 
     async def unserved(self) -> Sequence[Unserved]:
         return await self._read(reader.unserved)
-
-    async def ready(self, kinds: frozenset[str]) -> bool:
-        return await self._read(reader.ready, kinds)
 
     async def ping(self) -> None:
         await self._read(reader.ping)

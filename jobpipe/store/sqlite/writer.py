@@ -3,17 +3,39 @@
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import apsw
 import msgspec
 
 from jobpipe.job import ATTEMPTS_KEPT, ENDED, WAITING, Job, NewJob, Status, as_stored, same_content
-from jobpipe.store.base import STEP, STORED, Add, Batch, Claimed, ClaimRequest, Receipt, Receipts, Settlement, Start
+from jobpipe.store.base import (
+    STEP,
+    STORED,
+    Add,
+    Batch,
+    Claimed,
+    ClaimRequest,
+    Receipt,
+    Receipts,
+    Settlement,
+    Start,
+)
 from jobpipe.store.rows import Row, decoded_options, encoded_error
 from jobpipe.store.sqlite import reader
-from jobpipe.store.sqlite.rows import CLAIMED_COLUMNS, as_json, fetch, fetch_one, new_row, transaction
+from jobpipe.store.sqlite.rows import (
+    ASIDE,
+    CLAIMED_COLUMNS,
+    NEXT_QUEUE,
+    READY,
+    READY_BY_QUEUE,
+    as_json,
+    fetch,
+    fetch_one,
+    new_row,
+    transaction,
+)
 from jobpipe.store.sqlite.tally import HELD, Tally, waiting
 from jobpipe.store.sqlite.values import execute_values
 
@@ -21,8 +43,8 @@ _RENEW = "update nodes set lease_until = ? where name = ? and lease_until is not
 _NODE = "select node from nodes where name = ? and lease_until is not null"
 
 _DUE = (
-    "select seq, queue, status from jobs where status in ('scheduled', 'retrying') and run_at <= ? "
-    "order by run_at limit ?"
+    "select seq, queue, status from jobs indexed by jobs_later "
+    "where status in ('scheduled', 'retrying') and run_at <= ? order by run_at limit ?"
 )
 _PROMOTE = "update jobs set status = 'queued' where seq = ?"
 _OVERDUE = (
@@ -31,7 +53,8 @@ _OVERDUE = (
 )
 _EXPIRE = "update jobs set status = 'expired', finished_at = ?, size = ? where seq = ?"
 _NEXT_DUE = (
-    "select min(at) from (select min(run_at) as at from jobs where status in ('scheduled', 'retrying') union all "
+    "select min(at) from (select min(run_at) as at from jobs indexed by jobs_later "
+    "where status in ('scheduled', 'retrying') union all "
     "select min(expires_at) from jobs where expires_at is not null and finished_at is null and held = 0)"
 )
 
@@ -66,7 +89,7 @@ _INSERT_NEW = _INSERT.replace(
     "insert", "insert or ignore", 1
 )  # costs less than "on conflict (id) do nothing"
 _INSERT_NEW_ASIDE = _INSERT_NEW.replace("payload)", "payload, aside)")
-_TAG = "insert or ignore into tags (tag, seq) select ?, seq from jobs where id = ?"
+_TAG = "insert or ignore into tags (tag, created_at, seq) select ?, created_at, seq from jobs where id = ?"
 
 PASSED = 2_000
 """How many ready jobs of paused queues a claim passes over before it reads queue by queue instead."""
@@ -79,43 +102,36 @@ SLICE, SLICES = 1_000, 5
 
 _IS_PAUSED = "queue in (select name from queues where paused = 1)"
 _ANY_PAUSED = "select exists (select 1 from queues where paused = 1)"
-_READY = "status = 'queued' and held = 0 and aside = 0"
-# Named, since the index by queue would do as well, and hold all the others too.
-_ASIDE = "jobs indexed by jobs_aside where status = 'queued' and held = 0 and aside = 1"
 _FRESH = "(expires_at is null or expires_at > :now)"
 _ORDER = "order by priority desc, run_at, seq"
-_FIRST = f"select seq from jobs where {_READY} and {_FRESH} {_ORDER} limit :limit"  # noqa: S608 - every part is a constant
+_FIRST = f"select seq from {READY} and {_FRESH} {_ORDER} limit :limit"  # noqa: S608 - every part is a constant
 # The inner query reads only its index, where passing over an entry costs a tenth of a microsecond.
 _FIRST_UNPAUSED = (
-    f"select -priority, run_at, seq from (select seq, queue from jobs where {_READY} {_ORDER} limit :look) as near "  # noqa: S608 - every part is a constant
+    f"select -priority, run_at, seq from (select seq, queue from {READY} {_ORDER} limit :look) as near "  # noqa: S608 - every part is a constant
     f"cross join jobs using (seq) where not near.{_IS_PAUSED} and {_FRESH} limit :limit"
 )
-_ANY_BEHIND = f"select 1 from jobs where {_READY} {_ORDER} limit 1 offset :look"  # noqa: S608 - every part is a constant
+_ANY_BEHIND = f"select 1 from {READY} {_ORDER} limit 1 offset :look"  # noqa: S608 - every part is a constant
 _OF_QUEUE = (
-    f"select -priority, run_at, seq from jobs where {_READY} and queue = :name and {_FRESH} "  # noqa: S608 - every part is a constant
+    f"select -priority, run_at, seq from {READY_BY_QUEUE} and queue = :name and aside = 0 and {_FRESH} "  # noqa: S608 - every part is a constant
     f"{_ORDER} limit :limit"
 )
 _OF_KIND = (
-    f"select -priority, run_at, seq from {_ASIDE} and kind = :name and not {_IS_PAUSED} and {_FRESH} "  # noqa: S608 - every part is a constant
+    f"select -priority, run_at, seq from {ASIDE} and kind = :name and not {_IS_PAUSED} and {_FRESH} "  # noqa: S608 - every part is a constant
     f"{_ORDER} limit :limit"
 )
 _KIND_HEADS = (
     "select -j.priority, j.run_at, j.seq, served.value from json_each(:kinds) as served cross join jobs j on j.seq = "  # noqa: S608 - every part is a constant
-    f"(select seq from {_ASIDE} and kind = served.value and not {_IS_PAUSED} and {_FRESH} {_ORDER} limit 1)"
+    f"(select seq from {ASIDE} and kind = served.value and not {_IS_PAUSED} and {_FRESH} {_ORDER} limit 1)"
 )
-_ANY_ASIDE = f"select exists (select 1 from {_ASIDE})"  # noqa: S608 - every part is a constant
+_ANY_ASIDE = f"select exists (select 1 from {ASIDE})"  # noqa: S608 - every part is a constant
 _MINE_ASIDE = (
-    f"select exists (select 1 from json_each(:kinds) as served cross join {_ASIDE} and kind = served.value)"  # noqa: S608 - every part is a constant
-)
-# From one queue that has a ready job to the next by name: queues without ready jobs cost nothing.
-_NEXT_QUEUE = (
-    "(select queue from jobs where status = 'queued' and held = 0 and queue > {} order by queue limit 1)"
+    f"select exists (select 1 from json_each(:kinds) as served cross join {ASIDE} and kind = served.value)"  # noqa: S608 - every part is a constant
 )
 _HEADS = (
-    f"with recursive walked (queue) as (select {_NEXT_QUEUE.format(':after')} union all "  # noqa: S608 - every part is a constant
-    f"select {_NEXT_QUEUE.format('walked.queue')} from walked where walked.queue < :until) "
+    f"with recursive walked (queue) as (select {NEXT_QUEUE.format(':after')} union all "  # noqa: S608 - every part is a constant
+    f"select {NEXT_QUEUE.format('walked.queue')} from walked where walked.queue < :until) "
     "select -j.priority, j.run_at, j.seq, walked.queue from walked cross join jobs j on j.seq = "
-    f"(select seq from jobs where {_READY} and queue = walked.queue and {_FRESH} {_ORDER} limit 1) "
+    f"(select seq from {READY_BY_QUEUE} and queue = walked.queue and aside = 0 and {_FRESH} {_ORDER} limit 1) "
     f"where walked.queue <= :until and not walked.{_IS_PAUSED} limit :queues"
 )
 LAST_NAME = chr(0x10FFFF)
@@ -129,8 +145,8 @@ KIND = 4
 _IS_SERVED = "kind in (select value from json_each(:kinds))"
 _CLAIM_FIRST = f"{_CLAIM} in ({_FIRST}) {_TAKEN}"
 _CLAIM_FIRST_SERVED = f"{_CLAIM} in ({_FIRST}) and {_IS_SERVED} {_TAKEN}"
-_CLAIM_THESE = f"{_CLAIM} in (select value from json_each(:seqs)) and {_IS_SERVED} {_TAKEN}"
-_PUT_ASIDE = "update jobs set aside = 1 where seq in ({}) and not " + _IS_SERVED
+_CLAIM_THESE = f"{_CLAIM} in (select value from json_each(:seqs)) and {_IS_SERVED} {_TAKEN}"  # noqa: S608 - every part is a constant
+_PUT_ASIDE = f"update jobs set aside = 1 where seq in ({{}}) and not {_IS_SERVED}"  # noqa: S608 - every part is a constant
 _PUT_FIRST_ASIDE = _PUT_ASIDE.format(_FIRST)
 _PUT_THESE_ASIDE = _PUT_ASIDE.format("select value from json_each(:seqs)")
 _SERVED = "select kinds from nodes where lease_until is not null and kinds <> '[]'"
@@ -338,7 +354,7 @@ class Writer:
             raise _Mismatch
         return [STORED] * len(jobs)
 
-    def _inserted(self, jobs: Sequence[NewJob], aside: Container[str]) -> int:
+    def _inserted(self, jobs: Sequence[NewJob], aside: Collection[str]) -> int:
         """Insert what is not there, and tell how many were not; those of some kinds stand aside."""
         if not aside:
             return execute_values(self.db, _INSERT_NEW, list(map(new_row, jobs)))
@@ -418,7 +434,9 @@ class Writer:
         return self._sorted(_CLAIM_FIRST_SERVED, values)
 
     def _sorted(self, sql: str, values: Values) -> list[Row]:
-        return sorted(fetch(self.db, sql, values))  # by -priority, run_at, seq: what an update returns has no order
+        return sorted(
+            fetch(self.db, sql, values)
+        )  # by -priority, run_at, seq: what an update returns has no order
 
     def _put_aside(self, values: Values) -> bool:
         """Put jobs of other kinds aside that are in front; whether there were any."""

@@ -6,7 +6,7 @@ import trio
 
 from tests.process.running import PATIENCE, until
 
-MODULE = '''
+MODULE = """
 import trio
 from jobpipe import handler
 
@@ -15,7 +15,7 @@ from jobpipe import handler
 async def slow(payload: int) -> int:
     await trio.sleep(0.5)
     return payload
-'''
+"""
 
 BOTH = {"HANDLERS": "traced,odd,slowmodule"}
 

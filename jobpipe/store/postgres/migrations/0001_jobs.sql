@@ -1,5 +1,8 @@
 -- Jobs, those of them that live, their attempts, the nodes that hold them, and the counts.
--- Run with the schema first in search_path. Times are seconds since the epoch.
+-- Run with the schema first in search_path.
+
+-- A time in seconds since the epoch, within the years 1 to 9999: what RFC 3339 can write. No infinity, no NaN.
+create domain moment as double precision check (value between -62135596800 and 253402300799.999);
 
 -- What was asked of a job, written once at its enqueue, and what became of it, written once at its end.
 -- As long as it lives, its status here is null, and how it stands is in "live".
@@ -10,16 +13,16 @@ create table jobs (
     queue       text collate "C" not null,
     status      text collate "C" check (status in ('done', 'failed', 'cancelled', 'expired')),
     priority    int not null,
-    run_at      double precision not null,
+    run_at      moment not null,
     attempt     int not null default 0 check (attempt >= 0),
-    max_retries int not null check (max_retries >= 0),
+    max_retries int check (max_retries >= 0),  -- null: as many as the handler says, and 3 if it says nothing
     claim       bigint not null default 0,
     node        int,
     rescued     int not null default 0,
-    created_at  double precision not null,
-    started_at  double precision,
-    finished_at double precision,
-    expires_at  double precision,
+    created_at  moment not null,
+    started_at  moment,
+    finished_at moment,
+    expires_at  moment,
     size        bigint not null default 0,
     options     bytea,
     payload     bytea not null,
@@ -29,10 +32,10 @@ create table jobs (
 ) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.2, autovacuum_analyze_scale_factor = 0.2);
 
 create index jobs_ended on jobs (status, finished_at, seq) where status is not null;
--- One a status, for lists: with the status as first column the planner takes its order for disorder.
-create index jobs_failed on jobs (seq) where status = 'failed';
-create index jobs_cancelled on jobs (seq) where status = 'cancelled';
-create index jobs_expired on jobs (seq) where status = 'expired';
+-- For lists, newest first; the planner would not take "status is null" for a fixed first column.
+create index jobs_by_status on jobs (coalesce(status, 'live'), created_at, seq);
+create index jobs_by_queue on jobs (queue, coalesce(status, 'live'), created_at, seq);
+create index jobs_by_kind on jobs (kind, coalesce(status, 'live'), created_at, seq);
 
 -- A small row for each job that has not ended: all that changes between enqueue and end.
 create table live (
@@ -42,14 +45,15 @@ create table live (
     status     text collate "C" not null check (status in
         ('scheduled', 'queued', 'running', 'retrying', 'cancelling')),
     priority   int not null,
-    run_at     double precision not null,
+    run_at     moment not null,
+    created_at moment not null,
     attempt    int not null default 0,
     claim      bigint not null default 0,
     node       int,               -- who holds it
     token      bigint,            -- which exchange claimed it
     rescued    int not null default 0,
-    started_at double precision,
-    expires_at double precision,
+    started_at moment,
+    expires_at moment,
     watched    boolean not null default false,
     error      bytea,
     check (node is null or status in ('queued', 'running', 'cancelling')),
@@ -65,8 +69,11 @@ create index live_ready_by_queue on live (queue, (case when kind is null then 0 
 create index live_aside on live (kind, priority desc, run_at, seq)
     where kind is not null and status = 'queued' and node is null;
 create index live_later on live (run_at) where status in ('scheduled', 'retrying');
-create index live_scheduled on live (seq) where status = 'scheduled';
-create index live_retrying on live (seq) where status = 'retrying';
+-- For lists, newest first.
+create index live_queued on live (created_at, seq) where status = 'queued' and node is null;
+create index live_scheduled on live (created_at, seq) where status = 'scheduled';
+create index live_retrying on live (created_at, seq) where status = 'retrying';
+create index live_later_by_queue on live (queue, status, created_at, seq) where status in ('scheduled', 'retrying');
 create index live_expiring on live (expires_at) where expires_at is not null and node is null;
 create index live_held on live (node, seq) where node is not null;
 create index live_cancelling on live (node) where status = 'cancelling';
@@ -74,16 +81,16 @@ create index live_cancelling on live (node) where status = 'cancelling';
 create table nodes (
     node        int generated always as identity primary key,
     name        text collate "C" not null unique,
-    lease_until double precision,  -- null: it left, or was taken for dead
+    lease_until moment,  -- null: it left, or was taken for dead
     hungry      boolean not null default false,  -- it has room and found nothing: worth waking
     kinds       text[] collate "C" not null default '{}'  -- what it serves; none: it only adds jobs
 ) with (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 
 create index nodes_alive on nodes (node) where lease_until is not null;
 
--- Every job as it stands, whether it lives or has ended.
+-- Every job as it stands, whether it lives or has ended. One whose row in "live" was deleted by hand is shown as cancelled.
 create view shown as
-select j.seq, j.id, j.kind, j.queue, coalesce(l.status, j.status) as status, j.priority, j.payload, j.result,
+select j.seq, j.id, j.kind, j.queue, coalesce(l.status, j.status, 'cancelled') as status, j.priority, j.payload, j.result,
     case when l.seq is null then j.error else l.error end as error,
     case when l.seq is null then j.attempt else l.attempt end as attempt,
     j.max_retries,
@@ -101,17 +108,18 @@ create table attempts (
     claim       bigint not null,
     number      int not null,
     node        int,
-    started_at  double precision,
-    finished_at double precision not null,
+    started_at  moment,
+    finished_at moment not null,
     outcome     text not null,
     error       bytea,
     primary key (seq, claim)
 );
 
 create table tags (
-    tag bytea not null,  -- as UTF-8: a tag may hold characters that a text here may not
-    seq bigint not null,
-    primary key (tag, seq)
+    tag        bytea not null,  -- as UTF-8: a tag may hold characters that a text here may not
+    created_at double precision not null,  -- of the job
+    seq        bigint not null,
+    primary key (tag, created_at, seq)
 );
 
 -- What was set for a queue; a queue of which nothing was set needs no row.
@@ -134,6 +142,17 @@ create table counts (
     primary key (queue, state, slot)
 ) with (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
 
+create index counts_of_calls on counts (slot) where slot < 0;
+
+-- The same over all queues; of calls of enqueue() only what has been gathered.
+create table totals (
+    state text collate "C" not null,
+    slot  bigint not null,
+    jobs  bigint not null,
+    size  bigint not null,
+    primary key (state, slot)
+) with (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
+
 create sequence slots minvalue 0;  -- one for each start of a node; what it leaves in its slot is gathered by others
 create sequence calls;
 
@@ -144,8 +163,13 @@ language plpgsql as $$
 #variable_conflict use_column
 begin
     with overdue as (
-        select seq, status from live where expires_at is not null and node is null and expires_at <= at_time
-        order by expires_at limit step for update skip locked),
+        select l.seq, l.status
+        from live l join jobs j on j.seq = l.seq
+        where l.expires_at is not null and l.node is null and l.expires_at <= at_time
+        order by l.expires_at
+        limit step
+        for update of l skip locked
+        for no key update of j skip locked),
     gone as (delete from live l using overdue o where l.seq = o.seq returning l.*),
     expired as (
         update jobs j set status = 'expired', finished_at = at_time, size = length(j.payload), run_at = g.run_at,
@@ -157,21 +181,29 @@ begin
         order by run_at limit step for update skip locked),
     queued as (
         update live l set status = 'queued' from due d where l.seq = d.seq returning l.queue, d.status as before),
-    counted as (
-        insert into counts (queue, state, slot, jobs, size)
-        select queue, state, in_slot, sum(jobs), sum(size) from (
+    moved as (
+        select queue, state, sum(jobs) as jobs, sum(size) as size from (
             select queue, before, -1, 0 from expired union all select queue, 'expired', 1, size from expired
             union all select queue, before, -1, 0 from queued union all select queue, 'queued', 1, 0 from queued
-        ) as m (queue, state, jobs, size) group by queue, state order by queue, state
+        ) as m (queue, state, jobs, size) group by queue, state),
+    counted as (
+        insert into counts (queue, state, slot, jobs, size)
+        select queue, state, in_slot, jobs, size from moved order by queue, state
         on conflict (queue, state, slot) do update set
-            jobs = counts.jobs + excluded.jobs, size = counts.size + excluded.size)
+            jobs = counts.jobs + excluded.jobs, size = counts.size + excluded.size),
+    totalled as (
+        insert into totals (state, slot, jobs, size)
+        select state, in_slot, sum(jobs), sum(size) from moved group by state order by state
+        on conflict (state, slot) do update set
+            jobs = totals.jobs + excluded.jobs, size = totals.size + excluded.size)
     select (select count(*) from queued), (select array_agg(e.id) from expired e where e.watched) into ready, watched;
 end
 $$;
 
 -- The message of an error, to be searched; a NUL, which no text here may hold, is left out.
 create function message_of(error bytea) returns text language sql immutable parallel safe as $$
-    select regexp_replace(convert_from(error, 'UTF8'), '(?<!\\)((?:\\\\)*)\\u0000', '\1', 'g')::json ->> 'message'
+    -- E'': the same whatever standard_conforming_strings says. Functions with SET clauses are not inlined.
+    select regexp_replace(convert_from(error, 'UTF8'), E'(?<!\\\\)((?:\\\\\\\\)*)\\\\u0000', E'\\1', 'g')::json ->> 'message'
 $$;
 
 -- The channel on which nodes listen.
@@ -186,16 +218,92 @@ create function new_id() returns text language sql volatile as $$
         52, 1), 53, 1), 'hex')::uuid::text
 $$;
 
+-- The ids that an unfinished transaction of another session is storing or deleting, found by waiting a little for each.
+create function locked_ids(ids text[]) returns setof text language plpgsql volatile set search_path from current as $$
+declare
+    one text;
+begin
+    foreach one in array ids loop
+        begin
+            insert into jobs (id, kind, queue, priority, run_at, created_at, payload)
+                values (one, '', '', 0, 0, 0, '')
+                on conflict (id) do nothing;
+            raise exception using errcode = 'JP000';  -- take it back
+        exception
+            when lock_not_available then return next one;
+            when sqlstate 'JP000' then null;
+        end;
+    end loop;
+end
+$$;
+
+-- A time in seconds since the epoch, in whole milliseconds as everywhere.
+create function seconds_of(at_time timestamptz) returns double precision language sql immutable as $$
+    select round(extract(epoch from at_time)::numeric, 3)::double precision
+$$;
+
+-- Whether arrays and objects nest deeper than so many levels.
+create function nests_deeper(value jsonb, levels int) returns boolean language plpgsql immutable as $$
+declare
+    brackets constant int := length(value::text) - length(translate(value::text, '[{', ''));
+begin
+    return brackets > levels and jsonb_path_exists(value,
+        format('strict $.**{%s} ? (@.type() == "object" || @.type() == "array")', levels)::jsonpath);
+end
+$$;
+
+-- Whether a JSON reader would change a number: one with a fraction must lie within what a double can hold,
+-- a whole number may have as many digits as Python reads. PostgreSQL writes numbers without exponents.
+create function unreadable(value jsonb) returns boolean language plpgsql immutable as $$
+declare
+    digits constant text := value::text;
+begin
+    if digits ~ '^-?[0-9]+$' then
+        return length(ltrim(digits, '-')) > 4300;
+    end if;
+    perform digits::double precision;
+    return false;
+exception
+    when numeric_value_out_of_range then return true;
+end
+$$;
+
+create function holds_unreadable(value jsonb) returns boolean language sql immutable as $$
+    select value::text ~ '([0-9]{100}){3}' and exists (
+        select from jsonb_path_query(value, 'strict $.** ? (@.type() == "number")') as found (number)
+        where unreadable(number))
+$$;
+
+create function wrong_backoff(backoff jsonb) returns text language sql immutable as $$
+    select case
+        when jsonb_typeof(backoff) <> 'object' then 'backoff: an object of base, factor, cap and jitter'
+        when exists (
+            select from jsonb_object_keys(backoff) as k (name)
+            where name not in ('base', 'factor', 'cap', 'jitter'))
+            then 'backoff: base, factor, cap and jitter, and nothing else'
+        when exists (
+            select from jsonb_each(backoff) as e (name, value)
+            where name <> 'jitter' and (jsonb_typeof(value) <> 'number' or unreadable(value)))
+            then 'backoff: base, factor and cap are numbers'
+        when (backoff ->> 'base')::numeric not between 0 and 86400 then 'backoff: base from 0 to 86400'
+        when (backoff ->> 'factor')::numeric not between 1 and 100 then 'backoff: factor from 1 to 100'
+        when (backoff ->> 'cap')::numeric not between 0 and 31536000 then 'backoff: cap from 0 to 31536000'
+        when backoff ? 'jitter' and (backoff -> 'jitter') not in ('"full"', '"equal"', '"none"')
+            then 'backoff: jitter is full, equal or none'
+    end
+$$;
+
 -- Enqueue a job in the caller's own transaction; returns its id. The same id with the same content again is the same
 -- job; with other content it is refused (unique_violation). Wakes the nodes when the transaction commits.
--- Runs with the rights of the schema's owner: callers need no more than to execute it.
+-- Runs with the rights of the schema's owner: callers need no more than to execute it. Nodes never wait for the caller's
+-- transaction: whatever it writes here is new rows of its own.
 create function enqueue(
     kind text,
     payload jsonb default 'null',
     queue text default 'default',
     id text default null,
     priority int default 0,
-    max_retries int default 3,
+    max_retries int default null,
     delay double precision default null,
     run_at timestamptz default null,
     expires_at timestamptz default null,
@@ -203,98 +311,123 @@ create function enqueue(
     backoff jsonb default null,
     on_crash text default 'retry',
     tags text[] default '{}'
-) returns text language plpgsql volatile security definer set search_path from current as $$
+) returns text language plpgsql volatile security definer
+set search_path from current
+set standard_conforming_strings = on
+set extra_float_digits = 1
+as $$
 #variable_conflict use_column
 declare
-    now_at constant double precision := round(extract(epoch from clock_timestamp())::numeric, 3);
-    job_id constant text := coalesce(enqueue.id, new_id());
-    due constant double precision := greatest(now_at, coalesce(round(extract(epoch from enqueue.run_at)::numeric, 3),
-        round((now_at + coalesce(enqueue.delay, 0))::numeric, 3)));
-    until constant double precision := round(extract(epoch from enqueue.expires_at)::numeric, 3);
+    earliest constant timestamptz := '0001-01-01T00:00:00Z';
+    latest constant timestamptz := '9999-12-31T23:59:59.999Z';
     names constant text := '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$';
+    -- Control characters, spaces of every kind, slashes, and what turns or hides the text around it.
+    not_in_ids constant text := '[\u0001-\u0020/\u007f-\u00a0\u1680\u2000-\u200a\u200e\u200f\u2028-\u202f'
+        '\u205f\u2066-\u2069\u3000\ufeff]';
+    now_at constant double precision := seconds_of(clock_timestamp());
+    job_id constant text := coalesce(enqueue.id, new_id());
+    due double precision;
+    until double precision;
     asked jsonb;
     job_seq bigint;
     twin jobs%rowtype;
+    same boolean;
     wrong text;
 begin
     wrong := case
-        when enqueue.kind is null or enqueue.kind !~ names
+        when enqueue.kind is null or enqueue.kind collate "C" !~ names
             then 'kind: 1 to 100 letters, digits, dots, dashes and underscores'
-        when enqueue.queue is null or enqueue.queue !~ names
+        when enqueue.queue is null or enqueue.queue collate "C" !~ names
             then 'queue: 1 to 100 letters, digits, dots, dashes and underscores'
-        when job_id !~ '^[^\s/\x01-\x1f\x7f]{1,200}$' or job_id in ('.', '..')
-            then 'id: 1 to 200 characters, without spaces and slashes'
+        when length(job_id) not between 1 and 200 or job_id collate "C" ~ not_in_ids or job_id in ('.', '..')
+            then 'id: 1 to 200 characters, without spaces, slashes and control characters'
         when enqueue.payload is null then 'payload: JSON; for none the JSON value null'
+        when octet_length(enqueue.payload::text) > 1048576 then 'payload: at most 1048576 bytes as text'
+        when nests_deeper(enqueue.payload, 500) then 'payload: nests deeper than 500 levels'
+        when holds_unreadable(enqueue.payload)
+            then 'payload: holds a number that no double can hold; send it as a string'
         when enqueue.priority is null or enqueue.priority not between -1000 and 1000
             then 'priority: from -1000 to 1000'
-        when enqueue.max_retries is null or enqueue.max_retries not between 0 and 10000
-            then 'max_retries: from 0 to 10000'
+        when enqueue.max_retries not between 0 and 10000 then 'max_retries: from 0 to 10000'
         when enqueue.delay is not null and enqueue.run_at is not null then 'delay, run_at: give one of them'
+        -- NaN counts as greater than every number.
         when enqueue.delay not between 0 and 315360000 then 'delay: seconds, at most ten years'
-        when not (enqueue.timeout > 0 and enqueue.timeout <= 315360000)
+        when enqueue.run_at not between earliest and latest then 'run_at: a time within the years 1 to 9999'
+        when enqueue.expires_at not between earliest and latest then 'expires_at: a time within the years 1 to 9999'
+        when enqueue.timeout <= 0 or enqueue.timeout > 315360000
             then 'timeout: seconds, more than none, at most ten years'
         when enqueue.on_crash is null or enqueue.on_crash not in ('retry', 'fail') then 'on_crash: retry or fail'
-        when until <= due and not exists (select from jobs where jobs.id = job_id)
-            then 'expires_at: lies before the job could run'
         when cardinality(enqueue.tags) > 20 then 'tags: at most 20'
-        when exists (select from unnest(enqueue.tags) as t (tag) where t.tag is null or length(t.tag) not between 1 and 100)
+        when exists (
+            select from unnest(enqueue.tags) as t (tag)
+            where t.tag is null or length(t.tag) not between 1 and 100)
             then 'tags: 1 to 100 characters each'
         when enqueue.backoff is not null then wrong_backoff(enqueue.backoff)
     end;
+    if wrong is null then
+        due := greatest(now_at, coalesce(
+            seconds_of(enqueue.run_at),
+            round((now_at + coalesce(enqueue.delay, 0))::numeric, 3)));
+        until := seconds_of(enqueue.expires_at);
+        if until <= due and not exists (select from jobs where jobs.id = job_id) then
+            wrong := 'expires_at: lies before the job could run';
+        end if;
+    end if;
     if wrong is not null then
         raise exception 'jobpipe.enqueue: %', wrong using errcode = 'invalid_parameter_value';
     end if;
     asked := jsonb_strip_nulls(jsonb_build_object(
         'timeout', enqueue.timeout,
-        'backoff', '{"base": 1, "factor": 2, "cap": 3600, "jitter": "full"}'::jsonb || enqueue.backoff,
+        'backoff', case when enqueue.backoff is not null then jsonb_build_object(
+            'base', coalesce((enqueue.backoff ->> 'base')::double precision, 1),
+            'factor', coalesce((enqueue.backoff ->> 'factor')::double precision, 2),
+            'cap', coalesce((enqueue.backoff ->> 'cap')::double precision, 3600),
+            'jitter', coalesce(enqueue.backoff ->> 'jitter', 'full')) end,
         'on_crash', nullif(enqueue.on_crash, 'retry'),
-        'tags', (select jsonb_agg(tag order by n) from
-            (select tag, min(n) as n from unnest(enqueue.tags) with ordinality as t (tag, n) group by tag) as once),
+        'tags', (
+            select jsonb_agg(tag order by n)
+            from (
+                select tag, min(n) as n
+                from unnest(enqueue.tags) with ordinality as t (tag, n)
+                group by tag) as once),
         'delay', enqueue.delay,
-        'run_at', round(extract(epoch from enqueue.run_at)::numeric, 3)::double precision));
+        'run_at', seconds_of(enqueue.run_at)));
     insert into jobs (id, kind, queue, priority, run_at, max_retries, created_at, expires_at, options, payload)
         values (job_id, enqueue.kind, enqueue.queue, enqueue.priority, due, enqueue.max_retries, now_at, until,
             case when asked <> '{}' then convert_to(asked::text, 'UTF8') end,
             convert_to(enqueue.payload::text, 'UTF8'))
-        on conflict (id) do nothing returning seq into job_seq;
+        on conflict (id) do nothing
+        returning seq into job_seq;
     if job_seq is null then
         select * into twin from jobs where jobs.id = job_id;
-        if twin.seq is null or (twin.kind, twin.queue, twin.priority, twin.max_retries)
-                is distinct from (enqueue.kind, enqueue.queue, enqueue.priority, enqueue.max_retries)
-            or twin.expires_at is distinct from until
-            or coalesce(convert_from(twin.options, 'UTF8')::jsonb, '{}') <> asked
-            or convert_from(twin.payload, 'UTF8')::jsonb <> enqueue.payload
-        then
+        begin
+            same := (twin.kind, twin.queue, twin.priority, twin.max_retries, twin.expires_at)
+                    is not distinct from
+                    (enqueue.kind, enqueue.queue, enqueue.priority, enqueue.max_retries, until::moment)
+                and coalesce(convert_from(twin.options, 'UTF8')::jsonb, '{}') = asked
+                and convert_from(twin.payload, 'UTF8')::jsonb = enqueue.payload;
+        exception
+            when data_exception then same := false;  -- that one holds a NUL, which no jsonb can
+        end;
+        if same is not true then
             raise exception 'jobpipe.enqueue: there is another job with the id %', job_id
                 using errcode = 'unique_violation', hint = 'Ask for the same as before, or give another id.';
         end if;
         return job_id;
     end if;
-    insert into live (seq, kind, queue, status, priority, run_at, expires_at)
+    insert into live (seq, kind, queue, status, priority, run_at, created_at, expires_at)
         values (job_seq, case when exists (select from nodes n
                 where n.lease_until is not null and n.kinds <> '{}' and enqueue.kind <> all (n.kinds)) then enqueue.kind end,
-            enqueue.queue, case when due > now_at then 'scheduled' else 'queued' end, enqueue.priority, due, until);
-    insert into tags (tag, seq) select convert_to(t.tag, 'UTF8'), job_seq from unnest(enqueue.tags) as t (tag)
-        on conflict do nothing;
+            enqueue.queue, case when due > now_at then 'scheduled' else 'queued' end, enqueue.priority, due, now_at, until);
+    -- No row of "queues" is written here: the next job of that queue would wait for it.
+    insert into tags (tag, created_at, seq)
+        select distinct convert_to(t.tag, 'UTF8'), now_at, job_seq
+        from unnest(enqueue.tags) as t (tag);
     insert into counts (queue, state, slot, jobs, size)
         values (enqueue.queue, case when due > now_at then 'scheduled' else 'queued' end, -nextval('calls'), 1, 0);
     perform pg_notify(channel(), 'ready');
     return job_id;
 end
-$$;
-
-create function wrong_backoff(backoff jsonb) returns text language sql immutable as $$
-    select case
-        when jsonb_typeof(backoff) <> 'object' then 'backoff: an object of base, factor, cap and jitter'
-        when exists (select from jsonb_object_keys(backoff) as k (name) where name not in ('base', 'factor', 'cap', 'jitter'))
-            then 'backoff: base, factor, cap and jitter, and nothing else'
-        when exists (select from jsonb_each(backoff) as e (name, value)
-            where name <> 'jitter' and jsonb_typeof(value) <> 'number') then 'backoff: base, factor and cap are numbers'
-        when (backoff ->> 'base')::numeric not between 0 and 86400 then 'backoff: base from 0 to 86400'
-        when (backoff ->> 'factor')::numeric not between 1 and 100 then 'backoff: factor from 1 to 100'
-        when (backoff ->> 'cap')::numeric not between 0 and 31536000 then 'backoff: cap from 0 to 31536000'
-        when backoff ->> 'jitter' not in ('full', 'equal', 'none') then 'backoff: jitter is full, equal or none'
-    end
 $$;
 
 -- Nobody but the owner, until an administrator grants it.

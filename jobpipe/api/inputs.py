@@ -1,0 +1,122 @@
+"""What a request may bring: the query parameters and the body that its route declares, and nothing else."""
+
+import types
+import typing
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+from quart import g, request
+from quart_schema.validation import QUART_SCHEMA_QUERYSTRING_ATTRIBUTE, QUART_SCHEMA_REQUEST_ATTRIBUTE
+from quart_trio import QuartTrio
+
+from jobpipe.api.faults import LONGEST_NAME, escaped, faults_of, unknown
+from jobpipe.api.malformed import BOM
+from jobpipe.api.problems import LISTED, Fault, invalid
+
+Q = TypeVar("Q", bound=msgspec.Struct)
+View = Callable[..., Any]
+
+SHOWN = 40
+"""The most characters of a value that an answer repeats."""
+
+NUMBERS = (int, float, bool)
+"""What is written otherwise in a query string than in JSON, where it would be no string."""
+
+
+class NoQuery(msgspec.Struct, frozen=True):
+    """No parameters."""
+
+
+def check_inputs(app: QuartTrio) -> None:
+    """Refuse, before a route of the application runs, whatever it does not declare.
+
+    A route declares its parameters with `document_querystring` and its body with `takes`; one that declares nothing
+    takes nothing. What was declared is there for the route in `query`.
+    """
+
+    @app.before_request
+    async def check() -> None:
+        if request.url_rule is None:
+            return  # there is no such route, which is the answer
+        view = app.view_functions[request.url_rule.endpoint]
+        g.query = query_from(request.query_string, getattr(view, QUART_SCHEMA_QUERYSTRING_ATTRIBUTE, NoQuery))
+        if not hasattr(view, QUART_SCHEMA_REQUEST_ATTRIBUTE):
+            refuse_body(await request.get_data(cache=True, as_text=False, parse_form_data=False))
+
+
+def query(model: type[Q]) -> Q:
+    """The parameters of the request under way, as its route has declared them."""
+    assert isinstance(g.query, model)  # noqa: S101 - the route asks for another model than it declares
+    return g.query
+
+
+def refuse_body(body: bytes) -> None:
+    """Raise `Problem` unless a body says nothing; it names each field, since one may be known some day."""
+    if not body.strip():
+        return
+    try:
+        value = msgspec.json.decode(body.removeprefix(BOM))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise invalid([Fault("", "this request takes no body: send none")])
+    faults = [Fault(f"/{escaped(name[:LONGEST_NAME])}", unknown("field", name, ())) for name in value]
+    if faults:
+        raise invalid(faults)
+
+
+def query_from(raw: bytes, model: type[Q]) -> Q:
+    """A query string as a struct; raises `Problem` with every fault of it."""
+    if not raw:
+        return model()
+    fields = {field.name: field for field in msgspec.structs.fields(model)}
+    faults: list[Fault] = []
+    values: dict[str, Any] = {}
+    for name, text in _pairs(raw):
+        pointer = f"?{name[:LONGEST_NAME]}"
+        if name not in fields:
+            faults.append(Fault(pointer, unknown("parameter", name, list(fields))))
+        elif name in values:
+            faults.append(Fault(pointer, "is given twice: send it once"))
+        else:
+            values[name], wrong = _value(text, _given(fields[name].type), pointer)
+            faults += wrong
+    if faults:
+        raise invalid(faults)
+    return model(**values)
+
+
+def _pairs(raw: bytes) -> Sequence[tuple[str, str]]:
+    try:
+        return parse_qsl(raw.decode(), keep_blank_values=True, errors="strict", max_num_fields=LISTED)
+    except UnicodeDecodeError:
+        raise invalid([Fault("?", "is not UTF-8: percent-encode each byte of it")]) from None
+    except ValueError:
+        raise invalid([Fault("?", f"holds more than {LISTED} parameters")]) from None
+
+
+def _value(text: str, kind: Any, pointer: str) -> tuple[Any, Sequence[Fault]]:  # noqa: ANN401 - any type
+    plain = _without_meta(kind)
+    try:
+        return msgspec.convert(text, kind, strict=plain not in NUMBERS), ()
+    except msgspec.ValidationError:
+        pass
+    ((fault, *_),) = (faults_of(text, kind, pointer) or [Fault(pointer, "is not a number")],)
+    expected = fault.detail.partition(", got ")[0]
+    hint = "; in a query string write + as %2B" if plain is datetime and " " in text else ""
+    got = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return None, [Fault(pointer, f"{expected}, got {got!r}{hint}")]
+
+
+def _given(kind: Any) -> Any:  # noqa: ANN401 - any type
+    """The type of a parameter that is there: one that is not is left out, and the text `null` means nothing else."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        (kind,) = (one for one in typing.get_args(kind) if one is not types.NoneType)
+    return kind
+
+
+def _without_meta(kind: Any) -> Any:  # noqa: ANN401 - any type
+    return kind.__origin__ if hasattr(kind, "__metadata__") else kind

@@ -1,0 +1,133 @@
+"""Locks of other programs: what stands in a batch's way is found, set aside, and written later or refused."""
+
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from jobpipe.job import NewJob
+from jobpipe.store.base import LOCKED, Add, Batch, Receipt, Receipts
+from jobpipe.store.postgres.line import Line
+from jobpipe.store.postgres.parameters import integers, texts
+from jobpipe.store.postgres.session import Session
+from jobpipe.store.postgres.settling import Fence
+
+PROBE_WAIT = 0.02
+"""Seconds that a probe waits for each of the first ids: other nodes hold theirs for milliseconds."""
+
+REFUSE = 1.0
+"""Seconds for which a job whose id was found locked is refused without asking again."""
+
+REMEMBER = 10.0
+"""Seconds for which a row that was found locked is looked at before it is written."""
+
+_WAIT = "select set_config('lock_timeout', %s, true)"
+
+_LOCKED_ROWS = (
+    "with free as materialized ("
+    "select l.seq from live l join jobs j on j.seq = l.seq "
+    "where l.seq = any(%s) "
+    # As strong as what settlements take: they delete the row of the one, and update that of the other.
+    "for update of l skip locked for no key update of j skip locked) "
+    "select l.seq from live l "
+    "where l.seq = any(%s) and not exists (select from free where free.seq = l.seq)"
+)
+
+_LOCKED_IDS = "select locked_ids(%s)"
+
+
+class Aside:
+    """A batch without what is locked, and what to answer for that."""
+
+    def __init__(self, batch: Batch, ids: set[str], *, doubtful: bool) -> None:
+        self._batch, self.ids, self.doubtful = batch, ids, doubtful
+        self.seqs: set[int] = set()
+
+    @property
+    def asked_ids(self) -> Sequence[str]:
+        """The ids of new jobs that are not known to be locked."""
+        return [job.id for add in self._batch.adds for job in add.jobs if job.id not in self.ids]
+
+    @property
+    def asked_seqs(self) -> Sequence[int]:
+        """The rows that starts and settlements are to write, as far as they are not known to be locked."""
+        return sorted({seq for seq, _ in self._fences} - self.seqs)
+
+    @property
+    def _fences(self) -> Sequence[Fence]:
+        batch = self._batch
+        return [
+            *((one.seq, one.claim) for one in batch.starts),
+            *((one.seq, one.claim) for one in batch.settlements),
+        ]
+
+    @property
+    def rest(self) -> Batch:
+        """What can be written."""
+        if not (self.ids or self.seqs):
+            return self._batch
+        return msgspec.structs.replace(
+            self._batch,
+            starts=[one for one in self._batch.starts if one.seq not in self.seqs],
+            settlements=[one for one in self._batch.settlements if one.seq not in self.seqs],
+            adds=[self._free(add) for add in self._batch.adds],
+        )
+
+    def completed(self, receipts: Receipts) -> Receipts:
+        """The receipts for the whole batch, given those for the rest of it."""
+        if not (self.ids or self.seqs):
+            return receipts
+        return msgspec.structs.replace(
+            receipts,
+            locked=frozenset(fence for fence in self._fences if fence[0] in self.seqs),
+            adds=[self._told(add, part) for add, part in zip(self._batch.adds, receipts.adds, strict=True)],
+        )
+
+    def _free(self, add: Add) -> Add:
+        """What can be stored of an add: of one that is to be all or nothing, all or nothing."""
+        free = [job for job in add.jobs if job.id not in self.ids]
+        return add if len(free) == len(add.jobs) else Add([] if add.atomic else free)
+
+    def _told(self, add: Add, receipts: Sequence[Receipt]) -> Sequence[Receipt]:
+        refused = Receipt("refused") if add.atomic and any(map(self._locked, add.jobs)) else None
+        rest = iter(receipts)
+        return [LOCKED if self._locked(job) else refused or next(rest) for job in add.jobs]
+
+    def _locked(self, job: NewJob) -> bool:
+        return job.id in self.ids
+
+
+class Locks:
+    """Which locks of other programs were met lately."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._ids: dict[str, float] = {}
+        self._seqs: dict[int, float] = {}
+
+    def aside(self, batch: Batch) -> Aside:
+        """The batch without the jobs whose ids were found locked a moment ago."""
+        if not (self._ids or self._seqs):
+            return Aside(batch, set(), doubtful=False)
+        now = time.monotonic()
+        self._ids = {job_id: until for job_id, until in self._ids.items() if until > now}
+        self._seqs = {seq: until for seq, until in self._seqs.items() if until > now}
+        aside = Aside(batch, set(self._ids), doubtful=False)
+        aside.doubtful = not self._seqs.keys().isdisjoint(aside.asked_seqs)
+        return aside
+
+    async def probe(self, aside: Aside) -> None:
+        """Set aside what is locked now. Raises `Locked` where a lock is in the way that is none of a job."""
+
+        async def verb(session: Session) -> None:
+            session.run(_WAIT, (f"{PROBE_WAIT * 1000:.0f}",))
+            ids, seqs = texts(aside.asked_ids), integers(aside.asked_seqs)
+            rows, names = session.run(_LOCKED_ROWS, (seqs, seqs)), session.run(_LOCKED_IDS, (ids,))
+            await session.answered()
+            aside.seqs |= {row[0] for row in rows.rows()}
+            aside.ids |= {row[0] for row in names.rows()}
+
+        await self._line.transact(verb)
+        now = time.monotonic()
+        self._ids |= dict.fromkeys(aside.ids, now + REFUSE)
+        self._seqs |= dict.fromkeys(aside.seqs, now + REMEMBER)
