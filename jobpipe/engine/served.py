@@ -15,7 +15,7 @@ PERIOD = 5.0
 FRESH = 0.2
 """Seconds between two questions to the store at the least, however many callers ask."""
 
-RARELY = 20
+RARELY = 10
 """How many times as long as counting unserved jobs took their number is good enough: 100,000 take some 20 ms."""
 
 TOLD, AGAIN = 10, 60.0

@@ -130,7 +130,7 @@ async def in_status(store: Store, status: Status) -> list[str]:
     return [job.id for job in reversed(page.jobs)]
 
 
-KINDS = frozenset({"echo", "demo"})
+KINDS = frozenset({"echo", "demo", "k", "k2", "l"})
 """What the nodes of these tests serve."""
 
 
