@@ -8,7 +8,17 @@ import structlog
 import trio
 
 from jobpipe.api.answers import Answer, answer
-from jobpipe.api.enqueue import admitted, asked, in_time, is_json, known, store, too_deep, too_late
+from jobpipe.api.enqueue import (
+    admitted,
+    asked,
+    in_time,
+    is_json,
+    known,
+    renew_kinds,
+    store,
+    too_deep,
+    too_late,
+)
 from jobpipe.api.faults import plain
 from jobpipe.api.malformed import BOM, malformed
 from jobpipe.api.problems import (
@@ -17,6 +27,7 @@ from jobpipe.api.problems import (
     Fault,
     Problem,
     ProblemDetails,
+    UnknownKind,
     conflict,
     internal,
     invalid,
@@ -133,11 +144,12 @@ async def _all_admitted(node: Node, items: Sequence[msgspec.Raw]) -> Sequence[Ne
     """Every job of an array; raises `Problem` with the faults of all jobs, up to as many as are listed."""
     admissions: list[NewJob | Receipt] = []
     faults: list[Fault] = []
+    begun = trio.current_time()  # once for all unknown kinds, and no more, the store is asked
     for index, item in enumerate(items):
         if index % GROUP == 0:
             await trio.lowlevel.checkpoint()  # let other tasks run while thousands are read
         try:
-            admissions.append(await admitted(node, bytes(item)))
+            admissions.append(await admitted(node, bytes(item), begun))
         except Problem as problem:
             if not problem.details.faults:
                 raise
@@ -190,9 +202,7 @@ class Stream:
 
     async def _take(self, lines: Sequence[Line]) -> None:
         for start in range(0, len(lines), SLICE):
-            self._read += [
-                (number, _admission(self._node, line)) for number, line in lines[start : start + SLICE]
-            ]
+            self._read += await _admissions(self._node, lines[start : start + SLICE])
             self._more.set()
             await trio.lowlevel.checkpoint()  # so that what was read before is stored meanwhile
         while len(self._read) >= GROUP or (self._read and self._ahead >= AHEAD):
@@ -244,6 +254,21 @@ class Splitter:
         # More than the limit: one byte to tell that it is too long, one that may turn out to be the \r of its end,
         # and a byte order mark.
         self._rest += part[: max(0, self._limit + 2 + len(BOM) - len(self._rest))]
+
+
+async def _admissions(node: Node, lines: Sequence[Line]) -> Sequence[tuple[int, Admission]]:
+    """What each line asks for; before a kind is refused, the store is asked once whether a node serves it by now."""
+    first = [(number, _admission(node, line)) for number, line in lines]
+    if not any(isinstance(one, UnknownKind) for _, one in first):
+        return first
+    try:
+        await renew_kinds(node, trio.current_time())
+    except Problem as problem:
+        return [(number, problem if isinstance(one, UnknownKind) else one) for number, one in first]
+    return [
+        (number, _admission(node, line) if isinstance(one, UnknownKind) else one)
+        for (number, one), (_, line) in zip(first, lines, strict=True)
+    ]
 
 
 def _admission(node: Node, line: bytes) -> Admission:

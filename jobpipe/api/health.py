@@ -1,6 +1,6 @@
 """`GET /health`: checks that the store can be read and written, and that ready jobs are taken."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 from quart import Blueprint, Response
@@ -9,13 +9,13 @@ from quart_schema import tag_blueprint
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.problems import RETRY_AFTER
 from jobpipe.api.responses import respond
-from jobpipe.api.schemas import Health
+from jobpipe.api.schemas import Health, unserved_views
 from jobpipe.api.spec import Content, answers, problems
 from jobpipe.api.words import RETRY_LATER
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
 from jobpipe.job import Status
-from jobpipe.store.base import Overview
+from jobpipe.store.base import Overview, Unserved
 from jobpipe.version import VERSION
 
 PATIENCE = 2.0
@@ -64,6 +64,7 @@ async def check(node: Node) -> Answer:
         queued=probe.count(Status.QUEUED),
         scheduled=probe.count(Status.SCHEDULED),
         retrying=probe.count(Status.RETRYING),
+        unserved=unserved_views(probe.unserved),
         detail=broken or node.watchdog.told() or node.news.told(),
     )
     return answer(body) if status == "ok" else answer(body, 503, {"Retry-After": RETRY_AFTER})
@@ -75,6 +76,7 @@ class Probe:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._seen: Overview | None = None
+        self.unserved: Sequence[Unserved] = ()
         self.broken: str | None = SILENT
 
     async def run(self) -> None:
@@ -83,7 +85,8 @@ class Probe:
             self._node.intake.ticks
         )  # from before the look at the queues: what is ready there may be taken meanwhile
         try:
-            self._seen = await self._node.store.overview()
+            self._seen = await self._node.store.overview(self._node.registry.served)
+            self.unserved = await self._node.served.unserved()
         except JobpipeError as error:
             self.broken = f"the store cannot be read: {error}"
             return
@@ -115,7 +118,7 @@ class Probe:
         await _until(lambda: ledger.commits > commits or ledger.trouble is not None)
 
     async def _taken(self, seen: Overview, ticks: int) -> None:
-        """Wait until the intake has taken jobs, where some were ready and workers are idle."""
+        """Wait until the intake has taken jobs, where some that it may take were ready and workers are idle."""
         node = self._node
         if seen.ready:
             await _until(lambda: node.intake.ticks > ticks or node.attempts.busy >= node.settings.workers)

@@ -110,6 +110,10 @@ class Problem(Exception):  # noqa: N818 - a Problem is the field's word (RFC 945
         self.headers = dict(headers or {})
 
 
+class UnknownKind(Problem):
+    """422: a kind that no live node serves, as far as this node knows; one may have joined just now."""
+
+
 def cut(text: str) -> str:
     """A text, or the beginning of a long one."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
@@ -120,14 +124,14 @@ def not_json(detail: str) -> Problem:
     return Problem(400, Code.NOT_JSON, "The body is not JSON", detail)
 
 
-def invalid(faults: Sequence[Fault]) -> Problem:
+def invalid(faults: Sequence[Fault], problem: type[Problem] = Problem) -> Problem:
     """422: every fault of the request, up to `LISTED` of them."""
     listed = [Fault(cut(fault.pointer), cut(fault.detail)) for fault in faults[:LISTED]]
     what = "; ".join(f"{fault.pointer or 'the body'}: {fault.detail}" for fault in listed[:5])
     if len(faults) > len(listed):
         what += f"; only the first {LISTED} faults are listed"
     detail = f"fix these and resend: {what}"
-    return Problem(422, Code.INVALID, "Invalid request", detail, faults=listed)
+    return problem(422, Code.INVALID, "Invalid request", detail, faults=listed)
 
 
 def too_large(limit: int, advice: str = "send less, or stream jobs as NDJSON to /enqueue/bulk") -> Problem:

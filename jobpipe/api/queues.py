@@ -9,7 +9,7 @@ from jobpipe.api.faults import faults_of
 from jobpipe.api.inputs import query
 from jobpipe.api.problems import Code, invalid, no_queue, not_empty, unavailable
 from jobpipe.api.responses import respond
-from jobpipe.api.schemas import QueueList, QueueQuery, QueueView
+from jobpipe.api.schemas import QueueList, QueueQuery, QueueView, unserved_views
 from jobpipe.api.spec import Content, answers, problems
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
@@ -96,14 +96,14 @@ def _check(name: str) -> None:
 async def _list(node: Node, wanted: QueueQuery) -> Answer:
     try:
         states = await node.store.queues(wanted.limit + 1, place_of(wanted.cursor, str) or "")
+        unserved = await node.served.unserved()
     except JobpipeError as error:
         raise unavailable(error) from None
     now = node.clock.now()
     shown = states[: wanted.limit]
     more = len(states) > len(shown)
-    return answer(
-        QueueList([_view(state, now) for state in shown], cursor_of(shown[-1].name) if more else None)
-    )
+    cursor = cursor_of(shown[-1].name) if more else None
+    return answer(QueueList([_view(state, now) for state in shown], cursor, unserved_views(unserved)))
 
 
 def _view(state: QueueState, now: float) -> QueueView:

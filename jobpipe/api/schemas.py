@@ -25,7 +25,7 @@ from jobpipe.job import (
     Tag,
     Timeout,
 )
-from jobpipe.store.base import QUEUES
+from jobpipe.store.base import QUEUES, Unserved
 
 Time = Annotated[datetime, Meta(tz=True, description=TIME)]
 
@@ -121,11 +121,23 @@ class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     oldest_age: float | None
 
 
+class UnservedView(msgspec.Struct, frozen=True):
+    """Ready jobs that no live node has a handler for; `since` is when the first of them became due."""
+
+    kind: str
+    jobs: int
+    since: When
+
+
 class QueueList(msgspec.Struct, frozen=True):
-    """A page of queues, by name. `next_cursor` is null at the end."""
+    """A page of queues, by name. `next_cursor` is null at the end.
+
+    `unserved`: the kinds of ready jobs that no live node serves, in whatever queue, at most 100.
+    """
 
     queues: Sequence[QueueView]
     next_cursor: str | None
+    unserved: Sequence[UnservedView]
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -140,6 +152,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     queued: int | None
     scheduled: int | None
     retrying: int | None
+    unserved: Sequence[UnservedView]
+    """kinds of ready jobs that no live node serves, at most 100; they do not make the node unhealthy"""
     detail: str | None = None
 
 
@@ -269,6 +283,11 @@ def _told(damage: Sequence[str], error: JobError | None) -> JobError:
     return JobError(
         "DamagedRow", f"{words}; its last error was {error.type}: {error.message}", error.traceback
     )
+
+
+def unserved_views(found: Sequence[Unserved]) -> Sequence[UnservedView]:
+    """Kinds without a node, as they are shown."""
+    return [UnservedView(one.kind, one.jobs, rfc3339(one.since)) for one in found]
 
 
 def job_view(job: Job, registry: Registry, *, content: bool = True, attempts: bool = True) -> JobView:

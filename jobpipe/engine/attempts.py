@@ -28,9 +28,6 @@ from jobpipe.store.base import Claimed, Settlement, Start
 
 USUAL_BACKOFF = Backoff()
 
-UNKNOWN_KIND_WAIT = 60.0
-"""Seconds that a job is put aside for when this node has no handler for it."""
-
 FAILURES = 20
 """How many failed jobs a second have a line in the log."""
 
@@ -167,10 +164,10 @@ class Attempts:
             return
         handler = self._registry.find(job.kind)
         if handler is None:
-            log.warning(
-                "no handler for a job: it waits", job=job.id, kind=job.kind, seconds=UNKNOWN_KIND_WAIT
-            )
-            self._settle(attempt, verdicts.unknown_kind(job.kind, UNKNOWN_KIND_WAIT))
+            # The claim named the kinds that there are handlers for, so the store has made a mistake.
+            if self._failures.lets_through():
+                log.error("the store handed over a job of a kind not asked for", job=job.id, kind=job.kind)
+            self.hand_back(attempt)
         elif job.attempt > retries_of(job.max_retries):
             self._settle(attempt, verdicts.SPENT)  # its last attempt ended with its node
         elif await self._start(attempt):

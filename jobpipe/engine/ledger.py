@@ -15,7 +15,17 @@ from jobpipe.engine.unforeseen import Unforeseen, in_words
 from jobpipe.errors import StoreError, StoreUnavailable, TablesLocked
 from jobpipe.events import Events
 from jobpipe.job import NewJob, Status
-from jobpipe.store.base import Add, Batch, Claimed, EngineStore, Receipt, Receipts, Settlement, Start
+from jobpipe.store.base import (
+    Add,
+    Batch,
+    Claimed,
+    ClaimRequest,
+    EngineStore,
+    Receipt,
+    Receipts,
+    Settlement,
+    Start,
+)
 
 START_DELAY = 0.05
 """Seconds that a start waits for a batch to ride with, before it gets one of its own."""
@@ -63,8 +73,18 @@ class Ledger:
     in halves until that entry stands alone. It is refused, and everything else is written.
     """
 
-    def __init__(self, store: EngineStore, node: str, clock: Clock, events: Events, lease: float) -> None:
+    def __init__(
+        self,
+        store: EngineStore,
+        node: str,
+        clock: Clock,
+        events: Events,
+        *,
+        lease: float,
+        kinds: frozenset[str],
+    ) -> None:
         self._store, self._node, self._clock, self._events, self._lease = store, node, clock, events, lease
+        self._kinds = kinds
         # What waits, and how many new jobs each entry holds.
         self._adds: dict[Entry[Add, Sequence[Receipt]], int] = {}
         self._starts: dict[Entry[Start, bool], int] = {}
@@ -396,7 +416,7 @@ class Ledger:
             starts=[*noted.values(), *(entry.what for entry in starts)],
             settlements=settlements,
             adds=[entry.what for entry in adds],
-            claim=limit,
+            claim=ClaimRequest(limit=limit, kinds=self._kinds) if wish else None,
         )
         return Gathered(batch, adds, starts, renewals, noted, wish, self._tenure)
 
@@ -533,7 +553,8 @@ class Ledger:
     def _grant(self, entries: Gathered, receipts: Receipts) -> None:
         """Hand claimed jobs to who wished for them, and judge whether more may be ready."""
         wish, tenure = entries.wish, entries.tenure
-        self._maybe_ready = wish is None or len(receipts.claimed) == entries.batch.claim
+        claim = entries.batch.claim
+        self._maybe_ready = claim is None or receipts.more_ready or len(receipts.claimed) == claim.limit
         if wish is None:
             return
         lost = wish.abandoned or tenure != self._tenure

@@ -53,7 +53,7 @@ def _of(entries: Gathered, some: Sequence[Part]) -> Gathered:
         starts=[*noted, *(entry.what for entry in starts)],
         settlements=those("settlement"),
         adds=[entry.what for entry in adds],
-        claim=entries.batch.claim if claims else 0,
+        claim=entries.batch.claim if claims else None,
     )
     return msgspec.structs.replace(
         entries,
@@ -68,10 +68,11 @@ def _of(entries: Gathered, some: Sequence[Part]) -> Gathered:
 
 def smaller_claim(entries: Gathered) -> Gathered | None:
     """The same with half as many jobs to claim; None when it asks for one."""
-    half = entries.batch.claim // 2
-    if not half:
+    claim = entries.batch.claim
+    if claim is None or claim.limit < 2:  # noqa: PLR2004 - two halves
         return None
-    return msgspec.structs.replace(entries, batch=msgspec.structs.replace(entries.batch, claim=half))
+    fewer = msgspec.structs.replace(claim, limit=claim.limit // 2)
+    return msgspec.structs.replace(entries, batch=msgspec.structs.replace(entries.batch, claim=fewer))
 
 
 def with_settlement(entries: Gathered, one: Settlement) -> Gathered:

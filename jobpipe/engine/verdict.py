@@ -228,13 +228,6 @@ def timed_out(seconds: float) -> Verdict:
     )
 
 
-def unknown_kind(kind: str, after: float) -> Verdict:
-    """This node has no handler: put the job aside, unspent, until one is deployed."""
-    return Verdict(
-        Outcome.SNOOZE, error=JobError("UnknownKind", f"no handler performs {kind!r} here"), after=after
-    )
-
-
 def broken(error: Exception) -> Verdict:
     """Something of jobpipe itself raised what nobody foresaw; the log of the node has its traceback."""
     message = f"a fault of jobpipe ended the attempt ({in_words(error)}); the node's log has more"

@@ -34,6 +34,8 @@ PAGE_BYTES = 4 << 20
 
 LONGEST_LEASE = 8_640_000.0
 """A lease that ends in more than a hundred days is none: no node asks for so long a one, so its row is damaged."""
+UNSERVED = 100
+"""The most kinds that are listed as served by no node."""
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -110,6 +112,15 @@ STORED = Receipt("stored")
 LOCKED = Receipt("locked")
 
 
+class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Which ready jobs a node asks for."""
+
+    limit: int
+    """the most jobs to take, 1 or more"""
+    kinds: frozenset[str]
+    """the kinds that the node has handlers for; a job of any other kind is left where it is, unspent"""
+
+
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """What a node writes and takes in one transaction, carried out in the order of the fields."""
 
@@ -120,11 +131,13 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     starts: Sequence[Start] = ()
     settlements: Sequence[Settlement] = ()
     adds: Sequence[Add] = ()
-    claim: int = 0
-    """take at most so many ready jobs, in order of priority (highest first), run_at, arrival
+    claim: ClaimRequest | None = None
+    """take ready jobs of these kinds, in order of priority (highest first), run_at, arrival; None: take nothing
 
     A claim clears the job's started_at, so that a held job which has one has begun. It passes over jobs that are
-    past their expires_at and not expired yet.
+    past their expires_at and not expired yet. Ready jobs of other kinds do not slow it down, however many are ahead of
+    the jobs that it may take. Each is met by one claim at most; then it stands aside until a node that serves its kind
+    takes it.
     """
 
 
@@ -142,6 +155,8 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     adds: Sequence[Sequence[Receipt]] = ()
     """for each add, a receipt for each of its jobs"""
     claimed: Sequence[Claimed] = ()
+    more_ready: bool = False
+    """whether more jobs may be ready although fewer than `limit` were claimed: ask again at once"""
     waiting: int = 0
     """how many jobs wait in the store, those held by nodes not counted"""
     next_due: float | None = None
@@ -194,12 +209,21 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
     """run_at of the job that has been ready the longest"""
 
 
+class Unserved(msgspec.Struct, frozen=True):
+    """Ready jobs of a kind that no live node serves."""
+
+    kind: str
+    jobs: int
+    since: float
+    """run_at of the job that has been ready the longest"""
+
+
 class Overview(msgspec.Struct, frozen=True):
     """What a health check asks of all queues together."""
 
     counts: dict[Status, int]
     ready: bool
-    """whether a job is ready in a queue that is not paused"""
+    """whether a job of the kinds asked for is ready in a queue that is not paused, or one that no claim has met yet"""
 
 
 class QueueChange(msgspec.Struct, frozen=True):
@@ -250,8 +274,13 @@ class EngineStore(Protocol):
     durable: bool
     """whether waiting jobs survive the end of this process"""
 
-    async def join(self, node: str, now: float, lease_until: float) -> None:
-        """Register a node with a lease. Repeatable: a node that joins again has its lease set anew."""
+    async def join(
+        self, node: str, now: float, lease_until: float, kinds: frozenset[str] = frozenset()
+    ) -> None:
+        """Register a node with a lease and the kinds that it serves; none for a node that only adds jobs.
+
+        Repeatable: a node that joins again has its lease and its kinds set anew.
+        """
 
     async def exchange(self, batch: Batch) -> Receipts:
         """Write and take a batch in one transaction; when this returns, it survives a crash.
@@ -334,8 +363,20 @@ class ReadStore(Protocol):
     async def queue(self, name: str) -> QueueState | None:
         """One queue; None when there is nothing to tell of it."""
 
-    async def overview(self) -> Overview:
-        """What all queues come to. Its cost does not grow with their number, but for paused ones with ready jobs."""
+    async def overview(self, kinds: frozenset[str]) -> Overview:
+        """What all queues come to, for a node that serves these kinds.
+
+        Its cost does not grow with the number of queues, but for paused ones with ready jobs.
+        """
+
+    async def kinds(self) -> frozenset[str]:
+        """Every kind that some live node serves."""
+
+    async def unserved(self) -> Sequence[Unserved]:
+        """The kinds of ready jobs that no live node serves, by name, `UNSERVED` at most.
+
+        A job that became ready before the node which served it left is counted once a claim has met it.
+        """
 
     async def ping(self) -> None:
         """Return when the store answers."""

@@ -17,7 +17,7 @@ import pytest
 import trio
 
 from jobpipe.job import JobError, Options, Outcome, Status
-from jobpipe.store.base import Add, Batch, Claimed, Retention, Settlement, Start, Store
+from jobpipe.store.base import Add, Batch, Claimed, ClaimRequest, Retention, Settlement, Start, Store
 from jobpipe.store.memory import open_memory
 from jobpipe.store.postgres import open_postgres
 from jobpipe.store.sqlite import open_sqlite
@@ -100,7 +100,11 @@ async def filled(store: Store, copies: int) -> dict[str, str]:
     ]
     new = {one: job(one, **times.get(state, {})) for one, state in states.items()}
     await store.exchange(Batch(node="dead", now=BEFORE, adds=[Add([new[one] for one in taken])]))
-    claimed = (await store.exchange(Batch(node="dead", now=BEFORE, claim=len(taken)))).claimed
+    claimed = (
+        await store.exchange(
+            Batch(node="dead", now=BEFORE, claim=ClaimRequest(limit=len(taken), kinds=frozenset({"play"})))
+        )
+    ).claimed
     assert len(claimed) == len(taken)
     begun = [one for one in claimed if states[one.id] != "held"]
     ends = {

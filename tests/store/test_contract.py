@@ -31,6 +31,7 @@ from jobpipe.store.base import (
     Batch,
     Change,
     Claimed,
+    ClaimRequest,
     Filter,
     Overview,
     Place,
@@ -129,17 +130,27 @@ async def in_status(store: Store, status: Status) -> list[str]:
     return [job.id for job in reversed(page.jobs)]
 
 
+KINDS = frozenset({"echo", "demo", "k", "k2", "l"})
+"""What the nodes of these tests serve."""
+
+
+def wish(limit: int, kinds: frozenset[str] = KINDS) -> ClaimRequest | None:
+    """A claim of so many jobs; None for none."""
+    return ClaimRequest(limit=limit, kinds=kinds) if limit else None
+
+
 class Node:
     """A node that has joined; each verb is one exchange."""
 
-    def __init__(self, store: Store, name: str = "node") -> None:
-        self.store, self.name = store, name
+    def __init__(self, store: Store, name: str = "node", kinds: frozenset[str] = KINDS) -> None:
+        self.store, self.name, self.kinds = store, name, kinds
 
     async def join(self, now: float = NOW, lease_until: float = LEASE) -> None:
-        await self.store.join(self.name, now, lease_until)
+        await self.store.join(self.name, now, lease_until, self.kinds)
 
-    async def exchange(self, now: float = NOW, **parts: Any) -> Receipts:
-        return await self.store.exchange(Batch(node=self.name, now=now, **parts))
+    async def exchange(self, now: float = NOW, *, claim: int = 0, **parts: Any) -> Receipts:
+        batch = Batch(node=self.name, now=now, claim=wish(claim, self.kinds), **parts)
+        return await self.store.exchange(batch)
 
     async def claim(self, limit: int = 1, now: float = NOW) -> Sequence[Claimed]:
         return (await self.exchange(now, claim=limit)).claimed
@@ -1792,23 +1803,23 @@ async def test_an_empty_queue_is_deleted_with_its_pause(node: Node) -> None:
 
 async def test_an_overview_counts_over_all_queues(node: Node) -> None:
     """And tells whether a job is ready that may be claimed."""
-    empty = await node.store.overview()
+    empty = await node.store.overview(KINDS)
     for number, status in enumerate(EACH):
         for queue in ("a", "b"):
             await bring_to(node, status, f"{queue}{number}", queue=queue)
     await node.claim(9)
-    held = await node.store.overview()
+    held = await node.store.overview(KINDS)
     await add(node.store, new_job("c", queue="c"))
-    ready = await node.store.overview()
+    ready = await node.store.overview(KINDS)
     await node.store.pause("c")
-    paused = await node.store.overview()
+    paused = await node.store.overview(KINDS)
     await node.store.delete(["c"])
 
     assert empty == Overview({}, ready=False)
     assert held == Overview(dict.fromkeys(Status, 2), ready=False)
     assert (ready.ready, ready.counts[Status.QUEUED]) == (True, 3)
     assert paused == Overview(ready.counts, ready=False)
-    assert await node.store.overview() == held
+    assert await node.store.overview(KINDS) == held
 
 
 # --- lists by time and cursor -----------------------------------------------------------------------------------------

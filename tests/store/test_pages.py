@@ -16,7 +16,7 @@ from jobpipe.store.paging import FIRST, ROW, SECONDS, Pager
 from jobpipe.store.postgres.store import PostgresStore
 from jobpipe.store.sqlite import open_sqlite
 from jobpipe.store.sqlite.store import SqliteStore
-from tests.store.test_contract import NOW, add, new_job, settlement
+from tests.store.test_contract import NOW, add, new_job, settlement, wish
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ async def test_results_errors_and_options_count_too(bounded: Store, monkeypatch:
     """A page is bounded by what it shows."""
     await bounded.join("n", NOW, NOW + 60)
     await add(bounded, *(new_job(str(number), options=Options(tags=("t" * 100,))) for number in range(4)))
-    claimed = (await bounded.exchange(Batch(node="n", now=NOW, claim=3))).claimed
+    claimed = (await bounded.exchange(Batch(node="n", now=NOW, claim=wish(3)))).claimed
     error = JobError("E", "m" * 1000, "t" * 8000)
     settled = [
         settlement(claimed[0], Outcome.DONE, result=payload(9000)),

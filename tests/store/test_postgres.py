@@ -17,9 +17,9 @@ from jobpipe.store.base import SharedStore, Store
 from jobpipe.store.postgres import PostgresStore, migrate, open_postgres
 from jobpipe.store.postgres.address import read_address
 from jobpipe.store.postgres.line import Limits, Lines
-from jobpipe.store.postgres.writer import _CLAIM
+from jobpipe.store.postgres.writer import _CLAIM, PASSED, WALKED
 from tests.store.server import ask, server_url, with_query
-from tests.store.test_contract import NOW, Node, add, get, look, new_job, settlement, start
+from tests.store.test_contract import KINDS, NOW, Node, add, get, look, new_job, settlement, start
 
 
 def url_of(schema: str, **more: str) -> str:
@@ -79,7 +79,8 @@ async def test_a_claim_locks_what_it_takes_whatever_the_number_of_queues(schema:
         with psycopg.connect(server_url()) as claiming:
             claiming.execute(f'set local search_path = "{schema}"'.encode())
             values = {"node": "one", "now": NOW, "limit": 90, "token": 1, "slot": 0}
-            first = [str(row[3]) for row in claiming.execute(_CLAIM.encode(), values).fetchall()]
+            values |= {"after": "", "passed": PASSED, "walked": WALKED, "kinds": sorted(KINDS)}
+            first = [str(row[4]) for row in claiming.execute(_CLAIM.encode(), values).fetchall()]
             meanwhile = [job.id for job in await other.claim(90)]
         ready = [f"j{n:03}" for n in range(300) if n % 50 >= paused]
 

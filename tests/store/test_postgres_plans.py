@@ -16,9 +16,10 @@ from jobpipe.store.postgres.line import Limits, Line, Lines, Verb
 from jobpipe.store.postgres.session import Session
 from jobpipe.store.postgres.writer import Writer
 from tests.store.server import ask, new_schema, server_url, with_query
-from tests.store.test_contract import KEEP_ALL, LATER, NOW, new_job, settlement, start
+from tests.store.test_contract import KEEP_ALL, LATER, NOW, new_job, settlement, start, wish
 
-ENDED_JOBS, WAITING_JOBS, LATER_JOBS = 700_000, 250_000, 50_000
+ENDED_JOBS, WAITING_JOBS, LATER_JOBS, ASIDE_JOBS = 700_000, 250_000, 50_000, 100_000
+ECHO, DEMO = frozenset({"echo"}), frozenset({"demo"})
 
 RARE = 50
 OLD = NOW - 1e6
@@ -49,6 +50,13 @@ FILL = (
         "(id, kind, queue, status, priority, run_at, max_retries, created_at, finished_at, payload) "
         "select 'e' || n, 'echo', 'default', (array['done', 'failed', 'cancelled', 'expired'])[1 + n % 4], 0, "
         f"{NOW}, 3, {NOW} + n / 1e3, {NOW} + n / 1e6, '1' from generate_series(1, {ENDED_JOBS}) n"
+    ),
+    (  # ready jobs of the highest priority, of a kind that no node serves
+        "with new as (insert into {0}.jobs (id, kind, queue, priority, run_at, max_retries, created_at, payload) "
+        f"select 'd' || n, 'demo', 'q0', 1000, {NOW}, 3, {NOW}, '1' "
+        f"from generate_series(1, {ASIDE_JOBS}) n returning *) "
+        "insert into {0}.live (seq, kind, queue, status, priority, run_at) "
+        "select seq, kind, queue, 'queued', priority, run_at from new"
     ),
     (
         "with new as (insert into {0}.jobs "
@@ -126,7 +134,7 @@ def line() -> Iterator[Counting]:
         for sql in FILL:
             ask(sql.format(schema))
         opened = Counting(Lines(read_address(url), Limits(lease=60.0)))
-        trio.run(House(opened, 1, "caller", "plans").join, "n", NOW, LATER)
+        trio.run(House(opened, 1, "caller", "plans").join, "n", NOW, LATER, ECHO)
         try:
             yield opened
         finally:
@@ -150,7 +158,7 @@ def house(line: Counting) -> House:
 
 async def test_an_exchange_reads_the_rows_that_it_writes(line: Counting, writer: Writer) -> None:
     """Claims, starts, settlements and adds, over three queues of a hundred thousand jobs."""
-    claimed = (await writer.exchange(Batch(node="n", now=NOW, claim=30), 1.0)).claimed
+    claimed = (await writer.exchange(Batch(node="n", now=NOW, claim=wish(30, ECHO)), 1.0)).claimed
     first = (line.whole, line.by_index, line.counts)
     await writer.exchange(
         Batch(
@@ -160,7 +168,7 @@ async def test_an_exchange_reads_the_rows_that_it_writes(line: Counting, writer:
             starts=[start(job) for job in claimed[:10]],
             settlements=[settlement(job, outcome) for job in claimed[10:] for outcome in [Outcome.DONE]],
             adds=[Add([new_job(f"new{number}") for number in range(10)])],
-            claim=10,
+            claim=wish(10, ECHO),
         ),
         1.0,
     )
@@ -187,7 +195,7 @@ async def test_a_claim_beside_a_paused_queue_passes_over_few_of_its_jobs(
 ) -> None:
     """Eighty thousand lie at the head of the line."""
     await control.pause("q0", paused=True)
-    claimed = (await writer.exchange(Batch(node="n", now=NOW, claim=10), 1.0)).claimed
+    claimed = (await writer.exchange(Batch(node="n", now=NOW, claim=wish(10, ECHO)), 1.0)).claimed
     read = (line.whole, line.by_index, line.counts)
     await control.pause("q0", paused=False)
 
@@ -251,7 +259,7 @@ async def test_a_prune_reads_a_step(line: Counting, house: House, retention: Ret
 async def test_a_rescue_reads_what_is_held(line: Counting, writer: Writer, house: House) -> None:
     """And takes it back a step at a time."""
     await house.join("dead", NOW, NOW + 1)
-    claimed = (await writer.exchange(Batch(node="dead", now=NOW, claim=50), 1.0)).claimed
+    claimed = (await writer.exchange(Batch(node="dead", now=NOW, claim=wish(50, ECHO)), 1.0)).claimed
     rescued = await house.rescue("n", NOW + 2)
 
     assert {job.id for job in rescued} == {job.id for job in claimed}
@@ -308,8 +316,33 @@ async def test_queues_are_told_from_the_counts(line: Counting) -> None:
 
 async def test_what_a_health_check_asks_costs_the_same_among_very_many_queues(line: Counting) -> None:
     """Totals are kept, and the first queue that has a ready job will do."""
-    seen = await line.transact(reader.overview)
+    seen = await line.transact(lambda session: reader.overview(session, ECHO))
 
     assert seen.ready
     assert seen.counts[Status.DONE] > ENDED_JOBS / 4
     assert (line.whole, line.by_index <= 300, line.counts <= 50) == (0, True, True)
+
+
+async def test_jobs_of_kinds_that_no_node_serves_are_not_read_by_a_claim(
+    line: Counting, writer: Writer
+) -> None:
+    """A hundred thousand of the highest priority stand aside; a node that serves them reads what it takes."""
+    claimed = (await writer.exchange(Batch(node="n", now=NOW, claim=wish(30, ECHO)), 1.0)).claimed
+    first = (line.whole, line.by_index)
+    merged = (await writer.exchange(Batch(node="n", now=NOW, claim=wish(30, ECHO | DEMO)), 1.0)).claimed
+    second = (line.whole, line.by_index)
+
+    assert {job.kind for job in claimed} == {"echo"}
+    assert (first[0], first[1] <= 10 * 30) == (0, True), first
+    assert ({job.kind for job in merged}, len(merged)) == ({"demo"}, 30)
+    assert (second[0], second[1] <= 20 * 30) == (0, True), second
+
+
+async def test_an_add_of_a_kind_that_no_node_serves_reads_no_jobs(line: Counting, writer: Writer) -> None:
+    """Whether it stands aside is seen from the nodes."""
+    await writer.exchange(Batch(node="n", now=NOW, adds=[Add([new_job("aside", kind="demo")])]), 1.0)
+    read = (line.whole, line.by_index)
+    await line.transact(reader.unserved)
+
+    assert (read[0], read[1] <= 10) == (0, True), read
+    assert (line.whole, line.by_index <= ASIDE_JOBS + 100) == (0, True)

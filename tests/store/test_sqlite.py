@@ -15,13 +15,14 @@ import pytest
 from jobpipe.errors import StoreError
 from jobpipe.job import JobError, NewJob, Options, Outcome, Status
 from jobpipe.store import paging
-from jobpipe.store.base import Add, Batch, Filter, Place, Retention, Settlement, Start
+from jobpipe.store.base import Add, Batch, Claimed, Filter, Place, Retention, Settlement, Start
 from jobpipe.store.migrations import migrations
 from jobpipe.store.sqlite import open_sqlite, reader
 from jobpipe.store.sqlite.control import Control
 from jobpipe.store.sqlite.database import open_database
 from jobpipe.store.sqlite.opening import check_path
-from jobpipe.store.sqlite.writer import Writer
+from jobpipe.store.sqlite.writer import SLICE, SLICES, Writer
+from tests.store.test_contract import wish
 
 NOW = 1_700_000_000.0
 TAKE = Retention(done_age=0, failed_age=0, jobs=0, size=0)
@@ -95,7 +96,7 @@ def a_bit_of_everything(db: apsw.Connection) -> None:
         job("mail", queue="mail"),
     ]
     claimed = writer.exchange(
-        Batch(node="n", now=NOW, lease_until=NOW + 60, adds=[Add(new)], claim=2)
+        Batch(node="n", now=NOW, lease_until=NOW + 60, adds=[Add(new)], claim=wish(2))
     ).claimed
     starts = [Start(one.seq, one.claim, 1, NOW) for one in claimed]
     ends = [
@@ -106,7 +107,7 @@ def a_bit_of_everything(db: apsw.Connection) -> None:
     ]
     writer.exchange(Batch(node="n", now=NOW, starts=starts))
     writer.exchange(
-        Batch(node="n", now=NOW + 9, settlements=ends, adds=[Add(new), Add(new, atomic=True)], claim=9)
+        Batch(node="n", now=NOW + 9, settlements=ends, adds=[Add(new), Add(new, atomic=True)], claim=wish(9))
     )
     writer.exchange(Batch(node="n", now=NOW + 9, settlements=ends))
 
@@ -138,6 +139,55 @@ def test_an_exchange_walks_indexes_that_hold_just_its_rows(db: apsw.Connection) 
     assert {"jobs_ready", "jobs_later", "jobs_expiring"} <= set(re.findall(r"jobs_\w+", walked))
 
 
+def steps(db: apsw.Connection, act: Callable[[], object]) -> int:
+    """How many steps SQLite's machine takes for all statements of an act: so many for each row that is read."""
+    found: list[int] = []
+    db.trace_v2(
+        apsw.SQLITE_TRACE_PROFILE,
+        lambda event: found.append(event["stmt_status"]["SQLITE_STMTSTATUS_VM_STEP"]),
+    )
+    act()
+    db.trace_v2(0, None)
+    return sum(found)
+
+
+def test_jobs_of_kinds_that_no_node_serves_are_not_read_by_a_claim(db: apsw.Connection) -> None:
+    """A hundred thousand of the highest priority stand aside, and a claim takes as many steps as without them."""
+    echo, writer = frozenset({"echo"}), Writer(db)
+    Control(db).join("n", NOW + 60, echo)
+    ask = Batch(node="n", now=NOW, claim=wish(64, echo))
+    took = []
+    for others in (0, 100_000):
+        for start in range(0, others, 1000):
+            new = [job(f"d{start + n}", kind="demo", priority=1000) for n in range(1000)]
+            writer.exchange(Batch(node="n", now=NOW, adds=[Add(new)]))
+        writer.exchange(Batch(node="n", now=NOW, adds=[Add([job(f"{others}-{n}") for n in range(200)])]))
+        writer.exchange(ask)  # with it the writer learns what it remembers
+        took.append(steps(db, lambda: writer.exchange(ask)))
+    found = plans(db, lambda: writer.exchange(ask))
+
+    assert took[1] <= 1.1 * took[0]
+    assert faults(found) == []
+
+
+def test_a_claim_that_meets_many_jobs_of_other_kinds_does_a_bounded_part_of_the_work(
+    db: apsw.Connection,
+) -> None:
+    """What it put aside it does not read again, so the last claims cost as little as ever."""
+    echo, writer = frozenset({"echo"}), Writer(db)
+    new = [job(f"d{n}", kind="demo", priority=9) for n in range(20 * SLICE)]
+    for start in range(0, len(new), 1000):
+        writer.exchange(Batch(node="n", now=NOW, adds=[Add(new[start : start + 1000])]))
+    writer.exchange(Batch(node="n", now=NOW, adds=[Add([job("a")])]))
+    ask, claimed, each = Batch(node="n", now=NOW, claim=wish(8, echo)), list[Claimed](), list[int]()
+    while not claimed:
+        each.append(steps(db, lambda: claimed.extend(writer.exchange(ask).claimed)))
+
+    assert len(each) == 20 // SLICES
+    assert max(each) < 200 * SLICE * SLICES
+    assert steps(db, lambda: writer.exchange(ask)) < 1_000
+
+
 @pytest.mark.parametrize("paused", ["no", "few", "many"])
 def test_a_claim_reads_its_index_in_order(
     db: apsw.Connection, monkeypatch: pytest.MonkeyPatch, paused: str
@@ -150,7 +200,7 @@ def test_a_claim_reads_its_index_in_order(
     if paused != "no":
         control.pause("a", paused=True)
         writer.forget()
-    found = plans(db, lambda: writer.exchange(Batch(node="n", now=NOW, claim=2)))
+    found = plans(db, lambda: writer.exchange(Batch(node="n", now=NOW, claim=wish(2))))
 
     steps = [step for sql, steps in found.items() if "priority desc" in sql for step in steps]
     assert any("INDEX jobs_ready" in step for step in steps)
@@ -206,7 +256,7 @@ def test_an_exchange_costs_the_same_among_fifty_thousand_queues(
         def act(writer: Writer = writer, ready: Sequence[NewJob] = ready) -> None:
             writer.exchange(Batch(node="n", now=NOW, lease_until=NOW + 60, adds=[Add(ready)]))
             for _ in range(3):
-                writer.exchange(Batch(node="n", now=NOW, claim=10))
+                writer.exchange(Batch(node="n", now=NOW, claim=wish(10)))
 
         costs.append(steps_of(db, act))
 
@@ -219,7 +269,7 @@ def test_a_health_check_costs_the_same_among_fifty_thousand_queues(db: apsw.Conn
     for queues in (2000, 50_000):
         many_queues(db, queues, "queued")
         acts: Sequence[Callable[[], object]] = (
-            lambda: reader.overview(db),
+            lambda: reader.overview(db, frozenset({"echo"})),
             lambda: reader.queues(db, 100, "q1"),
             lambda: reader.queue(db, "q77"),
         )
@@ -288,7 +338,8 @@ def test_reads_walk_indexes(db: apsw.Connection) -> None:
         reader.one(db, "a")
         reader.queues(db, 10, "")
         reader.queue(db, "default")
-        reader.overview(db)
+        reader.overview(db, frozenset({"echo"}))
+        reader.unserved(db)
 
     found = plans(db, act)
 

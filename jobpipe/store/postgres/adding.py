@@ -17,15 +17,20 @@ _NEW = (
     "select id, kind, queue, priority, run_at, max_retries, created_at, expires_at, options, payload "
     "from unnest(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) with ordinality as v "
     "(id, kind, queue, priority, run_at, max_retries, created_at, expires_at, options, payload, n) order by n "
-    "on conflict (id) do nothing returning seq, id, queue, priority, run_at, created_at, expires_at), "
+    "on conflict (id) do nothing returning seq, id, kind, queue, priority, run_at, created_at, expires_at), "
 )
 _TAGGED = (
     "tagged as (insert into tags (tag, created_at, seq) select t.tag, new.created_at, new.seq "
     "from unnest(%s, %s) as t (tag, id) join new on new.id = t.id on conflict do nothing), "
 )
+_NOT_SERVED_BY_ALL = (
+    "select k from unnest(%s) as k where exists "
+    "(select from nodes n where n.lease_until is not null and n.kinds <> '{}' and k <> all (n.kinds))"
+)
 _ALIVE = (
-    "alive as (insert into live (seq, queue, status, priority, run_at, created_at, expires_at) "
-    "select seq, queue, case when run_at > created_at then 'scheduled' else 'queued' end, priority, "
+    "alive as (insert into live (seq, kind, queue, status, priority, run_at, created_at, expires_at) "
+    f"select seq, case when kind = any (array({_NOT_SERVED_BY_ALL})) then kind end, "
+    "queue, case when run_at > created_at then 'scheduled' else 'queued' end, priority, "
     "run_at, created_at, expires_at from new returning queue, status), "
     f"{counting('select queue, status, 1, 0 from alive')} select id from new"
 )
@@ -52,7 +57,8 @@ class Adding:
             firsts = {job.id: job for job in reversed(self._jobs)}.values()
             pairs = [(tag.encode(), job.id) for job in firsts for tag in job.options.tags]
             tags: Row = (binaries([tag for tag, _ in pairs]), texts([job_id for _, job_id in pairs]))
-            values = (*_columns(self._jobs), *(tags if pairs else ()), self._slot)
+            kinds = texts(sorted({job.kind for job in self._jobs}))
+            values = (*_columns(self._jobs), *(tags if pairs else ()), kinds, self._slot)
             self._answer = session.run(_INSERT[bool(pairs)], values)
 
     async def check(self, session: Session) -> None:

@@ -21,10 +21,9 @@ from jobpipe.store.postgres.writer import CLOCK, RENEW, SIDELINE, clock_offset
 from jobpipe.store.rows import encoded_error, job_from, tags_of
 
 _JOIN = {
-    "database": f"insert into nodes (name, lease_until) values (%s, {CLOCK} + %s) "
-    "on conflict (name) do update set lease_until = excluded.lease_until, hungry = false",
-    "caller": "insert into nodes (name, lease_until) values (%s, %s) "
-    "on conflict (name) do update set lease_until = excluded.lease_until, hungry = false",
+    leases: f"insert into nodes (name, lease_until, kinds) values (%s, {until}, %s) on conflict (name) do update "
+    "set lease_until = excluded.lease_until, hungry = false, kinds = excluded.kinds"
+    for leases, until in (("database", f"{CLOCK} + %s"), ("caller", "%s"))
 }
 _DROP = "delete from live where seq = any(%s)"
 """Of rows without a job: a damaged database may have them, and nobody can run them."""
@@ -96,10 +95,12 @@ class House:
     def __init__(self, line: Line, slot: int, leases: Leases, channel: str) -> None:
         self._line, self._slot, self._leases, self._channel = line, slot, leases, channel
 
-    async def join(self, node: str, now: float, lease_until: float) -> float:
+    async def join(
+        self, node: str, now: float, lease_until: float, kinds: frozenset[str] = frozenset()
+    ) -> float:
         """See `jobpipe.store.base.EngineStore.join`. Returns how far the database's clock is ahead."""
         until = lease_until - now if self._leases == "database" else lease_until
-        await self._line.run(_JOIN[self._leases], (node, float(until)))
+        await self._line.run(_JOIN[self._leases], (node, float(until), texts(sorted(kinds))))
         await self._line.transact(self._mend)
         return await self._line.transact(clock_offset)
 

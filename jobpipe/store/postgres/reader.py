@@ -8,10 +8,10 @@ import msgspec
 import trio
 
 from jobpipe.job import Job, Status
-from jobpipe.store.base import STEP, Filter, Overview, Page, Place, QueueState
+from jobpipe.store.base import STEP, UNSERVED, Filter, Overview, Page, Place, QueueState, Unserved
 from jobpipe.store.paging import Pager
 from jobpipe.store.postgres import lists
-from jobpipe.store.postgres.parameters import integers, texts
+from jobpipe.store.postgres.parameters import Texts, integers, texts
 from jobpipe.store.postgres.session import Row, Session
 from jobpipe.store.postgres.tally import bounded
 from jobpipe.store.rows import attempt_from, job_from, with_attempts
@@ -54,28 +54,60 @@ _HELD = (
 )
 # The index of ready jobs is read at its first entry of each queue and priority.
 _OLDEST = (
-    "with recursive tops as (select q.name, (select l.priority from live l where status = 'queued' and node is null "
-    "and l.queue = q.name order by l.priority desc limit 1) as priority from unnest(%(names)s) as q (name) "
-    "union all select t.name, (select l.priority from live l where status = 'queued' and node is null "
-    "and l.queue = t.name and l.priority < t.priority order by l.priority desc limit 1) "
+    "with recursive tops as (select q.name, a.aside, (select l.priority from live l where {ready} "
+    "and l.queue = q.name and {aside} = a.aside order by l.priority desc limit 1) as priority "
+    "from unnest(%(names)s) as q (name), (values (0), (1)) a (aside) "
+    "union all select t.name, t.aside, (select l.priority from live l where {ready} and l.queue = t.name "
+    "and {aside} = t.aside and l.priority < t.priority order by l.priority desc limit 1) "
     "from tops t where t.priority is not null) "
-    "select t.name, min((select l.run_at from live l where status = 'queued' and node is null and l.queue = t.name "
+    "select t.name, min((select l.run_at from live l where {ready} and l.queue = t.name and {aside} = t.aside "
     "and l.priority = t.priority order by l.run_at limit 1)) from tops t where t.priority is not null group by t.name"
-)
+).format(ready="l.status = 'queued' and l.node is null", aside="(case when l.kind is null then 0 else 1 end)")
 _TOTALS = (
     "select state, sum(jobs)::bigint from (select state, jobs from totals union all "
     "select state, jobs from counts where slot < 0) t group by state having sum(jobs) > 0 union all "
     "select status, count(*) from live where node is not null group by status"
 )
-_READY = "live l where l.status = 'queued' and l.node is null"
-NEXT_QUEUE = f"(select l.queue from {_READY} and l.queue > {{}} order by l.queue limit 1)"
+NEXT_QUEUE = (
+    "(select l.queue from live l where l.status = 'queued' and l.node is null and l.queue > {} "
+    "order by l.queue limit 1)"
+)
 """From one queue that has a ready job to the next by name: queues without ready jobs cost nothing."""
 
+READY = "l.status = 'queued' and l.node is null and l.kind is null"
+ASIDE = "l.status = 'queued' and l.node is null and l.kind is not null"
+"""Ready jobs that do not stand aside, and those that do."""
+
+NOT_ASIDE = "(case when l.kind is null then 0 else 1 end) = 0"
+"""As the index by queue has it."""
+
+ORDER = "order by {0}.priority desc, {0}.run_at, {0}.seq"
+
+MINE_ASIDE = (
+    "exists (select from unnest(%(kinds)s::text[]) as k (kind) cross join lateral "
+    f"(select from live l where {ASIDE} and l.kind = k.kind and {{which}} {ORDER.format('l')} limit 1) a)"
+)
+"""Whether jobs of some kinds stand aside: in the order of their index, so that the planner takes no other one."""
+
+_KINDS = "select distinct k from nodes, unnest(kinds) as k where lease_until is not null"
+# From one kind of which a job stands aside to the next by name.
+_UNSERVED = (
+    f"with recursive walk (kind) as ((select l.kind from live l where {ASIDE} order by l.kind limit 1) union all "
+    "select n.kind from walk w cross join lateral "
+    f"(select l.kind from live l where {ASIDE} and l.kind > w.kind order by l.kind limit 1) n), "
+    f"named as materialized (select kind from walk where kind <> all (array({_KINDS})) limit %s) "
+    "select n.kind, c.jobs, c.since from named n cross join lateral "
+    f"(select count(*) as jobs, min(l.run_at) as since from live l where {ASIDE} and l.kind = n.kind) c "
+    "order by n.kind"
+)
+
 UNPAUSED = "{}.queue <> all (array(select name from queues where paused))"
-ANY_READY = (
+_ANY_READY = (
     f"with recursive walk (queue) as ({NEXT_QUEUE.format(chr(39) * 2)} union all "
     f"select n.queue from walk w cross join lateral {NEXT_QUEUE.format('w.queue')} n) "
-    f"select exists (select from walk w where {UNPAUSED.format('w')})"
+    f"select exists (select from walk w where {UNPAUSED.format('w')} and exists "
+    f"(select from live l where {READY} and l.queue = w.queue and {NOT_ASIDE} {ORDER.format('l')} limit 1)) "
+    f"or {MINE_ASIDE.format(which=UNPAUSED.format('l'))}"
 )
 
 _LIST = (
@@ -202,9 +234,9 @@ def _counts(rows: Sequence[Row]) -> dict[str, dict[Status, int]]:
     return counts
 
 
-async def overview(session: Session) -> Overview:
+async def overview(session: Session, kinds: frozenset[str]) -> Overview:
     """See `jobpipe.store.base.ReadStore.overview`."""
-    totals, ready = session.run(_TOTALS), session.run(ANY_READY)
+    totals, ready = session.run(_TOTALS), session.run(_ANY_READY, {"kinds": texts(sorted(kinds))})
     await session.answered()
     counts: dict[Status, int] = {}
     for status, jobs in totals.rows():
@@ -213,9 +245,25 @@ async def overview(session: Session) -> Overview:
     return Overview(counts, ready.rows()[0][0])
 
 
+async def any_ready(session: Session, kinds: Texts) -> bool:
+    """Whether a job of these kinds is ready, or one that no claim has met yet, in a queue that is not paused."""
+    row = await session.row(_ANY_READY, {"kinds": kinds})
+    return bool(row and row[0])
+
+
 async def paused(session: Session) -> Sequence[str]:
     """See `jobpipe.store.base.SharedStore.paused`."""
     return [row[0] for row in await session.rows(_PAUSED, (STEP,))]
+
+
+async def kinds(session: Session) -> frozenset[str]:
+    """See `jobpipe.store.base.ReadStore.kinds`."""
+    return frozenset(row[0] for row in await session.rows(_KINDS))
+
+
+async def unserved(session: Session) -> Sequence[Unserved]:
+    """See `jobpipe.store.base.ReadStore.unserved`."""
+    return [Unserved(*row) for row in await session.rows(_UNSERVED, (UNSERVED,))]
 
 
 async def ping(session: Session) -> None:

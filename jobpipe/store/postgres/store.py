@@ -21,6 +21,7 @@ from jobpipe.store.base import (
     Receipts,
     Rescued,
     Retention,
+    Unserved,
 )
 from jobpipe.store.postgres import reader
 from jobpipe.store.postgres.address import Address, Leases, read_address
@@ -38,7 +39,7 @@ from jobpipe.store.postgres.line import (
     Reading,
     mapped,
 )
-from jobpipe.store.postgres.listening import LOOK, Listening
+from jobpipe.store.postgres.listening import Listening
 from jobpipe.store.postgres.opening import prepare, suited
 from jobpipe.store.postgres.vacuum import Vacuum
 from jobpipe.store.postgres.writer import Writer
@@ -69,8 +70,10 @@ class PostgresStore:
         """Whether news come at once."""
         return self._listening.up
 
-    async def join(self, node: str, now: float, lease_until: float) -> None:
-        self.clock_offset = await self._house.join(node, now, lease_until)
+    async def join(
+        self, node: str, now: float, lease_until: float, kinds: frozenset[str] = frozenset()
+    ) -> None:
+        self.clock_offset = await self._house.join(node, now, lease_until, kinds)
         self._writer.forget(node)
 
     def renew_from_thread(self, node: str, now: float, lease_until: float) -> bool:
@@ -82,8 +85,6 @@ class PostgresStore:
         if batch.lease_until is not None and self._writer.offset is not None:
             self.clock_offset = self._writer.offset
         self.vacuum.count(len(receipts.claimed) + len(batch.settlements), len(batch.settlements))
-        if self._writer.more_ready:
-            self._listening.tell(LOOK)
         return receipts
 
     async def sideline(self, batch: Batch, words: str) -> str | None:
@@ -141,8 +142,14 @@ class PostgresStore:
     async def queue(self, name: str) -> QueueState | None:
         return await self._reading.read(lambda session: reader.queue(session, name))
 
-    async def overview(self) -> Overview:
-        return await self._reading.read(reader.overview)
+    async def overview(self, kinds: frozenset[str]) -> Overview:
+        return await self._reading.read(lambda session: reader.overview(session, kinds))
+
+    async def kinds(self) -> frozenset[str]:
+        return await self._reading.read(reader.kinds)
+
+    async def unserved(self) -> Sequence[Unserved]:
+        return await self._reading.read(reader.unserved)
 
     async def ping(self) -> None:
         await self._reading.read(reader.ping)

@@ -13,8 +13,17 @@ from jobpipe.store.postgres.adding import Adding, Conflict, add_with_care, store
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.line import TRIES, CommitUnknown, Line, Locked
 from jobpipe.store.postgres.locks import Aside, Locks
-from jobpipe.store.postgres.parameters import integers
-from jobpipe.store.postgres.reader import ANY_READY, NEXT_QUEUE, UNPAUSED
+from jobpipe.store.postgres.parameters import Texts, integers, texts
+from jobpipe.store.postgres.reader import (
+    ASIDE,
+    MINE_ASIDE,
+    NEXT_QUEUE,
+    NOT_ASIDE,
+    ORDER,
+    READY,
+    UNPAUSED,
+    any_ready,
+)
 from jobpipe.store.postgres.session import Answer, Row, Session
 from jobpipe.store.postgres.settling import Fence, Settling, send_starts, written_before
 from jobpipe.store.postgres.tally import Tally, bounded, counting, fold
@@ -49,9 +58,15 @@ PASSED = 10_000
 WALKED = 1_000
 """How many queues such a claim reads; the next one continues behind them."""
 
-_READY = "l.status = 'queued' and l.node is null"
+SLICE, SLICES = 1_000, 5
+"""How many ready jobs are looked at in one step to put aside those of other kinds, and how often in one exchange."""
+
+SPARE = 4
+"""How many times as many jobs as it wants a claim reads where it merges: other nodes may hold the first ones."""
+
+# "Ready", said so that the planner looks up each row by its key, and takes no index of ready jobs for a short cut.
+_STILL_READY = "l.status = 'queued' and coalesce(l.node, 0) = 0"
 _FRESH = "(l.expires_at is null or l.expires_at > %(now)s)"
-_ORDER = "order by {0}.priority desc, {0}.run_at, {0}.seq"
 # From one queue that has a ready job to the next, and round to where it began.
 _WALK = (
     'walk (queue, round) as (select %(after)s::text collate "C", -1 from way where by_queue union all '
@@ -62,43 +77,83 @@ _WALK = (
 )
 _HEADS = (
     "heads as materialized (select w.queue, w.round, r.* from walk w cross join lateral "
-    f"(select l.priority, l.run_at, l.seq from live l where {_READY} and l.queue = w.queue and {_FRESH} "
-    f"{_ORDER.format('l')} limit 1) r where w.round >= 0 and {UNPAUSED.format('w')} limit %(walked)s)"
+    f"(select l.priority, l.run_at, l.seq from live l where {READY} and l.queue = w.queue and {NOT_ASIDE} and {_FRESH} "
+    f"{ORDER.format('l')} limit 1) r where w.round >= 0 and {UNPAUSED.format('w')} limit %(walked)s)"
+)
+_OF_QUEUES = (
+    "of_queues as (select r.* from "
+    f"(select h.queue from heads h {ORDER.format('h')} limit %(limit)s) h cross join lateral "
+    f"(select l.priority, l.run_at, l.seq from live l where {READY} and l.queue = h.queue and {NOT_ASIDE} and {_FRESH} "
+    f"{ORDER.format('l')} limit %(limit)s) r {ORDER.format('r')} limit 10 * %(limit)s)"
+)
+_OF_KINDS = (
+    f"near as (select l.priority, l.run_at, l.seq from live l where {READY} and {UNPAUSED.format('l')} and {_FRESH} "
+    "and (select aside and not by_queue from way) "
+    f"{ORDER.format('l')} limit {SPARE} * %(limit)s), "
+    "of_kinds as (select r.* from unnest(%(kinds)s) as k (kind) cross join lateral "
+    f"(select l.priority, l.run_at, l.seq from live l where {ASIDE} and l.kind = k.kind and {UNPAUSED.format('l')} "
+    f"and {_FRESH} {ORDER.format('l')} limit {SPARE} * %(limit)s) r where (select aside from way))"
 )
 # Locking a row costs about ten times as much as reading it, so the candidates are read first and locked in order.
-_OF_QUEUES = (
-    "of_queues as materialized (select l.seq from (select r.* from "
-    f"(select h.queue from heads h {_ORDER.format('h')} limit %(limit)s) h cross join lateral "
-    f"(select l.priority, l.run_at, l.seq from live l where {_READY} and l.queue = h.queue and {_FRESH} "
-    f"{_ORDER.format('l')} limit %(limit)s) r {_ORDER.format('r')} limit 10 * %(limit)s) c "
-    f"join live l on l.seq = c.seq where {_READY} and exists (select from me) "
-    f"{_ORDER.format('c')} limit %(limit)s for update of l skip locked)"
+_MERGED = (
+    "merged as materialized (select l.seq from (select * from of_queues union all select * from near "
+    f"union all select * from of_kinds order by priority desc, run_at, seq limit 10 * %(limit)s) c "
+    f"join live l on l.seq = c.seq where {_STILL_READY} and exists (select from me) "
+    f"{ORDER.format('c')} limit %(limit)s for update of l skip locked)"
 )
-# The server takes one of two ways. It reads one index over all queues, and passes over the jobs of paused ones; or,
-# where those are too many, it reads the first jobs of each queue.
+# The server takes one of three ways. It reads one index over all queues, and passes over the jobs of paused ones; or,
+# where those are too many, it reads the first jobs of each queue; and where jobs of its kinds stand aside, it merges.
 _BY_QUEUE = (
     "select exists (select from queues where paused) and coalesce((select sum(c.jobs) from queues q "
-    "join counts c on c.queue = q.name and c.state = 'queued' where q.paused) > %(passed)s, false) as by_queue"
+    "join counts c on c.queue = q.name and c.state = 'queued' where q.paused) > %(passed)s, false) as by_queue, "
+    f"(select l.kind from live l where {ASIDE} order by l.kind limit 1) is not null "
+    f"and {MINE_ASIDE.format(which='true')} as aside"
 )
 _CLAIM = (
     # Locked, so that no rescue can take the node for dead before what is claimed here is committed.
     "with recursive me as (select node from nodes where name = %(node)s and lease_until is not null for share), "
     f"way as materialized ({_BY_QUEUE}), "
-    f"first as materialized (select l.seq from live l where {_READY} and {UNPAUSED.format('l')} and {_FRESH} "
-    "and not (select by_queue from way) and exists (select from me) "
-    f"{_ORDER.format('l')} limit %(limit)s for update skip locked), "
-    f"{_WALK}, {_HEADS}, {_OF_QUEUES}, "
-    "ready as (select seq from first union all select seq from of_queues), "
-    "taken as (update live l set claim = l.claim + 1, node = (select node from me), token = %(token)s, "
-    "started_at = null from ready where l.seq = ready.seq returning l.*), "
-    + counting("select queue, 'queued', -1, 0 from taken").replace("%s", "%(slot)s")
+    f"first as materialized (select l.seq from live l where {READY} and {UNPAUSED.format('l')} and {_FRESH} "
+    "and not (select by_queue or aside from way) and exists (select from me) "
+    f"{ORDER.format('l')} limit %(limit)s for update skip locked), "
+    f"{_WALK}, {_HEADS}, {_OF_QUEUES}, {_OF_KINDS}, {_MERGED}, "
+    "found as (select seq from first union all select seq from merged), "
+    "ready as (select j.seq, j.id, j.kind, j.payload, j.max_retries, j.options, j.kind = any (%(kinds)s) as mine "
+    "from found join jobs j on j.seq = found.seq), "
+    # A job of another kind that was met is put aside, where no claim of this node meets it again.
+    "taken as (update live l set kind = case when r.mine then l.kind else r.kind end, "
+    "claim = l.claim + r.mine::int, node = case when r.mine then (select node from me) end, "
+    "token = case when r.mine then %(token)s::bigint end, "
+    "started_at = case when not r.mine then l.started_at end from ready r where l.seq = r.seq "
+    "returning l.priority, l.run_at, l.seq, r.id, r.kind, l.queue, r.payload, l.attempt, r.max_retries, l.claim, "
+    "l.rescued, r.options, r.mine), "
+    + counting("select queue, 'queued', -1, 0 from taken where mine").replace("%s", "%(slot)s")
     + " "
-    "select -t.priority::bigint, t.run_at, t.seq, j.id, j.kind, j.queue, j.payload, t.priority, t.run_at, t.attempt, "
-    "j.max_retries, t.claim, t.rescued, j.options, "
-    "(select h.queue from heads h order by h.round desc, h.queue desc limit 1) "
-    "from taken t join jobs j on j.seq = t.seq"
+    "select mine, -priority::bigint, run_at, seq, id, kind, queue, case when mine then payload end, priority, run_at, "
+    "attempt, max_retries, claim, rescued, options, "
+    "(select h.queue from heads h order by h.round desc, h.queue desc limit 1) from taken"
 )
-_HEAD = _READY.format(which="l.queue <> all (array(select name from queues where paused))")
+# Done in slices behind a claim that met a job of another kind, so that the next claim meets few.
+_PUT_ASIDE = (
+    f"with near as materialized (select l.seq from live l where {READY} and {UNPAUSED.format('l')} "
+    f"{ORDER.format('l')} limit %(slice)s), "
+    "others as materialized (select l.seq, j.kind from near n join jobs j on j.seq = n.seq "
+    f"join live l on l.seq = n.seq where j.kind <> all (%(kinds)s) and l.kind is null and {_STILL_READY} "
+    "order by l.seq for update of l skip locked) "
+    "update live l set kind = o.kind from others o where l.seq = o.seq returning 1"
+)
+# The job that a claim of one job would take.
+_HEAD = (
+    "with near as (select l.priority, l.run_at, l.seq from live l join jobs j on j.seq = l.seq "
+    f"where {READY} and {UNPAUSED.format('l')} and {_FRESH} and j.kind = any (%(kinds)s) "
+    f"{ORDER.format('l')} limit 1), "
+    "of_kinds as (select r.* from unnest(%(kinds)s) as k (kind) cross join lateral "
+    f"(select l.priority, l.run_at, l.seq from live l where {ASIDE} and l.kind = k.kind and {UNPAUSED.format('l')} "
+    f"and {_FRESH} {ORDER.format('l')} limit 1) r) "
+    "select l.seq from "
+    "(select * from near union all select * from of_kinds order by priority desc, run_at, seq limit 1) c "
+    "join live l on l.seq = c.seq for update of l skip locked"
+)
 _WAITS_NO_MORE = "delete from live where seq = any(%s) returning seq, watched"
 SIDELINE = (
     "update jobs set status = 'failed', finished_at = %s, error = %s, size = length(payload) where seq = any(%s) "
@@ -124,9 +179,10 @@ _STATE = (
     f"select {bounded(_WAITING)} as waiting, "
     "count(*) as calls "
     "from counts where slot < 0) c, "
-    "(select max(node) filter (where name = %s) as me, "
-    "coalesce(bool_or(name <> %s), false) as others, "
-    "coalesce(bool_or(hungry and name <> %s), false) as hungry "
+    "(select max(node) filter (where name = %(node)s) as me, "
+    "coalesce(bool_or(name <> %(node)s), false) as others, "
+    # Most often all nodes serve the same kinds, which is quickly seen.
+    "coalesce(bool_or(hungry and name <> %(node)s and (kinds = %(kinds)s or kinds && %(kinds)s)), false) as hungry "
     "from nodes where lease_until is not null) n"
 )
 
@@ -143,6 +199,7 @@ class State(NamedTuple):
     others: bool
     """whether there are other nodes"""
     others_hungry: bool
+    """whether one of them that serves a kind of this one found too few jobs"""
     cancelling: Sequence[tuple[int, int]] | None
 
 
@@ -171,15 +228,12 @@ class Writer:
         self._scattered = False
         self.offset: float | None = None
         """by how much the database's clock was ahead at the last renewal"""
-        self.more_ready = False
-        """whether jobs became ready while the last exchange that found too few of them was committed"""
 
     async def exchange(self, batch: Batch, patience: float) -> Receipts:
         """Carry out a batch; see `jobpipe.store.base.EngineStore.exchange`.
 
         `patience`: for how many seconds a claim whose commit was not answered may still come to light.
         """
-        self.more_ready = False
         if batch.lease_until is not None:
             self.offset = await self._line.transact(clock_offset)
         if self._unknown:
@@ -191,8 +245,11 @@ class Writer:
             exchange, aside = await self._around_locks(batch)
             await self._look_after(exchange)
             self._learn(exchange)
-            await self._tell(exchange)
-            receipts = exchange.receipts
+            more_ready = await self._tell(exchange)
+            if exchange.met_others:
+                await self._put_aside(exchange.kinds)
+                more_ready = True
+            receipts = exchange.receipts(more_ready=more_ready)
         except StoreError as error:
             if exchange is not None or isinstance(error, CommitUnknown):
                 self._doubt(batch, patience)
@@ -280,9 +337,10 @@ class Writer:
 
     async def sideline(self, batch: Batch, words: str) -> str | None:
         """See `jobpipe.store.base.EngineStore.sideline`."""
+        kinds = texts(sorted(batch.claim.kinds)) if batch.claim else texts([])
 
         async def verb(session: Session) -> str | None:
-            rows = await session.rows(_HEAD, {"now": float(batch.now), "limit": 1})
+            rows = await session.rows(_HEAD, {"now": float(batch.now), "kinds": kinds})
             seqs = integers([row[0] for row in rows])
             live = session.run(_WAITS_NO_MORE, (seqs,))
             error = encoded_error(JobError("DamagedRow", words))
@@ -327,7 +385,7 @@ class Writer:
         await session.answered()
         lost.judge()
         if rows:
-            wake(session, self._channel, batch.node)
+            wake(session, self._channel, batch.node, None)
             notify(session, self._channel, ended_words(lost.watched))
 
     def _learn(self, exchange: "Exchange") -> None:
@@ -338,35 +396,44 @@ class Writer:
         now = time.monotonic()
         self._unknown = {token: until for token, until in self._unknown.items() if until > now}
 
-    async def _tell(self, exchange: "Exchange") -> None:
+    async def _put_aside(self, kinds: Texts) -> None:
+        """Put ready jobs of other kinds aside that are in front: only the first claim of a node meets many of them."""
+        values = {"kinds": kinds, "slice": SLICE}
+        # What is left is met by the next claim.
+        with suppress(StoreError):
+            for _ in range(SLICES):
+                if not await self._line.transact(lambda session: session.row(_PUT_ASIDE, values)):
+                    return
+
+    async def _tell(self, exchange: "Exchange") -> bool:
         """After the commit: tell other nodes what concerns them, and look once more if this one became hungry.
+
+        Returns whether jobs became ready for it meanwhile.
 
         In this order no job is missed: who becomes hungry says so, then looks; who leaves jobs commits, then asks who
         is hungry. Not in the transaction itself, since PostgreSQL commits those that notify one after another.
         """
-        node, hungry = exchange.batch.node, exchange.hungry
+        node, hungry, more_ready = exchange.batch.node, exchange.hungry, False
         # The exchange itself is done: a failure here costs a slow wake-up.
         with suppress(StoreError):
             if hungry is not None and self._hungry.get(node) is not hungry:
                 await self._line.run(_HUNGRY, (hungry, node))
                 self._hungry[node] = hungry
-                self.more_ready = hungry and await self._line.transact(_any_ready)
+                more_ready = hungry and await self._line.transact(
+                    lambda session: any_ready(session, exchange.kinds)
+                )
             if exchange.leaves_ready or exchange.watched:
                 await self._line.transact(lambda session: self._notify(session, exchange))
+        return more_ready
 
     async def _notify(self, session: Session, exchange: "Exchange") -> None:
         if exchange.leaves_ready:
-            wake(session, self._channel, exchange.batch.node)
+            wake(session, self._channel, exchange.batch.node, exchange.left)
         notify(session, self._channel, ended_words(exchange.watched))
 
     def forget(self, node: str) -> None:
         """Its row was made anew."""
         self._hungry.pop(node, None)
-
-
-async def _any_ready(session: Session) -> bool:
-    row = await session.row(ANY_READY)
-    return bool(row and row[0])
 
 
 def _others_interfere() -> StoreUnavailable:
@@ -385,6 +452,10 @@ class Exchange:
         self._careful: Sequence[Sequence[Receipt]] | None = None
         self._taken: Sequence[Receipt] = ()
         self._claimed: Sequence[Claimed] = ()
+        self.kinds = texts(sorted(batch.claim.kinds) if batch.claim else ())
+        """what the claim asks for"""
+        self.met_others = False
+        """whether the claim met jobs of other kinds, and put them aside"""
         self.stale: set[Fence] = set()
         self.walked: str | None = None
         """the last queue that the claim read, where it went queue by queue"""
@@ -425,14 +496,15 @@ class Exchange:
 
     def claim(self, token: int, after: str) -> None:
         """Take ready jobs; where it goes queue by queue, from behind the one named `after`."""
-        if limit := self.batch.claim:
-            values = {"node": self.batch.node, "now": float(self.batch.now), "limit": limit}
+        if claim := self.batch.claim:
+            values = {"node": self.batch.node, "now": float(self.batch.now), "limit": claim.limit}
+            values["kinds"] = self.kinds
             bounds = {"passed": PASSED, "walked": WALKED, "after": after}
             self._claim = self._session.run(_CLAIM, values | bounds | {"token": token, "slot": self._slot})
 
     def look(self) -> None:
         """Ask how the store stands."""
-        self._asked = self._session.run(_STATE, (self.batch.node,) * 3)
+        self._asked = self._session.run(_STATE, {"node": self.batch.node, "kinds": self.kinds})
 
     def judge(self) -> None:
         """Learn what came of it, once it is committed."""
@@ -445,9 +517,10 @@ class Exchange:
         if self._starts is not None:
             self.stale |= {(one.seq, one.claim) for one in self.batch.starts} - set(self._starts.rows())
         if self._claim is not None:
-            # By -priority, run_at, seq: what an update returns has no order.
+            # By -priority, run_at, seq behind what all claimed ones share: what an update returns has no order.
             rows = sorted(self._claim.rows(), key=_order)
-            self._claimed = claimed_from([row[2:-1] for row in rows])
+            self._claimed = claimed_from([row[3:-1] for row in rows if row[0]])
+            self.met_others = len(self._claimed) < len(rows)
             self.walked = rows[0][-1] if rows else None
 
     @property
@@ -476,10 +549,10 @@ class Exchange:
 
     @property
     def hungry(self) -> bool | None:
-        """Whether the node has room and found too little; None: it did not ask."""
-        if not self.batch.claim or not self._state.alive:
+        """Whether the node has room and found too little; None: it did not ask, or has to ask again."""
+        if not self.batch.claim or not self._state.alive or self.met_others:
             return None
-        return len(self._claimed) < self.batch.claim
+        return len(self._claimed) < self.batch.claim.limit
 
     @property
     def leaves_ready(self) -> bool:
@@ -494,8 +567,15 @@ class Exchange:
         return self._readied > 0 or any(job.status is Status.QUEUED for job in self.stored)
 
     @property
-    def receipts(self) -> Receipts:
-        """For who asked."""
+    def left(self) -> Texts | None:
+        """The kinds of which it leaves ready jobs; None: of any. A full claim may have left more of what it took."""
+        if self._readied:
+            return None
+        queued = (job.kind for job in self.stored if job.status is Status.QUEUED)
+        return texts(sorted({*queued, *(job.kind for job in self._claimed)}))
+
+    def receipts(self, *, more_ready: bool) -> Receipts:
+        """For the caller; `more_ready`: see there."""
         batch, state = self.batch, self._state
         return Receipts(
             lease_lost=bool(batch.claim or batch.lease_until is not None) and not state.alive,
@@ -503,6 +583,7 @@ class Exchange:
             settled=self._settling.changed,
             adds=self._adds,
             claimed=self._claimed,
+            more_ready=more_ready,
             waiting=state.waiting,
             next_due=state.next_due,
             cancelling=frozenset((seq, claim) for seq, claim in state.cancelling or ()),
@@ -510,4 +591,4 @@ class Exchange:
 
 
 def _order(row: Row) -> Row:
-    return row[:3]
+    return row[:4]

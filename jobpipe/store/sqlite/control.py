@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 
 import apsw
 import structlog
@@ -13,7 +13,7 @@ from jobpipe.store.rows import Row, encoded_error, job_from, tags_of
 from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.opening import STORES_OWN
 from jobpipe.store.sqlite.reader import find, one
-from jobpipe.store.sqlite.rows import JOB_COLUMNS, fetch, fetch_one, transaction
+from jobpipe.store.sqlite.rows import JOB_COLUMNS, as_json, fetch, fetch_one, transaction
 from jobpipe.store.sqlite.tally import HELD, Tally, mend
 from jobpipe.store.sqlite.writer import SIDELINE
 
@@ -51,8 +51,8 @@ FORGOTTEN = 10_000
 _PAUSE = "insert into queues (name, paused) values (?1, ?2) on conflict do update set paused = ?2"
 
 _JOIN = (
-    "insert into nodes (name, lease_until) values (?, ?) "
-    "on conflict (name) do update set lease_until = excluded.lease_until"
+    "insert into nodes (name, lease_until, kinds) values (?, ?, ?) "
+    "on conflict (name) do update set lease_until = excluded.lease_until, kinds = excluded.kinds"
 )
 _LEAVE = "update nodes set lease_until = null where name = ?"
 _DEAD = (
@@ -159,10 +159,10 @@ class Control:
                 self.db.execute(sql, (queue,))
             return QueueChange("changed")
 
-    def join(self, node: str, lease_until: float) -> None:
+    def join(self, node: str, lease_until: float, kinds: Collection[str] = ()) -> None:
         """See `jobpipe.store.base.EngineStore.join`."""
         with transaction(self.db):
-            self.db.execute(_JOIN, (node, lease_until))
+            self.db.execute(_JOIN, (node, lease_until, as_json(kinds)))
             self._mend()
 
     def leave(self, node: str) -> None:

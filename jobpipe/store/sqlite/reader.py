@@ -7,11 +7,20 @@ import apsw
 import msgspec
 
 from jobpipe.job import Job, Status
-from jobpipe.store.base import Filter, Overview, Page, Place, QueueState
+from jobpipe.store.base import UNSERVED, Filter, Overview, Page, Place, QueueState, Unserved
 from jobpipe.store.paging import Pager
 from jobpipe.store.rows import Row, attempt_from, job_from, with_attempts
 from jobpipe.store.sqlite import lists
-from jobpipe.store.sqlite.rows import JOB_COLUMNS, NEXT_QUEUE, READY_BY_QUEUE, fetch, fetch_one, transaction
+from jobpipe.store.sqlite.rows import (
+    ASIDE,
+    JOB_COLUMNS,
+    NEXT_QUEUE,
+    READY_BY_QUEUE,
+    as_json,
+    fetch,
+    fetch_one,
+    transaction,
+)
 from jobpipe.store.sqlite.tally import HELD
 
 _ONE = f"select {JOB_COLUMNS} from jobs where jobs.id = ?"  # noqa: S608 - columns are a constant
@@ -43,11 +52,25 @@ _ANY_READY = (
     f"with recursive walked (queue) as (select {NEXT_QUEUE.format(chr(39) * 2)} union all "  # noqa: S608 - every part is a constant
     f"select {NEXT_QUEUE.format('walked.queue')} from walked where walked.queue is not null) "
     "select exists (select 1 from walked where queue is not null "
+    "and queue not in (select name from queues where paused = 1) "
+    f"and exists (select 1 from {READY_BY_QUEUE} and jobs.queue = walked.queue and aside = 0)) or exists "
+    f"(select 1 from json_each(?) as served cross join {ASIDE} and kind = served.value "
     "and queue not in (select name from queues where paused = 1))"
 )
 _PRIORITY = (
-    f"select priority, min(run_at) from {READY_BY_QUEUE} and queue = ?1 and priority = "  # noqa: S608 - a constant
-    f"(select priority from {READY_BY_QUEUE} and queue = ?1 and priority < ?2 order by priority desc limit 1)"
+    f"select priority, min(run_at) from {READY_BY_QUEUE} and queue = ?1 and aside = ?3 and priority = "  # noqa: S608 - a constant
+    f"(select priority from {READY_BY_QUEUE} and queue = ?1 and aside = ?3 and priority < ?2 "
+    "order by priority desc limit 1)"
+)
+_KINDS = "select value from nodes, json_each(kinds) where lease_until is not null"
+# From one kind of which a job stands aside to the next by name.
+_NEXT_KIND = f"(select kind from {ASIDE} and kind > {{}} order by kind limit 1)"  # noqa: S608 - every part is a constant
+_UNSERVED = (
+    f"with recursive walked (kind) as (select {_NEXT_KIND.format(chr(39) * 2)} union all "  # noqa: S608 - every part is a constant
+    f"select {_NEXT_KIND.format('walked.kind')} from walked where walked.kind is not null), "
+    f"named as (select kind from walked where kind is not null and kind not in ({_KINDS}) limit {UNSERVED}) "
+    f"select named.kind, count(*), min(run_at) from named cross join {ASIDE} and jobs.kind = named.kind "
+    "group by named.kind order by named.kind"
 )
 ABOVE_ALL = 1 << 40
 STATUSES = frozenset(Status)
@@ -156,22 +179,34 @@ def _counts(db: apsw.Connection, first: str, last: str) -> dict[str, dict[Status
     return found
 
 
-def overview(db: apsw.Connection) -> Overview:
+def overview(db: apsw.Connection, kinds: frozenset[str]) -> Overview:
     """See `jobpipe.store.base.ReadStore.overview`."""
     counts: dict[Status, int] = {}
     with transaction(db):
         for status, jobs in fetch(db, _TOTALS):
             counts[Status(status)] = counts.get(Status(status), 0) + jobs
-        return Overview(counts, bool(db.execute(_ANY_READY).get))
+        return Overview(counts, bool(db.execute(_ANY_READY, (as_json(kinds),)).get))
 
 
 def _oldest(db: apsw.Connection, name: str) -> float | None:
     """The earliest run_at of the ready jobs: the index is read at its first entry of each priority."""
-    oldest, priority = None, ABOVE_ALL
-    while (row := fetch_one(db, _PRIORITY, (name, priority))) and row[0] is not None:
-        priority, run_at = row
-        oldest = run_at if oldest is None else min(oldest, run_at)
+    oldest = None
+    for aside in (0, 1):
+        priority = ABOVE_ALL
+        while (row := fetch_one(db, _PRIORITY, (name, priority, aside))) and row[0] is not None:
+            priority, run_at = row
+            oldest = run_at if oldest is None else min(oldest, run_at)
     return oldest
+
+
+def kinds(db: apsw.Connection) -> frozenset[str]:
+    """See `jobpipe.store.base.ReadStore.kinds`."""
+    return frozenset(row[0] for row in fetch(db, _KINDS))
+
+
+def unserved(db: apsw.Connection) -> Sequence[Unserved]:
+    """See `jobpipe.store.base.ReadStore.unserved`."""
+    return [Unserved(*row) for row in fetch(db, _UNSERVED)]
 
 
 def ping(db: apsw.Connection) -> None:

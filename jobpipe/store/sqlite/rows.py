@@ -1,10 +1,11 @@
 """Statements and rows of SQLite."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import apsw
+import msgspec
 
 from jobpipe.job import NO_OPTIONS, NewJob
 from jobpipe.store.rows import Row, encoded_options
@@ -15,7 +16,9 @@ JOB_COLUMNS = (
     "(select name from nodes where nodes.node = jobs.node), held, size"
 )
 # The indexes are named, since the planner takes any that begins with the status for a better one.
-READY = "jobs indexed by jobs_ready where status = 'queued' and held = 0"
+READY = "jobs indexed by jobs_ready where status = 'queued' and held = 0 and aside = 0"
+ASIDE = "jobs indexed by jobs_aside where status = 'queued' and held = 0 and aside = 1"
+"""Ready jobs that do not stand aside, and those that do. The index by queue has both."""
 READY_BY_QUEUE = "jobs indexed by jobs_ready_by_queue where status = 'queued' and held = 0"
 NEXT_QUEUE = f"(select queue from {READY_BY_QUEUE} and queue > {{}} order by queue limit 1)"  # noqa: S608 - every part is a constant
 """From one queue that has a ready job to the next by name: queues without ready jobs cost nothing."""
@@ -72,6 +75,11 @@ def _fetch_bytes(db: apsw.Connection, sql: str, values: Row | Mapping[str, Any])
 def as_text(is_text: object, value: Any) -> Any:  # noqa: ANN401 - any value of SQLite
     """A value of which it is told whether it is a text, given as bytes."""
     return value.decode(errors="replace") if is_text and isinstance(value, bytes) else value
+
+
+def as_json(names: Collection[str]) -> str:
+    """Names as one value, in order; a statement reads them with `json_each`."""
+    return msgspec.json.encode(sorted(names)).decode()
 
 
 def new_row(job: NewJob) -> Row:

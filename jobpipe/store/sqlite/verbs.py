@@ -20,6 +20,7 @@ from jobpipe.store.base import (
     Receipts,
     Rescued,
     Retention,
+    Unserved,
 )
 from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.control import Control
@@ -59,8 +60,14 @@ class Verbs(ABC):
 
         return await self._write(call)
 
-    async def join(self, node: str, now: float, lease_until: float) -> None:  # noqa: ARG002 - the contract's `now`
-        await self._change(lambda: self._control.join(node, lease_until))
+    async def join(
+        self,
+        node: str,
+        now: float,  # noqa: ARG002 - the contract's `now`
+        lease_until: float,
+        kinds: frozenset[str] = frozenset(),
+    ) -> None:
+        await self._change(lambda: self._control.join(node, lease_until, kinds))
 
     async def exchange(self, batch: Batch) -> Receipts:
         return await self._write(lambda: self._writer.exchange(batch))
@@ -107,8 +114,14 @@ class Verbs(ABC):
     async def queue(self, name: str) -> QueueState | None:
         return await self._read(reader.queue, name)
 
-    async def overview(self) -> Overview:
-        return await self._read(reader.overview)
+    async def overview(self, kinds: frozenset[str]) -> Overview:
+        return await self._read(reader.overview, kinds)
+
+    async def kinds(self) -> frozenset[str]:
+        return await self._read(reader.kinds)
+
+    async def unserved(self) -> Sequence[Unserved]:
+        return await self._read(reader.unserved)
 
     async def ping(self) -> None:
         await self._read(reader.ping)

@@ -1,22 +1,37 @@
 """What the engine writes: one function a verb, each run whole inside one transaction."""
 
 import heapq
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import apsw
 import msgspec
 
 from jobpipe.job import ATTEMPTS_KEPT, ENDED, WAITING, JobError, NewJob, Status, as_stored
-from jobpipe.store.base import STEP, STORED, Add, Batch, Claimed, Receipt, Receipts, Settlement, Start
+from jobpipe.store.base import (
+    STEP,
+    STORED,
+    Add,
+    Batch,
+    Claimed,
+    ClaimRequest,
+    Receipt,
+    Receipts,
+    Settlement,
+    Start,
+)
 from jobpipe.store.rows import Row, claimed_from, compared, encoded_error
 from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.rows import (
+    ASIDE,
     CLAIMED_AS_BYTES,
     CLAIMED_COLUMNS,
     NEXT_QUEUE,
     READY,
     READY_BY_QUEUE,
+    as_json,
     as_text,
     fetch,
     fetch_one,
@@ -75,6 +90,7 @@ _INSERT = (
 _INSERT_NEW = _INSERT.replace(
     "insert", "insert or ignore", 1
 )  # costs less than "on conflict (id) do nothing"
+_INSERT_NEW_ASIDE = _INSERT_NEW.replace("payload)", "payload, aside)")
 _TAG = "insert or ignore into tags (tag, created_at, seq) select ?, created_at, seq from jobs where id = ?"
 
 PASSED = 2_000
@@ -83,6 +99,9 @@ PASSED = 2_000
 WALKED = 1_000
 """How many queues such a claim reads; the next one continues behind them."""
 
+SLICE, SLICES = 1_000, 5
+"""How many ready jobs are looked at in one step to put aside those of other kinds, and how often in one exchange."""
+
 _IS_PAUSED = "queue in (select name from queues where paused = 1)"
 _ANY_PAUSED = "select exists (select 1 from queues where paused = 1)"
 _FRESH = "(expires_at is null or expires_at > :now)"
@@ -90,19 +109,31 @@ _ORDER = "order by priority desc, run_at, seq"
 _FIRST = f"select seq from {READY} and {_FRESH} {_ORDER} limit :limit"  # noqa: S608 - every part is a constant
 # The inner query reads only its index, where passing over an entry costs a tenth of a microsecond.
 _FIRST_UNPAUSED = (
-    f"select seq from (select seq, queue from {READY} {_ORDER} limit :look) as near "  # noqa: S608 - every part is a constant
+    f"select -priority, run_at, seq from (select seq, queue from {READY} {_ORDER} limit :look) as near "  # noqa: S608 - every part is a constant
     f"cross join jobs using (seq) where not near.{_IS_PAUSED} and {_FRESH} limit :limit"
 )
 _ANY_BEHIND = f"select 1 from {READY} {_ORDER} limit 1 offset :look"  # noqa: S608 - every part is a constant
 _OF_QUEUE = (
-    f"select -priority, run_at, seq from {READY_BY_QUEUE} and queue = :queue and {_FRESH} "  # noqa: S608 - every part is a constant
+    f"select -priority, run_at, seq from {READY_BY_QUEUE} and queue = :name and aside = 0 and {_FRESH} "  # noqa: S608 - every part is a constant
     f"{_ORDER} limit :limit"
+)
+_OF_KIND = (
+    f"select -priority, run_at, seq from {ASIDE} and kind = :name and not {_IS_PAUSED} and {_FRESH} "  # noqa: S608 - every part is a constant
+    f"{_ORDER} limit :limit"
+)
+_KIND_HEADS = (
+    "select -j.priority, j.run_at, j.seq, served.value from json_each(:kinds) as served cross join jobs j on j.seq = "  # noqa: S608 - every part is a constant
+    f"(select seq from {ASIDE} and kind = served.value and not {_IS_PAUSED} and {_FRESH} {_ORDER} limit 1)"
+)
+_ANY_ASIDE = f"select exists (select 1 from {ASIDE})"  # noqa: S608 - every part is a constant
+_MINE_ASIDE = (
+    f"select exists (select 1 from json_each(:kinds) as served cross join {ASIDE} and kind = served.value)"  # noqa: S608 - every part is a constant
 )
 _HEADS = (
     f"with recursive walked (queue) as (select {NEXT_QUEUE.format(':after')} union all "  # noqa: S608 - every part is a constant
     f"select {NEXT_QUEUE.format('walked.queue')} from walked where walked.queue < :until) "
     "select -j.priority, j.run_at, j.seq, walked.queue from walked cross join jobs j on j.seq = "
-    f"(select seq from {READY_BY_QUEUE} and queue = walked.queue and {_FRESH} {_ORDER} limit 1) "
+    f"(select seq from {READY_BY_QUEUE} and queue = walked.queue and aside = 0 and {_FRESH} {_ORDER} limit 1) "
     f"where walked.queue <= :until and not walked.{_IS_PAUSED} limit :queues"
 )
 LAST_NAME = chr(0x10FFFF)
@@ -110,18 +141,34 @@ LAST_NAME = chr(0x10FFFF)
 
 _CLAIM = "update jobs set claim = claim + 1, node = :node, held = 1, started_at = null where seq "
 _TAKEN = f" returning -priority, run_at, {CLAIMED_COLUMNS}, expires_at"
+KIND = 4
+"""Where the kind stands in what is returned."""
+
+_IS_SERVED = "kind in (select value from json_each(:kinds))"
 _CLAIM_FIRST = f"{_CLAIM} in ({_FIRST}) {_TAKEN}"
-_CLAIM_ONE = f"{_CLAIM} = :seq {_TAKEN}"
-_CLAIM_AS_BYTES = _CLAIM_ONE.replace(CLAIMED_COLUMNS, CLAIMED_AS_BYTES)
+_CLAIM_FIRST_SERVED = f"{_CLAIM} in ({_FIRST}) and {_IS_SERVED} {_TAKEN}"
+_CLAIM_THESE = f"{_CLAIM} in (select value from json_each(:seqs)) and {_IS_SERVED} {_TAKEN}"  # noqa: S608 - every part is a constant
+_PUT_ASIDE = f"update jobs set aside = 1 where seq in ({{}}) and not {_IS_SERVED}"  # noqa: S608 - every part is a constant
+_PUT_FIRST_ASIDE = _PUT_ASIDE.format(_FIRST)
+_PUT_THESE_ASIDE = _PUT_ASIDE.format("select value from json_each(:seqs)")
+_SERVED = "select kinds from nodes where lease_until is not null and kinds <> '[]'"
+_CLAIM_AS_BYTES = f"{_CLAIM} = :seq and {_IS_SERVED} {_TAKEN}".replace(CLAIMED_COLUMNS, CLAIMED_AS_BYTES)
 SIDELINE = (
     "update jobs set status = 'failed', finished_at = ?, error = ?, size = length(payload), held = 0 "
     "where seq = ?"
 )
-_SIDELINED = "select id, queue, length(payload) from jobs where seq = ?"
+_SIDELINED = f"select id, queue, length(payload) from jobs where seq = :seq and {_IS_SERVED}"  # noqa: S608 - every part is a constant
 
 
 class _Mismatch(Exception):  # noqa: N818 - no error: it is caught where it is raised for
     """A statement for many rows did not change each of them: some are stale, or there already."""
+
+
+class _Unserved(Exception):  # noqa: N818 - no error: it is caught where it is raised for
+    """A claim took a job of a kind that it did not ask for."""
+
+
+Values = dict[str, Any]
 
 
 class Writer:
@@ -138,45 +185,56 @@ class Writer:
     def forget(self) -> None:
         """Ask the database for everything again: somebody else has written, or a transaction was undone."""
         self._any_paused: bool | None = None
+        self._served: Sequence[frozenset[str]] | None = None
         self._nodes: dict[str, int] = {}
         self._waiting: int | None = None
         self._next_due: float | None = None
         self._due_known = False
 
     def exchange(self, batch: Batch) -> Receipts:
-        """Carry out a batch; see `jobpipe.store.base.EngineStore.exchange`."""
-        try:
-            return self._written(batch, one_by_one=False)
-        except (_Mismatch, UnicodeDecodeError):  # a claimed row may hold text that is no UTF-8
-            return self._written(batch, one_by_one=True)
+        """Carry out a batch; see `jobpipe.store.base.EngineStore.exchange`.
+
+        First in the hope that all is as it mostly is: what is found to be otherwise is undone, and done with care.
+        """
+        one_by_one = wary = False
+        while True:
+            try:
+                return self._written(batch, one_by_one=one_by_one, wary=wary)
+            except (_Mismatch, UnicodeDecodeError):  # a claimed row may hold text that is no UTF-8
+                if one_by_one:
+                    raise
+                one_by_one = True
+            except _Unserved:
+                wary = True
 
     def sideline(self, batch: Batch, words: str) -> str | None:
         """See `jobpipe.store.base.EngineStore.sideline`."""
         tally = Tally()
+        kinds = as_json(batch.claim.kinds if batch.claim else ())
         try:
             with transaction(self.db):
                 self._promote(batch.now, tally)
-                for seq in self._ready(msgspec.structs.replace(batch, claim=1)):
-                    job_id, queue, size = fetch(self.db, _SIDELINED, (seq,))[0]
-                    error = encoded_error(JobError("DamagedRow", words))
-                    self.db.execute(SIDELINE, (batch.now, error, seq))
-                    tally.move(queue, Status.QUEUED, Status.FAILED, size=size)
-                    tally.write(self.db)
-                    return str(job_id)
+                for seq in self._seqs({"now": batch.now, "limit": 1, "kinds": kinds}):
+                    for job_id, queue, size in fetch(self.db, _SIDELINED, {"seq": seq, "kinds": kinds}):
+                        error = encoded_error(JobError("DamagedRow", words))
+                        self.db.execute(SIDELINE, (batch.now, error, seq))
+                        tally.move(queue, Status.QUEUED, Status.FAILED, size=size)
+                        tally.write(self.db)
+                        return str(job_id)
         finally:
             self.forget()
         return None
 
-    def _written(self, batch: Batch, *, one_by_one: bool) -> Receipts:
+    def _written(self, batch: Batch, *, one_by_one: bool, wary: bool) -> Receipts:
         try:
             with transaction(self.db):
-                receipts = self._carry_out(batch, one_by_one=one_by_one)
+                receipts = self._carry_out(batch, one_by_one=one_by_one, wary=wary)
         except BaseException:
             self.forget()
             raise
         return receipts
 
-    def _carry_out(self, batch: Batch, *, one_by_one: bool) -> Receipts:
+    def _carry_out(self, batch: Batch, *, one_by_one: bool, wary: bool) -> Receipts:
         tally = Tally()
         lease_lost = not self._renew(batch)
         self._promote(batch.now, tally)
@@ -184,8 +242,9 @@ class Writer:
         settled = self._settle(batch.settlements, tally, stale, one_by_one=one_by_one)
         adds = [self._add(add, tally, one_by_one=one_by_one) for add in batch.adds]
         claimed: Sequence[Claimed] = []
-        if batch.claim and not lease_lost:
-            claimed = self._claim(batch, tally, one_by_one=one_by_one)
+        more_ready = False
+        if batch.claim is not None and not lease_lost:
+            claimed, more_ready = self._claim(batch, batch.claim, tally, one_by_one=one_by_one, wary=wary)
         tally.write(self.db)
         return Receipts(
             lease_lost=lease_lost,
@@ -193,6 +252,7 @@ class Writer:
             settled=settled,
             adds=adds,
             claimed=claimed,
+            more_ready=more_ready,
             waiting=self._count_waiting(tally),
             next_due=self._due(),
         )
@@ -318,14 +378,25 @@ class Writer:
         return receipts
 
     def _insert(self, jobs: Sequence[NewJob], *, one_by_one: bool) -> Sequence[Receipt]:
+        aside = self._not_served_by_all({job.kind for job in jobs})
         if one_by_one:
-            return [
-                STORED if execute_values(self.db, _INSERT_NEW, [new_row(job)]) else self._twin(job)
-                for job in jobs
-            ]
-        if execute_values(self.db, _INSERT_NEW, list(map(new_row, jobs))) != len(jobs):
+            return [STORED if self._inserted([job], aside) else self._twin(job) for job in jobs]
+        if self._inserted(jobs, aside) != len(jobs):
             raise _Mismatch
         return [STORED] * len(jobs)
+
+    def _inserted(self, jobs: Sequence[NewJob], aside: Collection[str]) -> int:
+        """Insert what is not there, and tell how many were not; those of some kinds stand aside."""
+        if not aside:
+            return execute_values(self.db, _INSERT_NEW, list(map(new_row, jobs)))
+        rows = [(*new_row(job), int(job.kind in aside)) for job in jobs]
+        return execute_values(self.db, _INSERT_NEW_ASIDE, rows)
+
+    def _not_served_by_all(self, kinds: set[str]) -> set[str]:
+        """Those of the kinds that some live node has no handler for: their jobs stand aside."""
+        if self._served is None:
+            self._served = [frozenset(msgspec.json.decode(row[0])) for row in fetch(self.db, _SERVED)]
+        return {kind for kind in kinds if any(kind not in served for served in self._served)}
 
     def _note(self, stored: Sequence[NewJob], tally: Tally) -> None:
         """Count new jobs, and make their tags known."""
@@ -353,59 +424,104 @@ class Writer:
             seen.setdefault(job.id, job)
         return receipts if any(receipt.verdict == "conflict" for receipt in receipts) else None
 
-    def _claim(self, batch: Batch, tally: Tally, *, one_by_one: bool) -> Sequence[Claimed]:
-        rows = self._take(batch, one_by_one=one_by_one)
+    def _claim(
+        self, batch: Batch, claim: ClaimRequest, tally: Tally, *, one_by_one: bool, wary: bool
+    ) -> tuple[Sequence[Claimed], bool]:
+        """Hold ready jobs; returns them, and whether more may be ready although fewer were taken than asked for."""
+        rows, more_ready = self._take(batch, claim, one_by_one=one_by_one, wary=wary)
         if any(row[-1] is not None for row in rows):
             self._due_known = False  # a held job does not expire
         claimed = claimed_from([row[2:-1] for row in rows])
         for queue, jobs in Counter(job.queue for job in claimed).items():
             tally.move(queue, Status.QUEUED, HELD, jobs)
-        return claimed
+        return claimed, more_ready
 
-    def _take(self, batch: Batch, *, one_by_one: bool) -> list[Row]:
-        """Hold the next jobs; returns their rows in order."""
-        node = self._node(batch.node)
+    def _take(
+        self, batch: Batch, claim: ClaimRequest, *, one_by_one: bool, wary: bool
+    ) -> tuple[list[Row], bool]:
+        """Hold the next jobs; returns their rows in order, and whether more may be ready.
+
+        Raises `_Unserved` when one of them is of another kind, unless it is `wary` of that.
+        """
+        values = {"node": self._node(batch.node), "now": batch.now, "limit": claim.limit}
         if one_by_one:
-            return [self._claimed_as_bytes(node, seq) for seq in self._ready(batch)]
-        if self._paused():
-            return [
-                row
-                for seq in self._unpaused(batch)
-                for row in fetch(self.db, _CLAIM_ONE, {"node": node, "seq": seq})
-            ]
-        rows = fetch(self.db, _CLAIM_FIRST, {"node": node, "now": batch.now, "limit": batch.claim})
-        rows.sort()  # by -priority, run_at, seq: what an update returns has no order
+            return self._take_with_care(values | {"kinds": as_json(claim.kinds)}), False
+        if wary or self._paused() or self.db.execute(_ANY_ASIDE).get:
+            return self._take_served(values | {"kinds": as_json(claim.kinds)})
+        rows = self._sorted(_CLAIM_FIRST, values)
+        if any(row[KIND] not in claim.kinds for row in rows):
+            raise _Unserved
+        return rows, False
+
+    def _take_served(self, values: Values) -> tuple[list[Row], bool]:
+        """Hold the next jobs of the kinds that are served. What is in their way, of other kinds, is put aside."""
+        limit = values["limit"]
+        rows = self._hold(values)
+        for _ in range(SLICES):
+            if len(rows) == limit or not self._put_aside(values | {"limit": SLICE}):
+                return rows, False
+            rows += self._hold(values | {"limit": limit - len(rows)})
+        return rows, len(rows) < limit
+
+    def _take_with_care(self, values: Values) -> list[Row]:
+        """Hold the next jobs one by one: some of their text may not be UTF-8."""
+        rows: list[Row] = []
+        for seq in self._seqs(values):
+            for row in self.db.execute(_CLAIM_AS_BYTES, values | {"seq": seq}).fetchall():
+                rows.append((*row[:3], *(as_text(1, text) for text in row[3:6]), *row[6:]))  # noqa: PERF401 - reads better so
         return rows
 
+    def _seqs(self, values: Values) -> Sequence[int]:
+        """The next jobs of the served kinds; what is in their way is put aside, a bounded number."""
+        for _ in range(SLICES):
+            if not self._put_aside(values | {"limit": SLICE}):
+                break
+        return [row[2] for row in self._next(values)]
+
+    def _hold(self, values: Values) -> list[Row]:
+        if self._paused() or self.db.execute(_MINE_ASIDE, values).get:
+            return self._sorted(_CLAIM_THESE, values | {"seqs": _seqs(self._next(values))})
+        return self._sorted(_CLAIM_FIRST_SERVED, values)
+
+    def _sorted(self, sql: str, values: Values) -> list[Row]:
+        return sorted(
+            fetch(self.db, sql, values)
+        )  # by -priority, run_at, seq: what an update returns has no order
+
+    def _put_aside(self, values: Values) -> bool:
+        """Put jobs of other kinds aside that are in front; whether there were any."""
+        if self._paused():
+            self.db.execute(_PUT_THESE_ASIDE, values | {"seqs": _seqs(self._unpaused(values))})
+        else:
+            self.db.execute(_PUT_FIRST_ASIDE, values)
+        return bool(self.db.changes())
+
     def _paused(self) -> bool:
+        """Whether a queue is paused."""
         if self._any_paused is None:
             self._any_paused = bool(self.db.execute(_ANY_PAUSED).get)
         return self._any_paused
 
-    def _claimed_as_bytes(self, node: int | None, seq: int) -> Row:
-        """Claim a job some of whose text may not be UTF-8."""
-        row = self.db.execute(_CLAIM_AS_BYTES, {"node": node, "seq": seq}).fetchall()[0]
-        return (*row[:3], *(as_text(1, text) for text in row[3:6]), *row[6:])
+    def _next(self, values: Values) -> Sequence[Row]:
+        """The next jobs, merged with those of the served kinds that stand aside."""
+        limit = values["limit"]
+        heads = fetch(self.db, _KIND_HEADS, values)
+        aside = [self._from(head, _OF_KIND, _share(limit, heads), values) for head in heads]
+        return list(itertools.islice(heapq.merge(self._unpaused(values), *aside), limit))
 
-    def _ready(self, batch: Batch) -> Sequence[int]:
-        """The seqs of the next jobs, in order."""
-        if self._paused():
-            return self._unpaused(batch)
-        return [row[0] for row in fetch(self.db, _FIRST, {"now": batch.now, "limit": batch.claim})]
-
-    def _unpaused(self, batch: Batch) -> Sequence[int]:
-        """The seqs of the next jobs while queues are paused.
+    def _unpaused(self, values: Values) -> Sequence[Row]:
+        """The next jobs while queues are paused, those that stand aside left out.
 
         They are read from the index over all queues, unless too many jobs of paused queues are in the way.
         """
-        values = {"now": batch.now, "limit": batch.claim, "look": batch.claim + PASSED}
-        near = [row[0] for row in fetch(self.db, _FIRST_UNPAUSED, values)]
-        if len(near) == batch.claim or fetch_one(self.db, _ANY_BEHIND, values) is None:
+        limit = values["limit"]
+        looked = values | {"look": limit + PASSED}
+        near = fetch(self.db, _FIRST_UNPAUSED, looked)
+        if len(near) == limit or fetch_one(self.db, _ANY_BEHIND, looked) is None:
             return near
-        heads = sorted(self._heads(batch.now))[: batch.claim]
-        share = 2 * batch.claim // max(len(heads), 1) + 1
-        merged = heapq.merge(*(self._queue_from(head, share, batch) for head in heads))
-        return [row[2] for row, _ in zip(merged, range(batch.claim), strict=False)]
+        heads = sorted(self._heads(values["now"]))[:limit]
+        merged = heapq.merge(*(self._from(head, _OF_QUEUE, _share(limit, heads), values) for head in heads))
+        return list(itertools.islice(merged, limit))
 
     def _heads(self, now: float) -> list[Row]:
         """The first ready job of each queue that is not paused, of `WALKED` queues at most: each in its turn.
@@ -419,14 +535,22 @@ class Writer:
         self._walked = heads[-1][3] if len(heads) == WALKED else ""
         return heads
 
-    def _queue_from(self, head: Row, share: int, batch: Batch) -> Iterator[Row]:
-        """The ready jobs of a queue, given its first; it is read when more is asked for, and first only a share."""
+    def _from(self, head: Row, sql: str, share: int, values: Values) -> Iterator[Row]:
+        """The ready jobs of a queue or kind, given its first; more are read when asked for, and first only a share."""
         yield head[:3]
-        values = {"queue": head[3], "now": batch.now}
-        rows = fetch(self.db, _OF_QUEUE, values | {"limit": share})
+        named = values | {"name": head[3]}
+        rows = fetch(self.db, sql, named | {"limit": share})
         yield from rows[1:]
         if len(rows) == share:
-            yield from fetch(self.db, _OF_QUEUE, values | {"limit": batch.claim})[share:]
+            yield from fetch(self.db, sql, named)[share:]
+
+
+def _share(limit: int, heads: Sequence[Row]) -> int:
+    return 2 * limit // max(len(heads), 1) + 1
+
+
+def _seqs(rows: Sequence[Row]) -> str:
+    return msgspec.json.encode([row[2] for row in rows]).decode()
 
 
 def _end_values(one: Settlement) -> Row:

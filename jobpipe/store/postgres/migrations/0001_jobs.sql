@@ -40,6 +40,7 @@ create index jobs_by_kind on jobs (kind, coalesce(status, 'live'), created_at, s
 -- A small row for each job that has not ended: all that changes between enqueue and end.
 create table live (
     seq        bigint primary key,
+    kind       text collate "C",  -- only while the job stands aside, because a node does not serve its kind
     queue      text collate "C" not null,
     status     text collate "C" not null check (status in
         ('scheduled', 'queued', 'running', 'retrying', 'cancelling')),
@@ -61,8 +62,12 @@ create table live (
         autovacuum_vacuum_cost_delay = 0, autovacuum_vacuum_insert_scale_factor = 0.1);
 
 -- The jobs that are ready: of all queues in the order of claims, and by queue, to get round paused ones.
-create index live_ready on live (priority desc, run_at, seq) where status = 'queued' and node is null;
-create index live_ready_by_queue on live (queue, priority desc, run_at, seq) where status = 'queued' and node is null;
+create index live_ready on live (priority desc, run_at, seq) where status = 'queued' and node is null and kind is null;
+create index live_ready_by_queue on live (queue, (case when kind is null then 0 else 1 end), priority desc, run_at, seq)
+    where status = 'queued' and node is null;
+-- Ready jobs that stand aside, so that a node without a handler for their kind never reads them.
+create index live_aside on live (kind, priority desc, run_at, seq)
+    where kind is not null and status = 'queued' and node is null;
 create index live_later on live (run_at) where status in ('scheduled', 'retrying');
 -- For lists, newest first.
 create index live_queued on live (created_at, seq) where status = 'queued' and node is null;
@@ -77,7 +82,8 @@ create table nodes (
     node        int generated always as identity primary key,
     name        text collate "C" not null unique,
     lease_until moment,  -- null: it left, or was taken for dead
-    hungry      boolean not null default false  -- it has room and found nothing: worth waking
+    hungry      boolean not null default false,  -- it has room and found nothing: worth waking
+    kinds       text[] collate "C" not null default '{}'  -- what it serves; none: it only adds jobs
 ) with (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 
 create index nodes_alive on nodes (node) where lease_until is not null;
@@ -472,9 +478,10 @@ begin
         end if;
         return job_id;
     end if;
-    insert into live (seq, queue, status, priority, run_at, created_at, expires_at)
-        values (job_seq, enqueue.queue, case when due > now_at then 'scheduled' else 'queued' end,
-            enqueue.priority, due, now_at, until);
+    insert into live (seq, kind, queue, status, priority, run_at, created_at, expires_at)
+        values (job_seq, case when exists (select from nodes n
+                where n.lease_until is not null and n.kinds <> '{}' and enqueue.kind <> all (n.kinds)) then enqueue.kind end,
+            enqueue.queue, case when due > now_at then 'scheduled' else 'queued' end, enqueue.priority, due, now_at, until);
     -- No row of "queues" is written here: the next job of that queue would wait for it.
     insert into tags (tag, created_at, seq)
         select distinct convert_to(t.tag, 'UTF8'), now_at, job_seq

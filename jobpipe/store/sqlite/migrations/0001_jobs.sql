@@ -15,6 +15,7 @@ create table jobs (
     claim       integer not null default 0,
     node        integer,
     held        integer not null default 0,
+    aside       integer not null default 0,  -- 1: its kind is not served by every node, so it stands in an index by kind
     rescued     integer not null default 0,
     created_at  real not null,
     started_at  real,
@@ -28,8 +29,10 @@ create table jobs (
 ) strict;
 
 -- The jobs that are ready: of all queues in the order of claims, and by queue, to get round paused ones.
-create index jobs_ready on jobs (priority desc, run_at, seq, queue) where status = 'queued' and held = 0;
-create index jobs_ready_by_queue on jobs (queue, priority desc, run_at, seq) where status = 'queued' and held = 0;
+create index jobs_ready on jobs (priority desc, run_at, seq, queue) where status = 'queued' and held = 0 and aside = 0;
+create index jobs_ready_by_queue on jobs (queue, aside, priority desc, run_at, seq) where status = 'queued' and held = 0;
+-- Ready jobs that stand aside, so that a node without a handler for their kind never reads them.
+create index jobs_aside on jobs (kind, priority desc, run_at, seq, queue) where aside = 1 and status = 'queued' and held = 0;
 create index jobs_later on jobs (run_at) where status in ('scheduled', 'retrying');
 create index jobs_expiring on jobs (expires_at) where expires_at is not null and finished_at is null and held = 0;
 create index jobs_held on jobs (node) where held = 1;
@@ -61,7 +64,8 @@ create table tags (
 create table nodes (
     node        integer primary key,
     name        text not null unique,
-    lease_until real
+    lease_until real,
+    kinds       text not null default '[]'  -- what it serves, as a JSON array; none: it only adds jobs
 ) strict;
 
 -- What was set for a queue; a queue of which nothing was set needs no row.
