@@ -19,7 +19,7 @@ async def join(door, kinds=OTHER):
 
 
 async def test_a_kind_that_another_live_node_serves_is_taken(either_door):
-    """Its payload is not checked, and defaults are the general ones."""
+    """Its payload is not checked."""
     refused = await either_door.enqueue(kind="other.kind")
     await join(either_door)
     taken = await either_door.enqueue(id="a", kind="other.kind", payload={"any": ["thing"]})
