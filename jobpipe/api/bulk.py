@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
+import structlog
 import trio
 
 from jobpipe.api.answers import Answer, answer
@@ -17,6 +18,7 @@ from jobpipe.api.problems import (
     Problem,
     ProblemDetails,
     conflict,
+    internal,
     invalid,
     too_large,
     unsupported,
@@ -58,6 +60,9 @@ _encode_lines = msgspec.json.Encoder().encode_lines
 def is_ndjson(content_type: str) -> bool:
     """Whether a body of this media type is read as a stream of lines."""
     return content_type.partition(";")[0].strip().lower() in NDJSON_TYPES
+
+
+log = structlog.get_logger("jobpipe")
 
 
 async def bulk(node: Node, content_type: str, body: bytes) -> Answer:
@@ -270,7 +275,7 @@ async def _answers(node: Node, group: Sequence[tuple[int, Admission]]) -> bytes:
 
 
 async def _stored(node: Node, jobs: Sequence[NewJob]) -> Sequence[Receipt | Problem]:
-    """Store jobs together; where not all of them find room, as many as do."""
+    """Store jobs together; where not all of them find room, as many as do; one that breaks the store is left out."""
     if not jobs:
         return []
     try:
@@ -279,6 +284,11 @@ async def _stored(node: Node, jobs: Sequence[NewJob]) -> Sequence[Receipt | Prob
         half = len(jobs) // 2
         if problem.details.code is not Code.QUEUE_FULL or not half:
             return [problem] * len(jobs)
+    except Exception:
+        half = len(jobs) // 2
+        if not half:
+            log.exception("a line of a stream could not be stored", job=jobs[0].id)
+            return [internal()]
     return [*await _stored(node, jobs[:half]), *await _stored(node, jobs[half:])]
 
 

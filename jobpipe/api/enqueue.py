@@ -22,7 +22,7 @@ from jobpipe.api.problems import (
     unavailable,
     unsupported,
 )
-from jobpipe.api.schemas import NULL, EnqueueRequest, job_view
+from jobpipe.api.schemas import NULL, EnqueueRequest, JobView, job_view, stored_view
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError, StoreUnavailable
 from jobpipe.handlers.registry import Handler
@@ -38,9 +38,9 @@ from jobpipe.job import (
     may_nest_deeper,
     nests_deeper,
     new_job_id,
-    same_content,
 )
 from jobpipe.store.base import Receipt
+from jobpipe.store.rows import compared
 
 LATEST = 253_402_300_799.999
 """The last millisecond of the year 9999, the last that RFC 3339 can write."""
@@ -82,15 +82,15 @@ async def enqueue(node: Node, content_type: str, body: bytes) -> Answer:
         raise too_large(node.settings.max_body)
     new = await admitted(node, body)
     if isinstance(new, Receipt):
-        return _answer(node, known(new), 200)
+        return _answer(stored_view(known(new), node.registry), 200)
     (receipt,) = await store(node, [new])
     if receipt.verdict == "stored":
-        return _answer(node, as_stored(new), 202)
-    return _answer(node, known(receipt), 200)
+        return _answer(job_view(as_stored(new), node.registry), 202)
+    return _answer(stored_view(known(receipt), node.registry), 200)
 
 
-def _answer(node: Node, job: Job, status: int) -> Answer:
-    return answer(job_view(job, node.registry), status, {"Location": "/jobs/" + quote(job.id, safe="")})
+def _answer(job: JobView, status: int) -> Answer:
+    return answer(job, status, {"Location": "/jobs/" + quote(job.id, safe="")})
 
 
 def known(receipt: Receipt) -> Job:
@@ -149,7 +149,7 @@ async def too_late(node: Node, new: NewJob) -> Receipt:
         raise invalid(
             [Fault("/expires_at", "is not after the time at which the job could run: send a later time")]
         )
-    return Receipt("existing" if same_content(new, job) else "conflict", job)
+    return compared(new, job)
 
 
 def request_from(body: bytes) -> tuple[AskedRequest, bytes]:

@@ -1,6 +1,6 @@
 """`GET /health`: checks that the store can be read and written, and that ready jobs are taken."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import trio
 from quart import Blueprint, Response
@@ -15,7 +15,7 @@ from jobpipe.api.words import RETRY_LATER
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
 from jobpipe.job import Status
-from jobpipe.store.base import QueueState
+from jobpipe.store.base import Overview
 from jobpipe.version import VERSION
 
 PATIENCE = 2.0
@@ -74,7 +74,7 @@ class Probe:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._queues: Sequence[QueueState] | None = None
+        self._seen: Overview | None = None
         self.broken: str | None = SILENT
 
     async def run(self) -> None:
@@ -83,7 +83,7 @@ class Probe:
             self._node.intake.ticks
         )  # from before the look at the queues: what is ready there may be taken meanwhile
         try:
-            self._queues = await self._node.store.queues()
+            self._seen = await self._node.store.overview()
         except JobpipeError as error:
             self.broken = f"the store cannot be read: {error}"
             return
@@ -95,7 +95,7 @@ class Probe:
                 self.broken = f"the store cannot write: {trouble}"
                 return
             self.broken = "jobs are ready and workers are idle, but no job is taken"
-            await self._taken(self._queues, ticks)
+            await self._taken(self._seen, ticks)
         self.broken = None
 
     def told(self) -> str | None:
@@ -105,7 +105,7 @@ class Probe:
 
     def count(self, status: Status) -> int | None:
         """How many jobs have a status; None when the store did not tell."""
-        return None if self._queues is None else sum(queue.counts.get(status, 0) for queue in self._queues)
+        return None if self._seen is None else self._seen.counts.get(status, 0)
 
     async def _written(self) -> None:
         """Wait until a transaction got through, or the ledger says why none can."""
@@ -114,10 +114,10 @@ class Probe:
         ledger.look()
         await _until(lambda: ledger.commits > commits or ledger.trouble is not None)
 
-    async def _taken(self, queues: Sequence[QueueState], ticks: int) -> None:
+    async def _taken(self, seen: Overview, ticks: int) -> None:
         """Wait until the intake has taken jobs, where some were ready and workers are idle."""
         node = self._node
-        if any(not queue.paused and queue.oldest_queued_at is not None for queue in queues):
+        if seen.ready:
             await _until(lambda: node.intake.ticks > ticks or node.attempts.busy >= node.settings.workers)
 
 

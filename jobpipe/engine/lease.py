@@ -9,6 +9,7 @@ from jobpipe.clock import Clock
 from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.heartbeat import Heartbeat
 from jobpipe.engine.ledger import Ledger
+from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.errors import StoreError
 from jobpipe.store.base import EngineStore, Rescued, SharedStore
 
@@ -38,6 +39,7 @@ class Lease:
         """what renews the lease while the event loop is blocked"""
         self.losses = 0
         """how often the lease was lost"""
+        self._unforeseen = Unforeseen()
 
     async def join(self) -> None:
         """Register the node with a lease that has not ended by the time it is written. Raises `StoreUnavailable`."""
@@ -89,6 +91,10 @@ class Lease:
             except StoreError:
                 await trio.sleep(RETRY)
                 continue
+            except Exception as error:  # noqa: BLE001 - costs this renewal
+                self._unforeseen.tell(error, "the renewal of the lease is tried again")
+                await trio.sleep(RETRY)
+                continue
             if kept:
                 self._renewed_at = begun
             return kept
@@ -107,6 +113,9 @@ class Lease:
                 await self.join()
             except StoreError:
                 await trio.sleep(RETRY)
+            except Exception as error:  # noqa: BLE001 - costs this try
+                self._unforeseen.tell(error, "a new lease is asked for again")
+                await trio.sleep(RETRY)
             else:
                 self._ledger.resume()
                 return
@@ -118,8 +127,17 @@ class Lease:
             log.warning("could not look for the jobs of dead nodes", error=str(error))
 
     async def rescue(self) -> Sequence[Rescued]:
-        """Take back the jobs of dead nodes; returns them. Raises `StoreError`."""
-        rescued = await self._store.rescue(self._node, self._clock.now())
+        """Take back the jobs of dead nodes; returns them. Raises `StoreError`.
+
+        What nobody foresaw keeps no node from its start: those jobs are looked for again with the next renewal.
+        """
+        try:
+            rescued = await self._store.rescue(self._node, self._clock.now())
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 - costs this look
+            self._unforeseen.tell(error, "the jobs of dead nodes are looked for again later")
+            return []
         for job in rescued:
             tell = log.info if job.begun else log.debug  # those that only waited are many, and lost nothing
             tell("rescued a job of a dead node", job=job.id, status=job.status.value, begun=job.begun)

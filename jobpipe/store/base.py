@@ -2,10 +2,12 @@
 
 Every verb is one transaction and takes one call, `now` is always passed in (seconds since the epoch),
 and a cancel of the caller never breaks a verb in two: it took effect whole, or not at all. Each may raise
-`StoreUnavailable`, after which nothing of it was written. Over a network one thing is left that nobody can know:
-whether a commit took place whose answer was lost. So each verb may be repeated after `StoreUnavailable`: starts and
-settlements that were written after all are not stale then, jobs that were added are "existing", and jobs that were
-claimed unknown to all are handed back by the same node's next exchange.
+`StoreUnavailable`, after which nothing of it was written. Whatever else a verb raises than a `StoreError` is the fault
+of what it was given, or of a row that it met; nothing of it was written then either.
+
+Over a network one thing is left that nobody can know: whether a commit took place whose answer was lost. So each verb
+may be repeated after it raised: starts and settlements that were written after all are not stale then, jobs that were
+added are "existing", and jobs that were claimed unknown to all are handed back by the same node's next exchange.
 
 A job that a node has claimed is *held* by it until the attempt is settled. Its status stays `queued` until its
 start is written, with the next commit; so what is shown as running runs, and what a crash finds held
@@ -14,7 +16,7 @@ but not begun has not spent an attempt.
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -23,8 +25,15 @@ from jobpipe.job import NO_OPTIONS, Job, JobError, NewJob, Options, Outcome, Sta
 STEP = 1000
 """The most jobs that one exchange promotes or expires, and one prune deletes, so that no transaction is long."""
 
+QUEUES = 1000
+"""The most queues of one list, unless asked for fewer."""
+
 PAGE_BYTES = 4 << 20
 """The most bytes of one page of a list; a job that is larger comes alone."""
+
+
+LONGEST_LEASE = 8_640_000.0
+"""A lease that ends in more than a hundred days is none: no node asks for so long a one, so its row is damaged."""
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -44,6 +53,8 @@ class Claimed(msgspec.Struct, frozen=True):
     rescued: int
     """how often a node died while it held the job"""
     options: Options = NO_OPTIONS
+    damage: str | None = None
+    """what of its row cannot be read, in words: such a job fails instead of running"""
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -183,6 +194,23 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
     """run_at of the job that has been ready the longest"""
 
 
+class Overview(msgspec.Struct, frozen=True):
+    """What a health check asks of all queues together."""
+
+    counts: dict[Status, int]
+    ready: bool
+    """whether a job is ready in a queue that is not paused"""
+
+
+class QueueChange(msgspec.Struct, frozen=True):
+    """What became of a queue that was to be deleted."""
+
+    verdict: Literal["changed", "absent", "refused"]
+    """`refused`: it still has jobs"""
+    queue: QueueState | None = None
+    """the queue as it is, when refused"""
+
+
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
     """Which jobs a list holds; None means any. Texts match parts of id, payload and error.
 
@@ -200,11 +228,18 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     """whether the jobs come with payload and result; without them a payload is empty"""
 
 
+class Place(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """Where a job stands in a list: by created_at, then by arrival. Means the same when that job is gone."""
+
+    created_at: float
+    seq: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+
+
 class Page(msgspec.Struct, frozen=True):
     """A part of a list, newest job first. `next_before` continues it; None: there is no more."""
 
     jobs: Sequence[Job]
-    next_before: int | None = None
+    next_before: Place | None = None
 
 
 class EngineStore(Protocol):
@@ -226,6 +261,12 @@ class EngineStore(Protocol):
         and the pair is returned as stale. A job that waits again keeps its last error unless its settlement brings one.
         """
 
+    async def sideline(self, batch: Batch, words: str) -> str | None:
+        """Fail the ready job that `batch` would claim first, since its claim raises something else than `StoreError`.
+
+        Its error is `words`. Returns the job's id; None where there is none any more. Nothing else of `batch` is done.
+        """
+
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
         """Take back every job held by a node, other than `node`, whose lease has ended by `now` or that has none.
 
@@ -237,7 +278,8 @@ class EngineStore(Protocol):
     async def prune(self, now: float, retention: Retention) -> int:
         """Delete at most `STEP` ended jobs that are too old or too many, oldest end first; returns how many.
 
-        Fewer than `STEP`: nothing is left to delete. Too old is what ended at or before `now` less its age.
+        Fewer than `STEP`: nothing is left to delete. Too old is what ended at or before `now` less its age. Then queues
+        that have no jobs and are not paused are forgotten, some thousands at a time.
         """
 
     async def leave(self, node: str) -> None:
@@ -262,23 +304,38 @@ class ControlStore(Protocol):
     async def resume(self, queue: str) -> None:
         """Claim from a queue again."""
 
+    async def delete_queue(self, queue: str) -> QueueChange:
+        """Forget a queue, also whether it is paused. Refused while it has jobs, ended ones too."""
+
 
 class ReadStore(Protocol):
-    """What the API reads. Never waits for a writer."""
+    """What the API reads. Never waits for a writer.
+
+    What of a row cannot be read is left out, and named in `Job.damage`: no row keeps others from being read.
+    """
 
     async def get(self, job_id: str) -> Job | None:
         """One job with its attempts, oldest first."""
 
-    async def jobs(self, where: Filter, limit: int, before: int | None) -> Page:
+    async def jobs(self, where: Filter, limit: int, before: Place | None) -> Page:
         """At most `limit` jobs (without attempts), newest first, that come after the page which ended at `before`.
 
-        Looks at a bounded number of rows, for a bounded time, and holds at most `PAGE_BYTES`, or one larger job: a
-        page may hold fewer than `limit` jobs although there are more. Where a text is searched for, nothing else
-        that is read waits for it.
+        Newest by created_at, then by arrival. Looks at a bounded number of rows, for a bounded time, and holds at most
+        `PAGE_BYTES`, or one larger job: a page may hold fewer than `limit` jobs although there are more. Where a text
+        is searched for, nothing else that is read waits for it.
         """
 
-    async def queues(self) -> Sequence[QueueState]:
-        """Every queue that was ever used or paused, by name."""
+    async def queues(self, limit: int = QUEUES, after: str = "") -> Sequence[QueueState]:
+        """At most `limit` queues by name, behind the one named `after`.
+
+        A queue is there while it has jobs or is paused, and a while longer: until a prune forgets it.
+        """
+
+    async def queue(self, name: str) -> QueueState | None:
+        """One queue; None when there is nothing to tell of it."""
+
+    async def overview(self) -> Overview:
+        """What all queues come to. Its cost does not grow with their number, but for paused ones with ready jobs."""
 
     async def ping(self) -> None:
         """Return when the store answers."""

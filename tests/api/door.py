@@ -98,9 +98,21 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().jobs(where, limit, before)
 
-    async def queues(self):
+    async def queues(self, *page):
         await self._obey()
-        return await super().queues()
+        return await super().queues(*page)
+
+    async def queue(self, name):
+        await self._obey()
+        return await super().queue(name)
+
+    async def overview(self):
+        await self._obey()
+        return await super().overview()
+
+    async def delete_queue(self, queue):
+        await self._obey()
+        return await super().delete_queue(queue)
 
     async def cancel(self, ids, now):
         await self._obey()

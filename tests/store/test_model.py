@@ -274,7 +274,17 @@ class Model:
                 del self.jobs[entry.new.id]
         while len(ended()) > retention.jobs or sum(entry.size for entry in ended()) > retention.size:
             del self.jobs[ended()[0].new.id]
+        used = {entry.new.queue for entry in self.jobs.values()}
+        self.paused = {name: paused for name, paused in self.paused.items() if paused or name in used}
         return before - len(self.jobs)
+
+    def delete_queue(self, name: str) -> str:
+        if name not in self.paused:
+            return "absent"
+        if any(entry.new.queue == name for entry in self.jobs.values()):
+            return "refused"
+        del self.paused[name]
+        return "changed"
 
     def cancel(self, job_id: str, now: float) -> str:
         entry = self.jobs.get(job_id)
@@ -310,7 +320,7 @@ class Model:
         return "changed"
 
     def newest_first(self) -> list[Entry]:
-        return sorted(self.jobs.values(), key=lambda entry: -entry.arrival)
+        return sorted(self.jobs.values(), key=lambda entry: (-entry.new.created_at, -entry.arrival))
 
     def queues(self) -> list[QueueState]:
         states = []
@@ -490,6 +500,10 @@ class Lives(RuleBasedStateMachine):
         self.call(self.store.pause if paused else self.store.resume, queue)
         self.model.paused[queue] = paused
 
+    @rule(queue=st.sampled_from(QUEUES))
+    def delete_queue(self, queue: str) -> None:
+        assert self.call(self.store.delete_queue, queue).verdict == self.model.delete_queue(queue)
+
     # what must hold after each step
 
     @invariant()
@@ -512,7 +526,18 @@ class Lives(RuleBasedStateMachine):
     def lists_and_counts_agree_with_the_rows(self) -> None:
         page = self.call(self.store.jobs, Filter(), 100, None)
         assert list(page.jobs) == [replace(entry.shown(), attempts=()) for entry in self.model.newest_first()]
-        assert list(self.call(self.store.queues)) == self.model.queues()
+        queues = self.model.queues()
+        assert list(self.call(self.store.queues)) == queues
+        assert [self.call(self.store.queue, queue.name) for queue in queues] == queues
+        overview = self.call(self.store.overview)
+        assert overview.counts == {
+            status: total
+            for status in Status
+            if (total := sum(queue.counts.get(status, 0) for queue in queues))
+        }
+        assert overview.ready == any(
+            queue.oldest_queued_at is not None and not queue.paused for queue in queues
+        )
 
     # how
 
@@ -625,6 +650,7 @@ class Lives(RuleBasedStateMachine):
                     entry.claim,
                     entry.rescued,
                     entry.new.options,
+                    None,  # no damage
                 ),
             )
             for entry in expected

@@ -7,7 +7,21 @@ import trio
 
 from jobpipe.errors import StoreError
 from jobpipe.job import Job
-from jobpipe.store.base import Batch, Change, Filter, News, Page, QueueState, Receipts, Rescued, Retention
+from jobpipe.store.base import (
+    QUEUES,
+    Batch,
+    Change,
+    Filter,
+    News,
+    Overview,
+    Page,
+    Place,
+    QueueChange,
+    QueueState,
+    Receipts,
+    Rescued,
+    Retention,
+)
 from jobpipe.store.postgres import reader
 from jobpipe.store.postgres.address import Address, Leases, read_address
 from jobpipe.store.postgres.beside import beside
@@ -72,6 +86,9 @@ class PostgresStore:
             self._listening.tell(LOOK)
         return receipts
 
+    async def sideline(self, batch: Batch, words: str) -> str | None:
+        return await self._writer.sideline(batch, words)
+
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
         return await self._house.rescue(node, now)
 
@@ -98,6 +115,9 @@ class PostgresStore:
     async def resume(self, queue: str) -> None:
         await self._control.pause(queue, paused=False)
 
+    async def delete_queue(self, queue: str) -> QueueChange:
+        return await self._control.delete_queue(queue)
+
     async def paused(self) -> Sequence[str]:
         return await self._reading.read(reader.paused)
 
@@ -111,12 +131,18 @@ class PostgresStore:
     async def get(self, job_id: str) -> Job | None:
         return await self._reading.read(lambda session: reader.one(session, job_id))
 
-    async def jobs(self, where: Filter, limit: int, before: int | None) -> Page:
+    async def jobs(self, where: Filter, limit: int, before: Place | None) -> Page:
         reading = self._reading if where.text is None else self._searching
         return await reading.read(lambda session: reader.listed(session, where, limit, before))
 
-    async def queues(self) -> Sequence[QueueState]:
-        return await self._reading.read(reader.queues)
+    async def queues(self, limit: int = QUEUES, after: str = "") -> Sequence[QueueState]:
+        return await self._reading.read(lambda session: reader.queues(session, limit, after))
+
+    async def queue(self, name: str) -> QueueState | None:
+        return await self._reading.read(lambda session: reader.queue(session, name))
+
+    async def overview(self) -> Overview:
+        return await self._reading.read(reader.overview)
 
     async def ping(self) -> None:
         await self._reading.read(reader.ping)

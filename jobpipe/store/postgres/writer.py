@@ -4,21 +4,22 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jobpipe.errors import StoreError, StoreUnavailable, TablesLocked
-from jobpipe.job import NewJob, Status
+from jobpipe.job import JobError, NewJob, Status
 from jobpipe.store.base import LOCKED, STEP, Batch, Claimed, Receipt, Receipts, Settlement
 from jobpipe.store.postgres.adding import Adding, Conflict, add_with_care, store_or_look
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.line import TRIES, CommitUnknown, Line, Locked
 from jobpipe.store.postgres.locks import Aside, Locks
-from jobpipe.store.postgres.parameters import integers, texts
+from jobpipe.store.postgres.parameters import integers
+from jobpipe.store.postgres.reader import ANY_READY, NEXT_QUEUE, UNPAUSED
 from jobpipe.store.postgres.session import Answer, Row, Session
 from jobpipe.store.postgres.settling import Fence, Settling, send_starts, written_before
-from jobpipe.store.postgres.tally import counting, fold
+from jobpipe.store.postgres.tally import Tally, bounded, counting, fold
 from jobpipe.store.postgres.words import ended_words, notify, wake
-from jobpipe.store.rows import decoded_options
+from jobpipe.store.rows import claimed_from, encoded_error
 
 CLOCK = "extract(epoch from clock_timestamp())::double precision"
 """The database's clock, in seconds since the epoch."""
@@ -42,69 +43,87 @@ _PROMOTE = (
 )
 """The statement that does it is in the function: to set it going costs more than to see that nothing is due."""
 
-_READY = (
-    "select l.seq, l.priority, l.run_at from live l where l.status = 'queued' and l.node is null "
-    "and {which} and (l.expires_at is null or l.expires_at > %(now)s) "
-    "order by l.priority desc, l.run_at, l.seq limit %(limit)s for update skip locked"
+PASSED = 10_000
+"""How many ready jobs of paused queues a claim may pass over, before it reads queue by queue instead."""
+
+WALKED = 1_000
+"""How many queues such a claim reads; the next one continues behind them."""
+
+_READY = "l.status = 'queued' and l.node is null"
+_FRESH = "(l.expires_at is null or l.expires_at > %(now)s)"
+_ORDER = "order by {0}.priority desc, {0}.run_at, {0}.seq"
+# From one queue that has a ready job to the next, and round to where it began.
+_WALK = (
+    'walk (queue, round) as (select %(after)s::text collate "C", -1 from way where by_queue union all '
+    "select n.queue, n.round from walk w cross join lateral ("
+    f"select queue, greatest(w.round, 0) as round from {NEXT_QUEUE.format('w.queue')} a union all "
+    f"select queue, 1 from {NEXT_QUEUE.format(chr(39) * 2)} b where w.round < 1 order by round limit 1) n "
+    "where n.round = 0 or n.queue <= %(after)s)"
 )
-# Two ways, of which the server takes one. The first entries of one index over all queues: but jobs of paused queues
-# are passed over there. Or the first of each queue that is not paused: but so many are locked from each of them. To
-# lock a row costs about ten times as much as to pass one over.
+_HEADS = (
+    "heads as materialized (select w.queue, w.round, r.* from walk w cross join lateral "
+    f"(select l.priority, l.run_at, l.seq from live l where {_READY} and l.queue = w.queue and {_FRESH} "
+    f"{_ORDER.format('l')} limit 1) r where w.round >= 0 and {UNPAUSED.format('w')} limit %(walked)s)"
+)
+# Locking a row costs about ten times as much as reading it, so the candidates are read first and locked in order.
+_OF_QUEUES = (
+    "of_queues as materialized (select l.seq from (select r.* from "
+    f"(select h.queue from heads h {_ORDER.format('h')} limit %(limit)s) h cross join lateral "
+    f"(select l.priority, l.run_at, l.seq from live l where {_READY} and l.queue = h.queue and {_FRESH} "
+    f"{_ORDER.format('l')} limit %(limit)s) r {_ORDER.format('r')} limit 10 * %(limit)s) c "
+    f"join live l on l.seq = c.seq where {_READY} and exists (select from me) "
+    f"{_ORDER.format('c')} limit %(limit)s for update of l skip locked)"
+)
+# The server takes one of two ways. It reads one index over all queues, and passes over the jobs of paused ones; or,
+# where those are too many, it reads the first jobs of each queue.
 _BY_QUEUE = (
-    "select exists (select from queues where paused) and "
-    "10 * %(limit)s * (select count(*) from queues where not paused) < (select sum(c.jobs) from counts c "
-    "join queues q on q.name = c.queue where q.paused and c.state = 'queued')"
+    "select exists (select from queues where paused) and coalesce((select sum(c.jobs) from queues q "
+    "join counts c on c.queue = q.name and c.state = 'queued' where q.paused) > %(passed)s, false) as by_queue"
 )
 _CLAIM = (
     # Locked, so that no rescue can take the node for dead before what is claimed here is committed.
-    "with me as (select node from nodes where name = %(node)s and lease_until is not null for share), "
-    f"way as materialized (select coalesce(({_BY_QUEUE}), false) as by_queue), "
-    "first as materialized ("
-    + _READY.format(
-        which="l.queue <> all (array(select name from queues where paused)) "
-        "and not (select by_queue from way) and exists (select from me)"
-    )
-    + "), of_queues as materialized (select r.seq from queues q cross join lateral "
-    f"({_READY.format(which='l.queue = q.name')}) r "
-    "where (select by_queue from way) and not q.paused and exists (select from me) "
-    "order by r.priority desc, r.run_at, r.seq limit %(limit)s), "
+    "with recursive me as (select node from nodes where name = %(node)s and lease_until is not null for share), "
+    f"way as materialized ({_BY_QUEUE}), "
+    f"first as materialized (select l.seq from live l where {_READY} and {UNPAUSED.format('l')} and {_FRESH} "
+    "and not (select by_queue from way) and exists (select from me) "
+    f"{_ORDER.format('l')} limit %(limit)s for update skip locked), "
+    f"{_WALK}, {_HEADS}, {_OF_QUEUES}, "
     "ready as (select seq from first union all select seq from of_queues), "
     "taken as (update live l set claim = l.claim + 1, node = (select node from me), token = %(token)s, "
     "started_at = null from ready where l.seq = ready.seq returning l.*), "
     + counting("select queue, 'queued', -1, 0 from taken").replace("%s", "%(slot)s")
     + " "
-    "select -t.priority, t.run_at, t.seq, j.id, j.kind, j.queue, j.payload, t.priority, t.run_at, t.attempt, "
-    "j.max_retries, t.claim, t.rescued, j.options from taken t join jobs j on j.seq = t.seq"
+    "select -t.priority::bigint, t.run_at, t.seq, j.id, j.kind, j.queue, j.payload, t.priority, t.run_at, t.attempt, "
+    "j.max_retries, t.claim, t.rescued, j.options, "
+    "(select h.queue from heads h order by h.round desc, h.queue desc limit 1) "
+    "from taken t join jobs j on j.seq = t.seq"
 )
-_ANY_READY = (
-    "select exists (select from queues q where not q.paused and exists (select from live l "
-    "where l.status = 'queued' and l.node is null and l.queue = q.name))"
+_HEAD = _READY.format(which="l.queue <> all (array(select name from queues where paused))")
+_WAITS_NO_MORE = "delete from live where seq = any(%s) returning seq, watched"
+SIDELINE = (
+    "update jobs set status = 'failed', finished_at = %s, error = %s, size = length(payload) where seq = any(%s) "
+    "returning id, queue, size"
 )
 _UNKNOWN = (
     "select l.seq, j.id, l.queue, l.claim, l.attempt from live l join jobs j on j.seq = l.seq "
     "where l.node = (select node from nodes where name = %s) and l.token = any(%s) for update of l skip locked"
 )
-# A name is noted after the jobs are stored: whoever else notes it at the same time is waited for by nobody.
-_NOTE_QUEUES = (
-    "insert into queues (name) "
-    "select distinct c.queue from counts c "
-    "where c.queue = any(%s) or (c.slot < 0 and not exists (select from queues q where q.name = c.queue)) "
-    "order by c.queue "
-    "on conflict do nothing"
-)
 _HUNGRY = "update nodes set hungry = %s where name = %s"
+_WAITING = (
+    "coalesce(sum(jobs), 0) + "
+    "(select coalesce(sum(jobs), 0) from totals where state in ('scheduled', 'queued', 'retrying'))"
+)
 _STATE = (
-    "select c.waiting, c.calls, c.unnoted, "
+    "select c.waiting, c.calls, "
     "least("
     "(select min(run_at) from live where status in ('scheduled', 'retrying')), "
     "(select min(expires_at) from live where expires_at is not null and node is null)), "
     "n.me is not null, n.others, n.hungry, "
     "(select array_agg(array[seq, claim]) from live where status = 'cancelling' and node = n.me) "
     "from ("
-    "select coalesce(sum(jobs) filter (where state in ('scheduled', 'queued', 'retrying')), 0)::bigint as waiting, "
-    "count(*) filter (where slot < 0) as calls, "
-    "coalesce(bool_or(slot < 0 and not exists (select from queues q where q.name = counts.queue)), false) as unnoted "
-    "from counts) c, "
+    f"select {bounded(_WAITING)} as waiting, "
+    "count(*) as calls "
+    "from counts where slot < 0) c, "
     "(select max(node) filter (where name = %s) as me, "
     "coalesce(bool_or(name <> %s), false) as others, "
     "coalesce(bool_or(hungry and name <> %s), false) as hungry "
@@ -118,8 +137,6 @@ class State(NamedTuple):
     waiting: int
     calls: int
     """of enqueue(), whose counts are not gathered yet"""
-    unnoted: bool
-    """whether some of these are for queues that are not in the table of queues yet"""
     next_due: float | None
     alive: bool
     """whether the node has a lease"""
@@ -140,15 +157,13 @@ async def clock_offset(session: Session) -> float:
 class Writer:
     """The writing half of the store, for one exchange at a time.
 
-    Other nodes write too, so of the database it is certain only of what cannot become untrue: names of queues.
+    Other nodes write too, so it is certain of nothing in the database.
     """
 
     def __init__(self, line: Line, slot: int, leases: Leases, channel: str) -> None:
         self._line, self._slot, self._leases, self._channel = line, slot, leases, channel
         self._locks = Locks(line)
-        self._names: set[str] = set()
-        self._unnoted: set[str] = set()
-        """queues of new jobs that are still to be noted"""
+        self._walked = ""
         self._hungry: dict[str, bool] = {}
         self._token = time.time_ns()  # larger than any of an earlier run
         self._unknown: dict[int, float] = {}
@@ -175,13 +190,17 @@ class Writer:
         try:
             exchange, aside = await self._around_locks(batch)
             await self._look_after(exchange)
+            self._learn(exchange)
+            await self._tell(exchange)
+            receipts = exchange.receipts
         except StoreError as error:
             if exchange is not None or isinstance(error, CommitUnknown):
                 self._doubt(batch, patience)
             raise
-        self._learn(exchange)
-        await self._tell(exchange)
-        return aside.completed(exchange.receipts)
+        except Exception:
+            self._doubt(batch, patience)  # it may have been raised after the commit
+            raise
+        return aside.completed(receipts)
 
     async def _around_locks(self, batch: Batch) -> tuple["Exchange", Aside]:
         """Write and take it all, but for what other programs have locked.
@@ -197,8 +216,6 @@ class Writer:
                 with suppress(Locked):
                     return await self._committed(aside.rest), aside
                 await self._locks.probe(aside)
-                # It may be the name of a new queue that is waited for.
-                self._unnoted |= {job.queue for add in batch.adds for job in add.jobs} - self._names
         except Locked as error:
             raise await self._all_locked(batch, error) from None
         raise await self._all_locked(batch, _others_interfere())
@@ -236,8 +253,8 @@ class Writer:
         if careful:
             await exchange.add_with_care()
         else:
-            await exchange.add(self._names | self._unnoted)
-        exchange.claim(self._token)
+            await exchange.add()
+        exchange.claim(self._token, self._walked)
         if self._scattered:
             fold(session, self._slot, all_slots=False)
         exchange.look()
@@ -260,6 +277,26 @@ class Writer:
                 except Locked:
                     return [LOCKED] * len(jobs)
         raise _others_interfere()
+
+    async def sideline(self, batch: Batch, words: str) -> str | None:
+        """See `jobpipe.store.base.EngineStore.sideline`."""
+
+        async def verb(session: Session) -> str | None:
+            rows = await session.rows(_HEAD, {"now": float(batch.now), "limit": 1})
+            seqs = integers([row[0] for row in rows])
+            live = session.run(_WAITS_NO_MORE, (seqs,))
+            error = encoded_error(JobError("DamagedRow", words))
+            gone = session.run(SIDELINE, (float(batch.now), error, seqs))
+            await session.answered()
+            tally = Tally(self._slot)
+            for job_id, queue, size in gone.rows():
+                tally.move(queue, Status.QUEUED, Status.FAILED, size=size)
+                if any(watched for _, watched in live.rows()):
+                    notify(session, self._channel, ended_words([job_id]))
+            tally.write(session)
+            return next((str(job_id) for job_id, _, _ in gone.rows()), None)
+
+        return await self._line.transact(verb)
 
     def _doubt(self, batch: Batch, patience: float) -> None:
         """It may be written, and nobody is told: remember what is to be made good then."""
@@ -295,7 +332,7 @@ class Writer:
 
     def _learn(self, exchange: "Exchange") -> None:
         """What is certain now that the transaction is committed."""
-        self._names.update(job.queue for job in exchange.stored if job.queue not in self._unnoted)
+        self._walked = exchange.walked or self._walked
         self._scattered = exchange.scattered
         self._doubtful.clear()
         now = time.monotonic()
@@ -310,9 +347,6 @@ class Writer:
         node, hungry = exchange.batch.node, exchange.hungry
         # The exchange itself is done: a failure here costs a slow wake-up.
         with suppress(StoreError):
-            if exchange.calls_unnoted or self._unnoted:
-                await self._line.run(_NOTE_QUEUES, (texts(sorted(self._unnoted)),))
-                self._unnoted.clear()
             if hungry is not None and self._hungry.get(node) is not hungry:
                 await self._line.run(_HUNGRY, (hungry, node))
                 self._hungry[node] = hungry
@@ -331,7 +365,7 @@ class Writer:
 
 
 async def _any_ready(session: Session) -> bool:
-    row = await session.row(_ANY_READY)
+    row = await session.row(ANY_READY)
     return bool(row and row[0])
 
 
@@ -347,11 +381,13 @@ class Exchange:
         self._starts: Answer | None = None
         self._claim: Answer | None = None
         self._settling = Settling(batch.settlements, slot)
-        self._adding = Adding((), set(), slot)
+        self._adding = Adding((), slot)
         self._careful: Sequence[Sequence[Receipt]] | None = None
         self._taken: Sequence[Receipt] = ()
         self._claimed: Sequence[Claimed] = ()
         self.stale: set[Fence] = set()
+        self.walked: str | None = None
+        """the last queue that the claim read, where it went queue by queue"""
         self.watched: Sequence[str] = ()
         """ids of watched jobs that have ended"""
 
@@ -377,9 +413,9 @@ class Exchange:
             self._starts = send_starts(self._session, self.batch.starts)
         self._settling.send(self._session)
 
-    async def add(self, names: set[str]) -> None:
+    async def add(self) -> None:
         """Store new jobs, in the hope that nothing is in conflict; raises `Conflict` when all or nothing is not all."""
-        self._adding = Adding(self.batch.adds, names, self._slot)
+        self._adding = Adding(self.batch.adds, self._slot)
         self._adding.send(self._session)
         await self._adding.check(self._session)
 
@@ -387,11 +423,12 @@ class Exchange:
         """Add one after another, each after a look."""
         self._careful = [await add_with_care(self._session, add, self._slot) for add in self.batch.adds]
 
-    def claim(self, token: int) -> None:
-        """Take ready jobs."""
+    def claim(self, token: int, after: str) -> None:
+        """Take ready jobs; where it goes queue by queue, from behind the one named `after`."""
         if limit := self.batch.claim:
             values = {"node": self.batch.node, "now": float(self.batch.now), "limit": limit}
-            self._claim = self._session.run(_CLAIM, values | {"token": token, "slot": self._slot})
+            bounds = {"passed": PASSED, "walked": WALKED, "after": after}
+            self._claim = self._session.run(_CLAIM, values | bounds | {"token": token, "slot": self._slot})
 
     def look(self) -> None:
         """Ask how the store stands."""
@@ -409,7 +446,9 @@ class Exchange:
             self.stale |= {(one.seq, one.claim) for one in self.batch.starts} - set(self._starts.rows())
         if self._claim is not None:
             # By -priority, run_at, seq: what an update returns has no order.
-            self._claimed = list(map(_claimed, sorted(self._claim.rows())))
+            rows = sorted(self._claim.rows(), key=_order)
+            self._claimed = claimed_from([row[2:-1] for row in rows])
+            self.walked = rows[0][-1] if rows else None
 
     @property
     def taken(self) -> Sequence[NewJob]:
@@ -434,11 +473,6 @@ class Exchange:
     def scattered(self) -> bool:
         """Whether the counts want to be gathered."""
         return self._state.calls > SCATTERED
-
-    @property
-    def calls_unnoted(self) -> bool:
-        """Whether there are queues to be noted, of jobs that enqueue() stored."""
-        return self._state.unnoted
 
     @property
     def hungry(self) -> bool | None:
@@ -475,6 +509,5 @@ class Exchange:
         )
 
 
-def _claimed(row: Row) -> Claimed:
-    values: Sequence[Any] = (*row[2:-1], decoded_options(row[-1]))
-    return Claimed(*values)
+def _order(row: Row) -> Row:
+    return row[:3]

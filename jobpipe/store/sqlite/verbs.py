@@ -7,7 +7,20 @@ from typing import Concatenate, ParamSpec, TypeVar
 import apsw
 
 from jobpipe.job import Job
-from jobpipe.store.base import Batch, Change, Filter, Page, QueueState, Receipts, Rescued, Retention
+from jobpipe.store.base import (
+    QUEUES,
+    Batch,
+    Change,
+    Filter,
+    Overview,
+    Page,
+    Place,
+    QueueChange,
+    QueueState,
+    Receipts,
+    Rescued,
+    Retention,
+)
 from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.control import Control
 from jobpipe.store.sqlite.writer import Writer
@@ -52,6 +65,9 @@ class Verbs(ABC):
     async def exchange(self, batch: Batch) -> Receipts:
         return await self._write(lambda: self._writer.exchange(batch))
 
+    async def sideline(self, batch: Batch, words: str) -> str | None:
+        return await self._write(lambda: self._writer.sideline(batch, words))
+
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
         return await self._change(lambda: self._control.rescue(node, now))
 
@@ -76,14 +92,23 @@ class Verbs(ABC):
     async def resume(self, queue: str) -> None:
         await self._change(lambda: self._control.pause(queue, paused=False))
 
+    async def delete_queue(self, queue: str) -> QueueChange:
+        return await self._change(lambda: self._control.delete_queue(queue))
+
     async def get(self, job_id: str) -> Job | None:
         return await self._read(reader.one, job_id)
 
-    async def jobs(self, where: Filter, limit: int, before: int | None) -> Page:
+    async def jobs(self, where: Filter, limit: int, before: Place | None) -> Page:
         return await self._read(reader.listed, where, limit, before)
 
-    async def queues(self) -> Sequence[QueueState]:
-        return await self._read(reader.queues)
+    async def queues(self, limit: int = QUEUES, after: str = "") -> Sequence[QueueState]:
+        return await self._read(reader.queues, limit, after)
+
+    async def queue(self, name: str) -> QueueState | None:
+        return await self._read(reader.queue, name)
+
+    async def overview(self) -> Overview:
+        return await self._read(reader.overview)
 
     async def ping(self) -> None:
         await self._read(reader.ping)
