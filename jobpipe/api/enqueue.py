@@ -71,6 +71,8 @@ _encode = msgspec.json.Encoder().encode
 # curl -d says application/x-www-form-urlencoded when nobody says anything else.
 JSON_TYPES = frozenset({"", "application/json", "text/json", "application/x-www-form-urlencoded"})
 
+_PAYLOAD = b'"payload":'
+
 _ESCAPE = re.compile(rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[0-9a-fA-F]{4}|u[0-9a-fA-F]{4}|.)", re.DOTALL)
 
 
@@ -190,9 +192,8 @@ def request_from(body: bytes) -> tuple[AskedRequest, bytes]:
 
 def _is_in(body: bytes, usual: bytes) -> bool:
     """Whether the payload was sent just as it would be written here, as most are; told without reading it again."""
-    written = b'"payload":' + usual
-    place = body.find(written)
-    return place >= 0 and body[place + len(written)] in b",}"
+    before, name, rest = body.find(_PAYLOAD), len(_PAYLOAD), len(_PAYLOAD) + len(usual)
+    return before >= 0 and body.startswith(usual, before + name) and body[before + rest] in b",}"
 
 
 def _exactly(body: bytes) -> bytes:
