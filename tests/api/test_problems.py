@@ -38,6 +38,11 @@ CODES = {
     "queue_full",
     "draining",
     "store_unavailable",
+    "request_timeout",
+    "wrong_host",
+    "head_too_large",
+    "not_implemented",
+    "http_version",
 }
 
 

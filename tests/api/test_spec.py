@@ -22,7 +22,16 @@ from tests.api.door import Breakable, open_door
 CROSS_SITE = {"Sec-Fetch-Site": "cross-site"}
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
-AMONG_NO_OPERATION = {Code.BAD_REQUEST, Code.NOT_FOUND, Code.METHOD_NOT_ALLOWED}
+AMONG_NO_OPERATION = {
+    Code.BAD_REQUEST,
+    Code.NOT_FOUND,
+    Code.METHOD_NOT_ALLOWED,
+    Code.REQUEST_TIMEOUT,
+    Code.WRONG_HOST,
+    Code.HEAD_TOO_LARGE,
+    Code.NOT_IMPLEMENTED,
+    Code.HTTP_VERSION,
+}
 """These answer what no operation is."""
 
 

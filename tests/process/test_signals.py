@@ -383,7 +383,7 @@ async def test_idle_connections_are_closed_at_once(serve):
 async def test_half_a_request_does_not_hold_up_the_end(serve):
     service = await serve()
     with socket.create_connection(("127.0.0.1", httpx.URL(service.url).port)) as half:
-        half.sendall(b"POST /enqueue HTTP/1.1\r\nHost: jobpipe\r\nContent-Length: 100\r\n\r\n{")
+        half.sendall(b"POST /enqueue HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         await service.http.get("/health")
 
         service.signal(signal.SIGTERM)
@@ -400,7 +400,7 @@ async def test_a_client_that_does_not_take_its_answer_does_not_hold_up_the_end(s
     with socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.connect(("127.0.0.1", httpx.URL(service.url).port))
-        deaf.sendall(b"GET /jobs/large HTTP/1.1\r\nHost: jobpipe\r\n\r\n")
+        deaf.sendall(b"GET /jobs/large HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert deaf.recv(12) == b"HTTP/1.1 200"
 
         service.signal(signal.SIGTERM)
