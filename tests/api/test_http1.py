@@ -248,7 +248,7 @@ async def test_upgrades_under_load_are_answered_each(door):
         (b"HTTP://TEST:80/health?", 200),
         (b"https://test/health", 200),
         (b"http://test", 302),
-        (b"http://test?x=1", 302),
+        (b"http://test?x=1", 422),
         (b"//health", 404),
         (b"//evil.example/jobs", 404),
         (b"//jobs", 404),
