@@ -36,7 +36,7 @@ _RARE_ENDED = (
 )
 _RARE_WAITING = (
     "with new as (insert into {0}.jobs (id, kind, queue, priority, run_at, max_retries, created_at, payload) "
-    f"select s || k || n, k, case k when 'echo' then 'rare' else 'default' end, -9, 1e12, 3, {OLD} + n, '1' "
+    f"select s || k || n, k, case k when 'echo' then 'rare' else 'default' end, -9, 2e11, 3, {OLD} + n, '1' "
     "from unnest(array['queued', 'scheduled', 'retrying']) s, unnest(array['echo', 'rare']) k, "
     f"generate_series(1, {RARE}) n returning *) "
     "insert into {0}.live (seq, queue, status, priority, run_at, created_at) "
