@@ -79,7 +79,7 @@ def test_migrate_says_what_it_did(capsys):
 
     assert code == cli.OK
     assert (
-        capsys.readouterr().out == "sqlite:jobs.db needs no migration of its own: it is made at the start\n"
+        capsys.readouterr().out == "sqlite:jobs.db needs no migration: its tables are created at the start\n"
     )
 
 

@@ -24,7 +24,7 @@ PATIENCE = 2.0
 SHORTEST_NAP, LONGEST_NAP = 0.001, 0.05
 """Seconds between two looks."""
 
-SILENT = "the store does not answer"
+SILENT = "the store does not respond"
 
 
 def health_blueprint(node: Node) -> Blueprint:
@@ -97,12 +97,12 @@ class Probe:
             if trouble is not None:
                 self.broken = f"the store cannot write: {trouble}"
                 return
-            self.broken = "jobs are ready and workers are idle, but no job is taken"
+            self.broken = "jobs are ready and workers are idle, but no job is claimed"
             await self._taken(self._seen, ticks)
         self.broken = None
 
     def told(self) -> str | None:
-        """What is broken, if anything; why the store does not answer, where writing it has told."""
+        """What is broken, if anything; why the store does not respond, where writing it has told."""
         trouble = self._node.ledger.trouble
         return f"{SILENT}: {trouble}" if self.broken == SILENT and trouble else self.broken
 

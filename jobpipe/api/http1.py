@@ -226,7 +226,7 @@ def _problem_from(error: h11.RemoteProtocolError) -> Problem:
         case 431:
             return too_long_head(HEAD)
         case 501:
-            return not_implemented("of transfer codings only `chunked`, given once, is understood")
+            return not_implemented("the only supported transfer coding is `chunked`, given once")
         case _:
             known = (words for beginning, words in WORDS if text.startswith(beginning))
             return bad_request(next(known, "the request is not HTTP/1.1"))

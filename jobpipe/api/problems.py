@@ -153,7 +153,7 @@ def unsupported(content_type: str, allowed: str) -> Problem:
 
 def no_route(path: str) -> Problem:
     """404: no such route."""
-    return Problem(404, Code.NOT_FOUND, "There is nothing here", f"no route for {path}: /docs lists them all")
+    return Problem(404, Code.NOT_FOUND, "Not found", f"no route for {path}: /docs lists them all")
 
 
 def no_job(job_id: str) -> Problem:

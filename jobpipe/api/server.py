@@ -60,7 +60,7 @@ async def _let_in(listener: socket.socket, house: "Connections", clients: trio.N
             try:
                 await _let_one_in(accepting, trouble, house, clients)
             except Exception:
-                log.exception("a client could not be let in")
+                log.exception("a connection could not be accepted")
                 await trio.sleep(PAUSE)
 
 
@@ -96,14 +96,14 @@ class Trouble:
         if self.over_at == float("inf") or now >= self._next_line:
             self._next_line = now + QUIET
             log.error(
-                f"no connection can be accepted ({error.strerror}): raise `ulimit -n`, or lower MAX_CONNECTIONS"
+                f"cannot accept connections ({error.strerror}): raise `ulimit -n`, or lower MAX_CONNECTIONS"
             )
         self.over_at = now + QUIET
 
     def end(self) -> None:
         """It has not happened again."""
         self.over_at = float("inf")
-        log.info("connections are accepted again")
+        log.info("accepting connections again")
 
 
 class Connections:

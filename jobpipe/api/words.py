@@ -80,8 +80,8 @@ PROBLEMS = {
         unsupported("text/plain", "application/json"),
         invalid([Fault("/max_retry", "unknown field; known are id, kind, payload, queue, max_retries")]),
         internal(),
-        unavailable(QueueFull("64 jobs wait already, and MAX_BACKLOG allows 64")),
-        unavailable(Draining("this node is shutting down and takes no new job")),
+        unavailable(QueueFull("64 jobs are waiting already, and MAX_BACKLOG allows 64")),
+        unavailable(Draining("this node is shutting down and takes no new jobs")),
         unavailable(StoreUnavailable("the disk is full")),
     )
 }

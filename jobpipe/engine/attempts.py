@@ -303,7 +303,7 @@ class Attempts:
 
     def _lost(self, seq: int, claim: int) -> None:
         """A write of an attempt matched no held row: somebody else has the job, so its run must end."""
-        log.warning("a late write was refused: the job is not this attempt's any more", seq=seq, claim=claim)
+        log.warning("late write refused: a newer claim has the job", seq=seq, claim=claim)
         if attempt := self._held.get((seq, claim)):
             self._stop(attempt, "lease")
 

@@ -91,7 +91,7 @@ class Heartbeat:
             self._tell("the event loop is blocked: a thread renews the lease of this node")
         elif self.armed:
             self.armed = False
-            log.error("the lease of this node is lost while the event loop is blocked")
+            log.error("this node lost its lease while the event loop was blocked")
 
     def _tell(self, event: str, **more: str) -> None:
         """Once for each block."""

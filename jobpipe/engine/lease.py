@@ -72,8 +72,8 @@ class Lease:
     async def _renew(self) -> bool:
         """Renew the lease before it is too late to stop in time; False when it is, or when the lease is lost.
 
-        If that time has already passed, because this process stood still or a handler blocked the event loop, the store
-        is asked whether the lease still stands. It may well, and then nothing needs to be stopped.
+        If that time has already passed, because this process was suspended or a handler blocked the event loop, the
+        store is asked whether the lease still stands. It may well, and then nothing needs to be stopped.
         """
         while True:
             until = self._patience()
@@ -113,7 +113,7 @@ class Lease:
         """Stop every attempt, since another node may run those jobs now, and ask for a new lease."""
         self.losses += 1
         self.heartbeat.armed = False
-        log.error("the lease of this node is lost: its attempts are stopped", running=self._attempts.busy)
+        log.error("this node lost its lease: its attempts are stopped", running=self._attempts.busy)
         self._ledger.suspend()
         self._attempts.stop_all("lease")
         with trio.move_on_after(self._seconds):
@@ -134,7 +134,7 @@ class Lease:
         try:
             await self.rescue()
         except StoreError as error:
-            log.warning("could not look for the jobs of dead nodes", error=str(error))
+            log.warning("could not look for jobs of dead nodes", error=str(error))
 
     async def rescue(self) -> Sequence[Rescued]:
         """Take back the jobs of dead nodes; returns them. Raises `StoreError`.
@@ -150,7 +150,7 @@ class Lease:
             return []
         for job in rescued:
             tell = log.info if job.begun else log.debug  # those that only waited are many, and lost nothing
-            tell("rescued a job of a dead node", job=job.id, status=job.status.value, begun=job.begun)
+            tell("recovered a job of a dead node", job=job.id, status=job.status.value, begun=job.begun)
         if rescued:
             self._ledger.look()
         return rescued

@@ -469,7 +469,7 @@ class Ledger:
         """The store did not take a batch: tell who waits, keep what must not be lost, and wait a little."""
         self._keep(entries, error if isinstance(error, StoreUnavailable) else StoreUnavailable(str(error)))
         if self.trouble is None:
-            log.error("the store cannot write; what is running is kept, and tried again", error=str(error))
+            log.error("the store cannot write: outcomes are kept and retried", error=str(error))
         self.trouble = str(error)
         self._pause = min(LONGEST_PAUSE, self._lease / 6, self._pause * 2 or 0.1)  # renewals wait behind this
         with self._unforeseen.costs("the store is tried again at once"):
@@ -503,7 +503,7 @@ class Ledger:
 
     def _hand_out(self, entries: Gathered, receipts: Receipts) -> None:
         if self.trouble is not None:
-            log.info("the store writes again")
+            log.info("the store can write again")
         self.trouble, self._pause = None, 0.0
         self.commits += 1
         self._arrived(entries)

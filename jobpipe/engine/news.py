@@ -70,4 +70,4 @@ class Newsroom:
         """Why news of other nodes come late, in words; None: they do not."""
         if self._store is None or self._store.listening:
             return None
-        return "other nodes are not heard at once: this one looks every few seconds"
+        return "notifications of other nodes do not arrive: polling every few seconds"

@@ -132,7 +132,7 @@ class Node:
             await self.ledger.flushed()
         if patience.cancelled_caught:
             log.error(
-                "the last outcomes could not be written: those jobs run again", error=self.ledger.trouble
+                "the last outcomes could not be written: those jobs will run again", error=self.ledger.trouble
             )
         self.lease.heartbeat.armed = False
         # A lease that stays ends by itself.

@@ -35,9 +35,9 @@ class Queue:
         all of them stored or none.
         """
         if self.draining:
-            raise Draining("this node is shutting down and takes no new job")
+            raise Draining("this node is shutting down and takes no new jobs")
         if (waiting := self.waiting + self._ledger.arriving) + len(jobs) > self._max_backlog:
-            raise QueueFull(f"{waiting} jobs wait already, and MAX_BACKLOG allows {self._max_backlog}")
+            raise QueueFull(f"{waiting} jobs are waiting already, and MAX_BACKLOG allows {self._max_backlog}")
         return await self._ledger.add(jobs, atomic=atomic)
 
     @property

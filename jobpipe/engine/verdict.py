@@ -110,7 +110,7 @@ def _why_unfit(value: Any, error: BaseException) -> str:  # noqa: ANN401 - a han
     match value:
         case CoroutineType():
             value.close()  # else Python warns that nobody awaited it
-            return "the handler returned a coroutine that nobody awaited: define it with `async def`"
+            return "the handler returned a coroutine that was never awaited: define it with `async def`"
         case Retry() | Snooze() | Fail():
             return f"the handler returned {type(value).__name__}: raise it"
         case _:

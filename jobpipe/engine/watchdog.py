@@ -87,14 +87,16 @@ class Watchdog:
             return None
         who = f"job {block.job} ({block.kind})" if block.job else "something"
         ago = time.monotonic() - block.since
-        advice = "nothing in an async handler may wait without await"
+        advice = "async handlers must not block: use await"
         return f"{who} blocked the event loop for {self._seconds:.1f} s, {ago:.0f} s ago: {advice}"
 
     def _alive(self) -> None:
         now = time.monotonic()
         if self._block is not None and self._block.since == self._beat:
             self._seconds = now - self._beat
-            log.warning("the event loop goes on", job=self._block.job, seconds=round(self._seconds, 1))
+            log.warning(
+                "the event loop is running again", job=self._block.job, seconds=round(self._seconds, 1)
+            )
         self._beat = now
 
     @property
@@ -109,14 +111,14 @@ class Watchdog:
             gap = looked[0] - before
             if gap > PATIENCE and looked[1] - worked < gap / 2:
                 # SIGSTOP, a frozen container, a suspended machine: this thread was not let run either.
-                _say(log.warning, "this process stood still", seconds=round(gap, 1))
+                _say(log.warning, "this process was suspended", seconds=round(gap, 1))
                 continue
             beat = self._beat
             silent, last = (silent + gap if beat == last else 0.0), beat
             try:
                 self._look(silent, last)
             except Exception:  # noqa: BLE001 - logged with its traceback; the watchdog is what keeps the lease
-                _say(log.error, "the watchdog failed, and goes on", exc_info=sys.exc_info())
+                _say(log.error, "the watchdog failed, and continues", exc_info=sys.exc_info())
 
     def _look(self, silent: float, last: float) -> None:
         """Do what is due after so many seconds without a sign of life since `last`."""
@@ -134,7 +136,7 @@ class Watchdog:
         self._seconds = time.monotonic() - since
         _say(
             log.error,
-            "the event loop is blocked: no job starts, no signal is heard",
+            "the event loop is blocked: no job starts, and no signal is handled",
             job=self._block.job,
             kind=self._block.kind,
             stack=stack,
@@ -144,7 +146,7 @@ class Watchdog:
         attempt, stack = self._seen(LAST_FRAMES)
         said = _say(
             log.critical,
-            "the event loop was blocked for MAX_BLOCKED: this process ends, and its jobs will be rescued",
+            "the event loop was blocked for MAX_BLOCKED: this process ends, and its jobs will be recovered",
             job=attempt.job.id if attempt else None,
             kind=attempt.job.kind if attempt else None,
             seconds=round(silent, 1),

@@ -84,7 +84,7 @@ def handler(
     """
     if not isinstance(kind, str):
         name = name_of(kind) if callable(kind) else ""
-        raise HandlerError(f"@handler needs the kind that it performs: write @handler({name or 'KIND'!r})")
+        raise HandlerError(f"@handler needs a kind: write @handler({name or 'KIND'!r})")
     # By way of builtins, since the values of a ready-made Backoff would not be checked.
     try:
         asked = msgspec.to_builtins(
@@ -124,7 +124,7 @@ def _seconds(duration: Any) -> Any:  # noqa: ANN401 - see above
                 return read_duration(duration)
             except ValueError:
                 raise ValueError(
-                    f"{duration!r} is no duration: give seconds, or a number with ms, s, m, h or d"
+                    f"{duration!r} is not a duration: give seconds, or a number with ms, s, m, h or d"
                 ) from None
         case timedelta():
             return duration.total_seconds()

@@ -139,7 +139,7 @@ def _context_parameter(parameters: Sequence[Parameter], annotations: Annotations
     ]
     if len(asking) > 1:
         raise HandlerError(
-            f"both {_listed(asking)} would get the Context: annotate the one that is to have it as jobpipe.Context"
+            f"both {_listed(asking)} would get the Context: annotate the right one as jobpipe.Context"
         )
     for each in asking:
         _refuse_variable(each)
@@ -166,12 +166,12 @@ def _payload_parameter(rest: Sequence[Parameter]) -> Parameter | None:
     if any(each.default is each.empty for each in others):
         raise HandlerError(
             f"it takes {_listed(asking)}, but a job has one payload: take one parameter (a dict, or a msgspec.Struct "
-            "with these fields); if one of them is to get the Context, annotate it as jobpipe.Context"
+            "with these fields); to give one of them the Context, annotate it as jobpipe.Context"
         )
     if others:
         raise HandlerError(
             f"nothing would ever fill {_listed(others)}: make it a field of the payload, or put * before it "
-            "to keep its default; if it is to get the Context, annotate it as jobpipe.Context"
+            "to keep its default; to give it the Context, annotate it as jobpipe.Context"
         )
     return first
 

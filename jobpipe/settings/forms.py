@@ -96,7 +96,7 @@ Hosts = Annotated[
         ...,
     ],
     Meta(min_length=1, max_length=MOST_HOSTS),
-    Form("host names or IP addresses, without a port, with commas between", _names, ",".join),
+    Form("host names or IP addresses, without a port, separated by commas", _names, ",".join),
 ]
 AllowedHosts = Annotated[
     tuple[
@@ -104,9 +104,9 @@ AllowedHosts = Annotated[
         ...,
     ],
     Meta(max_length=MOST_HOSTS),
-    Form("* or host names, *.DOMAIN or IP addresses, without a port, with commas between", _names, ",".join),
+    Form("* or host names, *.DOMAIN or IP addresses, without a port, separated by commas", _names, ",".join),
 ]
 Modules = Annotated[
     tuple[Annotated[str, Meta(pattern=r"^(?!.*\.py$)[^\W\d]\w*(\.[^\W\d]\w*)*$")], ...],
-    Form("names of Python modules such as shop.mail, with commas between", _names, ",".join),
+    Form("names of Python modules such as shop.mail, separated by commas", _names, ",".join),
 ]

@@ -124,7 +124,7 @@ def service_url(
 def _listening_url(sources: _Sources) -> str:
     hosts, port = (_value_of(name, sources) for name in ("host", "port"))
     if port == 0:
-        sources.faults.append(f"PORT: 0 is any free port, so it must be said which; allowed: {URL} or --url")
+        sources.faults.append(f"PORT: 0 is any free port, so the port must be given; allowed: {URL} or --url")
     # A server that listens on every address is reached at the loopback one; on `::` it listens on IPv4 too.
     host = str(hosts[0]) if isinstance(hosts, tuple) and hosts else ""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(host, host)  # noqa: S104 - compared, not bound

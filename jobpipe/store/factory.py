@@ -35,7 +35,7 @@ def migrate(store: str) -> str:
     if store.startswith(POSTGRES):
         done: str = _postgres().migrate(store)
         return done
-    return f"{store} needs no migration of its own: it is made at the start"
+    return f"{store} needs no migration: its tables are created at the start"
 
 
 def _postgres() -> ModuleType:
@@ -43,6 +43,6 @@ def _postgres() -> ModuleType:
         from jobpipe.store import postgres  # noqa: PLC0415 - an extra, and 150 ms that other stores do without
     except ImportError as error:
         raise StoreError(
-            f"STORE=postgresql://... needs the extra of that name ({error}): pip install 'jobpipe[postgres]'"
+            f"STORE=postgresql://... needs the driver psycopg ({error}): pip install 'psycopg[binary]'"
         ) from error
     return postgres

@@ -53,7 +53,7 @@ async def test_a_node_that_drains_says_so_until_its_end(door, autojump_clock):
     ("fault", "words"),
     [
         ("refuses", "the store cannot be read: the disk is full"),
-        ("hangs", "the store does not answer"),
+        ("hangs", "the store does not respond"),
         ("hangs_writing", "the store does not complete a write"),
         ("refuses_writing", "the store cannot write: the disk is full"),
     ],
@@ -90,7 +90,7 @@ async def test_an_intake_that_takes_nothing_is_told_in_time(autojump_clock):
         status, told, seconds = await asked(door)
 
         assert (status, told["status"]) == (503, "broken")
-        assert "no job is taken" in told["detail"]
+        assert "no job is claimed" in told["detail"]
         assert seconds <= PATIENCE
 
 

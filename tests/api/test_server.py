@@ -482,7 +482,7 @@ async def test_a_lack_of_file_descriptors_is_logged_now_and_then_and_when_it_is_
     assert told == ["error"] * 4
     assert "Too many open files" in logs[0]["event"]
     assert [(line["log_level"], line["event"]) for line in logs[4:]] == [
-        ("info", "connections are accepted again")
+        ("info", "accepting connections again")
     ]
 
 

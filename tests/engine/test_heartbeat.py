@@ -196,9 +196,7 @@ def test_a_lease_that_another_node_took_is_given_up() -> None:
 
     assert len(store.renewals) == 1
     assert not heartbeat.armed
-    assert [line["event"] for line in lines] == [
-        "the lease of this node is lost while the event loop is blocked"
-    ]
+    assert [line["event"] for line in lines] == ["this node lost its lease while the event loop was blocked"]
 
 
 @pytest.mark.parametrize(("age", "lost_after"), [(0.0, 5 + 15 * SAFE), (math.inf, 15 * SAFE)])
@@ -208,7 +206,7 @@ async def test_a_lease_that_a_thread_has_kept_has_its_whole_time_again(
     """When the store is away just after a block, the node has as long as after a renewal of its own."""
     store = FaultyStore()
     async with running(
-        store, lease=15.0, expected=["the store cannot write", "the lease of this node"]
+        store, lease=15.0, expected=["the store cannot write", "this node lost its lease"]
     ) as rig:
         rig.node.lease.heartbeat.age = lambda: age  # type: ignore[method-assign]  # as if a thread had renewed it
         await trio.sleep(1)
@@ -384,5 +382,5 @@ def test_a_watchdog_that_fails_goes_on(monkeypatch) -> None:
 
     assert looked_at == [0.5, 1.0, 1.5]
     assert [line["event"] for line in lines if line.get("exc_info")] == [
-        "the watchdog failed, and goes on"
+        "the watchdog failed, and continues"
     ] * 3

@@ -16,7 +16,7 @@ from jobpipe.store.memory import MemoryStore
 from tests.engine.conftest import DAY, HOUR, NOW, PLAIN, Actor, FaultyStore, new_job, running
 
 LEASE = 15.0
-LOST = ["the lease of this node is lost", "the store cannot write"]
+LOST = ["this node lost its lease", "the store cannot write"]
 NEVER_TWICE = Options(on_crash="fail")
 
 
@@ -213,7 +213,7 @@ async def test_the_jobs_of_a_dead_node_are_run_by_another(autojump_clock) -> Non
         ("n2", Outcome.DONE),
     ]
     assert took <= LEASE + LEASE / BEATS
-    assert len(second.logged("rescued a job of a dead node")) == 2
+    assert len(second.logged("recovered a job of a dead node")) == 2
 
 
 async def test_a_node_tells_at_its_start_what_it_rescued(autojump_clock) -> None:
@@ -226,7 +226,7 @@ async def test_a_node_tells_at_its_start_what_it_rescued(autojump_clock) -> None
         await first.kill()
     await trio.sleep(100)
     async with running(store, actor=actor, clock=clock, name="n2") as second:
-        (line,) = second.logged("rescued a job of a dead node")
+        (line,) = second.logged("recovered a job of a dead node")
         job = await second.ended("a")
 
     assert (line["job"], line["begun"], line["status"]) == ("a", True, "queued")
@@ -396,7 +396,7 @@ async def test_a_store_that_cannot_rescue_now_is_asked_again(autojump_clock) -> 
         del own.rescue
 
     assert job.status is Status.DONE
-    assert rig.logged("could not look for the jobs of dead nodes")[0]["log_level"] == "warning"
+    assert rig.logged("could not look for jobs of dead nodes")[0]["log_level"] == "warning"
 
 
 # --- the wall clock ---------------------------------------------------------------------------------------------------

@@ -527,8 +527,8 @@ async def test_trouble_is_logged_once_and_its_end_too(autojump_clock) -> None:
             keepers.cancel_scope.cancel()
 
     assert [(line["log_level"], line["event"]) for line in log] == [
-        ("error", "the store cannot write; what is running is kept, and tried again"),
-        ("info", "the store writes again"),
+        ("error", "the store cannot write: outcomes are kept and retried"),
+        ("info", "the store can write again"),
     ]
 
 

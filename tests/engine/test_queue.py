@@ -35,7 +35,7 @@ async def test_a_refusal_says_how_many_wait(autojump_clock) -> None:
     async with running(max_backlog=1) as rig:
         await rig.node.control.pause("default")
         await rig.enqueue("a")
-        with pytest.raises(QueueFull, match="1 jobs wait already, and MAX_BACKLOG allows 1"):
+        with pytest.raises(QueueFull, match="1 jobs are waiting already, and MAX_BACKLOG allows 1"):
             await rig.enqueue("b")
 
 

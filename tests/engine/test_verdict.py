@@ -698,7 +698,9 @@ def test_a_coroutine_that_was_returned_is_told_in_words() -> None:
     """As by a decorator that is not async around a function that is."""
     error = returned(forgotten(), LIMIT).error
     assert error is not None
-    assert error.message == "the handler returned a coroutine that nobody awaited: define it with `async def`"
+    assert (
+        error.message == "the handler returned a coroutine that was never awaited: define it with `async def`"
+    )
 
 
 # Limits

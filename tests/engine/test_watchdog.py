@@ -48,7 +48,7 @@ async def test_what_blocks_the_loop_is_told_once_and_remembered() -> None:
     told = [line for line in lines if line["event"] != "this process stood still"]
     assert [line["event"].split(":")[0] for line in told] == [
         "the event loop is blocked",
-        "the event loop goes on",
+        "the event loop is running again",
     ]
     assert "time.sleep(0.3)" in told[0]["stack"]
     assert (dog.told() or "").startswith("something blocked the event loop for 0.")

@@ -116,7 +116,7 @@ async def test_a_full_disk_is_told_and_nothing_acknowledged_is_lost(serve, small
     assert "is full" in health
     assert "is full" in (await service.said(CANNOT_WRITE))["error"]
     await all_done(service, trace, acknowledged, [f"no{index}" for index in range(3)])
-    assert service.has_said("the store writes again")
+    assert service.has_said("the store can write again")
     on_disk(small_disk.folder / "jobs.db", acknowledged, [])
 
 
@@ -142,7 +142,7 @@ async def test_while_the_log_cannot_be_written_everybody_is_told_and_nothing_is_
     assert "disk I/O error" in said[0]
     assert "the store cannot write" in health
     assert "disk I/O error" in (await service.said(CANNOT_WRITE))["error"]
-    assert (await service.said("the store was opened anew"))["level"] == "warning"
+    assert (await service.said("reopened the store"))["level"] == "warning"
     await all_done(service, trace, acknowledged, ["no0", "no1", "no2"])
     on_disk(store, acknowledged, [])
 
@@ -164,7 +164,7 @@ async def test_after_one_failure_the_file_is_opened_anew_before_anything_is_ackn
     assert "disk I/O error" in said
     assert len(faults.struck) == 1
     events = [line["event"] for line in service.lines]
-    assert events.index("the store was opened anew") < events.index("the store writes again")
+    assert events.index("reopened the store") < events.index("the store can write again")
     await all_done(service, trace, [*acknowledged, "again"], [])
     on_disk(store, [*acknowledged, "again"], [])
 
@@ -229,7 +229,7 @@ async def test_a_failure_while_the_log_is_moved_into_the_database_loses_nothing(
     gate.open()
 
     assert "disk I/O error" in health
-    assert service.has_said("the store was opened anew")
+    assert service.has_said("reopened the store")
     await all_done(service, trace, acknowledged, [])
     on_disk(store, acknowledged, [])
 
@@ -273,7 +273,7 @@ async def test_a_slow_fsync_makes_everybody_wait_and_breaks_nothing(serve, fault
 
     assert health == "the store does not complete a write"
     await all_done(service, trace, [*acknowledged, "slow"], [])
-    assert not service.has_said("the lease of this node is lost")
+    assert not service.has_said("this node lost its lease")
     on_disk(store, [*acknowledged, "slow"], [])
 
 
@@ -300,7 +300,7 @@ async def test_a_lock_that_lasts_is_told_and_waited_for(serve, store, trace, gat
 
     assert "is in use by another program" in said
     assert health == "the store does not complete a write" or "is in use by another program" in health
-    assert not service.has_said("the store was opened anew")
+    assert not service.has_said("reopened the store")
     await all_done(service, trace, acknowledged, ["no"])
     on_disk(store, acknowledged, [])
 
@@ -417,6 +417,6 @@ async def test_a_deleted_log_is_made_anew_and_loses_nothing(serve, store, trace,
     await service.enqueue("next")
     gate.open()
 
-    assert "jobs.db-wal was deleted" in (await service.said("the store was opened anew"))["after"]
+    assert "jobs.db-wal was deleted" in (await service.said("reopened the store"))["after"]
     await all_done(service, trace, [*acknowledged, "next"], [])
     on_disk(store, [*acknowledged, "next"], [])

@@ -10,7 +10,7 @@ from tests.process.running import PATIENCE, until
 
 pytestmark = pytest.mark.faults
 
-LOST = "the lease of this node is lost"
+LOST = "this node lost its lease"
 
 
 async def is_well(service):

@@ -181,7 +181,7 @@ def test_a_decorator_without_its_kind_is_refused_in_words() -> None:
 
     def nightly() -> None: ...
 
-    with pytest.raises(HandlerError, match=r"needs the kind that it performs: write @handler\('.*nightly'\)"):
+    with pytest.raises(HandlerError, match=r"needs a kind: write @handler\('.*nightly'\)"):
         handler(nightly)  # type: ignore[arg-type]  # that is the point
 
 

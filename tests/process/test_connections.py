@@ -74,12 +74,12 @@ async def test_without_file_descriptors_it_says_so_now_and_then_and_goes_on(serv
     with contextlib.ExitStack() as stack:
         for _ in range(150):
             stack.enter_context(socket.create_connection((address[0], int(address[1])), timeout=PATIENCE))
-        await service.said("no connection can be accepted (Too many open files)")
+        await service.said("cannot accept connections (Too many open files)")
         with trio.fail_after(PATIENCE):
             async with await trio.open_tcp_stream(address[0], int(address[1])) as stream:
                 await stream.send_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 assert (await stream.receive_some()).startswith(b"HTTP/1.1 200")
-    await service.said("connections are accepted again")
+    await service.said("accepting connections again")
     told = [line for line in service.lines if line["event"].startswith("no connection can be accepted")]
 
     assert len(told) <= 5

@@ -28,9 +28,9 @@ pytestmark = pytest.mark.crash
 SEED = int(os.environ.get("JOBPIPE_TEST_SEED") or random.SystemRandom().randrange(10**6))
 """Of everything random in here; set JOBPIPE_TEST_SEED to the one that a failed test printed."""
 
-LOST = "the lease of this node is lost"
-REFUSED = "a late write was refused"
-STOOD = "this process stood still"
+LOST = "this node lost its lease"
+REFUSED = "late write refused"
+STOOD = "this process was suspended"
 
 
 def starts_of(trace, job_id):

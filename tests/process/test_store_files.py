@@ -239,7 +239,7 @@ async def test_a_path_that_cannot_hold_a_database_is_refused(tmp_path):
 
     assert (await refused(tmp_path, STORE="sqlite:folder")).startswith("folder is a directory: ")
     assert (await refused(tmp_path, STORE="sqlite:no/such/jobs.db")).startswith("no/such does not exist: ")
-    assert (await refused(tmp_path, STORE="sqlite:pipe")).startswith("pipe is not a file: ")
+    assert (await refused(tmp_path, STORE="sqlite:pipe")).startswith("pipe is not a regular file: ")
 
 
 async def test_a_file_without_permission_is_refused(tmp_path, used):

@@ -460,7 +460,7 @@ async def played(scene: str, kind: str, seed: int, folder: Path | None = None) -
             if scope.cancelled_caught:
                 stage.witness.fault("hung", f"after {scope.deadline}")
             for line in log:
-                if line["event"] == "rescued a job of a dead node":
+                if line["event"] == "recovered a job of a dead node":
                     stage.witness.rescued[line["job"]] += 1
             await stage.witness.check(store)
     return stage.witness

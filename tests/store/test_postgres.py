@@ -453,7 +453,7 @@ def test_without_the_extra_it_is_said_what_to_install(monkeypatch: pytest.Monkey
 
     monkeypatch.delattr(jobpipe.store, "postgres")
     monkeypatch.setitem(sys.modules, "jobpipe.store.postgres", None)
-    with pytest.raises(StoreError, match=r"pip install 'jobpipe\[postgres\]'"):
+    with pytest.raises(StoreError, match=r"pip install 'psycopg\[binary\]'"):
         factory.open_store("postgresql://db/jobs", "full")
 
 

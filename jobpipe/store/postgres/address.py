@@ -26,7 +26,7 @@ class Address(msgspec.Struct, frozen=True):
     chosen: frozenset[str] = frozenset()
     """which of these two the setting names; where it does not, a pooler decides (`behind_a_pooler`)"""
     pooled: bool = False
-    """whether a pooler stands before the database"""
+    """whether a pooler is in front of the database"""
 
     @property
     def channel(self) -> str:
@@ -54,7 +54,7 @@ def read_address(url: str) -> Address:
     schema = ours.get("schema", SCHEMA)
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,49}", schema):
         raise StoreError(
-            f"STORE: schema={schema!r} is no name of a schema: use letters, digits and _, at most 50"
+            f"STORE: schema={schema!r} is not a schema name: use letters, digits and _, at most 50"
         )
     rest = [(name, value) for name, value in query if name not in ours]
     conninfo = urlunsplit(parts._replace(scheme="postgresql", query=urlencode(rest)))
@@ -72,7 +72,7 @@ def read_address(url: str) -> Address:
 def _switch(name: str, given: dict[str, str]) -> bool:
     value = given.get(name, "on")
     if value not in {"on", "off"}:
-        raise StoreError(f"STORE: {name}={value!r} is not allowed: on or off")
+        raise StoreError(f"STORE: {name}={value!r} is not allowed: use on or off")
     return value == "on"
 
 

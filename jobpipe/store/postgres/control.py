@@ -118,7 +118,7 @@ class Control:
             there = (await found(session, [job_id])).get(job_id)
             if there is not None:
                 return there[0], there[1], bool(alive and alive[1])
-        raise StoreUnavailable("others retry and delete this job all the time: try again")
+        raise StoreUnavailable("other requests keep retrying and deleting this job: try again")
 
     async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         """See `jobpipe.store.base.ControlStore.retry`."""

@@ -247,7 +247,7 @@ class Lines:
                 return await self._carry_out(session, verb, begin)
         except trio.TooSlowError:
             late = psycopg.OperationalError(f"no answer within {self.limits.transaction:g} s")
-            log.warning("the database does not answer: a connection is cut", store=self.address.shown)
+            log.warning("the database does not respond: connection closed", store=self.address.shown)
             raise self._unknown(late) if session.committing else late from None
         except psycopg.Error as error:
             if session.committing and connection.closed:
@@ -402,7 +402,7 @@ class Reading:
             with trio.fail_after(self._patience):
                 await self._places.acquire()
         except trio.TooSlowError:
-            busy = f"no connection to read within {self._patience:g} s"
+            busy = f"no free connection for reading within {self._patience:g} s"
             raise StoreUnavailable(f"{self._lines.address.shown} cannot be used now ({busy})") from None
         line = self._free.pop()
         try:
@@ -446,7 +446,7 @@ def mapped(address: Address) -> Iterator[None]:
         psycopg.errors.UndefinedColumn,
     ) as error:
         raise StoreError(
-            f"{address.shown} has not the tables of this jobpipe in schema {address.schema} ({_words(error)}): "
+            f"schema {address.schema} of {address.shown} does not have the tables of this version ({_words(error)}): "
             "run `jobpipe migrate`"
         ) from error
     except (psycopg.errors.DuplicatePreparedStatement, psycopg.errors.InvalidSqlStatementName) as error:
@@ -456,7 +456,7 @@ def mapped(address: Address) -> Iterator[None]:
         ) from error
     except psycopg.errors.LockNotAvailable as error:
         raise Locked(
-            f"{address.shown} cannot be used now: another session holds a lock that is needed ({_words(error)})"
+            f"{address.shown} cannot be used now: another session holds a lock on it ({_words(error)})"
         ) from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise StoreError(

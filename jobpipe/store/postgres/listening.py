@@ -124,7 +124,7 @@ class Listening:
                 connection = await self._lines.opened(self._ask, limits.connect + limits.statement)
             except psycopg.Error as error:
                 log.warning(
-                    "cannot listen to other nodes: looking every few seconds", error=_first_line(error)
+                    "cannot listen for notifications: polling every few seconds", error=_first_line(error)
                 )
                 await trio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
@@ -136,7 +136,7 @@ class Listening:
                 with trio.CancelScope() as self._hearing:
                     await self._hear(connection)
             except (psycopg.Error, OSError) as error:
-                log.warning("the connection that listens to other nodes was lost", error=_first_line(error))
+                log.warning("lost the connection that listens for notifications", error=_first_line(error))
             finally:
                 self.up = False
                 connection.close()

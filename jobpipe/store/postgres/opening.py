@@ -85,7 +85,7 @@ def suited(address: Address, connection: Connection) -> Address:
     if row is None or row[0] == connection.info.backend_pid:
         return address
     careful = address.behind_a_pooler()
-    log.info("a pooler stands before the database", prepare=careful.prepare, listen=careful.listen)
+    log.info("connected to the database through a pooler", prepare=careful.prepare, listen=careful.listen)
     return careful
 
 
@@ -101,7 +101,9 @@ def _check_server(connection: Connection, address: Address) -> None:
         raise StoreError(f"{address.shown} is too old: PostgreSQL {OLDEST // 10000} or newer is needed")
     encoding = connection.info.parameter_status("server_encoding")
     if encoding != "UTF8":
-        raise StoreError(f"{address.shown} has the encoding {encoding}: make the database with encoding UTF8")
+        raise StoreError(
+            f"{address.shown} has the encoding {encoding}: create the database with encoding UTF8"
+        )
 
 
 def _version(connection: Connection, schema: str) -> int:
@@ -132,7 +134,7 @@ def _apply(connection: Connection, address: Address) -> int:
             _apply_after(connection, address.schema, found)
         except psycopg.errors.InsufficientPrivilege as error:
             raise StoreError(
-                f"the user of STORE may not make the tables of jobpipe in schema {address.schema} "
+                f"the user of STORE may not create the tables of jobpipe in schema {address.schema} "
                 f"({error.diag.message_primary}): run `jobpipe migrate` as a user who may"
             ) from error
         return found

@@ -437,7 +437,7 @@ class Writer:
 
 
 def _others_interfere() -> StoreUnavailable:
-    return StoreUnavailable("others store and delete jobs of the same ids all the time: try again")
+    return StoreUnavailable("other requests keep storing and deleting jobs with these ids: try again")
 
 
 class Exchange:

@@ -62,7 +62,7 @@ class Database:
         connection = self._readers[lane].get()
         try:
             if connection is None:
-                raise StoreUnavailable(f"{self.path} could not be opened anew after: {self._doubt}")
+                raise StoreUnavailable(f"{self.path} could not be reopened after: {self._doubt}")
             yield connection
         finally:
             self._readers[lane].put(connection)
@@ -159,7 +159,7 @@ class Database:
                 taken.append((lane, self._readers[lane].get(timeout=READ_PATIENCE)))  # noqa: PERF401 - what is taken when one does not come has to be put back
         except queue.Empty:
             self._put(taken)
-            raise StoreUnavailable(f"a read of {self.path} does not end") from None
+            raise StoreUnavailable(f"a read of {self.path} does not finish") from None
         return taken
 
     def _put(self, readers: Sequence[Reader]) -> None:
@@ -194,9 +194,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _misplaced(path: Path, now: object) -> StoreUnavailable:
     what = "deleted or moved away" if now is None else "replaced by another file"
-    return StoreUnavailable(
-        f"{path} was {what} while in use: put back the one that was there, or stop jobpipe and start it again"
-    )
+    return StoreUnavailable(f"{path} was {what} while in use: put the original file back, or restart jobpipe")
 
 
 @contextmanager

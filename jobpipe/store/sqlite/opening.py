@@ -96,7 +96,7 @@ def _locked_beside(path: Path, real: Path) -> Iterator[None]:
         lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
     except OSError as error:
         raise StoreError(
-            f"cannot write {lock_path} ({error.strerror}): jobpipe needs to write beside {path}"
+            f"cannot write {lock_path} ({error.strerror}): jobpipe keeps a lock file next to {path}"
         ) from error
     try:
         try:
@@ -192,7 +192,7 @@ def warn_of_others(path: Path) -> None:
 
 def _in_use(path: Path, holder: str) -> StoreUnavailable:
     return StoreUnavailable(
-        f"{path} is in use by another jobpipe ({holder}): stop it, or give this one another STORE"
+        f"{path} is in use by another jobpipe ({holder}): stop it, or set STORE to another file"
     )
 
 
@@ -266,17 +266,15 @@ def check_path(path: Path) -> None:
     if os.path.isdir(path):  # noqa: PTH112 - see above
         raise StoreError(f"{path} is a directory: name a file in STORE")
     if not os.path.isdir(path.parent):  # noqa: PTH112 - see above
-        raise StoreError(f"{path.parent} does not exist: make it, or name another file in STORE")
+        raise StoreError(f"{path.parent} does not exist: create it, or name another file in STORE")
     exists = os.path.exists(path)  # noqa: PTH110 - see above
     if exists and not path.is_file():
-        raise StoreError(f"{path} is not a file: name another in STORE")
+        raise StoreError(f"{path} is not a regular file: name another one in STORE")
     if exists and not os.access(path, os.R_OK | os.W_OK):
-        raise StoreError(
-            f"{_denied(path, 'read and write')} {path}: change that, or name another file in STORE"
-        )
+        raise StoreError(f"{_denied(path, 'read and write')} {path}: fix that, or name another file in STORE")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise StoreError(
-            f"{_denied(path.parent, 'write in')} {path.parent}: SQLite keeps its log beside {path.name}"
+            f"{_denied(path.parent, 'write in')} {path.parent}: SQLite keeps its log next to {path.name}"
         )
 
 

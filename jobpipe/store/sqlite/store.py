@@ -47,7 +47,7 @@ class SqliteStore(Verbs):
             try:
                 if after := self._database.ready():
                     self._prepare()
-                    log.warning("the store was opened anew", store=self.name, after=after)
+                    log.warning("reopened the store", store=self.name, after=after)
                 done = verb()
             except apsw.IOError as error:
                 self._database.doubt(error)

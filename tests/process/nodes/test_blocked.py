@@ -11,7 +11,7 @@ from tests.store.proxy import open_proxy
 LEASE = 2
 SOON = 0.3
 """Seconds before the job that blocks is due: the answer to who enqueued it is out by then."""
-LOST = "the lease of this node is lost"
+LOST = "this node lost its lease"
 BLOCKS = {"the event loop is blocked", "the store cannot write", "the event loop was blocked"}
 KEPT = "the event loop is blocked: a thread renews the lease"
 
@@ -89,7 +89,7 @@ async def test_a_blocked_node_that_cannot_reach_its_database_loses_its_lease(
     gate.open()
     ended = await other.job("blocker", wait=PATIENCE)
     proxy.mode = "open"
-    await node.said("a late write was refused")
+    await node.said("late write refused")
     afterwards = await other.job("blocker")
 
     assert events_of(trace, "blocker", node, other)[:2] == [("start", 0), ("start", 1)]

@@ -20,7 +20,7 @@ from tests.process.test_crash import KILLS, SEED
 from tests.store.proxy import Proxy, open_proxy
 from tests.store.server import OwnServer
 
-LOST = "the lease of this node is lost"
+LOST = "this node lost its lease"
 CANNOT_WRITE = "the store cannot write"
 
 
@@ -197,7 +197,7 @@ async def test_a_node_that_is_cut_off_stops_its_jobs_before_another_one_runs_the
         proxy.cut()
     told = await health(alone, "broken")
     await alone.said(LOST)
-    await other.said("rescued a job of a dead node")
+    await other.said("recovered a job of a dead node")
     await other.runs("active")
     lives = lives_of(trace, "active", [alone, other])
     proxy.mode = "open"

@@ -102,17 +102,17 @@ async def test_a_node_that_stood_still_for_longer_than_its_lease_writes_nothing_
 ):
     """Its jobs run elsewhere meanwhile; its late word of them is refused, and it takes up work again."""
     still = await serve(WORKERS=1, QUEUE_SIZE=0)
-    still.expected_errors.add("the lease of this node is lost")
+    still.expected_errors.add("this node lost its lease")
     await still.enqueue("active", payload={"until": gate.path})
     await still.runs("active")
     other = await serve(WORKERS=1, QUEUE_SIZE=0)
 
     await still.stand_still()
-    await other.said("rescued a job of a dead node")
+    await other.said("recovered a job of a dead node")
     gate.open()
     ended = await other.job("active", wait=PATIENCE)
     still.go_on()
-    await still.said("the lease of this node is lost")
+    await still.said("this node lost its lease")
     other.signal(signal.SIGTERM)
     assert await other.ended() == 0
     await still.enqueue("next")

@@ -91,7 +91,7 @@ async def test_three_nodes_share_four_connections_that_are_lent_for_a_transactio
         for node in nodes:  # before their way goes
             await node.kill()
 
-    assert all(node.has_said("a pooler stands before the database") for node in nodes)
+    assert all(node.has_said("connected to the database through a pooler") for node in nodes)
     assert (health["status"], "every few seconds" in health["detail"]) == ("ok", True)
     assert left == [('"$user", public', "0", 0)] * SIZE
 

@@ -147,7 +147,7 @@ async def test_the_jobs_of_a_killed_node_run_on_another_one(serve, trace, gate):
     assert (ended["once"]["status"], ended["once"]["error"]["type"]) == ("failed", "NodeDied")
     assert {ended[job_id]["status"] for job_id in waiting} == {"done"}
     assert [len(starts_of(trace, job_id)) for job_id in ("once", *waiting)] == [1] * 5
-    assert other.has_said("rescued a job of a dead node")
+    assert other.has_said("recovered a job of a dead node")
 
 
 @pytest.mark.parametrize("grace", ["30s", "0s"])
@@ -218,4 +218,4 @@ async def test_clocks_of_nodes_that_differ_by_two_minutes_change_nothing(launch,
     assert {(job["status"], job["attempt"]) for job in first + last} == {("done", 1)}
     assert max(job["run_at"] for job in first) < min(job["run_at"] for job in last)
     assert (left["status"], left["error"]["type"]) == ("failed", "NodeDied")
-    assert [node for node in nodes if node.has_said("the lease of this node is lost")] == []
+    assert [node for node in nodes if node.has_said("this node lost its lease")] == []

@@ -1,0 +1,76 @@
+"""The Python examples of the README and the docs work."""
+
+import math
+import subprocess
+import sys
+
+import msgspec
+import pytest
+import trio
+
+import jobpipe
+from jobpipe.handlers.registry import handlers_of
+from tests.docs.pages import DOCS, README, examples
+
+
+def test_examples_of_handlers_define_a_handler_each():
+    *handlers, _ = examples(DOCS / "handlers.md")
+
+    assert len(handlers) >= 3
+    for source in handlers:
+        module = type(sys)("example")
+        exec(source, module.__dict__)
+
+        assert len(handlers_of(module)) == 1
+
+
+def recipe():
+    """The handler that runs asyncio."""
+    (source,) = (each for each in examples(DOCS / "handlers.md") if "asyncio.run" in each)
+    module = type(sys)("recipe")
+    exec(source, module.__dict__)
+    (found,) = handlers_of(module)
+    return found
+
+
+@pytest.mark.parametrize(("payload", "result"), [(["a", "bcd"], [1, 3]), ([], [])])
+async def test_recipe_for_asyncio_works(payload, result):
+    found = recipe()
+    asked = jobpipe.Context(
+        id="a", kind=found.kind, queue="q", attempt=1, max_retries=0, claim=1, deadline=math.inf
+    )
+    given = found.arguments(msgspec.json.encode(payload), asked)
+
+    assert await trio.to_thread.run_sync(found.function, *given) == result
+
+
+async def test_recipe_for_asyncio_hears_of_a_cancel():
+    class Cancelled:
+        """A job that is cancelled while it runs."""
+
+        def check_cancelled(self):
+            trio.from_thread.run_sync(scope.cancel)
+            trio.from_thread.check_cancelled()
+
+    with trio.CancelScope() as scope:
+        await trio.to_thread.run_sync(recipe().function, ["a"], Cancelled())
+
+    assert scope.cancelled_caught
+
+
+def test_example_of_a_test_passes(tmp_path):
+    (tmp_path / "myjobs.py").write_text(examples(README)[0])
+    (tmp_path / "test_myjobs.py").write_text(examples(DOCS / "handlers.md")[-1])
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        f"--rootdir={tmp_path}",
+        "test_myjobs.py",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 passed" in done.stdout
