@@ -29,6 +29,10 @@ class TablesLocked(StoreUnavailable):
         self.lease_lost = lease_lost
 
 
+class DamagedRow(JobpipeError):  # noqa: N818 - the word that people see as the error's type
+    """A row of the store holds what no jobpipe writes; the text says which part of it. Its job fails."""
+
+
 class QueueFull(JobpipeError):  # noqa: N818 - what is so, and will pass
     """As many jobs wait as `MAX_BACKLOG` allows; nothing was stored."""
 

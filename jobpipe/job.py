@@ -207,7 +207,8 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
     number: int
     claim: int
     node: str | None
-    started_at: float
+    started_at: float | None
+    """None: it was settled without having begun"""
     finished_at: float | None = None
     outcome: Outcome | None = None
     error: JobError | None = None
@@ -235,6 +236,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: float | None = None
     options: Options = NO_OPTIONS
     attempts: tuple[AttemptRecord, ...] = ()
+    damage: tuple[str, ...] = ()
+    """what of its row cannot be read, in words; shown with the error"""
 
 
 def as_stored(new: NewJob) -> Job:

@@ -4,10 +4,21 @@ import itertools
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
+import structlog
 import trio
 
 from jobpipe.api.answers import Answer, answer
-from jobpipe.api.enqueue import admitted, asked, in_time, is_json, known, store, too_deep, too_late
+from jobpipe.api.enqueue import (
+    admitted,
+    asked,
+    in_time,
+    is_json,
+    known,
+    renew_kinds,
+    store,
+    too_deep,
+    too_late,
+)
 from jobpipe.api.faults import plain
 from jobpipe.api.malformed import BOM, malformed
 from jobpipe.api.problems import (
@@ -16,7 +27,9 @@ from jobpipe.api.problems import (
     Fault,
     Problem,
     ProblemDetails,
+    UnknownKind,
     conflict,
+    internal,
     invalid,
     too_large,
     unsupported,
@@ -58,6 +71,9 @@ _encode_lines = msgspec.json.Encoder().encode_lines
 def is_ndjson(content_type: str) -> bool:
     """Whether a body of this media type is read as a stream of lines."""
     return content_type.partition(";")[0].strip().lower() in NDJSON_TYPES
+
+
+log = structlog.get_logger("jobpipe")
 
 
 async def bulk(node: Node, content_type: str, body: bytes) -> Answer:
@@ -128,11 +144,12 @@ async def _all_admitted(node: Node, items: Sequence[msgspec.Raw]) -> Sequence[Ne
     """Every job of an array; raises `Problem` with the faults of all jobs, up to as many as are listed."""
     admissions: list[NewJob | Receipt] = []
     faults: list[Fault] = []
+    begun = trio.current_time()  # once for all unknown kinds, and no more, the store is asked
     for index, item in enumerate(items):
         if index % GROUP == 0:
             await trio.lowlevel.checkpoint()  # let other tasks run while thousands are read
         try:
-            admissions.append(await admitted(node, bytes(item)))
+            admissions.append(await admitted(node, bytes(item), begun))
         except Problem as problem:
             if not problem.details.faults:
                 raise
@@ -185,9 +202,7 @@ class Stream:
 
     async def _take(self, lines: Sequence[Line]) -> None:
         for start in range(0, len(lines), SLICE):
-            self._read += [
-                (number, _admission(self._node, line)) for number, line in lines[start : start + SLICE]
-            ]
+            self._read += await _admissions(self._node, lines[start : start + SLICE])
             self._more.set()
             await trio.lowlevel.checkpoint()  # so that what was read before is stored meanwhile
         while len(self._read) >= GROUP or (self._read and self._ahead >= AHEAD):
@@ -241,6 +256,21 @@ class Splitter:
         self._rest += part[: max(0, self._limit + 2 + len(BOM) - len(self._rest))]
 
 
+async def _admissions(node: Node, lines: Sequence[Line]) -> Sequence[tuple[int, Admission]]:
+    """What each line asks for; before a kind is refused, the store is asked once whether a node serves it by now."""
+    first = [(number, _admission(node, line)) for number, line in lines]
+    if not any(isinstance(one, UnknownKind) for _, one in first):
+        return first
+    try:
+        await renew_kinds(node, trio.current_time())
+    except Problem as problem:
+        return [(number, problem if isinstance(one, UnknownKind) else one) for number, one in first]
+    return [
+        (number, _admission(node, line) if isinstance(one, UnknownKind) else one)
+        for (number, one), (_, line) in zip(first, lines, strict=True)
+    ]
+
+
 def _admission(node: Node, line: bytes) -> Admission:
     try:
         if len(line) > node.settings.max_body:
@@ -270,7 +300,7 @@ async def _answers(node: Node, group: Sequence[tuple[int, Admission]]) -> bytes:
 
 
 async def _stored(node: Node, jobs: Sequence[NewJob]) -> Sequence[Receipt | Problem]:
-    """Store jobs together; where not all of them find room, as many as do."""
+    """Store jobs together; where not all of them find room, as many as do; one that breaks the store is left out."""
     if not jobs:
         return []
     try:
@@ -279,6 +309,11 @@ async def _stored(node: Node, jobs: Sequence[NewJob]) -> Sequence[Receipt | Prob
         half = len(jobs) // 2
         if problem.details.code is not Code.QUEUE_FULL or not half:
             return [problem] * len(jobs)
+    except Exception:
+        half = len(jobs) // 2
+        if not half:
+            log.exception("a line of a stream could not be stored", job=jobs[0].id)
+            return [internal()]
     return [*await _stored(node, jobs[:half]), *await _stored(node, jobs[half:])]
 
 

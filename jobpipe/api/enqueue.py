@@ -1,5 +1,6 @@
 """`POST /enqueue`: plain functions from bytes to answer, called by the thin front and by Quart alike."""
 
+import difflib
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -7,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 import msgspec
+import trio
 from msgspec import UNSET, UnsetType
 
 from jobpipe.api.answers import Answer, answer
@@ -16,13 +18,14 @@ from jobpipe.api.numbers import may_vanish, vanishing
 from jobpipe.api.problems import (
     Fault,
     Problem,
+    UnknownKind,
     conflict,
     invalid,
     too_large,
     unavailable,
     unsupported,
 )
-from jobpipe.api.schemas import NULL, EnqueueRequest, job_view
+from jobpipe.api.schemas import NULL, EnqueueRequest, JobView, job_view, stored_view
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError, StoreUnavailable
 from jobpipe.handlers.registry import Handler
@@ -38,15 +41,15 @@ from jobpipe.job import (
     may_nest_deeper,
     nests_deeper,
     new_job_id,
-    same_content,
 )
 from jobpipe.store.base import Receipt
+from jobpipe.store.rows import compared
 
 LATEST = 253_402_300_799.999
 """The last millisecond of the year 9999, the last that RFC 3339 can write."""
 
-KINDS_NAMED = 20
-"""The most kinds that the answer to an unknown one names."""
+KINDS_NAMED, COMPARED = 20, 50
+"""The most kinds that the answer to an unknown one names, and with how many it compares that one."""
 
 
 class AskedRequest(EnqueueRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -68,6 +71,8 @@ _encode = msgspec.json.Encoder().encode
 # curl -d says application/x-www-form-urlencoded when nobody says anything else.
 JSON_TYPES = frozenset({"", "application/json", "text/json", "application/x-www-form-urlencoded"})
 
+_PAYLOAD = b'"payload":'
+
 _ESCAPE = re.compile(rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[0-9a-fA-F]{4}|u[0-9a-fA-F]{4}|.)", re.DOTALL)
 
 
@@ -82,15 +87,15 @@ async def enqueue(node: Node, content_type: str, body: bytes) -> Answer:
         raise too_large(node.settings.max_body)
     new = await admitted(node, body)
     if isinstance(new, Receipt):
-        return _answer(node, known(new), 200)
+        return _answer(stored_view(known(new), node.registry), 200)
     (receipt,) = await store(node, [new])
     if receipt.verdict == "stored":
-        return _answer(node, as_stored(new), 202)
-    return _answer(node, known(receipt), 200)
+        return _answer(job_view(as_stored(new), node.registry), 202)
+    return _answer(stored_view(known(receipt), node.registry), 200)
 
 
-def _answer(node: Node, job: Job, status: int) -> Answer:
-    return answer(job_view(job, node.registry), status, {"Location": "/jobs/" + quote(job.id, safe="")})
+def _answer(job: JobView, status: int) -> Answer:
+    return answer(job, status, {"Location": "/jobs/" + quote(job.id, safe="")})
 
 
 def known(receipt: Receipt) -> Job:
@@ -117,17 +122,33 @@ async def store(node: Node, jobs: Sequence[NewJob], *, atomic: bool = False) -> 
         raise unavailable(error) from None
 
 
-async def admitted(node: Node, body: bytes) -> NewJob | Receipt:
+async def admitted(node: Node, body: bytes, since: float | None = None) -> NewJob | Receipt:
     """The job that a body asks for; or its receipt, when the job is stored already.
 
-    Raises `Problem` with every fault of the body.
+    Before a kind is refused, the store is asked whether a node serves it by now, unless it was asked after `since` (in
+    Trio's clock; None: now). Raises `Problem` with every fault of the body.
     """
-    new = asked(node, body)
+    try:
+        new = asked(node, body)
+    except UnknownKind:
+        await renew_kinds(node, trio.current_time() if since is None else since)
+        new = asked(node, body)
     return new if in_time(new) else await too_late(node, new)
 
 
+async def renew_kinds(node: Node, since: float) -> None:
+    """Learn which kinds live nodes served after `since`. Raises `Problem` when the store does not answer."""
+    try:
+        await node.served.renew(since)
+    except JobpipeError as error:
+        raise unavailable(error) from None
+
+
 def asked(node: Node, body: bytes) -> NewJob:
-    """The job that a body asks for, even one that expires too early. Raises `Problem` with every fault of the body."""
+    """The job that a body asks for, even one that expires too early. Raises `Problem` with every fault of the body.
+
+    `UnknownKind` where it names a kind that no live node is known to serve: `renew_kinds`, and ask again.
+    """
     return new_job(node, *request_from(body))
 
 
@@ -149,7 +170,7 @@ async def too_late(node: Node, new: NewJob) -> Receipt:
         raise invalid(
             [Fault("/expires_at", "is not after the time at which the job could run: send a later time")]
         )
-    return Receipt("existing" if same_content(new, job) else "conflict", job)
+    return compared(new, job)
 
 
 def request_from(body: bytes) -> tuple[AskedRequest, bytes]:
@@ -171,9 +192,8 @@ def request_from(body: bytes) -> tuple[AskedRequest, bytes]:
 
 def _is_in(body: bytes, usual: bytes) -> bool:
     """Whether the payload was sent just as it would be written here, as most are; told without reading it again."""
-    written = b'"payload":' + usual
-    place = body.find(written)
-    return place >= 0 and body[place + len(written)] in b",}"
+    before, name, rest = body.find(_PAYLOAD), len(_PAYLOAD), len(_PAYLOAD) + len(usual)
+    return before >= 0 and body.startswith(usual, before + name) and body[before + rest] in b",}"
 
 
 def _exactly(body: bytes) -> bytes:
@@ -215,18 +235,19 @@ def new_job(node: Node, request: AskedRequest, payload: bytes) -> NewJob:
     kind = DEFAULT_KIND if request.kind is UNSET else request.kind
     handler = node.registry.find(kind)
     faults: list[Fault] = []
+    unknown = handler is None and not node.served.has(kind)
     if request.kind is UNSET and node.settings.shipped_kinds == "off":
-        faults.append(Fault("/kind", f"is required here; {_known_kinds(node)}"))
-    elif handler is None:
-        faults.append(Fault("/kind", f"this node has no handler for {kind!r}; {_known_kinds(node)}"))
-    elif handler.payload_type is not Any:
+        faults.append(Fault("/kind", f"is required here; {_served_kinds(node)}"))
+    elif unknown:
+        faults.append(Fault("/kind", _unknown(node, kind)))
+    elif handler is not None and handler.payload_type is not Any:
         faults += _unfit(payload, request.payload, handler)
     asked_run_at = None if request.run_at is None else _seconds(request.run_at, "/run_at", faults)
     expires_at = None if request.expires_at is None else _seconds(request.expires_at, "/expires_at", faults)
     if request.delay is not None and request.run_at is not None:
         faults.append(Fault("/run_at", "cannot be combined with delay: send one of them"))
     if faults:
-        raise invalid(faults)
+        raise invalid(faults, UnknownKind if unknown else Problem)
     return NewJob(
         id=request.id or new_job_id(now, node.rng.getrandbits),
         kind=kind,
@@ -241,10 +262,19 @@ def new_job(node: Node, request: AskedRequest, payload: bytes) -> NewJob:
     )
 
 
-def _known_kinds(node: Node) -> str:
-    known = node.registry.kinds
-    more = f" and {len(known) - KINDS_NAMED} more" if len(known) > KINDS_NAMED else ""
-    return f"it has {', '.join(known[:KINDS_NAMED]) or 'none'}{more}"
+def _unknown(node: Node, kind: str) -> str:
+    """Why a kind is refused, with the name that may be meant."""
+    served = sorted(node.served.kinds)
+    alike = [name for name in served if abs(len(name) - len(kind)) <= 2][:COMPARED]  # noqa: PLR2004 - a slip of the finger
+    meant = difflib.get_close_matches(kind, alike, 1)
+    hint = f"did you mean {meant[0]!r}? " if meant else ""
+    return f"no live node has a handler for {kind!r}; {hint}{_served_kinds(node)}"
+
+
+def _served_kinds(node: Node) -> str:
+    served = sorted(node.served.kinds)
+    more = f" and {len(served) - KINDS_NAMED} more" if len(served) > KINDS_NAMED else ""
+    return f"served are {', '.join(served[:KINDS_NAMED]) or 'none'}{more}"
 
 
 def _unfit(sent: bytes, payload: Any, handler: Handler) -> Sequence[Fault]:  # noqa: ANN401 - any JSON

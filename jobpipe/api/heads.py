@@ -69,10 +69,9 @@ def read_target(method: bytes, target: bytes) -> tuple[bytes, bytes | None]:
 
 
 def _check_characters(target: bytes) -> None:
-    path, _, query = target.partition(b"?")
     try:
-        decoded = unquote_to_bytes(path).decode()
+        decoded = unquote_to_bytes(target.partition(b"?")[0]).decode()
     except UnicodeDecodeError:
         raise bad_request("the path is not UTF-8: percent-encode its UTF-8 bytes") from None
-    if any(ord(character) < ord(" ") or character == "\x7f" for character in decoded) or b"%00" in query:
-        raise bad_request("the address has control characters: percent-encode them")
+    if "\0" in decoded or b"%00" in target:
+        raise bad_request("the address has a NUL character (%00), which no name contains")

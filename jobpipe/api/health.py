@@ -9,13 +9,13 @@ from quart_schema import tag_blueprint
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.problems import RETRY_AFTER
 from jobpipe.api.responses import respond
-from jobpipe.api.schemas import Health
+from jobpipe.api.schemas import Health, unserved_views
 from jobpipe.api.spec import Content, answers, problems
 from jobpipe.api.words import RETRY_LATER
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
 from jobpipe.job import Status
-from jobpipe.store.base import QueueState
+from jobpipe.store.base import Overview, Unserved
 from jobpipe.version import VERSION
 
 PATIENCE = 2.0
@@ -64,6 +64,7 @@ async def check(node: Node) -> Answer:
         queued=probe.count(Status.QUEUED),
         scheduled=probe.count(Status.SCHEDULED),
         retrying=probe.count(Status.RETRYING),
+        unserved=unserved_views(probe.unserved),
         detail=broken or node.watchdog.told() or node.news.told(),
     )
     return answer(body) if status == "ok" else answer(body, 503, {"Retry-After": RETRY_AFTER})
@@ -74,7 +75,8 @@ class Probe:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._queues: Sequence[QueueState] | None = None
+        self._seen: Overview | None = None
+        self.unserved: Sequence[Unserved] = ()
         self.broken: str | None = SILENT
 
     async def run(self) -> None:
@@ -83,7 +85,8 @@ class Probe:
             self._node.intake.ticks
         )  # from before the look at the queues: what is ready there may be taken meanwhile
         try:
-            self._queues = await self._node.store.queues()
+            self._seen = await self._node.store.overview(self._node.registry.served)
+            self.unserved = await self._node.served.unserved()
         except JobpipeError as error:
             self.broken = f"the store cannot be read: {error}"
             return
@@ -95,7 +98,7 @@ class Probe:
                 self.broken = f"the store cannot write: {trouble}"
                 return
             self.broken = "jobs are ready and workers are idle, but no job is claimed"
-            await self._taken(self._queues, ticks)
+            await self._taken(self._seen, ticks)
         self.broken = None
 
     def told(self) -> str | None:
@@ -105,7 +108,7 @@ class Probe:
 
     def count(self, status: Status) -> int | None:
         """How many jobs have a status; None when the store did not tell."""
-        return None if self._queues is None else sum(queue.counts.get(status, 0) for queue in self._queues)
+        return None if self._seen is None else self._seen.counts.get(status, 0)
 
     async def _written(self) -> None:
         """Wait until a transaction got through, or the ledger says why none can."""
@@ -114,10 +117,10 @@ class Probe:
         ledger.look()
         await _until(lambda: ledger.commits > commits or ledger.trouble is not None)
 
-    async def _taken(self, queues: Sequence[QueueState], ticks: int) -> None:
-        """Wait until the intake has taken jobs, where some were ready and workers are idle."""
+    async def _taken(self, seen: Overview, ticks: int) -> None:
+        """Wait until the intake has taken jobs, where some that it may take were ready and workers are idle."""
         node = self._node
-        if any(not queue.paused and queue.oldest_queued_at is not None for queue in queues):
+        if seen.ready:
             await _until(lambda: node.intake.ticks > ticks or node.attempts.busy >= node.settings.workers)
 
 

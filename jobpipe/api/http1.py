@@ -88,11 +88,10 @@ class Http1(H11Protocol):
         if self.connection.their_state in (h11.MUST_CLOSE, h11.ERROR):
             return  # nothing that comes after the last request counts
         if self.connection.their_state is h11.IDLE and data and not self.connection.trailing_data[0]:
-            data = data.lstrip(
-                b"\r\n"
-            )  # some clients end a body with a line of its own (RFC 9112, section 2.2)
+            # Some clients end a body with a line of its own (RFC 9112, section 2.2).
+            data = data.lstrip(b"\r\n")
             if not data:
-                return
+                return  # and not the end of the client's side, which nothing stands for
         self.connection.receive_data(data)
         await self._handle_events()
 
@@ -183,7 +182,8 @@ class Http1(H11Protocol):
         waiting = self.connection.trailing_data[0] if self.connection.their_state is h11.IDLE else b""
         if waiting.startswith((b"\r\n", b"\n")):
             self.connection = h11.Connection(h11.SERVER, self.config.h11_max_incomplete_size)
-            self.connection.receive_data(waiting.lstrip(b"\r\n"))
+            if rest := waiting.lstrip(b"\r\n"):
+                self.connection.receive_data(rest)
 
     async def _send_h11_event(self, event: H11SendableEvent) -> None:
         try:

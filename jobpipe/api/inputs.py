@@ -60,7 +60,9 @@ def refuse_body(body: bytes) -> None:
     try:
         value = msgspec.json.decode(body.removeprefix(BOM))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        value = None
+        value = body
+    if value is None:
+        return
     if not isinstance(value, dict):
         raise invalid([Fault("", "this request takes no body: send none")])
     faults = [Fault(f"/{escaped(name[:LONGEST_NAME])}", unknown("field", name, ())) for name in value]

@@ -1,36 +1,30 @@
 """`/jobs`: get and list jobs, wait for them, cancel, retry and delete them."""
 
-import base64
-import binascii
 import math
 from collections.abc import Awaitable
 from datetime import datetime
-from typing import Annotated
 
-import msgspec
 import trio
 from quart import Blueprint, Response
 from quart_schema import document_querystring, tag_blueprint
 
 from jobpipe.api.answers import Answer, answer
+from jobpipe.api.cursors import cursor_of, place_of
 from jobpipe.api.inputs import query
-from jobpipe.api.problems import Code, Fault, Problem, invalid, no_job, unavailable
+from jobpipe.api.problems import Code, Problem, no_job, unavailable
 from jobpipe.api.responses import respond
-from jobpipe.api.schemas import JobList, JobView, ListQuery, WaitQuery, job_view
+from jobpipe.api.schemas import JobList, JobView, ListQuery, WaitQuery, stored_view
 from jobpipe.api.spec import Content, answers, problems
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
 from jobpipe.job import ENDED, Job, Status
-from jobpipe.store.base import Change, Filter
+from jobpipe.store.base import Change, Filter, Place
 
 LOOK_AGAIN = 2.0
 """Seconds after which a waiting request reads the job anyway: the end of a job on another node may not be announced."""
 
 LOOKS_APART = 0.1
 """Seconds between two reads of a request that was woken though its job had not ended: anyone may wake it."""
-
-Place = Annotated[int, msgspec.Meta(ge=1, lt=1 << 62)]
-"""Where a page of a list ended."""
 
 
 def jobs_blueprint(node: Node) -> Blueprint:
@@ -52,7 +46,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
         job = await _found(node, job_id)
         if wait and job.status not in ENDED:
             job = await _awaited(node, job_id, wait)
-        return respond(answer(job_view(job, node.registry)))
+        return respond(answer(stored_view(job, node.registry)))
 
     @routes.get("/jobs")
     @document_querystring(ListQuery)
@@ -91,7 +85,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
         """
         change = await _changed(node.control.retry(job_id))
         job = _job_of(change, "only a job that has ended can be retried")
-        return respond(answer(job_view(job, node.registry), 202))
+        return respond(answer(stored_view(job, node.registry), 202))
 
     @routes.delete("/jobs/<job_id>")
     @answers(204, "The job is deleted.")
@@ -148,10 +142,10 @@ async def _cancel(node: Node, job_id: str, wait: float) -> Answer:
     if job.status is Status.CANCELLING and wait:
         job = await _awaited(node, job_id, wait)
     if job.status is Status.CANCELLING:
-        return answer(job_view(job, node.registry), 202)
+        return answer(stored_view(job, node.registry), 202)
     if job.status is not Status.CANCELLED:
         raise _wrong_status(job, "it ended before the cancel reached it")
-    return answer(job_view(job, node.registry))
+    return answer(stored_view(job, node.registry))
 
 
 async def _changed(change: Awaitable[Change]) -> Change:
@@ -187,29 +181,12 @@ async def _list(node: Node, wanted: ListQuery) -> Answer:
         content=wanted.payload,
     )
     try:
-        page = await node.store.jobs(where, wanted.limit, _before(wanted.cursor))
+        page = await node.store.jobs(where, wanted.limit, place_of(wanted.cursor, Place))
     except JobpipeError as error:
         raise unavailable(error) from None
-    views = [job_view(job, node.registry, content=wanted.payload, attempts=False) for job in page.jobs]
-    return answer(JobList(views, None if page.next_before is None else _cursor(page.next_before)))
+    views = [stored_view(job, node.registry, content=wanted.payload, attempts=False) for job in page.jobs]
+    return answer(JobList(views, None if page.next_before is None else cursor_of(page.next_before)))
 
 
 def _seconds(time: datetime | None) -> float | None:
     return None if time is None else time.timestamp()
-
-
-def _cursor(before: int) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode(before)).decode().rstrip("=")
-
-
-def _before(cursor: str | None) -> int | None:
-    if cursor is None:
-        return None
-    try:
-        padded = cursor + "=" * (-len(cursor) % 4)
-        return msgspec.json.decode(base64.b64decode(padded, altchars=b"-_", validate=True), type=Place)
-    except (binascii.Error, msgspec.MsgspecError, ValueError):
-        fault = Fault(
-            "?cursor", "is not a cursor: send the next_cursor of the previous page, or leave it out"
-        )
-        raise invalid([fault]) from None

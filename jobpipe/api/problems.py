@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from jobpipe.errors import Draining, JobpipeError, QueueFull
+from jobpipe.job import Status
 
 RETRY_AFTER = "1"
 """Seconds after which a refused client may try again."""
@@ -41,12 +42,16 @@ class Code(enum.StrEnum):
     """no such route (404)"""
     NO_SUCH_JOB = "no_such_job"
     """no job has this id (404)"""
+    NO_SUCH_QUEUE = "no_such_queue"
+    """no queue has this name (404)"""
     METHOD_NOT_ALLOWED = "method_not_allowed"
     """the route supports other methods, listed in `Allow` (405)"""
     ID_CONFLICT = "id_conflict"
     """another job, with other content, has this id (409)"""
     WRONG_STATUS = "wrong_status"
     """the job's status does not allow this (409)"""
+    QUEUE_NOT_EMPTY = "queue_not_empty"
+    """the queue still has jobs (409)"""
     TOO_LARGE = "too_large"
     """the body, or a line of a stream, is longer than MAX_BODY (413)"""
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
@@ -105,6 +110,10 @@ class Problem(Exception):  # noqa: N818 - a Problem is the field's word (RFC 945
         self.headers = dict(headers or {})
 
 
+class UnknownKind(Problem):
+    """422: a kind that no live node serves, as far as this node knows; one may have joined just now."""
+
+
 def cut(text: str) -> str:
     """A text, or the beginning of a long one."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
@@ -115,14 +124,14 @@ def not_json(detail: str) -> Problem:
     return Problem(400, Code.NOT_JSON, "The body is not JSON", detail)
 
 
-def invalid(faults: Sequence[Fault]) -> Problem:
+def invalid(faults: Sequence[Fault], problem: type[Problem] = Problem) -> Problem:
     """422: every fault of the request, up to `LISTED` of them."""
     listed = [Fault(cut(fault.pointer), cut(fault.detail)) for fault in faults[:LISTED]]
     what = "; ".join(f"{fault.pointer or 'the body'}: {fault.detail}" for fault in listed[:5])
     if len(faults) > len(listed):
         what += f"; only the first {LISTED} faults are listed"
     detail = f"fix these and resend: {what}"
-    return Problem(422, Code.INVALID, "Invalid request", detail, faults=listed)
+    return problem(422, Code.INVALID, "Invalid request", detail, faults=listed)
 
 
 def too_large(limit: int, advice: str = "send less, or stream jobs as NDJSON to /enqueue/bulk") -> Problem:
@@ -151,6 +160,20 @@ def no_job(job_id: str) -> Problem:
     """404: no such job."""
     detail = f"no job has the id {cut(job_id)!r}; it may have been deleted"
     return Problem(404, Code.NO_SUCH_JOB, "No such job", detail)
+
+
+def no_queue(name: str) -> Problem:
+    """404: no such queue."""
+    detail = f"no queue {name!r} has jobs or is paused; it may have been deleted"
+    return Problem(404, Code.NO_SUCH_QUEUE, "No such queue", detail)
+
+
+def not_empty(name: str, counts: Mapping[Status, int]) -> Problem:
+    """409: a queue that was to be deleted has jobs."""
+    held = ", ".join(f"{counts[status]} {status.value}" for status in Status if counts.get(status))
+    what = "job" if sum(counts.values()) == 1 else "jobs"
+    detail = f"queue {name!r} still has {held} {what}: delete those first"
+    return Problem(409, Code.QUEUE_NOT_EMPTY, "The queue is not empty", detail)
 
 
 def conflict(ids: Sequence[str]) -> Problem:

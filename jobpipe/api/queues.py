@@ -1,13 +1,15 @@
-"""`/queues`: list, pause and resume queues."""
+"""`/queues`: list, pause, resume and delete queues."""
 
 from quart import Blueprint, Response
-from quart_schema import tag_blueprint
+from quart_schema import document_querystring, tag_blueprint
 
-from jobpipe.api.answers import answer
+from jobpipe.api.answers import Answer, answer
+from jobpipe.api.cursors import cursor_of, place_of
 from jobpipe.api.faults import faults_of
-from jobpipe.api.problems import Code, invalid, unavailable
+from jobpipe.api.inputs import query
+from jobpipe.api.problems import Code, invalid, no_queue, not_empty, unavailable
 from jobpipe.api.responses import respond
-from jobpipe.api.schemas import QueueList, QueueView
+from jobpipe.api.schemas import QueueList, QueueQuery, QueueView, unserved_views
 from jobpipe.api.spec import Content, answers, problems
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
@@ -21,19 +23,16 @@ def queues_blueprint(node: Node) -> Blueprint:
     tag_blueprint(routes, ["queues"])
 
     @routes.get("/queues")
-    @answers(200, "The queues, by name.", Content(QueueList))
-    @problems(Code.STORE_UNAVAILABLE)
+    @document_querystring(QueueQuery)
+    @answers(200, "A page of queues.", Content(QueueList))
+    @problems(Code.INVALID, Code.STORE_UNAVAILABLE)
     async def list_queues() -> Response:
         """List the queues.
 
-        Every queue that was ever used or paused, by name, with the number of its jobs in each status.
+        By name, with the number of their jobs in each status. A queue is listed while it has jobs or is paused; an
+        empty one drops out of the list within minutes.
         """
-        try:
-            states = await node.store.queues()
-        except JobpipeError as error:
-            raise unavailable(error) from None
-        now = node.clock.now()
-        return respond(answer(QueueList([_view(state, now) for state in states])))
+        return respond(await _list(node, query(QueueQuery)))
 
     @routes.post("/queues/<name>/pause")
     @answers(200, "The queue, paused.", Content(QueueView))
@@ -56,18 +55,55 @@ def queues_blueprint(node: Node) -> Blueprint:
         """
         return await _set(name, paused=False)
 
-    async def _set(name: str, *, paused: bool) -> Response:
-        if faults := faults_of(name, Name, "?name"):
-            raise invalid(faults)
+    @routes.delete("/queues/<name>")
+    @answers(204, "The queue is deleted.")
+    @problems(Code.CROSS_SITE, Code.NO_SUCH_QUEUE, Code.QUEUE_NOT_EMPTY, Code.INVALID, Code.STORE_UNAVAILABLE)
+    async def delete_queue(name: str) -> Response:
+        """Delete an empty queue.
+
+        It is no longer listed, nor paused. 409 while it has jobs, including those that have ended.
+        """
+        _check(name)
         try:
-            await (node.control.pause(name) if paused else node.control.resume(name))
-            states = await node.store.queues()
+            change = await node.control.delete_queue(name)
         except JobpipeError as error:
             raise unavailable(error) from None
-        (state,) = (state for state in states if state.name == name)
-        return respond(answer(_view(state, node.clock.now())))
+        if change.queue is not None:
+            raise not_empty(name, change.queue.counts)
+        if change.verdict == "absent":
+            raise no_queue(name)
+        return respond(Answer(204, b""))
+
+    async def _set(name: str, *, paused: bool) -> Response:
+        _check(name)
+        try:
+            await (node.control.pause(name) if paused else node.control.resume(name))
+            state = await node.store.queue(name)
+        except JobpipeError as error:
+            raise unavailable(error) from None
+        # A queue that was resumed and is empty may be forgotten by now.
+        shown = state or QueueState(name=name, paused=paused, counts={})
+        return respond(answer(_view(shown, node.clock.now())))
 
     return routes
+
+
+def _check(name: str) -> None:
+    if faults := faults_of(name, Name, "?name"):
+        raise invalid(faults)
+
+
+async def _list(node: Node, wanted: QueueQuery) -> Answer:
+    try:
+        states = await node.store.queues(wanted.limit + 1, place_of(wanted.cursor, str) or "")
+        unserved = await node.served.unserved()
+    except JobpipeError as error:
+        raise unavailable(error) from None
+    now = node.clock.now()
+    shown = states[: wanted.limit]
+    more = len(states) > len(shown)
+    cursor = cursor_of(shown[-1].name) if more else None
+    return answer(QueueList([_view(state, now) for state in shown], cursor, unserved_views(unserved)))
 
 
 def _view(state: QueueState, now: float) -> QueueView:

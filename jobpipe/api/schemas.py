@@ -25,6 +25,7 @@ from jobpipe.job import (
     Tag,
     Timeout,
 )
+from jobpipe.store.base import QUEUES, Unserved
 
 Time = Annotated[datetime, Meta(tz=True, description=TIME)]
 
@@ -120,10 +121,23 @@ class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     oldest_age: float | None
 
 
+class UnservedView(msgspec.Struct, frozen=True):
+    """Ready jobs that no live node has a handler for; `since` is when the first of them became due."""
+
+    kind: str
+    jobs: int
+    since: When
+
+
 class QueueList(msgspec.Struct, frozen=True):
-    """Every queue, by name."""
+    """A page of queues, by name. `next_cursor` is null at the end.
+
+    `unserved`: the kinds of ready jobs that no live node serves, in whatever queue, at most 100.
+    """
 
     queues: Sequence[QueueView]
+    next_cursor: str | None
+    unserved: Sequence[UnservedView]
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -138,6 +152,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     queued: int | None
     scheduled: int | None
     retrying: int | None
+    unserved: Sequence[UnservedView]
+    """kinds of ready jobs that no live node serves, at most 100; they do not make the node unhealthy"""
     detail: str | None = None
 
 
@@ -172,16 +188,29 @@ class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     payload: Annotated[bool, Meta(description="true or false; true lists payloads and results too")] = False
 
 
+class QueueQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which queues to list."""
+
+    limit: Annotated[int, Meta(ge=1, le=QUEUES, description="a whole number from 1 to 1000")] = 100
+    cursor: str | None = None
+
+
 TRACEBACKS = 1 << 20
 """The most bytes of tracebacks that are shown of one job's attempts: those of the newest."""
 
 NULL = msgspec.Raw(b"null")
 
 
+EARLIEST, LATEST = -62_135_596_800.0, 253_402_300_799.999
+"""The first and the last time that RFC 3339 can write: years 1 to 9999."""
+
+
 def rfc3339(seconds: float) -> str:
-    """Seconds since the epoch as RFC 3339, UTC, with milliseconds."""
+    """Seconds since the epoch as RFC 3339, UTC, with milliseconds; beyond `EARLIEST` or `LATEST`, these."""
+    # Of a damaged row it may be anything. In this order NaN, which is no number, becomes EARLIEST.
+    shown = min(LATEST, max(EARLIEST, seconds))
     # isoformat cuts off what is below a millisecond; with a half more, that is rounding.
-    return datetime.fromtimestamp(seconds + 0.0005, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+    return datetime.fromtimestamp(shown + 0.0005, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def _when(seconds: float | None) -> str | None:
@@ -194,15 +223,78 @@ def attempt_view(record: AttemptRecord) -> AttemptView:
         number=record.number,
         claim=record.claim,
         node=record.node,
-        started_at=rfc3339(record.started_at),
+        started_at=_when(record.started_at),
         finished_at=_when(record.finished_at),
         outcome=record.outcome,
         error=record.error,
     )
 
 
+def stored_view(job: Job, registry: Registry, *, content: bool = True, attempts: bool = True) -> JobView:
+    """A job of the store as it is shown. What of its row cannot be shown is null, or left out, and told as its error.
+
+    That error has the type `DamagedRow`.
+    """
+    payload, result, damage = job.payload, job.result, list(job.damage)
+    if content and not _is_json(payload):
+        payload = b"null"
+        damage.append("its payload is not JSON that can be shown")
+    if content and result is not None and not _is_json(result):
+        result = None
+        damage.append("its result is not JSON that can be shown")
+    damage += [f"its {name} is no time that can be shown" for name, time in _times(job) if not _is_time(time)]
+    if damage:
+        job = msgspec.structs.replace(job, payload=payload, result=result, error=_told(damage, job.error))
+    return job_view(job, registry, content=content, attempts=attempts)
+
+
+def _is_json(stored: bytes) -> bool:
+    """Whether it can be put into an answer as it is: JSON in UTF-8, not nested too deep to be read."""
+    try:
+        _skip(stored)
+        stored.decode()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+_skip = msgspec.json.Decoder(msgspec.Raw).decode
+"""Reads JSON without making anything of it."""
+
+
+def _times(job: Job) -> Sequence[tuple[str, float | None]]:
+    return (
+        ("created_at", job.created_at),
+        ("run_at", job.run_at),
+        ("started_at", job.started_at),
+        ("finished_at", job.finished_at),
+        ("expires_at", job.expires_at),
+    )
+
+
+def _is_time(seconds: float | None) -> bool:
+    return seconds is None or EARLIEST <= seconds <= LATEST
+
+
+def _told(damage: Sequence[str], error: JobError | None) -> JobError:
+    words = f"the job's row in the store is damaged: {'; '.join(damage)}"
+    if error is None:
+        return JobError("DamagedRow", words)
+    return JobError(
+        "DamagedRow", f"{words}; its last error was {error.type}: {error.message}", error.traceback
+    )
+
+
+def unserved_views(found: Sequence[Unserved]) -> Sequence[UnservedView]:
+    """Kinds without a node, as they are shown."""
+    return [UnservedView(one.kind, one.jobs, rfc3339(one.since)) for one in found]
+
+
 def job_view(job: Job, registry: Registry, *, content: bool = True, attempts: bool = True) -> JobView:
-    """A job as it is shown; `content` is payload and result. `registry`: whose handlers say what the job does not."""
+    """A job as it is shown, all of which can be shown; `content` is payload and result.
+
+    `registry`: whose handlers say what the job does not.
+    """
     created_at = rfc3339(job.created_at)
     options = job.options
     return JobView(

@@ -13,13 +13,15 @@ from jobpipe.api.problems import (
     internal,
     invalid,
     no_job,
+    no_queue,
+    not_empty,
     not_json,
     too_large,
     unavailable,
     unsupported,
 )
 from jobpipe.errors import Draining, QueueFull, StoreUnavailable
-from jobpipe.job import JobId, Name
+from jobpipe.job import JobId, Name, Status
 
 DESCRIPTION = """\
 Background jobs: enqueue them, get their results, cancel and retry them.
@@ -38,7 +40,7 @@ Background jobs: enqueue them, get their results, cancel and retry them.
 TAGS = {
     "enqueue": "New jobs",
     "jobs": "Get and list jobs, wait for them, cancel, retry and delete them",
-    "queues": "List, pause and resume queues",
+    "queues": "List, pause, resume and delete queues",
     "service": "The service itself",
 }
 
@@ -51,7 +53,7 @@ PARAMETERS = {
     "tag": "only jobs that have this tag",
     "created_after": "only jobs created at this time or later: RFC 3339 with a time zone, 2030-01-31T12:00:00Z",
     "created_before": "only jobs created before this time: RFC 3339 with a time zone, 2030-01-31T12:00:00Z",
-    "limit": "the most jobs in a page",
+    "limit": "the most jobs or queues in a page",
     "cursor": "the `next_cursor` of the previous page",
 }
 """What parameters mean; the type describes those that are missing here."""
@@ -71,6 +73,8 @@ PROBLEMS = {
             "The job's status does not allow this",
             "job 't1' is done: only a waiting or running job can be cancelled",
         ),
+        no_queue("reports"),
+        not_empty("reports", {Status.QUEUED: 3}),
         conflict(["t1"]),
         too_large(1 << 20),
         unsupported("text/plain", "application/json"),

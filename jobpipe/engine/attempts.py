@@ -18,17 +18,15 @@ from jobpipe.engine.attempt import Attempt, Reason
 from jobpipe.engine.lane import Lane
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.sparing import Sparing
+from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.engine.verdict import Verdict
-from jobpipe.errors import StoreUnavailable
+from jobpipe.errors import DamagedRow, StoreUnavailable
 from jobpipe.handlers.context import Context
 from jobpipe.handlers.registry import Handler, Registry
 from jobpipe.job import Backoff, Outcome, Status, retries_of
 from jobpipe.store.base import Claimed, Settlement, Start
 
 USUAL_BACKOFF = Backoff()
-
-UNKNOWN_KIND_WAIT = 60.0
-"""Seconds that a job is put aside for when this node has no handler for it."""
 
 FAILURES = 20
 """How many failed jobs a second have a line in the log."""
@@ -61,6 +59,7 @@ class Attempts:
         """how many attempts ended in each outcome; None: handed back without having begun"""
         self._failures = Sparing(FAILURES)
         self._tells_all = logs.writes(logging.DEBUG)
+        self._unforeseen = Unforeseen()
         self._ended = trio.Event()
         ledger.on_stale, ledger.on_cancelling = self._lost, self.cancel_held
 
@@ -151,18 +150,28 @@ class Attempts:
         if not self._holds(attempt):
             return
         attempt.taken = True
+        try:
+            await self._perform(attempt, lane)
+        except Exception as error:  # noqa: BLE001 - a fault of jobpipe's own: costs this job
+            self._unforeseen.tell(error, "the job fails", job=attempt.job.id)
+            self._settle(attempt, verdicts.broken(error))
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    async def _perform(self, attempt: Attempt, lane: Lane) -> None:
         job = attempt.job
+        if job.damage is not None:
+            self._settle(attempt, verdicts.raised(DamagedRow(job.damage)))
+            return
         handler = self._registry.find(job.kind)
         if handler is None:
-            log.warning(
-                "no handler for a job: it waits", job=job.id, kind=job.kind, seconds=UNKNOWN_KIND_WAIT
-            )
-            self._settle(attempt, verdicts.unknown_kind(job.kind, UNKNOWN_KIND_WAIT))
+            # The claim named the kinds that there are handlers for, so the store has made a mistake.
+            if self._failures.lets_through():
+                log.error("the store handed over a job of a kind not asked for", job=job.id, kind=job.kind)
+            self.hand_back(attempt)
         elif job.attempt > retries_of(job.max_retries):
             self._settle(attempt, verdicts.SPENT)  # its last attempt ended with its node
         elif await self._start(attempt):
             self._settle(attempt, await self._run(attempt, handler, lane), handler)
-        await trio.lowlevel.checkpoint_if_cancelled()
 
     def _holds(self, attempt: Attempt) -> bool:
         return (attempt.job.seq, attempt.job.claim) in self._held
@@ -223,7 +232,7 @@ class Attempts:
     async def call(self, attempt: Attempt, handler: Handler, deadline: float) -> Any:  # noqa: ANN401 - a handler may return anything
         """Call the handler, in a thread when it is not async. The watchdog knows this frame on a stack."""
         context = _context(attempt, deadline)
-        arguments = handler.arguments(attempt.job.payload, context)
+        arguments = _arguments(handler, attempt.job.payload, context)
         before = logs.performed.set(context)
         try:
             if handler.is_async:
@@ -244,14 +253,22 @@ class Attempts:
         job = attempt.job
         if self._held.pop((job.seq, job.claim), None) is None:
             return  # it was abandoned; its handler ended after all
-        written = verdicts.settlement(
-            job,
-            verdict,
-            started_at=attempt.started_at,
-            now=self._clock.now(),
-            policy=job.options.backoff or (handler and handler.backoff) or USUAL_BACKOFF,
-            random=self._rng.random,
-        )
+        now = self._clock.now()
+        policy = job.options.backoff or (handler and handler.backoff) or USUAL_BACKOFF
+        try:
+            written = verdicts.settlement(
+                job, verdict, started_at=attempt.started_at, now=now, policy=policy, random=self._rng.random
+            )
+        except Exception as error:  # noqa: BLE001 - costs this job, which must not stay held for it
+            self._unforeseen.tell(error, "the job fails", job=job.id)
+            written = verdicts.settlement(
+                job,
+                verdicts.broken(error),
+                started_at=attempt.started_at,
+                now=now,
+                policy=USUAL_BACKOFF,
+                random=self._rng.random,
+            )
         self._ledger.settle(written)
         self.tally[written.outcome] += 1
         self._ended.set()
@@ -294,6 +311,16 @@ class Attempts:
 def _named(attempt: Attempt) -> dict[str, object]:
     """The job of an attempt, in a line of the log."""
     return {"job": attempt.job.id, "kind": attempt.job.kind, "attempt": attempt.number}
+
+
+def _arguments(handler: Handler, payload: bytes, context: Context) -> tuple[Any, ...]:
+    """What the handler is called with; raises `DamagedRow` where the payload is no JSON, which no retry can change."""
+    try:
+        return handler.arguments(payload, context)
+    except msgspec.ValidationError:  # JSON, but not of the handler's type
+        raise
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DamagedRow(f"the payload cannot be read as JSON ({error})") from None
 
 
 def _context(attempt: Attempt, deadline: float) -> Context:

@@ -7,7 +7,7 @@ from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.sparing import Sparing
 from jobpipe.events import Events
-from jobpipe.store.base import Change, ControlStore
+from jobpipe.store.base import Change, ControlStore, QueueChange
 
 ACTS = 20
 """How many acts of people a second have a line in the log."""
@@ -62,6 +62,10 @@ class Control:
         self._ledger.recall(queue)
         self._attempts.recall(queue)
         self._tell("queue paused", queue=queue)
+
+    async def delete_queue(self, queue: str) -> QueueChange:
+        """Forget a queue that has no jobs, and that it is paused."""
+        return await self._store.delete_queue(queue)
 
     async def resume(self, queue: str) -> None:
         """Start jobs of a queue again."""

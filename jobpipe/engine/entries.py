@@ -6,7 +6,6 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 import trio
 
-from jobpipe.errors import StoreError
 from jobpipe.store.base import Add, Batch, Claimed, Receipt, Start
 
 W = TypeVar("W")
@@ -20,7 +19,7 @@ class Entry(Generic[W, R]):
         self.what = what
         self._done = trio.Event()
         self._receipt: R
-        self._error: StoreError | None = None
+        self._error: Exception | None = None
 
     async def receipt(self) -> R:
         """Wait until it is written; raises what `refuse` was told. A cancel leaves the entry where it is."""
@@ -34,10 +33,11 @@ class Entry(Generic[W, R]):
         self._receipt = receipt
         self._done.set()
 
-    def refuse(self, error: StoreError) -> None:
-        """It could not be written."""
-        self._error = error
-        self._done.set()
+    def refuse(self, error: Exception) -> None:
+        """It could not be written. One that has its receipt keeps it."""
+        if not self._done.is_set():
+            self._error = error
+            self._done.set()
 
 
 class Claimer(Protocol):

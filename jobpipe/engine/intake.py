@@ -9,6 +9,7 @@ from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.prefetch import HOLD, Prefetch, horizon
 from jobpipe.engine.queue import Queue
+from jobpipe.engine.unforeseen import PAUSE, Unforeseen
 from jobpipe.store.base import Claimed
 
 
@@ -24,6 +25,7 @@ class Intake:
         self._buffered = trio.Event()
         self.ticks = 0
         """grows with every look for room and every claim"""
+        self._unforeseen = Unforeseen()
 
     async def run(self) -> None:
         """Claim and send until the scope is cancelled."""
@@ -32,12 +34,20 @@ class Intake:
                 if self._queue.prefetch is not None:
                     nursery.start_soon(self._watch, self._queue.prefetch)
                 while True:
-                    await self._queue.has_room()
-                    self.ticks += 1
-                    await self._ledger.claim(self)
-                    # No await between the claim and the send: a cancel cannot fall between them.
-                    self._send()
-                    self.ticks += 1
+                    try:
+                        await self._take()
+                    except Exception as error:  # noqa: BLE001 - costs what was just claimed, and a pause
+                        self._unforeseen.tell(error, "what was just claimed is handed back")
+                        self._give_up()
+                        await trio.sleep(PAUSE)
+
+    async def _take(self) -> None:
+        await self._queue.has_room()
+        self.ticks += 1
+        await self._ledger.claim(self)
+        # No await between the claim and the send: a cancel cannot fall between them.
+        self._send()
+        self.ticks += 1
 
     # What the ledger asks, while the claim stands
 
@@ -56,14 +66,24 @@ class Intake:
 
     def _send(self) -> None:
         self._queue.coming = 0
-        self._sent += len(self._taken)
-        for attempt in self._taken:
+        taken, self._taken = self._taken, ()
+        self._sent += len(taken)
+        for attempt in taken:
             try:
                 self._queue.send.send_nowait(attempt)
             except (trio.WouldBlock, trio.BrokenResourceError):  # a worker that waited has gone
                 self._attempts.hand_back(attempt)
+            except Exception as error:  # noqa: BLE001 - costs this job a way back to the store
+                self._unforeseen.tell(error, "the job is handed back", job=attempt.job.id)
+                self._attempts.hand_back(attempt)
         if self._queue.buffered:
             self._buffered.set()
+
+    def _give_up(self) -> None:
+        self._queue.coming = 0
+        taken, self._taken = self._taken, ()
+        for attempt in taken:
+            self._attempts.hand_back(attempt)
 
     async def _watch(self, prefetch: Prefetch) -> None:
         """Look every `HOLD` seconds, as long as jobs wait in the channel, whether the workers come to them."""
@@ -71,14 +91,18 @@ class Intake:
             await self._buffered.wait()
             before = self._sent - self._queue.buffered
             await trio.sleep(HOLD)
-            taken = self._sent - self._queue.buffered - before
-            keep = round(taken * horizon(self._ledger.exchange_seconds) / HOLD)
-            if self._queue.buffered > 2 * keep:
-                self._hand_back(keep)
-                prefetch.forget()
-                self._queue.recheck()
+            with self._unforeseen.costs("what waits in the channel is looked at again soon"):
+                self._trim(prefetch, self._sent - self._queue.buffered - before)
             if not self._queue.buffered:
                 self._buffered = trio.Event()
+
+    def _trim(self, prefetch: Prefetch, taken: int) -> None:
+        """Hand back what the workers do not come to, given how many jobs they took of late."""
+        keep = round(taken * horizon(self._ledger.exchange_seconds) / HOLD)
+        if self._queue.buffered > 2 * keep:
+            self._hand_back(keep)
+            prefetch.forget()
+            self._queue.recheck()
 
     def _hand_back(self, keep: int) -> None:
         """Hand back what waits in the channel, but for the first so many jobs."""

@@ -9,6 +9,7 @@ from jobpipe.clock import Clock
 from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.heartbeat import Heartbeat
 from jobpipe.engine.ledger import Ledger
+from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.errors import StoreError
 from jobpipe.store.base import EngineStore, Rescued, SharedStore
 
@@ -27,23 +28,34 @@ log = structlog.get_logger("jobpipe")
 class Lease:
     """Keeps the node's lease. Renewals go through the ledger, and never wait behind handlers."""
 
-    def __init__(
-        self, store: EngineStore, ledger: Ledger, attempts: Attempts, clock: Clock, node: str, seconds: float
+    def __init__(  # noqa: PLR0913, PLR0917 - what it works with, and three constants of the node
+        self,
+        store: EngineStore,
+        ledger: Ledger,
+        attempts: Attempts,
+        clock: Clock,
+        node: str,
+        seconds: float,
+        kinds: frozenset[str] = frozenset(),
     ) -> None:
         self._store, self._ledger, self._attempts, self._clock = store, ledger, attempts, clock
-        self._node, self._seconds = node, seconds
+        self._node, self._seconds, self._kinds = node, seconds, kinds
         self._shared = isinstance(store, SharedStore)
         self._renewed_at = 0.0
         self.heartbeat = Heartbeat(store, clock, node, seconds)
         """what renews the lease while the event loop is blocked"""
         self.losses = 0
         """how often the lease was lost"""
+        self._unforeseen = Unforeseen()
 
     async def join(self) -> None:
-        """Register the node with a lease that has not ended by the time it is written. Raises `StoreUnavailable`."""
+        """Register the node and its kinds, with a lease that has not ended by the time it is written.
+
+        Raises `StoreUnavailable`.
+        """
         while True:
             begun, now = trio.current_time(), self._clock.now()
-            await self._store.join(self._node, now, now + self._seconds)
+            await self._store.join(self._node, now, now + self._seconds, self._kinds)
             self._renewed_at = begun
             self.heartbeat.armed = True
             if trio.current_time() < begun + self._seconds * SAFE:
@@ -89,6 +101,10 @@ class Lease:
             except StoreError:
                 await trio.sleep(RETRY)
                 continue
+            except Exception as error:  # noqa: BLE001 - costs this renewal
+                self._unforeseen.tell(error, "the renewal of the lease is tried again")
+                await trio.sleep(RETRY)
+                continue
             if kept:
                 self._renewed_at = begun
             return kept
@@ -107,6 +123,9 @@ class Lease:
                 await self.join()
             except StoreError:
                 await trio.sleep(RETRY)
+            except Exception as error:  # noqa: BLE001 - costs this try
+                self._unforeseen.tell(error, "a new lease is asked for again")
+                await trio.sleep(RETRY)
             else:
                 self._ledger.resume()
                 return
@@ -118,8 +137,17 @@ class Lease:
             log.warning("could not look for jobs of dead nodes", error=str(error))
 
     async def rescue(self) -> Sequence[Rescued]:
-        """Take back the jobs of dead nodes; returns them. Raises `StoreError`."""
-        rescued = await self._store.rescue(self._node, self._clock.now())
+        """Take back the jobs of dead nodes; returns them. Raises `StoreError`.
+
+        What nobody foresaw keeps no node from its start: those jobs are looked for again with the next renewal.
+        """
+        try:
+            rescued = await self._store.rescue(self._node, self._clock.now())
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 - costs this look
+            self._unforeseen.tell(error, "the jobs of dead nodes are looked for again later")
+            return []
         for job in rescued:
             tell = log.info if job.begun else log.debug  # those that only waited are many, and lost nothing
             tell("recovered a job of a dead node", job=job.id, status=job.status.value, begun=job.begun)

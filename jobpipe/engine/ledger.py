@@ -10,10 +10,22 @@ import trio
 
 from jobpipe.clock import Clock
 from jobpipe.engine.entries import Claimer, Entry, Gathered, Wish
+from jobpipe.engine.splitting import halves, plain_settlements, smaller_claim, with_settlement
+from jobpipe.engine.unforeseen import Unforeseen, in_words
 from jobpipe.errors import StoreError, StoreUnavailable, TablesLocked
 from jobpipe.events import Events
 from jobpipe.job import NewJob, Status
-from jobpipe.store.base import Add, Batch, Claimed, EngineStore, Receipt, Receipts, Settlement, Start
+from jobpipe.store.base import (
+    Add,
+    Batch,
+    Claimed,
+    ClaimRequest,
+    EngineStore,
+    Receipt,
+    Receipts,
+    Settlement,
+    Start,
+)
 
 START_DELAY = 0.05
 """Seconds that a start waits for a batch to ride with, before it gets one of its own."""
@@ -32,6 +44,9 @@ LONGEST_PAUSE = 5.0
 
 ADDS = 1000
 """About how many jobs are added in one transaction at the most."""
+
+STUCK = 0.05
+"""Seconds before the store is asked again for jobs that were due before the last batch and still are."""
 
 BATCH = 400
 """How many outcomes are written, and how many jobs claimed, in one transaction at the most."""
@@ -53,10 +68,23 @@ class Ledger:
 
     A waiter that is cancelled before its batch begins is taken out of it; after that its entry stands.
     Outcomes are never given up: while the store cannot write they are kept, and tried again.
+
+    Where an exchange fails with anything else than a `StoreError`, one of its entries is to blame. The batch is cut
+    in halves until that entry stands alone. It is refused, and everything else is written.
     """
 
-    def __init__(self, store: EngineStore, node: str, clock: Clock, events: Events, lease: float) -> None:
+    def __init__(
+        self,
+        store: EngineStore,
+        node: str,
+        clock: Clock,
+        events: Events,
+        *,
+        lease: float,
+        kinds: frozenset[str],
+    ) -> None:
         self._store, self._node, self._clock, self._events, self._lease = store, node, clock, events, lease
+        self._kinds = kinds
         # What waits, and how many new jobs each entry holds.
         self._adds: dict[Entry[Add, Sequence[Receipt]], int] = {}
         self._starts: dict[Entry[Start, bool], int] = {}
@@ -71,7 +99,7 @@ class Ledger:
         self._look_again = False
         self._suspended = False
         self._tenure = 0
-        self._next_due = -math.inf
+        self._next_due = self._was_due = -math.inf
         self._write_at = math.inf  # in Trio's clock: when to write what is not urgent
         self._pause = 0.0
         self._writing = False
@@ -93,12 +121,14 @@ class Ledger:
         self.exchange_seconds = 0.0
         """how long an exchange takes, over the last few"""
         self._recalled: set[str] = set()
+        self._unforeseen = Unforeseen()
 
     # What others hand in
 
     async def add(self, jobs: Sequence[NewJob], *, atomic: bool = False) -> Sequence[Receipt]:
         """Store jobs; returns a receipt each once they survive a crash. Raises `StoreUnavailable`: nothing was stored.
 
+        Raises whatever the store raises for these jobs alone; then they are refused, and nothing was stored either.
         A cancel before the batch begins stores nothing; a later one leaves the jobs stored.
         """
         return await self._written(self._adds, Add(jobs, atomic), len(jobs))
@@ -137,7 +167,7 @@ class Ledger:
         self._wake()
         try:
             await wish.granted.wait()
-        except trio.Cancelled:
+        except BaseException:
             wish.abandoned = True
             if self._wish is wish:
                 self._wish = None
@@ -202,18 +232,107 @@ class Ledger:
             await self._something_to_write()
             await self._company()
             entries = self._gather()
-            self._writing, begun = True, trio.current_time()
+            self._writing = True
             try:
-                receipts = await self._store.exchange(entries.batch)
-            except StoreError as error:
-                await self._put_off(entries, error)
+                await self._write(entries)
+            except Exception as error:  # noqa: BLE001 - a fault of the ledger itself: nothing may be lost by it
+                self._unforeseen.tell(error, "what was not written of a batch is kept, and tried again")
+                self._keep(entries, error)
+            finally:
+                self._writing = False
+                self._recalled.clear()
+                if not self._has_work():
+                    self._idle.set()
+
+    async def _write(self, entries: Gathered, *, part: bool = False) -> bool:
+        """Write a batch, or a part of one, and hand out what came of it; returns whether the store could be written."""
+        begun = trio.current_time()
+        try:
+            receipts = await self._store.exchange(entries.batch)
+        except StoreError as error:
+            await self._put_off(entries, error)
+            return False
+        except Exception as error:  # noqa: BLE001 - whatever it is, an entry of the batch is to blame
+            culprit = error
+        else:
+            self.exchange_seconds += (trio.current_time() - begun - self.exchange_seconds) / EXCHANGES
+            self._hand_out(entries, receipts)
+            return True
+        if not part:
+            self._unforeseen.tell(culprit, "the batch is written in parts, to find the entry that breaks it")
+        return await self._split(entries, culprit)
+
+    async def _split(self, entries: Gathered, error: Exception) -> bool:
+        """Write all but the entry that breaks a batch; see `_write`."""
+        both = halves(entries)
+        if both is None:
+            return await self._blame(entries, error)
+        first, second = both
+        if await self._write(first, part=True):
+            return await self._write(second, part=True)
+        self._keep(second, StoreUnavailable(self.trouble or in_words(error)))
+        return False
+
+    async def _blame(self, entries: Gathered, error: Exception) -> bool:
+        """Refuse the only entry of a batch, unless the store fails without it too; see `_write`."""
+        try:
+            await self._store.exchange(Batch(node=self._node, now=self._clock.now()))
+        except Exception as other:  # noqa: BLE001 - then it is not the entry's fault
+            self._unforeseen.tell(other, "nothing can be written")
+            await self._put_off(entries, StoreUnavailable(in_words(other)))
+            return False
+        if entries.wish is not None:
+            return await self._claim_fewer(entries, error)
+        if entries.batch.settlements:
+            return await self._fail_plainly(entries, error)
+        self._unforeseen.tell(
+            error, "an entry is refused; the rest of its batch is written", entry=_named(entries)
+        )
+        self._arrived(entries)
+        self._refuse(entries, error)
+        return True
+
+    async def _fail_plainly(self, entries: Gathered, error: Exception) -> bool:
+        """Settle a job whose settlement cannot be written as failed; see `_write`."""
+        (settlement,) = entries.batch.settlements
+        self._unforeseen.tell(error, "the job fails, since its outcome cannot be written", job=settlement.id)
+        words = (
+            f"the outcome of the attempt could not be written ({in_words(error)}); the node's log has more"
+        )
+        for plain in plain_settlements(settlement, words):
+            plainly = with_settlement(entries, plain)
+            try:
+                receipts = await self._store.exchange(plainly.batch)
+            except StoreError as unavailable:
+                await self._put_off(plainly, unavailable)
+                return False
+            except Exception as other:  # noqa: BLE001 - then a plainer one
+                self._unforeseen.tell(other, "a plainer settlement is tried", job=settlement.id)
             else:
-                self.exchange_seconds += (trio.current_time() - begun - self.exchange_seconds) / EXCHANGES
-                self._hand_out(entries, receipts)
-            self._writing = False
-            self._recalled.clear()
-            if not self._has_work():
-                self._idle.set()
+                self._hand_out(plainly, receipts)
+                return True
+        log.error("the end of a job cannot be written: it stays held until this node ends", job=settlement.id)
+        self._events.wake(settlement.id)
+        return True
+
+    async def _claim_fewer(self, entries: Gathered, error: Exception) -> bool:
+        """Claim half as many jobs; where the next one alone cannot be claimed, have it failed. See `_write`."""
+        if (fewer := smaller_claim(entries)) is not None:
+            return await self._write(fewer, part=True)
+        words = f"the job could not be claimed ({in_words(error)}); the node's log has more"
+        self._maybe_ready = True
+        self._return(entries.wish)
+        try:
+            failed = await self._store.sideline(entries.batch, words)
+        except Exception as other:  # noqa: BLE001 - then nothing can be claimed for now
+            self._unforeseen.tell(other, "no job can be claimed now")
+            unavailable = other if isinstance(other, StoreError) else StoreUnavailable(in_words(other))
+            await self._put_off(entries, unavailable)
+            return False
+        self._unforeseen.tell(error, "the job fails, since it cannot be claimed", job=failed)
+        if failed is not None:
+            self._events.wake(failed)
+        return True
 
     async def _written(self, queue: dict[Entry[W, R], int], what: W, jobs: int = 0) -> R:
         entry: Entry[W, R] = Entry(what)
@@ -278,6 +397,7 @@ class Ledger:
 
     def _gather(self) -> Gathered:
         """Take what goes into the next batch."""
+        now = self._clock.now()
         self._look_again = False
         if self._unlock_at <= trio.current_time():
             self._take_locked()
@@ -289,7 +409,6 @@ class Ledger:
         renewals, self._renewals = list(self._renewals), {}
         noted, self._noted = self._noted, {}
         wish, limit = self._take_wish(most)
-        now = self._clock.now()
         batch = Batch(
             node=self._node,
             now=now,
@@ -297,7 +416,7 @@ class Ledger:
             starts=[*noted.values(), *(entry.what for entry in starts)],
             settlements=settlements,
             adds=[entry.what for entry in adds],
-            claim=limit,
+            claim=ClaimRequest(limit=limit, kinds=self._kinds) if wish else None,
         )
         return Gathered(batch, adds, starts, renewals, noted, wish, self._tenure)
 
@@ -348,27 +467,39 @@ class Ledger:
 
     async def _put_off(self, entries: Gathered, error: StoreError) -> None:
         """The store did not take a batch: tell who waits, keep what must not be lost, and wait a little."""
+        self._keep(entries, error if isinstance(error, StoreUnavailable) else StoreUnavailable(str(error)))
+        if self.trouble is None:
+            log.error("the store cannot write: outcomes are kept and retried", error=str(error))
+        self.trouble = str(error)
+        self._pause = min(LONGEST_PAUSE, self._lease / 6, self._pause * 2 or 0.1)  # renewals wait behind this
+        with self._unforeseen.costs("the store is tried again at once"):
+            await trio.sleep(self._pause)
+
+    def _keep(self, entries: Gathered, error: Exception) -> None:
+        """Of a batch that is not written, tell who waits, and keep what must not be lost."""
         self._arrived(entries)
-        refusal = error if isinstance(error, StoreUnavailable) else StoreUnavailable(str(error))
-        for entry in itertools.chain[Entry[Any, Any]](entries.adds, entries.starts):
-            entry.refuse(refusal)
-        for renewal in entries.renewals:
-            if isinstance(error, TablesLocked):
-                renewal.hand(not error.lease_lost)
-            else:
-                renewal.refuse(refusal)
+        self._refuse(entries, error)
         self._settlements[:0] = entries.batch.settlements
         settled = {(settlement.seq, settlement.claim) for settlement in self._settlements}
         self._noted = {key: start for key, start in entries.noted.items() if key not in settled} | self._noted
         if self._settlements or self._noted:
             self._write_at = -math.inf
-        if entries.wish is not None and not entries.wish.abandoned and self._wish is None:
-            self._wish = entries.wish
-        if self.trouble is None:
-            log.error("the store cannot write: outcomes are kept and retried", error=str(error))
-        self.trouble = str(error)
-        self._pause = min(LONGEST_PAUSE, self._lease / 6, self._pause * 2 or 0.1)  # renewals wait behind this
-        await trio.sleep(self._pause)
+        self._return(entries.wish)
+
+    def _refuse(self, entries: Gathered, error: Exception) -> None:
+        """Tell those who wait that their entries are not written."""
+        for entry in itertools.chain[Entry[Any, Any]](entries.adds, entries.starts):
+            entry.refuse(error)
+        for renewal in entries.renewals:
+            if isinstance(error, TablesLocked):
+                renewal.hand(not error.lease_lost)
+            else:
+                renewal.refuse(error)
+
+    def _return(self, wish: Wish | None) -> None:
+        """A wish that was not granted waits again."""
+        if wish is not None and not (wish.abandoned or wish.granted.is_set()) and self._wish is None:
+            self._wish = wish
 
     def _hand_out(self, entries: Gathered, receipts: Receipts) -> None:
         if self.trouble is not None:
@@ -377,11 +508,34 @@ class Ledger:
         self.commits += 1
         self._arrived(entries)
         self.waiting = receipts.waiting
-        self._next_due = math.inf if receipts.next_due is None else receipts.next_due
-        self._grant(entries, receipts)
+        self._next_due = self._due_at(entries.batch.now, receipts.next_due)
+        try:
+            self._grant(entries, receipts)
+        except Exception as error:  # noqa: BLE001 - costs these claims alone
+            self._unforeseen.tell(error, "the claimed jobs are handed back")
+            self.hand_back(receipts.claimed)
+            self._return(entries.wish)
         if self._look_again:
             # Somebody said so meanwhile: this batch may have looked before there was anything.
             self._maybe_ready, self._next_due = True, -math.inf
+        try:
+            self._answer(entries, receipts)
+        except Exception as error:  # noqa: BLE001 - costs those who have no answer yet
+            self._unforeseen.tell(error, "some who wait for this batch are told that it failed")
+            self._refuse(entries, error)
+        self._put_aside(entries, receipts.locked)
+        self._tell(entries, receipts)
+
+    def _due_at(self, now: float, due: float | None) -> float:
+        """When to look for due jobs again, given when the next one is due. A time that is no time counts as none."""
+        if due is None or math.isnan(due):
+            return math.inf
+        # What was due before this batch and still is may be locked, or cannot be written: not again at once.
+        stuck = due <= now and due == self._was_due
+        self._was_due = due
+        return now + STUCK if stuck else due
+
+    def _answer(self, entries: Gathered, receipts: Receipts) -> None:
         for add, receipt in zip(entries.adds, receipts.adds, strict=True):
             add.hand(receipt)
         for renewal in entries.renewals:
@@ -392,8 +546,6 @@ class Ledger:
                 start.refuse(StoreUnavailable("another program has locked this job"))
             else:
                 start.hand(fence not in receipts.stale)
-        self._put_aside(entries, receipts.locked)
-        self._tell(entries, receipts)
 
     def _arrived(self, entries: Gathered) -> None:
         self.arriving -= sum(len(add.what.jobs) for add in entries.adds)
@@ -401,7 +553,8 @@ class Ledger:
     def _grant(self, entries: Gathered, receipts: Receipts) -> None:
         """Hand claimed jobs to who wished for them, and judge whether more may be ready."""
         wish, tenure = entries.wish, entries.tenure
-        self._maybe_ready = wish is None or len(receipts.claimed) == entries.batch.claim
+        claim = entries.batch.claim
+        self._maybe_ready = claim is None or receipts.more_ready or len(receipts.claimed) == claim.limit
         if wish is None:
             return
         lost = wish.abandoned or tenure != self._tenure
@@ -418,12 +571,26 @@ class Ledger:
     def _tell(self, entries: Gathered, receipts: Receipts) -> None:
         for seq, claim in receipts.stale:
             self.stale += 1
-            self.on_stale(seq, claim)
+            with self._unforeseen.costs("a late write is not told", seq=seq, claim=claim):
+                self.on_stale(seq, claim)
         if receipts.cancelling:
-            self.on_cancelling(receipts.cancelling)
+            with self._unforeseen.costs("a wish to cancel is told with the next renewal"):
+                self.on_cancelling(receipts.cancelling)
         if not (receipts.stale or self._events.heard):
             return
         unwritten = receipts.stale | receipts.locked
-        for one in entries.batch.settlements:
-            if (one.seq, one.claim) not in unwritten:
-                self._events.publish(one.id, receipts.settled.get(one.seq, one.status))
+        with self._unforeseen.costs("the ends of some jobs are not published"):
+            for one in entries.batch.settlements:
+                if (one.seq, one.claim) not in unwritten:
+                    self._events.publish(one.id, receipts.settled.get(one.seq, one.status))
+
+
+def _named(entries: Gathered) -> str:
+    """What the only entry of a batch is about, for the log."""
+    ids = [job.id for entry in entries.adds for job in entry.what.jobs[:5]]
+    if ids:
+        return f"new jobs {', '.join(ids)}"
+    if entries.batch.starts:
+        (start,) = entries.batch.starts
+        return f"the start of job number {start.seq}"
+    return "the renewal of the lease"

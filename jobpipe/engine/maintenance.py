@@ -4,6 +4,7 @@ import structlog
 import trio
 
 from jobpipe.clock import Clock
+from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.errors import StoreError
 from jobpipe.store.base import STEP, EngineStore, Retention
 
@@ -18,6 +19,7 @@ class Maintenance:
 
     def __init__(self, store: EngineStore, clock: Clock, retention: Retention) -> None:
         self._store, self._clock, self._retention = store, clock, retention
+        self._unforeseen = Unforeseen()
 
     async def run(self) -> None:
         """Prune for ever: a step at a time, so that nobody waits long for the writer."""
@@ -29,4 +31,6 @@ class Maintenance:
             return await self._store.prune(self._clock.now(), self._retention)
         except StoreError as error:
             log.warning("could not delete old jobs", error=str(error))
-            return 0
+        except Exception as error:  # noqa: BLE001 - costs this look
+            self._unforeseen.tell(error, "old jobs are not deleted this time")
+        return 0

@@ -5,6 +5,7 @@ from typing import assert_never
 
 from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.ledger import Ledger
+from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.errors import StoreError
 from jobpipe.events import Events
 from jobpipe.store.base import News, SharedStore, Store
@@ -16,6 +17,7 @@ class Newsroom:
     def __init__(self, store: Store, ledger: Ledger, attempts: Attempts, events: Events) -> None:
         self._store = store if isinstance(store, SharedStore) else None
         self._ledger, self._attempts, self._events = ledger, attempts, events
+        self._unforeseen = Unforeseen()
 
     async def run(self) -> None:
         """Act on each piece of news, for ever.
@@ -26,7 +28,8 @@ class Newsroom:
             return
         async with self._store.changes() as changes:
             async for news in changes:
-                await self._act(news)
+                with self._unforeseen.costs("the notification is ignored", news=news):
+                    await self._act(news)
 
     async def _act(self, news: News) -> None:
         match news.what:

@@ -23,6 +23,8 @@ from jobpipe.engine.maintenance import Maintenance
 from jobpipe.engine.news import Newsroom
 from jobpipe.engine.prefetch import Prefetch
 from jobpipe.engine.queue import Queue
+from jobpipe.engine.served import Served
+from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.engine.watchdog import Watchdog
 from jobpipe.engine.worker import work
 from jobpipe.errors import StoreError
@@ -63,7 +65,9 @@ class Node:
         self.rng = rng or random.Random()  # noqa: S311 - jitter and ids, no secrets
         self.phase: Phase = "starting"
         self.events = Events()
-        self.ledger = Ledger(store, self.name, clock, self.events, settings.lease)
+        self.ledger = Ledger(
+            store, self.name, clock, self.events, lease=settings.lease, kinds=registry.served
+        )
         self.queue = Queue(
             self.ledger,
             # While a node drains over a volatile store it runs what is in the channel: that is kept full there.
@@ -77,8 +81,12 @@ class Node:
         self.control = Control(store, self.ledger, self.attempts, self.events, clock)
         self.news = Newsroom(store, self.ledger, self.attempts, self.events)
         self.intake = Intake(self.ledger, self.queue, self.attempts)
-        self.lease = Lease(store, self.ledger, self.attempts, clock, self.name, settings.lease)
+        self.lease = Lease(
+            store, self.ledger, self.attempts, clock, self.name, settings.lease, registry.served
+        )
+        self.served = Served(store, registry.served)
         self.maintenance = Maintenance(store, clock, _retention(settings))
+        self._unforeseen = Unforeseen()
         # Run by the service: it needs the real clock.
         self.watchdog = Watchdog(self.lease.heartbeat, max_blocked=settings.max_blocked)
         self._crew = trio.CancelScope()
@@ -94,8 +102,8 @@ class Node:
         await self.lease.join()
         rescued = await self.lease.rescue()
         async with trio.open_nursery() as keepers:
-            for keeper in (self.ledger.run, self.lease.run, self.maintenance.run, self.news.run):
-                keepers.start_soon(keeper)
+            for keeper in (self.ledger, self.lease, self.maintenance, self.news, self.served):
+                keepers.start_soon(self._unforeseen.keep, keeper.run, type(keeper).__name__.lower())
             if self.phase == "starting":  # a signal may have come already
                 self.phase = "running"
             task_status.started(rescued)
@@ -127,7 +135,12 @@ class Node:
                 "the last outcomes could not be written: those jobs will run again", error=self.ledger.trouble
             )
         self.lease.heartbeat.armed = False
-        with trio.move_on_after(CLEANUP), suppress(StoreError):  # a lease that stays ends by itself
+        # A lease that stays ends by itself.
+        with (
+            trio.move_on_after(CLEANUP),
+            self._unforeseen.costs("the lease ends by itself"),
+            suppress(StoreError),
+        ):
             await self.store.leave(self.name)
 
     def drain(self) -> None:

@@ -11,6 +11,8 @@ import msgspec
 import trio
 
 from jobpipe import backoff
+from jobpipe.engine.unforeseen import in_words
+from jobpipe.errors import DamagedRow
 from jobpipe.handlers.verdicts import Fail, Retry, Snooze
 from jobpipe.job import (
     DEEPEST,
@@ -152,6 +154,8 @@ def _judged(error: BaseException) -> Verdict:
             return Verdict(Outcome.RETRY, error=described(error, word))
         case Retry(after=named) | Snooze(seconds=named):
             return _put_off(error, word, named)
+        case DamagedRow():
+            return Verdict(Outcome.FAIL, error=JobError("DamagedRow", _text(word)))
         case _:
             return Verdict(Outcome.RETRY, error=described(error, word))
 
@@ -224,11 +228,10 @@ def timed_out(seconds: float) -> Verdict:
     )
 
 
-def unknown_kind(kind: str, after: float) -> Verdict:
-    """This node has no handler: put the job aside, unspent, until one is deployed."""
-    return Verdict(
-        Outcome.SNOOZE, error=JobError("UnknownKind", f"no handler performs {kind!r} here"), after=after
-    )
+def broken(error: Exception) -> Verdict:
+    """Something of jobpipe itself raised what nobody foresaw; the log of the node has its traceback."""
+    message = f"a fault of jobpipe ended the attempt ({in_words(error)}); the node's log has more"
+    return Verdict(Outcome.FAIL, error=JobError("InternalError", message))
 
 
 def without_cancelled(error: BaseException) -> BaseException | None:

@@ -9,6 +9,7 @@ from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.lane import Lane
 from jobpipe.engine.queue import Queue
+from jobpipe.engine.unforeseen import PAUSE, Unforeseen
 
 TURN = 0.00005
 """Seconds after which a worker whose handlers never wait lets other tasks run; at each job that would cost too much."""
@@ -22,13 +23,30 @@ async def work(
     While the node drains, what only waited in the channel goes back to the store, unless `run_buffered`
     (a store that would lose it). A cancel stops the attempt; its job goes back too.
     """
+    unforeseen = Unforeseen()
     with receive, closing(Lane()) as lane:
         source = Source(receive, queue)
-        while (attempt := await source.next()) is not None:
-            if queue.draining and not run_buffered:
-                attempts.hand_back(attempt)
-            else:
-                await attempts.perform(attempt, lane)
+        goes_on = True
+        while goes_on:
+            try:
+                goes_on = await _next(source, lane, queue, attempts, run_buffered=run_buffered)
+            except Exception as error:  # noqa: BLE001 - a fault of jobpipe's own: costs a pause
+                unforeseen.tell(error, "a worker pauses", seconds=PAUSE)
+                await trio.sleep(PAUSE)
+
+
+async def _next(
+    source: "Source", lane: Lane, queue: Queue, attempts: Attempts, *, run_buffered: bool
+) -> bool:
+    """Wait for an attempt and perform it; False: there will be no more."""
+    attempt = await source.next()
+    if attempt is None:
+        return False
+    if queue.draining and not run_buffered:
+        attempts.hand_back(attempt)
+    else:
+        await attempts.perform(attempt, lane)
+    return True
 
 
 class Source:

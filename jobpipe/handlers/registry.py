@@ -157,6 +157,11 @@ class Registry:
         """Every kind that has a handler, sorted."""
         return sorted(self._by_kind)
 
+    @property
+    def served(self) -> frozenset[str]:
+        """Every kind that has a handler."""
+        return frozenset(self._by_kind)
+
 
 def load(modules: Iterable[str], *, shipped: bool = True) -> Registry:
     """Import modules, after those that jobpipe ships (unless not `shipped`), and gather the handlers they define.

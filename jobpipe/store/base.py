@@ -2,10 +2,12 @@
 
 Every verb is one transaction and takes one call, `now` is always passed in (seconds since the epoch),
 and a cancel of the caller never breaks a verb in two: it took effect whole, or not at all. Each may raise
-`StoreUnavailable`, after which nothing of it was written. Over a network one thing is left that nobody can know:
-whether a commit took place whose answer was lost. So each verb may be repeated after `StoreUnavailable`: starts and
-settlements that were written after all are not stale then, jobs that were added are "existing", and jobs that were
-claimed unknown to all are handed back by the same node's next exchange.
+`StoreUnavailable`, after which nothing of it was written. Whatever else a verb raises than a `StoreError` is the fault
+of what it was given, or of a row that it met; nothing of it was written then either.
+
+Over a network one thing is left that nobody can know: whether a commit took place whose answer was lost. So each verb
+may be repeated after it raised: starts and settlements that were written after all are not stale then, jobs that were
+added are "existing", and jobs that were claimed unknown to all are handed back by the same node's next exchange.
 
 A job that a node has claimed is *held* by it until the attempt is settled. Its status stays `queued` until its
 start is written, with the next commit; so what is shown as running runs, and what a crash finds held
@@ -14,7 +16,7 @@ but not begun has not spent an attempt.
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -23,8 +25,17 @@ from jobpipe.job import NO_OPTIONS, Job, JobError, NewJob, Options, Outcome, Sta
 STEP = 1000
 """The most jobs that one exchange promotes or expires, and one prune deletes, so that no transaction is long."""
 
+QUEUES = 1000
+"""The most queues of one list, unless asked for fewer."""
+
 PAGE_BYTES = 4 << 20
 """The most bytes of one page of a list; a job that is larger comes alone."""
+
+
+LONGEST_LEASE = 8_640_000.0
+"""A lease that ends in more than a hundred days is none: no node asks for so long a one, so its row is damaged."""
+UNSERVED = 100
+"""The most kinds that are listed as served by no node."""
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -44,6 +55,8 @@ class Claimed(msgspec.Struct, frozen=True):
     rescued: int
     """how often a node died while it held the job"""
     options: Options = NO_OPTIONS
+    damage: str | None = None
+    """what of its row cannot be read, in words: such a job fails instead of running"""
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -99,6 +112,15 @@ STORED = Receipt("stored")
 LOCKED = Receipt("locked")
 
 
+class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Which ready jobs a node asks for."""
+
+    limit: int
+    """the most jobs to take, 1 or more"""
+    kinds: frozenset[str]
+    """the kinds that the node has handlers for; a job of any other kind is left where it is, unspent"""
+
+
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """What a node writes and takes in one transaction, carried out in the order of the fields."""
 
@@ -109,11 +131,13 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     starts: Sequence[Start] = ()
     settlements: Sequence[Settlement] = ()
     adds: Sequence[Add] = ()
-    claim: int = 0
-    """take at most so many ready jobs, in order of priority (highest first), run_at, arrival
+    claim: ClaimRequest | None = None
+    """take ready jobs of these kinds, in order of priority (highest first), run_at, arrival; None: take nothing
 
     A claim clears the job's started_at, so that a held job which has one has begun. It passes over jobs that are
-    past their expires_at and not expired yet.
+    past their expires_at and not expired yet. Ready jobs of other kinds do not slow it down, however many are ahead of
+    the jobs that it may take. Each is met by one claim at most; then it stands aside until a node that serves its kind
+    takes it.
     """
 
 
@@ -131,6 +155,8 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     adds: Sequence[Sequence[Receipt]] = ()
     """for each add, a receipt for each of its jobs"""
     claimed: Sequence[Claimed] = ()
+    more_ready: bool = False
+    """whether more jobs may be ready although fewer than `limit` were claimed: ask again at once"""
     waiting: int = 0
     """how many jobs wait in the store, those held by nodes not counted"""
     next_due: float | None = None
@@ -183,6 +209,32 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
     """run_at of the job that has been ready the longest"""
 
 
+class Unserved(msgspec.Struct, frozen=True):
+    """Ready jobs of a kind that no live node serves."""
+
+    kind: str
+    jobs: int
+    since: float
+    """run_at of the job that has been ready the longest"""
+
+
+class Overview(msgspec.Struct, frozen=True):
+    """What a health check asks of all queues together."""
+
+    counts: dict[Status, int]
+    ready: bool
+    """whether a job of the kinds asked for is ready in a queue that is not paused, or one that no claim has met yet"""
+
+
+class QueueChange(msgspec.Struct, frozen=True):
+    """What became of a queue that was to be deleted."""
+
+    verdict: Literal["changed", "absent", "refused"]
+    """`refused`: it still has jobs"""
+    queue: QueueState | None = None
+    """the queue as it is, when refused"""
+
+
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
     """Which jobs a list holds; None means any. Texts match parts of id, payload and error.
 
@@ -200,11 +252,18 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     """whether the jobs come with payload and result; without them a payload is empty"""
 
 
+class Place(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """Where a job stands in a list: by created_at, then by arrival. Means the same when that job is gone."""
+
+    created_at: float
+    seq: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+
+
 class Page(msgspec.Struct, frozen=True):
     """A part of a list, newest job first. `next_before` continues it; None: there is no more."""
 
     jobs: Sequence[Job]
-    next_before: int | None = None
+    next_before: Place | None = None
 
 
 class EngineStore(Protocol):
@@ -215,8 +274,13 @@ class EngineStore(Protocol):
     durable: bool
     """whether waiting jobs survive the end of this process"""
 
-    async def join(self, node: str, now: float, lease_until: float) -> None:
-        """Register a node with a lease. Repeatable: a node that joins again has its lease set anew."""
+    async def join(
+        self, node: str, now: float, lease_until: float, kinds: frozenset[str] = frozenset()
+    ) -> None:
+        """Register a node with a lease and the kinds that it serves; none for a node that only adds jobs.
+
+        Repeatable: a node that joins again has its lease and its kinds set anew.
+        """
 
     async def exchange(self, batch: Batch) -> Receipts:
         """Write and take a batch in one transaction; when this returns, it survives a crash.
@@ -224,6 +288,12 @@ class EngineStore(Protocol):
         Due jobs (run_at, expires_at at or before `now`) are promoted and expired first, at most `STEP` of each.
         Every start and settlement matches on the claim number: where no held row has it, nothing changes
         and the pair is returned as stale. A job that waits again keeps its last error unless its settlement brings one.
+        """
+
+    async def sideline(self, batch: Batch, words: str) -> str | None:
+        """Fail the ready job that `batch` would claim first, since its claim raises something else than `StoreError`.
+
+        Its error is `words`. Returns the job's id; None where there is none any more. Nothing else of `batch` is done.
         """
 
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
@@ -237,7 +307,8 @@ class EngineStore(Protocol):
     async def prune(self, now: float, retention: Retention) -> int:
         """Delete at most `STEP` ended jobs that are too old or too many, oldest end first; returns how many.
 
-        Fewer than `STEP`: nothing is left to delete. Too old is what ended at or before `now` less its age.
+        Fewer than `STEP`: nothing is left to delete. Too old is what ended at or before `now` less its age. Then queues
+        that have no jobs and are not paused are forgotten, some thousands at a time.
         """
 
     async def leave(self, node: str) -> None:
@@ -262,23 +333,50 @@ class ControlStore(Protocol):
     async def resume(self, queue: str) -> None:
         """Claim from a queue again."""
 
+    async def delete_queue(self, queue: str) -> QueueChange:
+        """Forget a queue, also whether it is paused. Refused while it has jobs, ended ones too."""
+
 
 class ReadStore(Protocol):
-    """What the API reads. Never waits for a writer."""
+    """What the API reads. Never waits for a writer.
+
+    What of a row cannot be read is left out, and named in `Job.damage`: no row keeps others from being read.
+    """
 
     async def get(self, job_id: str) -> Job | None:
         """One job with its attempts, oldest first."""
 
-    async def jobs(self, where: Filter, limit: int, before: int | None) -> Page:
+    async def jobs(self, where: Filter, limit: int, before: Place | None) -> Page:
         """At most `limit` jobs (without attempts), newest first, that come after the page which ended at `before`.
 
-        Looks at a bounded number of rows, for a bounded time, and holds at most `PAGE_BYTES`, or one larger job: a
-        page may hold fewer than `limit` jobs although there are more. Where a text is searched for, nothing else
-        that is read waits for it.
+        Newest by created_at, then by arrival. Looks at a bounded number of rows, for a bounded time, and holds at most
+        `PAGE_BYTES`, or one larger job: a page may hold fewer than `limit` jobs although there are more. Where a text
+        is searched for, nothing else that is read waits for it.
         """
 
-    async def queues(self) -> Sequence[QueueState]:
-        """Every queue that was ever used or paused, by name."""
+    async def queues(self, limit: int = QUEUES, after: str = "") -> Sequence[QueueState]:
+        """At most `limit` queues by name, behind the one named `after`.
+
+        A queue is there while it has jobs or is paused, and a while longer: until a prune forgets it.
+        """
+
+    async def queue(self, name: str) -> QueueState | None:
+        """One queue; None when there is nothing to tell of it."""
+
+    async def overview(self, kinds: frozenset[str]) -> Overview:
+        """What all queues come to, for a node that serves these kinds.
+
+        Its cost does not grow with the number of queues, but for paused ones with ready jobs.
+        """
+
+    async def kinds(self) -> frozenset[str]:
+        """Every kind that some live node serves."""
+
+    async def unserved(self) -> Sequence[Unserved]:
+        """The kinds of ready jobs that no live node serves, by name, `UNSERVED` at most.
+
+        A job that became ready before the node which served it left is counted once a claim has met it.
+        """
 
     async def ping(self) -> None:
         """Return when the store answers."""

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from jobpipe.job import Job
-from jobpipe.store.base import PAGE_BYTES, Filter, Page
+from jobpipe.store.base import PAGE_BYTES, Filter, Page, Place
 from jobpipe.store.rows import Row, job_from
 
 LOOK = 100_000
@@ -19,8 +19,6 @@ SECONDS = 0.25
 ROW = 700
 """Bytes that a job takes in an answer beside its texts."""
 
-ABOVE_ALL = 1 << 62
-
 Clock = Callable[[], float]
 
 
@@ -30,14 +28,16 @@ class Pager:
     The first job is always taken, however large, so that a list can go on behind it.
     """
 
-    def __init__(self, where: Filter, limit: int, before: int | None, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, where: Filter, limit: int, before: Place | None, clock: Clock = time.monotonic
+    ) -> None:
         self._limit, self._clock = limit, clock
         self._begun = self._mark = clock()
         self._jobs: list[Job] = []
         self._size = self._fitting = self._looked = 0
-        self._next: int | None = None
-        self.before = before or ABOVE_ALL
-        """the next part holds rows with a smaller seq"""
+        self._next: Place | None = None
+        self.before = before
+        """the next part begins behind this place; None: with the newest"""
         self.look = min(LOOK, FIRST if where.text is not None else max(limit, 10 * FIRST))
         """how many rows the next part looks at"""
         self.over = False
@@ -47,14 +47,14 @@ class Pager:
         """How many jobs more the page may hold."""
         return self._limit - len(self._jobs)
 
-    def fits(self, size: int, seq: int) -> bool:
+    def fits(self, size: int, place: Place) -> bool:
         """Whether a job of so many bytes comes in; when not, the page ends before it."""
         self._size += size + ROW
         if self._fitting and self._size > PAGE_BYTES:
             self.over = True
             return False
         self._fitting += 1
-        self._next = seq
+        self._next = place
         return True
 
     def take(self, row: Row) -> None:
@@ -62,8 +62,8 @@ class Pager:
         self._jobs.append(job_from(row))
         self.over = self.over or len(self._jobs) == self._limit
 
-    def looked(self, edge: int | None) -> None:
-        """A part was looked at down to the seq `edge`; None: the list ends there."""
+    def looked(self, edge: Place | None) -> None:
+        """A part was looked at down to the place `edge`; None: the list ends there."""
         if self.over:
             return
         now = self._clock()

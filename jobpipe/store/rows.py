@@ -1,7 +1,7 @@
 """Rows to structs and back, for the stores that keep a job in a row."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -11,11 +11,19 @@ from jobpipe.job import (
     AttemptRecord,
     Job,
     JobError,
+    NewJob,
     Options,
     Outcome,
     Status,
     kept,
+    same_content,
 )
+from jobpipe.store.base import Claimed, Receipt
+
+R = TypeVar("R")
+
+LARGEST = 1 << 40
+"""More bytes than a job can have."""
 
 Row = tuple[Any, ...]
 
@@ -44,17 +52,91 @@ def decoded_error(stored: bytes | None) -> JobError | None:
     return None if stored is None else _error(stored)
 
 
+def damage_of(row: Row) -> str | None:
+    """What of a claimed row, the values of `Claimed`, cannot be read, in words; None: all of it can."""
+    try:
+        decoded_options(row[-1])
+    except Exception as error:  # noqa: BLE001 - whatever stands there
+        return f"the options cannot be read ({_reason(error)})"
+    return None
+
+
+def claimed_from(rows: Sequence[Row]) -> Sequence[Claimed]:
+    """Claimed jobs from the values of `Claimed`, the options as they are stored. A damaged row says so."""
+    try:
+        return [_claimed(row[:-1], decoded_options(row[-1])) for row in rows]
+    except Exception:  # noqa: BLE001 - one of them is damaged
+        return [_claimed_with_care(row) for row in rows]
+
+
+def _claimed_with_care(row: Row) -> Claimed:
+    damage = damage_of(row)
+    options = NO_OPTIONS if damage is not None else decoded_options(row[-1])
+    return _claimed(row[:-1], options, damage)
+
+
+def _claimed(row: Row, options: Options, damage: str | None = None) -> Claimed:
+    values: Sequence[Any] = (*row, options, damage)
+    return Claimed(*values)
+
+
+def plausible(size: int) -> int:
+    """The bytes of a job as they are counted: of a damaged row they may be any number."""
+    return min(max(size, 0), LARGEST)
+
+
+def tags_of(options: bytes | None) -> Sequence[str] | None:
+    """The tags in stored options; None where they cannot be read."""
+    try:
+        return decoded_options(options).tags
+    except Exception:  # noqa: BLE001 - whatever stands there
+        return None
+
+
 def job_from(row: Row) -> Job:
-    """A job from the store's JOB_COLUMNS, without its attempts."""
+    """A job from the store's JOB_COLUMNS, without its attempts. What cannot be read is left out and named."""
+    try:
+        return _job(row, Status(row[3]), decoded_error(row[7]), decoded_options(row[16]))
+    except Exception:  # noqa: BLE001 - whatever stands there
+        return _job_with_care(row)
+
+
+def _job_with_care(row: Row) -> Job:
+    """A job of whose row something cannot be read."""
+    damage: list[str] = []
+
+    def read(name: str, decode: Callable[[], R], otherwise: R) -> R:
+        try:
+            return decode()
+        except Exception as error:  # noqa: BLE001 - whatever stands there
+            damage.append(f"its {name} cannot be read ({_reason(error)})")
+            return otherwise
+
+    job = _job(
+        row,
+        # It can be retried, which writes a sound status, or deleted.
+        read("status", lambda: Status(row[3]), Status.FAILED),
+        read("error", lambda: decoded_error(row[7]), None),
+        read("options", lambda: decoded_options(row[16]), NO_OPTIONS),
+    )
+    return msgspec.structs.replace(job, damage=tuple(damage))
+
+
+def _reason(error: Exception) -> str:
+    """An error in a line."""
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+
+
+def _job(row: Row, status: Status, error: JobError | None, options: Options) -> Job:
     return Job(
         id=row[0],
         kind=row[1],
         queue=row[2],
-        status=Status(row[3]),
+        status=status,
         priority=row[4],
         payload=row[5],
         result=row[6],
-        error=decoded_error(row[7]),
+        error=error,
         attempt=row[8],
         max_retries=row[9],
         claim=row[10],
@@ -63,7 +145,7 @@ def job_from(row: Row) -> Job:
         started_at=row[13],
         finished_at=row[14],
         expires_at=row[15],
-        options=decoded_options(row[16]),
+        options=options,
     )
 
 
@@ -93,12 +175,27 @@ def _last_attempt(job: Job, node: str | None) -> Sequence[AttemptRecord]:
 def attempt_from(row: Row) -> AttemptRecord:
     """An attempt that ended, from (number, claim, node's name, started_at, finished_at, outcome, error)."""
     number, claim, node, started_at, finished_at, outcome, error = row
+    try:
+        read_outcome: Outcome | None = Outcome(outcome)
+        read_error = decoded_error(error)
+    except Exception as reason:  # noqa: BLE001 - whatever stands there
+        read_outcome = Outcome(outcome) if outcome in set(Outcome) else None
+        read_error = JobError("DamagedRow", f"the attempt cannot be read ({_reason(reason)})")
     return AttemptRecord(
         number=number,
         claim=claim,
         node=node,
         started_at=started_at,
         finished_at=finished_at,
-        outcome=Outcome(outcome),
-        error=decoded_error(error),
+        outcome=read_outcome,
+        error=read_error,
     )
+
+
+def compared(new: NewJob, job: Job | None) -> Receipt:
+    """The receipt of a new job whose id was taken by `job` (None: by one that is gone)."""
+    try:
+        same = job is not None and not job.damage and same_content(new, job)
+    except Exception:  # noqa: BLE001 - what cannot be compared is not the same
+        same = False
+    return Receipt("existing" if same else "conflict", job)

@@ -88,7 +88,7 @@ class Breakable(MemoryStore):
 
     async def exchange(self, batch):
         await self._obey(writing=True)
-        return await super().exchange(msgspec.structs.replace(batch, claim=0) if self.keeps else batch)
+        return await super().exchange(msgspec.structs.replace(batch, claim=None) if self.keeps else batch)
 
     async def get(self, job_id):
         await self._obey()
@@ -98,9 +98,21 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().jobs(where, limit, before)
 
-    async def queues(self):
+    async def queues(self, *page):
         await self._obey()
-        return await super().queues()
+        return await super().queues(*page)
+
+    async def queue(self, name):
+        await self._obey()
+        return await super().queue(name)
+
+    async def overview(self, kinds):
+        await self._obey()
+        return await super().overview(kinds)
+
+    async def delete_queue(self, queue):
+        await self._obey()
+        return await super().delete_queue(queue)
 
     async def cancel(self, ids, now):
         await self._obey()

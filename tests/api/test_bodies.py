@@ -158,6 +158,22 @@ async def test_every_number_comes_back_with_every_digit(either_door, way, payloa
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        b'{"delay":5.0,"payload" :5.00,"id":"a"}',
+        b'{"id":"a","delay":60,"payload":5.00}',
+        b'{"id":"a","delay":60,"payload":{"payload":5.0,"x":5.00}}',
+        b'{"id":"a","delay":60,"payload" : {"payload":5.0,"x":5.00}}',
+        b'{"id":"a","delay":60,"tags":["\\"payload\\":5.0,"],"payload":5.00 }',
+    ],
+)
+async def test_a_number_is_kept_wherever_else_its_usual_form_stands(door, way, body):
+    await way(door, body)
+
+    assert "5.00" in (await door.get("/jobs/a")).text
+
+
+@pytest.mark.parametrize(
     "payload",
     ["1e-400", "[1, -1E-0400]", '{"a":{"b":4.9e-999}}', f"0.{'0' * 400}1", f"0.{'0' * 240}1e-99", "2e-324"],
 )

@@ -7,6 +7,7 @@ import pytest
 import trio
 import trio.testing
 
+from jobpipe.api.jobs import LOOKS_APART
 from jobpipe.store.sqlite import open_sqlite
 from tests.api.door import Breakable, open_door
 
@@ -146,7 +147,32 @@ async def test_who_waits_looks_when_an_end_may_have_been_told_to_nobody(door, au
 
     assert answered == []
     assert answers[0].json()["status"] == "cancelled"
-    assert trio.current_time() == begun
+    assert trio.current_time() <= begun + LOOKS_APART
+
+
+async def test_who_is_woken_for_nothing_again_and_again_reads_the_job_now_and_then(
+    door, autojump_clock, monkeypatch
+):
+    """Anyone may tell of an end: so many reads of the store nobody can cause."""
+    reads = []
+    get = door.store.get
+
+    async def counted(job_id):
+        reads.append(trio.current_time())
+        return await get(job_id)
+
+    monkeypatch.setattr(door.store, "get", counted)
+    await door.enqueue(id="a", delay=3600)
+    async with trio.open_nursery() as nursery:
+        answers = await asked(nursery, functools.partial(door.get, "/jobs/a?wait=600"))
+        for _ in range(1000):
+            door.node.events.look_at("a")
+            await trio.sleep(0.001)
+        woken = len(reads)
+        await door.post("/jobs/a/cancel")
+
+    assert answers[0].json()["status"] == "cancelled"
+    assert woken <= 2 + 1 / LOOKS_APART + 1
 
 
 async def test_many_may_wait_for_one_job(door, autojump_clock):

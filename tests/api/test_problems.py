@@ -26,6 +26,8 @@ CODES = {
     "cross_site",
     "not_found",
     "no_such_job",
+    "no_such_queue",
+    "queue_not_empty",
     "method_not_allowed",
     "id_conflict",
     "wrong_status",
@@ -36,6 +38,11 @@ CODES = {
     "queue_full",
     "draining",
     "store_unavailable",
+    "request_timeout",
+    "wrong_host",
+    "head_too_large",
+    "not_implemented",
+    "http_version",
 }
 
 

@@ -1,4 +1,4 @@
-"""`/queues`: what waits where; pause and resume."""
+"""`/queues`: list, pause, resume and delete queues."""
 
 import pytest
 import trio
@@ -117,3 +117,118 @@ async def test_a_store_that_refuses_is_told_with_503(method, path):
 
         assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
         assert answer.headers["retry-after"] == "1"
+
+
+# Pages
+
+
+async def pages(door, limit):
+    """The names of each page, to the end."""
+    cursor, found = "", []
+    while cursor is not None:
+        page = (await door.get(f"/queues?limit={limit}{cursor and '&cursor=' + cursor}")).json()
+        found.append([queue["name"] for queue in page["queues"]])
+        cursor = page["next_cursor"]
+    return found
+
+
+async def test_a_cursor_leads_through_all_queues_once(either_door):
+    """Also when the page is as long as the list, or one shorter or longer; queues that are only paused count."""
+    for name in ("b", "d", "a"):
+        await either_door.enqueue(queue=name, delay=60)
+    for name in ("c", "e", "a"):
+        await either_door.post(f"/queues/{name}/pause")
+
+    assert await pages(either_door, 2) == [["a", "b"], ["c", "d"], ["e"]]
+    assert await pages(either_door, 4) == [["a", "b", "c", "d"], ["e"]]
+    assert await pages(either_door, 5) == [["a", "b", "c", "d", "e"]]
+    assert await pages(either_door, 6) == [["a", "b", "c", "d", "e"]]
+
+
+async def test_a_page_holds_a_hundred_queues_unless_asked(either_door):
+    for number in range(101):
+        await either_door.post(f"/queues/q{number:03}/pause")
+    page = (await either_door.get("/queues")).json()
+
+    assert len(page["queues"]) == 100
+    assert page["next_cursor"] is not None
+
+
+async def test_queues_that_come_and_go_do_not_disturb_a_cursor(either_door):
+    for name in ("a", "b", "d"):
+        await either_door.post(f"/queues/{name}/pause")
+    page = (await either_door.get("/queues?limit=2")).json()
+    await either_door.delete("/queues/b")
+    await either_door.post("/queues/c/pause")
+    rest = (await either_door.get(f"/queues?cursor={page['next_cursor']}")).json()
+
+    assert [queue["name"] for queue in rest["queues"]] == ["c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("query", "places"),
+    [
+        ("limit=0", ["?limit"]),
+        ("limit=1001", ["?limit"]),
+        ("cursor=", ["?cursor"]),
+        ("cursor=MQ", ["?cursor"]),
+    ],
+)
+async def test_a_wrong_page_is_refused(door, query, places):
+    answer = await door.get(f"/queues?{query}")
+
+    assert answer.status_code == 422
+    assert [fault["pointer"] for fault in answer.json()["faults"]] == places
+
+
+async def test_the_longest_page_is_taken(door):
+    assert (await door.get("/queues?limit=1000")).status_code == 200
+
+
+# Deleting
+
+
+async def test_an_empty_queue_is_deleted_and_is_no_longer_paused(either_door):
+    await either_door.post("/queues/mail/pause")
+    answers = [await either_door.delete("/queues/mail") for _ in range(2)]
+    await either_door.enqueue(id="a", queue="mail")
+
+    assert [answer.status_code for answer in answers] == [204, 404]
+    assert answers[1].json()["code"] == "no_such_queue"
+    assert (await either_door.ended("a"))["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("jobs", "held"),
+    [([{}], "1 done job"), ([{}, {"delay": 60}, {"delay": 60}], "2 scheduled, 1 done jobs")],
+)
+async def test_a_queue_with_jobs_is_not_deleted(either_door, jobs, held):
+    """The answer says what it still has; when the last job is deleted, it goes."""
+    for number, job in enumerate(jobs):
+        await either_door.enqueue(id=f"j{number}", queue="mail", **job)
+    await either_door.ended("j0")
+    refused = await either_door.delete("/queues/mail")
+    for number in range(len(jobs)):
+        await either_door.delete(f"/jobs/j{number}")
+    deleted = await either_door.delete("/queues/mail")
+
+    assert (refused.status_code, refused.json()["code"]) == (409, "queue_not_empty")
+    assert refused.json()["detail"] == f"queue 'mail' still has {held}: delete those first"
+    assert deleted.status_code == 204
+    assert await queues(either_door) == {}
+
+
+async def test_a_name_that_cannot_be_is_refused(door):
+    assert (await door.delete("/queues/-")).status_code == 422
+
+
+async def test_a_resumed_queue_is_shown_though_it_is_forgotten(door, monkeypatch):
+    """A prune may come between the resume and the look."""
+
+    async def forgotten(name):
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(door.store, "queue", forgotten)
+    answer = await door.post("/queues/mail/resume")
+
+    assert answer.json() == {"name": "mail", "paused": False, "counts": {}, "oldest_age": None}

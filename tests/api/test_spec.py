@@ -22,7 +22,16 @@ from tests.api.door import Breakable, open_door
 CROSS_SITE = {"Sec-Fetch-Site": "cross-site"}
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
-AMONG_NO_OPERATION = {Code.BAD_REQUEST, Code.NOT_FOUND, Code.METHOD_NOT_ALLOWED}
+AMONG_NO_OPERATION = {
+    Code.BAD_REQUEST,
+    Code.NOT_FOUND,
+    Code.METHOD_NOT_ALLOWED,
+    Code.REQUEST_TIMEOUT,
+    Code.WRONG_HOST,
+    Code.HEAD_TOO_LARGE,
+    Code.NOT_IMPLEMENTED,
+    Code.HTTP_VERSION,
+}
 """These answer what no operation is."""
 
 
@@ -154,7 +163,7 @@ async def test_schemas_are_those_of_the_structs_of_the_wire(spec):
     ]
     _, made = msgspec.json.schema_components([*structs, JobError], ref_template="#/components/schemas/{name}")
     components = json.loads(msgspec.json.encode(made))
-    queries = {"WaitQuery", "ListQuery"}  # written as parameters
+    queries = {"WaitQuery", "ListQuery", "QueueQuery"}  # written as parameters
 
     assert _without_defaults_and_patterns(spec.schemas) == _without_defaults_and_patterns(
         {name: schema for name, schema in components.items() if name not in queries}
@@ -320,6 +329,11 @@ async def _with_jobs(door):
         yield await door.post(f"/queues/-/{verb}")
         yield await door.post(f"/queues/default/{verb}", headers=CROSS_SITE)
         yield await door.post(f"/jobs/held/{'cancel' if verb == 'pause' else 'retry'}", headers=CROSS_SITE)
+    yield await door.get("/queues?limit=0")
+    await door.post("/queues/empty/pause")
+    for name in ("empty", "empty", "default", "-"):
+        yield await door.delete(f"/queues/{name}")
+    yield await door.delete("/queues/default", headers=CROSS_SITE)
     yield await door.delete("/jobs/held", headers=CROSS_SITE)
     for path in ("/health", "/openapi.json", "/docs"):
         yield await door.get(path)
@@ -356,6 +370,7 @@ async def _broken(door):
     for path in ("/jobs/a/cancel", "/jobs/a/retry", "/queues/default/pause", "/queues/default/resume"):
         yield await door.post(path)
     yield await door.delete("/jobs/a")
+    yield await door.delete("/queues/default")
     door.store.refuses = False
 
 

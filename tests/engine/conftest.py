@@ -169,9 +169,11 @@ class FaultyStore(MemoryStore):
         await self.after.wait()
         return receipts
 
-    async def join(self, node: str, now: float, lease_until: float) -> None:
+    async def join(
+        self, node: str, now: float, lease_until: float, kinds: frozenset[str] = frozenset()
+    ) -> None:
         self._fail()
-        await super().join(node, now, lease_until)
+        await super().join(node, now, lease_until, kinds)
 
     async def leave(self, node: str) -> None:
         self._fail()

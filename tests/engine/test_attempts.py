@@ -14,12 +14,13 @@ import trio
 
 from jobpipe import logs
 from jobpipe.engine import verdict as verdicts
-from jobpipe.engine.attempts import UNKNOWN_KIND_WAIT
 from jobpipe.handlers.context import Context
 from jobpipe.handlers.registry import Handler
 from jobpipe.handlers.verdicts import Fail, Retry, Snooze
 from jobpipe.job import Backoff, Options, Outcome, Status
-from tests.engine.conftest import DAY, NOW, PLAIN, Step, new_job, running
+from jobpipe.store.base import Batch, Receipts
+from jobpipe.store.memory import MemoryStore
+from tests.engine.conftest import DAY, NOW, PLAIN, Step, new_job, running, turns
 
 
 def odd(function: Callable[..., Any], **asked: Any) -> Handler:
@@ -379,21 +380,28 @@ async def test_a_handler_knows_its_job(autojump_clock) -> None:
     ]
 
 
-async def test_an_unknown_kind_is_put_aside_unspent(autojump_clock) -> None:
-    """It waits for a node that has a handler, and keeps all its retries."""
-    async with running() as rig:
-        await rig.enqueue("a", kind="absent", max_retries=0)
-        await trio.sleep(1)
-        job = await rig.job("a")
-        await trio.sleep(3 * UNKNOWN_KIND_WAIT)
-        later = await rig.job("a")
+class Careless(MemoryStore):
+    """A store that hands over whatever is ready, though other kinds were asked for."""
 
-    assert (job.status, job.attempt, job.run_at) == (Status.SCHEDULED, 0, NOW + UNKNOWN_KIND_WAIT)
-    assert job.error is not None
-    assert "'absent'" in job.error.message
-    assert (later.status, later.attempt) == (Status.SCHEDULED, 0)
-    assert later.run_at > job.run_at
-    assert rig.logged("no handler for a job")[0]["log_level"] == "warning"
+    async def exchange(self, batch: Batch) -> Receipts:
+        if batch.claim is not None:
+            any_kind = msgspec.structs.replace(batch.claim, kinds=batch.claim.kinds | {"absent"})
+            batch = msgspec.structs.replace(batch, claim=any_kind)
+        return await super().exchange(batch)
+
+
+async def test_a_job_of_a_kind_that_was_not_asked_for_goes_back_unspent(autojump_clock) -> None:
+    """A store never hands one over; if it did, no attempt would be spent, and the log would say so sparingly."""
+    said = "the store handed over a job of a kind not asked for"
+    async with running(Careless(), expected=[said]) as rig:
+        await rig.enqueue("a", kind="absent", max_retries=0)
+        await turns(200)
+        await rig.node.store.cancel(["a"], NOW)
+        job = await rig.ended("a")
+        lines = rig.logged(said)
+
+    assert (job.status, job.attempt, job.attempts) == (Status.CANCELLED, 0, ())
+    assert 1 <= len(lines) <= 20
 
 
 # --- handlers in threads: real time, since the autojump clock jumps over threads --------------------------------------

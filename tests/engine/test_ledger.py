@@ -64,7 +64,7 @@ class Desk:
 
     def __init__(self, store: FaultyStore, asking: trio.Nursery) -> None:
         self.store, self.asking, self.events = store, asking, Events()
-        self.ledger = Ledger(store, "n1", VirtualClock(NOW), self.events, lease=15)
+        self.ledger = Ledger(store, "n1", VirtualClock(NOW), self.events, lease=15, kinds=frozenset({"act"}))
         self.held: list[Claimed] = []
 
     async def claim(self, limit: int = 10) -> list[Claimed]:
@@ -214,7 +214,7 @@ async def test_an_idle_ledger_leaves_the_store_alone(autojump_clock) -> None:
         desk.asking.start_soon(desk.claim)
         await trio.sleep(1000)
 
-    assert [batch.claim for batch in desk.store.batches] == [10]
+    assert [batch.claim and batch.claim.limit for batch in desk.store.batches] == [10]
 
 
 async def test_a_ledger_wakes_when_a_job_is_due(autojump_clock) -> None:
@@ -263,7 +263,7 @@ async def test_many_outcomes_are_spread_over_batches(autojump_clock) -> None:
         await desk.ledger.flushed()
         (queue,) = await desk.store.queues()
 
-    assert [batch.claim for batch in desk.store.batches if batch.claim] == [BATCH] * 3
+    assert [batch.claim.limit for batch in desk.store.batches if batch.claim] == [BATCH] * 3
     assert [count for _, count, _ in sizes(desk) if count] == [BATCH, BATCH, 1000 - 2 * BATCH]
     assert queue.counts == {Status.DONE: 1000}
 
@@ -516,7 +516,7 @@ async def test_trouble_is_logged_once_and_its_end_too(autojump_clock) -> None:
     with capture_logs() as log:
         async with trio.open_nursery() as keepers:
             store = FaultyStore()
-            ledger = Ledger(store, "n1", VirtualClock(NOW), Events(), lease=15)
+            ledger = Ledger(store, "n1", VirtualClock(NOW), Events(), lease=15, kinds=frozenset({"act"}))
             keepers.start_soon(ledger.run)
             await ledger.flushed()
             store.broken = True

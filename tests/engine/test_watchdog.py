@@ -44,11 +44,13 @@ async def test_what_blocks_the_loop_is_told_once_and_remembered() -> None:
             await trio.sleep(0.02)
             nursery.cancel_scope.cancel()
 
-    assert [line["event"].split(":")[0] for line in lines] == [
+    # A busy machine may not let the watchdog run for 50 ms: that is told too, and is no block.
+    told = [line for line in lines if line["event"] != "this process stood still"]
+    assert [line["event"].split(":")[0] for line in told] == [
         "the event loop is blocked",
         "the event loop is running again",
     ]
-    assert "time.sleep(0.3)" in lines[0]["stack"]
+    assert "time.sleep(0.3)" in told[0]["stack"]
     assert (dog.told() or "").startswith("something blocked the event loop for 0.")
 
 

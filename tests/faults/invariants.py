@@ -31,7 +31,12 @@ EACH_EMPTY = {
     ),
     "a job that ended ended after it was made": "select id from jobs where finished_at < created_at - 90000",
     "what is shown as running was begun": "select id from jobs where status = 'running' and started_at is null",
-    "each job's queue is known": "select id from jobs where queue not in (select name from queues)",
+    "the totals are the sums of the counts": (
+        "select state, sum(jobs), sum(size) from ("
+        "select state, jobs, size from counts union all select state, -jobs, -size from totals) "
+        "group by state having sum(jobs) <> 0 or sum(size) <> 0"
+    ),
+    "each job's queue is known": "select id from jobs where queue not in (select queue from counts)",
     "no job that waits has a result": (
         "select id from jobs where status in ('queued', 'scheduled') and result is not null"
     ),

@@ -14,7 +14,7 @@ import trio
 
 from jobpipe.engine.verdict import Verdict, settlement
 from jobpipe.job import Backoff, Outcome
-from jobpipe.store.base import Batch
+from jobpipe.store.base import Batch, ClaimRequest
 from jobpipe.store.sqlite.control import Control
 from jobpipe.store.sqlite.opening import connect
 from jobpipe.store.sqlite.writer import Writer
@@ -117,7 +117,8 @@ class Successor:
 
     def _runs_some(self, writer):
         now = time.time()
-        claimed = writer.exchange(Batch(node="successor", now=now, claim=20)).claimed
+        some = ClaimRequest(limit=20, kinds=frozenset({"work"}))
+        claimed = writer.exchange(Batch(node="successor", now=now, claim=some)).claimed
         settlements = [self._ran(job, now) for job in claimed]
         receipts = writer.exchange(Batch(node="successor", now=now, settlements=settlements))
         assert receipts.stale == frozenset()

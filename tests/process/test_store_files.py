@@ -3,9 +3,12 @@
 import os
 import random
 import signal
+import stat
+import sys
 
 import apsw
 import pytest
+import trio
 
 from tests.process.running import PATIENCE, jobpipe, read_jobs
 
@@ -57,6 +60,48 @@ async def test_a_second_process_on_the_same_file_is_refused_and_told_who_has_it(
     assert (await service.job("still", wait=PATIENCE))["result"] == "well"
 
 
+async def test_a_hard_link_to_the_file_is_refused(serve, tmp_path, store):
+    """Also while nobody has the file: what a crashed process left beside one name would be missed by the other."""
+    service = await serve()
+    link = tmp_path / "link.db"
+    link.hardlink_to(store)
+    while_used = await refused(tmp_path, STORE=f"sqlite:{link}")
+    await service.enqueue("still", "echo", payload="well")
+    assert (await service.job("still", wait=PATIENCE))["result"] == "well"
+    await service.kill()
+    by_link = await refused(tmp_path, STORE=f"sqlite:{link}")
+    by_name = await refused(tmp_path)
+    link.unlink()
+    again = await serve()
+
+    assert [said.partition(":")[0] for said in (while_used, by_link, by_name)] == [
+        f"{link} has 2 names (hard links), and SQLite keeps a log beside each",
+        f"{link} has 2 names (hard links), and SQLite keeps a log beside each",
+        "jobs.db has 2 names (hard links), and SQLite keeps a log beside each",
+    ]
+    assert (await again.job("still"))["status"] == "done"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+async def test_a_file_that_is_mounted_alone_is_refused(tmp_path, store):
+    """As `docker run -v ./jobs.db:/data/jobs.db` does: the log would stay in the container."""
+    for name in ("jobs.db", "a b.db"):
+        (tmp_path / name).touch()
+    mount = "mount --bind jobs.db 'a b.db' && exec \"$@\""
+    entered = await trio.run_process(
+        ["unshare", "--mount", "sh", "-c", mount, "sh", sys.executable, "-m", "jobpipe", "serve"],
+        cwd=tmp_path,
+        env=os.environ | {"JOBPIPE_STORE": "sqlite:a b.db", "JOBPIPE_PORT": "0"},
+        capture_stderr=True,
+        check=False,
+    )
+    if b"unshare" in entered.stderr or b"mount" in entered.stderr.split(b"\n")[0][:6]:
+        pytest.skip("mounting is not allowed here")
+
+    assert entered.returncode == 2
+    assert entered.stderr.startswith(b"jobpipe: a b.db is mounted as a single file")
+
+
 async def test_two_processes_on_two_files_do_not_mind_each_other(serve):
     services = [await serve(STORE=f"sqlite:{name}.db") for name in ("one", "two")]
 
@@ -93,6 +138,29 @@ async def test_a_file_that_is_not_there_or_empty_becomes_a_store(serve, tmp_path
     assert await service.ended() == 0
     assert read_jobs(path)["job"]["status"] == "done"
     assert {file.name for file in tmp_path.iterdir()} == {name, f"{name}.lock"}
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+async def test_new_files_are_for_their_owner_alone(serve, tmp_path, umask):
+    """The database, its log and its lock, whatever the umask."""
+    before = os.umask(umask)
+    try:
+        service = await serve(STORE="sqlite:new.db")
+    finally:
+        os.umask(before)
+    await service.enqueue("job", "echo")
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.glob("new.db*")}
+
+    assert modes == dict.fromkeys(["new.db", "new.db-wal", "new.db-shm", "new.db.lock"], 0o600)
+
+
+@pytest.mark.parametrize(("mode", "told"), [(0o640, False), (0o644, True)])
+async def test_an_existing_file_keeps_its_mode(serve, used, mode, told):
+    """Somebody may have chosen it; the log says when everybody may read it."""
+    used.chmod(mode)
+    service = await serve()
+    assert stat.S_IMODE(used.stat().st_mode) == mode
+    assert service.has_said("every user of this machine may open the store") == told
 
 
 # --- files that it must not touch -------------------------------------------------------------------------------------

@@ -367,9 +367,11 @@ class Line(MemoryStore):
         await self._after.wait()
         return receipts
 
-    async def join(self, node: str, now: float, lease_until: float) -> None:
+    async def join(
+        self, node: str, now: float, lease_until: float, kinds: frozenset[str] = frozenset()
+    ) -> None:
         await self._before.wait()
-        await super().join(node, now, lease_until)
+        await super().join(node, now, lease_until, kinds)
         await self._after.wait()
 
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:

@@ -31,7 +31,10 @@ from jobpipe.store.base import (
     Batch,
     Change,
     Claimed,
+    ClaimRequest,
     Filter,
+    Overview,
+    Place,
     QueueState,
     Receipt,
     Receipts,
@@ -127,17 +130,27 @@ async def in_status(store: Store, status: Status) -> list[str]:
     return [job.id for job in reversed(page.jobs)]
 
 
+KINDS = frozenset({"echo", "demo", "k", "k2", "l"})
+"""What the nodes of these tests serve."""
+
+
+def wish(limit: int, kinds: frozenset[str] = KINDS) -> ClaimRequest | None:
+    """A claim of so many jobs; None for none."""
+    return ClaimRequest(limit=limit, kinds=kinds) if limit else None
+
+
 class Node:
     """A node that has joined; each verb is one exchange."""
 
-    def __init__(self, store: Store, name: str = "node") -> None:
-        self.store, self.name = store, name
+    def __init__(self, store: Store, name: str = "node", kinds: frozenset[str] = KINDS) -> None:
+        self.store, self.name, self.kinds = store, name, kinds
 
     async def join(self, now: float = NOW, lease_until: float = LEASE) -> None:
-        await self.store.join(self.name, now, lease_until)
+        await self.store.join(self.name, now, lease_until, self.kinds)
 
-    async def exchange(self, now: float = NOW, **parts: Any) -> Receipts:
-        return await self.store.exchange(Batch(node=self.name, now=now, **parts))
+    async def exchange(self, now: float = NOW, *, claim: int = 0, **parts: Any) -> Receipts:
+        batch = Batch(node=self.name, now=now, claim=wish(claim, self.kinds), **parts)
+        return await self.store.exchange(batch)
 
     async def claim(self, limit: int = 1, now: float = NOW) -> Sequence[Claimed]:
         return (await self.exchange(now, claim=limit)).claimed
@@ -1646,7 +1659,7 @@ async def test_pages_show_each_job_once_while_new_ones_come(node: Node, where: d
     await node.exchange(settlements=[settlement(job, Outcome.FAIL) for job in await node.claim(10)])
     await node.store.delete(["j9", "j4", "j0"])
     seen: list[str] = []
-    before: int | None = None
+    before: Place | None = None
     for number in itertools.count():
         page = await node.store.jobs(Filter(**where), 3, before)
         seen += [job.id for job in page.jobs]
@@ -1695,9 +1708,164 @@ async def test_a_queue_tells_how_long_its_oldest_ready_job_waits(node: Node) -> 
     assert (await node.store.queues())[0].oldest_queued_at is None
 
 
-async def test_a_queue_is_known_after_its_last_job(node: Node) -> None:
-    """Every queue that was ever used is told."""
+async def test_a_queue_is_listed_until_a_prune_forgets_it(node: Node) -> None:
+    """When it has no jobs and is not paused; ended jobs keep it, and a held one does."""
     await bring_to(node, Status.DONE, queue="x")
     await node.store.delete(["a"])
+    await node.store.pause("paused")
+    await node.store.pause("resumed")
+    await node.store.resume("resumed")
+    await bring_to(node, Status.DONE, "ended", queue="ended")
+    await bring_to(node, Status.RUNNING, "running", queue="held")
+    before = [queue.name for queue in await node.store.queues()]
+    await node.store.prune(NOW, KEEP_ALL)
 
-    assert list(await node.store.queues()) == [QueueState(name="x", paused=False, counts={})]
+    assert before == ["ended", "held", "paused", "resumed", "x"]
+    assert [queue.name for queue in await node.store.queues()] == ["ended", "held", "paused"]
+    assert await node.store.queue("x") is None
+    assert await node.store.queue("held") == QueueState(name="held", paused=False, counts={Status.RUNNING: 1})
+
+
+async def test_a_prune_that_has_more_to_delete_forgets_no_queue_yet(node: Node) -> None:
+    """The last one does: a full step is long enough."""
+    jobs = [new_job(f"j{number}", queue="many", run_at=LATER, expires_at=LATER + 1) for number in range(STEP)]
+    await add(node.store, *jobs, new_job("a", queue="x", run_at=LATER + 9))
+    await look(node.store, LATER + 1)
+    await node.store.delete(["a"])
+    everything = Retention(done_age=0, failed_age=0, jobs=0, size=0)
+    first = (await node.store.prune(LATER + 2, everything), len(await node.store.queues()))
+    last = (await node.store.prune(LATER + 2, everything), len(await node.store.queues()))
+
+    assert (first, last) == ((STEP, 2), (0, 0))
+
+
+async def test_a_forgotten_queue_is_used_again(node: Node) -> None:
+    """With counts from zero."""
+    await bring_to(node, Status.DONE, queue="x")
+    await node.store.delete(["a"])
+    await node.store.prune(NOW, KEEP_ALL)
+    await add(node.store, new_job("b", queue="x"))
+
+    assert [job.id for job in await node.claim()] == ["b"]
+    assert await node.store.queues() == [QueueState(name="x", paused=False, counts={Status.QUEUED: 1})]
+
+
+async def test_queues_come_in_pages(store: Store) -> None:
+    """By name, whether they have jobs or are only paused."""
+    for name in ("d", "b", "f"):
+        await add(store, new_job(name, queue=name), new_job(f"{name}2", queue=name, run_at=LATER))
+    for name in ("a", "c", "b"):
+        await store.pause(name)
+    pages = [
+        [queue.name for queue in await store.queues(limit, after)]
+        for limit, after in ((2, ""), (3, "b"), (9, "e"))
+    ]
+
+    assert pages == [["a", "b"], ["c", "d", "f"], ["f"]]
+    assert (await store.queues(1, "a"))[0].counts == {Status.QUEUED: 1, Status.SCHEDULED: 1}
+    assert await store.queues(5, "f") == []
+
+
+async def test_one_queue_is_as_in_the_list(node: Node) -> None:
+    """With its counts, its pause, and how long its oldest job waits."""
+    for number, status in enumerate(EACH):
+        await bring_to(node, status, f"j{number}", queue="all")
+        await bring_to(node, status, f"other{number}", queue="allez")
+    await add(node.store, new_job("waits", queue="all", run_at=NOW - 9))
+    await node.store.pause("all")
+
+    assert await node.store.queue("all") == (await node.store.queues())[0]
+    assert await node.store.queue("al") is None
+
+
+@pytest.mark.parametrize("status", EACH)
+async def test_a_queue_with_jobs_is_not_deleted(node: Node, status: Status) -> None:
+    """Whatever their status."""
+    await bring_to(node, status, queue="x")
+    change = await node.store.delete_queue("x")
+
+    assert (change.verdict, change.queue) == ("refused", await node.store.queue("x"))
+
+
+async def test_an_empty_queue_is_deleted_with_its_pause(node: Node) -> None:
+    """Once; after that there is none."""
+    await bring_to(node, Status.DONE, queue="x")
+    await node.store.delete(["a"])
+    await node.store.pause("x")
+    await node.store.pause("y")
+    verdicts = [(await node.store.delete_queue("x")).verdict for _ in range(2)]
+    await add(node.store, new_job("b", queue="x"))
+
+    assert verdicts == ["changed", "absent"]
+    assert [job.id for job in await node.claim()] == ["b"]
+    assert [queue.name for queue in await node.store.queues()] == ["x", "y"]
+
+
+async def test_an_overview_counts_over_all_queues(node: Node) -> None:
+    """And tells whether a job is ready that may be claimed."""
+    empty = await node.store.overview(KINDS)
+    for number, status in enumerate(EACH):
+        for queue in ("a", "b"):
+            await bring_to(node, status, f"{queue}{number}", queue=queue)
+    await node.claim(9)
+    held = await node.store.overview(KINDS)
+    await add(node.store, new_job("c", queue="c"))
+    ready = await node.store.overview(KINDS)
+    await node.store.pause("c")
+    paused = await node.store.overview(KINDS)
+    await node.store.delete(["c"])
+
+    assert empty == Overview({}, ready=False)
+    assert held == Overview(dict.fromkeys(Status, 2), ready=False)
+    assert (ready.ready, ready.counts[Status.QUEUED]) == (True, 3)
+    assert paused == Overview(ready.counts, ready=False)
+    assert await node.store.overview(KINDS) == held
+
+
+# --- lists by time and cursor -----------------------------------------------------------------------------------------
+
+
+async def test_a_list_is_in_the_order_of_creation(node: Node) -> None:
+    """Then of arrival, over all statuses; also where a clock was set back."""
+    times = [5, 3, 5, 4]
+    for number, at in enumerate(times):
+        await bring_to(
+            node, EACH[number], f"j{number}", created_at=NOW + at, queue="x", options=Options(tags=("t",))
+        )
+    newest = ["j2", "j0", "j3", "j1"]
+
+    for where in ({}, {"queue": "x"}, {"kind": "echo"}, {"tag": "t"}):
+        assert await listed(node.store, **where) == newest
+        assert await listed(node.store, **where, created_after=NOW + 4, created_before=NOW + 5) == ["j3"]
+        assert await listed(node.store, **where, created_before=NOW + 4) == ["j1"]
+        assert await listed(node.store, **where, created_after=NOW + 4) == newest[:3]
+
+
+@pytest.mark.parametrize("status", EACH)
+@pytest.mark.parametrize(
+    "also", [{}, {"queue": "x"}, {"kind": "k"}, {"tag": "t"}, {"queue": "x", "kind": "k"}]
+)
+@pytest.mark.parametrize("few", [300, -1])
+async def test_each_pair_of_filters_leads_through_its_pages(
+    node: Node, monkeypatch: pytest.MonkeyPatch, status: Status, also: dict[str, str], few: int
+) -> None:
+    """No job comes twice, none is left out, and none of another status, queue, kind or tag; be they few or not."""
+    monkeypatch.setattr("jobpipe.store.postgres.lists.FEW", few)
+    await add(node.store, new_job("z", queue="y", kind="l", run_at=LATER))
+    for number in range(5):
+        one = {"queue": "x", "kind": "k", "options": Options(tags=("t",)), "created_at": NOW + number // 2}
+        await bring_to(node, status, f"j{number}", **one)
+    for name, value in also.items():
+        other = Options(tags=("u",)) if name == "tag" else value + "2"
+        changed = {"options" if name == "tag" else name: other}
+        await bring_to(node, status, f"not-{name}", **({"queue": "x", "kind": "k"} | changed))
+    seen: list[str] = []
+    before: Place | None = None
+    while True:
+        page = await node.store.jobs(msgspec.convert({"status": status, **also}, Filter), 2, before)
+        seen += [job.id for job in page.jobs if job.id.startswith("j") or also]
+        before = page.next_before
+        if before is None:
+            break
+
+    assert seen == ["j4", "j3", "j2", "j1", "j0"]

@@ -33,6 +33,7 @@ from jobpipe.store.base import (
     Batch,
     Change,
     Claimed,
+    ClaimRequest,
     Filter,
     QueueState,
     Receipts,
@@ -55,6 +56,7 @@ EPOCH = 1_700_000_000.0
 IDS = ("a", "b", "c", "d", "ü'%")
 NODES = ("n1", "n2", "n3")
 QUEUES = ("x", "y")
+SERVES = {"n1": frozenset({"echo", "demo"}), "n2": frozenset({"echo"}), "n3": frozenset({"demo"})}
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -220,17 +222,20 @@ class Model:
         return ("existing" if same else "conflict"), new.id
 
     def claim(self, batch: Batch) -> list[Entry]:
+        if batch.claim is None:
+            return []
         ready = [
             entry
             for entry in self.jobs.values()
             if entry.ready
+            and entry.new.kind in batch.claim.kinds
             and not self.paused[entry.new.queue]
             and not (entry.expires_at is not None and entry.expires_at <= batch.now)
         ]
         ready.sort(key=lambda entry: (-entry.new.priority, entry.run_at, entry.arrival))
-        for entry in ready[: batch.claim]:
+        for entry in ready[: batch.claim.limit]:
             entry.claim, entry.holder, entry.started_at = entry.claim + 1, batch.node, None
-        return ready[: batch.claim]
+        return ready[: batch.claim.limit]
 
     def rescue(self, node: str, now: float) -> set[tuple[str, str, Status, bool]]:
         self.leases = {name: until for name, until in self.leases.items() if until > now or name == node}
@@ -274,7 +279,17 @@ class Model:
                 del self.jobs[entry.new.id]
         while len(ended()) > retention.jobs or sum(entry.size for entry in ended()) > retention.size:
             del self.jobs[ended()[0].new.id]
+        used = {entry.new.queue for entry in self.jobs.values()}
+        self.paused = {name: paused for name, paused in self.paused.items() if paused or name in used}
         return before - len(self.jobs)
+
+    def delete_queue(self, name: str) -> str:
+        if name not in self.paused:
+            return "absent"
+        if any(entry.new.queue == name for entry in self.jobs.values()):
+            return "refused"
+        del self.paused[name]
+        return "changed"
 
     def cancel(self, job_id: str, now: float) -> str:
         entry = self.jobs.get(job_id)
@@ -310,7 +325,7 @@ class Model:
         return "changed"
 
     def newest_first(self) -> list[Entry]:
-        return sorted(self.jobs.values(), key=lambda entry: -entry.arrival)
+        return sorted(self.jobs.values(), key=lambda entry: (-entry.new.created_at, -entry.arrival))
 
     def queues(self) -> list[QueueState]:
         states = []
@@ -364,6 +379,11 @@ SETTLED_AS = {
 }
 
 
+def wish(node: str, limit: int) -> ClaimRequest | None:
+    """What a node asks for."""
+    return ClaimRequest(limit=limit, kinds=SERVES[node]) if limit else None
+
+
 class Lives(RuleBasedStateMachine):
     """Draws what nodes and people do; after each step the store must look like the model."""
 
@@ -395,7 +415,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(node=st.sampled_from(NODES), lease=SECONDS)
     def join(self, node: str, lease: float) -> None:
-        self.call(self.store.join, node, self.now, self.now + lease)
+        self.call(self.store.join, node, self.now, self.now + lease, SERVES[node])
         self.model.leases[node] = self.now + lease
 
     @rule(node=st.sampled_from(NODES))
@@ -420,7 +440,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(node=st.sampled_from(NODES), limit=st.integers(1, 3))
     def claim(self, node: str, limit: int) -> None:
-        self.exchange(Batch(node=node, now=self.now, claim=limit))
+        self.exchange(Batch(node=node, now=self.now, claim=wish(node, limit)))
 
     @rule(data=st.data())
     def start(self, data: st.DataObject) -> None:
@@ -447,7 +467,7 @@ class Lives(RuleBasedStateMachine):
             starts=self.starts(data),
             settlements=self.settlements(data),
             adds=adds,
-            claim=limit,
+            claim=wish(node, limit),
         )
         self.exchange(batch)
 
@@ -490,6 +510,10 @@ class Lives(RuleBasedStateMachine):
         self.call(self.store.pause if paused else self.store.resume, queue)
         self.model.paused[queue] = paused
 
+    @rule(queue=st.sampled_from(QUEUES))
+    def delete_queue(self, queue: str) -> None:
+        assert self.call(self.store.delete_queue, queue).verdict == self.model.delete_queue(queue)
+
     # what must hold after each step
 
     @invariant()
@@ -509,10 +533,28 @@ class Lives(RuleBasedStateMachine):
         self.last = dict(jobs)
 
     @invariant()
+    def each_live_node_serves_its_kinds(self) -> None:
+        served = frozenset(kind for node in self.model.leases for kind in SERVES[node])
+        assert self.call(self.store.kinds) == served
+        ready = {entry.new.kind for entry in self.model.jobs.values() if entry.ready}
+        assert {one.kind for one in self.call(self.store.unserved)} <= ready - served
+
+    @invariant()
     def lists_and_counts_agree_with_the_rows(self) -> None:
         page = self.call(self.store.jobs, Filter(), 100, None)
         assert list(page.jobs) == [replace(entry.shown(), attempts=()) for entry in self.model.newest_first()]
-        assert list(self.call(self.store.queues)) == self.model.queues()
+        queues = self.model.queues()
+        assert list(self.call(self.store.queues)) == queues
+        assert [self.call(self.store.queue, queue.name) for queue in queues] == queues
+        overview = self.call(self.store.overview)
+        assert overview.counts == {
+            status: total
+            for status in Status
+            if (total := sum(queue.counts.get(status, 0) for queue in queues))
+        }
+        assert overview.ready == any(
+            queue.oldest_queued_at is not None and not queue.paused for queue in queues
+        )
 
     # how
 
@@ -581,6 +623,11 @@ class Lives(RuleBasedStateMachine):
     def exchange(self, batch: Batch) -> None:
         """Let the store and the model carry out a batch, and compare what they say."""
         receipts: Receipts = self.call(self.store.exchange, batch)
+        taken, last = list(receipts.claimed), receipts
+        while last.more_ready and batch.claim is not None:
+            rest = replace(batch.claim, limit=batch.claim.limit - len(taken))
+            last = self.call(self.store.exchange, Batch(node=batch.node, now=batch.now, claim=rest))
+            taken += last.claimed
         known = batch.node in self.model.leases
         if known and batch.lease_until is not None:
             self.model.leases[batch.node] = batch.lease_until
@@ -593,8 +640,8 @@ class Lives(RuleBasedStateMachine):
         assert receipts.lease_lost == lease_lost
         assert (set(receipts.stale), receipts.settled) == (stale, settled)
         assert [[(one.verdict, one.job and one.job.id) for one in add] for add in receipts.adds] == adds
-        self.compare_claimed(receipts.claimed, claimed)
-        assert (receipts.waiting, receipts.next_due) == (self.model.waiting(), self.model.next_due())
+        self.compare_claimed(taken, claimed)
+        assert (last.waiting, last.next_due) == (self.model.waiting(), self.model.next_due())
 
     def model_writes(self, batch: Batch) -> tuple[set[tuple[int, int]], dict[int, Status]]:
         stale: set[tuple[int, int]] = set()
@@ -625,6 +672,7 @@ class Lives(RuleBasedStateMachine):
                     entry.claim,
                     entry.rescued,
                     entry.new.options,
+                    None,  # no damage
                 ),
             )
             for entry in expected

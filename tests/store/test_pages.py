@@ -11,12 +11,12 @@ import trio.testing
 
 from jobpipe.job import Job, JobError, Options, Outcome, Status
 from jobpipe.store import paging
-from jobpipe.store.base import PAGE_BYTES, Batch, Filter, Page, Store
+from jobpipe.store.base import PAGE_BYTES, Batch, Filter, Page, Place, Store
 from jobpipe.store.paging import FIRST, ROW, SECONDS, Pager
 from jobpipe.store.postgres.store import PostgresStore
 from jobpipe.store.sqlite import open_sqlite
 from jobpipe.store.sqlite.store import SqliteStore
-from tests.store.test_contract import NOW, add, new_job, settlement
+from tests.store.test_contract import NOW, add, new_job, settlement, wish
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ async def test_results_errors_and_options_count_too(bounded: Store, monkeypatch:
     """A page is bounded by what it shows."""
     await bounded.join("n", NOW, NOW + 60)
     await add(bounded, *(new_job(str(number), options=Options(tags=("t" * 100,))) for number in range(4)))
-    claimed = (await bounded.exchange(Batch(node="n", now=NOW, claim=3))).claimed
+    claimed = (await bounded.exchange(Batch(node="n", now=NOW, claim=wish(3)))).claimed
     error = JobError("E", "m" * 1000, "t" * 8000)
     settled = [
         settlement(claimed[0], Outcome.DONE, result=payload(9000)),
@@ -162,11 +162,11 @@ def test_a_search_looks_at_more_and_more_rows_while_that_is_quick() -> None:
     for seconds in (0.0, 0.0, 0.0, SECONDS / 4, SECONDS / 4, SECONDS / 2):
         looks.append(pager.look)
         clock.now += seconds
-        pager.looked(1000 - len(looks))
+        pager.looked(Place(NOW, 1000 - len(looks)))
 
     assert looks == [FIRST, 2 * FIRST, 4 * FIRST, 8 * FIRST, 8 * FIRST, 8 * FIRST]
     assert pager.over
-    assert pager.page().next_before == 1000 - len(looks)
+    assert pager.page().next_before == Place(NOW, 1000 - len(looks))
 
 
 def test_a_list_looks_at_so_many_rows_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +175,7 @@ def test_a_list_looks_at_so_many_rows_in_all(monkeypatch: pytest.MonkeyPatch) ->
     pager, looked = Pager(Filter(text="x"), 10, None, Clock()), 0
     while not pager.over:
         looked += pager.look
-        pager.looked(9999 - looked)
+        pager.looked(Place(NOW, 9999 - looked))
 
     assert looked == 5 * FIRST
 

@@ -19,7 +19,7 @@ from jobpipe.store.postgres.address import read_address
 from jobpipe.store.postgres.line import Limits, Lines
 from jobpipe.store.postgres.writer import _CLAIM
 from tests.store.server import ask, server_url, with_query
-from tests.store.test_contract import NOW, Node, add, get, look, new_job, settlement, start
+from tests.store.test_contract import KINDS, NOW, Node, add, get, look, new_job, settlement, start
 
 
 def url_of(schema: str, **more: str) -> str:
@@ -66,8 +66,10 @@ async def test_nodes_that_claim_at_once_share_the_jobs(schema: str) -> None:
         assert sorted(both) == [f"j{number:03}" for number in range(300)]
 
 
-@pytest.mark.parametrize("paused", [0, 1])
-async def test_a_claim_locks_what_it_takes_whatever_the_number_of_queues(schema: str, paused: int) -> None:
+@pytest.mark.parametrize(("paused", "passed"), [(0, 10), (1, 10), (1, 5)])
+async def test_a_claim_locks_what_it_takes_whatever_the_number_of_queues(
+    schema: str, paused: int, passed: int
+) -> None:
     """So that what one node is about to take does not keep the others from the rest; by priority over all queues."""
     async with two_nodes(schema) as (one, other):
         await add(
@@ -79,7 +81,9 @@ async def test_a_claim_locks_what_it_takes_whatever_the_number_of_queues(schema:
         with psycopg.connect(server_url()) as claiming:
             claiming.execute(f'set local search_path = "{schema}"'.encode())
             values = {"node": "one", "now": NOW, "limit": 90, "token": 1, "slot": 0}
-            first = [str(row[3]) for row in claiming.execute(_CLAIM.encode(), values).fetchall()]
+            bounds = {"passed": passed, "walked": 50, "after": "q3", "kinds": sorted(KINDS)}
+            rows = claiming.execute(_CLAIM.encode(), values | bounds).fetchall()
+            first = [str(row[4]) for row in rows]
             meanwhile = [job.id for job in await other.claim(90)]
         ready = [f"j{n:03}" for n in range(300) if n % 50 >= paused]
 
@@ -87,9 +91,12 @@ async def test_a_claim_locks_what_it_takes_whatever_the_number_of_queues(schema:
         assert meanwhile == ready[90:180]
 
 
-@pytest.mark.parametrize("waiting", [1, 500])
-async def test_paused_jobs_are_passed_over_or_left_aside_but_never_taken(schema: str, waiting: int) -> None:
+@pytest.mark.parametrize("waiting", [1, 10, 11])
+async def test_paused_jobs_are_passed_over_or_left_aside_but_never_taken(
+    schema: str, monkeypatch: pytest.MonkeyPatch, waiting: int
+) -> None:
     """Many of them, at the head of the line, make the claim go by queue; the order is the same."""
+    monkeypatch.setattr("jobpipe.store.postgres.writer.PASSED", 10)
     async with two_nodes(schema) as (one, _):
         await add(one.store, *(new_job(f"p{n}", queue="paused", priority=9) for n in range(waiting)))
         await add(one.store, *(new_job(f"j{n}", queue=f"q{n % 2}", priority=n % 3) for n in range(9)))

@@ -179,7 +179,7 @@ async def test_rows_that_an_open_transaction_changes_wait_for_it(
     assert at_last.stale == ({(jobs[0].seq, 1)} if act == "delete" else frozenset())
 
 
-@pytest.mark.parametrize("table", ["live", "jobs", "counts", "queues"])
+@pytest.mark.parametrize("table", ["live", "jobs", "counts", "totals"])
 async def test_the_lease_is_renewed_though_a_table_is_locked(
     node: Node, application: Any, table: str
 ) -> None:

@@ -99,12 +99,12 @@ async def test_a_node_that_takes_all_it_can_wakes_one_that_found_nothing(pair: A
     await add(one.store, new_job("a"), new_job("b"))
     with psycopg.connect(server_url()) as busy:
         busy.execute(f"select from {schema}.live for update".encode())
-        nothing = await other.node.claim(5)
-        assert await other.next() == LOOK  # there are ready jobs, though it could not have them
+        nothing = await other.node.exchange(claim=5)
+        assert nothing.more_ready  # there are ready jobs, though it could not have them
         nothing_again = await other.node.claim(5)
     full = await one.node.claim(1)
 
-    assert (list(nothing), list(nothing_again), len(full)) == ([], [], 1)
+    assert (list(nothing.claimed), list(nothing_again), len(full)) == ([], [], 1)
     assert await other.next() == LOOK
     assert len(await other.node.claim(5)) == 1
 

@@ -1,14 +1,13 @@
 """The cost of a verb does not grow with the tables: with a million jobs each reads a handful of rows by an index."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 import trio
 
 from jobpipe.job import Outcome, Status
-from jobpipe.store.base import STEP, Add, Batch, Filter, Retention
-from jobpipe.store.paging import LOOK
+from jobpipe.store.base import STEP, Add, Batch, Filter, Place, Retention
 from jobpipe.store.postgres import migrate, reader
 from jobpipe.store.postgres.address import read_address
 from jobpipe.store.postgres.control import Control
@@ -17,46 +16,83 @@ from jobpipe.store.postgres.line import Limits, Line, Lines, Verb
 from jobpipe.store.postgres.session import Session
 from jobpipe.store.postgres.writer import Writer
 from tests.store.server import ask, new_schema, server_url, with_query
-from tests.store.test_contract import KEEP_ALL, LATER, NOW, new_job, settlement, start
+from tests.store.test_contract import KEEP_ALL, LATER, NOW, new_job, settlement, start, wish
 
-ENDED_JOBS, WAITING_JOBS, LATER_JOBS = 700_000, 250_000, 50_000
+ENDED_JOBS, WAITING_JOBS, LATER_JOBS, ASIDE_JOBS = 700_000, 250_000, 50_000, 100_000
+ECHO, DEMO = frozenset({"echo"}), frozenset({"demo"})
 
+RARE = 50
+OLD = NOW - 1e6
+"""Before all others were created."""
+
+# Of each status that waits or has ended, some of a rare queue and some of a rare kind; and a million newer jobs.
+_RARE_ENDED = (
+    "insert into {0}.jobs "
+    "(id, kind, queue, status, priority, run_at, max_retries, created_at, finished_at, payload) "
+    "select s || k || n, k, case k when 'echo' then 'rare' else 'default' end, s, 0, "
+    f"{OLD}, 3, {OLD} + n, {NOW} + 1, '1' "
+    "from unnest(array['done', 'failed', 'cancelled', 'expired']) s, unnest(array['echo', 'rare']) k, "
+    f"generate_series(1, {RARE}) n"
+)
+_RARE_WAITING = (
+    "with new as (insert into {0}.jobs (id, kind, queue, priority, run_at, max_retries, created_at, payload) "
+    f"select s || k || n, k, case k when 'echo' then 'rare' else 'default' end, -9, 2e11, 3, {OLD} + n, '1' "
+    "from unnest(array['queued', 'scheduled', 'retrying']) s, unnest(array['echo', 'rare']) k, "
+    f"generate_series(1, {RARE}) n returning *) "
+    "insert into {0}.live (seq, queue, status, priority, run_at, created_at) "
+    "select seq, queue, substring(id from '^(queued|scheduled|retrying)'), priority, run_at, created_at from new"
+)
 FILL = (
+    _RARE_ENDED,
+    _RARE_WAITING,
     (
         "insert into {0}.jobs "
         "(id, kind, queue, status, priority, run_at, max_retries, created_at, finished_at, payload) "
         "select 'e' || n, 'echo', 'default', (array['done', 'failed', 'cancelled', 'expired'])[1 + n % 4], 0, "
-        f"{NOW}, 3, {NOW}, {NOW} + n / 1e6, '1' from generate_series(1, {ENDED_JOBS}) n"
+        f"{NOW}, 3, {NOW} + n / 1e3, {NOW} + n / 1e6, '1' from generate_series(1, {ENDED_JOBS}) n"
+    ),
+    (  # ready jobs of the highest priority, of a kind that no node serves
+        "with new as (insert into {0}.jobs (id, kind, queue, priority, run_at, max_retries, created_at, payload) "
+        f"select 'd' || n, 'demo', 'q0', 1000, {NOW}, 3, {NOW}, '1' "
+        f"from generate_series(1, {ASIDE_JOBS}) n returning *) "
+        "insert into {0}.live (seq, kind, queue, status, priority, run_at) "
+        "select seq, kind, queue, 'queued', priority, run_at from new"
     ),
     (
         "with new as (insert into {0}.jobs "
         "(id, kind, queue, priority, run_at, max_retries, created_at, payload, expires_at) "
-        f"select 'w' || n, 'echo', 'q' || n % 3, n % 5, {NOW}, 3, {NOW}, '1', "
+        f"select 'w' || n, 'echo', 'q' || n % 3, n % 5, {NOW}, 3, {NOW} + n / 1e3, '1', "
         f"case when n % 10 = 0 then {LATER} + 1000 + n end from generate_series(1, {WAITING_JOBS}) n returning *) "
-        "insert into {0}.live (seq, queue, status, priority, run_at, expires_at) "
-        "select seq, queue, 'queued', priority, run_at, expires_at from new"
+        "insert into {0}.live (seq, queue, status, priority, run_at, created_at, expires_at) "
+        "select seq, queue, 'queued', priority, run_at, created_at, expires_at from new"
     ),
     (
         "with new as (insert into {0}.jobs (id, kind, queue, priority, run_at, max_retries, created_at, payload) "
-        f"select 'l' || n, 'echo', 'default', 0, {LATER} + 1000 + n, 3, {NOW}, '1' "
+        f"select 'l' || n, 'echo', 'default', 0, {LATER} + 1000 + n, 3, {NOW} + n, '1' "
         f"from generate_series(1, {LATER_JOBS}) n returning *) "
-        "insert into {0}.live (seq, queue, status, priority, run_at) "
-        "select seq, queue, (array['scheduled', 'retrying'])[1 + seq % 2], priority, run_at from new"
+        "insert into {0}.live (seq, queue, status, priority, run_at, created_at) "
+        "select seq, queue, (array['scheduled', 'retrying'])[1 + seq % 2], priority, run_at, created_at from new"
     ),
-    "insert into {0}.tags select 'rare', seq from {0}.jobs where id like '%777'",
-    "insert into {0}.queues (name) values ('default'), ('q0'), ('q1'), ('q2')",
+    "insert into {0}.tags select 'rare', created_at, seq from {0}.jobs where id like '%777'",
     (
-        "insert into {0}.counts select 'default', status, 999, count(*), 0 from {0}.jobs "
-        "where status is not null group by 2"
+        "insert into {0}.counts select queue, status, 999, count(*), 0 from {0}.jobs "
+        "where status is not null group by 1, 2"
     ),
     "insert into {0}.counts select queue, status, 999, count(*), 0 from {0}.live group by 1, 2",
+    # Fifty thousand queues that were used once, and each in several slots.
+    (
+        "insert into {0}.counts select 'z' || q, s, slot, 1, 0 from generate_series(1, 50000) q, "
+        "unnest(array['done', 'failed']) s, generate_series(1, 2) slot"
+    ),
+    "insert into {0}.totals select state, 999, sum(jobs), 0 from {0}.counts group by 1",
     "vacuum (analyze) {0}.jobs",
     "vacuum (analyze) {0}.live",
+    "vacuum (analyze) {0}.counts",
 )
 
 _READ = (
     "select relname, seq_tup_read, idx_tup_fetch from pg_stat_xact_user_tables "
-    "where schemaname = %s and relname in ('jobs', 'live', 'attempts', 'tags')"
+    "where schemaname = %s and relname in ('jobs', 'live', 'attempts', 'tags', 'counts', 'totals', 'queues')"
 )
 
 
@@ -66,22 +102,27 @@ class Counting(Line):
     def __init__(self, lines: Lines) -> None:
         super().__init__(lines)
         self._schema = lines.address.schema
-        self.whole = self.by_index = 0
+        self.whole = self.by_index = self.counts = 0
+        """rows of jobs that were read from whole tables and by index; rows of counts and queues, however read"""
 
     async def transact(self, verb: Verb[Any], *, repeatable: bool = False) -> Any:
         async def counted(session: Session) -> Any:
             before = await self._read(session)
             done = await verb(session)
             after = await self._read(session)
-            self.whole, self.by_index = after[0] - before[0], after[1] - before[1]
+            self.whole, self.by_index, self.counts = (
+                end - begin for begin, end in zip(before, after, strict=True)
+            )
             return done
 
         return await super().transact(counted, repeatable=repeatable)
 
-    async def _read(self, session: Session) -> tuple[int, int]:
+    async def _read(self, session: Session) -> tuple[int, int, int]:
         # Earlier transactions are in it too, as long as the server has not gathered what they counted.
         rows = await session.rows(_READ, (self._schema,))
-        return sum(row[1] or 0 for row in rows), sum(row[2] or 0 for row in rows)
+        jobs = [row for row in rows if row[0] not in {"counts", "totals", "queues"}]
+        counts = sum((row[1] or 0) + (row[2] or 0) for row in rows if row not in jobs)
+        return sum(row[1] or 0 for row in jobs), sum(row[2] or 0 for row in jobs), counts
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +134,7 @@ def line() -> Iterator[Counting]:
         for sql in FILL:
             ask(sql.format(schema))
         opened = Counting(Lines(read_address(url), Limits(lease=60.0)))
-        trio.run(House(opened, 1, "caller", "plans").join, "n", NOW, LATER)
+        trio.run(House(opened, 1, "caller", "plans").join, "n", NOW, LATER, ECHO)
         try:
             yield opened
         finally:
@@ -117,8 +158,8 @@ def house(line: Counting) -> House:
 
 async def test_an_exchange_reads_the_rows_that_it_writes(line: Counting, writer: Writer) -> None:
     """Claims, starts, settlements and adds, over three queues of a hundred thousand jobs."""
-    claimed = (await writer.exchange(Batch(node="n", now=NOW, claim=30), 1.0)).claimed
-    first = (line.whole, line.by_index)
+    claimed = (await writer.exchange(Batch(node="n", now=NOW, claim=wish(30, ECHO)), 1.0)).claimed
+    first = (line.whole, line.by_index, line.counts)
     await writer.exchange(
         Batch(
             node="n",
@@ -127,11 +168,11 @@ async def test_an_exchange_reads_the_rows_that_it_writes(line: Counting, writer:
             starts=[start(job) for job in claimed[:10]],
             settlements=[settlement(job, outcome) for job in claimed[10:] for outcome in [Outcome.DONE]],
             adds=[Add([new_job(f"new{number}") for number in range(10)])],
-            claim=10,
+            claim=wish(10, ECHO),
         ),
         1.0,
     )
-    second = (line.whole, line.by_index)
+    second = (line.whole, line.by_index, line.counts)
     await writer.exchange(
         Batch(
             node="n",
@@ -143,6 +184,7 @@ async def test_an_exchange_reads_the_rows_that_it_writes(line: Counting, writer:
 
     assert len(claimed) == 30
     assert (first[0], second[0], line.whole) == (0, 0, 0)
+    assert max(first[2], second[2], line.counts) <= 100
     assert first[1] <= 10 * 30
     assert second[1] <= 10 * 50
     assert line.by_index <= 20 * 10
@@ -153,12 +195,12 @@ async def test_a_claim_beside_a_paused_queue_passes_over_few_of_its_jobs(
 ) -> None:
     """Eighty thousand lie at the head of the line."""
     await control.pause("q0", paused=True)
-    claimed = (await writer.exchange(Batch(node="n", now=NOW, claim=10), 1.0)).claimed
-    read = (line.whole, line.by_index)
+    claimed = (await writer.exchange(Batch(node="n", now=NOW, claim=wish(10, ECHO)), 1.0)).claimed
+    read = (line.whole, line.by_index, line.counts)
     await control.pause("q0", paused=False)
 
     assert {job.queue for job in claimed} == {"q1", "q2"}
-    assert (read[0], read[1] <= 300) == (0, True)
+    assert (read[0], read[1] <= 300, read[2] <= 100) == (0, True, True)
 
 
 async def test_an_exchange_that_has_nothing_to_do_reads_next_to_nothing(
@@ -167,7 +209,7 @@ async def test_an_exchange_that_has_nothing_to_do_reads_next_to_nothing(
     """As an idle node's heartbeat."""
     await writer.exchange(Batch(node="n", now=NOW, lease_until=LATER), 1.0)
 
-    assert (line.whole, line.by_index <= 10) == (0, True)
+    assert (line.whole, line.by_index <= 10, line.counts <= 50) == (0, True, True)
 
 
 async def test_a_promotion_reads_what_is_due(line: Counting, writer: Writer) -> None:
@@ -217,35 +259,90 @@ async def test_a_prune_reads_a_step(line: Counting, house: House, retention: Ret
 async def test_a_rescue_reads_what_is_held(line: Counting, writer: Writer, house: House) -> None:
     """And takes it back a step at a time."""
     await house.join("dead", NOW, NOW + 1)
-    claimed = (await writer.exchange(Batch(node="dead", now=NOW, claim=50), 1.0)).claimed
+    claimed = (await writer.exchange(Batch(node="dead", now=NOW, claim=wish(50, ECHO)), 1.0)).claimed
     rescued = await house.rescue("n", NOW + 2)
 
     assert {job.id for job in rescued} == {job.id for job in claimed}
     assert (line.whole, line.by_index <= 20 * 100) == (0, True)
 
 
-@pytest.mark.parametrize(
-    "where",
-    [{}, *({"status": status} for status in Status), {"tag": "rare"}, {"queue": "default"}],
-    ids=str,
-)
+WAIT = (Status.QUEUED, Status.SCHEDULED, Status.RETRYING)
+LISTS: Sequence[dict[str, Any]] = [
+    {},
+    {"tag": "rare"},
+    {"queue": "rare"},
+    {"kind": "rare"},
+    {"queue": "default"},
+    {"queue": "q1"},
+    {"created_before": NOW - 1},
+    *({"status": status} for status in Status),
+    *({"status": status, name: "rare"} for status in Status for name in ("queue", "kind")),
+    *({"status": status, "created_before": NOW - 1} for status in Status),
+    {"status": Status.QUEUED, "queue": "q1"},
+    {"status": Status.SCHEDULED, "queue": "default"},
+]
+
+LOOKED = [{"status": status, "kind": "rare"} for status in WAIT]
+"""Pairs for which other jobs of the kind are looked at, where very many jobs have the status: a page may be short."""
+
+
+@pytest.mark.parametrize("where", LISTS, ids=str)
 async def test_a_list_reads_about_what_it_shows(line: Counting, where: dict[str, Any]) -> None:
-    """From the index that holds the fewest other rows."""
+    """Though what it shows is the oldest of a million jobs."""
     page = await line.transact(lambda session: reader.listed(session, Filter(**where), 20, None))
 
-    status = where.get("status")
-    # What has no index of its own is looked for among others, `LOOK` at a time: here it lies behind many of them.
-    looked = status in {Status.QUEUED, Status.DONE} or "queue" in where
-
-    assert len(page.jobs) == (0 if status in {Status.RUNNING, Status.CANCELLING, Status.DONE} else 20)
-    assert status is not Status.DONE or page.next_before is not None
+    nothing = where.get("status") in {Status.RUNNING, Status.CANCELLING}
+    assert len(page.jobs) == (0 if nothing else 20)
     assert line.whole == 0
-    assert line.by_index <= (5 * LOOK if looked else 300)
+    assert line.by_index <= (5 * 3 * 2 * RARE if where in LOOKED else 300)
+
+
+async def test_deep_pages_cost_no_more_than_the_first(line: Counting) -> None:
+    """A cursor is a place in the index."""
+    deep = Place(NOW + ENDED_JOBS / 2e3, ENDED_JOBS // 2)
+    page = await line.transact(lambda session: reader.listed(session, Filter(queue="default"), 20, deep))
+
+    assert len(page.jobs) == 20
+    assert (line.whole, line.by_index <= 300) == (0, True)
 
 
 async def test_queues_are_told_from_the_counts(line: Counting) -> None:
-    """And the oldest ready job from the first entry of each priority."""
-    states = await line.transact(reader.queues)
+    """And the oldest ready job from the first entry of each priority; of the page alone, not of all queues."""
+    states = await line.transact(lambda session: reader.queues(session, 5, ""))
 
-    assert [state.name for state in states] == ["default", "q0", "q1", "q2"]
-    assert (line.whole, line.by_index <= 200) == (0, True)
+    assert [state.name for state in states] == ["default", "q0", "q1", "q2", "rare"]
+    assert (line.whole, line.by_index <= 300, line.counts <= 200) == (0, True, True)
+
+
+async def test_what_a_health_check_asks_costs_the_same_among_very_many_queues(line: Counting) -> None:
+    """Totals are kept, and the first queue that has a ready job will do."""
+    seen = await line.transact(lambda session: reader.overview(session, ECHO))
+
+    assert seen.ready
+    assert seen.counts[Status.DONE] > ENDED_JOBS / 4
+    assert (line.whole, line.by_index <= 300, line.counts <= 50) == (0, True, True)
+
+
+async def test_jobs_of_kinds_that_no_node_serves_are_not_read_by_a_claim(
+    line: Counting, writer: Writer
+) -> None:
+    """A hundred thousand of the highest priority stand aside; a node that serves them reads what it takes."""
+    claimed = (await writer.exchange(Batch(node="n", now=NOW, claim=wish(30, ECHO)), 1.0)).claimed
+    first = (line.whole, line.by_index)
+    merged = (await writer.exchange(Batch(node="n", now=NOW, claim=wish(30, ECHO | DEMO)), 1.0)).claimed
+    second = (line.whole, line.by_index)
+
+    assert {job.kind for job in claimed} == {"echo"}
+    assert (first[0], first[1] <= 10 * 30) == (0, True), first
+    assert ({job.kind for job in merged}, len(merged)) == ({"demo"}, 30)
+    assert (second[0], second[1] <= 20 * 30) == (0, True), second
+
+
+async def test_an_add_of_a_kind_that_no_node_serves_reads_no_jobs(line: Counting, writer: Writer) -> None:
+    """Whether it stands aside is seen from the nodes."""
+    await writer.exchange(Batch(node="n", now=NOW, adds=[Add([new_job("aside", kind="demo")])]), 1.0)
+    read = (line.whole, line.by_index)
+    await line.transact(reader.unserved)
+
+    assert (read[0], read[1] <= 10) == (0, True), read
+    assert (line.whole, line.by_index <= ASIDE_JOBS + 100) == (0, True)

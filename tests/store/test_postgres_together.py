@@ -11,9 +11,10 @@ from jobpipe.job import Options, Outcome, Status
 from jobpipe.store.base import Add, Batch, Claimed, Retention, Settlement, Start
 from jobpipe.store.postgres import PostgresStore, open_postgres
 from tests.store.server import ask, server_url, with_query
-from tests.store.test_contract import NOW, new_job, settlement, start
+from tests.store.test_contract import NOW, new_job, settlement, start, wish
 
 NODES, ROUNDS, IDS = 3, 60, 80
+SERVES = (frozenset({"echo", "demo"}), frozenset({"echo"}))
 
 OUTCOMES = [Outcome.DONE, Outcome.DONE, Outcome.FAIL, Outcome.RETRY, Outcome.INTERRUPTED, None]
 
@@ -21,8 +22,8 @@ OUTCOMES = [Outcome.DONE, Outcome.DONE, Outcome.FAIL, Outcome.RETRY, Outcome.INT
 class Life:
     """One node with its store: what it does, and what it was told that it did."""
 
-    def __init__(self, name: str, store: PostgresStore, chance: random.Random) -> None:
-        self.name, self.store, self.chance = name, store, chance
+    def __init__(self, name: str, store: PostgresStore, chance: random.Random, kinds: frozenset[str]) -> None:
+        self.name, self.store, self.chance, self.kinds = name, store, chance, kinds
         self.held: list[Claimed] = []
         self.claims: list[tuple[int, int]] = []
         self.written: list[tuple[int, int]] = []
@@ -43,19 +44,21 @@ class Life:
                     starts=starts,
                     settlements=ends,
                     adds=[self.add(now)],
-                    claim=self.chance.randrange(12),
+                    claim=wish(self.chance.randrange(12), self.kinds),
                 )
             )
             self.note(starts, ends, receipts.stale)
+            assert {job.kind for job in receipts.claimed} <= self.kinds
             self.claims += [(job.seq, job.claim) for job in receipts.claimed]
             self.held += receipts.claimed
             if receipts.lease_lost:
-                await self.store.join(self.name, now, now + 100)
+                await self.store.join(self.name, now, now + 100, self.kinds)
 
     def add(self, now: float) -> Add:
         jobs = [
             new_job(
                 f"j{self.chance.randrange(IDS)}",
+                kind=self.chance.choice(["echo", "demo"]),
                 queue=self.chance.choice("xy"),
                 priority=self.chance.randrange(3),
                 created_at=now,
@@ -102,8 +105,8 @@ async def test_whatever_nodes_and_people_do_at_once_every_row_is_accounted_for(
         for number in range(NODES):
             url = with_query(server_url(), schema=schema)
             store = await stack.enter_async_context(open_postgres(url))
-            lives.append(Life(f"n{number}", store, random.Random(seed * 100 + number)))
-            await store.join(f"n{number}", NOW, NOW + 100)
+            lives.append(Life(f"n{number}", store, random.Random(seed * 100 + number), SERVES[number % 2]))
+            await store.join(f"n{number}", NOW, NOW + 100, SERVES[number % 2])
         async with trio.open_nursery() as nursery:
             for life in lives:
                 nursery.start_soon(life.work)

@@ -1,8 +1,12 @@
 """What is SQLite's own: which index each statement walks, the file's schema, and that a commit is a commit."""
 
+import functools
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import apsw
@@ -11,12 +15,14 @@ import pytest
 from jobpipe.errors import StoreError
 from jobpipe.job import JobError, NewJob, Options, Outcome, Status
 from jobpipe.store import paging
-from jobpipe.store.base import Add, Batch, Filter, Retention, Settlement, Start
+from jobpipe.store.base import Add, Batch, Claimed, Filter, Place, Retention, Settlement, Start
 from jobpipe.store.migrations import migrations
 from jobpipe.store.sqlite import open_sqlite, reader
 from jobpipe.store.sqlite.control import Control
 from jobpipe.store.sqlite.database import open_database
-from jobpipe.store.sqlite.writer import Writer
+from jobpipe.store.sqlite.opening import check_path
+from jobpipe.store.sqlite.writer import SLICE, SLICES, Writer
+from tests.store.test_contract import wish
 
 NOW = 1_700_000_000.0
 TAKE = Retention(done_age=0, failed_age=0, jobs=0, size=0)
@@ -90,7 +96,7 @@ def a_bit_of_everything(db: apsw.Connection) -> None:
         job("mail", queue="mail"),
     ]
     claimed = writer.exchange(
-        Batch(node="n", now=NOW, lease_until=NOW + 60, adds=[Add(new)], claim=2)
+        Batch(node="n", now=NOW, lease_until=NOW + 60, adds=[Add(new)], claim=wish(2))
     ).claimed
     starts = [Start(one.seq, one.claim, 1, NOW) for one in claimed]
     ends = [
@@ -101,7 +107,7 @@ def a_bit_of_everything(db: apsw.Connection) -> None:
     ]
     writer.exchange(Batch(node="n", now=NOW, starts=starts))
     writer.exchange(
-        Batch(node="n", now=NOW + 9, settlements=ends, adds=[Add(new), Add(new, atomic=True)], claim=9)
+        Batch(node="n", now=NOW + 9, settlements=ends, adds=[Add(new), Add(new, atomic=True)], claim=wish(9))
     )
     writer.exchange(Batch(node="n", now=NOW + 9, settlements=ends))
 
@@ -133,20 +139,143 @@ def test_an_exchange_walks_indexes_that_hold_just_its_rows(db: apsw.Connection) 
     assert {"jobs_ready", "jobs_later", "jobs_expiring"} <= set(re.findall(r"jobs_\w+", walked))
 
 
-def test_a_claim_reads_its_index_in_order(db: apsw.Connection) -> None:
-    """One queue or several: the first entries are the next jobs, and nothing is sorted."""
-    writer = Writer(db)
-    writer.exchange(Batch(node="n", now=NOW, adds=[Add([job("a")])]))
-    one = plans(db, lambda: writer.exchange(Batch(node="n", now=NOW, claim=5)))
-    writer.exchange(Batch(node="n", now=NOW, adds=[Add([job("b"), job("c", queue="mail")])]))
-    several = plans(db, lambda: writer.exchange(Batch(node="n", now=NOW, claim=5)))
+def steps(db: apsw.Connection, act: Callable[[], object]) -> int:
+    """How many steps SQLite's machine takes for all statements of an act: so many for each row that is read."""
+    found: list[int] = []
+    db.trace_v2(
+        apsw.SQLITE_TRACE_PROFILE,
+        lambda event: found.append(event["stmt_status"]["SQLITE_STMTSTATUS_VM_STEP"]),
+    )
+    act()
+    db.trace_v2(0, None)
+    return sum(found)
 
-    for found in (one, several):
-        steps = [step for sql, steps in found.items() if "priority desc" in sql for step in steps]
-        assert any(
-            "USING INDEX jobs_ready" in step or "USING COVERING INDEX jobs_ready" in step for step in steps
+
+def test_jobs_of_kinds_that_no_node_serves_are_not_read_by_a_claim(db: apsw.Connection) -> None:
+    """A hundred thousand of the highest priority stand aside, and a claim takes as many steps as without them."""
+    echo, writer = frozenset({"echo"}), Writer(db)
+    Control(db).join("n", NOW + 60, echo)
+    ask = Batch(node="n", now=NOW, claim=wish(64, echo))
+    took = []
+    for others in (0, 100_000):
+        for start in range(0, others, 1000):
+            new = [job(f"d{start + n}", kind="demo", priority=1000) for n in range(1000)]
+            writer.exchange(Batch(node="n", now=NOW, adds=[Add(new)]))
+        writer.exchange(Batch(node="n", now=NOW, adds=[Add([job(f"{others}-{n}") for n in range(200)])]))
+        writer.exchange(ask)  # with it the writer learns what it remembers
+        took.append(steps(db, lambda: writer.exchange(ask)))
+    found = plans(db, lambda: writer.exchange(ask))
+
+    assert took[1] <= 1.1 * took[0]
+    assert faults(found) == []
+
+
+def test_a_claim_that_meets_many_jobs_of_other_kinds_does_a_bounded_part_of_the_work(
+    db: apsw.Connection,
+) -> None:
+    """What it put aside it does not read again, so the last claims cost as little as ever."""
+    echo, writer = frozenset({"echo"}), Writer(db)
+    new = [job(f"d{n}", kind="demo", priority=9) for n in range(20 * SLICE)]
+    for start in range(0, len(new), 1000):
+        writer.exchange(Batch(node="n", now=NOW, adds=[Add(new[start : start + 1000])]))
+    writer.exchange(Batch(node="n", now=NOW, adds=[Add([job("a")])]))
+    ask, claimed, each = Batch(node="n", now=NOW, claim=wish(8, echo)), list[Claimed](), list[int]()
+    while not claimed:
+        each.append(steps(db, lambda: claimed.extend(writer.exchange(ask).claimed)))
+
+    assert len(each) == 20 // SLICES
+    assert max(each) < 200 * SLICE * SLICES
+    assert steps(db, lambda: writer.exchange(ask)) < 1_000
+
+
+@pytest.mark.parametrize("paused", ["no", "few", "many"])
+def test_a_claim_reads_its_index_in_order(
+    db: apsw.Connection, monkeypatch: pytest.MonkeyPatch, paused: str
+) -> None:
+    """The first entries are the next jobs, and nothing is sorted; also where it goes round paused queues."""
+    monkeypatch.setattr("jobpipe.store.sqlite.writer.PASSED", 0 if paused == "many" else 9)
+    writer, control = Writer(db), Control(db)
+    jobs = [job(f"j{n}", queue=queue) for n, queue in enumerate(["a", "a", "a", "b", "c"])]
+    writer.exchange(Batch(node="n", now=NOW, adds=[Add(jobs)]))
+    if paused != "no":
+        control.pause("a", paused=True)
+        writer.forget()
+    found = plans(db, lambda: writer.exchange(Batch(node="n", now=NOW, claim=wish(2))))
+
+    steps = [step for sql, steps in found.items() if "priority desc" in sql for step in steps]
+    assert any("INDEX jobs_ready" in step for step in steps)
+    assert any("INDEX jobs_ready_by_queue" in step for step in steps) == (paused == "many")
+    assert faults(found) == []
+
+
+def steps_of(db: apsw.Connection, act: Callable[[], object]) -> int:
+    """How many steps SQLite's machine takes for an act: what it costs, whatever else this computer does."""
+    steps = 0
+
+    def count(event: dict[str, Any]) -> None:
+        nonlocal steps
+        steps += event["stmt_status"]["SQLITE_STMTSTATUS_VM_STEP"]
+
+    db.trace_v2(apsw.SQLITE_TRACE_PROFILE, count)
+    act()
+    db.trace_v2(0, None)
+    return steps
+
+
+def many_queues(db: apsw.Connection, count: int, status: str) -> None:
+    """So many queues with a job each."""
+    db.execute(
+        "with recursive n (i) as (select 1 union all select i + 1 from n where i < ?1) "
+        "insert or ignore into jobs "
+        "(id, kind, queue, status, priority, run_at, max_retries, created_at, finished_at, payload) "
+        "select 'many' || i, 'echo', 'q' || i, ?2, 0, ?3, 3, ?3, iif(?2 = 'done', ?3, null), x'31' from n",
+        (count, status, NOW),
+    )
+    db.execute("delete from counts")
+    db.execute("delete from totals")
+    db.execute("insert into counts select queue, status, count(*), 0 from jobs group by queue, status")
+    db.execute("insert into totals select state, sum(jobs), 0 from counts group by state")
+
+
+@pytest.mark.parametrize("status", ["done", "queued"])
+@pytest.mark.parametrize("paused", [0, 100, 3000])
+def test_an_exchange_costs_the_same_among_fifty_thousand_queues(
+    db: apsw.Connection, status: str, paused: int
+) -> None:
+    """Whether they have ended jobs or ready ones, also where jobs of a paused queue are in the way."""
+    held = [job(f"p{n}", queue="held", priority=9) for n in range(paused)]
+    Writer(db).exchange(Batch(node="n", now=NOW, adds=[Add(held)]))
+    if paused:
+        Control(db).pause("held", paused=True)
+    costs = []
+    for queues in (2000, 50_000):
+        many_queues(db, queues, status)
+        writer = Writer(db)
+        ready = [job(f"{queues}-{n}", queue="mail", priority=5) for n in range(20)]
+
+        def act(writer: Writer = writer, ready: Sequence[NewJob] = ready) -> None:
+            writer.exchange(Batch(node="n", now=NOW, lease_until=NOW + 60, adds=[Add(ready)]))
+            for _ in range(3):
+                writer.exchange(Batch(node="n", now=NOW, claim=wish(10)))
+
+        costs.append(steps_of(db, act))
+
+    assert costs[1] <= 1.2 * costs[0]
+
+
+def test_a_health_check_costs_the_same_among_fifty_thousand_queues(db: apsw.Connection) -> None:
+    """So do a page of queues, and one queue."""
+    costs = []
+    for queues in (2000, 50_000):
+        many_queues(db, queues, "queued")
+        acts: Sequence[Callable[[], object]] = (
+            lambda: reader.overview(db, frozenset({"echo"})),
+            lambda: reader.queues(db, 100, "q1"),
+            lambda: reader.queue(db, "q77"),
         )
-        assert faults(found) == []
+        costs.append([steps_of(db, act) for act in acts])
+
+    assert all(after <= 1.2 * before + 100 for before, after in zip(*costs, strict=True))
 
 
 def test_control_walks_indexes(db: apsw.Connection) -> None:
@@ -176,23 +305,110 @@ def test_a_prune_walks_the_index_of_ended_jobs(db: apsw.Connection) -> None:
     assert any("jobs_ended" in step for steps in found.values() for step in steps)
 
 
+EACH_LIST = [
+    {"status": status, **also}
+    for status in (None, *Status)
+    for also in (
+        {},
+        {"queue": "mail"},
+        {"kind": "echo"},
+        {"tag": "t"},
+        {"created_before": NOW, "created_after": NOW - 5},
+    )
+]
+
+
+@pytest.mark.parametrize("where", EACH_LIST, ids=str)
+def test_a_list_walks_the_index_of_its_filters(db: apsw.Connection, where: dict[str, Any]) -> None:
+    """In its order, from the first entry that may be shown; nothing is sorted."""
+    found = plans(db, lambda: reader.listed(db, Filter(**where), 10, Place(NOW, 5)))
+    (steps,) = (steps for sql, steps in found.items() if "as looked" in sql)
+    first = next((name for name in ("queue", "kind") if name in where), "status")
+    index = "PRIMARY KEY (tag=?" if "tag" in where else f"jobs_by_{first} ({first}=?"
+
+    assert faults(found) == []
+    assert any(index in step and "created_at" in step.partition(index)[2] for step in steps)
+
+
 def test_reads_walk_indexes(db: apsw.Connection) -> None:
-    """One job, the queues, and lists by each status that is rare; a list looks at a bounded number of rows."""
+    """One job, the queues, and what a health check asks."""
     a_bit_of_everything(db)
-    rare = [Filter(status=status) for status in Status if status not in (Status.QUEUED, Status.DONE)]
 
     def act() -> None:
         reader.one(db, "a")
-        reader.queues(db)
-        for where in (*rare, Filter(tag="t", kind="echo")):
-            reader.listed(db, where, 10, None)
+        reader.queues(db, 10, "")
+        reader.queue(db, "default")
+        reader.overview(db, frozenset({"echo"}))
+        reader.unserved(db)
 
     found = plans(db, act)
 
-    # Held jobs are few: they may be sorted. `looked` is the co-routine with the bounded look of a list.
+    # Held jobs are few: they may be sorted.
     held = {sql: steps for sql, steps in found.items() if "held = 1" in sql}
     assert faults(held, "TEMP B-TREE") == []
     assert faults({sql: steps for sql, steps in found.items() if sql not in held}) == []
+
+
+NEWER = 200_000
+"""How many jobs are newer than those that a list shows."""
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[apsw.Connection]:
+    """Very many jobs; below them, the oldest, fifty of a rare queue, a rare kind and each status."""
+    with open_database(tmp_path_factory.mktemp("crowded") / "jobs.db", "normal") as opened:
+        db = opened.writer
+        rows = (
+            "with recursive n (i) as (select 1 union all select i + 1 from n where i < ?) insert into jobs "
+            "(id, kind, queue, status, priority, run_at, max_retries, created_at, finished_at, payload) "
+        )
+        for status in Status:
+            for kind, queue in (("rare", "mail"), ("echo", "rare"), ("echo", "mail")):
+                db.execute(
+                    rows + "select ?2 || ?3 || ?4 || i, ?3, ?4, ?2, 0, ?5, 3, ?5 + i, "
+                    "iif(?2 in ('done', 'failed', 'cancelled', 'expired'), ?5, null), x'31' from n",
+                    (50, status.value, kind, queue, NOW),
+                )
+        db.execute(
+            rows + "select 'm' || i, 'echo', 'mail', iif(i % 2, 'done', 'queued'), 0, ?2, 3, "
+            "?2 + 1000 + i, iif(i % 2, ?2, null), x'31' from n",
+            (NEWER, NOW),
+        )
+        yield db
+
+
+LISTS: Sequence[dict[str, Any]] = [
+    {},
+    {"queue": "rare"},
+    {"kind": "rare"},
+    {"queue": "mail"},
+    {"created_before": NOW + 900},
+    {"queue": "mail", "status": Status.QUEUED, "created_before": NOW + 900},
+    *({"status": status} for status in Status),
+    *({"status": status, name: "rare"} for status in Status for name in ("queue", "kind")),
+    *({"status": status, "created_before": NOW + 900} for status in Status),
+]
+
+
+@pytest.mark.parametrize("where", LISTS, ids=str)
+def test_a_list_among_very_many_jobs_reads_what_it_shows(
+    crowded: apsw.Connection, where: dict[str, Any]
+) -> None:
+    """Though what it shows is the oldest of all."""
+    pages: list[Any] = []
+    steps = steps_of(crowded, lambda: pages.append(reader.listed(crowded, Filter(**where), 50, None)))
+
+    assert len(pages[0].jobs) == 50
+    assert steps < 100 * 50
+
+
+def test_deep_pages_cost_no_more_than_the_first(crowded: apsw.Connection) -> None:
+    """A cursor is a place in the index."""
+    places = (None, Place(NOW + 1000 + NEWER // 2, NEWER // 2))
+    pages = [functools.partial(reader.listed, crowded, Filter(queue="mail"), 50, place) for place in places]
+    costs = [steps_of(crowded, page) for page in pages]
+
+    assert costs[1] <= 1.2 * costs[0]
 
 
 @pytest.mark.parametrize("where", [Filter(), Filter(status=Status.DONE), Filter(text="x")])
@@ -220,7 +436,7 @@ def test_a_list_goes_on_behind_what_it_has_looked_at(
     monkeypatch.setattr(paging, "LOOK", 4)
     pages, before = [], None
     while True:
-        page = reader.listed(db, Filter(kind="odd"), 10, before)
+        page = reader.listed(db, Filter(queue="default", kind="odd"), 10, before)
         pages.append([one.id for one in page.jobs])
         before = page.next_before
         if before is None:
@@ -264,7 +480,7 @@ def test_a_failed_exchange_leaves_nothing(db: apsw.Connection) -> None:
     rows = [db.execute(f"select count(*) from {table}").get for table in ("jobs", "queues", "counts")]
     assert rows == [0, 0, 0]
     writer.exchange(Batch(node="n", now=NOW, adds=[Add([job("a", queue="new")])]))
-    assert [state.name for state in reader.queues(db)] == ["new"]
+    assert [state.name for state in reader.queues(db, 10, "")] == ["new"]
 
 
 def test_the_schema_refuses_what_no_job_can_be(db: apsw.Connection) -> None:
@@ -292,7 +508,58 @@ async def test_a_store_that_is_open_is_refused_to_a_second(tmp_path: Path) -> No
         await store.ping()
 
 
-@pytest.mark.parametrize("index", ["jobs_ready", "jobs_later", "jobs_expiring", "jobs_held", "jobs_ended"])
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has locks of open files")
+async def test_a_file_that_was_moved_while_in_use_is_refused_to_others(tmp_path: Path) -> None:
+    """The lock lies on the file itself, too. It is free once the file is closed."""
+    path, moved = tmp_path / "jobs.db", tmp_path / "moved.db"
+    async with open_sqlite(path, sync="normal"):
+        path.rename(moved)
+        with pytest.raises(StoreError, match=r"in use by another jobpipe .which opened it by another name"):
+            async with open_sqlite(moved, sync="normal"):
+                pytest.fail("it was opened twice")
+    async with open_sqlite(moved, sync="normal") as store:
+        await store.ping()
+
+
+def held_locks() -> str | None:
+    """Every lock on this machine, where the system tells."""
+    return Path("/proc/locks").read_text(encoding="ascii") if sys.platform == "linux" else None
+
+
+async def test_links_in_one_process_are_one_store(tmp_path: Path) -> None:
+    """A symbolic link leads to the same lock; a hard link is refused before the file is opened and closed again.
+
+    For that would end the locks that SQLite has on it.
+    """
+    path, soft, hard = (tmp_path / name for name in ("jobs.db", "soft.db", "hard.db"))
+    async with open_sqlite(path, sync="normal") as store:
+        soft.symlink_to(path)
+        hard.hardlink_to(path)
+        for link, said in ((soft, "in use by another jobpipe"), (hard, "has 2 names")):
+            with pytest.raises(StoreError, match=said):
+                async with open_sqlite(link, sync="normal"):
+                    pytest.fail("it was opened twice")
+        inode = path.stat().st_ino
+        found = held_locks()
+        await store.ping()
+
+    assert found is None or re.search(rf"POSIX .* {os.getpid()} \S+:{inode} ", found)
+
+
+def test_a_file_system_that_is_read_only_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a missing permission."""
+    flags = os.statvfs(tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(StoreError, match=r"^no permission to write in"):
+        check_path(tmp_path / "jobs.db")
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=flags.f_flag | os.ST_RDONLY))
+    with pytest.raises(StoreError, match=r"^the file system is read-only: jobpipe cannot write in"):
+        check_path(tmp_path / "jobs.db")
+
+
+@pytest.mark.parametrize("index", ["jobs_expiring", "jobs_held", "jobs_ended"])
 def test_a_missing_index_is_noticed(db: apsw.Connection, index: str) -> None:
     """The test of these tests: without an index, some statement reads the table from end to end."""
     db.execute(f"drop index {index}")
@@ -303,14 +570,3 @@ def test_a_missing_index_is_noticed(db: apsw.Connection, index: str) -> None:
         Control(db).prune(NOW + 99, TAKE)
 
     assert faults(plans(db, act)) != []
-
-
-@pytest.mark.parametrize(
-    "status", [Status.SCHEDULED, Status.RETRYING, Status.FAILED, Status.CANCELLED, Status.EXPIRED]
-)
-def test_a_list_of_a_rare_status_reads_only_its_own_rows(db: apsw.Connection, status: Status) -> None:
-    """Few failed jobs among millions are found at once."""
-    found = plans(db, lambda: reader.listed(db, Filter(status=status), 10, None))
-    walked = " ".join(step for steps in found.values() for step in steps)
-
-    assert f"jobs_{status.value}" in walked

@@ -3,13 +3,13 @@
 import functools
 from collections.abc import Sequence
 
-from jobpipe.job import Job, NewJob, as_stored, same_content
+from jobpipe.job import NewJob, as_stored
 from jobpipe.store.base import STORED, Add, Receipt
 from jobpipe.store.postgres.parameters import binaries, floats, integers, texts
 from jobpipe.store.postgres.reader import several
 from jobpipe.store.postgres.session import Answer, Row, Session
 from jobpipe.store.postgres.tally import counting
-from jobpipe.store.rows import encoded_options
+from jobpipe.store.rows import compared, encoded_options
 
 _NEW = (
     "with new as (insert into jobs "
@@ -17,25 +17,25 @@ _NEW = (
     "select id, kind, queue, priority, run_at, max_retries, created_at, expires_at, options, payload "
     "from unnest(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) with ordinality as v "
     "(id, kind, queue, priority, run_at, max_retries, created_at, expires_at, options, payload, n) order by n "
-    "on conflict (id) do nothing returning seq, id, queue, priority, run_at, created_at, expires_at), "
+    "on conflict (id) do nothing returning seq, id, kind, queue, priority, run_at, created_at, expires_at), "
 )
-_NAMED = "named as (insert into queues (name) select distinct queue from new order by queue on conflict do nothing), "
 _TAGGED = (
-    "tagged as (insert into tags (tag, seq) select t.tag, new.seq from unnest(%s, %s) as t (tag, id) "
-    "join new on new.id = t.id on conflict do nothing), "
+    "tagged as (insert into tags (tag, created_at, seq) select t.tag, new.created_at, new.seq "
+    "from unnest(%s, %s) as t (tag, id) join new on new.id = t.id on conflict do nothing), "
+)
+_NOT_SERVED_BY_ALL = (
+    "select k from unnest(%s) as k where exists "
+    "(select from nodes n where n.lease_until is not null and n.kinds <> '{}' and k <> all (n.kinds))"
 )
 _ALIVE = (
-    "alive as (insert into live (seq, queue, status, priority, run_at, expires_at) "
-    "select seq, queue, case when run_at > created_at then 'scheduled' else 'queued' end, priority, "
-    "run_at, expires_at from new returning queue, status), "
+    "alive as (insert into live (seq, kind, queue, status, priority, run_at, created_at, expires_at) "
+    f"select seq, case when kind = any (array({_NOT_SERVED_BY_ALL})) then kind end, "
+    "queue, case when run_at > created_at then 'scheduled' else 'queued' end, priority, "
+    "run_at, created_at, expires_at from new returning queue, status), "
     f"{counting('select queue, status, 1, 0 from alive')} select id from new"
 )
-_INSERT = {
-    (named, tagged): _NEW + _NAMED * named + _TAGGED * tagged + _ALIVE
-    for named in (False, True)
-    for tagged in (False, True)
-}
-"""By whether there may be queues without a name yet, and whether there are tags."""
+_INSERT = {tagged: _NEW + _TAGGED * tagged + _ALIVE for tagged in (False, True)}
+"""By whether there are tags."""
 
 
 class Conflict(Exception):  # noqa: N818 - no error: it is caught where it is raised for
@@ -43,13 +43,10 @@ class Conflict(Exception):  # noqa: N818 - no error: it is caught where it is ra
 
 
 class Adding:
-    """The adds of one batch, stored all at once by `send`; what came of it can be asked for once that is answered.
+    """The adds of one batch, stored all at once by `send`; what came of it can be asked for once that is answered."""
 
-    `names`: the queues that are known to be known.
-    """
-
-    def __init__(self, adds: Sequence[Add], names: set[str], slot: int) -> None:
-        self._adds, self._names, self._slot = adds, names, slot
+    def __init__(self, adds: Sequence[Add], slot: int) -> None:
+        self._adds, self._slot = adds, slot
         self._jobs = [job for add in adds for job in add.jobs]
         self._answer: Answer | None = None
 
@@ -60,9 +57,9 @@ class Adding:
             firsts = {job.id: job for job in reversed(self._jobs)}.values()
             pairs = [(tag.encode(), job.id) for job in firsts for tag in job.options.tags]
             tags: Row = (binaries([tag for tag, _ in pairs]), texts([job_id for _, job_id in pairs]))
-            sql = _INSERT[any(job.queue not in self._names for job in self._jobs), bool(pairs)]
-            values = (*_columns(self._jobs), *(tags if pairs else ()), self._slot)
-            self._answer = session.run(sql, values)
+            kinds = texts(sorted({job.kind for job in self._jobs}))
+            values = (*_columns(self._jobs), *(tags if pairs else ()), kinds, self._slot)
+            self._answer = session.run(_INSERT[bool(pairs)], values)
 
     async def check(self, session: Session) -> None:
         """Raise `Conflict` when one that is to be all or nothing may not be all. Waits only if there is such a one."""
@@ -97,7 +94,7 @@ class Adding:
 
 async def store_or_look(session: Session, jobs: Sequence[NewJob], slot: int) -> Sequence[Receipt]:
     """Store what is not there, and look at what is. Raises `Conflict` when somebody deleted one just now."""
-    adding = Adding([Add(jobs)], set(), slot)
+    adding = Adding([Add(jobs)], slot)
     adding.send(session)
     await session.answered()
     twins = await several(session, [job.id for job in adding.taken]) if adding.taken else {}
@@ -126,11 +123,6 @@ async def _refusal(session: Session, jobs: Sequence[NewJob]) -> Sequence[Receipt
         receipts.append(Receipt("refused") if twin is None else compared(job, twin))
         seen.setdefault(job.id, job)
     return receipts if any(receipt.verdict == "conflict" for receipt in receipts) else None
-
-
-def compared(new: NewJob, job: Job) -> Receipt:
-    """The receipt of a job whose id was taken."""
-    return Receipt("existing" if same_content(new, job) else "conflict", job)
 
 
 def _columns(jobs: Sequence[NewJob]) -> Row:

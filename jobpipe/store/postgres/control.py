@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from jobpipe.errors import StoreUnavailable
 from jobpipe.job import ENDED, Job, Status
-from jobpipe.store.base import Change
+from jobpipe.store.base import Change, QueueChange
+from jobpipe.store.postgres import reader
 from jobpipe.store.postgres.line import TRIES, Line
 from jobpipe.store.postgres.parameters import binaries, integers
 from jobpipe.store.postgres.reader import found, one
@@ -23,13 +24,13 @@ _ASK_CANCEL = "update live set status = 'cancelling' where seq = %s"
 _CANCEL = (
     "with gone as (delete from live where seq = %s returning *) "
     "update jobs j set status = 'cancelled', finished_at = %s, size = length(j.payload), run_at = g.run_at, "
-    "attempt = g.attempt, claim = g.claim, rescued = g.rescued, started_at = g.started_at, error = g.error "
-    "from gone g where j.seq = g.seq"
+    "attempt = greatest(g.attempt, 0), claim = g.claim, rescued = g.rescued, started_at = g.started_at, "
+    "error = g.error from gone g where j.seq = g.seq"
 )
 _KEEP_ATTEMPT = (
     "insert into attempts (seq, claim, number, node, started_at, finished_at, outcome) "
-    "select seq, claim, attempt, node, started_at, finished_at, 'done' from jobs where seq = %s on "
-    "conflict do nothing"
+    "select seq, claim, attempt, node, started_at, coalesce(finished_at, created_at), 'done' from jobs "
+    "where seq = %s on conflict do nothing"
 )
 _RETRY = (
     "with again as (update jobs set status = null, run_at = %(now)s, finished_at = null, started_at "
@@ -37,20 +38,38 @@ _RETRY = (
     "expires_at = case when expires_at <= %(now)s then null else expires_at end, result = null, "
     "error = null, size = 0 "
     "where seq = %(seq)s returning *) "
-    "insert into live (seq, queue, status, priority, run_at, expires_at, claim, rescued) "
-    "select seq, queue, 'queued', priority, run_at, expires_at, claim, rescued from again"
+    "insert into live (seq, queue, status, priority, run_at, created_at, expires_at, claim, rescued) "
+    "select seq, queue, 'queued', priority, run_at, created_at, expires_at, claim, rescued from again "
+    # Only a damaged job that has ended is there already.
+    "on conflict (seq) do update set status = excluded.status, queue = excluded.queue, priority = excluded.priority, "
+    "run_at = excluded.run_at, created_at = excluded.created_at, attempt = 0, node = null, token = null, "
+    "started_at = null, error = null, expires_at = excluded.expires_at"
 )
 _DELETE = (
     "delete from live where seq = any(%s)",
     "delete from jobs where seq = any(%s)",
     "delete from attempts where seq = any(%s)",
 )
-_UNTAG = "delete from tags t using unnest(%s, %s) as v (tag, seq) where t.tag = v.tag and t.seq = v.seq"
+_UNTAG = (
+    "delete from tags t using unnest(%s, %s) as v (tag, seq) join jobs j on j.seq = v.seq "
+    "where t.tag = v.tag and t.created_at = j.created_at and t.seq = v.seq"
+)
+_UNTAG_ALL = "delete from tags where seq = any(%s)"  # reads them all
+# Locked and summed once more: a job may have come since the look. One that comes later is counted in a row of its own.
+_FORGET_COUNTS = (
+    "with locked as (select state, jobs, size from counts where queue = %s for update) "
+    "delete from counts where queue = %s and not exists "
+    "(select from locked group by state having sum(jobs) <> 0 or sum(size) <> 0)"
+)
+_FORGET_QUEUE = "delete from queues where name = %s"
 _PAUSE = "insert into queues (name, paused) values (%s, %s) on conflict (name) do update set paused = excluded.paused"
 _WATCH = (
     "update live l set watched = true from jobs j "
     "where j.id = %s and l.seq = j.seq and not l.watched returning l.seq"
 )
+
+LOOKS = 5
+"""How often a job is looked at again that others change at the same time."""
 
 
 class Control:
@@ -141,7 +160,7 @@ class Control:
         seq, held, size = row[17], row[19], row[20]
         if held:
             return Change(job_id, "refused", job)
-        erase(session, [(seq, job.options.tags)])
+        erase(session, [(seq, None if job.damage else job.options.tags)])
         self._drop(session, job.queue, job.status, size)
         if watched:
             notify(session, self._channel, ended_words([job_id]))
@@ -155,6 +174,21 @@ class Control:
             notify(session, self._channel, [PAUSED if paused else READY])
 
         await self._line.transact(verb, repeatable=True)
+
+    async def delete_queue(self, queue: str) -> QueueChange:
+        """See `jobpipe.store.base.ControlStore.delete_queue`."""
+
+        async def verb(session: Session) -> QueueChange:
+            state = await reader.queue(session, queue)
+            if state is None:
+                return QueueChange("absent")
+            if state.counts:
+                return QueueChange("refused", state)
+            session.run(_FORGET_COUNTS, (queue, queue))
+            session.run(_FORGET_QUEUE, (queue,))
+            return QueueChange("changed")
+
+        return await self._line.transact(verb)
 
     async def watch(self, job_id: str) -> None:
         """See `jobpipe.store.base.SharedStore.watch`."""
@@ -172,12 +206,14 @@ class Control:
         tally.write(session)
 
 
-def erase(session: Session, jobs: Sequence[tuple[int, Sequence[str]]]) -> None:
-    """Delete jobs, given seq and tags, with all that belongs to them."""
-    seqs = integers([seq for seq, _ in jobs])
-    for sql in _DELETE:
-        session.run(sql, (seqs,))
-    pairs = [(tag.encode(), seq) for seq, tags in jobs for tag in tags]
+def erase(session: Session, jobs: Sequence[tuple[int, Sequence[str] | None]]) -> None:
+    """Delete jobs, given seq and tags (None: they cannot be read), with all that belongs to them."""
+    if unreadable := [seq for seq, tags in jobs if tags is None]:
+        session.run(_UNTAG_ALL, (integers(unreadable),))
+    pairs = [(tag.encode(), seq) for seq, tags in jobs for tag in tags or ()]
     if pairs:
         tags, numbers = zip(*pairs, strict=True)
         session.run(_UNTAG, (binaries(tags), integers(numbers)))
+    seqs = integers([seq for seq, _ in jobs])
+    for sql in _DELETE:
+        session.run(sql, (seqs,))

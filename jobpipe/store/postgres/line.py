@@ -417,11 +417,29 @@ class Reading:
             line.close()
 
 
+ENTRYS_OWN = (
+    psycopg.DataError,
+    psycopg.IntegrityError,
+    psycopg.errors.ProgramLimitExceeded,
+    psycopg.errors.StatementTooComplex,
+    psycopg.errors.RaiseException,
+)
+"""Errors of what is written or of a row that is met, not of the database: they are raised as they are.
+
+Classes 22, 23 and 54 of SQLSTATE, and what somebody's own trigger raises.
+"""
+
+
 @contextmanager
 def mapped(address: Address) -> Iterator[None]:
-    """Raise PostgreSQL's errors as jobpipe's, each with what to do. No message shows a password."""
+    """Raise PostgreSQL's errors as jobpipe's, each with what to do. No message shows a password.
+
+    An error that is the fault of what is written, or of a row, is raised as it is.
+    """
     try:
         yield
+    except ENTRYS_OWN:
+        raise
     except (
         psycopg.errors.InvalidSchemaName,
         psycopg.errors.UndefinedTable,

@@ -101,7 +101,7 @@ def _sized(element: int, values: Sequence[bytes | None]) -> bytes:
     return b"".join(parts)
 
 
-def in_binary(value: object) -> Parameter:
+def in_binary(value: object) -> Parameter:  # noqa: PLR0911 - a line for each type
     """A value as it is sent."""
     match value:
         case Array():
@@ -112,6 +112,8 @@ def in_binary(value: object) -> Parameter:
             return struct.pack(">q", value), 20, 1
         case float():
             return struct.pack(">d", value), 701, 1
+        case bytes():
+            return value, 17, 1
         case str():  # a text, or whatever else PostgreSQL takes it for
             return value.encode(), 0, 0
         case None:

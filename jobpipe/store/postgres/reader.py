@@ -8,10 +8,12 @@ import msgspec
 import trio
 
 from jobpipe.job import Job, Status
-from jobpipe.store.base import STEP, Filter, Page, QueueState
+from jobpipe.store.base import STEP, UNSERVED, Filter, Overview, Page, Place, QueueState, Unserved
 from jobpipe.store.paging import Pager
-from jobpipe.store.postgres.parameters import integers, texts
+from jobpipe.store.postgres import lists
+from jobpipe.store.postgres.parameters import Texts, integers, texts
 from jobpipe.store.postgres.session import Row, Session
+from jobpipe.store.postgres.tally import bounded
 from jobpipe.store.rows import attempt_from, job_from, with_attempts
 
 JOB_COLUMNS = (
@@ -20,6 +22,8 @@ JOB_COLUMNS = (
 )
 """Of the view `shown`."""
 
+STATUSES = frozenset(Status)
+
 _PAUSED = "select name from queues where paused order by name limit %s"
 _SOME = f"select {JOB_COLUMNS} from shown where id = any(%s)"
 _ATTEMPTS = (
@@ -27,58 +31,103 @@ _ATTEMPTS = (
     "from jobs j join attempts a on a.seq = j.seq left join nodes n on n.node = a.node "
     "where j.id = any(%s) order by a.seq, a.claim"
 )
-_COUNTS = "select queue, state, sum(jobs)::bigint from counts group by queue, state having sum(jobs) > 0"
-_HELD = "select queue, status, count(*) from live where node is not null group by queue, status"
-_QUEUES = "select name, paused from queues order by name"
+# Held jobs are not in the counts.
+_QUEUES = (
+    "select name, coalesce(paused, false) from (select name from ("
+    "(select distinct queue as name from counts where queue > %(after)s order by queue limit %(limit)s) "
+    "union (select name from queues where name > %(after)s order by name limit %(limit)s) "
+    "union select queue from live where node is not null and queue > %(after)s"
+    ") as named order by name limit %(limit)s) as known left join queues using (name) order by name"
+)
+_QUEUE = (
+    "select %(name)s::text, coalesce((select paused from queues where name = %(name)s), false) "
+    "where exists (select from queues where name = %(name)s) or exists (select from counts where queue = %(name)s) "
+    "or exists (select from live where node is not null and queue = %(name)s)"
+)
+_COUNTS = (
+    f"select queue, state, {bounded('sum(jobs)')} from counts where queue between %(first)s and %(last)s "
+    "group by queue, state having sum(jobs) > 0"
+)
+_HELD = (
+    "select queue, status, count(*) from live where node is not null and queue between %(first)s and %(last)s "
+    "group by queue, status"
+)
 # The index of ready jobs is read at its first entry of each queue and priority.
 _OLDEST = (
-    "with recursive tops as (select q.name, (select l.priority from live l where status = 'queued' and node is null "
-    "and l.queue = q.name order by l.priority desc limit 1) as priority from queues q "
-    "union all select t.name, (select l.priority from live l where status = 'queued' and node is null "
-    "and l.queue = t.name and l.priority < t.priority order by l.priority desc limit 1) "
+    "with recursive tops as (select q.name, a.aside, (select l.priority from live l where {ready} "
+    "and l.queue = q.name and {aside} = a.aside order by l.priority desc limit 1) as priority "
+    "from unnest(%(names)s) as q (name), (values (0), (1)) a (aside) "
+    "union all select t.name, t.aside, (select l.priority from live l where {ready} and l.queue = t.name "
+    "and {aside} = t.aside and l.priority < t.priority order by l.priority desc limit 1) "
     "from tops t where t.priority is not null) "
-    "select t.name, min((select l.run_at from live l where status = 'queued' and node is null and l.queue = t.name "
+    "select t.name, min((select l.run_at from live l where {ready} and l.queue = t.name and {aside} = t.aside "
     "and l.priority = t.priority order by l.run_at limit 1)) from tops t where t.priority is not null group by t.name"
+).format(ready="l.status = 'queued' and l.node is null", aside="(case when l.kind is null then 0 else 1 end)")
+_TOTALS = (
+    "select state, sum(jobs)::bigint from (select state, jobs from totals union all "
+    "select state, jobs from counts where slot < 0) t group by state having sum(jobs) > 0 union all "
+    "select status, count(*) from live where node is not null group by status"
+)
+NEXT_QUEUE = (
+    "(select l.queue from live l where l.status = 'queued' and l.node is null and l.queue > {} "
+    "order by l.queue limit 1)"
+)
+"""From one queue that has a ready job to the next by name: queues without ready jobs cost nothing."""
+
+READY = "l.status = 'queued' and l.node is null and l.kind is null"
+ASIDE = "l.status = 'queued' and l.node is null and l.kind is not null"
+"""Ready jobs that do not stand aside, and those that do."""
+
+NOT_ASIDE = "(case when l.kind is null then 0 else 1 end) = 0"
+"""As the index by queue has it."""
+
+ORDER = "order by {0}.priority desc, {0}.run_at, {0}.seq"
+
+MINE_ASIDE = (
+    "exists (select from unnest(%(kinds)s::text[]) as k (kind) cross join lateral "
+    f"(select from live l where {ASIDE} and l.kind = k.kind and {{which}} {ORDER.format('l')} limit 1) a)"
+)
+"""Whether jobs of some kinds stand aside: in the order of their index, so that the planner takes no other one."""
+
+_KINDS = "select distinct k from nodes, unnest(kinds) as k where lease_until is not null"
+# From one kind of which a job stands aside to the next by name.
+_UNSERVED = (
+    f"with recursive walk (kind) as ((select l.kind from live l where {ASIDE} order by l.kind limit 1) union all "
+    "select n.kind from walk w cross join lateral "
+    f"(select l.kind from live l where {ASIDE} and l.kind > w.kind order by l.kind limit 1) n), "
+    f"named as materialized (select kind from walk where kind <> all (array({_KINDS})) limit %s) "
+    "select n.kind, c.jobs, c.since from named n cross join lateral "
+    f"(select count(*) as jobs, min(l.run_at) as since from live l where {ASIDE} and l.kind = n.kind) c "
+    "order by n.kind"
 )
 
-# A list looks at rows newest first, from the index that holds the fewest of them, so many at a time as `Pager` says.
-# The first query tells which jobs are in a part and how long they are, the second reads those that the page has room
-# for: the server sends an answer whole, however large.
-_LIVE = {Status.RUNNING, Status.CANCELLING, Status.SCHEDULED, Status.RETRYING, Status.QUEUED}
-_FROM: dict[str, str] = (
-    {"tag": "tags where tag = convert_to(%(tag)s, 'UTF8')"}
-    | {status: f"live where status = '{status}'" for status in _LIVE}
-    | {
-        status: f"live where node is not null and status = '{status}'"
-        for status in (Status.RUNNING, Status.CANCELLING)
-    }
-    | {
-        status: f"jobs where status = '{status}'"
-        for status in (Status.FAILED, Status.CANCELLED, Status.EXPIRED)
-    }
+UNPAUSED = "{}.queue <> all (array(select name from queues where paused))"
+_ANY_READY = (
+    f"with recursive walk (queue) as ({NEXT_QUEUE.format(chr(39) * 2)} union all "
+    f"select n.queue from walk w cross join lateral {NEXT_QUEUE.format('w.queue')} n) "
+    f"select exists (select from walk w where {UNPAUSED.format('w')} and exists "
+    f"(select from live l where {READY} and l.queue = w.queue and {NOT_ASIDE} {ORDER.format('l')} limit 1)) "
+    f"or {MINE_ASIDE.format(which=UNPAUSED.format('l'))}"
 )
-_ANY = "jobs where true"
-_LOOKED = "select seq from {source} and seq < %(before)s order by seq desc limit %(look)s"
+
 _LIST = (
-    "select seq, {size} from ({looked}) as looked join shown s using (seq) where {conditions} "
-    "order by seq desc limit %(limit)s"
+    "select created_at, seq, {size} from ({looked}) as looked join shown s using (seq) where {conditions} "
+    "order by looked.at desc, seq desc limit %(limit)s"
 )
 _SIZE = (
     "octet_length(id) + coalesce(octet_length(error), 0) + coalesce(octet_length(options), 0)",
     " + octet_length(payload) + coalesce(octet_length(result), 0)",
 )
-_PAGE = "select {columns} from shown where seq = any(%s) order by seq desc"
+_PAGE = "select {columns} from shown where seq = any(%s) order by created_at desc, seq desc"
 _WITH_CONTENT = _PAGE.format(columns=JOB_COLUMNS)
 _BARE = _PAGE.format(columns=JOB_COLUMNS.replace("payload, result", "''::bytea, null::bytea"))
-_EDGE = "select min(seq) from ({looked}) as looked having count(*) = %(look)s"
+_EDGE = "select at, seq from ({looked}) as looked order by at desc, seq desc limit 1 offset %(look)s - 1"
 _CONDITIONS = {
     "status": "status = %(status)s",
     "kind": "kind = %(kind)s",
     "queue": "queue = %(queue)s",
     "text": "(position(convert_to(%(text)s, 'UTF8') in convert_to(id, 'UTF8')) > 0 "
     "or position(convert_to(%(text)s, 'UTF8') in payload) > 0 or position(%(text)s in message_of(error)) > 0)",
-    "created_after": "created_at >= %(created_after)s",
-    "created_before": "created_at < %(created_before)s",
 }
 
 
@@ -107,42 +156,65 @@ async def one(session: Session, job_id: str) -> Job | None:
     return (await several(session, [job_id])).get(job_id)
 
 
-async def listed(session: Session, where: Filter, limit: int, before: int | None) -> Page:
+async def listed(session: Session, where: Filter, limit: int, before: Place | None) -> Page:
     """See `jobpipe.store.base.ReadStore.jobs`."""
     wanted = {name: value for name, value in msgspec.structs.asdict(where).items() if value is not None}
     if any(isinstance(value, str) and "\0" in value for value in wanted.values()):
         return Page([])  # no text here holds one
     conditions = " and ".join(sql for name, sql in _CONDITIONS.items() if name in wanted) or "true"
-    source = _FROM["tag"] if "tag" in wanted else _FROM.get(wanted.get("status", ""), _ANY)
-    looked = _LOOKED.format(source=source)
+    looked = lists.looked(where, few=await _few(session, where, wanted))
     size = "".join(_SIZE if where.content else _SIZE[:1])
     query, edge = _LIST.format(size=size, looked=looked, conditions=conditions), _EDGE.format(looked=looked)
     pager = Pager(where, limit, before, trio.current_time)
     while not pager.over:
-        values = wanted | {"before": pager.before, "look": pager.look, "limit": pager.room}
+        bounds = lists.bounds(where, pager.before)
+        values = wanted | bounds | {"look": pager.look, "limit": pager.room}
         found = await _once(session, query, values)
-        seqs = [seq for seq, size in itertools.takewhile(lambda row: pager.fits(row[1], row[0]), found)]
+        fitting = itertools.takewhile(lambda row: pager.fits(row[2], Place(row[0], row[1])), found)
+        seqs = [seq for _, seq, _ in fitting]
         if seqs:
             for row in await session.rows(_WITH_CONTENT if where.content else _BARE, (integers(seqs),)):
                 pager.take(row)
         if not pager.over:
             ends = await _once(session, edge, values)
-            pager.looked(ends[0][0] if ends else None)
+            pager.looked(Place(*ends[0]) if ends else None)
     return pager.page()
 
 
+async def _few(session: Session, where: Filter, wanted: Mapping[str, Any]) -> bool:
+    """Whether there are so few of the wanted jobs that all are read."""
+    query = lists.counted(where)
+    if query is None:
+        return False
+    ((jobs,),) = await _once(session, query, wanted)
+    return bool(jobs <= lists.FEW)
+
+
 async def _once(session: Session, sql: str, values: Mapping[str, Any]) -> list[Row]:
-    # Not prepared: there are many forms of it, and each is rare.
-    answer = session.run(sql, values, prepare=False)
+    # To plan a list takes longer than to read it. A search has more forms, and takes its time anyway.
+    answer = session.run(sql, values, prepare="text" not in values)
     await session.answered()
     return answer.rows()
 
 
-async def queues(session: Session) -> Sequence[QueueState]:
+async def queues(session: Session, limit: int, after: str) -> Sequence[QueueState]:
     """See `jobpipe.store.base.ReadStore.queues`."""
-    names, kept, held, oldest = (session.run(sql) for sql in (_QUEUES, _COUNTS, _HELD, _OLDEST))
+    return await _told(session, await session.rows(_QUEUES, {"after": after, "limit": limit}))
+
+
+async def queue(session: Session, name: str) -> QueueState | None:
+    """See `jobpipe.store.base.ReadStore.queue`."""
+    return next(iter(await _told(session, await session.rows(_QUEUE, {"name": name}))), None)
+
+
+async def _told(session: Session, rows: Sequence[Row]) -> Sequence[QueueState]:
+    """The state of queues that stand next to one another, given their names and whether they are paused."""
+    if not rows:
+        return []
+    ends = {"first": rows[0][0], "last": rows[-1][0]}
+    kept, held = session.run(_COUNTS, ends), session.run(_HELD, ends)
+    oldest = session.run(_OLDEST, {"names": texts([name for name, _ in rows])})
     await session.answered()
-    rows = names.rows()
     counts = _counts([*kept.rows(), *held.rows()])
     ages: dict[str, float] = dict(oldest.rows())
     return [
@@ -155,14 +227,43 @@ def _counts(rows: Sequence[Row]) -> dict[str, dict[Status, int]]:
     """Jobs by queue and status: the kept counts and the held ones."""
     counts: dict[str, dict[Status, int]] = {}
     for queue, status, jobs in rows:
+        if status not in STATUSES:  # the row is damaged
+            continue
         of_queue = counts.setdefault(queue, {})
         of_queue[Status(status)] = of_queue.get(Status(status), 0) + jobs
     return counts
 
 
+async def overview(session: Session, kinds: frozenset[str]) -> Overview:
+    """See `jobpipe.store.base.ReadStore.overview`."""
+    totals, ready = session.run(_TOTALS), session.run(_ANY_READY, {"kinds": texts(sorted(kinds))})
+    await session.answered()
+    counts: dict[Status, int] = {}
+    for status, jobs in totals.rows():
+        if status in STATUSES:  # else the row is damaged
+            counts[Status(status)] = counts.get(Status(status), 0) + jobs
+    return Overview(counts, ready.rows()[0][0])
+
+
+async def any_ready(session: Session, kinds: Texts) -> bool:
+    """Whether a job of these kinds is ready, or one that no claim has met yet, in a queue that is not paused."""
+    row = await session.row(_ANY_READY, {"kinds": kinds})
+    return bool(row and row[0])
+
+
 async def paused(session: Session) -> Sequence[str]:
     """See `jobpipe.store.base.SharedStore.paused`."""
     return [row[0] for row in await session.rows(_PAUSED, (STEP,))]
+
+
+async def kinds(session: Session) -> frozenset[str]:
+    """See `jobpipe.store.base.ReadStore.kinds`."""
+    return frozenset(row[0] for row in await session.rows(_KINDS))
+
+
+async def unserved(session: Session) -> Sequence[Unserved]:
+    """See `jobpipe.store.base.ReadStore.unserved`."""
+    return [Unserved(*row) for row in await session.rows(_UNSERVED, (UNSERVED,))]
 
 
 async def ping(session: Session) -> None:

@@ -8,7 +8,8 @@ import functools
 import itertools
 import re
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
@@ -110,6 +111,20 @@ class Session:
         self._sync()
         while self._asked:
             await self._receive()
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        """What is asked for inside is answered at the end of the context; an error of the server undoes that alone."""
+        self.run("savepoint part", prepare=False)
+        try:
+            yield
+            self.run("release savepoint part", prepare=False)
+            await self.answered()
+        except psycopg.Error:
+            await self._passed_over()
+            self.run("rollback to savepoint part", prepare=False)
+            await self.answered()
+            raise
 
     def begin(self, command: bytes) -> None:
         """Begin the transaction."""

@@ -7,7 +7,22 @@ import trio
 
 from jobpipe.errors import StoreError
 from jobpipe.job import Job
-from jobpipe.store.base import Batch, Change, Filter, News, Page, QueueState, Receipts, Rescued, Retention
+from jobpipe.store.base import (
+    QUEUES,
+    Batch,
+    Change,
+    Filter,
+    News,
+    Overview,
+    Page,
+    Place,
+    QueueChange,
+    QueueState,
+    Receipts,
+    Rescued,
+    Retention,
+    Unserved,
+)
 from jobpipe.store.postgres import reader
 from jobpipe.store.postgres.address import Address, Leases, read_address
 from jobpipe.store.postgres.beside import beside
@@ -24,7 +39,7 @@ from jobpipe.store.postgres.line import (
     Reading,
     mapped,
 )
-from jobpipe.store.postgres.listening import LOOK, Listening
+from jobpipe.store.postgres.listening import Listening
 from jobpipe.store.postgres.opening import prepare, suited
 from jobpipe.store.postgres.vacuum import Vacuum
 from jobpipe.store.postgres.writer import Writer
@@ -55,8 +70,10 @@ class PostgresStore:
         """Whether news come at once."""
         return self._listening.up
 
-    async def join(self, node: str, now: float, lease_until: float) -> None:
-        self.clock_offset = await self._house.join(node, now, lease_until)
+    async def join(
+        self, node: str, now: float, lease_until: float, kinds: frozenset[str] = frozenset()
+    ) -> None:
+        self.clock_offset = await self._house.join(node, now, lease_until, kinds)
         self._writer.forget(node)
 
     def renew_from_thread(self, node: str, now: float, lease_until: float) -> bool:
@@ -68,9 +85,10 @@ class PostgresStore:
         if batch.lease_until is not None and self._writer.offset is not None:
             self.clock_offset = self._writer.offset
         self.vacuum.count(len(receipts.claimed) + len(batch.settlements), len(batch.settlements))
-        if self._writer.more_ready:
-            self._listening.tell(LOOK)
         return receipts
+
+    async def sideline(self, batch: Batch, words: str) -> str | None:
+        return await self._writer.sideline(batch, words)
 
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
         return await self._house.rescue(node, now)
@@ -98,6 +116,9 @@ class PostgresStore:
     async def resume(self, queue: str) -> None:
         await self._control.pause(queue, paused=False)
 
+    async def delete_queue(self, queue: str) -> QueueChange:
+        return await self._control.delete_queue(queue)
+
     async def paused(self) -> Sequence[str]:
         return await self._reading.read(reader.paused)
 
@@ -111,12 +132,24 @@ class PostgresStore:
     async def get(self, job_id: str) -> Job | None:
         return await self._reading.read(lambda session: reader.one(session, job_id))
 
-    async def jobs(self, where: Filter, limit: int, before: int | None) -> Page:
+    async def jobs(self, where: Filter, limit: int, before: Place | None) -> Page:
         reading = self._reading if where.text is None else self._searching
         return await reading.read(lambda session: reader.listed(session, where, limit, before))
 
-    async def queues(self) -> Sequence[QueueState]:
-        return await self._reading.read(reader.queues)
+    async def queues(self, limit: int = QUEUES, after: str = "") -> Sequence[QueueState]:
+        return await self._reading.read(lambda session: reader.queues(session, limit, after))
+
+    async def queue(self, name: str) -> QueueState | None:
+        return await self._reading.read(lambda session: reader.queue(session, name))
+
+    async def overview(self, kinds: frozenset[str]) -> Overview:
+        return await self._reading.read(lambda session: reader.overview(session, kinds))
+
+    async def kinds(self) -> frozenset[str]:
+        return await self._reading.read(reader.kinds)
+
+    async def unserved(self) -> Sequence[Unserved]:
+        return await self._reading.read(reader.unserved)
 
     async def ping(self) -> None:
         await self._reading.read(reader.ping)

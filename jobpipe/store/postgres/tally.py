@@ -8,25 +8,55 @@ from collections import defaultdict
 from jobpipe.job import Status
 from jobpipe.store.postgres.parameters import integers, texts
 from jobpipe.store.postgres.session import Session
+from jobpipe.store.rows import plausible
 
-_WRITE = (
-    "insert into counts (queue, state, slot, jobs, size) "
-    "select queue, state, %s, jobs, size from unnest(%s, %s, %s, %s) as v (queue, state, jobs, size) "
-    "on conflict (queue, state, slot) do update set jobs = counts.jobs + excluded.jobs, size = "
-    "counts.size + excluded.size"
-)
+
+def bounded(total: str) -> str:
+    """A sum as a whole number that is never too large for its column, though a row in it was damaged."""
+    return f"least(greatest({total}, -1e15), 1e15)::bigint"
+
+
+def _grown(table: str) -> str:
+    """What a row of counts becomes. One that was damaged must not outgrow its column: every later write would fail."""
+    return (
+        f"do update set jobs = least(greatest({table}.jobs, -1000000000000000), 1000000000000000) + excluded.jobs, "
+        f"size = least(greatest({table}.size, -1000000000000000), 1000000000000000) + excluded.size"
+    )
+
+
+_ADDED = f"on conflict (queue, state, slot) {_grown('counts')}"
+_ADDED_TO_TOTALS = f"on conflict (state, slot) {_grown('totals')}"
 # What calls of enqueue() and writers before us have left becomes ours. A writer that is at it now is passed over.
 _FOLD = (
     "with old as (delete from counts where (queue, state, slot) in "
     "(select queue, state, slot from counts where slot <> %s and (slot < 0 or %s) limit %s for update skip locked) "
-    "returning queue, state, jobs, size) "
+    "returning queue, state, slot, jobs, size), "
+    "called as (insert into totals (state, slot, jobs, size) "
+    f"select state, %s, {bounded('sum(jobs)')}, {bounded('sum(size)')} "
+    "from old where slot < 0 group by state order by state "
+    f"{_ADDED_TO_TOTALS}) "
     "insert into counts (queue, state, slot, jobs, size) "
-    "select queue, state, %s, sum(jobs), sum(size) from old group by queue, state "
-    "on conflict (queue, state, slot) do update set jobs = counts.jobs + excluded.jobs, size = "
-    "counts.size + excluded.size"
+    f"select queue, state, %s, {bounded('sum(jobs)')}, {bounded('sum(size)')} from old group by queue, state "
+    f"{_ADDED}"
+)
+_FOLD_TOTALS = (
+    "with old as (delete from totals where (state, slot) in "
+    "(select state, slot from totals where slot <> %s limit %s for update skip locked) returning state, jobs, size) "
+    "insert into totals (state, slot, jobs, size) "
+    f"select state, %s, {bounded('sum(jobs)')}, {bounded('sum(size)')} from old group by state {_ADDED_TO_TOTALS}"
 )
 FOLDED = 10_000
 """The most rows that one fold takes."""
+
+# Rows in which nothing is left, and queues of which nothing is set.
+_FORGET = (
+    "delete from counts where (queue, state, slot) in (select queue, state, slot from counts "
+    "where jobs = 0 and size = 0 limit %s for update skip locked)"
+)
+_FORGET_QUEUES = (
+    "delete from queues where name in "
+    "(select name from queues where not paused limit %s for update skip locked)"
+)
 
 
 def counting(moves: str) -> str:
@@ -35,12 +65,17 @@ def counting(moves: str) -> str:
     `moves` selects queue, state, jobs (how many more there are in it) and size (of ended ones).
     """
     return (
-        "counted as (insert into counts (queue, state, slot, jobs, size) "
-        f"select queue, state, %s, sum(jobs), sum(size) from ({moves}) as m (queue, state, jobs, size) "
         # In one order: a prune may be gathering them.
-        "group by queue, state order by queue, state on conflict (queue, state, slot) do update set "
-        "jobs = counts.jobs + excluded.jobs, size = counts.size + excluded.size)"
+        "moved as (select queue, state, %s::bigint as slot, sum(jobs) as jobs, sum(size) as size "
+        f"from ({moves}) as m (queue, state, jobs, size) group by queue, state order by queue, state), "
+        "counted as (insert into counts (queue, state, slot, jobs, size) "
+        f"select queue, state, slot, jobs, size from moved {_ADDED}), "
+        "totalled as (insert into totals (state, slot, jobs, size) select state, slot, sum(jobs), sum(size) "
+        f"from moved group by state, slot order by state {_ADDED_TO_TOTALS})"
     )
+
+
+_WRITE = f"with {counting('select * from unnest(%s, %s, %s, %s)')} select 1"
 
 
 class Tally:
@@ -63,14 +98,21 @@ class Tally:
         if after is not None:
             self._jobs[queue, after] += jobs
             if size:
-                self._size[queue, after] += size
+                self._size[queue, after] += plausible(size)
         if after == Status.QUEUED:
             self.readied += jobs
 
     def drop(self, queue: str, state: str, jobs: int, size: int) -> None:
         """Count ended jobs out, with their bytes."""
         self._jobs[queue, state] -= jobs
-        self._size[queue, state] -= size
+        self._size[queue, state] -= plausible(size)
+
+    def merge(self, other: "Tally") -> None:
+        """Take over what another one gathered."""
+        for key in other._jobs.keys() | other._size.keys():  # noqa: SLF001 - of its own kind
+            self._jobs[key] += other._jobs[key]  # noqa: SLF001 - see above
+            self._size[key] += other._size[key]  # noqa: SLF001 - see above
+        self.readied += other.readied
 
     def write(self, session: Session) -> None:
         """Add what was gathered to the table."""
@@ -81,6 +123,50 @@ class Tally:
             session.run(_WRITE, (self._slot, texts(queues), texts(states), integers(jobs), integers(sizes)))
 
 
+_NONSENSE = (
+    "select exists (select from counts group by queue, state having sum(jobs) < 0 or sum(size) < 0 "
+    "or sum(size) > 1e15 or sum(jobs) > (select coalesce(max(seq), 0) from jobs)) "
+    # Both tables come to the same in each transaction, but for calls of enqueue(), which come into the totals later.
+    "or (select coalesce(sum(jobs), 0) from counts where slot >= 0) <> (select coalesce(sum(jobs), 0) from totals) "
+    "or (select coalesce(sum(size), 0) from counts where slot >= 0) <> (select coalesce(sum(size), 0) from totals)"
+)
+_RECOUNT = (
+    # Whoever writes counts is waited for and kept waiting; of what is not committed the counts come with its commit.
+    "lock table counts, totals in share row exclusive mode",
+    "delete from counts",
+    "delete from totals",
+    (
+        "insert into counts (queue, state, slot, jobs, size) "
+        "select queue, status, 0, count(*), 0 from live where node is null group by queue, status"
+    ),
+    (
+        "insert into counts (queue, state, slot, jobs, size) select queue, status, 0, count(*), "
+        "sum(length(payload) + coalesce(length(result), 0) + coalesce(length(error), 0)) "
+        "from jobs where status is not null group by queue, status on conflict do nothing"
+    ),
+    "insert into totals (state, slot, jobs, size) select state, 0, sum(jobs), sum(size) from counts group by state",
+)
+
+
+async def mend(session: Session) -> bool:
+    """Count everything anew where the counts cannot be true, since a row of them was damaged; whether they were."""
+    row = await session.row(_NONSENSE)
+    if not row or not row[0]:
+        return False
+    for sql in _RECOUNT:
+        session.run(sql)
+        await session.answered()  # each sees what those it waited for have committed
+    return True
+
+
 def fold(session: Session, slot: int, *, all_slots: bool) -> None:
     """Gather counts that are scattered over many rows."""
-    session.run(_FOLD, (slot, all_slots, FOLDED, slot))
+    session.run(_FOLD, (slot, all_slots, FOLDED, slot, slot))
+    if all_slots:
+        session.run(_FOLD_TOTALS, (slot, FOLDED, slot))
+
+
+def forget_empty(session: Session) -> None:
+    """Delete what tells nothing, at most `FOLDED` rows: then queues that are empty and not paused are forgotten."""
+    session.run(_FORGET, (FOLDED,))
+    session.run(_FORGET_QUEUES, (FOLDED,))

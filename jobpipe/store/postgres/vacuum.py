@@ -67,6 +67,8 @@ class Vacuum:
             self.rounds += 1
         except psycopg.Error as error:
             log.warning("could not vacuum", error=str(error).splitlines()[:1])
+        except Exception:  # the store goes on without
+            log.exception("could not vacuum")
 
     def _vacuum(self, connection: Connection, table: str) -> None:
         """Without truncate, which waits for everybody; a table that another node is at is passed over."""

@@ -6,6 +6,7 @@ Anyone who can connect to the database may notify too, so each of these is only 
 from collections.abc import Iterator, Sequence
 
 from jobpipe.store.base import News
+from jobpipe.store.postgres.parameters import Texts
 from jobpipe.store.postgres.session import Session
 
 LONGEST = 7900
@@ -26,7 +27,8 @@ ENDED = "ended"
 _NOTIFY = "select pg_notify(%s, %s)"
 _WAKE = (
     "select pg_notify(%s, %s) "
-    "where exists (select from nodes where hungry and lease_until is not null and name <> %s)"
+    "where exists (select from nodes where hungry and lease_until is not null and name <> %s "
+    "and (%s::text[] is null or kinds && %s::text[]))"
 )
 
 
@@ -36,9 +38,9 @@ def notify(session: Session, channel: str, words: Sequence[str]) -> None:
         session.run(_NOTIFY, (channel, word))
 
 
-def wake(session: Session, channel: str, node: str) -> None:
-    """Tell that jobs are ready, if another node has room for them."""
-    session.run(_WAKE, (channel, READY, node))
+def wake(session: Session, channel: str, node: str, kinds: Texts | None) -> None:
+    """Tell that jobs of these kinds are ready, or of any, if another node that serves one has room for them."""
+    session.run(_WAKE, (channel, READY, node, kinds, kinds))
 
 
 def ended_words(ids: Sequence[str]) -> Sequence[str]:

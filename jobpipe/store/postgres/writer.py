@@ -4,21 +4,31 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jobpipe.errors import StoreError, StoreUnavailable, TablesLocked
-from jobpipe.job import NewJob, Status
+from jobpipe.job import JobError, NewJob, Status
 from jobpipe.store.base import LOCKED, STEP, Batch, Claimed, Receipt, Receipts, Settlement
 from jobpipe.store.postgres.adding import Adding, Conflict, add_with_care, store_or_look
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.line import TRIES, CommitUnknown, Line, Locked
 from jobpipe.store.postgres.locks import Aside, Locks
-from jobpipe.store.postgres.parameters import integers, texts
+from jobpipe.store.postgres.parameters import Texts, integers, texts
+from jobpipe.store.postgres.reader import (
+    ASIDE,
+    MINE_ASIDE,
+    NEXT_QUEUE,
+    NOT_ASIDE,
+    ORDER,
+    READY,
+    UNPAUSED,
+    any_ready,
+)
 from jobpipe.store.postgres.session import Answer, Row, Session
 from jobpipe.store.postgres.settling import Fence, Settling, send_starts, written_before
-from jobpipe.store.postgres.tally import counting, fold
+from jobpipe.store.postgres.tally import Tally, bounded, counting, fold
 from jobpipe.store.postgres.words import ended_words, notify, wake
-from jobpipe.store.rows import decoded_options
+from jobpipe.store.rows import claimed_from, encoded_error
 
 CLOCK = "extract(epoch from clock_timestamp())::double precision"
 """The database's clock, in seconds since the epoch."""
@@ -42,72 +52,137 @@ _PROMOTE = (
 )
 """The statement that does it is in the function: to set it going costs more than to see that nothing is due."""
 
-_READY = (
-    "select l.seq, l.priority, l.run_at from live l where l.status = 'queued' and l.node is null "
-    "and {which} and (l.expires_at is null or l.expires_at > %(now)s) "
-    "order by l.priority desc, l.run_at, l.seq limit %(limit)s for update skip locked"
+PASSED = 10_000
+"""How many ready jobs of paused queues a claim may pass over, before it reads queue by queue instead."""
+
+WALKED = 1_000
+"""How many queues such a claim reads; the next one continues behind them."""
+
+SLICE, SLICES = 1_000, 5
+"""How many ready jobs are looked at in one step to put aside those of other kinds, and how often in one exchange."""
+
+SPARE = 4
+"""How many times as many jobs as it wants a claim reads where it merges: other nodes may hold the first ones."""
+
+# "Ready", said so that the planner looks up each row by its key, and takes no index of ready jobs for a short cut.
+_STILL_READY = "l.status = 'queued' and coalesce(l.node, 0) = 0"
+_FRESH = "(l.expires_at is null or l.expires_at > %(now)s)"
+# From one queue that has a ready job to the next, and round to where it began.
+_WALK = (
+    'walk (queue, round) as (select %(after)s::text collate "C", -1 from way where by_queue union all '
+    "select n.queue, n.round from walk w cross join lateral ("
+    f"select queue, greatest(w.round, 0) as round from {NEXT_QUEUE.format('w.queue')} a union all "
+    f"select queue, 1 from {NEXT_QUEUE.format(chr(39) * 2)} b where w.round < 1 order by round limit 1) n "
+    "where n.round = 0 or n.queue <= %(after)s)"
 )
-# Two ways, of which the server takes one. The first entries of one index over all queues: but jobs of paused queues
-# are passed over there. Or the first of each queue that is not paused: but so many are locked from each of them. To
-# lock a row costs about ten times as much as to pass one over.
+_HEADS = (
+    "heads as materialized (select w.queue, w.round, r.* from walk w cross join lateral "
+    f"(select l.priority, l.run_at, l.seq from live l where {READY} and l.queue = w.queue and {NOT_ASIDE} and {_FRESH} "
+    f"{ORDER.format('l')} limit 1) r where w.round >= 0 and {UNPAUSED.format('w')} limit %(walked)s)"
+)
+_OF_QUEUES = (
+    "of_queues as (select r.* from "
+    f"(select h.queue from heads h {ORDER.format('h')} limit %(limit)s) h cross join lateral "
+    f"(select l.priority, l.run_at, l.seq from live l where {READY} and l.queue = h.queue and {NOT_ASIDE} and {_FRESH} "
+    f"{ORDER.format('l')} limit %(limit)s) r {ORDER.format('r')} limit 10 * %(limit)s)"
+)
+_OF_KINDS = (
+    f"near as (select l.priority, l.run_at, l.seq from live l where {READY} and {UNPAUSED.format('l')} and {_FRESH} "
+    "and (select aside and not by_queue from way) "
+    f"{ORDER.format('l')} limit {SPARE} * %(limit)s), "
+    "of_kinds as (select r.* from unnest(%(kinds)s) as k (kind) cross join lateral "
+    f"(select l.priority, l.run_at, l.seq from live l where {ASIDE} and l.kind = k.kind and {UNPAUSED.format('l')} "
+    f"and {_FRESH} {ORDER.format('l')} limit {SPARE} * %(limit)s) r where (select aside from way))"
+)
+# Locking a row costs about ten times as much as reading it, so the candidates are read first and locked in order.
+_MERGED = (
+    "merged as materialized (select l.seq from (select * from of_queues union all select * from near "
+    f"union all select * from of_kinds order by priority desc, run_at, seq limit 10 * %(limit)s) c "
+    f"join live l on l.seq = c.seq where {_STILL_READY} and exists (select from me) "
+    f"{ORDER.format('c')} limit %(limit)s for update of l skip locked)"
+)
+# The server takes one of three ways. It reads one index over all queues, and passes over the jobs of paused ones; or,
+# where those are too many, it reads the first jobs of each queue; and where jobs of its kinds stand aside, it merges.
 _BY_QUEUE = (
-    "select exists (select from queues where paused) and "
-    "10 * %(limit)s * (select count(*) from queues where not paused) < (select sum(c.jobs) from counts c "
-    "join queues q on q.name = c.queue where q.paused and c.state = 'queued')"
+    "select exists (select from queues where paused) and coalesce((select sum(c.jobs) from queues q "
+    "join counts c on c.queue = q.name and c.state = 'queued' where q.paused) > %(passed)s, false) as by_queue, "
+    f"(select l.kind from live l where {ASIDE} order by l.kind limit 1) is not null "
+    f"and {MINE_ASIDE.format(which='true')} as aside"
 )
 _CLAIM = (
     # Locked, so that no rescue can take the node for dead before what is claimed here is committed.
-    "with me as (select node from nodes where name = %(node)s and lease_until is not null for share), "
-    f"way as materialized (select coalesce(({_BY_QUEUE}), false) as by_queue), "
-    "first as materialized ("
-    + _READY.format(
-        which="l.queue <> all (array(select name from queues where paused)) "
-        "and not (select by_queue from way) and exists (select from me)"
-    )
-    + "), of_queues as materialized (select r.seq from queues q cross join lateral "
-    f"({_READY.format(which='l.queue = q.name')}) r "
-    "where (select by_queue from way) and not q.paused and exists (select from me) "
-    "order by r.priority desc, r.run_at, r.seq limit %(limit)s), "
-    "ready as (select seq from first union all select seq from of_queues), "
-    "taken as (update live l set claim = l.claim + 1, node = (select node from me), token = %(token)s, "
-    "started_at = null from ready where l.seq = ready.seq returning l.*), "
-    + counting("select queue, 'queued', -1, 0 from taken").replace("%s", "%(slot)s")
+    "with recursive me as (select node from nodes where name = %(node)s and lease_until is not null for share), "
+    f"way as materialized ({_BY_QUEUE}), "
+    f"first as materialized (select l.seq from live l where {READY} and {UNPAUSED.format('l')} and {_FRESH} "
+    "and not (select by_queue or aside from way) and exists (select from me) "
+    f"{ORDER.format('l')} limit %(limit)s for update skip locked), "
+    f"{_WALK}, {_HEADS}, {_OF_QUEUES}, {_OF_KINDS}, {_MERGED}, "
+    "found as (select seq from first union all select seq from merged), "
+    "ready as (select j.seq, j.id, j.kind, j.payload, j.max_retries, j.options, j.kind = any (%(kinds)s) as mine "
+    "from found join jobs j on j.seq = found.seq), "
+    # A job of another kind that was met is put aside, where no claim of this node meets it again.
+    "taken as (update live l set kind = case when r.mine then l.kind else r.kind end, "
+    "claim = l.claim + r.mine::int, node = case when r.mine then (select node from me) end, "
+    "token = case when r.mine then %(token)s::bigint end, "
+    "started_at = case when not r.mine then l.started_at end from ready r where l.seq = r.seq "
+    "returning l.priority, l.run_at, l.seq, r.id, r.kind, l.queue, r.payload, l.attempt, r.max_retries, l.claim, "
+    "l.rescued, r.options, r.mine), "
+    + counting("select queue, 'queued', -1, 0 from taken where mine").replace("%s", "%(slot)s")
     + " "
-    "select -t.priority, t.run_at, t.seq, j.id, j.kind, j.queue, j.payload, t.priority, t.run_at, t.attempt, "
-    "j.max_retries, t.claim, t.rescued, j.options from taken t join jobs j on j.seq = t.seq"
+    "select mine, -priority::bigint, run_at, seq, id, kind, queue, case when mine then payload end, priority, run_at, "
+    "attempt, max_retries, claim, rescued, options, "
+    "(select h.queue from heads h order by h.round desc, h.queue desc limit 1) from taken"
 )
-_ANY_READY = (
-    "select exists (select from queues q where not q.paused and exists (select from live l "
-    "where l.status = 'queued' and l.node is null and l.queue = q.name))"
+# Done in slices behind a claim that met a job of another kind, so that the next claim meets few.
+_PUT_ASIDE = (
+    f"with near as materialized (select l.seq from live l where {READY} and {UNPAUSED.format('l')} "
+    f"{ORDER.format('l')} limit %(slice)s), "
+    "others as materialized (select l.seq, j.kind from near n join jobs j on j.seq = n.seq "
+    f"join live l on l.seq = n.seq where j.kind <> all (%(kinds)s) and l.kind is null and {_STILL_READY} "
+    "order by l.seq for update of l skip locked) "
+    "update live l set kind = o.kind from others o where l.seq = o.seq returning 1"
+)
+# The job that a claim of one job would take.
+_HEAD = (
+    "with near as (select l.priority, l.run_at, l.seq from live l join jobs j on j.seq = l.seq "
+    f"where {READY} and {UNPAUSED.format('l')} and {_FRESH} and j.kind = any (%(kinds)s) "
+    f"{ORDER.format('l')} limit 1), "
+    "of_kinds as (select r.* from unnest(%(kinds)s) as k (kind) cross join lateral "
+    f"(select l.priority, l.run_at, l.seq from live l where {ASIDE} and l.kind = k.kind and {UNPAUSED.format('l')} "
+    f"and {_FRESH} {ORDER.format('l')} limit 1) r) "
+    "select l.seq from "
+    "(select * from near union all select * from of_kinds order by priority desc, run_at, seq limit 1) c "
+    "join live l on l.seq = c.seq for update of l skip locked"
+)
+_WAITS_NO_MORE = "delete from live where seq = any(%s) returning seq, watched"
+SIDELINE = (
+    "update jobs set status = 'failed', finished_at = %s, error = %s, size = length(payload) where seq = any(%s) "
+    "returning id, queue, size"
 )
 _UNKNOWN = (
     "select l.seq, j.id, l.queue, l.claim, l.attempt from live l join jobs j on j.seq = l.seq "
     "where l.node = (select node from nodes where name = %s) and l.token = any(%s) for update of l skip locked"
 )
-# A name is noted after the jobs are stored: whoever else notes it at the same time is waited for by nobody.
-_NOTE_QUEUES = (
-    "insert into queues (name) "
-    "select distinct c.queue from counts c "
-    "where c.queue = any(%s) or (c.slot < 0 and not exists (select from queues q where q.name = c.queue)) "
-    "order by c.queue "
-    "on conflict do nothing"
-)
 _HUNGRY = "update nodes set hungry = %s where name = %s"
+_WAITING = (
+    "coalesce(sum(jobs), 0) + "
+    "(select coalesce(sum(jobs), 0) from totals where state in ('scheduled', 'queued', 'retrying'))"
+)
 _STATE = (
-    "select c.waiting, c.calls, c.unnoted, "
+    "select c.waiting, c.calls, "
     "least("
     "(select min(run_at) from live where status in ('scheduled', 'retrying')), "
     "(select min(expires_at) from live where expires_at is not null and node is null)), "
     "n.me is not null, n.others, n.hungry, "
     "(select array_agg(array[seq, claim]) from live where status = 'cancelling' and node = n.me) "
     "from ("
-    "select coalesce(sum(jobs) filter (where state in ('scheduled', 'queued', 'retrying')), 0)::bigint as waiting, "
-    "count(*) filter (where slot < 0) as calls, "
-    "coalesce(bool_or(slot < 0 and not exists (select from queues q where q.name = counts.queue)), false) as unnoted "
-    "from counts) c, "
-    "(select max(node) filter (where name = %s) as me, "
-    "coalesce(bool_or(name <> %s), false) as others, "
-    "coalesce(bool_or(hungry and name <> %s), false) as hungry "
+    f"select {bounded(_WAITING)} as waiting, "
+    "count(*) as calls "
+    "from counts where slot < 0) c, "
+    "(select max(node) filter (where name = %(node)s) as me, "
+    "coalesce(bool_or(name <> %(node)s), false) as others, "
+    # Most often all nodes serve the same kinds, which is quickly seen.
+    "coalesce(bool_or(hungry and name <> %(node)s and (kinds = %(kinds)s or kinds && %(kinds)s)), false) as hungry "
     "from nodes where lease_until is not null) n"
 )
 
@@ -118,14 +193,13 @@ class State(NamedTuple):
     waiting: int
     calls: int
     """of enqueue(), whose counts are not gathered yet"""
-    unnoted: bool
-    """whether some of these are for queues that are not in the table of queues yet"""
     next_due: float | None
     alive: bool
     """whether the node has a lease"""
     others: bool
     """whether there are other nodes"""
     others_hungry: bool
+    """whether one of them that serves a kind of this one found too few jobs"""
     cancelling: Sequence[tuple[int, int]] | None
 
 
@@ -140,15 +214,13 @@ async def clock_offset(session: Session) -> float:
 class Writer:
     """The writing half of the store, for one exchange at a time.
 
-    Other nodes write too, so of the database it is certain only of what cannot become untrue: names of queues.
+    Other nodes write too, so it is certain of nothing in the database.
     """
 
     def __init__(self, line: Line, slot: int, leases: Leases, channel: str) -> None:
         self._line, self._slot, self._leases, self._channel = line, slot, leases, channel
         self._locks = Locks(line)
-        self._names: set[str] = set()
-        self._unnoted: set[str] = set()
-        """queues of new jobs that are still to be noted"""
+        self._walked = ""
         self._hungry: dict[str, bool] = {}
         self._token = time.time_ns()  # larger than any of an earlier run
         self._unknown: dict[int, float] = {}
@@ -156,15 +228,12 @@ class Writer:
         self._scattered = False
         self.offset: float | None = None
         """by how much the database's clock was ahead at the last renewal"""
-        self.more_ready = False
-        """whether jobs became ready while the last exchange that found too few of them was committed"""
 
     async def exchange(self, batch: Batch, patience: float) -> Receipts:
         """Carry out a batch; see `jobpipe.store.base.EngineStore.exchange`.
 
         `patience`: for how many seconds a claim whose commit was not answered may still come to light.
         """
-        self.more_ready = False
         if batch.lease_until is not None:
             self.offset = await self._line.transact(clock_offset)
         if self._unknown:
@@ -175,13 +244,20 @@ class Writer:
         try:
             exchange, aside = await self._around_locks(batch)
             await self._look_after(exchange)
+            self._learn(exchange)
+            more_ready = await self._tell(exchange)
+            if exchange.met_others:
+                await self._put_aside(exchange.kinds)
+                more_ready = True
+            receipts = exchange.receipts(more_ready=more_ready)
         except StoreError as error:
             if exchange is not None or isinstance(error, CommitUnknown):
                 self._doubt(batch, patience)
             raise
-        self._learn(exchange)
-        await self._tell(exchange)
-        return aside.completed(exchange.receipts)
+        except Exception:
+            self._doubt(batch, patience)  # it may have been raised after the commit
+            raise
+        return aside.completed(receipts)
 
     async def _around_locks(self, batch: Batch) -> tuple["Exchange", Aside]:
         """Write and take it all, but for what other programs have locked.
@@ -197,8 +273,6 @@ class Writer:
                 with suppress(Locked):
                     return await self._committed(aside.rest), aside
                 await self._locks.probe(aside)
-                # It may be the name of a new queue that is waited for.
-                self._unnoted |= {job.queue for add in batch.adds for job in add.jobs} - self._names
         except Locked as error:
             raise await self._all_locked(batch, error) from None
         raise await self._all_locked(batch, _others_interfere())
@@ -236,8 +310,8 @@ class Writer:
         if careful:
             await exchange.add_with_care()
         else:
-            await exchange.add(self._names | self._unnoted)
-        exchange.claim(self._token)
+            await exchange.add()
+        exchange.claim(self._token, self._walked)
         if self._scattered:
             fold(session, self._slot, all_slots=False)
         exchange.look()
@@ -260,6 +334,27 @@ class Writer:
                 except Locked:
                     return [LOCKED] * len(jobs)
         raise _others_interfere()
+
+    async def sideline(self, batch: Batch, words: str) -> str | None:
+        """See `jobpipe.store.base.EngineStore.sideline`."""
+        kinds = texts(sorted(batch.claim.kinds)) if batch.claim else texts([])
+
+        async def verb(session: Session) -> str | None:
+            rows = await session.rows(_HEAD, {"now": float(batch.now), "kinds": kinds})
+            seqs = integers([row[0] for row in rows])
+            live = session.run(_WAITS_NO_MORE, (seqs,))
+            error = encoded_error(JobError("DamagedRow", words))
+            gone = session.run(SIDELINE, (float(batch.now), error, seqs))
+            await session.answered()
+            tally = Tally(self._slot)
+            for job_id, queue, size in gone.rows():
+                tally.move(queue, Status.QUEUED, Status.FAILED, size=size)
+                if any(watched for _, watched in live.rows()):
+                    notify(session, self._channel, ended_words([job_id]))
+            tally.write(session)
+            return next((str(job_id) for job_id, _, _ in gone.rows()), None)
+
+        return await self._line.transact(verb)
 
     def _doubt(self, batch: Batch, patience: float) -> None:
         """It may be written, and nobody is told: remember what is to be made good then."""
@@ -290,49 +385,55 @@ class Writer:
         await session.answered()
         lost.judge()
         if rows:
-            wake(session, self._channel, batch.node)
+            wake(session, self._channel, batch.node, None)
             notify(session, self._channel, ended_words(lost.watched))
 
     def _learn(self, exchange: "Exchange") -> None:
         """What is certain now that the transaction is committed."""
-        self._names.update(job.queue for job in exchange.stored if job.queue not in self._unnoted)
+        self._walked = exchange.walked or self._walked
         self._scattered = exchange.scattered
         self._doubtful.clear()
         now = time.monotonic()
         self._unknown = {token: until for token, until in self._unknown.items() if until > now}
 
-    async def _tell(self, exchange: "Exchange") -> None:
+    async def _put_aside(self, kinds: Texts) -> None:
+        """Put ready jobs of other kinds aside that are in front: only the first claim of a node meets many of them."""
+        values = {"kinds": kinds, "slice": SLICE}
+        # What is left is met by the next claim.
+        with suppress(StoreError):
+            for _ in range(SLICES):
+                if not await self._line.transact(lambda session: session.row(_PUT_ASIDE, values)):
+                    return
+
+    async def _tell(self, exchange: "Exchange") -> bool:
         """After the commit: tell other nodes what concerns them, and look once more if this one became hungry.
+
+        Returns whether jobs became ready for it meanwhile.
 
         In this order no job is missed: who becomes hungry says so, then looks; who leaves jobs commits, then asks who
         is hungry. Not in the transaction itself, since PostgreSQL commits those that notify one after another.
         """
-        node, hungry = exchange.batch.node, exchange.hungry
+        node, hungry, more_ready = exchange.batch.node, exchange.hungry, False
         # The exchange itself is done: a failure here costs a slow wake-up.
         with suppress(StoreError):
-            if exchange.calls_unnoted or self._unnoted:
-                await self._line.run(_NOTE_QUEUES, (texts(sorted(self._unnoted)),))
-                self._unnoted.clear()
             if hungry is not None and self._hungry.get(node) is not hungry:
                 await self._line.run(_HUNGRY, (hungry, node))
                 self._hungry[node] = hungry
-                self.more_ready = hungry and await self._line.transact(_any_ready)
+                more_ready = hungry and await self._line.transact(
+                    lambda session: any_ready(session, exchange.kinds)
+                )
             if exchange.leaves_ready or exchange.watched:
                 await self._line.transact(lambda session: self._notify(session, exchange))
+        return more_ready
 
     async def _notify(self, session: Session, exchange: "Exchange") -> None:
         if exchange.leaves_ready:
-            wake(session, self._channel, exchange.batch.node)
+            wake(session, self._channel, exchange.batch.node, exchange.left)
         notify(session, self._channel, ended_words(exchange.watched))
 
     def forget(self, node: str) -> None:
         """Its row was made anew."""
         self._hungry.pop(node, None)
-
-
-async def _any_ready(session: Session) -> bool:
-    row = await session.row(_ANY_READY)
-    return bool(row and row[0])
 
 
 def _others_interfere() -> StoreUnavailable:
@@ -347,11 +448,17 @@ class Exchange:
         self._starts: Answer | None = None
         self._claim: Answer | None = None
         self._settling = Settling(batch.settlements, slot)
-        self._adding = Adding((), set(), slot)
+        self._adding = Adding((), slot)
         self._careful: Sequence[Sequence[Receipt]] | None = None
         self._taken: Sequence[Receipt] = ()
         self._claimed: Sequence[Claimed] = ()
+        self.kinds = texts(sorted(batch.claim.kinds) if batch.claim else ())
+        """what the claim asks for"""
+        self.met_others = False
+        """whether the claim met jobs of other kinds, and put them aside"""
         self.stale: set[Fence] = set()
+        self.walked: str | None = None
+        """the last queue that the claim read, where it went queue by queue"""
         self.watched: Sequence[str] = ()
         """ids of watched jobs that have ended"""
 
@@ -377,9 +484,9 @@ class Exchange:
             self._starts = send_starts(self._session, self.batch.starts)
         self._settling.send(self._session)
 
-    async def add(self, names: set[str]) -> None:
+    async def add(self) -> None:
         """Store new jobs, in the hope that nothing is in conflict; raises `Conflict` when all or nothing is not all."""
-        self._adding = Adding(self.batch.adds, names, self._slot)
+        self._adding = Adding(self.batch.adds, self._slot)
         self._adding.send(self._session)
         await self._adding.check(self._session)
 
@@ -387,15 +494,17 @@ class Exchange:
         """Add one after another, each after a look."""
         self._careful = [await add_with_care(self._session, add, self._slot) for add in self.batch.adds]
 
-    def claim(self, token: int) -> None:
-        """Take ready jobs."""
-        if limit := self.batch.claim:
-            values = {"node": self.batch.node, "now": float(self.batch.now), "limit": limit}
-            self._claim = self._session.run(_CLAIM, values | {"token": token, "slot": self._slot})
+    def claim(self, token: int, after: str) -> None:
+        """Take ready jobs; where it goes queue by queue, from behind the one named `after`."""
+        if claim := self.batch.claim:
+            values = {"node": self.batch.node, "now": float(self.batch.now), "limit": claim.limit}
+            values["kinds"] = self.kinds
+            bounds = {"passed": PASSED, "walked": WALKED, "after": after}
+            self._claim = self._session.run(_CLAIM, values | bounds | {"token": token, "slot": self._slot})
 
     def look(self) -> None:
         """Ask how the store stands."""
-        self._asked = self._session.run(_STATE, (self.batch.node,) * 3)
+        self._asked = self._session.run(_STATE, {"node": self.batch.node, "kinds": self.kinds})
 
     def judge(self) -> None:
         """Learn what came of it, once it is committed."""
@@ -408,8 +517,11 @@ class Exchange:
         if self._starts is not None:
             self.stale |= {(one.seq, one.claim) for one in self.batch.starts} - set(self._starts.rows())
         if self._claim is not None:
-            # By -priority, run_at, seq: what an update returns has no order.
-            self._claimed = list(map(_claimed, sorted(self._claim.rows())))
+            # By -priority, run_at, seq behind what all claimed ones share: what an update returns has no order.
+            rows = sorted(self._claim.rows(), key=_order)
+            self._claimed = claimed_from([row[3:-1] for row in rows if row[0]])
+            self.met_others = len(self._claimed) < len(rows)
+            self.walked = rows[0][-1] if rows else None
 
     @property
     def taken(self) -> Sequence[NewJob]:
@@ -436,16 +548,11 @@ class Exchange:
         return self._state.calls > SCATTERED
 
     @property
-    def calls_unnoted(self) -> bool:
-        """Whether there are queues to be noted, of jobs that enqueue() stored."""
-        return self._state.unnoted
-
-    @property
     def hungry(self) -> bool | None:
-        """Whether the node has room and found too little; None: it did not ask."""
-        if not self.batch.claim or not self._state.alive:
+        """Whether the node has room and found too little; None: it did not ask, or has to ask again."""
+        if not self.batch.claim or not self._state.alive or self.met_others:
             return None
-        return len(self._claimed) < self.batch.claim
+        return len(self._claimed) < self.batch.claim.limit
 
     @property
     def leaves_ready(self) -> bool:
@@ -460,8 +567,15 @@ class Exchange:
         return self._readied > 0 or any(job.status is Status.QUEUED for job in self.stored)
 
     @property
-    def receipts(self) -> Receipts:
-        """For who asked."""
+    def left(self) -> Texts | None:
+        """The kinds of which it leaves ready jobs; None: of any. A full claim may have left more of what it took."""
+        if self._readied:
+            return None
+        queued = (job.kind for job in self.stored if job.status is Status.QUEUED)
+        return texts(sorted({*queued, *(job.kind for job in self._claimed)}))
+
+    def receipts(self, *, more_ready: bool) -> Receipts:
+        """For the caller; `more_ready`: see there."""
         batch, state = self.batch, self._state
         return Receipts(
             lease_lost=bool(batch.claim or batch.lease_until is not None) and not state.alive,
@@ -469,12 +583,12 @@ class Exchange:
             settled=self._settling.changed,
             adds=self._adds,
             claimed=self._claimed,
+            more_ready=more_ready,
             waiting=state.waiting,
             next_due=state.next_due,
             cancelling=frozenset((seq, claim) for seq, claim in state.cancelling or ()),
         )
 
 
-def _claimed(row: Row) -> Claimed:
-    values: Sequence[Any] = (*row[2:-1], decoded_options(row[-1]))
-    return Claimed(*values)
+def _order(row: Row) -> Row:
+    return row[:4]

@@ -2,16 +2,23 @@
 
 import itertools
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 
 import apsw
+import structlog
 
-from jobpipe.job import ACTIVE, ENDED, Job, Status, after_crash
-from jobpipe.store.base import STEP, Change, Rescued, Retention
-from jobpipe.store.rows import Row, decoded_options, encoded_error, job_from
+from jobpipe.job import ACTIVE, ENDED, Job, JobError, Status, after_crash
+from jobpipe.store.base import LONGEST_LEASE, STEP, Change, QueueChange, Rescued, Retention
+from jobpipe.store.rows import Row, encoded_error, job_from, tags_of
+from jobpipe.store.sqlite import reader
+from jobpipe.store.sqlite.opening import STORES_OWN
 from jobpipe.store.sqlite.reader import find, one
-from jobpipe.store.sqlite.rows import JOB_COLUMNS, fetch, fetch_one, transaction
-from jobpipe.store.sqlite.tally import HELD, Tally
+from jobpipe.store.sqlite.rows import JOB_COLUMNS, as_json, fetch, fetch_one, transaction
+from jobpipe.store.sqlite.tally import HELD, Tally, mend
+from jobpipe.store.sqlite.writer import SIDELINE
+
+MOST_RESCUED = 1_000_000
+"""How far rescues of a job are counted; a damaged count must not grow beyond what a column holds."""
 
 _CANCEL = "update jobs set status = 'cancelled', finished_at = ?, size = length(payload) where seq = ?"
 _ASK_CANCEL = "update jobs set status = 'cancelling' where seq = ?"
@@ -21,40 +28,58 @@ _RETRY = (
 )
 _KEEP_ATTEMPT = (
     "insert or replace into attempts (seq, claim, number, node, started_at, finished_at, outcome) "
-    "select seq, claim, attempt, node, started_at, finished_at, 'done' from jobs where seq = ?"
+    "select seq, claim, attempt, node, started_at, coalesce(finished_at, created_at), 'done' from jobs where seq = ?"
 )
 _DELETE = (
     "delete from jobs where seq = ?",
     "delete from attempts where seq = ?",
 )
-_UNTAG = "delete from tags where tag = ? and seq = ?"
+_UNTAG = "delete from tags where tag = ?1 and created_at = (select created_at from jobs where seq = ?2) and seq = ?2"
+_UNTAG_ALL = "delete from tags where seq = ?"  # reads them all
+_FORGET_QUEUE = (
+    "delete from counts where queue = ?",
+    "delete from queues where name = ?",
+)
+# Rows of counts in which nothing is left, and rows of queues in which nothing is set.
+_FORGET_EMPTY = (
+    "delete from counts where (queue, state) in (select queue, state from counts where jobs = 0 and size = 0 limit ?)",
+    "delete from queues where name in (select name from queues where paused = 0 limit ?)",
+)
+FORGOTTEN = 10_000
+"""How many such rows one prune deletes."""
+
 _PAUSE = "insert into queues (name, paused) values (?1, ?2) on conflict do update set paused = ?2"
 
 _JOIN = (
-    "insert into nodes (name, lease_until) values (?, ?) "
-    "on conflict (name) do update set lease_until = excluded.lease_until"
+    "insert into nodes (name, lease_until, kinds) values (?, ?, ?) "
+    "on conflict (name) do update set lease_until = excluded.lease_until, kinds = excluded.kinds"
 )
 _LEAVE = "update nodes set lease_until = null where name = ?"
 _DEAD = (
     "select node from (select distinct node from jobs where held = 1) as held "
-    "left join nodes using (node) where (lease_until is null or lease_until <= ?) and name is not ?"
+    "left join nodes using (node) where (lease_until is null or lease_until not between ? and ?) and name is not ?"
 )
-_HELD_BY = f"select {JOB_COLUMNS} from jobs where held = 1 and jobs.node = ?"  # noqa: S608 - a constant
+_HELD_BY = f"select {JOB_COLUMNS} from jobs where held = 1 and jobs.node is ?"  # noqa: S608 - a constant
 _TAKE_BACK = (
-    "update jobs set status = ?, finished_at = ?, error = coalesce(?, error), size = ?, held = 0, "
-    "rescued = rescued + 1 where seq = ?"
+    "update jobs set status = ?, finished_at = ?, error = coalesce(?, error), size = ?, held = 0, "  # noqa: S608 - a constant
+    f"rescued = min(rescued, {MOST_RESCUED}) + 1 where seq = ?"
 )
 _INTERRUPTED = (
     "insert or replace into attempts (seq, claim, number, node, started_at, finished_at, outcome, error) "
     "select seq, claim, attempt, node, started_at, ?, ?, ? from jobs where seq = ?"
 )
-_EXPIRE_LEASES = "update nodes set lease_until = null where lease_until <= ? and name <> ?"
+_EXPIRE_LEASES = "update nodes set lease_until = null where lease_until not between ? and ? and name <> ?"
 
 _OLDEST = (
     "select finished_at, seq, queue, status, size, options from jobs "
     "where status = ? and finished_at is not null and finished_at <= ? order by finished_at, seq limit ?"
 )
-_TOTALS = "select sum(jobs), sum(size) from counts where state in ('done', 'failed', 'cancelled', 'expired')"
+_TOTALS = (
+    "select cast(total(jobs) as integer), cast(total(size) as integer) from totals "
+    "where state in ('done', 'failed', 'cancelled', 'expired')"
+)
+
+log = structlog.get_logger("jobpipe")
 
 
 class Control:
@@ -113,7 +138,7 @@ class Control:
         job, seq, held, size = found
         if held:
             return Change(job_id, "refused", job)
-        self._erase(seq, job.options.tags)
+        self._erase(seq, None if job.damage else job.options.tags)
         self._drop(job.queue, job.status, size)
         return Change(job_id, "changed")
 
@@ -122,10 +147,23 @@ class Control:
         with transaction(self.db):
             self.db.execute(_PAUSE, (queue, int(paused)))
 
-    def join(self, node: str, lease_until: float) -> None:
+    def delete_queue(self, queue: str) -> QueueChange:
+        """See `jobpipe.store.base.ControlStore.delete_queue`."""
+        with transaction(self.db):
+            state = reader.queue(self.db, queue)
+            if state is None:
+                return QueueChange("absent")
+            if state.counts:
+                return QueueChange("refused", state)
+            for sql in _FORGET_QUEUE:
+                self.db.execute(sql, (queue,))
+            return QueueChange("changed")
+
+    def join(self, node: str, lease_until: float, kinds: Collection[str] = ()) -> None:
         """See `jobpipe.store.base.EngineStore.join`."""
         with transaction(self.db):
-            self.db.execute(_JOIN, (node, lease_until))
+            self.db.execute(_JOIN, (node, lease_until, as_json(kinds)))
+            self._mend()
 
     def leave(self, node: str) -> None:
         """See `jobpipe.store.base.EngineStore.leave`. The row stays: attempts are shown with the node's name."""
@@ -140,10 +178,24 @@ class Control:
     def rescue(self, node: str, now: float) -> Sequence[Rescued]:
         """See `jobpipe.store.base.EngineStore.rescue`."""
         with transaction(self.db):
-            dead = [row[0] for row in self.db.execute(_DEAD, (now, node))]
+            sound = (math.nextafter(now, math.inf), now + LONGEST_LEASE)
+            dead = [row[0] for row in self.db.execute(_DEAD, (*sound, node))]
             rows = [row for one in dead for row in fetch(self.db, _HELD_BY, (one,))]
-            self.db.execute(_EXPIRE_LEASES, (now, node))
-            return [self._rescue(row, now) for row in rows]
+            self.db.execute(_EXPIRE_LEASES, (*sound, node))
+            return [self._rescue_alone(row, now) for row in rows]
+
+    def _rescue_alone(self, row: Row, now: float) -> Rescued:
+        """Take one job back; where its row does not allow that, it fails."""
+        try:
+            with transaction(self.db):
+                return self._rescue(row, now)
+        except STORES_OWN:
+            raise
+        except Exception as error:
+            log.exception("a job of a dead node cannot be taken back: it fails", job=row[0])
+            words = f"the job could not be taken back from a dead node ({type(error).__name__}: {error})"
+            self.db.execute(SIDELINE, (now, encoded_error(JobError("DamagedRow", words[:500])), row[17]))
+            return Rescued(row[0], row[2], Status.FAILED, begun=False)
 
     def _rescue(self, row: Row, now: float) -> Rescued:
         job, seq = job_from(row), row[17]
@@ -161,13 +213,21 @@ class Control:
     def prune(self, now: float, retention: Retention) -> int:
         """See `jobpipe.store.base.EngineStore.prune`."""
         with transaction(self.db):
+            self._mend()  # or a wrong count might have everything deleted
             rows = self._too_much(now, retention)
             tally = Tally()
             for _, seq, queue, status, size, options in rows:
-                self._erase(seq, decoded_options(options).tags)
+                self._erase(seq, tags_of(options))
                 tally.drop(queue, status, 1, size)
             tally.write(self.db)
+            if len(rows) < STEP:
+                for sql in _FORGET_EMPTY:
+                    self.db.execute(sql, (FORGOTTEN,))
             return len(rows)
+
+    def _mend(self) -> None:
+        if mend(self.db):
+            log.error("the counts of jobs could not be true, and were made anew from the jobs")
 
     def _too_much(self, now: float, retention: Retention) -> list[Row]:
         """The ended jobs to delete: what is too old, and while there are too many or they are too large, the oldest."""
@@ -188,11 +248,13 @@ class Control:
         by_status = [fetch(self.db, _OLDEST, (status.value, at, STEP)) for status, at in until.items()]
         return [row for row in sorted(itertools.chain(*by_status)) if row[1] not in skip][:STEP]
 
-    def _erase(self, seq: int, tags: Sequence[str]) -> None:
+    def _erase(self, seq: int, tags: Sequence[str] | None) -> None:
+        if tags is None:
+            self.db.execute(_UNTAG_ALL, (seq,))
+        for tag in tags or ():
+            self.db.execute(_UNTAG, (tag, seq))
         for sql in _DELETE:
             self.db.execute(sql, (seq,))
-        for tag in tags:
-            self.db.execute(_UNTAG, (tag, seq))
 
     def _count(self, job: Job, before: str | None, after: str, size: int = 0) -> None:
         tally = Tally()

@@ -10,7 +10,15 @@ from typing import Literal
 import apsw
 
 from jobpipe.errors import StoreError, StoreUnavailable
-from jobpipe.store.sqlite.opening import cause, check_path, connect, exclusive, mapped, prepare
+from jobpipe.store.sqlite.opening import (
+    cause,
+    check_path,
+    connect,
+    exclusive,
+    mapped,
+    prepare,
+    warn_of_others,
+)
 
 CHECKPOINT_PAGES = 1000
 """How long SQLite's log may grow before it is moved into the database: its own default."""
@@ -200,6 +208,7 @@ def open_database(path: Path, sync: Literal["full", "normal"]) -> Iterator[Datab
         except StoreUnavailable as error:
             raise StoreError(str(error)) from error
         try:
+            warn_of_others(path)
             yield opened
         finally:
             opened.close()

@@ -7,10 +7,20 @@ import apsw
 import msgspec
 
 from jobpipe.job import Job, Status
-from jobpipe.store.base import Filter, Page, QueueState
+from jobpipe.store.base import UNSERVED, Filter, Overview, Page, Place, QueueState, Unserved
 from jobpipe.store.paging import Pager
 from jobpipe.store.rows import Row, attempt_from, job_from, with_attempts
-from jobpipe.store.sqlite.rows import JOB_COLUMNS, fetch, fetch_one, transaction
+from jobpipe.store.sqlite import lists
+from jobpipe.store.sqlite.rows import (
+    ASIDE,
+    JOB_COLUMNS,
+    NEXT_QUEUE,
+    READY_BY_QUEUE,
+    as_json,
+    fetch,
+    fetch_one,
+    transaction,
+)
 from jobpipe.store.sqlite.tally import HELD
 
 _ONE = f"select {JOB_COLUMNS} from jobs where jobs.id = ?"  # noqa: S608 - columns are a constant
@@ -18,28 +28,54 @@ _ATTEMPTS = (
     "select number, claim, name, started_at, finished_at, outcome, error from attempts left join nodes using (node) "
     "where seq = ? order by claim"
 )
-_COUNTS = "select queue, state, jobs from counts where jobs > 0"
-_HELD = "select queue, status, count(*) from jobs where held = 1 group by queue, status"
-_QUEUES = "select name, paused from queues order by name"
+_QUEUES = (
+    "select name, coalesce((select paused from queues where queues.name = known.name), 0) from "
+    "(select queue as name from counts where queue > ?1 union select name from queues where name > ?1 "
+    "order by name limit ?2) as known"
+)
+_QUEUE = (
+    "select ?1, coalesce((select paused from queues where name = ?1), 0) "
+    "where exists (select 1 from queues where name = ?1) or exists (select 1 from counts where queue = ?1)"
+)
+_COUNTS = (
+    f"select queue, state, jobs from counts where queue between ? and ? and jobs > 0 and state <> '{HELD}'"  # noqa: S608 - a constant
+)
+_HELD = (
+    "select queue, status, count(*) from jobs indexed by jobs_held where held = 1 and queue between ? and ? "
+    "group by queue, status"
+)
+_TOTALS = (
+    f"select state, jobs from totals where jobs > 0 and state <> '{HELD}' union all "  # noqa: S608 - a constant
+    "select status, count(*) from jobs indexed by jobs_held where held = 1 group by status"
+)
+_ANY_READY = (
+    f"with recursive walked (queue) as (select {NEXT_QUEUE.format(chr(39) * 2)} union all "  # noqa: S608 - every part is a constant
+    f"select {NEXT_QUEUE.format('walked.queue')} from walked where walked.queue is not null) "
+    "select exists (select 1 from walked where queue is not null "
+    "and queue not in (select name from queues where paused = 1) "
+    f"and exists (select 1 from {READY_BY_QUEUE} and jobs.queue = walked.queue and aside = 0)) or exists "
+    f"(select 1 from json_each(?) as served cross join {ASIDE} and kind = served.value "
+    "and queue not in (select name from queues where paused = 1))"
+)
 _PRIORITY = (
-    "select priority, min(run_at) from jobs where status = 'queued' and held = 0 and queue = ?1 and priority = "
-    "(select priority from jobs where status = 'queued' and held = 0 and queue = ?1 and priority < ?2 "
+    f"select priority, min(run_at) from {READY_BY_QUEUE} and queue = ?1 and aside = ?3 and priority = "  # noqa: S608 - a constant
+    f"(select priority from {READY_BY_QUEUE} and queue = ?1 and aside = ?3 and priority < ?2 "
     "order by priority desc limit 1)"
 )
+_KINDS = "select value from nodes, json_each(kinds) where lease_until is not null"
+# From one kind of which a job stands aside to the next by name.
+_NEXT_KIND = f"(select kind from {ASIDE} and kind > {{}} order by kind limit 1)"  # noqa: S608 - every part is a constant
+_UNSERVED = (
+    f"with recursive walked (kind) as (select {_NEXT_KIND.format(chr(39) * 2)} union all "  # noqa: S608 - every part is a constant
+    f"select {_NEXT_KIND.format('walked.kind')} from walked where walked.kind is not null), "
+    f"named as (select kind from walked where kind is not null and kind not in ({_KINDS}) limit {UNSERVED}) "
+    f"select named.kind, count(*), min(run_at) from named cross join {ASIDE} and jobs.kind = named.kind "
+    "group by named.kind order by named.kind"
+)
 ABOVE_ALL = 1 << 40
+STATUSES = frozenset(Status)
 
-# A list looks at rows newest first, from the index that holds the fewest of them, so many at a time as `Pager` says:
-# the inner query has its own limit, so SQLite runs it as a co-routine, in its order and no further than the outer asks.
-_FROM = {
-    "tag": "tags where tag = :tag",
-    Status.RUNNING: "jobs where held = 1 and status = 'running'",
-    Status.CANCELLING: "jobs where held = 1 and status = 'cancelling'",
-} | {
-    status: f"jobs where status = '{status}'"
-    for status in (Status.SCHEDULED, Status.RETRYING, Status.FAILED, Status.CANCELLED, Status.EXPIRED)
-}
-_ANY = "jobs where true"
-_LOOKED = "select seq from {source} and seq < :before order by seq desc limit :look"
+# The inner query has its own limit, so SQLite runs it as a co-routine: in its order, as far as the outer one asks.
 _LIST = (
     "select {columns} from ({looked}) as looked cross join jobs using (seq) where {conditions} limit :limit"
 )
@@ -47,14 +83,13 @@ _LONG = (0, 5, 6, 7, 16)
 """Where in JOB_COLUMNS the id, payload, result, error and options are, which may be long."""
 
 _BARE_COLUMNS = JOB_COLUMNS.replace("payload, result", "x'', null")
-_EDGE = "select min(seq) from ({looked}) having count(*) = :look"
+_EDGE = "select at, seq from ({looked}) limit 1 offset :look - 1"
 _CONDITIONS = {
     "status": "status = :status",
     "kind": "kind = :kind",
     "queue": "queue = :queue",
-    "text": "(instr(jobs.id, :text) or instr(cast(payload as text), :text) or instr(error ->> 'message', :text))",
-    "created_after": "created_at >= :created_after",
-    "created_before": "created_at < :created_before",
+    "text": "(instr(jobs.id, :text) or instr(cast(payload as text), :text) "
+    "or (error is not null and json_valid(cast(error as text)) and instr(cast(error as text) ->> 'message', :text)))",
 }
 
 
@@ -71,22 +106,22 @@ def find(db: apsw.Connection, job_id: str) -> tuple[Job, int, bool, int] | None:
         if row is None:
             return None
         seq, node, held, size = row[17:]
-        earlier = [attempt_from(attempt) for attempt in db.execute(_ATTEMPTS, (seq,))]
-        return with_attempts(job_from(row), node, earlier), seq, bool(held), size
+        earlier = [attempt_from(attempt) for attempt in fetch(db, _ATTEMPTS, (seq,))]
+        return with_attempts(job_from(row), node, earlier), seq, held == 1, size
 
 
-def listed(db: apsw.Connection, where: Filter, limit: int, before: int | None) -> Page:
+def listed(db: apsw.Connection, where: Filter, limit: int, before: Place | None) -> Page:
     """See `jobpipe.store.base.ReadStore.jobs`."""
     wanted = {name: value for name, value in msgspec.structs.asdict(where).items() if value is not None}
     conditions = " and ".join(sql for name, sql in _CONDITIONS.items() if name in wanted) or "true"
-    source = _FROM["tag"] if "tag" in wanted else _FROM.get(wanted.get("status", ""), _ANY)
-    looked = _LOOKED.format(source=source)
+    looked = lists.looked(where)
     columns = JOB_COLUMNS if where.content else _BARE_COLUMNS
     query = _LIST.format(columns=columns, looked=looked, conditions=conditions)
     pager = Pager(where, limit, before)
     with transaction(db):
         while not pager.over:
-            values = wanted | {"before": pager.before, "look": pager.look, "limit": pager.room}
+            bounds = lists.bounds(where, pager.before)
+            values = wanted | bounds | {"look": pager.look, "limit": pager.room}
             _take(db.execute(query, values), pager)
             if not pager.over:
                 pager.looked(_edge(db, looked, values))
@@ -96,50 +131,82 @@ def listed(db: apsw.Connection, where: Filter, limit: int, before: int | None) -
 def _take(rows: apsw.Cursor, pager: Pager) -> None:
     """Take rows one by one, so that no more than a page is in memory, and one job."""
     for row in rows:
-        if not pager.fits(sum(len(row[column] or b"") for column in _LONG), row[17]):
+        if not pager.fits(sum(len(row[column] or b"") for column in _LONG), Place(row[11], row[17])):
             break
         pager.take(row)
     rows.close()
 
 
-def _edge(db: apsw.Connection, looked: str, values: Mapping[str, Any]) -> int | None:
+def _edge(db: apsw.Connection, looked: str, values: Mapping[str, Any]) -> Place | None:
     """The last row looked at, when there may be more behind it."""
     row = fetch_one(db, _EDGE.format(looked=looked), values)
-    return None if row is None else row[0]
+    return None if row is None else Place(*row)
 
 
-def queues(db: apsw.Connection) -> Sequence[QueueState]:
+def queues(db: apsw.Connection, limit: int, after: str) -> Sequence[QueueState]:
     """See `jobpipe.store.base.ReadStore.queues`."""
     with transaction(db):
-        counts = _counts(db)
-        return [
-            QueueState(
-                name=name,
-                paused=bool(paused),
-                counts=counts.get(name, {}),
-                oldest_queued_at=_oldest(db, name),
-            )
-            for name, paused in fetch(db, _QUEUES)
-        ]
+        return _told(db, fetch(db, _QUEUES, (after, limit)))
 
 
-def _counts(db: apsw.Connection) -> dict[str, dict[Status, int]]:
+def queue(db: apsw.Connection, name: str) -> QueueState | None:
+    """See `jobpipe.store.base.ReadStore.queue`."""
+    with transaction(db):
+        return next(iter(_told(db, fetch(db, _QUEUE, (name,)))), None)
+
+
+def _told(db: apsw.Connection, rows: Sequence[Row]) -> Sequence[QueueState]:
+    """The state of queues that stand next to one another, given their names and whether they are paused."""
+    counts = _counts(db, rows[0][0], rows[-1][0]) if rows else {}
+    return [
+        QueueState(
+            name=name,
+            paused=bool(paused),
+            counts=counts.get(name, {}),
+            oldest_queued_at=_oldest(db, name),
+        )
+        for name, paused in rows
+    ]
+
+
+def _counts(db: apsw.Connection, first: str, last: str) -> dict[str, dict[Status, int]]:
     """Jobs by queue and status: the kept counts, with the held ones told apart."""
     found: dict[str, dict[Status, int]] = {}
-    kept: list[Row] = [row for row in db.execute(_COUNTS) if row[1] != HELD]
-    for queue, status, jobs in kept + fetch(db, _HELD):
-        counts = found.setdefault(queue, {})
-        counts[Status(status)] = counts.get(Status(status), 0) + jobs
+    for name, status, jobs in fetch(db, _COUNTS, (first, last)) + fetch(db, _HELD, (first, last)):
+        if status in STATUSES:  # else the row is damaged
+            counts = found.setdefault(name, {})
+            counts[Status(status)] = counts.get(Status(status), 0) + jobs
     return found
 
 
-def _oldest(db: apsw.Connection, queue: str) -> float | None:
+def overview(db: apsw.Connection, kinds: frozenset[str]) -> Overview:
+    """See `jobpipe.store.base.ReadStore.overview`."""
+    counts: dict[Status, int] = {}
+    with transaction(db):
+        for status, jobs in fetch(db, _TOTALS):
+            counts[Status(status)] = counts.get(Status(status), 0) + jobs
+        return Overview(counts, bool(db.execute(_ANY_READY, (as_json(kinds),)).get))
+
+
+def _oldest(db: apsw.Connection, name: str) -> float | None:
     """The earliest run_at of the ready jobs: the index is read at its first entry of each priority."""
-    oldest, priority = None, ABOVE_ALL
-    while (row := fetch_one(db, _PRIORITY, (queue, priority))) and row[0] is not None:
-        priority, run_at = row
-        oldest = run_at if oldest is None else min(oldest, run_at)
+    oldest = None
+    for aside in (0, 1):
+        priority = ABOVE_ALL
+        while (row := fetch_one(db, _PRIORITY, (name, priority, aside))) and row[0] is not None:
+            priority, run_at = row
+            oldest = run_at if oldest is None else min(oldest, run_at)
     return oldest
+
+
+def kinds(db: apsw.Connection) -> frozenset[str]:
+    """See `jobpipe.store.base.ReadStore.kinds`."""
+    return frozenset(row[0] for row in fetch(db, _KINDS))
+
+
+def unserved(db: apsw.Connection) -> Sequence[Unserved]:
+    """See `jobpipe.store.base.ReadStore.unserved`."""
+    return [Unserved(*row) for row in fetch(db, _UNSERVED)]
 
 
 def ping(db: apsw.Connection) -> None:

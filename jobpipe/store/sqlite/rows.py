@@ -1,10 +1,11 @@
 """Statements and rows of SQLite."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import apsw
+import msgspec
 
 from jobpipe.job import NO_OPTIONS, NewJob
 from jobpipe.store.rows import Row, encoded_options
@@ -14,9 +15,21 @@ JOB_COLUMNS = (
     "created_at, run_at, started_at, finished_at, expires_at, options, seq, "
     "(select name from nodes where nodes.node = jobs.node), held, size"
 )
+# The indexes are named, since the planner takes any that begins with the status for a better one.
+READY = "jobs indexed by jobs_ready where status = 'queued' and held = 0 and aside = 0"
+ASIDE = "jobs indexed by jobs_aside where status = 'queued' and held = 0 and aside = 1"
+"""Ready jobs that do not stand aside, and those that do. The index by queue has both."""
+READY_BY_QUEUE = "jobs indexed by jobs_ready_by_queue where status = 'queued' and held = 0"
+NEXT_QUEUE = f"(select queue from {READY_BY_QUEUE} and queue > {{}} order by queue limit 1)"  # noqa: S608 - every part is a constant
+"""From one queue that has a ready job to the next by name: queues without ready jobs cost nothing."""
+
 CLAIMED_COLUMNS = (
     "seq, id, kind, queue, payload, priority, run_at, attempt, max_retries, claim, rescued, options"
 )
+CLAIMED_AS_BYTES = CLAIMED_COLUMNS.replace(
+    "id, kind, queue", "cast(id as blob), cast(kind as blob), cast(queue as blob)"
+)
+"""The same with text as it is stored: it may be no UTF-8."""
 
 
 @contextmanager
@@ -27,13 +40,46 @@ def transaction(db: apsw.Connection) -> Iterator[None]:
 
 
 def fetch(db: apsw.Connection, sql: str, values: Row | Mapping[str, Any] = ()) -> list[Row]:
-    """All rows of a query."""
-    return db.execute(sql, values).fetchall()
+    """All rows of a query. Where a text in them is not UTF-8, what is wrong in it becomes U+FFFD.
+
+    A statement that writes raises `UnicodeDecodeError` there: it cannot be asked twice.
+    """
+    try:
+        return db.execute(sql, values).fetchall()
+    except UnicodeDecodeError:
+        if not sql.startswith("select"):
+            raise
+        return _fetch_bytes(db, sql, values)
 
 
 def fetch_one(db: apsw.Connection, sql: str, values: Row | Mapping[str, Any] = ()) -> Row | None:
-    """The first row of a query, or None."""
-    return db.execute(sql, values).fetchone()
+    """The first row of a query, or None; see `fetch`."""
+    try:
+        return db.execute(sql, values).fetchone()
+    except UnicodeDecodeError:
+        if not sql.startswith("select"):
+            raise
+        return _fetch_bytes(db, sql, values)[0]
+
+
+def _fetch_bytes(db: apsw.Connection, sql: str, values: Row | Mapping[str, Any]) -> list[Row]:
+    """All rows of a query that only reads; each text is asked for as bytes, since APSW takes nothing but UTF-8."""
+    columns = [f"c{number}" for number in range(len(db.execute(sql, values).description))]
+    asked = ", ".join(
+        f"typeof({one}) = 'text', iif(typeof({one}) = 'text', cast({one} as blob), {one})" for one in columns
+    )
+    rows = db.execute(f"with t({', '.join(columns)}) as ({sql}) select {asked} from t", values)  # noqa: S608 - every part is a constant
+    return [tuple(map(as_text, row[::2], row[1::2])) for row in rows]
+
+
+def as_text(is_text: object, value: Any) -> Any:  # noqa: ANN401 - any value of SQLite
+    """A value of which it is told whether it is a text, given as bytes."""
+    return value.decode(errors="replace") if is_text and isinstance(value, bytes) else value
+
+
+def as_json(names: Collection[str]) -> str:
+    """Names as one value, in order; a statement reads them with `json_each`."""
+    return msgspec.json.encode(sorted(names)).decode()
 
 
 def new_row(job: NewJob) -> Row:

@@ -9,7 +9,7 @@ import apsw
 import structlog
 import trio
 
-from jobpipe.store.base import Filter, Page
+from jobpipe.store.base import Filter, Page, Place
 from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.control import Control
 from jobpipe.store.sqlite.database import LANES, Database, Lane, open_database
@@ -68,7 +68,7 @@ class SqliteStore(Verbs):
         # A read changes nothing, so a caller that is cancelled need not wait for one that hangs.
         return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._lanes[lane])
 
-    async def jobs(self, where: Filter, limit: int, before: int | None) -> Page:
+    async def jobs(self, where: Filter, limit: int, before: Place | None) -> Page:
         lane: Lane = "read" if where.text is None else "search"
         return await self._read_in(lane, lambda db: reader.listed(db, where, limit, before))
 

@@ -5,6 +5,7 @@ from collections import defaultdict
 import apsw
 
 from jobpipe.job import WAITING
+from jobpipe.store.rows import plausible
 from jobpipe.store.sqlite.values import execute_values
 
 HELD = "held"
@@ -12,13 +13,22 @@ HELD = "held"
 
 _WRITE = (
     "insert into counts (queue, state, jobs, size) {values} "
-    "on conflict (queue, state) do update set jobs = jobs + excluded.jobs, size = size + excluded.size"
+    # A sum beyond 64 bits, of counts that were damaged, would be a real number, which the table refuses.
+    "on conflict (queue, state) do update set "
+    "jobs = cast(jobs + excluded.jobs as integer), size = cast(size + excluded.size as integer)"
 )
-_WAITING = "select coalesce(sum(jobs), 0) from counts where state in ('scheduled', 'queued', 'retrying')"
+_WAITING = (
+    "select cast(total(jobs) as integer) from totals where state in ('scheduled', 'queued', 'retrying')"
+)
+_WRITE_TOTALS = (
+    "insert into totals (state, jobs, size) {values} "
+    "on conflict (state) do update set "
+    "jobs = cast(jobs + excluded.jobs as integer), size = cast(size + excluded.size as integer)"
+)
 
 
 class Tally:
-    """Gathers what a transaction does to the counts, and writes it at its end: a row a queue and state."""
+    """Gathers what a transaction does to the counts, and writes it at its end: rows for queues and states."""
 
     def __init__(self) -> None:
         self._jobs: defaultdict[tuple[str, str], int] = defaultdict(int)
@@ -31,12 +41,12 @@ class Tally:
         if after is not None:
             self._jobs[queue, after] += jobs
             if size:
-                self._size[queue, after] += size
+                self._size[queue, after] += plausible(size)
 
     def drop(self, queue: str, state: str, jobs: int, size: int) -> None:
         """Count ended jobs out, with their bytes."""
         self._jobs[queue, state] -= jobs
-        self._size[queue, state] -= size
+        self._size[queue, state] -= plausible(size)
 
     @property
     def waiting(self) -> int:
@@ -47,6 +57,40 @@ class Tally:
         """Add what was gathered to the table."""
         rows = [(*key, jobs, self._size[key]) for key, jobs in self._jobs.items() if jobs or self._size[key]]
         execute_values(db, _WRITE, rows)
+        totals: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
+        for _, state, jobs, size in rows:
+            totals[state][0] += jobs
+            totals[state][1] += size
+        execute_values(db, _WRITE_TOTALS, [(state, jobs, size) for state, (jobs, size) in totals.items()])
+
+
+_NONSENSE = (
+    "select exists (select 1 from counts where jobs < 0 or size < 0 or size > 1e15 "
+    "or jobs > (select coalesce(max(seq), 0) from jobs)) "
+    # Both tables come to the same in each transaction.
+    "or (select total(jobs) from counts) <> (select total(jobs) from totals) "
+    "or (select total(size) from counts) <> (select total(size) from totals)"
+)
+_RECOUNT = (
+    "delete from counts",
+    "delete from totals",
+    (
+        "insert into counts (queue, state, jobs, size) "
+        "select queue, iif(held = 1, 'held', status), count(*), "
+        "sum(iif(finished_at is null, 0, length(payload) + coalesce(length(result), 0) + coalesce(length(error), 0))) "
+        "from jobs group by 1, 2"
+    ),
+    "insert into totals (state, jobs, size) select state, sum(jobs), sum(size) from counts group by state",
+)
+
+
+def mend(db: apsw.Connection) -> bool:
+    """Count everything anew where the counts cannot be true, since a row of them was damaged; whether they were."""
+    if not db.execute(_NONSENSE).get:
+        return False
+    for sql in _RECOUNT:
+        db.execute(sql)
+    return True
 
 
 def waiting(db: apsw.Connection) -> int:

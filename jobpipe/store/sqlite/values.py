@@ -13,7 +13,7 @@ import apsw
 from jobpipe.store.rows import Row
 
 LARGEST = 512
-"""The most rows of one statement: of 11 values each its text stays below the 16 KB that APSW keeps prepared."""
+"""The most rows of one statement: of 12 values each its text stays below the 16 KB that APSW keeps prepared."""
 
 
 def execute_values(db: apsw.Connection, sql: str, rows: Sequence[Row]) -> int:

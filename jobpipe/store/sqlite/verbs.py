@@ -7,7 +7,21 @@ from typing import Concatenate, ParamSpec, TypeVar
 import apsw
 
 from jobpipe.job import Job
-from jobpipe.store.base import Batch, Change, Filter, Page, QueueState, Receipts, Rescued, Retention
+from jobpipe.store.base import (
+    QUEUES,
+    Batch,
+    Change,
+    Filter,
+    Overview,
+    Page,
+    Place,
+    QueueChange,
+    QueueState,
+    Receipts,
+    Rescued,
+    Retention,
+    Unserved,
+)
 from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.control import Control
 from jobpipe.store.sqlite.writer import Writer
@@ -46,11 +60,20 @@ class Verbs(ABC):
 
         return await self._write(call)
 
-    async def join(self, node: str, now: float, lease_until: float) -> None:  # noqa: ARG002 - the contract's `now`
-        await self._change(lambda: self._control.join(node, lease_until))
+    async def join(
+        self,
+        node: str,
+        now: float,  # noqa: ARG002 - the contract's `now`
+        lease_until: float,
+        kinds: frozenset[str] = frozenset(),
+    ) -> None:
+        await self._change(lambda: self._control.join(node, lease_until, kinds))
 
     async def exchange(self, batch: Batch) -> Receipts:
         return await self._write(lambda: self._writer.exchange(batch))
+
+    async def sideline(self, batch: Batch, words: str) -> str | None:
+        return await self._write(lambda: self._writer.sideline(batch, words))
 
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
         return await self._change(lambda: self._control.rescue(node, now))
@@ -76,14 +99,29 @@ class Verbs(ABC):
     async def resume(self, queue: str) -> None:
         await self._change(lambda: self._control.pause(queue, paused=False))
 
+    async def delete_queue(self, queue: str) -> QueueChange:
+        return await self._change(lambda: self._control.delete_queue(queue))
+
     async def get(self, job_id: str) -> Job | None:
         return await self._read(reader.one, job_id)
 
-    async def jobs(self, where: Filter, limit: int, before: int | None) -> Page:
+    async def jobs(self, where: Filter, limit: int, before: Place | None) -> Page:
         return await self._read(reader.listed, where, limit, before)
 
-    async def queues(self) -> Sequence[QueueState]:
-        return await self._read(reader.queues)
+    async def queues(self, limit: int = QUEUES, after: str = "") -> Sequence[QueueState]:
+        return await self._read(reader.queues, limit, after)
+
+    async def queue(self, name: str) -> QueueState | None:
+        return await self._read(reader.queue, name)
+
+    async def overview(self, kinds: frozenset[str]) -> Overview:
+        return await self._read(reader.overview, kinds)
+
+    async def kinds(self) -> frozenset[str]:
+        return await self._read(reader.kinds)
+
+    async def unserved(self) -> Sequence[Unserved]:
+        return await self._read(reader.unserved)
 
     async def ping(self) -> None:
         await self._read(reader.ping)

@@ -32,19 +32,21 @@ create table jobs (
 ) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.2, autovacuum_analyze_scale_factor = 0.2);
 
 create index jobs_ended on jobs (status, finished_at, seq) where status is not null;
--- One a status, for lists: with the status as first column the planner takes its order for disorder.
-create index jobs_failed on jobs (seq) where status = 'failed';
-create index jobs_cancelled on jobs (seq) where status = 'cancelled';
-create index jobs_expired on jobs (seq) where status = 'expired';
+-- For lists, newest first; the planner would not take "status is null" for a fixed first column.
+create index jobs_by_status on jobs (coalesce(status, 'live'), created_at, seq);
+create index jobs_by_queue on jobs (queue, coalesce(status, 'live'), created_at, seq);
+create index jobs_by_kind on jobs (kind, coalesce(status, 'live'), created_at, seq);
 
 -- A small row for each job that has not ended: all that changes between enqueue and end.
 create table live (
     seq        bigint primary key,
+    kind       text collate "C",  -- only while the job stands aside, because a node does not serve its kind
     queue      text collate "C" not null,
     status     text collate "C" not null check (status in
         ('scheduled', 'queued', 'running', 'retrying', 'cancelling')),
     priority   int not null,
     run_at     moment not null,
+    created_at moment not null,
     attempt    int not null default 0,
     claim      bigint not null default 0,
     node       int,               -- who holds it
@@ -59,12 +61,19 @@ create table live (
 ) with (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0, autovacuum_vacuum_insert_scale_factor = 0.1);
 
--- The jobs that are ready, of all queues and by queue: for claims while no queue is paused, and while some are.
-create index live_ready on live (priority desc, run_at, seq) where status = 'queued' and node is null;
-create index live_ready_by_queue on live (queue, priority desc, run_at, seq) where status = 'queued' and node is null;
+-- The jobs that are ready: of all queues in the order of claims, and by queue, to get round paused ones.
+create index live_ready on live (priority desc, run_at, seq) where status = 'queued' and node is null and kind is null;
+create index live_ready_by_queue on live (queue, (case when kind is null then 0 else 1 end), priority desc, run_at, seq)
+    where status = 'queued' and node is null;
+-- Ready jobs that stand aside, so that a node without a handler for their kind never reads them.
+create index live_aside on live (kind, priority desc, run_at, seq)
+    where kind is not null and status = 'queued' and node is null;
 create index live_later on live (run_at) where status in ('scheduled', 'retrying');
-create index live_scheduled on live (seq) where status = 'scheduled';
-create index live_retrying on live (seq) where status = 'retrying';
+-- For lists, newest first.
+create index live_queued on live (created_at, seq) where status = 'queued' and node is null;
+create index live_scheduled on live (created_at, seq) where status = 'scheduled';
+create index live_retrying on live (created_at, seq) where status = 'retrying';
+create index live_later_by_queue on live (queue, status, created_at, seq) where status in ('scheduled', 'retrying');
 create index live_expiring on live (expires_at) where expires_at is not null and node is null;
 create index live_held on live (node, seq) where node is not null;
 create index live_cancelling on live (node) where status = 'cancelling';
@@ -73,7 +82,8 @@ create table nodes (
     node        int generated always as identity primary key,
     name        text collate "C" not null unique,
     lease_until moment,  -- null: it left, or was taken for dead
-    hungry      boolean not null default false  -- it has room and found nothing: worth waking
+    hungry      boolean not null default false,  -- it has room and found nothing: worth waking
+    kinds       text[] collate "C" not null default '{}'  -- what it serves; none: it only adds jobs
 ) with (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 
 create index nodes_alive on nodes (node) where lease_until is not null;
@@ -106,15 +116,19 @@ create table attempts (
 );
 
 create table tags (
-    tag bytea not null,  -- as UTF-8: a tag may hold characters that a text here may not
-    seq bigint not null,
-    primary key (tag, seq)
+    tag        bytea not null,  -- as UTF-8: a tag may hold characters that a text here may not
+    created_at double precision not null,  -- of the job
+    seq        bigint not null,
+    primary key (tag, created_at, seq)
 );
 
+-- What was set for a queue; a queue of which nothing was set needs no row.
 create table queues (
     name   text collate "C" primary key,
     paused boolean not null default false
 );
+
+create index queues_paused on queues (name) where paused;
 
 -- How many jobs of a queue are in a state, kept in the transaction that changes them: each writer in a slot of its
 -- own, so that none waits for another; what counts is the sum. Slots below zero are one row a call of enqueue(), which
@@ -126,6 +140,17 @@ create table counts (
     jobs  bigint not null,
     size  bigint not null,
     primary key (queue, state, slot)
+) with (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
+
+create index counts_of_calls on counts (slot) where slot < 0;
+
+-- The same over all queues; of calls of enqueue() only what has been gathered.
+create table totals (
+    state text collate "C" not null,
+    slot  bigint not null,
+    jobs  bigint not null,
+    size  bigint not null,
+    primary key (state, slot)
 ) with (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
 
 create sequence slots minvalue 0;  -- one for each start of a node; what it leaves in its slot is gathered by others
@@ -148,7 +173,7 @@ begin
     gone as (delete from live l using overdue o where l.seq = o.seq returning l.*),
     expired as (
         update jobs j set status = 'expired', finished_at = at_time, size = length(j.payload), run_at = g.run_at,
-            attempt = g.attempt, claim = g.claim, rescued = g.rescued, started_at = g.started_at, error = g.error
+            attempt = greatest(g.attempt, 0), claim = g.claim, rescued = g.rescued, started_at = g.started_at, error = g.error
         from gone g where j.seq = g.seq returning j.id, j.queue, g.status as before, j.size, g.watched),
     due as (
         select seq, status from live where status in ('scheduled', 'retrying') and run_at <= at_time
@@ -156,22 +181,92 @@ begin
         order by run_at limit step for update skip locked),
     queued as (
         update live l set status = 'queued' from due d where l.seq = d.seq returning l.queue, d.status as before),
-    counted as (
-        insert into counts (queue, state, slot, jobs, size)
-        select queue, state, in_slot, sum(jobs), sum(size) from (
+    moved as (
+        select queue, state, sum(jobs) as jobs, sum(size) as size from (
             select queue, before, -1, 0 from expired union all select queue, 'expired', 1, size from expired
             union all select queue, before, -1, 0 from queued union all select queue, 'queued', 1, 0 from queued
-        ) as m (queue, state, jobs, size) group by queue, state order by queue, state
+        ) as m (queue, state, jobs, size) group by queue, state),
+    counted as (
+        insert into counts (queue, state, slot, jobs, size)
+        select queue, state, in_slot, jobs, size from moved order by queue, state
         on conflict (queue, state, slot) do update set
-            jobs = counts.jobs + excluded.jobs, size = counts.size + excluded.size)
+            jobs = least(greatest(counts.jobs, -1000000000000000), 1000000000000000) + excluded.jobs,
+            size = least(greatest(counts.size, -1000000000000000), 1000000000000000) + excluded.size),
+    totalled as (
+        insert into totals (state, slot, jobs, size)
+        select state, in_slot, sum(jobs), sum(size) from moved group by state order by state
+        on conflict (state, slot) do update set
+            jobs = least(greatest(totals.jobs, -1000000000000000), 1000000000000000) + excluded.jobs,
+            size = least(greatest(totals.size, -1000000000000000), 1000000000000000) + excluded.size)
     select (select count(*) from queued), (select array_agg(e.id) from expired e where e.watched) into ready, watched;
+exception when data_exception or integrity_constraint_violation or program_limit_exceeded or raise_exception then
+    select * from promote_one_by_one(at_time, step, in_slot) into ready, watched;
 end
 $$;
 
--- The message of an error, to be searched; a NUL, which no text here may hold, is left out.
-create function message_of(error bytea) returns text language sql immutable parallel safe as $$
-    -- E'': the same whatever standard_conforming_strings says. Functions with SET clauses are not inlined.
-    select regexp_replace(convert_from(error, 'UTF8'), E'(?<!\\\\)((?:\\\\\\\\)*)\\\\u0000', E'\\1', 'g')::json ->> 'message'
+-- The same where a row cannot be written as it should: that job fails, or where not even this can be written, stays.
+create function promote_one_by_one(
+    at_time double precision, step bigint, in_slot bigint, out ready bigint, out watched text[]
+) language plpgsql as $$
+#variable_conflict use_column
+declare
+    due live%rowtype;
+    becomes text;
+    weight bigint;
+    wrong text;
+begin
+    ready := 0;
+    for due in
+        select * from live where (status in ('scheduled', 'retrying') and run_at <= at_time)
+            or (expires_at is not null and node is null and expires_at <= at_time)
+        order by run_at limit step for update skip locked
+    loop
+        becomes := case when due.node is null and due.expires_at <= at_time then 'expired' else 'queued' end;
+        wrong := null;
+        for attempt_at in 1..2 loop
+            begin
+                if becomes = 'queued' then
+                    update live set status = 'queued' where seq = due.seq;
+                    ready := ready + 1;
+                else
+                    delete from live where seq = due.seq;
+                    update jobs set status = becomes, finished_at = at_time, size = length(payload),
+                        error = case when wrong is null then due.error else convert_to(json_build_object(
+                            'type', 'DamagedRow', 'message', 'the job could not be made ready: ' || wrong)::text, 'UTF8') end
+                    where seq = due.seq;
+                    if due.watched then
+                        watched := watched || (select id from jobs where seq = due.seq);
+                    end if;
+                end if;
+                weight := case when becomes = 'queued' then 0 else (select size from jobs where seq = due.seq) end;
+                insert into counts (queue, state, slot, jobs, size)
+                    values (due.queue, due.status, in_slot, -1, 0), (due.queue, becomes, in_slot, 1, weight)
+                on conflict (queue, state, slot) do update set
+                    jobs = least(greatest(counts.jobs, -1000000000000000), 1000000000000000) + excluded.jobs,
+                    size = least(greatest(counts.size, -1000000000000000), 1000000000000000) + excluded.size;
+                insert into totals (state, slot, jobs, size)
+                    values (due.status, in_slot, -1, 0), (becomes, in_slot, 1, weight)
+                on conflict (state, slot) do update set
+                    jobs = least(greatest(totals.jobs, -1000000000000000), 1000000000000000) + excluded.jobs,
+                    size = least(greatest(totals.size, -1000000000000000), 1000000000000000) + excluded.size;
+                exit;
+            exception when data_exception or integrity_constraint_violation or program_limit_exceeded or raise_exception then
+                wrong := sqlerrm;
+                becomes := 'failed';
+            end;
+        end loop;
+    end loop;
+end
+$$;
+
+-- The message of an error, to be searched; a NUL, which no text here may hold, is left out. What is damaged has none.
+create function message_of(error bytea) returns text language plpgsql immutable as $$
+begin
+    -- E'': the same whatever standard_conforming_strings says.
+    return regexp_replace(convert_from(error, 'UTF8'), E'(?<!\\\\)((?:\\\\\\\\)*)\\\\u0000', E'\\1', 'g')::json ->> 'message';
+exception when data_exception or program_limit_exceeded then
+    return null;
+end
 $$;
 
 -- The channel on which nodes listen.
@@ -383,12 +478,13 @@ begin
         end if;
         return job_id;
     end if;
-    insert into live (seq, queue, status, priority, run_at, expires_at)
-        values (job_seq, enqueue.queue, case when due > now_at then 'scheduled' else 'queued' end,
-            enqueue.priority, due, until);
-    -- No row of "queues" is written here: the next job of that queue would wait for it. Nodes note the queue.
-    insert into tags (tag, seq)
-        select distinct convert_to(t.tag, 'UTF8'), job_seq
+    insert into live (seq, kind, queue, status, priority, run_at, created_at, expires_at)
+        values (job_seq, case when exists (select from nodes n
+                where n.lease_until is not null and n.kinds <> '{}' and enqueue.kind <> all (n.kinds)) then enqueue.kind end,
+            enqueue.queue, case when due > now_at then 'scheduled' else 'queued' end, enqueue.priority, due, now_at, until);
+    -- No row of "queues" is written here: the next job of that queue would wait for it.
+    insert into tags (tag, created_at, seq)
+        select distinct convert_to(t.tag, 'UTF8'), now_at, job_seq
         from unnest(enqueue.tags) as t (tag);
     insert into counts (queue, state, slot, jobs, size)
         values (enqueue.queue, case when due > now_at then 'scheduled' else 'queued' end, -nextval('calls'), 1, 0);

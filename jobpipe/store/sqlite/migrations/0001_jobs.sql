@@ -15,6 +15,7 @@ create table jobs (
     claim       integer not null default 0,
     node        integer,
     held        integer not null default 0,
+    aside       integer not null default 0,  -- 1: its kind is not served by every node, so it stands in an index by kind
     rescued     integer not null default 0,
     created_at  real not null,
     started_at  real,
@@ -27,16 +28,19 @@ create table jobs (
     error       blob
 ) strict;
 
-create index jobs_ready on jobs (queue, priority desc, run_at, seq) where status = 'queued' and held = 0;
+-- The jobs that are ready: of all queues in the order of claims, and by queue, to get round paused ones.
+create index jobs_ready on jobs (priority desc, run_at, seq, queue) where status = 'queued' and held = 0 and aside = 0;
+create index jobs_ready_by_queue on jobs (queue, aside, priority desc, run_at, seq) where status = 'queued' and held = 0;
+-- Ready jobs that stand aside, so that a node without a handler for their kind never reads them.
+create index jobs_aside on jobs (kind, priority desc, run_at, seq, queue) where aside = 1 and status = 'queued' and held = 0;
 create index jobs_later on jobs (run_at) where status in ('scheduled', 'retrying');
 create index jobs_expiring on jobs (expires_at) where expires_at is not null and finished_at is null and held = 0;
 create index jobs_held on jobs (node) where held = 1;
 create index jobs_ended on jobs (status, finished_at) where finished_at is not null;
-create index jobs_scheduled on jobs (seq) where status = 'scheduled';
-create index jobs_retrying on jobs (seq) where status = 'retrying';
-create index jobs_failed on jobs (seq) where status = 'failed';
-create index jobs_cancelled on jobs (seq) where status = 'cancelled';
-create index jobs_expired on jobs (seq) where status = 'expired';
+-- For lists, newest first; the rowid, which is seq, is at the end of each.
+create index jobs_by_status on jobs (status, created_at);
+create index jobs_by_queue on jobs (queue, status, created_at);
+create index jobs_by_kind on jobs (kind, status, created_at);
 
 create table attempts (
     seq         integer not null,
@@ -51,21 +55,27 @@ create table attempts (
 ) strict, without rowid;
 
 create table tags (
-    tag text not null,
-    seq integer not null,
-    primary key (tag, seq)
+    tag        text not null,
+    created_at real not null,  -- of the job
+    seq        integer not null,
+    primary key (tag, created_at, seq)
 ) strict, without rowid;
 
 create table nodes (
     node        integer primary key,
     name        text not null unique,
-    lease_until real
+    lease_until real,
+    kinds       text not null default '[]'  -- what it serves, as a JSON array; none: it only adds jobs
 ) strict;
 
+-- What was set for a queue; a queue of which nothing was set needs no row.
 create table queues (
     name   text primary key,
     paused integer not null default 0
 ) strict, without rowid;
+
+create index queues_paused on queues (name) where paused = 1;
+create index queues_unset on queues (name) where paused = 0;
 
 -- How many jobs of a queue are in a state, kept in the transaction that changes them.
 -- The state is the status, but "held" for every job that a node holds; size counts ended jobs only.
@@ -75,4 +85,13 @@ create table counts (
     jobs  integer not null,
     size  integer not null,
     primary key (queue, state)
+) strict, without rowid;
+
+create index counts_empty on counts (queue, state) where jobs = 0 and size = 0;
+
+-- The same over all queues.
+create table totals (
+    state text primary key,
+    jobs  integer not null,
+    size  integer not null
 ) strict, without rowid;

@@ -1,0 +1,102 @@
+"""Cuts a batch that an exception broke, until the entry which broke it stands alone."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from jobpipe.engine.entries import Gathered
+from jobpipe.job import JobError, Outcome, Status
+from jobpipe.store.base import Settlement
+
+Part = tuple[Literal["noted", "start", "settlement", "add", "renewals", "claim"], Any]
+"""One thing that can break a batch: of what sort it is, and the thing itself."""
+
+LARGEST = 2**31 - 1
+"""The largest count of attempts that every store can write."""
+
+
+def parts(entries: Gathered) -> Sequence[Part]:
+    """What a batch consists of, in the order in which it is carried out. Renewals are one part."""
+    renewals: list[Part] = [("renewals", entries.renewals)] if entries.renewals else []
+    claim: list[Part] = [("claim", entries.wish)] if entries.wish is not None else []
+    return [
+        *renewals,
+        *(("noted", start) for start in entries.noted.values()),
+        *(("start", entry) for entry in entries.starts),
+        *(("settlement", one) for one in entries.batch.settlements),
+        *(("add", entry) for entry in entries.adds),
+        *claim,
+    ]
+
+
+def halves(entries: Gathered) -> tuple[Gathered, Gathered] | None:
+    """Two batches that come to the same one after the other; None when there is but one part."""
+    all_of_it = parts(entries)
+    if len(all_of_it) < 2:  # noqa: PLR2004 - two halves
+        return None
+    middle = len(all_of_it) // 2
+    return _of(entries, all_of_it[:middle]), _of(entries, all_of_it[middle:])
+
+
+def _of(entries: Gathered, some: Sequence[Part]) -> Gathered:
+    """A batch of some parts of another."""
+
+    def those(sort: str) -> list[Any]:
+        return [what for one, what in some if one == sort]
+
+    adds, starts, noted, claims = those("add"), those("start"), those("noted"), those("claim")
+    renewals = [entry for entries_ in those("renewals") for entry in entries_]
+    batch = msgspec.structs.replace(
+        entries.batch,
+        lease_until=entries.batch.lease_until if renewals else None,
+        starts=[*noted, *(entry.what for entry in starts)],
+        settlements=those("settlement"),
+        adds=[entry.what for entry in adds],
+        claim=entries.batch.claim if claims else None,
+    )
+    return msgspec.structs.replace(
+        entries,
+        batch=batch,
+        adds=adds,
+        starts=starts,
+        renewals=renewals,
+        noted={(start.seq, start.claim): start for start in noted},
+        wish=claims[0] if claims else None,
+    )
+
+
+def smaller_claim(entries: Gathered) -> Gathered | None:
+    """The same with half as many jobs to claim; None when it asks for one."""
+    claim = entries.batch.claim
+    if claim is None or claim.limit < 2:  # noqa: PLR2004 - two halves
+        return None
+    fewer = msgspec.structs.replace(claim, limit=claim.limit // 2)
+    return msgspec.structs.replace(entries, batch=msgspec.structs.replace(entries.batch, claim=fewer))
+
+
+def with_settlement(entries: Gathered, one: Settlement) -> Gathered:
+    """A batch of one settlement, with another in its place."""
+    return msgspec.structs.replace(entries, batch=msgspec.structs.replace(entries.batch, settlements=[one]))
+
+
+def plain_settlements(one: Settlement, words: str) -> Sequence[Settlement]:
+    """What to write in place of a settlement that cannot be written: the job is failed, in words.
+
+    Each one asks less of the store than the one before it; the last touches nothing but the job's row.
+    """
+    count = min(max(one.attempt, one.number, 1), LARGEST)
+    failed = Settlement(
+        seq=one.seq,
+        id=one.id,
+        queue=one.queue,
+        claim=one.claim,
+        outcome=Outcome.FAIL,
+        status=Status.FAILED,
+        attempt=count,
+        number=count,
+        started_at=one.started_at,
+        settled_at=one.settled_at,
+        error=JobError("InternalError", words),
+    )
+    return failed, msgspec.structs.replace(failed, outcome=None, started_at=None)

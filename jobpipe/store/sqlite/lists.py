@@ -1,0 +1,54 @@
+"""Which rows a list looks at: the newest first, from the index that holds the fewest others."""
+
+import math
+
+from jobpipe.job import Status
+from jobpipe.store.base import Filter, Place
+
+NEWEST = Place(math.inf, 0)
+"""Before it comes every job."""
+
+# Each arm is one range of an index that ends with created_at and the rowid. SQLite merges the arms as they come.
+_ARM = "select created_at as at, seq from {source} and (created_at, seq) < (:at, :seq)"
+_SINCE = " and created_at >= :created_after"
+_IN_ORDER = " order by at desc, seq desc limit :look"
+_OF_STATUS = "jobs where status = '{status}'"
+_TAGGED = "tags where tag = :tag"
+
+
+def looked(where: Filter) -> str:
+    """The query for the places (at, seq) of the rows that a list looks at, no more than `:look` of them.
+
+    A tag, else a queue, else a kind decides on the index, each but the tag together with the status. What else is asked
+    has to be looked for among these rows.
+    """
+    since = _SINCE if where.created_after is not None else ""
+    return " union all ".join(_ARM.format(source=source) + since for source in _sources(where)) + _IN_ORDER
+
+
+def _sources(where: Filter) -> list[str]:
+    if where.tag is not None:
+        return [_TAGGED]
+    narrow = (
+        " and queue = :queue"
+        if where.queue is not None
+        else " and kind = :kind"
+        if where.kind is not None
+        else ""
+    )
+    statuses = [where.status] if where.status is not None else list(Status)
+    return [_OF_STATUS.format(status=status.value) + narrow for status in statuses]
+
+
+def _narrow(where: Filter) -> str:
+    if where.queue is not None:
+        return " and queue = :queue"
+    return "" if where.kind is None else " and kind = :kind"
+
+
+def bounds(where: Filter, before: Place | None) -> dict[str, float]:
+    """The values of that query: it ends before the place of the last page, or before a time."""
+    place = before or NEWEST
+    if where.created_before is not None:
+        place = min(place, Place(where.created_before, 0))
+    return {"at": float(place.created_at), "seq": place.seq}

@@ -1,0 +1,253 @@
+"""Rows that hold what no jobpipe writes: each costs its own job, and nothing else.
+
+Jobs in every status are damaged at random; then every route of the API is called and the engine runs over them.
+Nothing answers 500, the node lives, every sound job ends well, and a damaged one fails in words or is shown.
+"""
+
+import os
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import apsw
+import msgspec
+import pytest
+import trio
+
+from jobpipe.job import JobError, Options, Outcome, Status
+from jobpipe.store.base import Add, Batch, Claimed, ClaimRequest, Retention, Settlement, Start, Store
+from jobpipe.store.memory import open_memory
+from jobpipe.store.postgres import open_postgres
+from jobpipe.store.sqlite import open_sqlite
+from tests.api.door import Door, open_door
+from tests.engine.conftest import NOW, new_job
+from tests.faults.damaging import Damager, PostgresDamager, SqliteDamager
+from tests.store.server import new_schema, server_url, with_query
+
+BEFORE = NOW - 1000.0
+STATES = (
+    *("queued", "scheduled", "due", "expiring", "held", "running", "cancelling", "retrying"),
+    *("done", "failed", "cancelled", "expired"),
+)
+OPTIONS = Options(tags=("tag",), timeout=30)
+ROUNDS = int(os.environ.get("JOBPIPE_TEST_DAMAGE", "25"))
+"""How many stores the thorough form damages; each has `2 * len(STATES)` damaged jobs."""
+
+
+@asynccontextmanager
+async def damageable(kind: str, folder: Path) -> AsyncIterator[tuple[Store, Damager]]:
+    """A store, and somebody who damages it."""
+    if kind == "memory":
+        async with open_memory() as memory:
+            yield memory, SqliteDamager(memory._db)
+    elif kind == "sqlite":
+        async with open_sqlite(folder / "jobs.db", sync="normal") as store:
+            yield store, SqliteDamager(apsw.Connection(str(folder / "jobs.db")))
+    else:
+        with new_schema() as schema:
+            async with open_postgres(with_query(server_url(), schema=schema), leases="caller") as shared:
+                damager = PostgresDamager(server_url(), schema)
+                with damager.db:
+                    yield shared, damager
+
+
+def job(name: str, **changes: Any) -> Any:
+    """A job of the kind `play`, made before the node starts."""
+    usual = {"kind": "play", "payload": b'"x"', "created_at": BEFORE, "run_at": BEFORE, "options": OPTIONS}
+    return new_job(name, **(usual | changes))
+
+
+def settled(one: Claimed, status: Status, outcome: Outcome) -> Settlement:
+    error = None if outcome is Outcome.DONE else JobError("ValueError", "no luck", "Traceback")
+    return Settlement(
+        seq=one.seq,
+        id=one.id,
+        queue=one.queue,
+        claim=one.claim,
+        outcome=outcome,
+        status=status,
+        attempt=1,
+        number=1,
+        run_at=BEFORE + 30 if status is Status.RETRYING else None,
+        started_at=BEFORE + 1,
+        settled_at=BEFORE + 2,
+        result=b"1" if outcome is Outcome.DONE else None,
+        error=error,
+    )
+
+
+async def filled(store: Store, copies: int) -> dict[str, str]:
+    """Jobs in every status, half of them to be damaged; returns their states by id."""
+    await store.join("dead", BEFORE, BEFORE + 5)
+    states = {
+        f"{which}-{state}-{number}": state
+        for state in STATES
+        for which in ("bad", "good")
+        for number in range(copies)
+    }
+    times = {
+        "scheduled": {"run_at": NOW + 3600},
+        "due": {"run_at": BEFORE + 10},
+        "expiring": {"expires_at": BEFORE + 10, "run_at": BEFORE + 5},
+        "expired": {"expires_at": BEFORE + 0.5, "run_at": BEFORE + 0.2},
+    }
+    taken = [
+        one
+        for one, state in states.items()
+        if state in ("held", "running", "cancelling", "retrying", "done", "failed")
+    ]
+    new = {one: job(one, **times.get(state, {})) for one, state in states.items()}
+    await store.exchange(Batch(node="dead", now=BEFORE, adds=[Add([new[one] for one in taken])]))
+    claimed = (
+        await store.exchange(
+            Batch(node="dead", now=BEFORE, claim=ClaimRequest(limit=len(taken), kinds=frozenset({"play"})))
+        )
+    ).claimed
+    assert len(claimed) == len(taken)
+    begun = [one for one in claimed if states[one.id] != "held"]
+    ends = {
+        "retrying": (Status.RETRYING, Outcome.RETRY),
+        "done": (Status.DONE, Outcome.DONE),
+        "failed": (Status.FAILED, Outcome.FAIL),
+    }
+    await store.exchange(
+        Batch(
+            node="dead",
+            now=BEFORE + 2,
+            starts=[Start(one.seq, one.claim, 1, BEFORE + 1) for one in begun],
+            settlements=[settled(one, *ends[states[one.id]]) for one in begun if states[one.id] in ends],
+            adds=[Add([new[one] for one in states if one not in taken])],
+        )
+    )
+    await store.cancel(
+        [one for one, state in states.items() if state in ("cancelled", "cancelling")], BEFORE + 3
+    )
+    return states
+
+
+SOUND_ENDS = {
+    "failed": "failed",
+    "cancelled": "cancelled",
+    "cancelling": "cancelled",
+    "expired": "expired",
+    "expiring": "expired",
+    "scheduled": "scheduled",
+}
+"""What becomes of sound jobs that are not `done` in the end."""
+
+
+class Caller:
+    """Calls every route of the API, and gathers what answers with a fault of jobpipe."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self.wrong: list[str] = []
+
+    async def call(self, method: str, path: str, **more: Any) -> None:
+        response = await self._door.request(method, path, **more)
+        if response.status_code >= 500 and path != "/health":
+            self.wrong.append(f"{method} {path}: {response.status_code} {response.text[:300]}")
+        elif response.content and "ndjson" not in response.headers["content-type"]:
+            response.json()
+
+    async def read(self, ids: list[str]) -> None:
+        for query in QUERIES:
+            await self.call("GET", f"/jobs?{query}")
+        for job_id in ids:
+            await self.call("GET", f"/jobs/{job_id}")
+        await self.call("GET", "/queues")
+        await self.call("GET", "/health")
+
+    async def change(self, job_id: str, act: str) -> None:
+        again = {"id": job_id, "kind": "play", "payload": "x"}
+        match act:
+            case "delete":
+                await self.call("DELETE", f"/jobs/{job_id}")
+            case "enqueue":
+                await self.call("POST", "/enqueue", json=again)
+            case "stream":
+                body = msgspec.json.encode(again)
+                await self.call("POST", "/enqueue/bulk", content=body, headers=NDJSON)
+            case "bulk":
+                await self.call("POST", "/enqueue/bulk", json=[again, {"id": f"{job_id}-too"}])
+            case _:
+                await self.call("POST", f"/jobs/{job_id}/{act}")
+
+
+NDJSON = {"content-type": "application/x-ndjson"}
+QUERIES = [
+    *("", "payload=true", "text=luck", "kind=play&payload=true", "queue=default", "tag=tag", "limit=3"),
+    *(f"status={status}&payload=true" for status in Status),
+]
+ACTS = ["cancel", "retry", "delete", "enqueue", "stream", "bulk"]
+
+
+async def live_through(store: Store, damager: Damager, seed: int, copies: int = 1) -> tuple[int, list[str]]:
+    """Damage a store and live on with it; returns how many rows were damaged, and what went wrong."""
+    chance = random.Random(seed)
+    states = await filled(store, copies)
+    bad = [one for one in states if one.startswith("bad")]
+    harm = [damager.harm_job(one, chance) for one in bad for _ in range(chance.randint(1, 3))]
+    harm += [damager.harm_others(chance) for _ in range(4)]
+    done = [one for one in harm if one is not None]
+    async with open_door(store, max_backlog=10_000_000) as door:
+        caller = Caller(door)
+        for _ in range(2):
+            await caller.read(bad)
+            for job_id in chance.sample(bad, len(bad) // 3):
+                await caller.change(job_id, chance.choice(ACTS))
+        wrong = [f"{one} is {await store.get(one)}" for one in await left_after(20, store, states)]
+        await caller.read(bad)
+        new = await door.enqueue(id="new", kind="play", payload="y")
+        if new.status_code != 202 or (await door.ended("new"))["status"] != "done":
+            wrong.append(f"a new job: {new.text}")
+        await store.prune(NOW + 10, Retention(0, 0, 0, 0))
+        await caller.read(bad[:4])
+        if door.node.phase != "running":
+            wrong.append(f"the node is {door.node.phase}")
+    return len(done), [f"seed {seed}: {one}\n  after {done}" for one in (*caller.wrong, *wrong)]
+
+
+async def left_after(seconds: float, store: Store, states: dict[str, str]) -> list[str]:
+    """The sound jobs that have not ended as they should; waits for them so long at the most."""
+    left = [one for one in states if one.startswith("good")]
+    with trio.move_on_after(seconds):
+        while left:
+            left = [one for one in left if not await _is_well(store, one, states[one])]
+            await trio.sleep(0.02)
+    return left
+
+
+async def _is_well(store: Store, job_id: str, state: str) -> bool:
+    job = await store.get(job_id)
+    return job is not None and job.status == SOUND_ENDS.get(state, "done")
+
+
+@pytest.mark.parametrize("kind", ["memory", "postgres", "sqlite"])
+async def test_a_damaged_row_costs_its_own_job_alone(kind, tmp_path) -> None:
+    """A few dozen rows of each store."""
+    async with damageable(kind, tmp_path) as (store, damager):
+        damaged, wrong = await live_through(store, damager, seed=1)
+
+    assert wrong == []
+    assert damaged > len(STATES) / 2
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("kind", ["memory", "postgres", "sqlite"])
+async def test_a_thousand_damaged_rows_cost_their_own_jobs_alone(kind, part, tmp_path) -> None:
+    """Many stores, each damaged in another way."""
+    damaged = 0
+    wrong: list[str] = []
+    for seed in range(part, ROUNDS, 4):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        async with damageable(kind, folder) as (store, damager):
+            number, faults = await live_through(store, damager, seed=1000 + seed, copies=2)
+            damaged, wrong = damaged + number, wrong + faults
+
+    assert wrong == []
+    print(f"{damaged} damaged rows of {kind}")  # noqa: T201 - the thorough form says how thorough it was
