@@ -12,7 +12,16 @@ from jobpipe import cli, service
 from jobpipe.api.app import create_app
 from jobpipe.api.bulk import MOST
 from jobpipe.api.problems import LISTED, LONGEST, Code, Fault, ProblemDetails
-from jobpipe.api.schemas import TRACEBACKS, AttemptView, EnqueueRequest, Health, JobView, ListQuery, QueueView
+from jobpipe.api.schemas import (
+    TRACEBACKS,
+    AttemptView,
+    EnqueueRequest,
+    Health,
+    JobView,
+    ListQuery,
+    QueueQuery,
+    QueueView,
+)
 from jobpipe.clock import WallClock
 from jobpipe.engine import watchdog
 from jobpipe.engine.node import Node
@@ -155,7 +164,7 @@ def test_table_of_problems_has_every_code():
         ("## `POST /enqueue`", [EnqueueRequest]),
         ("## `GET /health`", [Health]),
         ("## `GET /jobs`", [ListQuery]),
-        ("## `GET /queues`", [QueueView]),
+        ("## `GET /queues`", [QueueQuery, QueueView]),
     ],
 )
 def test_table_of_a_route_has_every_field_and_parameter(heading, models):
