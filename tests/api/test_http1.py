@@ -270,7 +270,7 @@ async def test_upgrades_under_load_are_answered_each(door):
         (b"/jobs/%F0%9F%A6%A6", 404),
         (b"/" + b"x" * 8000, 404),
         (b"/jobs/" + b"x" * 8000, 404),
-        (b"/health?" + b"&" * 500, 200),
+        (b"/health?" + b"&" * 200, 200),
         (b"/jobs?%", 422),
         (b"/jobs?limit=%ff", 422),
         (b"/<script>", 404),
