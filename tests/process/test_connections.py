@@ -70,7 +70,7 @@ async def test_without_file_descriptors_it_says_so_now_and_then_and_goes_on(serv
     files(4096)
     service.expected_errors = {"cannot accept connections"}
     address = service.url.removeprefix("http://").rsplit(":", 1)
-    assert service.has_said("MAX_CONNECTIONS is 1000, but this process may open 60 files only")
+    await service.said("MAX_CONNECTIONS is 1000, but this process may open 60 files only")
     with contextlib.ExitStack() as stack:
         for _ in range(150):
             stack.enter_context(socket.create_connection((address[0], int(address[1])), timeout=PATIENCE))
