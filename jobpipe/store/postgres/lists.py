@@ -35,7 +35,7 @@ _ALL = (
     "where true"
 )
 _ORDER = {
-    Status.QUEUED: f"queue, priority desc, run_at, seq limit {FEW}",
+    Status.QUEUED: f"queue, (case when kind is null then 0 else 1 end), priority desc, run_at, seq limit {FEW}",
     Status.SCHEDULED: f"created_at, seq limit {FEW}",
     Status.RETRYING: f"created_at, seq limit {FEW}",
 }

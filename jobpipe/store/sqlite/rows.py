@@ -47,7 +47,7 @@ def fetch(db: apsw.Connection, sql: str, values: Row | Mapping[str, Any] = ()) -
     try:
         return db.execute(sql, values).fetchall()
     except UnicodeDecodeError:
-        if not sql.startswith("select"):
+        if not sql.startswith(("select", "with")):
             raise
         return _fetch_bytes(db, sql, values)
 
@@ -71,7 +71,7 @@ def fetch_one(db: apsw.Connection, sql: str, values: Row | Mapping[str, Any] = (
     try:
         return db.execute(sql, values).fetchone()
     except UnicodeDecodeError:
-        if not sql.startswith("select"):
+        if not sql.startswith(("select", "with")):
             raise
         return _fetch_bytes(db, sql, values)[0]
 

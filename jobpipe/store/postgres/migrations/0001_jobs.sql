@@ -385,8 +385,9 @@ declare
     latest constant timestamptz := '9999-12-31T23:59:59.999Z';
     names constant text := '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$';
     -- Control characters, spaces of every kind, slashes, and what turns or hides the text around it.
-    not_in_ids constant text := '[\u0001-\u0020/\u007f-\u00a0\u1680\u2000-\u200a\u200e\u200f\u2028-\u202f'
-        '\u205f\u2066-\u2069\u3000\ufeff]';
+    invisible constant text := '\u0001-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f'
+        '\ufeff\ufff9-\ufffb\U0001d173-\U0001d17a\U000e0000-\U000e0fff';
+    not_in_ids constant text := '[ /\u00a0\u1680\u2000-\u200a\u200c\u200d\u202f\u205f\u3000' || invisible || ']';
     now_at constant double precision := seconds_of(clock_timestamp());
     job_id constant text := coalesce(enqueue.id, new_id());
     due double precision;
@@ -423,8 +424,8 @@ begin
         when cardinality(enqueue.tags) > 20 then 'tags: at most 20'
         when exists (
             select from unnest(enqueue.tags) as t (tag)
-            where t.tag is null or length(t.tag) not between 1 and 100)
-            then 'tags: 1 to 100 characters each'
+            where t.tag is null or length(t.tag) not between 1 and 100 or t.tag ~ ('[' || invisible || ']'))
+            then 'tags: 1 to 100 characters each, without control and invisible characters'
         when enqueue.backoff is not null then wrong_backoff(enqueue.backoff)
     end;
     if wrong is null then
