@@ -33,7 +33,6 @@ ENGINE = [
     "attempts.Attempts._run",
     "attempts.Attempts._settle",
     "attempts.Attempts.call",
-    "attempts.Attempts._tell_spared",
     "attempts.Attempts.cancel_held",
     "attempts.Attempts._lost",
     "verdict.settlement",
