@@ -26,7 +26,7 @@ def post(path, *headers, body=b""):
 
 
 @pytest.mark.parametrize(
-    "path", ["/nothing", "/enqueue/nothing", "/jobs/a/b/c", "/queues/a", "/favicon", "/ENQUEUE"]
+    "path", ["/nothing", "/enqueue/nothing", "/jobs/a/b/c", "/queues/a/b", "/favicon", "/ENQUEUE"]
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 async def test_an_unknown_route_is_told_with_404(door, method, path):

@@ -152,8 +152,14 @@ class PostgresDamager:
         self.db = psycopg.connect(url, autocommit=True, options=f"-c search_path={schema}")
         checks = self.db.execute(
             "select conrelid::regclass::text, conname from pg_constraint "
-            "where contype = 'c' and connamespace = current_schema()::regnamespace"
+            "where contype = 'c' and connamespace = current_schema()::regnamespace and conrelid <> 0"
         ).fetchall()
+        domains = self.db.execute(
+            "select contypid::regtype::text, conname from pg_constraint "
+            "where connamespace = current_schema()::regnamespace and contypid <> 0"
+        ).fetchall()
+        for domain, name in domains:
+            self.db.execute(f'alter domain {domain} drop constraint "{name}"'.encode())
         for table, name in checks:
             self.db.execute(f'alter table {table} drop constraint "{name}"'.encode())
 

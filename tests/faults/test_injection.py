@@ -33,7 +33,7 @@ ENGINE = [
     "attempts.Attempts._run",
     "attempts.Attempts._settle",
     "attempts.Attempts.call",
-    "attempts.Attempts._tell_failed",
+    "attempts.Attempts._tell_outcome",
     "attempts.Attempts.cancel_held",
     "attempts.Attempts._lost",
     "verdict.settlement",

@@ -546,7 +546,7 @@ class Lives(RuleBasedStateMachine):
         queues = self.model.queues()
         assert list(self.call(self.store.queues)) == queues
         assert [self.call(self.store.queue, queue.name) for queue in queues] == queues
-        overview = self.call(self.store.overview)
+        overview = self.call(self.store.overview, SERVES["n1"])
         assert overview.counts == {
             status: total
             for status in Status

@@ -55,8 +55,8 @@ FILL = (
         "with new as (insert into {0}.jobs (id, kind, queue, priority, run_at, max_retries, created_at, payload) "
         f"select 'd' || n, 'demo', 'q0', 1000, {NOW}, 3, {NOW}, '1' "
         f"from generate_series(1, {ASIDE_JOBS}) n returning *) "
-        "insert into {0}.live (seq, kind, queue, status, priority, run_at) "
-        "select seq, kind, queue, 'queued', priority, run_at from new"
+        "insert into {0}.live (seq, kind, queue, status, priority, run_at, created_at) "
+        "select seq, kind, queue, 'queued', priority, run_at, created_at from new"
     ),
     (
         "with new as (insert into {0}.jobs "

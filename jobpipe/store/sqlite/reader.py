@@ -1,6 +1,6 @@
 """What the API reads: on connections of its own, so that nothing waits for the writer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import apsw
@@ -19,6 +19,7 @@ from jobpipe.store.sqlite.rows import (
     as_json,
     fetch,
     fetch_one,
+    stream,
     transaction,
 )
 from jobpipe.store.sqlite.tally import HELD
@@ -122,13 +123,13 @@ def listed(db: apsw.Connection, where: Filter, limit: int, before: Place | None)
         while not pager.over:
             bounds = lists.bounds(where, pager.before)
             values = wanted | bounds | {"look": pager.look, "limit": pager.room}
-            _take(db.execute(query, values), pager)
+            _take(stream(db, query, values), pager)
             if not pager.over:
                 pager.looked(_edge(db, looked, values))
     return pager.page()
 
 
-def _take(rows: apsw.Cursor, pager: Pager) -> None:
+def _take(rows: Generator[Row, None, None], pager: Pager) -> None:
     """Take rows one by one, so that no more than a page is in memory, and one job."""
     for row in rows:
         if not pager.fits(sum(len(row[column] or b"") for column in _LONG), Place(row[11], row[17])):

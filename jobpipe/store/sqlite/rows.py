@@ -1,6 +1,6 @@
 """Statements and rows of SQLite."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,6 +50,20 @@ def fetch(db: apsw.Connection, sql: str, values: Row | Mapping[str, Any] = ()) -
         if not sql.startswith("select"):
             raise
         return _fetch_bytes(db, sql, values)
+
+
+def stream(db: apsw.Connection, sql: str, values: Row | Mapping[str, Any]) -> Generator[Row, None, None]:
+    """The rows of a query that only reads, one by one; see `fetch`. Close it to end the query."""
+    taken = 0
+    rows = db.execute(sql, values)
+    try:
+        for row in rows:
+            yield row
+            taken += 1
+    except UnicodeDecodeError:
+        yield from _fetch_bytes(db, sql, values)[taken:]
+    finally:
+        rows.close()
 
 
 def fetch_one(db: apsw.Connection, sql: str, values: Row | Mapping[str, Any] = ()) -> Row | None:
