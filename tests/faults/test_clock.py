@@ -78,5 +78,5 @@ async def test_a_start_with_a_clock_that_is_behind_takes_everything_back(serve, 
     faults.clock(-HOUR)
     service = await serve()
 
-    assert (await service.said("recovered "))["event"].startswith("recovered 1 jobs")
+    assert await service.said("recovered 1 jobs")
     assert (await service.job("active", wait=PATIENCE))["status"] == "done"

@@ -123,7 +123,7 @@ def test_a_handler_may_ask_for_its_own_limits() -> None:
         ("k", {"timeout": 0}, "timeout"),
         ("k", {"timeout": -1}, "timeout"),
         ("k", {"timeout": "0s"}, "timeout"),
-        ("k", {"timeout": "5 parsecs"}, "'5 parsecs' is no duration"),
+        ("k", {"timeout": "5 parsecs"}, "'5 parsecs' is not a duration"),
         ("k", {"timeout": True}, "timeout"),
         ("k", {"timeout": math.nan}, "timeout"),
         ("k", {"timeout": math.inf}, "timeout"),
@@ -134,7 +134,7 @@ def test_a_handler_may_ask_for_its_own_limits() -> None:
         ("k", {"backoff": Backoff(factor=0.5)}, "backoff"),
         ("k", {"backoff": Backoff(jitter="some")}, "backoff"),  # type: ignore[arg-type]  # that is the point
         ("k", {"backoff": {"bass": 1}}, "backoff"),
-        ("k", {"backoff": {"base": "soon"}}, "'soon' is no duration"),
+        ("k", {"backoff": {"base": "soon"}}, "'soon' is not a duration"),
         ("k", {"backoff": 5}, "backoff"),
         ("k", {"backoff": object()}, "object"),
     ],
