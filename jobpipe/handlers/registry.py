@@ -187,7 +187,7 @@ def _imported(name: str) -> types.ModuleType:
         raise
     except BaseException as error:
         # What a module raises costs the start, in words: SystemExit, a test framework's own exceptions, anything.
-        raise HandlerError(f"HANDLERS: cannot import {name!r}: {_shown(name, error)}") from error
+        raise HandlerError(f"HANDLERS: cannot import {name!r}: {_shown(name, error)}") from error  # noqa: ASYNC104 - see above
 
 
 def _shown(name: str, error: BaseException) -> str:

@@ -121,9 +121,10 @@ class Session:
             self.run("release savepoint part", prepare=False)
             await self.answered()
         except psycopg.Error:
-            await self._passed_over()
+            # Cancelled here, the transaction is undone as a whole: the error does not matter any more.
+            await self._passed_over()  # noqa: ASYNC120 - see above
             self.run("rollback to savepoint part", prepare=False)
-            await self.answered()
+            await self.answered()  # noqa: ASYNC120 - see above
             raise
 
     def begin(self, command: bytes) -> None:
