@@ -25,9 +25,9 @@ class Attempt:
     def stop(self, reason: Reason) -> None:
         """Cancel the handler, or keep it from beginning; the first reason counts."""
         if self.reason is None:
-            self.reason = reason
             if self.lane is not None:
                 self.lane.cancel()
+            self.reason = reason  # last, so that a cancel that failed can be tried again
 
     @property
     def number(self) -> int:

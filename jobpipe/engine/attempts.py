@@ -211,11 +211,11 @@ class Attempts:
         """Run the handler in its lane, and judge how it ended."""
         timeout = attempt.job.options.timeout or handler.timeout or math.inf
         deadline = math.inf if timeout == math.inf else trio.current_time() + timeout
-        if deadline < math.inf:
-            lane.limit(deadline)
-        attempt.lane = lane
         try:
             with lane:
+                attempt.lane = lane
+                if deadline < math.inf:
+                    lane.limit(deadline)
                 return verdicts.returned(await self.call(attempt, handler, deadline), self._max_result)
         # SystemExit, groups, a foreign Cancelled: all end the attempt only. `perform` raises the worker's own cancel.
         except BaseException as error:  # noqa: BLE001, ASYNC103 - see above
@@ -251,7 +251,7 @@ class Attempts:
 
     def _settle(self, attempt: Attempt, verdict: Verdict, handler: Handler | None = None) -> None:
         job = attempt.job
-        if self._held.pop((job.seq, job.claim), None) is None:
+        if not self._holds(attempt):
             return  # it was abandoned; its handler ended after all
         now = self._clock.now()
         policy = job.options.backoff or (handler and handler.backoff) or USUAL_BACKOFF
@@ -270,6 +270,7 @@ class Attempts:
                 random=self._rng.random,
             )
         self._ledger.settle(written)
+        del self._held[job.seq, job.claim]  # last, so that one whose settlement failed can be settled again
         self.tally[written.outcome] += 1
         self._ended.set()
         if self._tells_all:

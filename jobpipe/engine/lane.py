@@ -15,13 +15,14 @@ class Lane:
 
     def __init__(self) -> None:
         self._task = trio.lowlevel.current_task()
-        self._open()
+        self._scope, self._is_open = trio.CancelScope(), False
+        self._status: object = None
+        self._spent = False
 
     def _open(self) -> None:
         self._scope = trio.CancelScope()
         self._scope.__enter__()
-        self._status = self._innermost()
-        self._spent = False
+        self._status, self._spent, self._is_open = self._innermost(), False, True
 
     def _innermost(self) -> object:
         """What stands for the innermost scope that is open in the task."""
@@ -29,19 +30,22 @@ class Lane:
 
     def close(self) -> None:
         """Close the scope, between two attempts."""
-        self._scope.__exit__(None, None, None)
+        if self._is_open:
+            self._scope.__exit__(None, None, None)
 
     def limit(self, deadline: float) -> None:
-        """Cancel the attempt at a time of Trio's clock."""
+        """Cancel the attempt that runs at a time of Trio's clock."""
         self._scope.deadline, self._spent = deadline, True
 
     def cancel(self) -> None:
-        """Cancel the attempt."""
+        """Cancel the attempt that runs."""
         self._spent = True
         self._scope.cancel()
 
     def __enter__(self) -> Self:
         """Begin an attempt."""
+        if not self._is_open:
+            self._open()
         return self
 
     def __exit__(
@@ -56,7 +60,5 @@ class Lane:
         """
         if not self._spent and self._innermost() is self._status:
             return False
-        try:
-            return self._scope.__exit__(kind, error, trace)
-        finally:
-            self._open()
+        self._is_open = False
+        return self._scope.__exit__(kind, error, trace)

@@ -147,11 +147,12 @@ class Ledger:
         """Write what became of a held job with the next batch. Its place is given up at once."""
         self._noted.pop((settlement.seq, settlement.claim), None)
         self._locked.pop((settlement.seq, settlement.claim), None)  # its start
-        self._settlements.append(settlement)
-        if len(self._settlements) >= BATCH or self._events.watched(settlement.id):
+        waiting = len(self._settlements) + 1
+        if waiting >= BATCH or self._events.watched(settlement.id):
             self._write_within(0.0)
-        elif len(self._settlements) == 1:
+        elif waiting == 1:
             self._write_within(SETTLE_DELAY)
+        self._settlements.append(settlement)  # last, so that one that was not noted can be handed in again
 
     async def renew(self) -> bool:
         """Renew the node's lease; False: it is lost. Raises `StoreUnavailable`."""
@@ -164,8 +165,8 @@ class Ledger:
         claimed. When it is cancelled before that, what is claimed for it is handed back with the next batch.
         """
         wish = self._wish = Wish(claimer)
-        self._wake()
         try:
+            self._wake()
             await wish.granted.wait()
         except BaseException:
             wish.abandoned = True
@@ -338,8 +339,8 @@ class Ledger:
         entry: Entry[W, R] = Entry(what)
         queue[entry] = jobs
         self.arriving += jobs
-        self._wake()
         try:
+            self._wake()
             return await entry.receipt()
         finally:
             # Still there: the waiter was cancelled before its batch began.
@@ -352,8 +353,8 @@ class Ledger:
         """Write what is there in so many seconds, unless there is a reason to do it before."""
         at = trio.current_time() + seconds
         if at < self._write_at:
-            self._write_at = at
             self._wake()
+            self._write_at = at
 
     def _has_work(self) -> bool:
         return self._writing or self._urgent() or bool(self._noted or self._settlements or self._locked)
@@ -396,45 +397,53 @@ class Ledger:
                 await self._woken.wait()
 
     def _gather(self) -> Gathered:
-        """Take what goes into the next batch."""
+        """Take what goes into the next batch: all of it, or with an exception nothing."""
         now = self._clock.now()
-        self._look_again = False
         if self._unlock_at <= trio.current_time():
             self._take_locked()
-        adds = self._take_adds()
+        adds = self._first_adds()
         most = self._most(adding=bool(adds))
-        settlements, self._settlements = self._settlements[:most], self._settlements[most:]
-        self._write_at = -math.inf if self._settlements else math.inf
-        starts, self._starts = list(self._starts), {}
-        renewals, self._renewals = list(self._renewals), {}
-        noted, self._noted = self._noted, {}
-        wish, limit = self._take_wish(most)
+        wanted = self._wanted(most)
         batch = Batch(
             node=self._node,
             now=now,
-            lease_until=now + self._lease if renewals else None,
-            starts=[*noted.values(), *(entry.what for entry in starts)],
-            settlements=settlements,
+            lease_until=now + self._lease if self._renewals else None,
+            starts=[*self._noted.values(), *(entry.what for entry in self._starts)],
+            settlements=self._settlements[:most],
             adds=[entry.what for entry in adds],
-            claim=ClaimRequest(limit=limit, kinds=self._kinds) if wish else None,
+            claim=ClaimRequest(limit=wanted, kinds=self._kinds) if wanted else None,
         )
-        return Gathered(batch, adds, starts, renewals, noted, wish, self._tenure)
+        wish = self._wish if wanted else None
+        entries = Gathered(
+            batch, adds, list(self._starts), list(self._renewals), self._noted, wish, self._tenure
+        )
+        self._take(entries)
+        return entries
 
-    def _take_wish(self, most: int) -> tuple[Wish | None, int]:
-        """The wish for jobs, and how many the batch takes for it; it stands on while none are wanted."""
-        if self._wish is None or self._suspended or (wanted := self._wish.claimer.wanted()) < 1:
-            return None, 0
-        wish, self._wish = self._wish, None
-        return wish, min(wanted, most)
+    def _take(self, entries: Gathered) -> None:
+        """Leave to a batch what goes into it. Nothing here can fail halfway."""
+        self._look_again = False
+        for entry in entries.adds:
+            del self._adds[entry]
+        self._added = len(entries.adds) or self._added
+        self._settlements = self._settlements[len(entries.batch.settlements) :]
+        self._write_at = -math.inf if self._settlements else math.inf
+        self._starts, self._renewals, self._noted = {}, {}, {}
+        if entries.wish is not None:
+            self._wish = None
+
+    def _wanted(self, most: int) -> int:
+        """How many jobs the batch claims; the wish for jobs stands on while that is none."""
+        if self._wish is None or self._suspended:
+            return 0
+        return max(0, min(self._wish.claimer.wanted(), most))
 
     def _take_locked(self) -> None:
         """Try again to write what was locked."""
-        locked, self._locked, self._unlock_at = self._locked, {}, math.inf
-        for fence, one in locked.items():
-            if isinstance(one, Settlement):
-                self._settlements.append(one)
-            else:
-                self._noted[fence] = one
+        locked = self._locked
+        self._settlements += [one for one in locked.values() if isinstance(one, Settlement)]
+        self._noted |= {fence: one for fence, one in locked.items() if not isinstance(one, Settlement)}
+        self._locked, self._unlock_at = {}, math.inf
 
     def _put_aside(self, entries: Gathered, locked: Collection[tuple[int, int]]) -> None:
         """Keep the outcomes and the noted starts that could not be written, for later."""
@@ -452,18 +461,16 @@ class Ledger:
             self._adding_until = now + ADDING
         return BESIDE if now < self._adding_until else BATCH
 
-    def _take_adds(self) -> list[Entry[Add, Sequence[Receipt]]]:
-        taken: list[Entry[Add, Sequence[Receipt]]] = []
+    def _first_adds(self) -> list[Entry[Add, Sequence[Receipt]]]:
+        """Those that have waited longest, as many as go into one batch."""
+        first: list[Entry[Add, Sequence[Receipt]]] = []
         jobs = 0
         for entry in self._adds:
             jobs += len(entry.what.jobs)
-            if taken and jobs > ADDS:
+            if first and jobs > ADDS:
                 break
-            taken.append(entry)
-        for entry in taken:
-            del self._adds[entry]
-        self._added = len(taken) or self._added
-        return taken
+            first.append(entry)
+        return first
 
     async def _put_off(self, entries: Gathered, error: StoreError) -> None:
         """The store did not take a batch: tell who waits, keep what must not be lost, and wait a little."""
@@ -502,13 +509,9 @@ class Ledger:
             self._wish = wish
 
     def _hand_out(self, entries: Gathered, receipts: Receipts) -> None:
-        if self.trouble is not None:
-            log.info("the store can write again")
-        self.trouble, self._pause = None, 0.0
-        self.commits += 1
-        self._arrived(entries)
-        self.waiting = receipts.waiting
-        self._next_due = self._due_at(entries.batch.now, receipts.next_due)
+        """Hand out what came of a batch. It is written: what fails here costs those whom it concerns alone."""
+        with self._unforeseen.costs("what this node knows of the store comes with the next batch"):
+            self._learn(entries, receipts)
         try:
             self._grant(entries, receipts)
         except Exception as error:  # noqa: BLE001 - costs these claims alone
@@ -523,8 +526,23 @@ class Ledger:
         except Exception as error:  # noqa: BLE001 - costs those who have no answer yet
             self._unforeseen.tell(error, "some who wait for this batch are told that it failed")
             self._refuse(entries, error)
-        self._put_aside(entries, receipts.locked)
+        try:
+            self._put_aside(entries, receipts.locked)
+        except Exception as error:  # noqa: BLE001 - costs a write that the store refuses
+            self._unforeseen.tell(error, "the outcomes of this batch are written once more")
+            self._settlements[:0] = entries.batch.settlements
+            self._write_within(LOCKED_DELAY)
         self._tell(entries, receipts)
+
+    def _learn(self, entries: Gathered, receipts: Receipts) -> None:
+        """Note how the store stands after a batch."""
+        if self.trouble is not None:
+            log.info("the store can write again")
+        self.trouble, self._pause = None, 0.0
+        self.commits += 1
+        self._arrived(entries)
+        self.waiting = receipts.waiting
+        self._next_due = self._due_at(entries.batch.now, receipts.next_due)
 
     def _due_at(self, now: float, due: float | None) -> float:
         """When to look for due jobs again, given when the next one is due. A time that is no time counts as none."""

@@ -31,7 +31,9 @@ async def work(
             try:
                 goes_on = await _next(source, lane, queue, attempts, run_buffered=run_buffered)
             except Exception as error:  # noqa: BLE001 - a fault of jobpipe's own: costs a pause
-                unforeseen.tell(error, "a worker pauses", seconds=PAUSE)
+                unforeseen.tell(error, "a worker pauses, and hands its job back", seconds=PAUSE)
+                if source.last is not None:
+                    attempts.hand_back(source.last)
                 await trio.sleep(PAUSE)
 
 
@@ -56,6 +58,8 @@ class Source:
         self._receive, self._queue = receive, queue
         self._task, self._clean = trio.lowlevel.current_task(), contextvars.copy_context()
         self._begun, self._jobs = trio.current_time(), 0
+        self.last: Attempt | None = None
+        """what came out of the channel last: somebody must settle it, whatever happens to this worker"""
 
     async def next(self) -> Attempt | None:
         """Wait for an attempt; None: there will be no more. Others have their turn at least every `TURN` seconds."""
@@ -63,7 +67,7 @@ class Source:
         if trio.current_time() - self._begun >= TURN or contextvars.copy_context() != self._clean:
             await self._give_way()
         try:
-            attempt = self._receive.receive_nowait()
+            attempt = self.last = self._receive.receive_nowait()
         except trio.WouldBlock:
             return await self._wait()
         except trio.EndOfChannel:
@@ -82,7 +86,7 @@ class Source:
         self._end_turn()
         self._queue.idle()
         try:
-            attempt = await self._receive.receive()
+            attempt = self.last = await self._receive.receive()
         except trio.EndOfChannel:
             return None
         self._begun, self._jobs = trio.current_time(), 1

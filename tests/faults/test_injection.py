@@ -7,7 +7,7 @@ every job has ended as it should, or at most one failed in words; new jobs run, 
 import functools
 import importlib
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,106 +20,43 @@ from jobpipe.store.base import Store
 from tests.engine.conftest import Rig, Step, new_job, running
 from tests.store.conftest import OPENERS
 
-ENGINE = [
-    "ledger.Ledger._gather",
-    "ledger.Ledger._grant",
-    "ledger.Ledger._answer",
-    "ledger.Ledger._something_to_write",
-    "ledger.Ledger._company",
-    "ledger.Ledger.note_start",
-    "attempts.Attempts.hold",
-    "attempts.Attempts._perform",
-    "attempts.Attempts._start",
-    "attempts.Attempts._run",
-    "attempts.Attempts._settle",
-    "attempts.Attempts.call",
-    "attempts.Attempts.cancel_held",
-    "attempts.Attempts._lost",
-    "verdict.settlement",
-    "verdict.returned",
-    "verdict.raised",
-    "intake.Intake._send",
-    "intake.Intake._hold",
-    "intake.Intake._take",
-    "lease.Lease._renew",
-    "lease.Lease._rescue_if_possible",
-    "lease.Lease.rescue",
-    "maintenance.Maintenance._prune",
-    "news.Newsroom._act",
-    "control.Control.cancel",
-    "queue.Queue.has_room",
-    "queue.Queue.took",
-    "worker.Source.next",
-]
-SQLITE = [
-    "writer.Writer.exchange",
-    "writer.Writer._carry_out",
-    "writer.Writer._renew",
-    "writer.Writer._promote",
-    "writer.Writer._start",
-    "writer.Writer._settle",
-    "writer.Writer._end",
-    "writer.Writer._again",
-    "writer.Writer._record",
-    "writer.Writer._add",
-    "writer.Writer._insert",
-    "writer.Writer._note",
-    "writer.Writer._claim",
-    "writer.Writer._due",
-    "writer.Writer._node",
-    "writer.Writer._count_waiting",
-    "writer.fetch",
-    "writer.fetch_one",
-    "writer.execute_values",
-    "writer.new_row",
-    "writer.encoded_error",
-    "writer.claimed_from",
-    "tally.Tally.move",
-    "tally.Tally.write",
-    "control.Control._cancel",
-    "control.Control._too_much",
-    "control.Control.rescue",
-    "reader.find",
-    "reader.job_from",
-]
-POSTGRES = [
-    "writer.Writer.exchange",
-    "writer.Writer._once",
-    "writer.Writer._learn",
-    "writer.Writer._tell",
-    "writer.Writer._look_after",
-    "writer.Exchange.renew",
-    "writer.Exchange.promote",
-    "writer.Exchange.settle",
-    "writer.Exchange.add",
-    "writer.Exchange.claim",
-    "writer.Exchange.look",
-    "writer.Exchange.judge",
-    "writer.claimed_from",
-    "settling.Settling.send",
-    "settling.Settling.judge",
-    "settling.send_starts",
-    "settling.encoded_error",
-    "settling.integers",
-    "adding.Adding.send",
-    "adding.Adding.check",
-    "adding.texts",
-    "adding.encoded_options",
-    "session.Session.run",
-    "session.Session.answered",
-    "session.Answer.rows",
-    "control.Control._cancel",
-    "control.Control._lock",
-    "house._too_much",
-    "house.House.rescue",
-    "reader.found",
-    "reader.job_from",
-]
-PLACES = {
-    "memory": SQLITE,
-    "sqlite": SQLITE,
-    "postgres": POSTGRES,
+HEART = {
+    "engine": (
+        "attempts",
+        "control",
+        "intake",
+        "lane",
+        "lease",
+        "ledger",
+        "maintenance",
+        "news",
+        "prefetch",
+        "queue",
+        "served",
+        "splitting",
+        "verdict",
+        "worker",
+    ),
+    "sqlite": ("control", "lists", "reader", "rows", "tally", "values", "verbs", "writer"),
+    "postgres": (
+        "adding",
+        "control",
+        "house",
+        "locks",
+        "parameters",
+        "reader",
+        "session",
+        "settling",
+        "tally",
+        "words",
+        "writer",
+    ),
 }
+"""The rooms in which a fault may cost one entry at the most; every function of theirs is a place to strike at."""
+UNGUARDED = ("ledger.Ledger._hand_out",)
+"""What is guarded step by step inside: the batch is written then, and cannot be taken back."""
+HUSHED = ("verdict._clean",)
+"""Where an exception counts as one of the handler's error, which says then that its text cannot be shown."""
 CHOSEN = {
     "sqlite": ["writer.Writer._end", "writer.claimed_from", "writer.new_row", "control.Control._cancel"],
     "postgres": [
@@ -130,8 +67,6 @@ CHOSEN = {
         "reader.job_from",
     ],
 }
-RARE = ("_lost", "cancel_held", "_act")
-"""What this scene reaches over shared stores, or in a race, alone."""
 HEARTBEAT = ("_renew", "_rescue_if_possible", "rescue", "_prune", "_too_much")
 """What comes by itself after a few seconds."""
 ROOMS = {"memory": "sqlite", "sqlite": "sqlite", "postgres": "postgres"}
@@ -283,38 +218,54 @@ async def strike(store: Store, place: str, at: int, name: str) -> bool:
     wrong = wrong_ends(jobs)
     assert len(wrong) <= (1 if injection.error else 0), (place, at, wrong)
     assert all("at call" in one for one in wrong), (place, at, wrong)
-    if injection.error is not None:
+    if injection.error is not None and not place.endswith(HUSHED):
         logged = any(line.get("exc_info") is injection.error for line in rig.log)
-        in_job = any("at call" in str(attempt.error) for job in jobs.values() for attempt in job.attempts)
+        errors = [str(attempt.error) for job in jobs.values() for attempt in job.attempts]
+        in_job = any("at call" in error or InjectedError.__name__ in error for error in errors)
         assert logged or injection.error.told or in_job, (place, at)
     return injection.error is not None
 
 
 def places(store: str) -> list[str]:
-    """Every place that matters to a store."""
-    return [
-        *(f"jobpipe.engine.{place}" for place in ENGINE),
-        *(f"jobpipe.store.{ROOMS[store]}.{place}" for place in PLACES[store]),
-    ]
+    """Every function and method of the heart, with one store."""
+    rooms = [f"jobpipe.engine.{room}" for room in HEART["engine"]]
+    rooms += [f"jobpipe.store.{ROOMS[store]}.{room}" for room in HEART[ROOMS[store]]]
+    return [place for room in rooms for place in defined(room) if not place.endswith(UNGUARDED)]
+
+
+def defined(module: str) -> Iterator[str]:
+    """The functions that a module defines, and those of its classes."""
+    for name, value in vars(importlib.import_module(module)).items():
+        if getattr(value, "__module__", None) != module:
+            continue
+        if inspect.isfunction(value):
+            yield f"{module}.{name}"
+        elif inspect.isclass(value):
+            methods = [each for each, what in vars(value).items() if inspect.isfunction(what)]
+            yield from (f"{module}.{name}.{method}" for method in methods if not method.startswith("__"))
 
 
 async def test_no_exception_at_any_place_ends_a_node(tmp_path, autojump_clock) -> None:
-    """Over the memory store, at the first call of each function."""
+    """Over the memory store, at the first call of every eighth function; `just test-faults` has all of them."""
+    chosen = places("memory")[::8]
     async with OPENERS["memory"](tmp_path) as store:
-        for number, place in enumerate(places("memory")):
-            assert await strike(store, place, 1, f"n{number}") or place.endswith(RARE), place
+        reached = [await strike(store, place, 1, f"n{number}") for number, place in enumerate(chosen)]
+
+    assert sum(reached) > len(reached) / 3
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("at", range(2, 12))
-async def test_no_exception_at_a_later_call_ends_a_node(at, tmp_path, autojump_clock) -> None:
-    """The same at a later call of each, which some are not called often enough for."""
+@pytest.mark.parametrize("at", [1, 2, 3, 5, 8])
+async def test_no_exception_at_any_call_over_the_memory_store_ends_a_node(
+    at, tmp_path, autojump_clock
+) -> None:
+    """Every function, at more of its calls, which some are not called often enough for."""
     async with OPENERS["memory"](tmp_path) as store:
         reached = [
             await strike(store, place, at, f"n{number}") for number, place in enumerate(places("memory"))
         ]
 
-    assert sum(reached) > len(reached) / 3
+    assert sum(reached) > len(reached) / 4
 
 
 @pytest.mark.parametrize("kind", ["postgres", "sqlite"])
@@ -329,8 +280,8 @@ async def test_no_exception_at_the_places_of_a_store_ends_a_node(kind, tmp_path)
 @pytest.mark.parametrize("at", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("kind", ["postgres", "sqlite"])
 async def test_no_exception_at_any_call_ends_a_node(kind, at, tmp_path) -> None:
-    """Every place, at more of its calls."""
+    """Every function, at more of its calls."""
     async with OPENERS[kind](tmp_path) as store:
         reached = [await strike(store, place, at, f"n{number}") for number, place in enumerate(places(kind))]
 
-    assert sum(reached) > len(reached) / 2
+    assert sum(reached) > len(reached) / 4
