@@ -24,6 +24,10 @@ run *flags: (_venv "build")
 test *args: (_venv "dev")
     {{bin}}/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal "$@"
 
+# run the slow ones: real processes, every command of the docs, a million rows, long lives of jobs, the benchmarks
+test-slow *args: (_venv "dev")
+    {{bin}}/python -m pytest -m "slow and not crash and not nodes" --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
+
 # run the tests that kill the real process again and again, 50 times under load; more: JOBPIPE_TEST_KILLS=200 just test-crash
 test-crash *args: (_venv "dev")
     {{bin}}/python -m pytest -m crash --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
@@ -96,7 +100,7 @@ fix: (_venv "dev")
     {{bin}}/ruff check --fix-only . && {{bin}}/ruff format .
 
 # everything that CI runs
-check: test vet test-mutants (test-race "--race-seeds" "10") test-faults-short test-browser test-nodes-short test-crash-short
+check: test vet test-slow test-mutants (test-race "--race-seeds" "10") test-faults-short test-browser test-nodes-short test-crash-short
 
 # build the Docker image `jobpipe`
 build: _docker

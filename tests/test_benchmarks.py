@@ -14,6 +14,8 @@ from benchmarks.figures import FIGURES
 from benchmarks.load import load
 from benchmarks.report import Aim, Row
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 PATIENCE = 120
 

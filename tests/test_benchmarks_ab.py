@@ -17,6 +17,8 @@ from benchmarks.ab.trees import NoSuchRevision, commit, imported, trees
 from benchmarks.adapter import LACKS
 from benchmarks.processes import HERE, Failed, Tree
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 PATIENCE = 300
 COMPARE = [sys.executable, "-m", "benchmarks.ab"]

@@ -353,6 +353,7 @@ async def test_a_stream_is_answered_while_it_comes_in(door):
     assert received.count(b'"status":"queued"') == 3
 
 
+@pytest.mark.slow
 async def test_a_stream_of_any_length_is_held_in_part_only(door):
     """At no time more lines are read and not answered than two parts of the stream hold."""
     lines, each = 100_000, 1000

@@ -62,7 +62,8 @@ async def test_a_line_of_a_stream_that_cannot_be_stored_costs_itself_alone():
     ]
 
 
-DEEP = b"[" * 5000 + b"]" * 5000
+DEEP = b"[" * 100_000 + b"]" * 100_000
+"""Deeper than any Python reads: 3.11 reads 990 levels, 3.13 about 10,000."""
 
 
 @pytest.mark.parametrize(

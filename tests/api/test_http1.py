@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import struct
+from http import HTTPStatus
 
 import pytest
 import trio
@@ -395,7 +396,10 @@ async def test_odd_headers_are_no_fault_of_jobpipe(door, path, field):
         (b"GET /", b"HTTP/1.1 302 Found"),
         (b"GET /nothing", b"HTTP/1.1 404 Not Found"),
         (b"PUT /jobs", b"HTTP/1.1 405 Method Not Allowed"),
-        (b"GET /jobs?limit=0", b"HTTP/1.1 422 Unprocessable Entity"),
+        (
+            b"GET /jobs?limit=0",
+            b"HTTP/1.1 422 " + HTTPStatus(422).phrase.encode(),
+        ),  # Python 3.13 says Content
         (b"POST /queues/a/pause", b"HTTP/1.1 200 OK"),
     ],
 )

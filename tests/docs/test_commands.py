@@ -21,6 +21,8 @@ from tests.docs.services import (
     without_numbers,
 )
 
+pytestmark = pytest.mark.slow
+
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 QUICK_START = DOCS / "quick-start.md"
 KILL = "## 5. Kill it"

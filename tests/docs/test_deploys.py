@@ -10,6 +10,8 @@ import yaml  # type: ignore[import-untyped]  # it has no types of its own
 from jobpipe.settings import SETTINGS
 from tests.docs.pages import DOCS, blocks, read
 
+pytestmark = pytest.mark.slow
+
 UNITS = [(page.name, block.text) for page in sorted(DOCS.glob("*.md")) for block in blocks(read(page), "ini")]
 (COMPOSE,) = [block.text for page in sorted(DOCS.glob("*.md")) for block in blocks(read(page), "yaml")]
 LONGEST_STOP = 30 + 5 + 3

@@ -12,6 +12,8 @@ import jobpipe
 from jobpipe.handlers.registry import handlers_of
 from tests.docs.pages import DOCS, README, examples
 
+pytestmark = pytest.mark.slow
+
 
 def test_examples_of_handlers_define_a_handler_each():
     *handlers, _ = examples(DOCS / "handlers.md")

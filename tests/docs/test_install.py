@@ -15,6 +15,8 @@ from tests.docs.pages import DOCS, README, ROOT, blocks, commands, read
 from tests.docs.services import environment, shell
 from tests.docs.test_commands import INSTALLS, listed
 
+pytestmark = pytest.mark.slow
+
 HERE = sysconfig.get_path("purelib")
 
 

@@ -14,6 +14,8 @@ from tests.docs.pages import DOCS, blocks, commands, read
 from tests.docs.services import shell
 from tests.store.server import ask, server_url
 
+pytestmark = pytest.mark.slow
+
 PAGE = DOCS / "scaling.md"
 ROLES = ("jobpipe_node", "shop")
 """The roles that the page makes. They belong to the whole server, so here they get other names."""

@@ -614,7 +614,7 @@ async def test_jobs_that_are_abandoned_are_named(autojump_clock) -> None:
     """A line each, a few a second."""
     async with running(workers=2) as rig:
         for job_id in "ab":
-            await rig.enqueue(job_id, ("stubborn", DAY))
+            await rig.enqueue(job_id, ("stubborn", 60.0))
         await rig.actor.begun(2)
         rig.node.attempts.abandon()
 

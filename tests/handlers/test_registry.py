@@ -641,15 +641,17 @@ class Strange:
         raise RuntimeError("no")
 
 
+PATH = f"{Path.__module__}.Path"  # in Python 3.13 it lies in another module
+
 UNREADABLE: list[tuple[Any, str]] = [
-    (Path, "its payload `it`: it is of type pathlib.Path, which JSON cannot hold"),
-    (Path | None, "it is of type pathlib.Path"),
-    (Letter, r"its field attachments\[\]\{\}.path is of type pathlib.Path"),
+    (Path, f"its payload `it`: it is of type {PATH}, which JSON cannot hold"),
+    (Path | None, f"it is of type {PATH}"),
+    (Letter, rf"its field attachments\[\]\{{\}}.path is of type {PATH}"),
     (list[Letter], r"its field \[\].attachments"),
     (Scene, "its field lock is of type threading.Thread"),
     (Size, "its field width is of type builtins.complex"),
     (Order, r"its field price\{\} is of type fractions.Fraction"),
-    (tuple[int, Path], r"its field \[1\] is of type pathlib.Path"),
+    (tuple[int, Path], rf"its field \[1\] is of type {PATH}"),
     (Callable[[int], int], "it is of type collections.abc.Callable"),
     (Iterator[int], "it is of type collections.abc.Iterator"),
     (Exception, "it is of type builtins.Exception"),

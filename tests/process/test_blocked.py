@@ -5,6 +5,8 @@ import pytest
 from jobpipe.engine.watchdog import BLOCKED
 from tests.process.running import until
 
+pytestmark = pytest.mark.slow
+
 LEASE = 2
 SOON = 0.3
 """Seconds before the job that blocks is due: the answer to who enqueued it is out by then."""

@@ -10,6 +10,8 @@ import trio
 
 from tests.process.running import PATIENCE
 
+pytestmark = pytest.mark.slow
+
 MODULE = """
 from jobpipe import handler
 

@@ -19,6 +19,8 @@ from tests.process.judge import (
 )
 from tests.process.running import PATIENCE, Died, nothing_runs, until
 
+pytestmark = pytest.mark.slow
+
 SEED = int(os.environ.get("JOBPIPE_TEST_SEED") or random.SystemRandom().randrange(10**6))
 """Of everything random in here; set JOBPIPE_TEST_SEED to the one that a failed test printed."""
 

@@ -8,6 +8,8 @@ import trio
 
 from tests.process.running import PATIENCE, Service, until
 
+pytestmark = pytest.mark.slow
+
 MODULE = """
 from jobpipe import handler
 

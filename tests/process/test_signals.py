@@ -175,6 +175,7 @@ async def test_a_signal_that_comes_twice_at_once_is_one(serve, gate, trace):
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
+@pytest.mark.slow
 async def test_a_signal_during_the_start_ends_it_before_any_job_runs(
     serve, launch, store, trace, tmp_path, again
 ):
@@ -248,6 +249,7 @@ async def test_when_the_grace_is_over_what_runs_is_cancelled_and_goes_back(serve
     assert nothing_runs(store)
 
 
+@pytest.mark.slow
 async def test_a_job_that_was_interrupted_runs_again_with_all_its_attempts(serve, gate):
     service = await serve(GRACE=0)
     await service.enqueue("active", payload={"until": gate.path}, max_retries=0)
@@ -318,6 +320,7 @@ async def test_the_third_signal_abandons_by_name_what_ignores_its_cancel(serve, 
     assert nothing_runs(store)
 
 
+@pytest.mark.slow
 async def test_a_thread_that_never_ends_holds_up_the_end_only_for_the_cleanup(serve, store):
     service = await serve(GRACE=0, WORKERS=2)
     service.expected_errors = {"abandoned"}
@@ -380,6 +383,7 @@ async def test_idle_connections_are_closed_at_once(serve):
             assert await service.ended() == 0
 
 
+@pytest.mark.slow
 async def test_half_a_request_does_not_hold_up_the_end(serve):
     service = await serve()
     with socket.create_connection(("127.0.0.1", httpx.URL(service.url).port)) as half:
@@ -392,6 +396,7 @@ async def test_half_a_request_does_not_hold_up_the_end(serve):
 
 
 @pytest.mark.parametrize("signals", [0, 1])
+@pytest.mark.slow
 async def test_a_client_that_does_not_take_its_answer_does_not_hold_up_the_end(serve, store, signals):
     """When only clients are left, one more signal ends it at once, and the end of the grace changes nothing."""
     service = await serve(MAX_BODY="32MB", GRACE=1)

@@ -10,6 +10,8 @@ import pytest
 
 from tests.process.running import PATIENCE, jobpipe, read_jobs
 
+pytestmark = pytest.mark.slow
+
 
 def refusal(ended):
     """The one message of a service that did not start."""

@@ -12,6 +12,8 @@ import trio
 
 from tests.process.running import PATIENCE, jobpipe, read_jobs
 
+pytestmark = pytest.mark.slow
+
 
 async def refused(folder, **settings):
     """What a `jobpipe serve` says that does not start: one line, without a traceback, with exit code 2."""

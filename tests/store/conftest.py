@@ -12,15 +12,15 @@ from jobpipe.store.base import Store
 from jobpipe.store.memory import open_memory
 from jobpipe.store.postgres import open_postgres
 from jobpipe.store.sqlite import open_sqlite
-from tests.store.server import new_schema, server_url, with_query
+from tests.store.server import empty_schema, new_schema, server_url, with_query
 
 Opener = Callable[[], AbstractAsyncContextManager[Store]]
 
 
 @asynccontextmanager
 async def _open_schema() -> AsyncIterator[Store]:
-    """A store in a schema of its own; leases go by the made-up times of the tests."""
-    with new_schema() as schema:
+    """A store in a schema that nobody else uses; leases go by the made-up times of the tests."""
+    with empty_schema() as schema:
         async with open_postgres(with_query(server_url(), schema=schema), leases="caller") as store:
             yield store
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import trio
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -44,7 +45,6 @@ from jobpipe.store.base import (
 )
 
 QUICK = settings(
-    max_examples=60,
     stateful_step_count=40,
     deadline=None,
     derandomize=False,
@@ -695,9 +695,11 @@ class Lives(RuleBasedStateMachine):
 # --- the test ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_store_lives_like_the_model(open_store: Any) -> None:
+@pytest.mark.parametrize("lives", [10, pytest.param(60, marks=pytest.mark.slow)])
+async def test_a_store_lives_like_the_model(open_store: Any, lives: int) -> None:
     """Whatever nodes and people do, in whatever order, a store keeps the contract."""
-    chosen = settings() if settings.get_current_profile_name() == "thorough" else QUICK
+    thorough = settings.get_current_profile_name() == "thorough"
+    chosen = settings() if thorough else settings(QUICK, max_examples=lives)
 
     async def opened(task_status: trio.TaskStatus[tuple[Store, trio.CancelScope]]) -> None:
         async with open_store() as store:

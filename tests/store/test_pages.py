@@ -19,14 +19,6 @@ from jobpipe.store.sqlite.store import SqliteStore
 from tests.store.test_contract import NOW, add, new_job, settlement, wish
 
 
-@pytest.fixture
-async def bounded(store: Store) -> Store:
-    """An empty store that bounds its pages: the memory store, which goes away, has everything in memory anyway."""
-    if not isinstance(store, PostgresStore | SqliteStore):
-        pytest.skip("keeps everything in memory")
-    return store
-
-
 async def walked(store: Store, limit: int = 1000, **where: Any) -> list[Page]:
     """Every page of a list, by following the cursors."""
     pages, before = list[Page](), None
@@ -50,34 +42,34 @@ SHARE = (PAGE_BYTES - 4 * (ROW + 1)) // 4
 """The size of a payload of which four fill a page, their ids and all."""
 
 
-async def test_a_page_holds_what_fits_into_its_bytes(bounded: Store) -> None:
+async def test_a_page_holds_what_fits_into_its_bytes(store: Store) -> None:
     """To the byte: four of these fill it."""
     for number in range(5):
-        await add(bounded, new_job(str(number), payload=payload(SHARE)))
-    await add(bounded, new_job("5", payload=payload(SHARE + 1)))
+        await add(store, new_job(str(number), payload=payload(SHARE)))
+    await add(store, new_job("5", payload=payload(SHARE + 1)))
 
-    assert ids(await walked(bounded)) == [["5", "4", "3"], ["2", "1", "0"]]
-    assert ids(await walked(bounded, kind="echo")) == [["5", "4", "3"], ["2", "1", "0"]]
+    assert ids(await walked(store)) == [["5", "4", "3"], ["2", "1", "0"]]
+    assert ids(await walked(store, kind="echo")) == [["5", "4", "3"], ["2", "1", "0"]]
 
-    await bounded.delete(["5"])
-    assert ids(await walked(bounded)) == [["4", "3", "2", "1"], ["0"]]
+    await store.delete(["5"])
+    assert ids(await walked(store)) == [["4", "3", "2", "1"], ["0"]]
 
 
-async def test_a_job_that_is_larger_than_a_page_comes_alone(bounded: Store) -> None:
+async def test_a_job_that_is_larger_than_a_page_comes_alone(store: Store) -> None:
     """Else the list could not go on behind it."""
     for number in range(4):
         large = number in (1, 2)
-        await add(bounded, new_job(str(number), payload=payload(PAGE_BYTES + 1) if large else b"1"))
-    pages = await walked(bounded)
+        await add(store, new_job(str(number), payload=payload(PAGE_BYTES + 1) if large else b"1"))
+    pages = await walked(store)
 
     assert ids(pages) == [["3"], ["2"], ["1"], ["0"]]
     assert [len(page.jobs[0].payload) for page in pages] == [1, PAGE_BYTES + 1, PAGE_BYTES + 1, 1]
 
 
-async def test_without_their_content_large_jobs_are_listed_together(bounded: Store) -> None:
+async def test_without_their_content_large_jobs_are_listed_together(store: Store) -> None:
     """Their payloads are not even read."""
-    await add(bounded, *(new_job(str(number), payload=payload(PAGE_BYTES)) for number in range(5)))
-    (page,) = await walked(bounded, content=False)
+    await add(store, *(new_job(str(number), payload=payload(PAGE_BYTES)) for number in range(5)))
+    (page,) = await walked(store, content=False)
 
     assert [(job.id, job.payload, job.result) for job in page.jobs] == [
         (str(number), b"", None) for number in reversed(range(5))
@@ -85,29 +77,29 @@ async def test_without_their_content_large_jobs_are_listed_together(bounded: Sto
     assert [job.kind for job in page.jobs] == ["echo"] * 5
 
 
-async def test_results_errors_and_options_count_too(bounded: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_results_errors_and_options_count_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page is bounded by what it shows."""
-    await bounded.join("n", NOW, NOW + 60)
-    await add(bounded, *(new_job(str(number), options=Options(tags=("t" * 100,))) for number in range(4)))
-    claimed = (await bounded.exchange(Batch(node="n", now=NOW, claim=wish(3)))).claimed
+    await store.join("n", NOW, NOW + 60)
+    await add(store, *(new_job(str(number), options=Options(tags=("t" * 100,))) for number in range(4)))
+    claimed = (await store.exchange(Batch(node="n", now=NOW, claim=wish(3)))).claimed
     error = JobError("E", "m" * 1000, "t" * 8000)
     settled = [
         settlement(claimed[0], Outcome.DONE, result=payload(9000)),
         settlement(claimed[1], Outcome.FAIL, status=Status.FAILED, error=error),
         settlement(claimed[2], Outcome.RETRY, error=error),
     ]
-    await bounded.exchange(Batch(node="n", now=NOW, settlements=settled))
+    await store.exchange(Batch(node="n", now=NOW, settlements=settled))
     monkeypatch.setattr(paging, "PAGE_BYTES", 10_000)
 
-    assert ids(await walked(bounded)) == [["3"], ["2"], ["1"], ["0"]]
-    assert ids(await walked(bounded, content=False)) == [["3"], ["2"], ["1"], ["0"]]
+    assert ids(await walked(store)) == [["3"], ["2"], ["1"], ["0"]]
+    assert ids(await walked(store, content=False)) == [["3"], ["2"], ["1"], ["0"]]
 
 
 @pytest.mark.parametrize("limit", [1, 7, 1000])
 @pytest.mark.parametrize("size", [1, 3000])
 @pytest.mark.parametrize("where", [{}, {"text": "x"}, {"tag": "even"}, {"status": Status.SCHEDULED}], ids=str)
 async def test_pages_hold_every_job_once_whatever_bounds_them(
-    bounded: Store, monkeypatch: pytest.MonkeyPatch, limit: int, size: int, where: dict[str, Any]
+    store: Store, monkeypatch: pytest.MonkeyPatch, limit: int, size: int, where: dict[str, Any]
 ) -> None:
     """Bytes, rows and time."""
     jobs = [
@@ -119,12 +111,12 @@ async def test_pages_hold_every_job_once_whatever_bounds_them(
         )
         for number in range(60)
     ]
-    await add(bounded, *jobs)
-    whole = [job.id for page in await walked(bounded, **where) for job in page.jobs]
+    await add(store, *jobs)
+    whole = [job.id for page in await walked(store, **where) for job in page.jobs]
     monkeypatch.setattr(paging, "PAGE_BYTES", 20_000)
     monkeypatch.setattr(paging, "FIRST", 3)
     monkeypatch.setattr(paging, "SECONDS", 0.0)
-    pages = await walked(bounded, limit, **where)
+    pages = await walked(store, limit, **where)
 
     assert [job.id for page in pages for job in page.jobs] == whole
     assert len(whole) == {"{}": 60, "{'text': 'x'}": 60, "{'tag': 'even'}": 30}.get(str(where), 40)
@@ -133,13 +125,13 @@ async def test_pages_hold_every_job_once_whatever_bounds_them(
 
 
 async def test_a_search_that_has_spent_its_time_returns_a_short_page_with_a_cursor(
-    bounded: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first part is always looked at, so that each request gets on."""
-    await add(bounded, *(new_job(str(number), payload=b'"needle"') for number in range(2)))
-    await add(bounded, *(new_job(str(number)) for number in range(2, FIRST + 1)))
+    await add(store, *(new_job(str(number), payload=b'"needle"') for number in range(2)))
+    await add(store, *(new_job(str(number)) for number in range(2, FIRST + 1)))
     monkeypatch.setattr(paging, "SECONDS", 0.0)
-    pages = await walked(bounded, text="needle")
+    pages = await walked(store, text="needle")
 
     assert ids(pages) == [["1"], ["0"]]
 
@@ -197,18 +189,18 @@ async def reads(store: Store) -> list[object]:
     return [job and job.id, len(await store.queues()), ids([await store.jobs(Filter(), 10, None)])]
 
 
-async def test_nothing_waits_for_searches_that_hang(bounded: Store) -> None:
+async def test_nothing_waits_for_searches_that_hang(store: Store) -> None:
     """As many as there are."""
-    await add(bounded, new_job("a"))
+    await add(store, new_job("a"))
     begun, release = trio.Event(), threading.Event()
     async with trio.open_nursery() as nursery:
-        hung = holding(bounded, begun, release)
+        hung = holding(store, begun, release)
         nursery.start_soon(hung)
         await begun.wait()
         for _ in range(10):
-            nursery.start_soon(bounded.jobs, Filter(text="a"), 10, None)
+            nursery.start_soon(store.jobs, Filter(text="a"), 10, None)
         with trio.fail_after(10):
-            told = await reads(bounded)
+            told = await reads(store)
         release.set()
 
     assert told == ["a", 1, [["a"]]]

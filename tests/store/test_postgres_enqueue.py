@@ -17,8 +17,14 @@ from jobpipe.store.base import Store
 from jobpipe.store.postgres import open_postgres
 from tests.api.door import open_door
 from tests.store.bounds import of_fields
-from tests.store.server import ask, server_url, with_query
+from tests.store.server import ask, empty_schema, server_url, with_query
 from tests.store.test_contract import Node, add, get, listed, look, new_job
+
+
+@pytest.fixture
+def schema() -> Iterator[str]:
+    with empty_schema() as name:
+        yield name
 
 
 @pytest.fixture

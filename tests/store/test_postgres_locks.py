@@ -12,10 +12,16 @@ from jobpipe.job import Outcome, Status
 from jobpipe.store.base import Add, Store
 from jobpipe.store.postgres import open_postgres
 from tests.api.door import open_door
-from tests.store.server import server_url, with_query
+from tests.store.server import empty_schema, server_url, with_query
 from tests.store.test_contract import LATER, NOW, Node, add, get, listed, new_job, settlement, start
 
 VERDICTS = ["stored", "locked", "stored"]
+
+
+@pytest.fixture
+def schema() -> Iterator[str]:
+    with empty_schema() as name:
+        yield name
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from jobpipe.store.postgres.writer import Writer
 from tests.store.server import ask, new_schema, server_url, with_query
 from tests.store.test_contract import KEEP_ALL, LATER, NOW, new_job, settlement, start, wish
 
+pytestmark = pytest.mark.slow
+
 ENDED_JOBS, WAITING_JOBS, LATER_JOBS, ASIDE_JOBS = 700_000, 250_000, 50_000, 100_000
 ECHO, DEMO = frozenset({"echo"}), frozenset({"demo"})
 

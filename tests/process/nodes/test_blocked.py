@@ -8,6 +8,8 @@ from tests.process.nodes.asking import left_behind
 from tests.process.running import PATIENCE, until
 from tests.store.proxy import open_proxy
 
+pytestmark = pytest.mark.slow
+
 LEASE = 2
 SOON = 0.3
 """Seconds before the job that blocks is due: the answer to who enqueued it is out by then."""

@@ -20,6 +20,8 @@ from tests.process.test_crash import KILLS, SEED
 from tests.store.proxy import Proxy, open_proxy
 from tests.store.server import OwnServer
 
+pytestmark = pytest.mark.slow
+
 LOST = "this node lost its lease"
 CANNOT_WRITE = "the store cannot write"
 

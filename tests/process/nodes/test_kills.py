@@ -12,6 +12,8 @@ from tests.process.nodes.crew import WORKERS, Crew, tell
 from tests.process.running import PATIENCE
 from tests.process.test_crash import KILLS, SEED
 
+pytestmark = pytest.mark.slow
+
 # --- kill -9 ----------------------------------------------------------------------------------------------------------
 
 

@@ -2,9 +2,12 @@
 
 import signal
 
+import pytest
 import trio
 
 from tests.process.running import PATIENCE, until
+
+pytestmark = pytest.mark.slow
 
 MODULE = """
 import trio

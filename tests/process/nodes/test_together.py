@@ -9,6 +9,8 @@ from tests.process.nodes.asking import ask, left_behind
 from tests.process.nodes.conftest import LEASE
 from tests.process.running import PATIENCE, until
 
+pytestmark = pytest.mark.slow
+
 UNTOLD = {"JOBPIPE_TEST_POLL": 3600, "LEASE": 3600}
 """For nodes that look at the database when they are told to, and by themselves not within the time of a test."""
 
