@@ -189,6 +189,7 @@ async def reads(store: Store) -> list[object]:
     return [job and job.id, len(await store.queues()), ids([await store.jobs(Filter(), 10, None)])]
 
 
+@pytest.mark.parametrize("open_store", ["postgres", "sqlite"], indirect=True)  # in memory nothing can hang
 async def test_nothing_waits_for_searches_that_hang(store: Store) -> None:
     """As many as there are."""
     await add(store, new_job("a"))
