@@ -382,6 +382,7 @@ async def test_a_stream_of_any_length_is_held_in_part_only(door):
     assert await door.stored() == 1
 
 
+@pytest.mark.slow
 async def test_a_client_that_sends_all_before_it_reads_is_served(door):
     """More than sockets hold goes in before anything is taken out, and every answer is there then."""
     lines = 40_000

@@ -272,6 +272,7 @@ async def test_a_client_that_sends_more_than_is_taken_leaves_nothing_behind(serv
             assert tasks() == before
 
 
+@pytest.mark.slow
 async def test_a_connection_has_no_limit_of_requests(serving):
     async with serving(answering(b"ok", length=2)) as service, await service.connect() as stream:
         for _ in range(30):
@@ -321,6 +322,7 @@ async def test_a_body_that_stalls_is_refused(serving, mock_clock, sent):
     assert got.count(b"HTTP/1.1 ") == 1
 
 
+@pytest.mark.slow
 async def test_a_body_may_come_slowly(serving, mock_clock):
     async with serving(answering(b"ok", length=2)) as service, await service.connect() as stream:
         await stream.send_all(POST)
@@ -442,6 +444,7 @@ async def test_room_is_made_by_refusing_the_slowest_request(serving, mock_clock)
         assert (await asked(slow, b"67890")).endswith(b"ok")
 
 
+@pytest.mark.slow
 async def test_who_waits_for_an_answer_is_never_closed_for_others(serving, mock_clock):
     """The others are let in when there is room."""
     waits = trio.Event()

@@ -1846,6 +1846,7 @@ async def test_a_list_is_in_the_order_of_creation(node: Node) -> None:
     "also", [{}, {"queue": "x"}, {"kind": "k"}, {"tag": "t"}, {"queue": "x", "kind": "k"}]
 )
 @pytest.mark.parametrize("few", [300, -1])
+@pytest.mark.slow
 async def test_each_pair_of_filters_leads_through_its_pages(
     node: Node, monkeypatch: pytest.MonkeyPatch, status: Status, also: dict[str, str], few: int
 ) -> None:

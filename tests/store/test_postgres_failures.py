@@ -25,6 +25,8 @@ from tests.store.proxy import Proxy, open_proxy
 from tests.store.server import OwnServer, ask, server_url, with_query
 from tests.store.test_contract import LATER, NOW, Node, add, get, listed, look, new_job, settlement, start
 
+pytestmark = pytest.mark.slow
+
 PATH = "select current_setting('search_path')"
 LEASE = 2.0
 """Short, so that what does not answer is given up within a second."""
