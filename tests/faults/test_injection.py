@@ -65,7 +65,7 @@ CHOSEN = {
         "writer.claimed_from",
         "settling.integers",
         "adding.texts",
-        "reader.job_from",
+        "reader.stored_from",
     ],
 }
 HEARTBEAT = ("_renew", "_rescue_if_possible", "rescue", "_prune", "prune", "_too_much", "_oldest", "_age")
