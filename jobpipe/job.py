@@ -105,7 +105,8 @@ ACTIVE = frozenset({Status.RUNNING, Status.CANCELLING})
 ENDED = frozenset({Status.DONE, Status.FAILED, Status.CANCELLED, Status.EXPIRED})
 
 FOLLOWS: dict[Status, frozenset[Status]] = {
-    Status.SCHEDULED: frozenset({Status.QUEUED, Status.CANCELLED, Status.EXPIRED}),
+    # A waiting job fails without having run where its row cannot be read.
+    Status.SCHEDULED: frozenset({Status.QUEUED, Status.CANCELLED, Status.EXPIRED, Status.FAILED}),
     Status.QUEUED: frozenset(
         # A queued job may be held by a node already: its start is written with the next commit,
         # so an attempt that is over by then goes from queued to what it came to.
@@ -116,7 +117,7 @@ FOLLOWS: dict[Status, frozenset[Status]] = {
         {Status.DONE, Status.FAILED, Status.RETRYING, Status.SCHEDULED, Status.QUEUED}
         | {Status.CANCELLING, Status.CANCELLED}
     ),
-    Status.RETRYING: frozenset({Status.QUEUED, Status.CANCELLED, Status.EXPIRED}),
+    Status.RETRYING: frozenset({Status.QUEUED, Status.CANCELLED, Status.EXPIRED, Status.FAILED}),
     Status.CANCELLING: frozenset({Status.CANCELLED, Status.DONE, Status.FAILED}),
     Status.DONE: frozenset({Status.QUEUED}),
     Status.FAILED: frozenset({Status.QUEUED}),
@@ -318,31 +319,6 @@ def may_nest_deeper(encoded: bytes, levels: int) -> bool:
 def retries_of(max_retries: int | None) -> int:
     """How many retries a job has that asked for so many; None: what nobody has said is the default."""
     return DEFAULT_MAX_RETRIES if max_retries is None else max_retries
-
-
-DIED_LAST = JobError("NodeDied", "the node died during the last attempt")
-
-
-def after_crash(job: Job) -> tuple[Status, JobError | None]:
-    """What becomes of a job whose node died while it held it.
-
-    A queued one had not begun as far as anyone knows and simply waits again. The broken attempt
-    of a running one counts: it runs again while retries are left, unless it asked not to. Where only its handler
-    knows how many those are, it is queued, and the node that claims it decides.
-    """
-    match job.status:
-        case Status.CANCELLING:
-            return Status.CANCELLED, None
-        case Status.RUNNING if job.options.on_crash == "fail":
-            return Status.FAILED, JobError(
-                "NodeDied", 'the node died during the attempt, and "on_crash" is "fail"'
-            )
-        case Status.RUNNING if job.max_retries is not None and job.attempt > job.max_retries:
-            return Status.FAILED, DIED_LAST
-        case Status.RUNNING:
-            return Status.QUEUED, JobError("NodeDied", "the node died during the attempt")
-        case _:
-            return Status.QUEUED, None
 
 
 def new_job_id(now: float, random_bits: Callable[[int], int]) -> str:

@@ -33,12 +33,12 @@ from jobpipe.job import (
     Seconds,
     Status,
     Tag,
-    after_crash,
     as_stored,
     kept,
     new_job_id,
     same_content,
 )
+from jobpipe.transitions import Stored, follows, rescued
 
 UNTIMED = settings(deadline=None)
 """A busy machine is no fault."""
@@ -388,18 +388,22 @@ def test_what_becomes_of_a_job_whose_node_died(
     status: Status, attempt: int, on_crash: Any, becomes: Status, message: str | None
 ) -> None:
     """One that had not begun has spent nothing; a broken attempt counts, and three retries mean four attempts."""
-    status, error = after_crash(job_in(status, attempt=attempt, options=Options(on_crash=on_crash)))
+    job = job_in(status, attempt=attempt, options=Options(on_crash=on_crash))
+    after = rescued(Stored(job=job, seq=1, held=True), NOW)
 
-    assert status is becomes
-    assert error == (message and JobError("NodeDied", message))
+    assert after is not None
+    assert (after.job.status, after.held, after.rescued) == (becomes, False, 1)
+    assert after.job.error == (message and JobError("NodeDied", message))
 
 
 @pytest.mark.parametrize("status", [Status.QUEUED, *sorted(ACTIVE)])
 def test_what_a_crash_makes_of_a_job_is_an_allowed_transition(status: Status) -> None:
     """Those are the statuses in which a node can hold one."""
-    becomes, _ = after_crash(job_in(status, attempt=1))
+    before = Stored(job=job_in(status, attempt=1), seq=1, held=True)
+    after = rescued(before, NOW)
 
-    assert becomes is status or becomes in FOLLOWS[status]
+    assert after is not None
+    follows(before, after)
 
 
 @pytest.mark.parametrize("count", [0, 1, ATTEMPTS_KEPT, ATTEMPTS_KEPT + 7])

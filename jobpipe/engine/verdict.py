@@ -16,7 +16,6 @@ from jobpipe.errors import DamagedRow
 from jobpipe.handlers.verdicts import Fail, Retry, Snooze
 from jobpipe.job import (
     DEEPEST,
-    DIED_LAST,
     Backoff,
     JobError,
     Outcome,
@@ -26,6 +25,7 @@ from jobpipe.job import (
     retries_of,
 )
 from jobpipe.store.base import Claimed, Settlement
+from jobpipe.transitions import DIED_LAST
 
 MESSAGE = 1_000
 """The most characters of an error's message that are kept."""

@@ -301,7 +301,7 @@ class EngineStore(Protocol):
 
         Goes by rows, so that no job stays held for want of an owner; drops such nodes. Repeatable. Never takes from
         `node` itself, nor drops it, though its lease has lapsed: one that nobody took may be renewed.
-        What becomes of each job is `jobpipe.job.after_crash`.
+        What becomes of each job is `jobpipe.transitions.rescued`.
         """
 
     async def prune(self, now: float, retention: Retention) -> int:

@@ -8,7 +8,7 @@ import apsw
 from trio.lowlevel import checkpoint
 
 from jobpipe.store.migrations import migrations
-from jobpipe.store.sqlite.control import Control
+from jobpipe.store.sqlite.nodes import Nodes
 from jobpipe.store.sqlite.opening import mapped
 from jobpipe.store.sqlite.verbs import Verbs
 from jobpipe.store.sqlite.writer import Writer
@@ -30,7 +30,7 @@ class MemoryStore(Verbs):
         self._db = apsw.Connection(":memory:")
         for _, sql in migrations("jobpipe.store.sqlite"):
             self._db.execute(sql)
-        self._writer, self._control = Writer(self._db), Control(self._db)
+        self._writer, self._nodes = Writer(self._db), Nodes(self._db)
 
     async def _write(self, verb: Callable[[], R]) -> R:
         await checkpoint()

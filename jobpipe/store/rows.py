@@ -19,6 +19,7 @@ from jobpipe.job import (
     same_content,
 )
 from jobpipe.store.base import Claimed, Receipt
+from jobpipe.transitions import Stored
 
 R = TypeVar("R")
 
@@ -91,6 +92,20 @@ def tags_of(options: bytes | None) -> Sequence[str] | None:
         return decoded_options(options).tags
     except Exception:  # noqa: BLE001 - whatever stands there
         return None
+
+
+def stored_from(row: Row, attempts: Sequence[AttemptRecord] = ()) -> Stored:
+    """A job as it is stored, from JOB_COLUMNS, with its attempts that have ended."""
+    seq, node, held, size, rescued, watched = row[17:]
+    job = msgspec.structs.replace(job_from(row), attempts=tuple(attempts))
+    return Stored(
+        job=job, seq=seq, node=node, held=held == 1, size=size, rescued=rescued, watched=bool(watched)
+    )
+
+
+def shown(stored: Stored) -> Job:
+    """A job as it is shown: with the attempt that stands in its own row, too."""
+    return with_attempts(stored.job, stored.node, stored.job.attempts)
 
 
 def job_from(row: Row) -> Job:

@@ -13,6 +13,8 @@ from jobpipe.handlers.context import Context
 from jobpipe.handlers.registry import Handler
 from jobpipe.job import Options, Outcome, Status
 from jobpipe.store.memory import MemoryStore
+from jobpipe.store.sqlite.tables import carry_out
+from jobpipe.store.verbs import nodes
 from tests.engine.conftest import DAY, HOUR, NOW, PLAIN, Actor, FaultyStore, new_job, running
 
 LEASE = 15.0
@@ -177,9 +179,9 @@ async def test_a_late_start_ends_the_attempt(autojump_clock) -> None:
             await trio.testing.wait_all_tasks_blocked()
             store.before.set()
             await rig.actor.begun(1)
-        store._control.leave("n1")
-        store._control.rescue("inspector", NOW)
-        store._control.join("n1", NOW + LEASE)
+        store._nodes.leave("n1")
+        carry_out(store._writer.db, lambda tx: nodes.rescue(tx, "inspector", NOW))
+        store._nodes.join("n1", NOW + LEASE)
         job = await rig.ended("a")
 
     assert (job.status, job.attempt, len(rig.actor.runs)) == (Status.DONE, 1, 2)

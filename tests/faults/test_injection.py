@@ -37,16 +37,17 @@ HEART = {
         "verdict",
         "worker",
     ),
-    "sqlite": ("control", "lists", "reader", "rows", "tally", "values", "verbs", "writer"),
+    "verbs": ("dialect", "difference", "facade", "jobs", "nodes", "queues", "retention", "transaction"),
+    "sqlite": ("lists", "nodes", "reader", "rows", "tables", "tally", "values", "verbs", "writer"),
     "postgres": (
         "adding",
-        "control",
-        "house",
         "locks",
+        "nodes",
         "parameters",
         "reader",
         "session",
         "settling",
+        "tables",
         "tally",
         "words",
         "writer",
@@ -58,16 +59,16 @@ UNGUARDED = ("ledger.Ledger._hand_out",)
 HUSHED = ("verdict._clean",)
 """Where an exception counts as one of the handler's error, which says then that its text cannot be shown."""
 CHOSEN = {
-    "sqlite": ["writer.Writer._end", "writer.claimed_from", "writer.new_row", "control.Control._cancel"],
+    "sqlite": ["writer.Writer._end", "writer.claimed_from", "writer.new_row", "tables.Tables.save"],
     "postgres": [
         "writer.Exchange.judge",
         "writer.claimed_from",
         "settling.integers",
         "adding.texts",
-        "reader.job_from",
+        "reader.stored_from",
     ],
 }
-HEARTBEAT = ("_renew", "_rescue_if_possible", "rescue", "_prune", "_too_much")
+HEARTBEAT = ("_renew", "_rescue_if_possible", "rescue", "_prune", "prune", "_too_much", "_oldest", "_age")
 """What comes by itself after a few seconds."""
 ROOMS = {"memory": "sqlite", "sqlite": "sqlite", "postgres": "postgres"}
 
@@ -229,6 +230,7 @@ async def strike(store: Store, place: str, at: int, name: str) -> bool:
 def places(store: str) -> list[str]:
     """Every function and method of the heart, with one store."""
     rooms = [f"jobpipe.engine.{room}" for room in HEART["engine"]]
+    rooms += [f"jobpipe.store.verbs.{room}" for room in HEART["verbs"]]
     rooms += [f"jobpipe.store.{ROOMS[store]}.{room}" for room in HEART[ROOMS[store]]]
     return [place for room in rooms for place in defined(room) if not place.endswith(UNGUARDED)]
 
@@ -240,7 +242,7 @@ def defined(module: str) -> Iterator[str]:
             continue
         if inspect.isfunction(value):
             yield f"{module}.{name}"
-        elif inspect.isclass(value):
+        elif inspect.isclass(value) and not getattr(value, "_is_protocol", False):
             methods = [each for each, what in vars(value).items() if inspect.isfunction(what)]
             yield from (f"{module}.{name}.{method}" for method in methods if not method.startswith("__"))
 

@@ -20,10 +20,13 @@ from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.worker import work
 from jobpipe.errors import JobpipeError
 from jobpipe.job import NewJob
-from jobpipe.store.base import STORED, Receipt, Rescued
+from jobpipe.store.base import STORED, Receipt
+from jobpipe.store.rows import stored_from
 from jobpipe.store.sqlite import writer
-from jobpipe.store.sqlite.control import Control
-from jobpipe.store.sqlite.rows import JOB_COLUMNS, fetch, transaction
+from jobpipe.store.sqlite.rows import JOB_COLUMNS, fetch
+from jobpipe.store.sqlite.tables import Tables
+from jobpipe.store.verbs.transaction import DeadNodes
+from jobpipe.transitions import Stored
 
 Mutant = Callable[[pytest.MonkeyPatch], None]
 
@@ -87,18 +90,17 @@ def intake_forgets_what_it_holds(patch: pytest.MonkeyPatch) -> None:
 @caught_by("pair", "memory", "ran twice at once")
 def rescue_by_age_alone(patch: pytest.MonkeyPatch) -> None:
     """A job that has run for as long as a lease is taken back, though its node lives."""
-    rescue = Control.rescue
+    lock_held = Tables.lock_held
     old = (
         f"select {JOB_COLUMNS} from jobs where held = 1 "
         "and node <> (select node from nodes where name = ?) and started_at <= ?"
     )
 
-    def by_age(self: Control, node: str, now: float) -> Sequence[Rescued]:
-        dead = rescue(self, node, now)
-        with transaction(self.db):
-            return [*dead, *(self._rescue(row, now) for row in fetch(self.db, old, (node, now - 15)))]
+    async def by_age(self: Tables, nodes: DeadNodes, limit: int) -> Sequence[Stored]:
+        dead = await lock_held(self, nodes, limit)
+        return [*dead, *map(stored_from, fetch(self._db, old, (nodes.node, nodes.now - 15)))]
 
-    patch.setattr(Control, "rescue", by_age)
+    patch.setattr(Tables, "lock_held", by_age)
 
 
 @caught_by("pair", "memory", "ran twice at once")

@@ -15,9 +15,11 @@ import trio
 from jobpipe.engine.verdict import Verdict, settlement
 from jobpipe.job import Backoff, Outcome
 from jobpipe.store.base import Batch, ClaimRequest
-from jobpipe.store.sqlite.control import Control
+from jobpipe.store.sqlite.nodes import Nodes
 from jobpipe.store.sqlite.opening import connect
+from jobpipe.store.sqlite.tables import carry_out
 from jobpipe.store.sqlite.writer import Writer
+from jobpipe.store.verbs import nodes
 from tests.faults.invariants import broken_invariants
 from tests.process.clients import Book, Clients
 from tests.process.judge import all_come_to_an_end, check, count_of_starts, open_runs
@@ -108,12 +110,12 @@ class Successor:
         """Take back what the other node holds, run a part of it, and leave."""
         with closing(connect(self.path, flags=apsw.SQLITE_OPEN_READWRITE, sync="full")) as db:
             self.late = dict(db.execute("select id, claim from jobs where held = 1"))
-            rescued = Control(db).rescue("successor", time.time())
+            rescued = carry_out(db, lambda tx: nodes.rescue(tx, "successor", time.time()))
             assert {job.id for job in rescued} == self.late.keys()
             self.begun = {job.id for job in rescued if job.begun}
-            Control(db).join("successor", time.time() + 60)
+            Nodes(db).join("successor", time.time() + 60)
             self._runs_some(Writer(db))
-            Control(db).leave("successor")
+            Nodes(db).leave("successor")
 
     def _runs_some(self, writer):
         now = time.time()

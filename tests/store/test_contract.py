@@ -12,7 +12,6 @@ from jobpipe.errors import StoreError
 from jobpipe.job import (
     ATTEMPTS_KEPT,
     DEEPEST,
-    DIED_LAST,
     ENDED,
     WAITING,
     AttemptRecord,
@@ -43,6 +42,7 @@ from jobpipe.store.base import (
     Start,
     Store,
 )
+from jobpipe.transitions import DIED_LAST
 
 NOW = 1_700_000_000.0
 LATER = NOW + 60.0

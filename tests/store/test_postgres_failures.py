@@ -2,7 +2,7 @@
 
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from jobpipe.errors import StoreUnavailable
 from jobpipe.job import Options, Outcome, Status
-from jobpipe.store.base import News
+from jobpipe.store.base import Change, News
 from jobpipe.store.postgres import PostgresStore, open_postgres
 from jobpipe.store.postgres.address import read_address
 from jobpipe.store.postgres.line import Limits, Lines
@@ -65,6 +65,27 @@ async def test_an_exchange_is_one_round_trip(node: Node, proxy: Proxy) -> None:
     await add(node.store, new_job("d", run_at=NOW + 60))  # not ready: nobody is woken
 
     assert proxy.trips - before == 1
+
+
+@pytest.mark.parametrize("verb", ["cancel", "retry", "delete"])
+async def test_what_is_asked_of_a_job_is_two_round_trips(node: Node, proxy: Proxy, verb: str) -> None:
+    """One locks and reads, the other writes and commits."""
+    store = node.store
+    asked: dict[str, Callable[[list[str]], Awaitable[Sequence[Change]]]] = {
+        "cancel": lambda ids: store.cancel(ids, NOW),
+        "retry": lambda ids: store.retry(ids, NOW),
+        "delete": store.delete,
+    }
+    await add(store, *(new_job(job_id, run_at=NOW + 60) for job_id in "abcd"))
+    if verb == "retry":
+        await store.cancel(list("abcd"), NOW)
+    for job_id in "abc":  # what is new to the connection is prepared
+        await asked[verb]([job_id])
+    before = proxy.trips
+    (change,) = await asked[verb](["d"])
+
+    assert change.verdict == "changed"
+    assert proxy.trips - before == 2
 
 
 @pytest.mark.parametrize("pooler", [True, False])

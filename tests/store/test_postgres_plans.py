@@ -10,11 +10,12 @@ from jobpipe.job import Outcome, Status
 from jobpipe.store.base import STEP, Add, Batch, Filter, Place, Retention
 from jobpipe.store.postgres import migrate, reader
 from jobpipe.store.postgres.address import read_address
-from jobpipe.store.postgres.control import Control
-from jobpipe.store.postgres.house import House
 from jobpipe.store.postgres.line import Limits, Line, Lines, Verb
+from jobpipe.store.postgres.nodes import Nodes
 from jobpipe.store.postgres.session import Session
+from jobpipe.store.postgres.tables import Tables
 from jobpipe.store.postgres.writer import Writer
+from jobpipe.store.verbs.facade import SharedVerbs
 from tests.store.server import ask, new_schema, server_url, with_query
 from tests.store.test_contract import KEEP_ALL, LATER, NOW, new_job, settlement, start, wish
 
@@ -136,7 +137,7 @@ def line() -> Iterator[Counting]:
         for sql in FILL:
             ask(sql.format(schema))
         opened = Counting(Lines(read_address(url), Limits(lease=60.0)))
-        trio.run(House(opened, 1, "caller", "plans").join, "n", NOW, LATER, ECHO)
+        trio.run(Nodes(opened, "caller", "plans").join, "n", NOW, LATER, ECHO)
         try:
             yield opened
         finally:
@@ -148,14 +149,22 @@ def writer(line: Counting) -> Writer:
     return Writer(line, 0, "caller", "plans")
 
 
-@pytest.fixture
-def control(line: Counting) -> Control:
-    return Control(line, 1, "plans")
+class Verbs(SharedVerbs):
+    """The verbs over a line that counts."""
+
+    def __init__(self, line: Counting) -> None:
+        self._line = line
+
+    async def _carry_out(self, verb: Any, *, repeatable: bool = False) -> Any:
+        async def whole(session: Session) -> Any:
+            return await verb(Tables(session, 1, "caller", "plans"))
+
+        return await self._line.transact(whole, repeatable=repeatable)
 
 
 @pytest.fixture
-def house(line: Counting) -> House:
-    return House(line, 1, "caller", "plans")
+def verbs(line: Counting) -> Verbs:
+    return Verbs(line)
 
 
 async def test_an_exchange_reads_the_rows_that_it_writes(line: Counting, writer: Writer) -> None:
@@ -193,13 +202,13 @@ async def test_an_exchange_reads_the_rows_that_it_writes(line: Counting, writer:
 
 
 async def test_a_claim_beside_a_paused_queue_passes_over_few_of_its_jobs(
-    line: Counting, writer: Writer, control: Control
+    line: Counting, writer: Writer, verbs: Verbs
 ) -> None:
     """Eighty thousand lie at the head of the line."""
-    await control.pause("q0", paused=True)
+    await verbs.pause("q0")
     claimed = (await writer.exchange(Batch(node="n", now=NOW, claim=wish(10, ECHO)), 1.0)).claimed
     read = (line.whole, line.by_index, line.counts)
-    await control.pause("q0", paused=False)
+    await verbs.resume("q0")
 
     assert {job.queue for job in claimed} == {"q1", "q2"}
     assert (read[0], read[1] <= 300, read[2] <= 100) == (0, True, True)
@@ -224,19 +233,19 @@ async def test_a_promotion_reads_what_is_due(line: Counting, writer: Writer) -> 
 
 
 @pytest.mark.parametrize("verb", ["cancel", "retry", "delete", "cancel ended", "absent"])
-async def test_what_is_asked_of_a_job_reads_that_job(line: Counting, control: Control, verb: str) -> None:
+async def test_what_is_asked_of_a_job_reads_that_job(line: Counting, verbs: Verbs, verb: str) -> None:
     """By its id."""
     match verb:
         case "cancel":
-            await control.cancel(["w9999"], NOW)
+            await verbs.cancel(["w9999"], NOW)
         case "retry":
-            await control.retry(["e9999"], NOW)
+            await verbs.retry(["e9999"], NOW)
         case "delete":
-            await control.delete(["e9998"])
+            await verbs.delete(["e9998"])
         case "cancel ended":
-            await control.cancel(["e9997"], NOW)
+            await verbs.cancel(["e9997"], NOW)
         case _:
-            await control.cancel(["absent"], NOW)
+            await verbs.cancel(["absent"], NOW)
 
     assert (line.whole, line.by_index <= 30) == (0, True)
 
@@ -250,19 +259,19 @@ async def test_what_is_asked_of_a_job_reads_that_job(line: Counting, control: Co
     ],
     ids=["nothing", "old", "many"],
 )
-async def test_a_prune_reads_a_step(line: Counting, house: House, retention: Retention) -> None:
+async def test_a_prune_reads_a_step(line: Counting, verbs: Verbs, retention: Retention) -> None:
     """The oldest of each status, however many have ended."""
-    pruned = await house.prune(NOW + 100.01, retention)
+    pruned = await verbs.prune(NOW + 100.01, retention)
 
     assert pruned == (0 if retention is KEEP_ALL else STEP)
     assert (line.whole, line.by_index <= 20 * STEP) == (0, True)
 
 
-async def test_a_rescue_reads_what_is_held(line: Counting, writer: Writer, house: House) -> None:
+async def test_a_rescue_reads_what_is_held(line: Counting, writer: Writer, verbs: Verbs) -> None:
     """And takes it back a step at a time."""
-    await house.join("dead", NOW, NOW + 1)
+    await Nodes(line, "caller", "plans").join("dead", NOW, NOW + 1)
     claimed = (await writer.exchange(Batch(node="dead", now=NOW, claim=wish(50, ECHO)), 1.0)).claimed
-    rescued = await house.rescue("n", NOW + 2)
+    rescued = await verbs.rescue("n", NOW + 2)
 
     assert {job.id for job in rescued} == {job.id for job in claimed}
     assert (line.whole, line.by_index <= 20 * 100) == (0, True)

@@ -18,10 +18,12 @@ from jobpipe.store import paging
 from jobpipe.store.base import Add, Batch, Claimed, Filter, Place, Retention, Settlement, Start
 from jobpipe.store.migrations import migrations
 from jobpipe.store.sqlite import open_sqlite, reader
-from jobpipe.store.sqlite.control import Control
 from jobpipe.store.sqlite.database import open_database
+from jobpipe.store.sqlite.nodes import Nodes
 from jobpipe.store.sqlite.opening import check_path
+from jobpipe.store.sqlite.tables import carry_out
 from jobpipe.store.sqlite.writer import SLICE, SLICES, Writer
+from jobpipe.store.verbs import jobs, nodes, queues, retention
 from tests.store.test_contract import wish
 
 NOW = 1_700_000_000.0
@@ -33,7 +35,7 @@ FREE = Retention(done_age=1e9, failed_age=1e9, jobs=0, size=0)
 def db(tmp_path: Path) -> Iterator[apsw.Connection]:
     """A fresh database, with a node `n`."""
     with open_database(tmp_path / "jobs.db", "normal") as opened:
-        Control(opened.writer).join("n", NOW + 60)
+        Nodes(opened.writer).join("n", NOW + 60)
         yield opened.writer
 
 
@@ -154,7 +156,7 @@ def steps(db: apsw.Connection, act: Callable[[], object]) -> int:
 def test_jobs_of_kinds_that_no_node_serves_are_not_read_by_a_claim(db: apsw.Connection) -> None:
     """A hundred thousand of the highest priority stand aside, and a claim takes as many steps as without them."""
     echo, writer = frozenset({"echo"}), Writer(db)
-    Control(db).join("n", NOW + 60, echo)
+    Nodes(db).join("n", NOW + 60, echo)
     ask = Batch(node="n", now=NOW, claim=wish(64, echo))
     took = []
     for others in (0, 100_000):
@@ -194,11 +196,11 @@ def test_a_claim_reads_its_index_in_order(
 ) -> None:
     """The first entries are the next jobs, and nothing is sorted; also where it goes round paused queues."""
     monkeypatch.setattr("jobpipe.store.sqlite.writer.PASSED", 0 if paused == "many" else 9)
-    writer, control = Writer(db), Control(db)
+    writer = Writer(db)
     jobs = [job(f"j{n}", queue=queue) for n, queue in enumerate(["a", "a", "a", "b", "c"])]
     writer.exchange(Batch(node="n", now=NOW, adds=[Add(jobs)]))
     if paused != "no":
-        control.pause("a", paused=True)
+        carry_out(db, lambda tx: queues.pause(tx, "a"))
         writer.forget()
     found = plans(db, lambda: writer.exchange(Batch(node="n", now=NOW, claim=wish(2))))
 
@@ -246,12 +248,12 @@ def test_an_exchange_costs_the_same_among_fifty_thousand_queues(
     held = [job(f"p{n}", queue="held", priority=9) for n in range(paused)]
     Writer(db).exchange(Batch(node="n", now=NOW, adds=[Add(held)]))
     if paused:
-        Control(db).pause("held", paused=True)
+        carry_out(db, lambda tx: queues.pause(tx, "held"))
     costs = []
-    for queues in (2000, 50_000):
-        many_queues(db, queues, status)
+    for count in (2000, 50_000):
+        many_queues(db, count, status)
         writer = Writer(db)
-        ready = [job(f"{queues}-{n}", queue="mail", priority=5) for n in range(20)]
+        ready = [job(f"{count}-{n}", queue="mail", priority=5) for n in range(20)]
 
         def act(writer: Writer = writer, ready: Sequence[NewJob] = ready) -> None:
             writer.exchange(Batch(node="n", now=NOW, lease_until=NOW + 60, adds=[Add(ready)]))
@@ -266,8 +268,8 @@ def test_an_exchange_costs_the_same_among_fifty_thousand_queues(
 def test_a_health_check_costs_the_same_among_fifty_thousand_queues(db: apsw.Connection) -> None:
     """So do a page of queues, and one queue."""
     costs = []
-    for queues in (2000, 50_000):
-        many_queues(db, queues, "queued")
+    for count in (2000, 50_000):
+        many_queues(db, count, "queued")
         acts: Sequence[Callable[[], object]] = (
             lambda: reader.overview(db, frozenset({"echo"})),
             lambda: reader.queues(db, 100, "q1"),
@@ -281,13 +283,12 @@ def test_a_health_check_costs_the_same_among_fifty_thousand_queues(db: apsw.Conn
 def test_control_walks_indexes(db: apsw.Connection) -> None:
     """Cancel, retry, delete and rescue find their rows by id, seq or the index of held jobs."""
     a_bit_of_everything(db)
-    control = Control(db)
 
     def act() -> None:
-        control.cancel(["a", "b", "later", "mail", "none"], NOW)
-        control.retry(["a", "late"], NOW)
-        control.delete(["later"])
-        control.rescue("other", NOW + 1e6)
+        carry_out(db, lambda tx: jobs.cancel(tx, ["a", "b", "later", "mail", "none"], NOW))
+        carry_out(db, lambda tx: jobs.retry(tx, ["a", "late"], NOW))
+        carry_out(db, lambda tx: jobs.delete(tx, ["later"]))
+        carry_out(db, lambda tx: nodes.rescue(tx, "other", NOW + 1e6))
 
     found = plans(db, act)
 
@@ -298,8 +299,12 @@ def test_control_walks_indexes(db: apsw.Connection) -> None:
 def test_a_prune_walks_the_index_of_ended_jobs(db: apsw.Connection) -> None:
     """The oldest end first, by status; never the jobs that wait."""
     a_bit_of_everything(db)
-    control = Control(db)
-    found = plans(db, lambda: (control.prune(NOW + 99, FREE), control.prune(NOW + 99, TAKE)))
+
+    def act() -> None:
+        for kept in (FREE, TAKE):
+            carry_out(db, lambda tx, kept=kept: retention.prune(tx, NOW + 99, kept))  # type: ignore[misc]
+
+    found = plans(db, act)
 
     assert faults(found) == []
     assert any("jobs_ended" in step for steps in found.values() for step in steps)
@@ -566,7 +571,7 @@ def test_a_missing_index_is_noticed(db: apsw.Connection, index: str) -> None:
 
     def act() -> None:
         a_bit_of_everything(db)
-        Control(db).rescue("other", NOW + 1e6)
-        Control(db).prune(NOW + 99, TAKE)
+        carry_out(db, lambda tx: nodes.rescue(tx, "other", NOW + 1e6))
+        carry_out(db, lambda tx: retention.prune(tx, NOW + 99, TAKE))
 
     assert faults(plans(db, act)) != []

@@ -14,11 +14,12 @@ from jobpipe.store.postgres import lists
 from jobpipe.store.postgres.parameters import Texts, integers, texts
 from jobpipe.store.postgres.session import Row, Session
 from jobpipe.store.postgres.tally import bounded
-from jobpipe.store.rows import attempt_from, job_from, with_attempts
+from jobpipe.store.rows import attempt_from, shown, stored_from
+from jobpipe.transitions import Stored
 
 JOB_COLUMNS = (
     "id, kind, queue, status, priority, payload, result, error, attempt, max_retries, claim, "
-    "created_at, run_at, started_at, finished_at, expires_at, options, seq, node, held, size"
+    "created_at, run_at, started_at, finished_at, expires_at, options, seq, node, held, size, rescued, watched"
 )
 """Of the view `shown`."""
 
@@ -133,11 +134,11 @@ _CONDITIONS = {
 
 async def several(session: Session, ids: Sequence[str]) -> dict[str, Job]:
     """Those of the jobs that are there, with their attempts."""
-    return {job_id: job for job_id, (job, _) in (await found(session, ids)).items()}
+    return {job_id: shown(found) for job_id, found in (await stored(session, ids)).items()}
 
 
-async def found(session: Session, ids: Sequence[str]) -> dict[str, tuple[Job, Row]]:
-    """Those of the jobs that are there, with their attempts; and their rows."""
+async def stored(session: Session, ids: Sequence[str]) -> dict[str, Stored]:
+    """Those of the jobs that are there, with their attempts that have ended."""
     names = texts([job_id for job_id in ids if "\0" not in job_id])
     some, attempts = session.run(_SOME, (names,)), session.run(_ATTEMPTS, (names,))
     await session.answered()
@@ -146,7 +147,7 @@ async def found(session: Session, ids: Sequence[str]) -> dict[str, tuple[Job, Ro
     for job_id, *attempt in attempts.rows():
         earlier.setdefault(job_id, []).append(tuple(attempt))
     return {
-        job_id: (with_attempts(job_from(row), row[18], list(map(attempt_from, earlier.get(job_id, ())))), row)
+        job_id: stored_from(row, list(map(attempt_from, earlier.get(job_id, ()))))
         for job_id, row in rows.items()
     }
 

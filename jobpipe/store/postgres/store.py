@@ -1,7 +1,8 @@
 """The store itself: each verb is one transaction as a rule, and is carried out whole though its caller is cancelled."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, TypeVar
 
 import trio
 
@@ -10,24 +11,19 @@ from jobpipe.job import Job
 from jobpipe.store.base import (
     QUEUES,
     Batch,
-    Change,
     Filter,
     News,
     Overview,
     Page,
     Place,
-    QueueChange,
     QueueState,
     Receipts,
-    Rescued,
     Retention,
     Unserved,
 )
 from jobpipe.store.postgres import reader
 from jobpipe.store.postgres.address import Address, Leases, read_address
 from jobpipe.store.postgres.beside import beside
-from jobpipe.store.postgres.control import Control
-from jobpipe.store.postgres.house import House
 from jobpipe.store.postgres.line import (
     BRIEF,
     READERS,
@@ -40,12 +36,26 @@ from jobpipe.store.postgres.line import (
     mapped,
 )
 from jobpipe.store.postgres.listening import Listening
+from jobpipe.store.postgres.nodes import Nodes
 from jobpipe.store.postgres.opening import prepare, suited
+from jobpipe.store.postgres.session import Session
+from jobpipe.store.postgres.tables import Tables
 from jobpipe.store.postgres.vacuum import Vacuum
 from jobpipe.store.postgres.writer import Writer
+from jobpipe.store.verbs.facade import SharedVerbs
+from jobpipe.store.verbs.transaction import Transaction
+
+R = TypeVar("R")
+
+_WATCH = """
+update live l
+set watched = true
+from jobs j
+where j.id = %(id)s and l.seq = j.seq and not l.watched
+"""
 
 
-class PostgresStore:
+class PostgresStore(SharedVerbs):
     """See `jobpipe.store.base` for what each verb promises. Any number of nodes share one database."""
 
     durable = True
@@ -58,10 +68,10 @@ class PostgresStore:
         self._engine_line, self._other_line = Line(lines, lock=BRIEF), Line(lines)
         self._reading = Reading(lines, READERS, lines.limits.read)
         self._searching = Reading(lines, SEARCHERS, SEARCH_PATIENCE)
-        channel = lines.address.channel
-        self._writer = Writer(self._engine_line, 2 * slot, leases, channel)
-        self._control = Control(self._other_line, 2 * slot + 1, channel)
-        self._house = House(self._other_line, 2 * slot + 1, leases, channel)
+        self._channel = lines.address.channel
+        self._slot = 2 * slot + 1  # for what goes over the other line
+        self._writer = Writer(self._engine_line, 2 * slot, leases, self._channel)
+        self._nodes = Nodes(self._other_line, leases, self._channel)
         self.vacuum = Vacuum(lines)
         self._listening = Listening(lines)
 
@@ -70,14 +80,22 @@ class PostgresStore:
         """Whether news come at once."""
         return self._listening.up
 
+    async def _carry_out(
+        self, verb: Callable[[Transaction], Coroutine[Any, Any, R]], *, repeatable: bool = False
+    ) -> R:
+        async def whole(session: Session) -> R:
+            return await verb(Tables(session, self._slot, self._leases, self._channel))
+
+        return await self._other_line.transact(whole, repeatable=repeatable)
+
     async def join(
         self, node: str, now: float, lease_until: float, kinds: frozenset[str] = frozenset()
     ) -> None:
-        self.clock_offset = await self._house.join(node, now, lease_until, kinds)
+        self.clock_offset = await self._nodes.join(node, now, lease_until, kinds)
         self._writer.forget(node)
 
     def renew_from_thread(self, node: str, now: float, lease_until: float) -> bool:
-        return self._house.renew_from_thread(self._lines, node, now, lease_until)
+        return self._nodes.renew_from_thread(self._lines, node, now, lease_until)
 
     async def exchange(self, batch: Batch) -> Receipts:
         with trio.CancelScope(shield=True):  # whole, though it may be several transactions
@@ -90,40 +108,20 @@ class PostgresStore:
     async def sideline(self, batch: Batch, words: str) -> str | None:
         return await self._writer.sideline(batch, words)
 
-    async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
-        return await self._house.rescue(node, now)
-
-    async def prune(self, now: float, retention: Retention) -> int:
-        pruned = await self._house.prune(now, retention)
+    async def prune(self, now: float, retained: Retention) -> int:
+        pruned = await super().prune(now, retained)
         self.vacuum.count(0, pruned)
         return pruned
 
     async def leave(self, node: str) -> None:
-        await self._house.leave(node)
-
-    async def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        return await self._control.cancel(ids, now)
-
-    async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        return await self._control.retry(ids, now)
-
-    async def delete(self, ids: Sequence[str]) -> Sequence[Change]:
-        return await self._control.delete(ids)
-
-    async def pause(self, queue: str) -> None:
-        await self._control.pause(queue, paused=True)
-
-    async def resume(self, queue: str) -> None:
-        await self._control.pause(queue, paused=False)
-
-    async def delete_queue(self, queue: str) -> QueueChange:
-        return await self._control.delete_queue(queue)
+        await self._nodes.leave(node)
 
     async def paused(self) -> Sequence[str]:
         return await self._reading.read(reader.paused)
 
     async def watch(self, job_id: str) -> None:
-        await self._control.watch(job_id)
+        if "\0" not in job_id:
+            await self._other_line.run(_WATCH, {"id": job_id})
 
     def changes(self) -> AbstractAsyncContextManager[AsyncIterator[News]]:
         """See `jobpipe.store.base.SharedStore.changes`."""

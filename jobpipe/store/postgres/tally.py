@@ -5,10 +5,14 @@ What an exchange does, it counts in the very statements that do it (`counting`);
 
 from collections import defaultdict
 
+import structlog
+
 from jobpipe.job import Status
 from jobpipe.store.postgres.parameters import integers, texts
 from jobpipe.store.postgres.session import Session
 from jobpipe.store.rows import plausible
+
+log = structlog.get_logger("jobpipe")
 
 
 def bounded(total: str) -> str:
@@ -107,13 +111,6 @@ class Tally:
         self._jobs[queue, state] -= jobs
         self._size[queue, state] -= plausible(size)
 
-    def merge(self, other: "Tally") -> None:
-        """Take over what another one gathered."""
-        for key in other._jobs.keys() | other._size.keys():  # noqa: SLF001 - of its own kind
-            self._jobs[key] += other._jobs[key]  # noqa: SLF001 - see above
-            self._size[key] += other._size[key]  # noqa: SLF001 - see above
-        self.readied += other.readied
-
     def write(self, session: Session) -> None:
         """Add what was gathered to the table."""
         rows = [(*key, jobs, self._size[key]) for key, jobs in self._jobs.items() if jobs or self._size[key]]
@@ -148,15 +145,15 @@ _RECOUNT = (
 )
 
 
-async def mend(session: Session) -> bool:
-    """Count everything anew where the counts cannot be true, since a row of them was damaged; whether they were."""
+async def mend_loudly(session: Session) -> None:
+    """Count everything anew where the counts cannot be true, since a row of them was damaged; the log says so."""
     row = await session.row(_NONSENSE)
     if not row or not row[0]:
-        return False
+        return
     for sql in _RECOUNT:
         session.run(sql)
         await session.answered()  # each sees what those it waited for have committed
-    return True
+    log.error("the counts of jobs could not be true, and were made anew from the jobs")
 
 
 def fold(session: Session, slot: int, *, all_slots: bool) -> None:

@@ -9,7 +9,7 @@ import msgspec
 from jobpipe.job import Job, Status
 from jobpipe.store.base import UNSERVED, Filter, Overview, Page, Place, QueueState, Unserved
 from jobpipe.store.paging import Pager
-from jobpipe.store.rows import Row, attempt_from, job_from, with_attempts
+from jobpipe.store.rows import Row, attempt_from, shown, stored_from
 from jobpipe.store.sqlite import lists
 from jobpipe.store.sqlite.rows import (
     ASIDE,
@@ -23,6 +23,7 @@ from jobpipe.store.sqlite.rows import (
     transaction,
 )
 from jobpipe.store.sqlite.tally import HELD
+from jobpipe.transitions import Stored
 
 _ONE = f"select {JOB_COLUMNS} from jobs where jobs.id = ?"  # noqa: S608 - columns are a constant
 _ATTEMPTS = (
@@ -96,19 +97,18 @@ _CONDITIONS = {
 
 def one(db: apsw.Connection, job_id: str) -> Job | None:
     """See `jobpipe.store.base.ReadStore.get`."""
-    found = find(db, job_id)
-    return None if found is None else found[0]
+    found = stored(db, job_id)
+    return None if found is None else shown(found)
 
 
-def find(db: apsw.Connection, job_id: str) -> tuple[Job, int, bool, int] | None:
-    """A job with its attempts; and its seq, whether it is held, and its size."""
+def stored(db: apsw.Connection, job_id: str) -> Stored | None:
+    """A job with its attempts that have ended."""
     with transaction(db):  # both reads see the same state of the database
         row = fetch_one(db, _ONE, (job_id,))
         if row is None:
             return None
-        seq, node, held, size = row[17:]
-        earlier = [attempt_from(attempt) for attempt in fetch(db, _ATTEMPTS, (seq,))]
-        return with_attempts(job_from(row), node, earlier), seq, held == 1, size
+        attempts = [attempt_from(attempt) for attempt in fetch(db, _ATTEMPTS, (row[17],))]
+        return stored_from(row, attempts)
 
 
 def listed(db: apsw.Connection, where: Filter, limit: int, before: Place | None) -> Page:

@@ -13,8 +13,10 @@ from jobpipe.store.rows import Row, encoded_options
 JOB_COLUMNS = (
     "jobs.id, kind, queue, status, priority, payload, result, error, attempt, max_retries, claim, "
     "created_at, run_at, started_at, finished_at, expires_at, options, seq, "
-    "(select name from nodes where nodes.node = jobs.node), held, size"
+    "(select name from nodes where nodes.node = jobs.node), held, size, rescued, 0"
 )
+"""See `jobpipe.store.rows.stored_from`; the last: nobody else can wait for a job here."""
+
 # The indexes are named, since the planner takes any that begins with the status for a better one.
 READY = "jobs indexed by jobs_ready where status = 'queued' and held = 0 and aside = 0"
 ASIDE = "jobs indexed by jobs_aside where status = 'queued' and held = 0 and aside = 1"

@@ -11,8 +11,8 @@ import trio
 
 from jobpipe.store.base import Filter, Page, Place
 from jobpipe.store.sqlite import reader
-from jobpipe.store.sqlite.control import Control
 from jobpipe.store.sqlite.database import LANES, Database, Lane, open_database
+from jobpipe.store.sqlite.nodes import Nodes
 from jobpipe.store.sqlite.opening import mapped
 from jobpipe.store.sqlite.thread import OwnThread, own_thread
 from jobpipe.store.sqlite.verbs import Verbs
@@ -37,7 +37,7 @@ class SqliteStore(Verbs):
         self._lanes = {lane: trio.CapacityLimiter(readers) for lane, readers in LANES.items()}
 
     def _prepare(self) -> None:
-        self._writer, self._control = Writer(self._database.writer), Control(self._database.writer)
+        self._writer, self._nodes = Writer(self._database.writer), Nodes(self._database.writer)
 
     async def _write(self, verb: Callable[[], R]) -> R:
         return await self._thread.run(lambda: self._written(verb))
@@ -83,5 +83,5 @@ async def open_sqlite(path: Path, *, sync: Literal["full", "normal"]) -> AsyncIt
     with ExitStack() as stack:
         database = await trio.to_thread.run_sync(stack.enter_context, open_database(path, sync))
         store = SqliteStore(database, stack.enter_context(own_thread("jobpipe-sqlite")))
-        await store._change(store._control.end_leases)  # noqa: SLF001 - this is the store's own constructor
+        await store._change(store._nodes.end_leases)  # noqa: SLF001 - this is the store's own constructor
         yield store

@@ -3,10 +3,13 @@
 from collections import defaultdict
 
 import apsw
+import structlog
 
 from jobpipe.job import WAITING
 from jobpipe.store.rows import plausible
 from jobpipe.store.sqlite.values import execute_values
+
+log = structlog.get_logger("jobpipe")
 
 HELD = "held"
 """The state of a job that a node holds, whatever its status."""
@@ -84,13 +87,13 @@ _RECOUNT = (
 )
 
 
-def mend(db: apsw.Connection) -> bool:
-    """Count everything anew where the counts cannot be true, since a row of them was damaged; whether they were."""
+def mend_loudly(db: apsw.Connection) -> None:
+    """Count everything anew where the counts cannot be true, since a row of them was damaged; the log says so."""
     if not db.execute(_NONSENSE).get:
-        return False
+        return
     for sql in _RECOUNT:
         db.execute(sql)
-    return True
+    log.error("the counts of jobs could not be true, and were made anew from the jobs")
 
 
 def waiting(db: apsw.Connection) -> int:

@@ -1,8 +1,8 @@
 """The verbs of the contract over SQLite, wherever its database lies and whichever thread works on it."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Concatenate, ParamSpec, TypeVar
+from abc import abstractmethod
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import apsw
 
@@ -10,34 +10,33 @@ from jobpipe.job import Job
 from jobpipe.store.base import (
     QUEUES,
     Batch,
-    Change,
     Filter,
     Overview,
     Page,
     Place,
-    QueueChange,
     QueueState,
     Receipts,
-    Rescued,
-    Retention,
     Unserved,
 )
 from jobpipe.store.sqlite import reader
-from jobpipe.store.sqlite.control import Control
+from jobpipe.store.sqlite.nodes import Nodes
+from jobpipe.store.sqlite.tables import carry_out
 from jobpipe.store.sqlite.writer import Writer
+from jobpipe.store.verbs.facade import SharedVerbs
+from jobpipe.store.verbs.transaction import Transaction
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Verbs(ABC):
+class Verbs(SharedVerbs):
     """See `jobpipe.store.base` for what each verb promises. Each is one function, so a cancel cannot break it in two.
 
     A subclass says where such a function runs.
     """
 
     _writer: Writer
-    _control: Control
+    _nodes: Nodes
 
     @abstractmethod
     async def _write(self, verb: Callable[[], R]) -> R:
@@ -60,6 +59,14 @@ class Verbs(ABC):
 
         return await self._write(call)
 
+    async def _carry_out(
+        self,
+        verb: Callable[[Transaction], Coroutine[Any, Any, R]],
+        *,
+        repeatable: bool = False,  # noqa: ARG002 - here it is always known what was committed
+    ) -> R:
+        return await self._change(lambda: carry_out(self._writer.db, verb))
+
     async def join(
         self,
         node: str,
@@ -67,7 +74,7 @@ class Verbs(ABC):
         lease_until: float,
         kinds: frozenset[str] = frozenset(),
     ) -> None:
-        await self._change(lambda: self._control.join(node, lease_until, kinds))
+        await self._change(lambda: self._nodes.join(node, lease_until, kinds))
 
     async def exchange(self, batch: Batch) -> Receipts:
         return await self._write(lambda: self._writer.exchange(batch))
@@ -75,32 +82,8 @@ class Verbs(ABC):
     async def sideline(self, batch: Batch, words: str) -> str | None:
         return await self._write(lambda: self._writer.sideline(batch, words))
 
-    async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
-        return await self._change(lambda: self._control.rescue(node, now))
-
-    async def prune(self, now: float, retention: Retention) -> int:
-        return await self._change(lambda: self._control.prune(now, retention))
-
     async def leave(self, node: str) -> None:
-        await self._change(lambda: self._control.leave(node))
-
-    async def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        return await self._change(lambda: self._control.cancel(ids, now))
-
-    async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        return await self._change(lambda: self._control.retry(ids, now))
-
-    async def delete(self, ids: Sequence[str]) -> Sequence[Change]:
-        return await self._change(lambda: self._control.delete(ids))
-
-    async def pause(self, queue: str) -> None:
-        await self._change(lambda: self._control.pause(queue, paused=True))
-
-    async def resume(self, queue: str) -> None:
-        await self._change(lambda: self._control.pause(queue, paused=False))
-
-    async def delete_queue(self, queue: str) -> QueueChange:
-        return await self._change(lambda: self._control.delete_queue(queue))
+        await self._change(lambda: self._nodes.leave(node))
 
     async def get(self, job_id: str) -> Job | None:
         return await self._read(reader.one, job_id)

@@ -100,7 +100,9 @@ select j.seq, j.id, j.kind, j.queue, coalesce(l.status, j.status, 'cancelled') a
     case when l.seq is null then j.started_at else l.started_at end as started_at,
     j.finished_at, j.expires_at, j.options,
     (select n.name from nodes n where n.node = coalesce(l.node, j.node)) as node,
-    l.node is not null as held, j.size
+    l.node is not null as held, j.size,
+    case when l.seq is null then j.rescued else l.rescued end as rescued,
+    coalesce(l.watched, false) as watched
 from jobs j left join live l on l.seq = j.seq;
 
 create table attempts (

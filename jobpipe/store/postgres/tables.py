@@ -1,0 +1,372 @@
+"""The tables of PostgreSQL, for the verbs: see `jobpipe.store.verbs.transaction.Transaction`.
+
+A job that has not ended stands in two rows: what was asked of it in `jobs`, how it stands in `live`. Rows are locked
+in the order in which exchanges lock them: first those in `live`, then those in `jobs`, each by seq.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any
+
+from jobpipe.errors import StoreUnavailable
+from jobpipe.job import ENDED, JobError, Status
+from jobpipe.store.base import LONGEST_LEASE, QueueState
+from jobpipe.store.postgres import reader
+from jobpipe.store.postgres.address import Leases
+from jobpipe.store.postgres.line import ENTRYS_OWN, TRIES
+from jobpipe.store.postgres.parameters import binaries, integers, texts
+from jobpipe.store.postgres.reader import JOB_COLUMNS
+from jobpipe.store.postgres.session import Row, Session
+from jobpipe.store.postgres.tally import Tally, fold, forget_empty, mend_loudly
+from jobpipe.store.postgres.words import CANCEL, ended_words, notify
+from jobpipe.store.postgres.writer import CLOCK, SIDELINE
+from jobpipe.store.rows import encoded_error, stored_from
+from jobpipe.store.verbs.dialect import translated
+from jobpipe.store.verbs.difference import changed, ended_attempts, tags
+from jobpipe.store.verbs.transaction import READY, DeadNodes, Removal
+from jobpipe.transitions import Stored, follows
+
+_LOCK_LIVE = """
+select l.seq
+from live l join jobs j on j.seq = l.seq
+where j.id = any(%(ids)s)
+order by l.seq
+for update of l
+"""
+_LOCK_JOBS = """
+select seq
+from jobs
+where id = any(%(ids)s)
+order by seq
+for no key update
+"""
+
+# A node whose row is locked is at work just now: it is not dead.
+_END_LEASES = """
+update nodes
+set lease_until = null, hungry = false
+where node in (
+    select node
+    from nodes
+    where (lease_until <= {clock} or lease_until > {clock} + {longest}) and name <> %(node)s
+    for update skip locked
+)
+"""
+_END_LEASES_BY = {
+    "database": _END_LEASES.format(clock=CLOCK, longest=LONGEST_LEASE),
+    "caller": _END_LEASES.format(clock="%(now)s", longest=LONGEST_LEASE),
+}
+# Locked first, then read: a start that is committed between the two would be missed by one statement for both.
+# Also the row in "jobs", which the end of a job is written to: what anybody else has locked is left for later.
+_LOCK_HELD = """
+select l.seq
+from live l
+left join nodes n on n.node = l.node
+join jobs j on j.seq = l.seq
+where l.node is not null and (n.node is null or (n.lease_until is null and n.name <> %(node)s))
+order by l.seq
+limit %(limit)s
+for update of l skip locked
+for no key update of j skip locked
+"""
+# A damaged database may have rows without a job, and nobody can run them.
+_DROP_LOST = """
+delete from live
+where seq in (
+    select l.seq
+    from live l left join nodes n on n.node = l.node
+    where l.node is not null
+        and (n.node is null or (n.lease_until is null and n.name <> %(node)s))
+        and not exists (select from jobs j where j.seq = l.seq)
+    for update of l skip locked
+)
+"""
+_BY_SEQ = f"select {JOB_COLUMNS} from shown where seq = any(%(seqs)s) order by seq"
+
+_END = """
+with gone as (
+    delete from live
+    where seq = %(seq)s
+    returning node
+)
+update jobs j
+set {assignments}, node = g.node
+from gone g
+where j.seq = %(seq)s
+"""
+# Only a damaged job that has ended is in "live" already.
+_REVIVE = """
+with again as (
+    update jobs
+    set {assignments}
+    where seq = %(seq)s
+    returning *
+)
+insert into live (seq, queue, status, priority, run_at, created_at, expires_at, attempt, claim, rescued, error)
+select seq, queue, %(becomes)s, priority, run_at, created_at, expires_at, attempt, claim, rescued, error
+from again
+on conflict (seq) do update set
+    queue = excluded.queue,
+    status = excluded.status,
+    priority = excluded.priority,
+    run_at = excluded.run_at,
+    created_at = excluded.created_at,
+    expires_at = excluded.expires_at,
+    attempt = excluded.attempt,
+    node = null,
+    token = null,
+    started_at = null,
+    error = excluded.error
+"""
+_UPDATE = "update {table} set {assignments} where seq = %(seq)s"
+
+_LIVE = frozenset(
+    (
+        "queue",
+        "status",
+        "priority",
+        "run_at",
+        "attempt",
+        "claim",
+        "started_at",
+        "expires_at",
+        "error",
+        "rescued",
+    )
+)
+"""Columns of `live` that change."""
+
+_ASKED = frozenset(("kind", "queue", "priority", "max_retries", "expires_at", "options", "payload"))
+"""Columns of `jobs` that change while a job lives."""
+
+_RELEASED = {"node": None, "token": None}
+"""What a row in `live` has that nobody holds."""
+
+_ATTEMPT = """
+insert into attempts (seq, claim, number, node, started_at, finished_at, outcome, error)
+values (
+    %(seq)s, %(claim)s, %(number)s, (select node from nodes where name = %(node)s),
+    %(started_at)s, %(finished_at)s, %(outcome)s, %(error)s
+)
+on conflict do nothing
+"""
+_TAG = (
+    "insert into tags (tag, created_at, seq) values (%(tag)s, %(created_at)s, %(seq)s) on conflict do nothing"
+)
+_UNTAG = """
+delete from tags t
+using unnest(%(tags)s, %(seqs)s) as v (tag, seq) join jobs j on j.seq = v.seq
+where t.tag = v.tag and t.created_at = j.created_at and t.seq = v.seq
+"""
+_UNTAG_ALL = "delete from tags where seq = any(%(seqs)s)"  # reads them all
+_DELETE = (
+    "delete from live where seq = any(%(seqs)s)",
+    "delete from jobs where seq = any(%(seqs)s)",
+    "delete from attempts where seq = any(%(seqs)s)",
+)
+# Locked and summed once more: a job may have come since the look. One that comes later is counted in a row of its own.
+_FORGET_COUNTS = """
+with locked as (
+    select state, jobs, size
+    from counts
+    where queue = %(queue)s
+    for update
+)
+delete from counts
+where queue = %(queue)s
+    and not exists (select from locked group by state having sum(jobs) <> 0 or sum(size) <> 0)
+"""
+_FORGET_QUEUE = "delete from queues where name = %(queue)s"
+_ALONE = "select pg_try_advisory_xact_lock(hashtextextended(%(name)s, 1))"
+
+
+class Tables:
+    """The tables within the transaction of a session, whose counts go into a slot of this writer's own."""
+
+    def __init__(self, session: Session, slot: int, leases: Leases, channel: str) -> None:
+        self._session, self._slot, self._leases, self._channel = session, slot, leases, channel
+
+    async def rows(self, sql: str, values: Mapping[str, Any]) -> Sequence[Row]:
+        return await self._session.rows(translated(sql, "postgres"), values)
+
+    def run(self, sql: str, values: Mapping[str, Any]) -> None:
+        self._session.run(translated(sql, "postgres"), values)
+
+    async def lock(self, ids: Sequence[str]) -> Mapping[str, Stored]:
+        names = [job_id for job_id in ids if "\0" not in job_id]
+        for _ in range(TRIES):
+            # One round trip: each statement sees what those before it have waited for.
+            values = {"ids": texts(names)}
+            live, _ = self._session.run(_LOCK_LIVE, values), self._session.run(_LOCK_JOBS, values)
+            found = await reader.stored(self._session, names)
+            locked = {row[0] for row in live.rows()}
+            if all(one.job.status in ENDED or one.seq in locked for one in found.values()):
+                return found
+            # Else somebody retried one between the two locks.
+        raise StoreUnavailable("other requests keep retrying and deleting this job: try again")
+
+    async def lock_held(self, nodes: DeadNodes, limit: int) -> Sequence[Stored]:
+        values = {"node": nodes.node, "now": float(nodes.now), "limit": limit}
+        self._session.run(_END_LEASES_BY[self._leases], values)
+        self._session.run(_DROP_LOST, values)
+        locked = await self._session.rows(_LOCK_HELD, values)
+        if not locked:
+            return []
+        seqs = integers([row[0] for row in locked])
+        return [stored_from(row) for row in await self._session.rows(_BY_SEQ, {"seqs": seqs})]
+
+    def save(self, changes: Sequence[tuple[Stored, Stored]]) -> None:
+        for before, after in changes:
+            follows(before, after)
+        tally = Tally(self._slot)
+        for before, after in changes:
+            self._write(before, after)
+            self._write_beside(before, after)
+            size = before.size if before.job.status in ENDED else 0
+            if not before.held:
+                tally.drop(before.job.queue, before.job.status, 1, size)
+            if not after.held:
+                tally.move(after.job.queue, None, after.job.status, size=after.size)
+        tally.write(self._session)
+        self._tell(changes)
+
+    def _write(self, before: Stored, after: Stored) -> None:
+        columns = changed(before, after)
+        lived, lives = before.job.status not in ENDED, after.job.status not in ENDED
+        if lived and not lives:
+            self._end(after, columns)
+        elif lives and not lived:
+            self._revive(after)
+        else:
+            released = _RELEASED if before.held and not after.held else {}
+            self._update("live", before.seq, {n: v for n, v in columns.items() if n in _LIVE} | released)
+            self._update("jobs", before.seq, {n: v for n, v in columns.items() if n in _ASKED})
+
+    def _update(self, table: str, seq: int, columns: Mapping[str, Any]) -> None:
+        if columns:
+            sql = _UPDATE.format(table=table, assignments=_assignments(columns))
+            self._session.run(sql, {**columns, "seq": seq})
+
+    def _end(self, after: Stored, columns: Mapping[str, Any]) -> None:
+        """Move what stood in `live` into `jobs`."""
+        asked = {name: value for name, value in columns.items() if name in _ASKED}
+        values = {**asked, **_standing(after), "status": after.job.status.value}
+        values |= {"finished_at": after.job.finished_at, "size": after.size}
+        sql = _END.format(assignments=_assignments(values))
+        self._session.run(sql, {**values, "seq": after.seq})
+
+    def _revive(self, after: Stored) -> None:
+        """Make a row in `live` for a job that had ended."""
+        job = after.job
+        values = {**_standing(after), "expires_at": job.expires_at, "result": job.result}
+        values |= {"status": None, "finished_at": None, "size": after.size}
+        sql = _REVIVE.format(assignments=_assignments(values))
+        self._session.run(sql, {**values, "seq": after.seq, "becomes": job.status.value})
+
+    def _write_beside(self, before: Stored, after: Stored) -> None:
+        """Write the rows that belong to a job: its attempts and tags."""
+        for attempt in ended_attempts(before, after):
+            values = {
+                "seq": before.seq,
+                "claim": attempt.claim,
+                "number": attempt.number,
+                "node": attempt.node,
+                "started_at": attempt.started_at,
+                "finished_at": attempt.finished_at,
+                "outcome": str(attempt.outcome),
+                "error": encoded_error(attempt.error),
+            }
+            self._session.run(_ATTEMPT, values)
+        gone, new = tags(before, after)
+        if gone:
+            seqs = integers([before.seq] * len(gone))
+            self._session.run(_UNTAG, {"tags": binaries([tag.encode() for tag in gone]), "seqs": seqs})
+        for tag in new:
+            values = {"tag": tag.encode(), "created_at": float(after.job.created_at), "seq": before.seq}
+            self._session.run(_TAG, values)
+
+    def _tell(self, changes: Sequence[tuple[Stored, Stored]]) -> None:
+        """Notify other nodes of what concerns them."""
+        statuses = {after.job.status for _, after in changes}
+        if Status.CANCELLING in statuses:
+            self.tell(CANCEL)
+        if Status.QUEUED in statuses:
+            self.tell(READY)
+        ended = [one.job.id for one, other in changes if one.watched and other.job.status in ENDED]
+        notify(self._session, self._channel, ended_words(ended))
+
+    def erase(self, jobs: Sequence[Removal]) -> None:
+        if not jobs:
+            return
+        if unreadable := [job.seq for job in jobs if job.tags is None]:
+            self._session.run(_UNTAG_ALL, {"seqs": integers(unreadable)})
+        pairs = [(tag.encode(), job.seq) for job in jobs for tag in job.tags or ()]
+        if pairs:
+            tags_of_all, seqs = zip(*pairs, strict=True)
+            self._session.run(_UNTAG, {"tags": binaries(tags_of_all), "seqs": integers(seqs)})
+        for sql in _DELETE:
+            self._session.run(sql, {"seqs": integers([job.seq for job in jobs])})
+        tally = Tally(self._slot)
+        for job in jobs:
+            tally.drop(job.queue, job.state, 1, job.size)
+        tally.write(self._session)
+        watched = [job.watched for job in jobs if job.watched is not None]
+        notify(self._session, self._channel, ended_words(watched))
+
+    async def fail(self, stored: Stored, now: float, words: str) -> None:
+        """The job leaves `live` even where its end cannot be written."""
+        error, seqs = encoded_error(JobError("DamagedRow", words)), integers([stored.seq])
+        self._session.run(_DELETE[0], {"seqs": seqs})
+        with suppress(*ENTRYS_OWN):
+            async with self._session.savepoint():
+                self._session.run(SIDELINE, (float(now), error, seqs))
+        tally = Tally(self._slot)
+        tally.move(stored.job.queue, None, Status.FAILED)
+        tally.write(self._session)
+        if stored.watched:
+            notify(self._session, self._channel, ended_words([stored.job.id]))
+
+    def savepoint(self) -> AbstractAsyncContextManager[None]:
+        return self._session.savepoint()
+
+    def blames(self, error: Exception) -> bool:
+        return isinstance(error, ENTRYS_OWN)
+
+    def tell(self, what: str) -> None:
+        notify(self._session, self._channel, [what])
+
+    async def queue(self, name: str) -> QueueState | None:
+        return await reader.queue(self._session, name)
+
+    def forget_queue(self, name: str) -> None:
+        self._session.run(_FORGET_COUNTS, {"queue": name})
+        self._session.run(_FORGET_QUEUE, {"queue": name})
+
+    def forget_empty(self, *, thoroughly: bool) -> None:
+        fold(self._session, self._slot, all_slots=thoroughly)
+        if thoroughly:
+            forget_empty(self._session)
+
+    async def mend_counts(self) -> None:
+        await mend_loudly(self._session)
+
+    async def try_alone(self, what: str) -> bool:
+        row = await self._session.row(_ALONE, {"name": f"{self._channel} {what}"})
+        return bool(row and row[0])
+
+
+def _standing(stored: Stored) -> dict[str, Any]:
+    """How a job stands, as both tables have it."""
+    job = stored.job
+    return {
+        "run_at": job.run_at,
+        "attempt": max(job.attempt, 0),
+        "claim": job.claim,
+        "rescued": stored.rescued,
+        "started_at": job.started_at,
+        "error": encoded_error(job.error),
+    }
+
+
+def _assignments(columns: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = %({name})s" for name in columns)

@@ -1,0 +1,172 @@
+"""The tables of SQLite, for the verbs: see `jobpipe.store.verbs.transaction.Transaction`."""
+
+import math
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, TypeVar
+
+import apsw
+
+from jobpipe.job import ENDED, JobError, Status
+from jobpipe.store.base import LONGEST_LEASE, QueueState
+from jobpipe.store.rows import Row, encoded_error, stored_from
+from jobpipe.store.sqlite import reader
+from jobpipe.store.sqlite.opening import STORES_OWN
+from jobpipe.store.sqlite.rows import JOB_COLUMNS, fetch, transaction
+from jobpipe.store.sqlite.tally import HELD, Tally, mend_loudly
+from jobpipe.store.sqlite.writer import SIDELINE
+from jobpipe.store.verbs.dialect import translated
+from jobpipe.store.verbs.difference import changed, ended_attempts, tags
+from jobpipe.store.verbs.transaction import DeadNodes, Removal, at_once
+from jobpipe.transitions import Stored, follows
+
+_DEAD = """
+select node
+from (select distinct node from jobs where held = 1) as held left join nodes using (node)
+where (lease_until is null or lease_until not between ? and ?) and name is not ?
+"""
+_HELD_BY = f"select {JOB_COLUMNS} from jobs where held = 1 and jobs.node is ? limit ?"  # noqa: S608 - a constant
+_END_LEASES = "update nodes set lease_until = null where lease_until not between ? and ? and name <> ?"
+
+_ATTEMPT = """
+insert or replace into attempts (seq, claim, number, node, started_at, finished_at, outcome, error)
+values (?, ?, ?, (select node from nodes where name = ?), ?, ?, ?, ?)
+"""
+_TAG = "insert into tags (tag, created_at, seq) values (?, ?, ?)"
+_UNTAG = "delete from tags where tag = ?1 and created_at = (select created_at from jobs where seq = ?2) and seq = ?2"
+_UNTAG_ALL = "delete from tags where seq = ?"  # reads them all
+_DELETE = (
+    "delete from jobs where seq = ?",
+    "delete from attempts where seq = ?",
+)
+_FORGET_QUEUE = (
+    "delete from counts where queue = ?",
+    "delete from queues where name = ?",
+)
+# Rows of counts in which nothing is left, and rows of queues in which nothing is set.
+_FORGET_EMPTY = (
+    "delete from counts where (queue, state) in (select queue, state from counts where jobs = 0 and size = 0 limit ?)",
+    "delete from queues where name in (select name from queues where paused = 0 limit ?)",
+)
+FORGOTTEN = 10_000
+"""How many such rows one prune deletes."""
+
+
+R = TypeVar("R")
+
+
+class Tables:
+    """The tables within a transaction that the caller has begun. Nothing here ever waits."""
+
+    def __init__(self, db: apsw.Connection) -> None:
+        self._db = db
+
+    async def rows(self, sql: str, values: Mapping[str, Any]) -> Sequence[Row]:
+        return fetch(self._db, translated(sql, "sqlite").strip(), values)
+
+    def run(self, sql: str, values: Mapping[str, Any]) -> None:
+        self._db.execute(translated(sql, "sqlite"), values)
+
+    async def lock(self, ids: Sequence[str]) -> Mapping[str, Stored]:
+        found = {job_id: reader.stored(self._db, job_id) for job_id in ids}
+        return {job_id: stored for job_id, stored in found.items() if stored is not None}
+
+    async def lock_held(self, nodes: DeadNodes, limit: int) -> Sequence[Stored]:
+        sound = (math.nextafter(nodes.now, math.inf), nodes.now + LONGEST_LEASE)
+        dead = [row[0] for row in self._db.execute(_DEAD, (*sound, nodes.node))]
+        self._db.execute(_END_LEASES, (*sound, nodes.node))
+        rows = [row for node in dead for row in fetch(self._db, _HELD_BY, (node, limit))]
+        return [stored_from(row) for row in rows[:limit]]
+
+    def save(self, changes: Sequence[tuple[Stored, Stored]]) -> None:
+        for before, after in changes:
+            follows(before, after)
+        tally = Tally()
+        for before, after in changes:
+            self._save(before, after)
+            tally.drop(before.job.queue, _state(before), 1, before.size if before.job.status in ENDED else 0)
+            tally.move(after.job.queue, None, _state(after), size=after.size)
+        tally.write(self._db)
+
+    def _save(self, before: Stored, after: Stored) -> None:
+        columns = dict(changed(before, after))
+        if before.held and not after.held:
+            columns["held"] = 0
+        if columns:
+            assignments = ", ".join(f"{name} = ?" for name in columns)
+            values = (*columns.values(), before.seq)
+            self._db.execute(f"update jobs set {assignments} where seq = ?", values)  # noqa: S608 - names of columns
+        for attempt in ended_attempts(before, after):
+            error = encoded_error(attempt.error)
+            times = (attempt.started_at, attempt.finished_at)
+            self._db.execute(
+                _ATTEMPT,
+                (before.seq, attempt.claim, attempt.number, attempt.node, *times, attempt.outcome, error),
+            )
+        gone, new = tags(before, after)
+        for tag in gone:
+            self._db.execute(_UNTAG, (tag, before.seq))
+        for tag in new:
+            self._db.execute(_TAG, (tag, after.job.created_at, before.seq))
+
+    def erase(self, jobs: Sequence[Removal]) -> None:
+        tally = Tally()
+        for job in jobs:
+            if job.tags is None:
+                self._db.execute(_UNTAG_ALL, (job.seq,))
+            for tag in job.tags or ():
+                self._db.execute(_UNTAG, (tag, job.seq))
+            for sql in _DELETE:
+                self._db.execute(sql, (job.seq,))
+            tally.drop(job.queue, job.state, 1, job.size)
+        tally.write(self._db)
+
+    async def fail(self, stored: Stored, now: float, words: str) -> None:
+        error = encoded_error(JobError("DamagedRow", words))
+        self._db.execute(SIDELINE, (now, error, stored.seq))
+        tally = Tally()
+        tally.move(stored.job.queue, HELD, Status.FAILED)
+        tally.write(self._db)
+
+    def savepoint(self) -> AbstractAsyncContextManager[None]:
+        return self._savepoint()
+
+    @asynccontextmanager
+    async def _savepoint(self) -> AsyncIterator[None]:
+        with transaction(self._db):
+            yield
+
+    def blames(self, error: Exception) -> bool:
+        return not isinstance(error, STORES_OWN)
+
+    def tell(self, what: str) -> None:
+        """There is no other node."""
+
+    async def queue(self, name: str) -> QueueState | None:
+        return reader.queue(self._db, name)
+
+    def forget_queue(self, name: str) -> None:
+        for sql in _FORGET_QUEUE:
+            self._db.execute(sql, (name,))
+
+    def forget_empty(self, *, thoroughly: bool) -> None:
+        if thoroughly:
+            for sql in _FORGET_EMPTY:
+                self._db.execute(sql, (FORGOTTEN,))
+
+    async def mend_counts(self) -> None:
+        mend_loudly(self._db)
+
+    async def try_alone(self, what: str) -> bool:  # noqa: ARG002 - there is nobody else
+        return True
+
+
+def carry_out(db: apsw.Connection, verb: Callable[[Tables], Coroutine[Any, Any, R]]) -> R:
+    """Carry out a verb in a transaction."""
+    with transaction(db):
+        return at_once(verb(Tables(db)))
+
+
+def _state(stored: Stored) -> str:
+    """What a job counts as."""
+    return HELD if stored.held else stored.job.status.value

@@ -1,0 +1,72 @@
+"""What people ask of jobs: lock, decide by a transition, save."""
+
+from collections.abc import Callable, Sequence
+
+from jobpipe.store.base import Change
+from jobpipe.store.rows import shown
+from jobpipe.store.verbs.transaction import Removal, Transaction
+from jobpipe.transitions import Stored, cancelled, retried
+
+
+async def cancel(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Change]:
+    """See `jobpipe.store.base.ControlStore.cancel`."""
+    return await change(tx, ids, lambda stored: cancelled(stored, now))
+
+
+async def retry(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Change]:
+    """See `jobpipe.store.base.ControlStore.retry`."""
+    return await change(tx, ids, lambda stored: retried(stored, now))
+
+
+async def change(
+    tx: Transaction, ids: Sequence[str], becomes: Callable[[Stored], Stored | None]
+) -> Sequence[Change]:
+    """Change jobs by a transition. An id that is named twice is changed twice."""
+    there = dict(await tx.lock(ids))
+    changes, told = list[tuple[Stored, Stored]](), list[Change]()
+    for job_id in ids:
+        before = there.get(job_id)
+        after = before and becomes(before)
+        if before is not None and after is not None:
+            changes.append((before, after))
+            there[job_id] = after
+        told.append(_told(job_id, before, after))
+    tx.save(changes)
+    return told
+
+
+def _told(job_id: str, before: Stored | None, after: Stored | None) -> Change:
+    if before is None:
+        return Change(job_id, "absent")
+    if after is None:
+        return Change(job_id, "refused", shown(before))
+    return Change(job_id, "changed", shown(after))
+
+
+async def delete(tx: Transaction, ids: Sequence[str]) -> Sequence[Change]:
+    """See `jobpipe.store.base.ControlStore.delete`."""
+    there = dict(await tx.lock(ids))
+    removals, told = list[Removal](), list[Change]()
+    for job_id in ids:
+        stored = there.get(job_id)
+        if stored is None:
+            told.append(Change(job_id, "absent"))
+        elif stored.held:
+            told.append(Change(job_id, "refused", shown(stored)))
+        else:
+            removals.append(_removal(there.pop(job_id)))
+            told.append(Change(job_id, "changed"))
+    tx.erase(removals)
+    return told
+
+
+def _removal(stored: Stored) -> Removal:
+    job = stored.job
+    return Removal(
+        seq=stored.seq,
+        queue=job.queue,
+        state=job.status.value,
+        size=stored.size,
+        tags=None if job.damage else job.options.tags,
+        watched=job.id if stored.watched else None,
+    )

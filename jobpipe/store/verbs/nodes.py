@@ -1,0 +1,46 @@
+"""What becomes of the jobs of nodes that died."""
+
+from collections.abc import Sequence
+
+import structlog
+
+from jobpipe.job import Status
+from jobpipe.store.base import STEP, Rescued
+from jobpipe.store.verbs.transaction import DeadNodes, Transaction
+from jobpipe.transitions import Stored, begun, rescued
+
+log = structlog.get_logger("jobpipe")
+
+
+async def rescue(tx: Transaction, node: str, now: float) -> Sequence[Rescued]:
+    """See `jobpipe.store.base.EngineStore.rescue`."""
+    told = list[Rescued]()
+    dead = DeadNodes(node, now)
+    while held := await tx.lock_held(dead, STEP):
+        told += await _take_back(tx, held, now)
+    return told
+
+
+async def _take_back(tx: Transaction, held: Sequence[Stored], now: float) -> Sequence[Rescued]:
+    """Take jobs back, all at once; where a row of them does not allow that, one by one: that job fails."""
+    try:
+        async with tx.savepoint():
+            pairs = [(one, after) for one in held if (after := rescued(one, now)) is not None]
+            tx.save(pairs)
+    except Exception as error:
+        if not tx.blames(error):
+            raise
+        if len(held) == 1:
+            return [await _fail(tx, held[0], now, error)]
+        middle = len(held) // 2
+        return [*await _take_back(tx, held[:middle], now), *await _take_back(tx, held[middle:], now)]
+    return [Rescued(one.job.id, one.job.queue, after.job.status, begun(one)) for one, after in pairs]
+
+
+async def _fail(tx: Transaction, stored: Stored, now: float, error: Exception) -> Rescued:
+    job = stored.job
+    log.error("a job of a dead node cannot be taken back: it fails", job=job.id, exc_info=error)
+    reason = (str(error).splitlines() or [""])[0]
+    words = f"the job could not be taken back from a dead node ({type(error).__name__}: {reason})"
+    await tx.fail(stored, now, words[:500])
+    return Rescued(job.id, job.queue, Status.FAILED, begun=False)

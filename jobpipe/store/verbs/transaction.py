@@ -1,0 +1,118 @@
+"""What a verb may do to the rows of a database, in one transaction.
+
+Each database has its own: it knows its tables, its locks and its notifications. A verb locks, decides, and saves.
+It is written for the weaker database: others may change what it has not locked, at any time between two statements.
+
+A verb is `async def`, since over a network it waits for answers. Over SQLite nothing in it waits: `at_once` runs it
+whole, in whichever thread the connection is used.
+"""
+
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from jobpipe.store.base import QueueState
+from jobpipe.store.rows import Row
+from jobpipe.transitions import Stored
+
+R = TypeVar("R")
+
+
+class DeadNodes(msgspec.Struct, frozen=True):
+    """The jobs held by a node, other than `node`, whose lease has ended by `now`, or that has none."""
+
+    node: str
+    now: float
+
+
+class Removal(msgspec.Struct, frozen=True, kw_only=True):
+    """As much of a job as is needed to delete it."""
+
+    seq: int
+    queue: str
+    state: str
+    """what it counts as"""
+    size: int
+    tags: Sequence[str] | None
+    """None: they cannot be read"""
+    watched: str | None = None
+    """the id of a job whose end somebody waits for"""
+
+
+class Transaction(Protocol):
+    """The rows of a database within one transaction."""
+
+    async def rows(self, sql: str, values: Mapping[str, Any]) -> Sequence[Row]:
+        """The rows of a statement in the shared dialect (see `jobpipe.store.verbs.dialect`)."""
+
+    def run(self, sql: str, values: Mapping[str, Any]) -> None:
+        """Carry out a statement in the shared dialect, at the latest with the commit."""
+
+    async def lock(self, ids: Sequence[str]) -> Mapping[str, Stored]:
+        """Those of the jobs that are there, with their ended attempts; nobody else changes them until the commit."""
+
+    async def lock_held(self, nodes: DeadNodes, limit: int) -> Sequence[Stored]:
+        """At most so many jobs of dead nodes, without attempts, locked; also ends the leases that are over.
+
+        Passes over jobs that somebody else has locked. Ask again until there are none: what cannot belong to a job
+        is deleted on the way.
+        """
+
+    def save(self, changes: Sequence[tuple[Stored, Stored]]) -> None:
+        """Write what locked jobs have become, and what follows: attempts, tags, counts, notifications.
+
+        Raises `ForbiddenError` where a status may not follow another; then nothing is written.
+        """
+
+    def erase(self, jobs: Sequence[Removal]) -> None:
+        """Delete jobs with all that belongs to them, and count them out."""
+
+    async def fail(self, stored: Stored, now: float, words: str) -> None:
+        """End a held job that cannot be saved as `failed`, with as little of its row as that takes."""
+
+    def savepoint(self) -> AbstractAsyncContextManager[None]:
+        """Where its body raises, what was done inside is undone, and that alone."""
+
+    def blames(self, error: Exception) -> bool:
+        """Whether an error is the fault of a row, not of the database."""
+
+    def tell(self, what: str) -> None:
+        """Notify other nodes at the commit, where there are any: `READY` or `PAUSED`."""
+
+    async def queue(self, name: str) -> QueueState | None:
+        """How a queue stands."""
+
+    def forget_queue(self, name: str) -> None:
+        """Delete what was set for a queue and its counts, unless a job has come meanwhile."""
+
+    def forget_empty(self, *, thoroughly: bool) -> None:
+        """Gather what is scattered, and, `thoroughly`, delete counts that are zero and settings that say nothing.
+
+        Some thousands of rows at a time.
+        """
+
+    async def mend_counts(self) -> None:
+        """Count anew where the counts cannot be true."""
+
+    async def try_alone(self, what: str) -> bool:
+        """Whether this transaction alone may do something that others may be about, until its commit."""
+
+
+READY = "ready"
+"""Jobs may be ready."""
+
+PAUSED = "paused"
+"""A queue was paused."""
+
+
+def at_once(verb: Coroutine[Any, Any, R]) -> R:
+    """Run a verb over a database that never makes it wait."""
+    try:
+        verb.send(None)
+    except StopIteration as end:
+        result: R = end.value
+        return result
+    verb.close()
+    raise RuntimeError("a verb waited, over a database that answers at once")

@@ -1,0 +1,155 @@
+"""How a job changes outside of a run. Pure: each transition takes a job as it is stored and returns what it becomes.
+
+A transition returns None where the job's status does not allow it. What follows from the change (counts, tags,
+notifications) is the store's business, which writes nothing that `jobpipe.job.FOLLOWS` forbids.
+"""
+
+import msgspec
+
+from jobpipe.errors import JobpipeError
+from jobpipe.job import ACTIVE, ENDED, FOLLOWS, AttemptRecord, Job, JobError, Outcome, Status
+
+MOST_RESCUED = 1_000_000
+"""How far rescues of a job are counted; a damaged count must not grow beyond what a column holds."""
+
+DIED = JobError("NodeDied", "the node died during the attempt")
+DIED_LAST = JobError("NodeDied", "the node died during the last attempt")
+DIED_FOR_GOOD = JobError("NodeDied", 'the node died during the attempt, and "on_crash" is "fail"')
+
+
+class Stored(msgspec.Struct, frozen=True, kw_only=True):
+    """A job as it is stored, with what only its store knows. Its `attempts` are those that have ended."""
+
+    job: Job
+    seq: int
+    node: str | None = None
+    """the name of the node that claimed the job last"""
+    held: bool = False
+    rescued: int = 0
+    """how often a node died while it held the job"""
+    size: int = 0
+    """bytes of payload, result and error, of a job that has ended"""
+    watched: bool = False
+    """whether somebody on another node waits for the end of the job"""
+
+
+class ForbiddenError(JobpipeError):
+    """A job was to change from one status to another that may not follow: a fault of jobpipe."""
+
+
+def follows(before: Stored, after: Stored) -> None:
+    """Raise `ForbiddenError` where a change of status is against the table. To stay where it is, is allowed."""
+    one, next_one = before.job.status, after.job.status
+    # The status of a damaged row is made up: whatever it becomes is sound again.
+    if next_one not in FOLLOWS[one] | {one} and not before.job.damage:
+        raise ForbiddenError(f"job {before.job.id}: {next_one} may not follow {one}")
+
+
+def cancelled(stored: Stored, now: float) -> Stored | None:
+    """Asked to stop: a waiting job ends at once, a held one when its attempt has been cleaned up."""
+    if stored.job.status in ENDED:
+        return None
+    if stored.held:
+        return _with(stored, status=Status.CANCELLING)
+    return _ended(stored, Status.CANCELLED, now)
+
+
+def retried(stored: Stored, now: float) -> Stored | None:
+    """Queued again by hand, once it has ended, with all its attempts before it; its result and error are forgotten."""
+    job = stored.job
+    if job.status not in ENDED:
+        return None
+    expires_at = None if job.expires_at is not None and job.expires_at <= now else job.expires_at
+    again = _with(
+        stored,
+        status=Status.QUEUED,
+        attempt=0,
+        run_at=now,
+        started_at=None,
+        finished_at=None,
+        expires_at=expires_at,
+        result=None,
+        error=None,
+        attempts=(*job.attempts, *_success(stored)),
+    )
+    return msgspec.structs.replace(again, size=0)
+
+
+def rescued(stored: Stored, now: float) -> Stored | None:
+    """Taken back from a node that died while it held the job.
+
+    A queued job had not begun as far as anyone knows and simply waits again. The broken attempt of a running one
+    counts: it runs again while retries are left, unless it asked not to. Where only its handler knows how many those
+    are, it is queued, and the node that claims it decides.
+    """
+    if not stored.held:
+        return None
+    status, error = _after_crash(stored.job)
+    job = stored.job
+    back = _with(
+        stored,
+        status=status,
+        error=error or job.error,
+        attempts=(*job.attempts, *_broken(stored, status, error, now)),
+    )
+    back = _ended(back, status, now) if status in ENDED else back
+    return msgspec.structs.replace(back, held=False, rescued=min(stored.rescued, MOST_RESCUED) + 1)
+
+
+def _after_crash(job: Job) -> tuple[Status, JobError | None]:
+    match job.status:
+        case Status.CANCELLING:
+            return Status.CANCELLED, None
+        case Status.RUNNING if job.options.on_crash == "fail":
+            return Status.FAILED, DIED_FOR_GOOD
+        case Status.RUNNING if job.max_retries is not None and job.attempt > job.max_retries:
+            return Status.FAILED, DIED_LAST
+        case Status.RUNNING:
+            return Status.QUEUED, DIED
+        case _:
+            return Status.QUEUED, None
+
+
+def begun(stored: Stored) -> bool:
+    """Whether an attempt of a held job is known to have begun."""
+    return stored.held and stored.job.status in ACTIVE and stored.job.started_at is not None
+
+
+def _broken(stored: Stored, status: Status, error: JobError | None, now: float) -> tuple[AttemptRecord, ...]:
+    """The attempt that a crash ended, if one had begun."""
+    if not begun(stored):
+        return ()
+    outcome = Outcome.CANCELLED if status is Status.CANCELLED else Outcome.INTERRUPTED
+    return (_record(stored, outcome, now, error),)
+
+
+def _success(stored: Stored) -> tuple[AttemptRecord, ...]:
+    """The attempt that ended a job well: until now it stood in the job's own row alone."""
+    job = stored.job
+    if job.status is not Status.DONE:
+        return ()
+    return (_record(stored, Outcome.DONE, job.created_at if job.finished_at is None else job.finished_at),)
+
+
+def _record(
+    stored: Stored, outcome: Outcome, finished_at: float, error: JobError | None = None
+) -> AttemptRecord:
+    job = stored.job
+    return AttemptRecord(
+        number=job.attempt,
+        claim=job.claim,
+        node=stored.node,
+        started_at=job.started_at,
+        finished_at=finished_at,
+        outcome=outcome,
+        error=error,
+    )
+
+
+def _ended(stored: Stored, status: Status, now: float) -> Stored:
+    after = _with(stored, status=status, finished_at=now)
+    return msgspec.structs.replace(after, size=len(stored.job.payload))
+
+
+def _with(stored: Stored, **changes: object) -> Stored:
+    return msgspec.structs.replace(stored, job=msgspec.structs.replace(stored.job, **changes))

@@ -1,0 +1,136 @@
+"""How a job changes outside of a run."""
+
+import pytest
+from msgspec.structs import replace
+
+from jobpipe.job import ACTIVE, ENDED, FOLLOWS, WAITING, AttemptRecord, Job, JobError, Outcome, Status
+from jobpipe.transitions import ForbiddenError, Stored, cancelled, follows, rescued, retried
+
+NOW = 1_700_000_000.0
+EARLIER = AttemptRecord(
+    number=1, claim=1, node="n", started_at=NOW - 9, finished_at=NOW - 8, outcome=Outcome.RETRY
+)
+
+
+def stored(status: Status, *, held: bool = False, **fields: object) -> Stored:
+    """A job with a history in a status."""
+    job = Job(
+        id="a",
+        kind="echo",
+        queue="default",
+        status=status,
+        priority=0,
+        payload=b'"data"',
+        max_retries=3,
+        attempt=2,
+        claim=5,
+        created_at=NOW - 10,
+        run_at=NOW - 7,
+        started_at=NOW - 5,
+        finished_at=NOW - 1 if status in ENDED else None,
+        result=b"1" if status is Status.DONE else None,
+        error=JobError("Oops", "no"),
+        attempts=(EARLIER,),
+    )
+    return Stored(job=replace(job, **fields), seq=7, node="n", held=held, size=99 if status in ENDED else 0)
+
+
+@pytest.mark.parametrize("status", sorted(WAITING))
+def test_a_waiting_job_that_is_cancelled_has_ended(status: Status) -> None:
+    before = stored(status)
+    after = cancelled(before, NOW)
+
+    assert after is not None
+    assert after == replace(
+        before,
+        job=replace(before.job, status=Status.CANCELLED, finished_at=NOW),
+        size=len(before.job.payload),
+    )
+
+
+@pytest.mark.parametrize("status", sorted(ACTIVE | {Status.QUEUED}))
+def test_a_held_job_that_is_cancelled_is_asked_to_stop(status: Status) -> None:
+    """Nothing else of it changes, and to ask twice is no other than once."""
+    before = stored(status, held=True)
+    after = cancelled(before, NOW)
+
+    assert after is not None
+    assert after == replace(before, job=replace(before.job, status=Status.CANCELLING))
+    assert cancelled(after, NOW + 1) == after
+
+
+@pytest.mark.parametrize("status", sorted(ENDED))
+def test_an_ended_job_is_retried_and_nothing_else(status: Status) -> None:
+    """As it was asked, due now; the attempt that ended it well is kept as those before it are."""
+    before = stored(status)
+    after = retried(before, NOW)
+
+    assert cancelled(before, NOW) is None
+    assert after is not None
+    again = after.job
+    assert (again.status, again.attempt, again.run_at, after.size) == (Status.QUEUED, 0, NOW, 0)
+    assert (again.started_at, again.finished_at, again.result, again.error) == (None, None, None, None)
+    last = [EARLIER.outcome, Outcome.DONE] if status is Status.DONE else [EARLIER.outcome]
+    assert [attempt.outcome for attempt in again.attempts] == last
+
+
+@pytest.mark.parametrize("status", sorted(set(Status) - ENDED))
+def test_a_job_that_has_not_ended_is_not_retried(status: Status) -> None:
+    assert retried(stored(status), NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("expires_at", "left"), [(None, None), (NOW - 1, None), (NOW, None), (NOW + 1, NOW + 1)]
+)
+def test_an_expiry_that_is_over_is_forgotten_by_a_retry(expires_at: float | None, left: float | None) -> None:
+    after = retried(stored(Status.EXPIRED, expires_at=expires_at), NOW)
+
+    assert after is not None
+    assert after.job.expires_at == left
+
+
+@pytest.mark.parametrize("status", sorted(Status))
+def test_what_nobody_holds_is_not_rescued(status: Status) -> None:
+    assert rescued(stored(status), NOW) is None
+
+
+@pytest.mark.parametrize("status", [Status.QUEUED, *sorted(ACTIVE)])
+def test_a_rescue_lets_go_and_keeps_the_broken_attempt(status: Status) -> None:
+    """Of a job that had begun; one that had not waits again as it was."""
+    before = stored(status, held=True)
+    after = rescued(before, NOW)
+
+    assert after is not None
+    assert (after.held, after.rescued) == (False, 1)
+    broken = {Status.CANCELLING: [Outcome.CANCELLED], Status.RUNNING: [Outcome.INTERRUPTED]}
+    assert [attempt.outcome for attempt in after.job.attempts[1:]] == broken.get(status, [])
+    assert all(attempt.finished_at == NOW for attempt in after.job.attempts[1:])
+
+
+@pytest.mark.parametrize("status", sorted(Status))
+@pytest.mark.parametrize("then", sorted(Status))
+def test_a_change_of_status_is_against_the_table_or_not(status: Status, then: Status) -> None:
+    before, after = stored(status), stored(then)
+    if then in FOLLOWS[status] | {status}:
+        follows(before, after)
+    else:
+        with pytest.raises(ForbiddenError, match=f"job a: {then} may not follow {status}"):
+            follows(before, after)
+
+
+@pytest.mark.parametrize("status", sorted(Status))
+@pytest.mark.parametrize("held", [False, True])
+def test_no_transition_is_against_the_table(status: Status, held: bool) -> None:
+    before = stored(status, held=held)
+    for transition in (cancelled, retried, rescued):
+        after = transition(before, NOW)
+        if after is not None and not (
+            held and status not in ACTIVE | {Status.QUEUED}
+        ):  # else no node holds it
+            follows(before, after)
+
+
+def test_what_a_damaged_row_becomes_is_sound_again() -> None:
+    """Its status is made up."""
+    before = stored(Status.EXPIRED, damage=("its status cannot be read",))
+    follows(before, stored(Status.RUNNING))
