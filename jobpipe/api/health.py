@@ -60,7 +60,7 @@ async def check(node: Node) -> Answer:
         node=node.name,
         store=node.store.name,
         workers=node.settings.workers,
-        busy=node.attempts.busy,
+        busy=node.held.busy,
         queued=probe.count(Status.QUEUED),
         scheduled=probe.count(Status.SCHEDULED),
         retrying=probe.count(Status.RETRYING),
@@ -121,7 +121,7 @@ class Probe:
         """Wait until the intake has taken jobs, where some that it may take were ready and workers are idle."""
         node = self._node
         if seen.ready:
-            await _until(lambda: node.intake.ticks > ticks or node.attempts.busy >= node.settings.workers)
+            await _until(lambda: node.intake.ticks > ticks or node.held.busy >= node.settings.workers)
 
 
 async def _until(true: Callable[[], bool]) -> None:

@@ -5,19 +5,17 @@ from collections.abc import Sequence
 import trio
 
 from jobpipe.engine.attempt import Attempt
-from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.prefetch import HOLD, Prefetch, horizon
 from jobpipe.engine.queue import Queue
 from jobpipe.engine.unforeseen import PAUSE, Unforeseen
-from jobpipe.store.base import Claimed
 
 
 class Intake:
     """Owns the intake scope: when that is cancelled, the send channel closes, and the workers end after their jobs."""
 
-    def __init__(self, ledger: Ledger, queue: Queue, attempts: Attempts) -> None:
-        self._ledger, self._queue, self._attempts = ledger, queue, attempts
+    def __init__(self, ledger: Ledger, queue: Queue) -> None:
+        self._ledger, self._queue = ledger, queue
         self.scope = trio.CancelScope()
         self._taken: Sequence[Attempt] = ()
         self._own = queue.receive.clone()
@@ -44,46 +42,29 @@ class Intake:
     async def _take(self) -> None:
         await self._queue.has_room()
         self.ticks += 1
-        await self._ledger.claim(self)
+        self._taken = await self._ledger.claim(self._queue)
         # No await between the claim and the send: a cancel cannot fall between them.
         self._send()
         self.ticks += 1
 
-    # What the ledger asks, while the claim stands
-
-    def wanted(self) -> int:
-        """How many jobs are worth claiming at this moment."""
-        return self._queue.wanted()
-
-    def pressing(self) -> bool:
-        """Whether the claim is worth a commit of its own."""
-        return self._queue.pressing()
-
-    def hold(self, jobs: Sequence[Claimed]) -> None:
-        """Take claimed jobs over."""
-        self._queue.coming = len(jobs)
-        self._taken = self._attempts.hold(jobs)
-
     def _send(self) -> None:
-        self._queue.coming = 0
         taken, self._taken = self._taken, ()
         self._sent += len(taken)
         for attempt in taken:
             try:
                 self._queue.send.send_nowait(attempt)
             except (trio.WouldBlock, trio.BrokenResourceError):  # a worker that waited has gone
-                self._attempts.hand_back(attempt)
+                self._ledger.hand_back(attempt)
             except Exception as error:  # noqa: BLE001 - costs this job a way back to the store
                 self._unforeseen.tell(error, "the job is handed back", job=attempt.job.id)
-                self._attempts.hand_back(attempt)
+                self._ledger.hand_back(attempt)
         if self._queue.buffered:
             self._buffered.set()
 
     def _give_up(self) -> None:
-        self._queue.coming = 0
         taken, self._taken = self._taken, ()
         for attempt in taken:
-            self._attempts.hand_back(attempt)
+            self._ledger.hand_back(attempt)
 
     async def _watch(self, prefetch: Prefetch) -> None:
         """Look every `HOLD` seconds, as long as jobs wait in the channel, whether the workers come to them."""
@@ -111,4 +92,4 @@ class Intake:
         for attempt in waiting[:keep]:
             self._queue.send.send_nowait(attempt)
         for attempt in waiting[keep:]:
-            self._attempts.hand_back(attempt)
+            self._ledger.hand_back(attempt)

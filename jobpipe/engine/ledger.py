@@ -2,19 +2,23 @@
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 import structlog
 import trio
 
 from jobpipe.clock import Clock
+from jobpipe.engine import verdict as verdicts
+from jobpipe.engine.attempt import Attempt, Reason
 from jobpipe.engine.entries import Claimer, Entry, Gathered, Wish
+from jobpipe.engine.held import USUAL_BACKOFF, Held
 from jobpipe.engine.splitting import halves, plain_settlements, smaller_claim, with_settlement
 from jobpipe.engine.unforeseen import Unforeseen, in_words
+from jobpipe.engine.verdict import Verdict
 from jobpipe.errors import StoreError, StoreUnavailable, TablesLocked
 from jobpipe.events import Events
-from jobpipe.job import NewJob, Status
+from jobpipe.job import Backoff, NewJob
 from jobpipe.store.base import (
     Add,
     Batch,
@@ -69,22 +73,26 @@ class Ledger:
     A waiter that is cancelled before its batch begins is taken out of it; after that its entry stands.
     Outcomes are never given up: while the store cannot write they are kept, and tried again.
 
+    Whatever is claimed, it adds to what the node holds in the very step in which it learns of the claim, so that no
+    wish to cancel falls between; and it removes what it has taken a settlement for.
+
     Where an exchange fails with anything else than a `StoreError`, one of its entries is to blame. The batch is cut
     in halves until that entry stands alone. It is refused, and everything else is written.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it works with, and three constants of the node
         self,
         store: EngineStore,
         node: str,
         clock: Clock,
         events: Events,
+        held: Held,
         *,
         lease: float,
         kinds: frozenset[str],
     ) -> None:
         self._store, self._node, self._clock, self._events, self._lease = store, node, clock, events, lease
-        self._kinds = kinds
+        self._held, self._kinds = held, kinds
         # What waits, and how many new jobs each entry holds.
         self._adds: dict[Entry[Add, Sequence[Receipt]], int] = {}
         self._starts: dict[Entry[Start, bool], int] = {}
@@ -107,10 +115,10 @@ class Ledger:
         self._adding_until = -math.inf  # in Trio's clock
         self._woken = trio.Event()
         self._idle = trio.Event()
-        self.on_stale: Callable[[int, int], None] = lambda _seq, _claim: None
-        self.on_cancelling: Callable[[Iterable[tuple[int, int]]], None] = lambda _holds: None
         self.waiting = 0
         """how many jobs wait in the store, as of the last batch"""
+        self.coming = 0
+        """how many jobs are claimed whose claimer has yet to take them over"""
         self.arriving = 0
         """how many jobs were handed in and are not stored yet"""
         self.stale = 0
@@ -152,17 +160,43 @@ class Ledger:
             self._write_within(0.0)
         elif waiting == 1:
             self._write_within(SETTLE_DELAY)
-        self._settlements.append(settlement)  # last, so that one that was not noted can be handed in again
+        # Late, and nothing between the two can fail: one that could not be handed in can be handed in again.
+        attempt = self._held.release(settlement)
+        self._settlements.append(settlement)
+        if attempt is not None:
+            self._held.tell(attempt, settlement)
+
+    def end(self, attempt: Attempt, verdict: Verdict, policy: Backoff = USUAL_BACKOFF) -> None:
+        """Write how an attempt ended with the next batch. One that is not held any more is left alone."""
+        if not attempt.over:  # else it was abandoned, and its handler ended after all
+            self.settle(self._held.settlement(attempt, verdict, policy))
+
+    def hand_back(self, attempt: Attempt) -> None:
+        """Give a job back unstarted, or cancelled when somebody asked for that."""
+        self.end(attempt, verdicts.CANCELLED if attempt.reason == "cancel" else verdicts.HANDED_BACK)
+
+    def stop(self, attempts: Iterable[Attempt], reason: Reason) -> None:
+        """Cancel attempts. Returns before their cleanup has ended."""
+        for attempt in attempts:
+            attempt.stop(reason)
+            if not attempt.taken:
+                self.hand_back(attempt)  # at once: a worker may be long in coming
+
+    def recall(self, queue: str) -> None:
+        """A queue was paused: hand back its jobs that have not begun, also those that are being claimed."""
+        if self._writing:
+            self._recalled.add(queue)
+        self.stop(self._held.unbegun(queue), "pause")
 
     async def renew(self) -> bool:
         """Renew the node's lease; False: it is lost. Raises `StoreUnavailable`."""
         return await self._written(self._renewals, None)
 
-    async def claim(self, claimer: Claimer) -> None:
+    async def claim(self, claimer: Claimer) -> Sequence[Attempt]:
         """Take ready jobs as soon as there are some: as many as the claimer wants then, `BATCH` at the most.
 
-        One claimer at a time. Its `hold` is called with the jobs in the very step in which they are known to be
-        claimed. When it is cancelled before that, what is claimed for it is handed back with the next batch.
+        One claimer at a time. The node holds the jobs already when this returns. A cancel before they are known to be
+        claimed hands them back with the next batch; a later one leaves them held.
         """
         wish = self._wish = Wish(claimer)
         try:
@@ -173,33 +207,14 @@ class Ledger:
             if self._wish is wish:
                 self._wish = None
             raise
-
-    def hand_back(self, jobs: Sequence[Claimed]) -> None:
-        """Put jobs that were claimed but not begun back, unspent."""
-        now = self._clock.now()
-        for job in jobs:
-            self.settle(
-                Settlement(
-                    seq=job.seq,
-                    id=job.id,
-                    queue=job.queue,
-                    claim=job.claim,
-                    outcome=None,
-                    status=Status.QUEUED,
-                    attempt=job.attempt,
-                    settled_at=now,
-                )
-            )
+        finally:
+            self.coming = 0
+        return wish.attempts
 
     def hurry(self) -> None:
         """A worker is free: a claim that was to wait for company need not."""
         if self._wish is not None and self._maybe_ready:
             self._wake()
-
-    def recall(self, queue: str) -> None:
-        """A queue was paused: jobs of it that a transaction under way may claim are handed back at once."""
-        if self._writing:
-            self._recalled.add(queue)
 
     def look(self) -> None:
         """Somebody else may have made jobs ready or due: look with the next batch."""
@@ -516,7 +531,7 @@ class Ledger:
             self._grant(entries, receipts)
         except Exception as error:  # noqa: BLE001 - costs these claims alone
             self._unforeseen.tell(error, "the claimed jobs are handed back")
-            self.hand_back(receipts.claimed)
+            self._return_claimed(receipts.claimed)
             self._return(entries.wish)
         if self._look_again:
             # Somebody said so meanwhile: this batch may have looked before there was anything.
@@ -578,22 +593,29 @@ class Ledger:
         lost = wish.abandoned or tenure != self._tenure
         granted = [job for job in receipts.claimed if not lost and job.queue not in self._recalled]
         if len(granted) < len(receipts.claimed):
-            self.hand_back([job for job in receipts.claimed if lost or job.queue in self._recalled])
+            self._return_claimed([job for job in receipts.claimed if lost or job.queue in self._recalled])
         if wish.abandoned:
             return
         if granted:
-            wish.grant(granted)
+            wish.grant(self._held.hold(granted))
+            self.coming = len(granted)
         elif self._wish is None:
             self._wish = wish
+
+    def _return_claimed(self, jobs: Sequence[Claimed]) -> None:
+        """Put jobs that were claimed for nobody back, unspent."""
+        for job in jobs:
+            self.settle(self._held.settlement(Attempt(job), verdicts.HANDED_BACK))
 
     def _tell(self, entries: Gathered, receipts: Receipts) -> None:
         for seq, claim in receipts.stale:
             self.stale += 1
             with self._unforeseen.costs("a late write is not told", seq=seq, claim=claim):
-                self.on_stale(seq, claim)
+                log.warning("late write refused: a newer claim has the job", seq=seq, claim=claim)
+                self.stop(self._held.of_claims([(seq, claim)]), "lease")
         if receipts.cancelling:
             with self._unforeseen.costs("a wish to cancel is told with the next renewal"):
-                self.on_cancelling(receipts.cancelling)
+                self.stop(self._held.of_claims(receipts.cancelling), "cancel")
         if not (receipts.stale or self._events.heard):
             return
         unwritten = receipts.stale | receipts.locked

@@ -16,6 +16,7 @@ from jobpipe.clock import Clock
 from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.control import Control
+from jobpipe.engine.held import Held
 from jobpipe.engine.intake import Intake
 from jobpipe.engine.lease import Lease
 from jobpipe.engine.ledger import Ledger
@@ -65,8 +66,9 @@ class Node:
         self.rng = rng or random.Random()  # noqa: S311 - jitter and ids, no secrets
         self.phase: Phase = "starting"
         self.events = Events()
+        self.held = Held(clock, registry.max_retries, self.rng)
         self.ledger = Ledger(
-            store, self.name, clock, self.events, lease=settings.lease, kinds=registry.served
+            store, self.name, clock, self.events, self.held, lease=settings.lease, kinds=registry.served
         )
         self.queue = Queue(
             self.ledger,
@@ -76,14 +78,17 @@ class Node:
             max_backlog=settings.max_backlog,
         )
         self.attempts = Attempts(
-            self.ledger, registry, clock, threads=settings.workers, max_result=settings.max_body, rng=self.rng
+            self.ledger,
+            self.held,
+            registry,
+            clock,
+            threads=settings.workers,
+            max_result=settings.max_body,
         )
-        self.control = Control(store, self.ledger, self.attempts, self.events, clock)
-        self.news = Newsroom(store, self.ledger, self.attempts, self.events)
-        self.intake = Intake(self.ledger, self.queue, self.attempts)
-        self.lease = Lease(
-            store, self.ledger, self.attempts, clock, self.name, settings.lease, registry.served
-        )
+        self.control = Control(store, self.ledger, self.held, self.events, clock)
+        self.news = Newsroom(store, self.ledger, self.events)
+        self.intake = Intake(self.ledger, self.queue)
+        self.lease = Lease(store, self.ledger, self.held, clock, self.name, settings.lease, registry.served)
         self.served = Served(store, registry.served)
         self.maintenance = Maintenance(store, clock, _retention(settings))
         self._unforeseen = Unforeseen()
@@ -120,14 +125,17 @@ class Node:
                 for _ in range(self.settings.workers):
                     clone = self.queue.receive.clone()
                     crew.start_soon(
-                        lambda end: work(end, self.queue, self.attempts, run_buffered=run_buffered), clone
+                        lambda end: work(
+                            end, self.queue, self.ledger, self.attempts, run_buffered=run_buffered
+                        ),
+                        clone,
                     )
                 self.queue.receive.close()
                 crew.start_soon(self.intake.run)
 
     async def settle_up(self) -> None:
         """Hand back what was never begun, and have everything written, within `CLEANUP` seconds."""
-        self.attempts.release()
+        self._release()
         with trio.move_on_after(CLEANUP) as patience:
             await self.ledger.flushed()
         if patience.cancelled_caught:
@@ -143,14 +151,19 @@ class Node:
         ):
             await self.store.leave(self.name)
 
+    def _release(self) -> None:
+        """Hand back what no worker has taken."""
+        for attempt in self.held.untaken():
+            self.ledger.hand_back(attempt)
+
     def drain(self) -> None:
         """Take no new job, let active ones finish for `GRACE` seconds, then stop them."""
         if self.phase in ("starting", "running"):
             self.phase, self.queue.draining = "draining", True
-            self._tally_at_drain = self.attempts.tally.copy()
+            self._tally_at_drain = self.held.tally.copy()
             self.intake.scope.cancel()
             if self.store.durable:
-                self.attempts.release()
+                self._release()
             self._crew.deadline = trio.current_time() + self.settings.grace
 
     def stop(self) -> None:
@@ -160,7 +173,7 @@ class Node:
 
     def account(self, abandoned: Sequence[Attempt] = ()) -> dict[str, object]:
         """What became of every attempt since the drain began."""
-        tally = self.attempts.tally - self._tally_at_drain
+        tally = self.held.tally - self._tally_at_drain
         handed_back = tally[None] + tally[Outcome.INTERRUPTED] - len(abandoned)
         return {
             "finished": tally.total() - handed_back - len(abandoned),

@@ -24,8 +24,6 @@ class Queue:
         self.send, self.receive = trio.open_memory_channel[Attempt](size)
         self._took = trio.Event()
         self._short = 0
-        self.coming = 0
-        """how many jobs are claimed already and about to be sent down the channel"""
         self.draining = False
 
     async def enqueue(self, jobs: Sequence[NewJob], *, atomic: bool = False) -> Sequence[Receipt]:
@@ -53,7 +51,7 @@ class Queue:
     @property
     def waiting(self) -> int:
         """How many jobs wait, in the store, in the channel and between them."""
-        return self._ledger.waiting + self.coming + self.buffered
+        return self._ledger.waiting + self._ledger.coming + self.buffered
 
     # What workers tell
 
@@ -75,7 +73,7 @@ class Queue:
         self.took()
         self._ledger.hurry()
 
-    # What the intake asks
+    # What the intake asks, and the ledger while a claim stands
 
     def recheck(self) -> None:
         """There may be more room than places were taken: jobs went back to the store."""

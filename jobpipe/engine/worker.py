@@ -8,6 +8,7 @@ import trio
 from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.lane import Lane
+from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.queue import Queue
 from jobpipe.engine.unforeseen import PAUSE, Unforeseen
 
@@ -16,7 +17,12 @@ TURN = 0.00005
 
 
 async def work(
-    receive: trio.MemoryReceiveChannel[Attempt], queue: Queue, attempts: Attempts, *, run_buffered: bool
+    receive: trio.MemoryReceiveChannel[Attempt],
+    queue: Queue,
+    ledger: Ledger,
+    attempts: Attempts,
+    *,
+    run_buffered: bool,
 ) -> None:
     """Perform jobs from an own clone of the receive side, which it closes at the end.
 
@@ -26,29 +32,20 @@ async def work(
     unforeseen = Unforeseen()
     with receive, closing(Lane()) as lane:
         source = Source(receive, queue)
-        goes_on = True
-        while goes_on:
+        while True:
             try:
-                goes_on = await _next(source, lane, queue, attempts, run_buffered=run_buffered)
+                attempt = await source.next()
+                if attempt is None:
+                    return
+                if queue.draining and not run_buffered:
+                    ledger.hand_back(attempt)
+                else:
+                    await attempts.perform(attempt, lane)
             except Exception as error:  # noqa: BLE001 - a fault of jobpipe's own: costs a pause
                 unforeseen.tell(error, "a worker pauses, and hands its job back", seconds=PAUSE)
                 if source.last is not None:
-                    attempts.hand_back(source.last)
+                    ledger.hand_back(source.last)
                 await trio.sleep(PAUSE)
-
-
-async def _next(
-    source: "Source", lane: Lane, queue: Queue, attempts: Attempts, *, run_buffered: bool
-) -> bool:
-    """Wait for an attempt and perform it; False: there will be no more."""
-    attempt = await source.next()
-    if attempt is None:
-        return False
-    if queue.draining and not run_buffered:
-        attempts.hand_back(attempt)
-    else:
-        await attempts.perform(attempt, lane)
-    return True
 
 
 class Source:

@@ -1,6 +1,7 @@
 """The single writer: what is handed in together is written together, and nothing is lost."""
 
-from collections.abc import AsyncIterator, Sequence
+import random
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -9,6 +10,7 @@ import trio
 from structlog.testing import capture_logs
 
 from jobpipe.clock import VirtualClock
+from jobpipe.engine.held import Held
 from jobpipe.engine.ledger import (
     ADDING,
     ADDS,
@@ -44,10 +46,10 @@ def settlement(job: Claimed, status: Status = Status.DONE) -> Settlement:
 
 
 class Taker:
-    """Takes what it is given, at most so much at once; `presses` while it cannot wait for others to share a commit."""
+    """Takes at most so much at once; `presses` while it cannot wait for others to share a commit."""
 
-    def __init__(self, limit: int, held: list[Claimed]) -> None:
-        self.limit, self.presses, self._held = limit, True, held
+    def __init__(self, limit: int) -> None:
+        self.limit, self.presses = limit, True
 
     def wanted(self) -> int:
         return self.limit
@@ -55,8 +57,12 @@ class Taker:
     def pressing(self) -> bool:
         return self.presses
 
-    def hold(self, jobs: Sequence[Claimed]) -> None:
-        self._held.extend(jobs)
+
+def ledger_over(store: FaultyStore, events: Events) -> tuple[Held, Ledger]:
+    """A ledger, and what it holds."""
+    clock = VirtualClock(NOW)
+    held = Held(clock, lambda _kind: 3, random.Random(0))
+    return held, Ledger(store, "n1", clock, events, held, lease=15, kinds=frozenset({"act"}))
 
 
 class Desk:
@@ -64,13 +70,13 @@ class Desk:
 
     def __init__(self, store: FaultyStore, asking: trio.Nursery) -> None:
         self.store, self.asking, self.events = store, asking, Events()
-        self.ledger = Ledger(store, "n1", VirtualClock(NOW), self.events, lease=15, kinds=frozenset({"act"}))
+        self.still_held, self.ledger = ledger_over(store, self.events)
         self.held: list[Claimed] = []
 
     async def claim(self, limit: int = 10) -> list[Claimed]:
-        before = len(self.held)
-        await self.ledger.claim(Taker(limit, self.held))
-        return self.held[before:]
+        jobs = [attempt.job for attempt in await self.ledger.claim(Taker(limit))]
+        self.held += jobs
+        return jobs
 
     async def add(self, *ids: str) -> None:
         await self.ledger.add([new_job(job_id) for job_id in ids])
@@ -436,21 +442,24 @@ async def test_a_start_for_sure_is_stored_when_it_returns(autojump_clock) -> Non
 
 async def test_a_late_write_is_counted_and_told(autojump_clock) -> None:
     """It changes nothing, and whoever runs that attempt learns of it; who watches the job hears nothing."""
-    told: list[tuple[int, int]] = []
     async with at_work() as desk:
-        desk.ledger.on_stale = lambda seq, claim: told.append((seq, claim))
         await desk.add("a")
         (job,) = await desk.claim()
-        desk.ledger.settle(settlement(job, Status.QUEUED))
+        (attempt,) = desk.still_held
+        attempt.taken = True
+        await desk.store.exchange(Batch(node="n1", now=NOW, settlements=[settlement(job, Status.QUEUED)]))
+        desk.ledger.look()
         (newer,) = await desk.claim()
         with desk.events.watch("a") as watch, trio.move_on_after(10) as waiting:
+            late = await desk.ledger.start(Start(job.seq, job.claim, 1, NOW))
+            reason = attempt.reason
             desk.ledger.settle(settlement(job))
             await watch.ended()
         status = await desk.status()
 
     assert status is Status.QUEUED
     assert newer.claim == job.claim + 1
-    assert (desk.ledger.stale, told, waiting.cancelled_caught) == (1, [(job.seq, job.claim)], True)
+    assert (late, reason, desk.ledger.stale, waiting.cancelled_caught) == (False, "lease", 2, True)
 
 
 # --- a store that cannot write ----------------------------------------------------------------------------------------
@@ -516,7 +525,7 @@ async def test_trouble_is_logged_once_and_its_end_too(autojump_clock) -> None:
     with capture_logs() as log:
         async with trio.open_nursery() as keepers:
             store = FaultyStore()
-            ledger = Ledger(store, "n1", VirtualClock(NOW), Events(), lease=15, kinds=frozenset({"act"}))
+            _, ledger = ledger_over(store, Events())
             keepers.start_soon(ledger.run)
             await ledger.flushed()
             store.broken = True

@@ -127,7 +127,7 @@ async def test_a_drain_hands_buffered_jobs_of_a_durable_store_back(autojump_cloc
         rig.node.drain()
         await trio.sleep(2 * SETTLE_DELAY)
         early = await rig.statuses()
-        held = [attempt.job.id for attempt in rig.node.attempts]
+        held = [attempt.job.id for attempt in rig.node.held]
         await rig.drained()
         jobs = [await rig.job(job_id) for job_id in "abcdef"]
 

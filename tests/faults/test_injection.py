@@ -24,6 +24,7 @@ HEART = {
     "engine": (
         "attempts",
         "control",
+        "held",
         "intake",
         "lane",
         "lease",

@@ -318,7 +318,7 @@ class Witness:
     def _node(self, node: Node) -> None:
         if node.phase != "stopped":
             return  # it crashed
-        if left := [attempt.job.id for attempt in node.attempts]:
+        if left := [attempt.job.id for attempt in node.held]:
             self.fault("held by a node that ended", left)
         account = node.account()
         finished = sum(
