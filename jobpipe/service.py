@@ -206,7 +206,7 @@ async def _another(signals: AsyncIterator[int]) -> None:
 
 async def _abandon(node: Node) -> None:
     """Some handlers do not end although they were cancelled: name them, hand their jobs back, and leave."""
-    abandoned: Sequence[Attempt] = node.attempts.abandon()
+    abandoned: Sequence[Attempt] = node.executor.abandon()
     # Shielded: a handler that ends after all would end the node, and with it this.
     with trio.CancelScope(shield=True):
         await node.settle_up()

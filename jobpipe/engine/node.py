@@ -14,8 +14,8 @@ import trio
 
 from jobpipe.clock import Clock
 from jobpipe.engine.attempt import Attempt
-from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.control import Control
+from jobpipe.engine.executor import Executor
 from jobpipe.engine.held import Held
 from jobpipe.engine.intake import Intake
 from jobpipe.engine.lease import Lease
@@ -77,7 +77,7 @@ class Node:
             size=settings.queue_size,
             max_backlog=settings.max_backlog,
         )
-        self.attempts = Attempts(
+        self.executor = Executor(
             self.ledger,
             self.held,
             registry,
@@ -126,7 +126,7 @@ class Node:
                     clone = self.queue.receive.clone()
                     crew.start_soon(
                         lambda end: work(
-                            end, self.queue, self.ledger, self.attempts, run_buffered=run_buffered
+                            end, self.queue, self.ledger, self.executor, run_buffered=run_buffered
                         ),
                         clone,
                     )

@@ -6,7 +6,7 @@ from contextlib import closing
 import trio
 
 from jobpipe.engine.attempt import Attempt
-from jobpipe.engine.attempts import Attempts
+from jobpipe.engine.executor import Executor
 from jobpipe.engine.lane import Lane
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.queue import Queue
@@ -20,7 +20,7 @@ async def work(
     receive: trio.MemoryReceiveChannel[Attempt],
     queue: Queue,
     ledger: Ledger,
-    attempts: Attempts,
+    executor: Executor,
     *,
     run_buffered: bool,
 ) -> None:
@@ -40,7 +40,7 @@ async def work(
                 if queue.draining and not run_buffered:
                     ledger.hand_back(attempt)
                 else:
-                    await attempts.perform(attempt, lane)
+                    await executor.perform(attempt, lane)
             except Exception as error:  # noqa: BLE001 - a fault of jobpipe's own: costs a pause
                 unforeseen.tell(error, "a worker pauses, and hands its job back", seconds=PAUSE)
                 if source.last is not None:

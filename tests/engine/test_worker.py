@@ -11,7 +11,7 @@ from jobpipe.engine.worker import TURN
 from jobpipe.job import Options, Status
 from jobpipe.store.memory import MemoryStore
 from tests.engine.conftest import Actor, Do, FaultyStore, Step, new_job, running
-from tests.engine.test_attempts import odd
+from tests.engine.test_executor import odd
 
 
 class DurableStore(MemoryStore):

@@ -22,8 +22,8 @@ from tests.store.conftest import OPENERS
 
 HEART = {
     "engine": (
-        "attempts",
         "control",
+        "executor",
         "held",
         "intake",
         "lane",

@@ -14,7 +14,7 @@ import trio
 
 import jobpipe.engine.node
 from jobpipe.engine import verdict
-from jobpipe.engine.attempts import Attempts
+from jobpipe.engine.executor import Executor
 from jobpipe.engine.held import Held
 from jobpipe.engine.lease import Lease
 from jobpipe.engine.ledger import Ledger
@@ -119,17 +119,17 @@ def heartbeat_waits_behind_handlers(patch: pytest.MonkeyPatch) -> None:
 def drain_drops_the_buffer(patch: pytest.MonkeyPatch) -> None:
     """While the node drains, workers throw away what they find in the channel."""
 
-    perform = Attempts.perform
+    perform = Executor.perform
 
-    async def careless(receive: Any, queue: Any, ledger: Any, attempts: Any, **options: Any) -> None:
+    async def careless(receive: Any, queue: Any, ledger: Any, executor: Any, **options: Any) -> None:
         async def dropping(attempt: Any, lane: Any) -> None:
             if queue.draining:
-                attempts._held.lose(attempt)
+                executor._held.lose(attempt)
             else:
-                await perform(attempts, attempt, lane)
+                await perform(executor, attempt, lane)
 
-        attempts.perform = dropping
-        await work(receive, queue, ledger, attempts, **options)
+        executor.perform = dropping
+        await work(receive, queue, ledger, executor, **options)
 
     patch.setattr(jobpipe.engine.node, "work", careless)
 

@@ -30,7 +30,7 @@ LINES = 20
 log = structlog.get_logger("jobpipe")
 
 
-class Attempts:
+class Executor:
     """Runs one attempt after another, for every worker."""
 
     def __init__(
