@@ -14,6 +14,7 @@ import trio
 
 from jobpipe.clock import Clock
 from jobpipe.engine.attempt import Attempt
+from jobpipe.engine.committer import Committer
 from jobpipe.engine.control import Control
 from jobpipe.engine.executor import Executor
 from jobpipe.engine.held import Held
@@ -68,8 +69,9 @@ class Node:
         self.events = Events()
         self.held = Held(clock, registry.max_retries, self.rng)
         self.ledger = Ledger(
-            store, self.name, clock, self.events, self.held, lease=settings.lease, kinds=registry.served
+            self.name, clock, self.events, self.held, lease=settings.lease, kinds=registry.served
         )
+        self.committer = Committer(store, self.name, self.ledger, self.held, self.events, clock)
         self.queue = Queue(
             self.ledger,
             # While a node drains over a volatile store it runs what is in the channel: that is kept full there.
@@ -107,7 +109,7 @@ class Node:
         await self.lease.join()
         rescued = await self.lease.rescue()
         async with trio.open_nursery() as keepers:
-            for keeper in (self.ledger, self.lease, self.maintenance, self.news, self.served):
+            for keeper in (self.committer, self.lease, self.maintenance, self.news, self.served):
                 keepers.start_soon(self._unforeseen.keep, keeper.run, type(keeper).__name__.lower())
             if self.phase == "starting":  # a signal may have come already
                 self.phase = "running"

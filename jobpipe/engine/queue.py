@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import trio
 
 from jobpipe.engine.attempt import Attempt
-from jobpipe.engine.ledger import SETTLE_DELAY, Ledger
+from jobpipe.engine.batching import SETTLE_DELAY
+from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.prefetch import Prefetch
 from jobpipe.errors import Draining, QueueFull
 from jobpipe.job import NewJob

@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from jobpipe.engine.ledger import SETTLE_DELAY
+from jobpipe.engine.batching import SETTLE_DELAY
 from jobpipe.engine.prefetch import HOLD
 from jobpipe.job import Options, Status
 from jobpipe.store.memory import MemoryStore

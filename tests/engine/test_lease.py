@@ -7,8 +7,8 @@ import pytest
 import trio
 
 from jobpipe.clock import VirtualClock
+from jobpipe.engine.batching import SETTLE_DELAY
 from jobpipe.engine.lease import BEATS, SAFE
-from jobpipe.engine.ledger import SETTLE_DELAY
 from jobpipe.handlers.context import Context
 from jobpipe.handlers.registry import Handler
 from jobpipe.job import Options, Outcome, Status

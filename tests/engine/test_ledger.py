@@ -10,8 +10,7 @@ import trio
 from structlog.testing import capture_logs
 
 from jobpipe.clock import VirtualClock
-from jobpipe.engine.held import Held
-from jobpipe.engine.ledger import (
+from jobpipe.engine.batching import (
     ADDING,
     ADDS,
     BATCH,
@@ -20,8 +19,10 @@ from jobpipe.engine.ledger import (
     LOCKED_DELAY,
     LONGEST_PAUSE,
     START_DELAY,
-    Ledger,
 )
+from jobpipe.engine.committer import Committer
+from jobpipe.engine.held import Held
+from jobpipe.engine.ledger import Ledger
 from jobpipe.errors import StoreUnavailable, TablesLocked
 from jobpipe.events import Events
 from jobpipe.job import Outcome, Status
@@ -58,19 +59,15 @@ class Taker:
         return self.presses
 
 
-def ledger_over(store: FaultyStore, events: Events) -> tuple[Held, Ledger]:
-    """A ledger, and what it holds."""
-    clock = VirtualClock(NOW)
-    held = Held(clock, lambda _kind: 3, random.Random(0))
-    return held, Ledger(store, "n1", clock, events, held, lease=15, kinds=frozenset({"act"}))
-
-
 class Desk:
     """A ledger at work, and those who ask it for something."""
 
     def __init__(self, store: FaultyStore, asking: trio.Nursery) -> None:
         self.store, self.asking, self.events = store, asking, Events()
-        self.still_held, self.ledger = ledger_over(store, self.events)
+        clock = VirtualClock(NOW)
+        self.still_held = Held(clock, lambda _kind: 3, random.Random(0))
+        self.ledger = Ledger("n1", clock, self.events, self.still_held, lease=15, kinds=frozenset({"act"}))
+        self.committer = Committer(store, "n1", self.ledger, self.still_held, self.events, clock)
         self.held: list[Claimed] = []
 
     async def claim(self, limit: int = 10) -> list[Claimed]:
@@ -94,7 +91,7 @@ async def at_work(*, errors: int = 0, store: FaultyStore | None = None) -> Async
             async with trio.open_nursery() as asking:
                 desk = Desk(store or FaultyStore(), asking)
                 await desk.store.join("n1", NOW, NOW + 15)
-                keepers.start_soon(desk.ledger.run)
+                keepers.start_soon(desk.committer.run)
                 await turns()  # its first look, for what may be due
                 desk.store.batches.clear()
                 yield desk
@@ -524,14 +521,13 @@ async def test_trouble_is_logged_once_and_its_end_too(autojump_clock) -> None:
     """Not at every try."""
     with capture_logs() as log:
         async with trio.open_nursery() as keepers:
-            store = FaultyStore()
-            _, ledger = ledger_over(store, Events())
-            keepers.start_soon(ledger.run)
-            await ledger.flushed()
-            store.broken = True
-            ledger.look()
+            desk = Desk(FaultyStore(), keepers)
+            keepers.start_soon(desk.committer.run)
+            await desk.ledger.flushed()
+            desk.store.broken = True
+            desk.ledger.look()
             await trio.sleep(100)
-            store.broken = False
+            desk.store.broken = False
             await trio.sleep(LONGEST_PAUSE)
             keepers.cancel_scope.cancel()
 

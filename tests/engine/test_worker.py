@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import trio
 
-from jobpipe.engine.ledger import SETTLE_DELAY
+from jobpipe.engine.batching import SETTLE_DELAY
 from jobpipe.engine.worker import TURN
 from jobpipe.job import Options, Status
 from jobpipe.store.memory import MemoryStore

@@ -76,7 +76,7 @@ def acknowledged_before_the_commit(patch: pytest.MonkeyPatch) -> None:
 @caught_by("storm", "lasting", "left behind by an orderly stop")
 def intake_leaves_its_claim_behind(patch: pytest.MonkeyPatch) -> None:
     """What is claimed for an intake that the drain has cancelled is not handed back."""
-    patch.setattr(Ledger, "_return_claimed", lambda _self, _jobs: None)
+    patch.setattr(Ledger, "return_claimed", lambda _self, _jobs: None)
 
 
 @caught_by("storm", "memory", "held by a node that ended")
