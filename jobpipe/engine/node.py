@@ -27,6 +27,7 @@ from jobpipe.engine.prefetch import Prefetch
 from jobpipe.engine.queue import Queue
 from jobpipe.engine.served import Served
 from jobpipe.engine.unforeseen import Unforeseen
+from jobpipe.engine.waiting import Waiting
 from jobpipe.engine.watchdog import Watchdog
 from jobpipe.engine.worker import work
 from jobpipe.errors import StoreError
@@ -89,6 +90,7 @@ class Node:
         )
         self.control = Control(store, self.ledger, self.held, self.events, clock)
         self.news = Newsroom(store, self.ledger, self.events)
+        self.waiting = Waiting(store, self.events, self.news)
         self.intake = Intake(self.ledger, self.queue)
         self.lease = Lease(store, self.ledger, self.held, clock, self.name, settings.lease, registry.served)
         self.served = Served(store, registry.served)
