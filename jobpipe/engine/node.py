@@ -14,6 +14,7 @@ import trio
 
 from jobpipe.clock import Clock
 from jobpipe.engine.attempt import Attempt
+from jobpipe.engine.channel import Channel
 from jobpipe.engine.committer import Committer
 from jobpipe.engine.control import Control
 from jobpipe.engine.executor import Executor
@@ -73,13 +74,13 @@ class Node:
             self.name, clock, self.events, self.held, lease=settings.lease, kinds=registry.served
         )
         self.committer = Committer(store, self.name, self.ledger, self.held, self.events, clock)
-        self.queue = Queue(
+        self.channel = Channel(
             self.ledger,
             # While a node drains over a volatile store it runs what is in the channel: that is kept full there.
             Prefetch(settings.queue_size, settings.workers) if store.durable else None,
             size=settings.queue_size,
-            max_backlog=settings.max_backlog,
         )
+        self.queue = Queue(self.ledger, self.channel, max_backlog=settings.max_backlog)
         self.executor = Executor(
             self.ledger,
             self.held,
@@ -91,7 +92,7 @@ class Node:
         self.control = Control(store, self.ledger, self.held, self.events, clock)
         self.news = Newsroom(store, self.ledger, self.events)
         self.waiting = Waiting(store, self.events, self.news)
-        self.intake = Intake(self.ledger, self.queue)
+        self.intake = Intake(self.ledger, self.channel)
         self.lease = Lease(store, self.ledger, self.held, clock, self.name, settings.lease, registry.served)
         self.served = Served(store, registry.served)
         self.maintenance = Maintenance(store, clock, _retention(settings))
@@ -127,14 +128,14 @@ class Node:
         with self._crew:
             async with trio.open_nursery() as crew:
                 for _ in range(self.settings.workers):
-                    clone = self.queue.receive.clone()
+                    clone = self.channel.receive.clone()
                     crew.start_soon(
                         lambda end: work(
-                            end, self.queue, self.ledger, self.executor, run_buffered=run_buffered
+                            end, self.channel, self.ledger, self.executor, run_buffered=run_buffered
                         ),
                         clone,
                     )
-                self.queue.receive.close()
+                self.channel.receive.close()
                 crew.start_soon(self.intake.run)
 
     async def settle_up(self) -> None:
@@ -163,7 +164,7 @@ class Node:
     def drain(self) -> None:
         """Take no new job, let active ones finish for `GRACE` seconds, then stop them."""
         if self.phase in ("starting", "running"):
-            self.phase, self.queue.draining = "draining", True
+            self.phase, self.channel.draining = "draining", True
             self._tally_at_drain = self.held.tally.copy()
             self.intake.scope.cancel()
             if self.store.durable:

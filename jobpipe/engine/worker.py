@@ -6,10 +6,10 @@ from contextlib import closing
 import trio
 
 from jobpipe.engine.attempt import Attempt
+from jobpipe.engine.channel import Channel
 from jobpipe.engine.executor import Executor
 from jobpipe.engine.lane import Lane
 from jobpipe.engine.ledger import Ledger
-from jobpipe.engine.queue import Queue
 from jobpipe.engine.unforeseen import PAUSE, Unforeseen
 
 TURN = 0.00005
@@ -18,7 +18,7 @@ TURN = 0.00005
 
 async def work(
     receive: trio.MemoryReceiveChannel[Attempt],
-    queue: Queue,
+    channel: Channel,
     ledger: Ledger,
     executor: Executor,
     *,
@@ -31,13 +31,13 @@ async def work(
     """
     unforeseen = Unforeseen()
     with receive, closing(Lane()) as lane:
-        source = Source(receive, queue)
+        source = Source(receive, channel)
         while True:
             try:
                 attempt = await source.next()
                 if attempt is None:
                     return
-                if queue.draining and not run_buffered:
+                if channel.draining and not run_buffered:
                     ledger.hand_back(attempt)
                 else:
                     await executor.perform(attempt, lane)
@@ -51,8 +51,8 @@ async def work(
 class Source:
     """Where a worker has its attempts from, each with a context that no handler has touched."""
 
-    def __init__(self, receive: trio.MemoryReceiveChannel[Attempt], queue: Queue) -> None:
-        self._receive, self._queue = receive, queue
+    def __init__(self, receive: trio.MemoryReceiveChannel[Attempt], channel: Channel) -> None:
+        self._receive, self._channel = receive, channel
         self._task, self._clean = trio.lowlevel.current_task(), contextvars.copy_context()
         self._begun, self._jobs = trio.current_time(), 0
         self.last: Attempt | None = None
@@ -69,7 +69,7 @@ class Source:
             return await self._wait()
         except trio.EndOfChannel:
             return None
-        self._queue.took()
+        self._channel.took()
         self._jobs += 1
         return attempt
 
@@ -81,7 +81,7 @@ class Source:
 
     async def _wait(self) -> Attempt | None:
         self._end_turn()
-        self._queue.idle()
+        self._channel.idle()
         try:
             attempt = self.last = await self._receive.receive()
         except trio.EndOfChannel:
@@ -91,5 +91,5 @@ class Source:
 
     def _end_turn(self) -> None:
         if self._jobs:
-            self._queue.worked(self._jobs, trio.current_time() - self._begun)
+            self._channel.worked(self._jobs, trio.current_time() - self._begun)
             self._jobs = 0

@@ -23,6 +23,7 @@ from tests.store.conftest import OPENERS
 HEART = {
     "engine": (
         "batching",
+        "channel",
         "committer",
         "control",
         "executor",

@@ -121,15 +121,15 @@ def drain_drops_the_buffer(patch: pytest.MonkeyPatch) -> None:
 
     perform = Executor.perform
 
-    async def careless(receive: Any, queue: Any, ledger: Any, executor: Any, **options: Any) -> None:
+    async def careless(receive: Any, channel: Any, ledger: Any, executor: Any, **options: Any) -> None:
         async def dropping(attempt: Any, lane: Any) -> None:
-            if queue.draining:
+            if channel.draining:
                 executor._held.lose(attempt)
             else:
                 await perform(executor, attempt, lane)
 
         executor.perform = dropping
-        await work(receive, queue, ledger, executor, **options)
+        await work(receive, channel, ledger, executor, **options)
 
     patch.setattr(jobpipe.engine.node, "work", careless)
 
