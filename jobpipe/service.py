@@ -182,17 +182,17 @@ async def _obey(signals: AsyncIterator[int], node: Node) -> None:
     again = "press Ctrl+C again" if name == "SIGINT" else f"send {name} again"
     log.info(
         f"{name}: draining ({again} to stop now)",
-        running=node.attempts.busy,
+        running=node.held.busy,
         grace=show_duration(node.settings.grace),
     )
     node.drain()
     with trio.move_on_after(node.settings.grace):
         await _another(signals)
-    log.warning("stopping: active jobs are cancelled and queued again", running=node.attempts.busy)
+    log.warning("stopping: active jobs are cancelled and queued again", running=node.held.busy)
     node.stop()
     with trio.move_on_after(CLEANUP):
         await _another(signals)
-    if node.attempts.running:
+    if node.held.running:
         await _abandon(node)
 
 
@@ -206,7 +206,7 @@ async def _another(signals: AsyncIterator[int]) -> None:
 
 async def _abandon(node: Node) -> None:
     """Some handlers do not end although they were cancelled: name them, hand their jobs back, and leave."""
-    abandoned: Sequence[Attempt] = node.attempts.abandon()
+    abandoned: Sequence[Attempt] = node.executor.abandon()
     # Shielded: a handler that ends after all would end the node, and with it this.
     with trio.CancelScope(shield=True):
         await node.settle_up()

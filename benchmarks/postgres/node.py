@@ -110,7 +110,7 @@ async def asking_busy(node: Node, rate: str, seconds: str) -> None:
     await trio.sleep(TENTH)  # then it asks for jobs, and takes its own in the very transaction that stores it
     await node.queue.enqueue(jobs(f"endless-{os.getpid()}", 1, kind="endless"))
     with trio.fail_after(PATIENCE):
-        while not node.attempts.busy:  # noqa: ASYNC110 - before anything is measured
+        while not node.held.busy:  # noqa: ASYNC110 - before anything is measured
             await trio.sleep(TENTH)
     await asking(node, rate, seconds)
 

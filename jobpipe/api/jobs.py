@@ -1,6 +1,5 @@
 """`/jobs`: get and list jobs, wait for them, cancel, retry and delete them."""
 
-import math
 from collections.abc import Awaitable
 from datetime import datetime
 
@@ -19,12 +18,6 @@ from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
 from jobpipe.job import ENDED, Job, Status
 from jobpipe.store.base import Change, Filter, Place
-
-LOOK_AGAIN = 2.0
-"""Seconds after which a waiting request reads the job anyway: the end of a job on another node may not be announced."""
-
-LOOKS_APART = 0.1
-"""Seconds between two reads of a request that was woken though its job had not ended: anyone may wake it."""
 
 
 def jobs_blueprint(node: Node) -> Blueprint:
@@ -115,25 +108,15 @@ async def _found(node: Node, job_id: str) -> Job:
 
 async def _awaited(node: Node, job_id: str, seconds: float) -> Job:
     """The job once it has ended, or as it is after so many seconds, or when this node stops."""
-    with node.events.watch(job_id) as watch, trio.move_on_after(seconds):
-        await _expected(node, job_id)
-        looked = -math.inf
-        while (await _found(node, job_id)).status not in ENDED:
-            with trio.move_on_after(LOOK_AGAIN):
-                await watch.stirred()
-            with trio.move_on_at(looked + LOOKS_APART):
-                await watch.ended()
-            looked = trio.current_time()
-            if watch.over:
-                break
+    with trio.move_on_after(seconds):
+        try:
+            job = await node.waiting.ended(job_id)
+        except JobpipeError as error:
+            raise unavailable(error) from None
+        if job is None:
+            raise no_job(job_id)
+        return job
     return await _found(node, job_id)
-
-
-async def _expected(node: Node, job_id: str) -> None:
-    try:
-        await node.news.expect(job_id)
-    except JobpipeError as error:
-        raise unavailable(error) from None
 
 
 async def _cancel(node: Node, job_id: str, wait: float) -> Answer:

@@ -11,12 +11,14 @@ Reason = Literal["cancel", "shutdown", "lease", "pause"]
 class Attempt:
     """A job that this node holds, and how far its run has come."""
 
-    __slots__ = ("job", "lane", "reason", "started_at", "taken")
+    __slots__ = ("job", "lane", "over", "reason", "started_at", "taken")
 
     def __init__(self, job: Claimed) -> None:
         self.job = job
         self.taken = False
         """whether a worker has it; else it waits in the channel"""
+        self.over = False
+        """whether the node holds it no more"""
         self.started_at: float | None = None
         self.lane: Lane | None = None
         """where its handler runs, once it does"""
@@ -33,3 +35,7 @@ class Attempt:
     def number(self) -> int:
         """Which run of the job this is, from 1."""
         return self.job.attempt + 1
+
+    def named(self) -> dict[str, object]:
+        """Its job, for a line of the log."""
+        return {"job": self.job.id, "kind": self.job.kind, "attempt": self.number}

@@ -3,7 +3,7 @@
 import structlog
 
 from jobpipe.clock import Clock
-from jobpipe.engine.attempts import Attempts
+from jobpipe.engine.held import Held
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.sparing import Sparing
 from jobpipe.events import Events
@@ -18,10 +18,8 @@ log = structlog.get_logger("jobpipe")
 class Control:
     """Writes a wish to the store, then acts on it here. Every method may raise `StoreUnavailable`: nothing was done."""
 
-    def __init__(
-        self, store: ControlStore, ledger: Ledger, attempts: Attempts, events: Events, clock: Clock
-    ) -> None:
-        self._store, self._ledger, self._attempts = store, ledger, attempts
+    def __init__(self, store: ControlStore, ledger: Ledger, held: Held, events: Events, clock: Clock) -> None:
+        self._store, self._ledger, self._held = store, ledger, held
         self._events, self._clock = events, clock
         self._acts = Sparing(ACTS)
 
@@ -33,7 +31,7 @@ class Control:
         (change,) = await self._store.cancel([job_id], self._clock.now())
         if change.verdict == "changed" and change.job is not None:
             # Also where the store does not count it as held here any more.
-            self._attempts.stop([job_id], "cancel")
+            self._ledger.stop(self._held.of_jobs([job_id]), "cancel")
             self._events.publish(job_id, change.job.status)
             self._ledger.look()
             self._tell("cancel requested", job=job_id, status=change.job.status.value)
@@ -60,7 +58,6 @@ class Control:
         """Start no more jobs of a queue; those that run go on. None starts here once this has returned."""
         await self._store.pause(queue)
         self._ledger.recall(queue)
-        self._attempts.recall(queue)
         self._tell("queue paused", queue=queue)
 
     async def delete_queue(self, queue: str) -> QueueChange:
@@ -75,6 +72,4 @@ class Control:
 
     def _tell(self, act: str, **what: str) -> None:
         """A line about what somebody asked for; of thousands at once, a few a second."""
-        if self._acts.lets_through():
-            more = {"more": held_back} if (held_back := self._acts.take()) else {}
-            log.info(act, **what, **more)
+        self._acts.tell(log.info, act, **what)

@@ -6,7 +6,8 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 import trio
 
-from jobpipe.store.base import Add, Batch, Claimed, Receipt, Start
+from jobpipe.engine.attempt import Attempt
+from jobpipe.store.base import Add, Batch, Receipt, Start
 
 W = TypeVar("W")
 R = TypeVar("R")
@@ -49,9 +50,6 @@ class Claimer(Protocol):
     def pressing(self) -> bool:
         """Whether the claim is worth a commit of its own; else it waits for something else to be written."""
 
-    def hold(self, jobs: Sequence[Claimed]) -> None:
-        """Take claimed jobs over."""
-
 
 class Wish:
     """A standing wish for ready jobs: granted by the batch that first finds some."""
@@ -60,11 +58,12 @@ class Wish:
         self.claimer = claimer
         self.abandoned = False
         self.granted = trio.Event()
+        self.attempts: Sequence[Attempt] = ()
+        """of the jobs that were claimed for it; this node holds them"""
 
-    def grant(self, jobs: Sequence[Claimed]) -> None:
-        """Hand over the jobs."""
-        # Right here, before the asker wakes: a wish to cancel one of them must not fall between.
-        self.claimer.hold(jobs)
+    def grant(self, attempts: Sequence[Attempt]) -> None:
+        """Hand over the claimed jobs."""
+        self.attempts = attempts
         self.granted.set()
 
 

@@ -5,22 +5,20 @@ from collections.abc import Sequence
 import trio
 
 from jobpipe.engine.attempt import Attempt
-from jobpipe.engine.attempts import Attempts
+from jobpipe.engine.channel import Channel
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.prefetch import HOLD, Prefetch, horizon
-from jobpipe.engine.queue import Queue
 from jobpipe.engine.unforeseen import PAUSE, Unforeseen
-from jobpipe.store.base import Claimed
 
 
 class Intake:
     """Owns the intake scope: when that is cancelled, the send channel closes, and the workers end after their jobs."""
 
-    def __init__(self, ledger: Ledger, queue: Queue, attempts: Attempts) -> None:
-        self._ledger, self._queue, self._attempts = ledger, queue, attempts
+    def __init__(self, ledger: Ledger, channel: Channel) -> None:
+        self._ledger, self._channel = ledger, channel
         self.scope = trio.CancelScope()
         self._taken: Sequence[Attempt] = ()
-        self._own = queue.receive.clone()
+        self._own = channel.receive.clone()
         self._sent = 0
         self._buffered = trio.Event()
         self.ticks = 0
@@ -29,10 +27,10 @@ class Intake:
 
     async def run(self) -> None:
         """Claim and send until the scope is cancelled."""
-        with self.scope, self._queue.send, self._own:
+        with self.scope, self._channel.send, self._own:
             async with trio.open_nursery() as nursery:
-                if self._queue.prefetch is not None:
-                    nursery.start_soon(self._watch, self._queue.prefetch)
+                if self._channel.prefetch is not None:
+                    nursery.start_soon(self._watch, self._channel.prefetch)
                 while True:
                     try:
                         await self._take()
@@ -42,73 +40,56 @@ class Intake:
                         await trio.sleep(PAUSE)
 
     async def _take(self) -> None:
-        await self._queue.has_room()
+        await self._channel.has_room()
         self.ticks += 1
-        await self._ledger.claim(self)
+        self._taken = await self._ledger.claim(self._channel)
         # No await between the claim and the send: a cancel cannot fall between them.
         self._send()
         self.ticks += 1
 
-    # What the ledger asks, while the claim stands
-
-    def wanted(self) -> int:
-        """How many jobs are worth claiming at this moment."""
-        return self._queue.wanted()
-
-    def pressing(self) -> bool:
-        """Whether the claim is worth a commit of its own."""
-        return self._queue.pressing()
-
-    def hold(self, jobs: Sequence[Claimed]) -> None:
-        """Take claimed jobs over."""
-        self._queue.coming = len(jobs)
-        self._taken = self._attempts.hold(jobs)
-
     def _send(self) -> None:
-        self._queue.coming = 0
         taken, self._taken = self._taken, ()
         self._sent += len(taken)
         for attempt in taken:
             try:
-                self._queue.send.send_nowait(attempt)
+                self._channel.send.send_nowait(attempt)
             except (trio.WouldBlock, trio.BrokenResourceError):  # a worker that waited has gone
-                self._attempts.hand_back(attempt)
+                self._ledger.hand_back(attempt)
             except Exception as error:  # noqa: BLE001 - costs this job a way back to the store
                 self._unforeseen.tell(error, "the job is handed back", job=attempt.job.id)
-                self._attempts.hand_back(attempt)
-        if self._queue.buffered:
+                self._ledger.hand_back(attempt)
+        if self._channel.buffered:
             self._buffered.set()
 
     def _give_up(self) -> None:
-        self._queue.coming = 0
         taken, self._taken = self._taken, ()
         for attempt in taken:
-            self._attempts.hand_back(attempt)
+            self._ledger.hand_back(attempt)
 
     async def _watch(self, prefetch: Prefetch) -> None:
         """Look every `HOLD` seconds, as long as jobs wait in the channel, whether the workers come to them."""
         while True:
             await self._buffered.wait()
-            before = self._sent - self._queue.buffered
+            before = self._sent - self._channel.buffered
             await trio.sleep(HOLD)
             with self._unforeseen.costs("what waits in the channel is looked at again soon"):
-                self._trim(prefetch, self._sent - self._queue.buffered - before)
-            if not self._queue.buffered:
+                self._trim(prefetch, self._sent - self._channel.buffered - before)
+            if not self._channel.buffered:
                 self._buffered = trio.Event()
 
     def _trim(self, prefetch: Prefetch, taken: int) -> None:
         """Hand back what the workers do not come to, given how many jobs they took of late."""
         keep = round(taken * horizon(self._ledger.exchange_seconds) / HOLD)
-        if self._queue.buffered > 2 * keep:
+        if self._channel.buffered > 2 * keep:
             self._hand_back(keep)
             prefetch.forget()
-            self._queue.recheck()
+            self._channel.recheck()
 
     def _hand_back(self, keep: int) -> None:
         """Hand back what waits in the channel, but for the first so many jobs."""
-        waiting = [self._own.receive_nowait() for _ in range(self._queue.buffered)]
+        waiting = [self._own.receive_nowait() for _ in range(self._channel.buffered)]
         self._sent -= len(waiting) - keep
         for attempt in waiting[:keep]:
-            self._queue.send.send_nowait(attempt)
+            self._channel.send.send_nowait(attempt)
         for attempt in waiting[keep:]:
-            self._attempts.hand_back(attempt)
+            self._ledger.hand_back(attempt)

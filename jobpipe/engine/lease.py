@@ -6,8 +6,8 @@ import structlog
 import trio
 
 from jobpipe.clock import Clock
-from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.heartbeat import Heartbeat
+from jobpipe.engine.held import Held
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.errors import StoreError
@@ -32,13 +32,13 @@ class Lease:
         self,
         store: EngineStore,
         ledger: Ledger,
-        attempts: Attempts,
+        held: Held,
         clock: Clock,
         node: str,
         seconds: float,
         kinds: frozenset[str] = frozenset(),
     ) -> None:
-        self._store, self._ledger, self._attempts, self._clock = store, ledger, attempts, clock
+        self._store, self._ledger, self._held, self._clock = store, ledger, held, clock
         self._node, self._seconds, self._kinds = node, seconds, kinds
         self._shared = isinstance(store, SharedStore)
         self._renewed_at = 0.0
@@ -113,11 +113,11 @@ class Lease:
         """Stop every attempt, since another node may run those jobs now, and ask for a new lease."""
         self.losses += 1
         self.heartbeat.armed = False
-        log.error("this node lost its lease: its attempts are stopped", running=self._attempts.busy)
+        log.error("this node lost its lease: its attempts are stopped", running=self._held.busy)
         self._ledger.suspend()
-        self._attempts.stop_all("lease")
+        self._ledger.stop(self._held, "lease")
         with trio.move_on_after(self._seconds):
-            await self._attempts.quiet()  # a job must not run here twice at once: its cleanup comes first
+            await self._held.quiet()  # a job must not run here twice at once: its cleanup comes first
         while True:
             try:
                 await self.join()

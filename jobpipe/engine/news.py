@@ -3,7 +3,6 @@
 from contextlib import suppress
 from typing import assert_never
 
-from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.errors import StoreError
@@ -14,9 +13,9 @@ from jobpipe.store.base import News, SharedStore, Store
 class Newsroom:
     """Listens to a shared store; with one that this process has to itself there is nothing to hear."""
 
-    def __init__(self, store: Store, ledger: Ledger, attempts: Attempts, events: Events) -> None:
+    def __init__(self, store: Store, ledger: Ledger, events: Events) -> None:
         self._store = store if isinstance(store, SharedStore) else None
-        self._ledger, self._attempts, self._events = ledger, attempts, events
+        self._ledger, self._events = ledger, events
         self._unforeseen = Unforeseen()
 
     async def run(self) -> None:
@@ -59,7 +58,6 @@ class Newsroom:
         with suppress(StoreError):  # no job waits claimed for long: they go back by themselves
             for queue in await self._store.paused():
                 self._ledger.recall(queue)
-                self._attempts.recall(queue)
 
     async def expect(self, job_id: str) -> None:
         """Have this node told when a job ends, whichever node runs it. Raises `StoreUnavailable`."""

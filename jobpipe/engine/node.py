@@ -14,8 +14,11 @@ import trio
 
 from jobpipe.clock import Clock
 from jobpipe.engine.attempt import Attempt
-from jobpipe.engine.attempts import Attempts
+from jobpipe.engine.channel import Channel
+from jobpipe.engine.committer import Committer
 from jobpipe.engine.control import Control
+from jobpipe.engine.executor import Executor
+from jobpipe.engine.held import Held
 from jobpipe.engine.intake import Intake
 from jobpipe.engine.lease import Lease
 from jobpipe.engine.ledger import Ledger
@@ -25,6 +28,7 @@ from jobpipe.engine.prefetch import Prefetch
 from jobpipe.engine.queue import Queue
 from jobpipe.engine.served import Served
 from jobpipe.engine.unforeseen import Unforeseen
+from jobpipe.engine.waiting import Waiting
 from jobpipe.engine.watchdog import Watchdog
 from jobpipe.engine.worker import work
 from jobpipe.errors import StoreError
@@ -65,25 +69,31 @@ class Node:
         self.rng = rng or random.Random()  # noqa: S311 - jitter and ids, no secrets
         self.phase: Phase = "starting"
         self.events = Events()
+        self.held = Held(clock, registry.max_retries, self.rng)
         self.ledger = Ledger(
-            store, self.name, clock, self.events, lease=settings.lease, kinds=registry.served
+            self.name, clock, self.events, self.held, lease=settings.lease, kinds=registry.served
         )
-        self.queue = Queue(
+        self.committer = Committer(store, self.name, self.ledger, self.held, self.events, clock)
+        self.channel = Channel(
             self.ledger,
             # While a node drains over a volatile store it runs what is in the channel: that is kept full there.
             Prefetch(settings.queue_size, settings.workers) if store.durable else None,
             size=settings.queue_size,
-            max_backlog=settings.max_backlog,
         )
-        self.attempts = Attempts(
-            self.ledger, registry, clock, threads=settings.workers, max_result=settings.max_body, rng=self.rng
+        self.queue = Queue(self.ledger, self.channel, max_backlog=settings.max_backlog)
+        self.executor = Executor(
+            self.ledger,
+            self.held,
+            registry,
+            clock,
+            threads=settings.workers,
+            max_result=settings.max_body,
         )
-        self.control = Control(store, self.ledger, self.attempts, self.events, clock)
-        self.news = Newsroom(store, self.ledger, self.attempts, self.events)
-        self.intake = Intake(self.ledger, self.queue, self.attempts)
-        self.lease = Lease(
-            store, self.ledger, self.attempts, clock, self.name, settings.lease, registry.served
-        )
+        self.control = Control(store, self.ledger, self.held, self.events, clock)
+        self.news = Newsroom(store, self.ledger, self.events)
+        self.waiting = Waiting(store, self.events, self.news)
+        self.intake = Intake(self.ledger, self.channel)
+        self.lease = Lease(store, self.ledger, self.held, clock, self.name, settings.lease, registry.served)
         self.served = Served(store, registry.served)
         self.maintenance = Maintenance(store, clock, _retention(settings))
         self._unforeseen = Unforeseen()
@@ -102,7 +112,7 @@ class Node:
         await self.lease.join()
         rescued = await self.lease.rescue()
         async with trio.open_nursery() as keepers:
-            for keeper in (self.ledger, self.lease, self.maintenance, self.news, self.served):
+            for keeper in (self.committer, self.lease, self.maintenance, self.news, self.served):
                 keepers.start_soon(self._unforeseen.keep, keeper.run, type(keeper).__name__.lower())
             if self.phase == "starting":  # a signal may have come already
                 self.phase = "running"
@@ -118,16 +128,19 @@ class Node:
         with self._crew:
             async with trio.open_nursery() as crew:
                 for _ in range(self.settings.workers):
-                    clone = self.queue.receive.clone()
+                    clone = self.channel.receive.clone()
                     crew.start_soon(
-                        lambda end: work(end, self.queue, self.attempts, run_buffered=run_buffered), clone
+                        lambda end: work(
+                            end, self.channel, self.ledger, self.executor, run_buffered=run_buffered
+                        ),
+                        clone,
                     )
-                self.queue.receive.close()
+                self.channel.receive.close()
                 crew.start_soon(self.intake.run)
 
     async def settle_up(self) -> None:
         """Hand back what was never begun, and have everything written, within `CLEANUP` seconds."""
-        self.attempts.release()
+        self._release()
         with trio.move_on_after(CLEANUP) as patience:
             await self.ledger.flushed()
         if patience.cancelled_caught:
@@ -143,14 +156,19 @@ class Node:
         ):
             await self.store.leave(self.name)
 
+    def _release(self) -> None:
+        """Hand back what no worker has taken."""
+        for attempt in self.held.untaken():
+            self.ledger.hand_back(attempt)
+
     def drain(self) -> None:
         """Take no new job, let active ones finish for `GRACE` seconds, then stop them."""
         if self.phase in ("starting", "running"):
-            self.phase, self.queue.draining = "draining", True
-            self._tally_at_drain = self.attempts.tally.copy()
+            self.phase, self.channel.draining = "draining", True
+            self._tally_at_drain = self.held.tally.copy()
             self.intake.scope.cancel()
             if self.store.durable:
-                self.attempts.release()
+                self._release()
             self._crew.deadline = trio.current_time() + self.settings.grace
 
     def stop(self) -> None:
@@ -160,7 +178,7 @@ class Node:
 
     def account(self, abandoned: Sequence[Attempt] = ()) -> dict[str, object]:
         """What became of every attempt since the drain began."""
-        tally = self.attempts.tally - self._tally_at_drain
+        tally = self.held.tally - self._tally_at_drain
         handed_back = tally[None] + tally[Outcome.INTERRUPTED] - len(abandoned)
         return {
             "finished": tally.total() - handed_back - len(abandoned),

@@ -1,5 +1,7 @@
 """Keeps the log short when the same thing happens again and again."""
 
+from collections.abc import Callable
+
 import trio
 
 WINDOW = 1.0
@@ -14,6 +16,13 @@ class Sparing:
         self._since, self._told = 0.0, 0
         self.held_back = 0
         """how many lines were held back since the last one that came through"""
+
+    def tell(self, write: Callable[..., object], event: str, **more: object) -> None:
+        """Write a line, where it may be written now, with how many more there were since the last one."""
+        if self.lets_through():
+            if held_back := self.take():
+                more["more"] = held_back
+            write(event, **more)
 
     def lets_through(self) -> bool:
         """Whether a line may be written now. Ask once a line."""

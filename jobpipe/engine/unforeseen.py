@@ -28,9 +28,7 @@ class Unforeseen:
 
     def tell(self, error: BaseException, cost: str, **entry: object) -> None:
         """Log an exception with its traceback, what it costs, and the entry it belongs to; at most `LINES` a second."""
-        if self._lines.lets_through():
-            more = {"more": held_back} if (held_back := self._lines.take()) else {}
-            log.error(UNFORESEEN, cost=cost, exc_info=error, **entry, **more)
+        self._lines.tell(log.error, UNFORESEEN, cost=cost, exc_info=error, **entry)
 
     @contextmanager
     def costs(self, cost: str, **entry: object) -> Iterator[None]:

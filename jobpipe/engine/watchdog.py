@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from jobpipe.engine.attempt import Attempt
-from jobpipe.engine.attempts import Attempts
+from jobpipe.engine.executor import Executor
 from jobpipe.engine.heartbeat import Heartbeat
 
 BEAT = 0.25
@@ -174,7 +174,7 @@ def _say(tell: Callable[..., object], event: str, **more: object) -> threading.T
 def _attempt_in(frame: FrameType | None) -> Attempt | None:
     """The attempt whose handler runs on a stack, innermost frame first."""
     while frame is not None:
-        if frame.f_code is Attempts.call.__code__:
+        if frame.f_code is Executor.call.__code__:
             attempt = frame.f_locals["attempt"]
             return attempt if isinstance(attempt, Attempt) else None
         frame = frame.f_back

@@ -6,9 +6,10 @@ from contextlib import closing
 import trio
 
 from jobpipe.engine.attempt import Attempt
-from jobpipe.engine.attempts import Attempts
+from jobpipe.engine.channel import Channel
+from jobpipe.engine.executor import Executor
 from jobpipe.engine.lane import Lane
-from jobpipe.engine.queue import Queue
+from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.unforeseen import PAUSE, Unforeseen
 
 TURN = 0.00005
@@ -16,7 +17,12 @@ TURN = 0.00005
 
 
 async def work(
-    receive: trio.MemoryReceiveChannel[Attempt], queue: Queue, attempts: Attempts, *, run_buffered: bool
+    receive: trio.MemoryReceiveChannel[Attempt],
+    channel: Channel,
+    ledger: Ledger,
+    executor: Executor,
+    *,
+    run_buffered: bool,
 ) -> None:
     """Perform jobs from an own clone of the receive side, which it closes at the end.
 
@@ -25,37 +31,28 @@ async def work(
     """
     unforeseen = Unforeseen()
     with receive, closing(Lane()) as lane:
-        source = Source(receive, queue)
-        goes_on = True
-        while goes_on:
+        source = Source(receive, channel)
+        while True:
             try:
-                goes_on = await _next(source, lane, queue, attempts, run_buffered=run_buffered)
+                attempt = await source.next()
+                if attempt is None:
+                    return
+                if channel.draining and not run_buffered:
+                    ledger.hand_back(attempt)
+                else:
+                    await executor.perform(attempt, lane)
             except Exception as error:  # noqa: BLE001 - a fault of jobpipe's own: costs a pause
                 unforeseen.tell(error, "a worker pauses, and hands its job back", seconds=PAUSE)
                 if source.last is not None:
-                    attempts.hand_back(source.last)
+                    ledger.hand_back(source.last)
                 await trio.sleep(PAUSE)
-
-
-async def _next(
-    source: "Source", lane: Lane, queue: Queue, attempts: Attempts, *, run_buffered: bool
-) -> bool:
-    """Wait for an attempt and perform it; False: there will be no more."""
-    attempt = await source.next()
-    if attempt is None:
-        return False
-    if queue.draining and not run_buffered:
-        attempts.hand_back(attempt)
-    else:
-        await attempts.perform(attempt, lane)
-    return True
 
 
 class Source:
     """Where a worker has its attempts from, each with a context that no handler has touched."""
 
-    def __init__(self, receive: trio.MemoryReceiveChannel[Attempt], queue: Queue) -> None:
-        self._receive, self._queue = receive, queue
+    def __init__(self, receive: trio.MemoryReceiveChannel[Attempt], channel: Channel) -> None:
+        self._receive, self._channel = receive, channel
         self._task, self._clean = trio.lowlevel.current_task(), contextvars.copy_context()
         self._begun, self._jobs = trio.current_time(), 0
         self.last: Attempt | None = None
@@ -72,7 +69,7 @@ class Source:
             return await self._wait()
         except trio.EndOfChannel:
             return None
-        self._queue.took()
+        self._channel.took()
         self._jobs += 1
         return attempt
 
@@ -84,7 +81,7 @@ class Source:
 
     async def _wait(self) -> Attempt | None:
         self._end_turn()
-        self._queue.idle()
+        self._channel.idle()
         try:
             attempt = self.last = await self._receive.receive()
         except trio.EndOfChannel:
@@ -94,5 +91,5 @@ class Source:
 
     def _end_turn(self) -> None:
         if self._jobs:
-            self._queue.worked(self._jobs, trio.current_time() - self._begun)
+            self._channel.worked(self._jobs, trio.current_time() - self._begun)
             self._jobs = 0

@@ -3,8 +3,8 @@
 import pytest
 import trio
 
-from jobpipe.api.health import PATIENCE, SHORTEST_NAP
 from jobpipe.cli import HEALTH_TIMEOUT
+from jobpipe.engine.probe import PATIENCE, SHORTEST_NAP
 from jobpipe.version import VERSION
 from tests.api.door import Breakable, open_door
 

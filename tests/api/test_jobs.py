@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from jobpipe.api.jobs import LOOKS_APART
+from jobpipe.engine.waiting import LOOKS_APART
 from jobpipe.store.sqlite import open_sqlite
 from tests.api.door import Breakable, open_door
 
@@ -134,7 +134,7 @@ async def test_wait_hears_of_a_job_that_expires(door, autojump_clock):
 
 async def test_who_waits_looks_when_an_end_may_have_been_told_to_nobody(door, autojump_clock, monkeypatch):
     """And waits on when there was none."""
-    monkeypatch.setattr("jobpipe.api.jobs.LOOK_AGAIN", 3600)
+    monkeypatch.setattr("jobpipe.engine.waiting.LOOK_AGAIN", 3600)
     await door.enqueue(id="a", delay=3600)
     begun = trio.current_time()
     async with trio.open_nursery() as nursery:

@@ -317,7 +317,7 @@ async def running(
     assert [
         line["event"] for line in rig.log if line["log_level"] == "error" and not _is_one(line, expected)
     ] == []
-    assert killed or (node.phase, list(node.attempts), held) == ("stopped", [], [])
+    assert killed or (node.phase, list(node.held), held) == ("stopped", [], [])
     assert actor.overlaps == []
 
 

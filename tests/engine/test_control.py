@@ -178,7 +178,7 @@ async def test_a_cancel_that_comes_after_the_handler_ended_changes_no_end(
             store.before = trio.Event()  # holds up the outcome
         await rig.actor.begun()
         await trio.testing.wait_all_tasks_blocked()
-        held = list(rig.node.attempts)
+        held = list(rig.node.held)
         change = await rig.node.control.cancel("a")
         store.before.set()
         job = await rig.ended("a")

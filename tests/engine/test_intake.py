@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from jobpipe.engine.ledger import SETTLE_DELAY
+from jobpipe.engine.batching import SETTLE_DELAY
 from jobpipe.engine.prefetch import HOLD
 from jobpipe.job import Options, Status
 from jobpipe.store.memory import MemoryStore
@@ -16,7 +16,7 @@ async def test_the_intake_claims_what_channel_and_workers_can_take(autojump_cloc
         await rig.add(*(new_job(str(number), "wait") for number in range(20)))
         await rig.actor.begun(2)
         await trio.testing.wait_all_tasks_blocked()
-        held, waiting = len(list(rig.node.attempts)), rig.node.ledger.waiting
+        held, waiting = len(list(rig.node.held)), rig.node.ledger.waiting
         rig.actor.gate.set()
         for number in range(20):
             await rig.ended(str(number))
@@ -90,7 +90,7 @@ async def test_of_unknown_jobs_as_many_are_claimed_as_workers_are_free(autojump_
         await rig.add(*(new_job(str(number), "wait") for number in range(20)))
         await rig.actor.begun(3)
         await trio.testing.wait_all_tasks_blocked()
-        held, waiting = len(list(rig.node.attempts)), rig.node.ledger.waiting
+        held, waiting = len(list(rig.node.held)), rig.node.ledger.waiting
         rig.actor.gate.set()
         for number in range(20):
             await rig.ended(str(number))
@@ -117,7 +117,7 @@ async def test_no_more_is_claimed_ahead_than_the_channel_holds(autojump_clock, s
         await rig.add(*(new_job(f"short-{number}", ("sleep", 0.001)) for number in range(200)))
         for number in range(200):
             await rig.ended(f"short-{number}")
-            most = max(most, len(list(rig.node.attempts)))
+            most = max(most, len(list(rig.node.held)))
 
     assert 2 <= most <= 2 + size
 
@@ -132,9 +132,9 @@ async def test_jobs_that_turn_out_to_be_long_go_back_within_two_tenths_of_a_seco
         for number in range(100):
             await rig.ended(f"short-{number}")
         await rig.actor.begun(102)
-        before = len(list(rig.node.attempts))
+        before = len(list(rig.node.held))
         await trio.sleep(2 * HOLD + SETTLE_DELAY + 0.001)
-        after, waiting = len(list(rig.node.attempts)), await rig.job("long-19")
+        after, waiting = len(list(rig.node.held)), await rig.job("long-19")
         for number in range(20):
             await rig.ended(f"long-{number}")
 
@@ -192,7 +192,7 @@ async def test_a_pool_that_was_idle_starts_to_learn_anew(autojump_clock) -> None
         await trio.sleep(2 * HOLD)
         await rig.add(*(new_job(str(number), ("sleep", 5)) for number in range(10)))
         await rig.actor.begun(52)
-        held = len(list(rig.node.attempts))
+        held = len(list(rig.node.held))
         for number in range(10):
             await rig.ended(str(number))
 
@@ -347,7 +347,7 @@ async def test_a_job_whose_start_is_being_written_when_its_queue_is_paused_does_
     store = FaultyStore()
     async with running(store) as rig:
         await rig.enqueue("a", options=Options(on_crash="fail"))
-        while not any(attempt.taken for attempt in rig.node.attempts):
+        while not any(attempt.taken for attempt in rig.node.held):
             await trio.lowlevel.checkpoint()
         store.after = trio.Event()
         await trio.testing.wait_all_tasks_blocked()

@@ -10,7 +10,7 @@ import trio
 from jobpipe.engine.lane import Lane
 from jobpipe.job import Options, Status
 from tests.engine.conftest import new_job, running
-from tests.engine.test_attempts import odd
+from tests.engine.test_executor import odd
 
 
 async def cancelled(lane: Lane) -> bool:

@@ -7,8 +7,8 @@ import pytest
 import trio
 
 from jobpipe.clock import VirtualClock
+from jobpipe.engine.batching import SETTLE_DELAY
 from jobpipe.engine.lease import BEATS, SAFE
-from jobpipe.engine.ledger import SETTLE_DELAY
 from jobpipe.handlers.context import Context
 from jobpipe.handlers.registry import Handler
 from jobpipe.job import Options, Outcome, Status
@@ -161,7 +161,7 @@ async def test_a_lost_job_may_come_back_while_its_old_attempt_still_cleans_up(
         await store.rescue("inspector", rig.node.clock.now())
         job = await rig.ended("a")
         await trio.sleep(100)
-        later, held = await rig.job("a"), list(rig.node.attempts)
+        later, held = await rig.job("a"), list(rig.node.held)
 
     assert began == [1, 2]
     assert (job.status, job.attempt, job.claim) == (Status.DONE, 2, 2)

@@ -1,6 +1,7 @@
 """The single writer: what is handed in together is written together, and nothing is lost."""
 
-from collections.abc import AsyncIterator, Sequence
+import random
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -9,7 +10,7 @@ import trio
 from structlog.testing import capture_logs
 
 from jobpipe.clock import VirtualClock
-from jobpipe.engine.ledger import (
+from jobpipe.engine.batching import (
     ADDING,
     ADDS,
     BATCH,
@@ -18,8 +19,10 @@ from jobpipe.engine.ledger import (
     LOCKED_DELAY,
     LONGEST_PAUSE,
     START_DELAY,
-    Ledger,
 )
+from jobpipe.engine.committer import Committer
+from jobpipe.engine.held import Held
+from jobpipe.engine.ledger import Ledger
 from jobpipe.errors import StoreUnavailable, TablesLocked
 from jobpipe.events import Events
 from jobpipe.job import Outcome, Status
@@ -44,10 +47,10 @@ def settlement(job: Claimed, status: Status = Status.DONE) -> Settlement:
 
 
 class Taker:
-    """Takes what it is given, at most so much at once; `presses` while it cannot wait for others to share a commit."""
+    """Takes at most so much at once; `presses` while it cannot wait for others to share a commit."""
 
-    def __init__(self, limit: int, held: list[Claimed]) -> None:
-        self.limit, self.presses, self._held = limit, True, held
+    def __init__(self, limit: int) -> None:
+        self.limit, self.presses = limit, True
 
     def wanted(self) -> int:
         return self.limit
@@ -55,22 +58,22 @@ class Taker:
     def pressing(self) -> bool:
         return self.presses
 
-    def hold(self, jobs: Sequence[Claimed]) -> None:
-        self._held.extend(jobs)
-
 
 class Desk:
     """A ledger at work, and those who ask it for something."""
 
     def __init__(self, store: FaultyStore, asking: trio.Nursery) -> None:
         self.store, self.asking, self.events = store, asking, Events()
-        self.ledger = Ledger(store, "n1", VirtualClock(NOW), self.events, lease=15, kinds=frozenset({"act"}))
+        clock = VirtualClock(NOW)
+        self.still_held = Held(clock, lambda _kind: 3, random.Random(0))
+        self.ledger = Ledger("n1", clock, self.events, self.still_held, lease=15, kinds=frozenset({"act"}))
+        self.committer = Committer(store, "n1", self.ledger, self.still_held, self.events, clock)
         self.held: list[Claimed] = []
 
     async def claim(self, limit: int = 10) -> list[Claimed]:
-        before = len(self.held)
-        await self.ledger.claim(Taker(limit, self.held))
-        return self.held[before:]
+        jobs = [attempt.job for attempt in await self.ledger.claim(Taker(limit))]
+        self.held += jobs
+        return jobs
 
     async def add(self, *ids: str) -> None:
         await self.ledger.add([new_job(job_id) for job_id in ids])
@@ -88,7 +91,7 @@ async def at_work(*, errors: int = 0, store: FaultyStore | None = None) -> Async
             async with trio.open_nursery() as asking:
                 desk = Desk(store or FaultyStore(), asking)
                 await desk.store.join("n1", NOW, NOW + 15)
-                keepers.start_soon(desk.ledger.run)
+                keepers.start_soon(desk.committer.run)
                 await turns()  # its first look, for what may be due
                 desk.store.batches.clear()
                 yield desk
@@ -436,21 +439,24 @@ async def test_a_start_for_sure_is_stored_when_it_returns(autojump_clock) -> Non
 
 async def test_a_late_write_is_counted_and_told(autojump_clock) -> None:
     """It changes nothing, and whoever runs that attempt learns of it; who watches the job hears nothing."""
-    told: list[tuple[int, int]] = []
     async with at_work() as desk:
-        desk.ledger.on_stale = lambda seq, claim: told.append((seq, claim))
         await desk.add("a")
         (job,) = await desk.claim()
-        desk.ledger.settle(settlement(job, Status.QUEUED))
+        (attempt,) = desk.still_held
+        attempt.taken = True
+        await desk.store.exchange(Batch(node="n1", now=NOW, settlements=[settlement(job, Status.QUEUED)]))
+        desk.ledger.look()
         (newer,) = await desk.claim()
         with desk.events.watch("a") as watch, trio.move_on_after(10) as waiting:
+            late = await desk.ledger.start(Start(job.seq, job.claim, 1, NOW))
+            reason = attempt.reason
             desk.ledger.settle(settlement(job))
             await watch.ended()
         status = await desk.status()
 
     assert status is Status.QUEUED
     assert newer.claim == job.claim + 1
-    assert (desk.ledger.stale, told, waiting.cancelled_caught) == (1, [(job.seq, job.claim)], True)
+    assert (late, reason, desk.ledger.stale, waiting.cancelled_caught) == (False, "lease", 2, True)
 
 
 # --- a store that cannot write ----------------------------------------------------------------------------------------
@@ -515,14 +521,13 @@ async def test_trouble_is_logged_once_and_its_end_too(autojump_clock) -> None:
     """Not at every try."""
     with capture_logs() as log:
         async with trio.open_nursery() as keepers:
-            store = FaultyStore()
-            ledger = Ledger(store, "n1", VirtualClock(NOW), Events(), lease=15, kinds=frozenset({"act"}))
-            keepers.start_soon(ledger.run)
-            await ledger.flushed()
-            store.broken = True
-            ledger.look()
+            desk = Desk(FaultyStore(), keepers)
+            keepers.start_soon(desk.committer.run)
+            await desk.ledger.flushed()
+            desk.store.broken = True
+            desk.ledger.look()
             await trio.sleep(100)
-            store.broken = False
+            desk.store.broken = False
             await trio.sleep(LONGEST_PAUSE)
             keepers.cancel_scope.cancel()
 

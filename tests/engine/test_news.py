@@ -91,7 +91,7 @@ async def test_a_job_that_was_cancelled_at_another_node_stops_here(autojump_cloc
     async with running(shared) as rig:
         await rig.enqueue("a", ("sleep", 1000))
         await rig.actor.begun()
-        (attempt,) = rig.node.attempts
+        (attempt,) = rig.node.held
         await shared.cancel(["a"], NOW)
         shared.wishes = frozenset({(attempt.job.seq, attempt.job.claim)})
         shared.tell.send_nowait(News("look"))
@@ -176,7 +176,7 @@ async def test_what_was_told_while_nobody_listened_is_looked_for(autojump_clock,
     async with running(shared) as rig:
         await rig.enqueue("a", ("sleep", 1000))
         await rig.actor.begun()
-        (attempt,) = rig.node.attempts
+        (attempt,) = rig.node.held
         await shared.cancel(["a"], NOW)
         shared.wishes = frozenset({(attempt.job.seq, attempt.job.claim)})
         await shared.exchange(Batch(node="n2", now=NOW, adds=[Add([new_job("b")])]))

@@ -47,11 +47,11 @@ async def test_a_running_job_is_shown_as_running(autojump_clock) -> None:
         await rig.actor.begun()
         await trio.sleep(1)
         job = await rig.job("a")
-        busy = rig.node.attempts.busy
+        busy = rig.node.held.busy
         await rig.ended("a")
 
     assert (job.status, job.attempt, job.started_at, busy) == (Status.RUNNING, 1, NOW, 1)
-    assert rig.node.attempts.busy == 0
+    assert rig.node.held.busy == 0
 
 
 def test_no_two_nodes_have_one_name() -> None:
@@ -218,7 +218,7 @@ async def test_handlers_that_ignore_their_cancel_are_abandoned_by_name(autojump_
         await rig.actor.begun(3)
         rig.node.drain()
         await trio.sleep(5 + CLEANUP)
-        abandoned = rig.node.attempts.abandon()
+        abandoned = rig.node.executor.abandon()
         await rig.node.settle_up()
         account = rig.node.account(abandoned)
         handed_back = await rig.job("stuck")
@@ -257,7 +257,7 @@ async def test_trouble_with_the_store_loses_no_outcome(autojump_clock) -> None:
         await trio.sleep(0.5)
         store.broken = True
         await trio.sleep(20)
-        trouble, running_still = rig.node.ledger.trouble, rig.node.attempts.busy
+        trouble, running_still = rig.node.ledger.trouble, rig.node.held.busy
         store.broken = False
         jobs = [await rig.ended(str(number)) for number in range(10)]
 
@@ -389,7 +389,7 @@ def test_no_job_is_lost_whatever_happens_to_its_nodes(
             async with running(store, actor=actor, clock=clock, name=f"n{number}", **shape) as rig:
                 await rig.add(*(jobs.pop() for _ in range(min(4, len(jobs)))))
                 await trio.sleep(seconds)
-                held = len(list(rig.node.attempts))
+                held = len(list(rig.node.held))
                 await _end(rig, end)
                 _check(rig, end, held, workers + size)
         async with running(store, actor=actor, clock=clock, name="last", patience=3000, **shape) as rig:

@@ -70,7 +70,7 @@ async def test_a_job_that_no_node_serves_waits_until_one_does(autojump_clock) ->
 async def test_two_nodes_run_each_its_own_kinds(autojump_clock) -> None:
     """Though one store serves both, and the other's jobs come first."""
     store = MemoryStore()
-    from tests.engine.test_attempts import odd  # noqa: PLC0415 - that file needs this package's conftest first
+    from tests.engine.test_executor import odd  # noqa: PLC0415 - that file needs this package's conftest first
 
     async def mail(_: object) -> str:
         return "sent"

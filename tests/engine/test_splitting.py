@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.lowlevel
 
-from jobpipe.engine.ledger import STUCK
+from jobpipe.engine.batching import STUCK
 from jobpipe.engine.splitting import halves, parts
 from jobpipe.engine.unforeseen import LINES, UNFORESEEN, Unforeseen, in_words
 from jobpipe.errors import StoreUnavailable

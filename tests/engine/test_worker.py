@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import trio
 
-from jobpipe.engine.ledger import SETTLE_DELAY
+from jobpipe.engine.batching import SETTLE_DELAY
 from jobpipe.engine.worker import TURN
 from jobpipe.job import Options, Status
 from jobpipe.store.memory import MemoryStore
 from tests.engine.conftest import Actor, Do, FaultyStore, Step, new_job, running
-from tests.engine.test_attempts import odd
+from tests.engine.test_executor import odd
 
 
 class DurableStore(MemoryStore):
@@ -127,7 +127,7 @@ async def test_a_drain_hands_buffered_jobs_of_a_durable_store_back(autojump_cloc
         rig.node.drain()
         await trio.sleep(2 * SETTLE_DELAY)
         early = await rig.statuses()
-        held = [attempt.job.id for attempt in rig.node.attempts]
+        held = [attempt.job.id for attempt in rig.node.held]
         await rig.drained()
         jobs = [await rig.job(job_id) for job_id in "abcdef"]
 

@@ -22,8 +22,12 @@ from tests.store.conftest import OPENERS
 
 HEART = {
     "engine": (
-        "attempts",
+        "batching",
+        "channel",
+        "committer",
         "control",
+        "executor",
+        "held",
         "intake",
         "lane",
         "lease",
@@ -54,7 +58,7 @@ HEART = {
     ),
 }
 """The rooms in which a fault may cost one entry at the most; every function of theirs is a place to strike at."""
-UNGUARDED = ("ledger.Ledger._hand_out",)
+UNGUARDED = ("committer.Committer._hand_out",)
 """What is guarded step by step inside: the batch is written then, and cannot be taken back."""
 HUSHED = ("verdict._clean",)
 """Where an exception counts as one of the handler's error, which says then that its text cannot be shown."""

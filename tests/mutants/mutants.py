@@ -14,7 +14,8 @@ import trio
 
 import jobpipe.engine.node
 from jobpipe.engine import verdict
-from jobpipe.engine.attempts import Attempts
+from jobpipe.engine.executor import Executor
+from jobpipe.engine.held import Held
 from jobpipe.engine.lease import Lease
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.worker import work
@@ -78,13 +79,13 @@ def acknowledged_before_the_commit(patch: pytest.MonkeyPatch) -> None:
 @caught_by("storm", "lasting", "left behind by an orderly stop")
 def intake_leaves_its_claim_behind(patch: pytest.MonkeyPatch) -> None:
     """What is claimed for an intake that the drain has cancelled is not handed back."""
-    patch.setattr(Ledger, "hand_back", lambda _self, _jobs: None)
+    patch.setattr(Ledger, "return_claimed", lambda _self, _jobs: None)
 
 
 @caught_by("storm", "memory", "held by a node that ended")
 def intake_forgets_what_it_holds(patch: pytest.MonkeyPatch) -> None:
     """At the drain, what waits in the channel is not handed back."""
-    patch.setattr(Attempts, "release", lambda _self: None)
+    patch.setattr(Held, "untaken", lambda _self: [])
 
 
 @caught_by("pair", "memory", "ran twice at once")
@@ -109,7 +110,7 @@ def heartbeat_waits_behind_handlers(patch: pytest.MonkeyPatch) -> None:
     renew = Lease._renew
 
     async def polite(self: Lease) -> bool:
-        while self._attempts.busy:  # noqa: ASYNC110 - no event tells
+        while self._held.busy:  # noqa: ASYNC110 - no event tells
             await trio.sleep(0.1)
         return await renew(self)
 
@@ -120,17 +121,17 @@ def heartbeat_waits_behind_handlers(patch: pytest.MonkeyPatch) -> None:
 def drain_drops_the_buffer(patch: pytest.MonkeyPatch) -> None:
     """While the node drains, workers throw away what they find in the channel."""
 
-    perform = Attempts.perform
+    perform = Executor.perform
 
-    async def careless(receive: Any, queue: Any, attempts: Any, **options: Any) -> None:
+    async def careless(receive: Any, channel: Any, ledger: Any, executor: Any, **options: Any) -> None:
         async def dropping(attempt: Any, lane: Any) -> None:
-            if queue.draining:
-                attempts._held.pop((attempt.job.seq, attempt.job.claim), None)
+            if channel.draining:
+                executor._held.lose(attempt)
             else:
-                await perform(attempts, attempt, lane)
+                await perform(executor, attempt, lane)
 
-        attempts.perform = dropping
-        await work(receive, queue, attempts, **options)
+        executor.perform = dropping
+        await work(receive, channel, ledger, executor, **options)
 
     patch.setattr(jobpipe.engine.node, "work", careless)
 
@@ -138,14 +139,15 @@ def drain_drops_the_buffer(patch: pytest.MonkeyPatch) -> None:
 @caught_by("storm", "lasting", "cancelled before its cleanup ended")
 def cancel_answers_before_the_cleanup(patch: pytest.MonkeyPatch) -> None:
     """A cancelled job is settled when its handler is told to stop, not when it has."""
-    stop = Attempts._stop
+    stop = Ledger.stop
 
-    def hasty(self: Any, attempt: Any, reason: Any) -> None:
-        stop(self, attempt, reason)
-        if reason == "cancel":
-            self._settle(attempt, verdict.CANCELLED)
+    def hasty(self: Any, attempts: Any, reason: Any) -> None:
+        stopped = list(attempts)
+        stop(self, stopped, reason)
+        for attempt in stopped if reason == "cancel" else ():
+            self.end(attempt, verdict.CANCELLED)
 
-    patch.setattr(Attempts, "_stop", hasty)
+    patch.setattr(Ledger, "stop", hasty)
 
 
 @caught_by("storm", "lasting", "acknowledged before it was stored", "acknowledged and lost")

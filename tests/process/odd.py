@@ -6,7 +6,7 @@ JOBPIPE_TEST_CLOCK is how many seconds its clock is ahead; JOBPIPE_TEST_POLL how
 import os
 import time
 
-from jobpipe.api import jobs
+from jobpipe.engine import waiting
 from jobpipe.store.postgres import listening
 
 real, ahead = time.time, float(os.environ.get("JOBPIPE_TEST_CLOCK", "0"))
@@ -15,4 +15,4 @@ if ahead:
     time.time = lambda: real() + ahead
 
 if poll := os.environ.get("JOBPIPE_TEST_POLL"):
-    listening.LOOK_EVERY = jobs.LOOK_AGAIN = float(poll)
+    listening.LOOK_EVERY = waiting.LOOK_AGAIN = float(poll)

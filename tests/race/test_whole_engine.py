@@ -378,7 +378,7 @@ class Lives(RuleBasedStateMachine):
         self.settle(CLEANUP)
 
         assert self.engine.over.is_set()
-        assert list(self.engine.node.attempts) == []
+        assert list(self.engine.node.held) == []
         self.start_anew()
 
     def start_anew(self) -> None:

@@ -159,7 +159,7 @@ class Witness:
         finally:
             run.ended = True
             run.ended_while_draining = any(
-                node.name == node_name and node.queue.draining for node in self.nodes
+                node.name == node_name and node.channel.draining for node in self.nodes
             )
 
     def _begin(self, node_name: str, context: Context) -> Run:
@@ -318,7 +318,7 @@ class Witness:
     def _node(self, node: Node) -> None:
         if node.phase != "stopped":
             return  # it crashed
-        if left := [attempt.job.id for attempt in node.attempts]:
+        if left := [attempt.job.id for attempt in node.held]:
             self.fault("held by a node that ended", left)
         account = node.account()
         finished = sum(

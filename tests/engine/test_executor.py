@@ -616,7 +616,7 @@ async def test_jobs_that_are_abandoned_are_named(autojump_clock) -> None:
         for job_id in "ab":
             await rig.enqueue(job_id, ("stubborn", 60.0))
         await rig.actor.begun(2)
-        rig.node.attempts.abandon()
+        rig.node.executor.abandon()
 
         assert {line["job"] for line in rig.logged("job abandoned")} == {"a", "b"}
 

@@ -1,0 +1,194 @@
+"""How one attempt is performed: context, deadline, cancel, outcome."""
+
+import logging
+import math
+from typing import Any
+
+import msgspec
+import structlog
+import trio
+
+from jobpipe import logs
+from jobpipe.clock import Clock
+from jobpipe.engine import verdict as verdicts
+from jobpipe.engine.attempt import Attempt
+from jobpipe.engine.held import USUAL_BACKOFF, Held
+from jobpipe.engine.lane import Lane
+from jobpipe.engine.ledger import Ledger
+from jobpipe.engine.sparing import Sparing
+from jobpipe.engine.unforeseen import Unforeseen
+from jobpipe.engine.verdict import Verdict
+from jobpipe.errors import DamagedRow, StoreUnavailable
+from jobpipe.handlers.context import Context
+from jobpipe.handlers.registry import Handler, Registry
+from jobpipe.job import retries_of
+from jobpipe.store.base import Start
+
+LINES = 20
+"""How many abandoned jobs a second, and others that went wrong here, have a line in the log."""
+
+log = structlog.get_logger("jobpipe")
+
+
+class Executor:
+    """Runs one attempt after another, for every worker."""
+
+    def __init__(
+        self, ledger: Ledger, held: Held, registry: Registry, clock: Clock, *, threads: int, max_result: int
+    ) -> None:
+        self._ledger, self._held, self._registry, self._clock = ledger, held, registry, clock
+        self._max_result = max_result
+        # Handlers that are not async run in threads under a limiter of their own: a worker each, so nobody waits.
+        self._threads = trio.CapacityLimiter(threads)
+        self._lines = Sparing(LINES)
+        self._tells_all = logs.writes(logging.DEBUG)
+        self._unforeseen = Unforeseen()
+
+    async def perform(self, attempt: Attempt, lane: Lane) -> None:
+        """Run one attempt and settle it. Whatever the handler does ends its attempt and nothing else.
+
+        A cancel stops the handler, waits for its cleanup, settles the job as interrupted, and is raised on.
+        A job that was given back while it waited in the channel is passed over.
+        """
+        if attempt.over:
+            return
+        attempt.taken = True
+        try:
+            await self._perform(attempt, lane)
+        except Exception as error:  # noqa: BLE001 - a fault of jobpipe's own: costs this job
+            self._unforeseen.tell(error, "the job fails", job=attempt.job.id)
+            self._ledger.end(attempt, verdicts.broken(error))
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    async def _perform(self, attempt: Attempt, lane: Lane) -> None:
+        """Find the handler, write the start, run the handler, judge what came of it, settle the job."""
+        handler = self._found(attempt)
+        if handler is None or not await self._started(attempt):
+            return  # settled without a run
+        verdict = await self._run(attempt, handler, lane)
+        self._ledger.end(attempt, verdict, attempt.job.options.backoff or handler.backoff or USUAL_BACKOFF)
+
+    def _found(self, attempt: Attempt) -> Handler | None:
+        """The handler to run; None: the attempt ends without one, and has been settled."""
+        job = attempt.job
+        if job.damage is not None:
+            self._ledger.end(attempt, verdicts.raised(DamagedRow(job.damage)))
+            return None
+        handler = self._registry.find(job.kind)
+        if handler is None:
+            # The claim named the kinds that there are handlers for, so the store has made a mistake.
+            wrong = "the store handed over a job of a kind not asked for"
+            self._lines.tell(log.error, wrong, job=job.id, kind=job.kind)
+            self._ledger.hand_back(attempt)
+        elif job.attempt > retries_of(job.max_retries):
+            self._ledger.end(attempt, verdicts.SPENT)  # its last attempt ended with its node
+            return None
+        return handler
+
+    async def _started(self, attempt: Attempt) -> bool:
+        """Write that the attempt begins: before it does, where a crash must not leave that open; else soon after."""
+        job = attempt.job
+        start = Start(job.seq, job.claim, attempt.number, self._clock.now())
+        if job.rescued or job.options.on_crash == "fail":
+            if not await self._started_for_sure(attempt, start):
+                return False
+        else:
+            self._ledger.note_start(start)
+        attempt.started_at = start.started_at
+        if self._tells_all:
+            log.debug("attempt started", **attempt.named())
+        return True
+
+    async def _started_for_sure(self, attempt: Attempt, start: Start) -> bool:
+        """Have the start stored before the handler runs; where that can't be had, the job goes back."""
+        try:
+            held = await self._ledger.start(start)
+        except StoreUnavailable:
+            self._ledger.hand_back(attempt)
+            return False
+        except trio.Cancelled:
+            self._ledger.hand_back(attempt)
+            raise
+        if not held:
+            self._held.lose(attempt)
+        elif attempt.reason is not None:  # stopped while that was written
+            self._ledger.hand_back(attempt)
+            return False
+        return held
+
+    async def _run(self, attempt: Attempt, handler: Handler, lane: Lane) -> Verdict:
+        """Run the handler in its lane, and judge how it ended."""
+        timeout = attempt.job.options.timeout or handler.timeout or math.inf
+        deadline = math.inf if timeout == math.inf else trio.current_time() + timeout
+        try:
+            with lane:
+                attempt.lane = lane
+                if deadline < math.inf:
+                    lane.limit(deadline)
+                return verdicts.returned(await self.call(attempt, handler, deadline), self._max_result)
+        # SystemExit, groups, a foreign Cancelled: all end the attempt only. `perform` raises the worker's own cancel.
+        except BaseException as error:  # noqa: BLE001, ASYNC103 - see above
+            return _judged(attempt, error)  # noqa: ASYNC104 - see above
+        return _stopped(attempt) or verdicts.timed_out(timeout)
+
+    async def call(self, attempt: Attempt, handler: Handler, deadline: float) -> Any:  # noqa: ANN401 - a handler may return anything
+        """Call the handler, in a thread when it is not async. The watchdog knows this frame on a stack."""
+        context = _context(attempt, deadline)
+        arguments = _arguments(handler, attempt.job.payload, context)
+        before = logs.performed.set(context)
+        try:
+            if handler.is_async:
+                return await handler.function(*arguments)
+            return await trio.to_thread.run_sync(handler.function, *arguments, limiter=self._threads)
+        finally:
+            logs.performed.reset(before)
+
+    def abandon(self) -> list[Attempt]:
+        """Give up the handlers that would not end, and hand their jobs back; returns them, to be named."""
+        left = self._held.running
+        for attempt in left:
+            self._ledger.end(attempt, verdicts.INTERRUPTED)
+            ignored = "job abandoned: its handler ignored the cancel"
+            self._lines.tell(log.warning, ignored, **attempt.named())
+        return left
+
+
+def _judged(attempt: Attempt, error: BaseException) -> Verdict:
+    """The verdict on an attempt that ended with an exception; one that was stopped says what its cleanup raised."""
+    if (stopped := _stopped(attempt)) is None:
+        return verdicts.raised(error)
+    rest = verdicts.without_cancelled(error)
+    return Verdict(stopped.outcome, error=None if rest is None else verdicts.described(rest))
+
+
+def _stopped(attempt: Attempt) -> Verdict | None:
+    """The verdict on an attempt that somebody stopped; None when nobody did."""
+    if attempt.reason == "cancel":
+        return verdicts.CANCELLED
+    if attempt.reason is not None or trio.current_effective_deadline() == -math.inf:
+        return verdicts.INTERRUPTED
+    return None
+
+
+def _arguments(handler: Handler, payload: bytes, context: Context) -> tuple[Any, ...]:
+    """What the handler is called with; raises `DamagedRow` where the payload is no JSON, which no retry can change."""
+    try:
+        return handler.arguments(payload, context)
+    except msgspec.ValidationError:  # JSON, but not of the handler's type
+        raise
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DamagedRow(f"the payload cannot be read as JSON ({error})") from None
+
+
+def _context(attempt: Attempt, deadline: float) -> Context:
+    """What the handler may know."""
+    job = attempt.job
+    return Context(
+        id=job.id,
+        kind=job.kind,
+        queue=job.queue,
+        attempt=attempt.number,
+        max_retries=retries_of(job.max_retries),
+        claim=job.claim,
+        deadline=deadline,
+    )

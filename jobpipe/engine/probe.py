@@ -1,0 +1,109 @@
+"""What a node proves of itself: that the store can be read and written, and that ready jobs are taken."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import msgspec
+import trio
+
+from jobpipe.engine.node import Node
+from jobpipe.errors import JobpipeError
+from jobpipe.job import Status
+from jobpipe.store.base import Overview, Unserved
+
+PATIENCE = 2.0
+"""Seconds that all of it may take: `jobpipe health` and the HEALTHCHECK of the image wait for 3."""
+
+SHORTEST_NAP, LONGEST_NAP = 0.001, 0.05
+"""Seconds between two looks."""
+
+SILENT = "the store does not respond"
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """What a probe came to."""
+
+    status: Literal["ok", "broken", "starting", "draining", "stopped"]
+    busy: int
+    """how many handlers run"""
+    counts: dict[Status, int] | None
+    """how many jobs have which status; None: the store did not tell"""
+    unserved: Sequence[Unserved]
+    detail: str | None
+    """what is broken; where nothing is, what people should know anyway"""
+
+    def count(self, status: Status) -> int | None:
+        """How many jobs have a status; None when the store did not tell."""
+        return None if self.counts is None else self.counts.get(status, 0)
+
+
+async def prove(node: Node) -> Proof:
+    """Probe a node now; takes at most `PATIENCE` seconds. While it starts or drains, only the store is read."""
+    probe = Probe(node)
+    with trio.move_on_after(PATIENCE):
+        await probe.run()
+    broken = probe.told()
+    return Proof(
+        status=node.phase if node.phase != "running" else "broken" if broken else "ok",
+        busy=node.held.busy,
+        counts=None if probe.seen is None else probe.seen.counts,
+        unserved=probe.unserved,
+        detail=broken or node.watchdog.told() or node.news.told(),
+    )
+
+
+class Probe:
+    """Checks one thing after another; `broken` says what a check that failed, or did not end, means."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.seen: Overview | None = None
+        self.unserved: Sequence[Unserved] = ()
+        self.broken: str | None = SILENT
+
+    async def run(self) -> None:
+        """Probe; while the node starts or drains, only whether the store can be read."""
+        # From before the look at the queues: what is ready there may be taken meanwhile.
+        ticks = self._node.intake.ticks
+        try:
+            self.seen = await self._node.store.overview(self._node.registry.served)
+            self.unserved = await self._node.served.unserved()
+        except JobpipeError as error:
+            self.broken = f"the store cannot be read: {error}"
+            return
+        if self._node.phase == "running":
+            self.broken = "the store does not complete a write"
+            await self._written()
+            trouble = self._node.ledger.trouble
+            if trouble is not None:
+                self.broken = f"the store cannot write: {trouble}"
+                return
+            self.broken = "jobs are ready and workers are idle, but no job is claimed"
+            await self._taken(self.seen, ticks)
+        self.broken = None
+
+    def told(self) -> str | None:
+        """What is broken, if anything; why the store does not respond, where writing it has told."""
+        trouble = self._node.ledger.trouble
+        return f"{SILENT}: {trouble}" if self.broken == SILENT and trouble else self.broken
+
+    async def _written(self) -> None:
+        """Wait until a transaction got through, or the ledger says why none can."""
+        ledger = self._node.ledger
+        commits = ledger.commits
+        ledger.look()
+        await _until(lambda: ledger.commits > commits or ledger.trouble is not None)
+
+    async def _taken(self, seen: Overview, ticks: int) -> None:
+        """Wait until the intake has taken jobs, where some that it may take were ready and workers are idle."""
+        node = self._node
+        if seen.ready:
+            await _until(lambda: node.intake.ticks > ticks or node.held.busy >= node.settings.workers)
+
+
+async def _until(true: Callable[[], bool]) -> None:
+    """Return when something is so that does not tell when it changes."""
+    nap = SHORTEST_NAP
+    while not true():
+        await trio.sleep(nap)
+        nap = min(LONGEST_NAP, nap * 2)
