@@ -14,8 +14,6 @@ from jobpipe.api.enqueue import (
     in_time,
     is_json,
     known,
-    renew_kinds,
-    store,
     too_deep,
     too_late,
 )
@@ -23,7 +21,6 @@ from jobpipe.api.faults import plain
 from jobpipe.api.malformed import BOM, malformed
 from jobpipe.api.problems import (
     LISTED,
-    Code,
     Fault,
     Problem,
     ProblemDetails,
@@ -31,11 +28,13 @@ from jobpipe.api.problems import (
     conflict,
     internal,
     invalid,
+    problem_from,
     too_large,
     unsupported,
 )
 from jobpipe.api.schemas import BulkReceipt, LineReceipt
 from jobpipe.engine.node import Node
+from jobpipe.errors import JobpipeError, QueueFull
 from jobpipe.job import NewJob
 from jobpipe.store.base import STORED, Receipt
 
@@ -97,7 +96,7 @@ async def bulk(node: Node, content_type: str, body: bytes) -> Answer:
 async def bulk_array(node: Node, content_type: str, body: bytes) -> Answer:
     """Store the jobs of a JSON array, all or none: 202 with how many were new and how many were there already.
 
-    Raises `Problem`: then nothing was stored.
+    Raises `Problem`, `Draining`, `QueueFull` or `StoreUnavailable`: then nothing was stored.
     """
     if not is_json(content_type):
         raise unsupported(content_type, f"application/json (an array) or {NDJSON} (one job per line)")
@@ -107,7 +106,7 @@ async def bulk_array(node: Node, content_type: str, body: bytes) -> Answer:
     new = [one for one in admissions if isinstance(one, NewJob)]
     receipts = [one for one in admissions if isinstance(one, Receipt)]
     if not any(receipt.verdict == "conflict" for receipt in receipts):
-        receipts += await store(node, new, atomic=True) if new else []
+        receipts += await node.queue.enqueue(new, atomic=True) if new else []
     for receipt in receipts:
         if receipt.verdict == "locked":
             known(receipt)  # raises what is to be told
@@ -262,8 +261,9 @@ async def _admissions(node: Node, lines: Sequence[Line]) -> Sequence[tuple[int, 
     if not any(isinstance(one, UnknownKind) for _, one in first):
         return first
     try:
-        await renew_kinds(node, trio.current_time())
-    except Problem as problem:
+        await node.served.renew(trio.current_time())
+    except JobpipeError as error:
+        problem = problem_from(error)
         return [(number, problem if isinstance(one, UnknownKind) else one) for number, one in first]
     return [
         (number, _admission(node, line) if isinstance(one, UnknownKind) else one)
@@ -286,8 +286,8 @@ async def _in_time(node: Node, one: Admission) -> Admission:
         return one
     try:
         return await too_late(node, one)
-    except Problem as problem:
-        return problem
+    except (Problem, JobpipeError) as error:
+        return problem_from(error)
 
 
 async def _answers(node: Node, group: Sequence[tuple[int, Admission]]) -> bytes:
@@ -304,11 +304,11 @@ async def _stored(node: Node, jobs: Sequence[NewJob]) -> Sequence[Receipt | Prob
     if not jobs:
         return []
     try:
-        return await store(node, jobs)
-    except Problem as problem:
+        return await node.queue.enqueue(jobs)
+    except JobpipeError as error:
         half = len(jobs) // 2
-        if problem.details.code is not Code.QUEUE_FULL or not half:
-            return [problem] * len(jobs)
+        if not isinstance(error, QueueFull) or not half:
+            return [problem_from(error)] * len(jobs)
     except Exception:
         half = len(jobs) // 2
         if not half:
@@ -324,6 +324,6 @@ def _told(asked_for: Admission, receipt: Receipt | Problem, line: int) -> LineRe
         return msgspec.structs.replace(receipt.details, line=line)
     try:
         there = known(receipt)
-    except Problem as problem:
-        return msgspec.structs.replace(problem.details, line=line)
+    except (Problem, JobpipeError) as error:
+        return msgspec.structs.replace(problem_from(error).details, line=line)
     return LineReceipt(there.id, there.status)

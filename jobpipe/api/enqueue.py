@@ -22,12 +22,11 @@ from jobpipe.api.problems import (
     conflict,
     invalid,
     too_large,
-    unavailable,
     unsupported,
 )
 from jobpipe.api.schemas import NULL, EnqueueRequest, JobView, job_view, stored_view
 from jobpipe.engine.node import Node
-from jobpipe.errors import JobpipeError, StoreUnavailable
+from jobpipe.errors import StoreUnavailable
 from jobpipe.handlers.registry import Handler
 from jobpipe.job import (
     DEEPEST,
@@ -79,7 +78,8 @@ _ESCAPE = re.compile(rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[0-9a-fA-F]{4}|u[0-9a
 async def enqueue(node: Node, content_type: str, body: bytes) -> Answer:
     """Store one job: 202 once it survives a crash, 200 when the same request has stored it before.
 
-    Raises `Problem`; then nothing was stored. A cancel leaves either the whole job or none.
+    Raises `Problem`, `Draining`, `QueueFull` or `StoreUnavailable`; then nothing was stored. A cancel leaves either the
+    whole job or none.
     """
     if not is_json(content_type):
         raise unsupported(content_type, "application/json")
@@ -88,7 +88,7 @@ async def enqueue(node: Node, content_type: str, body: bytes) -> Answer:
     new = await admitted(node, body)
     if isinstance(new, Receipt):
         return _answer(stored_view(known(new), node.registry), 200)
-    (receipt,) = await store(node, [new])
+    (receipt,) = await node.queue.enqueue([new])
     if receipt.verdict == "stored":
         return _answer(job_view(as_stored(new), node.registry), 202)
     return _answer(stored_view(known(receipt), node.registry), 200)
@@ -99,9 +99,12 @@ def _answer(job: JobView, status: int) -> Answer:
 
 
 def known(receipt: Receipt) -> Job:
-    """The job that an earlier request stored; raises `Problem` when its content differs, or when it is locked."""
+    """The job that an earlier request stored.
+
+    Raises `Problem` when its content differs, `StoreUnavailable` when another program has locked it.
+    """
     if receipt.verdict == "locked":
-        raise unavailable(StoreUnavailable("another program has locked the job with this id"))
+        raise StoreUnavailable("another program has locked the job with this id")
     assert receipt.job is not None  # noqa: S101 - only a stored one has none
     if receipt.verdict == "conflict":
         raise conflict([receipt.job.id])
@@ -114,40 +117,24 @@ def is_json(content_type: str) -> bool:
     return kind in JSON_TYPES or kind.endswith("+json")
 
 
-async def store(node: Node, jobs: Sequence[NewJob], *, atomic: bool = False) -> Sequence[Receipt]:
-    """Enqueue, with the engine's refusals as problems."""
-    try:
-        return await node.queue.enqueue(jobs, atomic=atomic)
-    except JobpipeError as error:
-        raise unavailable(error) from None
-
-
 async def admitted(node: Node, body: bytes, since: float | None = None) -> NewJob | Receipt:
     """The job that a body asks for; or its receipt, when the job is stored already.
 
     Before a kind is refused, the store is asked whether a node serves it by now, unless it was asked after `since` (in
-    Trio's clock; None: now). Raises `Problem` with every fault of the body.
+    Trio's clock; None: now). Raises `Problem` with every fault of the body, or `StoreError`.
     """
     try:
         new = asked(node, body)
     except UnknownKind:
-        await renew_kinds(node, trio.current_time() if since is None else since)
+        await node.served.renew(trio.current_time() if since is None else since)
         new = asked(node, body)
     return new if in_time(new) else await too_late(node, new)
-
-
-async def renew_kinds(node: Node, since: float) -> None:
-    """Learn which kinds live nodes served after `since`. Raises `Problem` when the store does not answer."""
-    try:
-        await node.served.renew(since)
-    except JobpipeError as error:
-        raise unavailable(error) from None
 
 
 def asked(node: Node, body: bytes) -> NewJob:
     """The job that a body asks for, even one that expires too early. Raises `Problem` with every fault of the body.
 
-    `UnknownKind` where it names a kind that no live node is known to serve: `renew_kinds`, and ask again.
+    `UnknownKind` where it names a kind that no live node is known to serve: `Served.renew`, and ask again.
     """
     return new_job(node, *request_from(body))
 
@@ -158,14 +145,11 @@ def in_time(new: NewJob) -> bool:
 
 
 async def too_late(node: Node, new: NewJob) -> Receipt:
-    """The receipt of a job that expires before it could run; raises `Problem` when the job is new.
+    """The receipt of a job that expires before it could run. Raises `Problem` when the job is new, or `StoreError`.
 
     Repeating a request after the expiry is no fault: the first one was in time.
     """
-    try:
-        job = await node.store.get(new.id)
-    except JobpipeError as error:
-        raise unavailable(error) from None
+    job = await node.store.get(new.id)
     if job is None:
         raise invalid(
             [Fault("/expires_at", "is not after the time at which the job could run: send a later time")]

@@ -12,9 +12,10 @@ from jobpipe.api.bulk import NDJSON, bulk_array, bulk_stream, is_ndjson
 from jobpipe.api.enqueue import enqueue
 from jobpipe.api.hosts import Guard
 from jobpipe.api.inputs import NoQuery, query_from
-from jobpipe.api.problems import Problem, internal, no_route, too_large
+from jobpipe.api.problems import Problem, internal, no_route, problem_from, too_large
 from jobpipe.api.spool import Files, Spool
 from jobpipe.engine.node import Node
+from jobpipe.errors import JobpipeError
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -98,8 +99,8 @@ class Front:
             answer = await route(self._node, _content_type(headers), body)
         except ClientGone:
             return
-        except Problem as problem:
-            answer = problem_answer(problem)
+        except (Problem, JobpipeError) as error:
+            answer = problem_answer(problem_from(error))
         except Exception:
             log.exception("a request failed")
             answer = problem_answer(internal())

@@ -1,7 +1,6 @@
 """`/jobs`: get and list jobs, wait for them, cancel, retry and delete them."""
 
 import math
-from collections.abc import Awaitable
 from datetime import datetime
 
 import trio
@@ -11,12 +10,11 @@ from quart_schema import document_querystring, tag_blueprint
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.cursors import cursor_of, place_of
 from jobpipe.api.inputs import query
-from jobpipe.api.problems import Code, Problem, no_job, unavailable
+from jobpipe.api.problems import Code, Problem, no_job
 from jobpipe.api.responses import respond
 from jobpipe.api.schemas import JobList, JobView, ListQuery, WaitQuery, stored_view
 from jobpipe.api.spec import Content, answers, problems
 from jobpipe.engine.node import Node
-from jobpipe.errors import JobpipeError
 from jobpipe.job import ENDED, Job, Status
 from jobpipe.store.base import Change, Filter, Place
 
@@ -83,7 +81,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
         The job must have ended, whether it succeeded or not. It is queued again with all its retries; 202 when that
         is stored, 409 when the job has not ended.
         """
-        change = await _changed(node.control.retry(job_id))
+        change = await node.control.retry(job_id)
         job = _job_of(change, "only a job that has ended can be retried")
         return respond(answer(stored_view(job, node.registry), 202))
 
@@ -95,7 +93,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
 
         204 when it is deleted, and its id is free again. 409 while a worker holds the job: cancel it first.
         """
-        change = await _changed(node.control.delete(job_id))
+        change = await node.control.delete(job_id)
         if change.verdict != "changed":
             _job_of(change, "cancel it first")
         return respond(Answer(204, b""))
@@ -104,10 +102,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
 
 
 async def _found(node: Node, job_id: str) -> Job:
-    try:
-        job = await node.store.get(job_id)
-    except JobpipeError as error:
-        raise unavailable(error) from None
+    job = await node.store.get(job_id)
     if job is None:
         raise no_job(job_id)
     return job
@@ -116,7 +111,7 @@ async def _found(node: Node, job_id: str) -> Job:
 async def _awaited(node: Node, job_id: str, seconds: float) -> Job:
     """The job once it has ended, or as it is after so many seconds, or when this node stops."""
     with node.events.watch(job_id) as watch, trio.move_on_after(seconds):
-        await _expected(node, job_id)
+        await node.news.expect(job_id)
         looked = -math.inf
         while (await _found(node, job_id)).status not in ENDED:
             with trio.move_on_after(LOOK_AGAIN):
@@ -129,15 +124,8 @@ async def _awaited(node: Node, job_id: str, seconds: float) -> Job:
     return await _found(node, job_id)
 
 
-async def _expected(node: Node, job_id: str) -> None:
-    try:
-        await node.news.expect(job_id)
-    except JobpipeError as error:
-        raise unavailable(error) from None
-
-
 async def _cancel(node: Node, job_id: str, wait: float) -> Answer:
-    change = await _changed(node.control.cancel(job_id))
+    change = await node.control.cancel(job_id)
     job = _job_of(change, "only a waiting or running job can be cancelled")
     if job.status is Status.CANCELLING and wait:
         job = await _awaited(node, job_id, wait)
@@ -146,13 +134,6 @@ async def _cancel(node: Node, job_id: str, wait: float) -> Answer:
     if job.status is not Status.CANCELLED:
         raise _wrong_status(job, "it ended before the cancel reached it")
     return answer(stored_view(job, node.registry))
-
-
-async def _changed(change: Awaitable[Change]) -> Change:
-    try:
-        return await change
-    except JobpipeError as error:
-        raise unavailable(error) from None
 
 
 def _job_of(change: Change, advice: str) -> Job:
@@ -180,10 +161,7 @@ async def _list(node: Node, wanted: ListQuery) -> Answer:
         created_before=_seconds(wanted.created_before),
         content=wanted.payload,
     )
-    try:
-        page = await node.store.jobs(where, wanted.limit, place_of(wanted.cursor, Place))
-    except JobpipeError as error:
-        raise unavailable(error) from None
+    page = await node.store.jobs(where, wanted.limit, place_of(wanted.cursor, Place))
     views = [stored_view(job, node.registry, content=wanted.payload, attempts=False) for job in page.jobs]
     return answer(JobList(views, None if page.next_before is None else cursor_of(page.next_before)))
 

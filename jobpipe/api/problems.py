@@ -201,6 +201,11 @@ def unavailable(error: JobpipeError) -> Problem:
     return Problem(503, code, title, detail, headers={"Retry-After": RETRY_AFTER})
 
 
+def problem_from(error: Problem | JobpipeError) -> Problem:
+    """The problem to answer with: one that was raised as such, or 503 for what the engine or the store refused."""
+    return error if isinstance(error, Problem) else unavailable(error)
+
+
 def cross_site() -> Problem:
     """403: a page of another site tried to change something."""
     detail = "pages of other sites may not change anything; a proxy in between must pass on `Host` unchanged"
