@@ -2,6 +2,7 @@
 
 import math
 from datetime import datetime
+from typing import Annotated
 
 import trio
 from quart import Blueprint, Response
@@ -12,11 +13,13 @@ from jobpipe.api.cursors import cursor_of, place_of
 from jobpipe.api.inputs import query
 from jobpipe.api.problems import Code, Problem, no_job
 from jobpipe.api.responses import respond
-from jobpipe.api.schemas import JobList, JobView, ListQuery, WaitQuery, stored_view
+from jobpipe.api.schemas import JobList, JobView, ListQuery, Means, WaitQuery, stored_view
 from jobpipe.api.spec import Content, answers, problems
 from jobpipe.engine.node import Node
-from jobpipe.job import ENDED, Job, Status
+from jobpipe.job import ENDED, Job, JobId, Status
 from jobpipe.store.base import Change, Filter, Place
+
+JobInPath = Annotated[JobId, Means("the job's id")]
 
 LOOK_AGAIN = 2.0
 """Seconds after which a waiting request reads the job anyway: the end of a job on another node may not be announced."""
@@ -34,7 +37,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
     @document_querystring(WaitQuery)
     @answers(200, "The job, with its result or error so far.", Content(JobView))
     @problems(Code.NO_SUCH_JOB, Code.INVALID, Code.STORE_UNAVAILABLE)
-    async def get_job(job_id: str) -> Response:
+    async def get_job(job_id: JobInPath) -> Response:
         """Get a job with its attempts.
 
         With `?wait=SECONDS` the response is held until the job ends, for at most so long. The newest attempts come
@@ -64,7 +67,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
     @answers(200, "The job is cancelled, and none of its code still runs.", Content(JobView))
     @answers(202, "The job is being cancelled; its cleanup still runs.", Content(JobView))
     @problems(Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.INVALID, Code.STORE_UNAVAILABLE)
-    async def cancel_job(job_id: str) -> Response:
+    async def cancel_job(job_id: JobInPath) -> Response:
         """Cancel a waiting or running job.
 
         200 when it is `cancelled`: the handler, all its child tasks and their cleanup have ended. 202 while it is
@@ -75,7 +78,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
     @routes.post("/jobs/<job_id>/retry")
     @answers(202, "The job, queued again.", Content(JobView))
     @problems(Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.STORE_UNAVAILABLE)
-    async def retry_job(job_id: str) -> Response:
+    async def retry_job(job_id: JobInPath) -> Response:
         """Retry a job manually.
 
         The job must have ended, whether it succeeded or not. It is queued again with all its retries; 202 when that
@@ -88,7 +91,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
     @routes.delete("/jobs/<job_id>")
     @answers(204, "The job is deleted.")
     @problems(Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.STORE_UNAVAILABLE)
-    async def delete_job(job_id: str) -> Response:
+    async def delete_job(job_id: JobInPath) -> Response:
         """Delete a job.
 
         204 when it is deleted, and its id is free again. 409 while a worker holds the job: cancel it first.

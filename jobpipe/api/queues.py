@@ -1,5 +1,7 @@
 """`/queues`: list, pause, resume and delete queues."""
 
+from typing import Annotated
+
 from quart import Blueprint, Response
 from quart_schema import document_querystring, tag_blueprint
 
@@ -9,11 +11,13 @@ from jobpipe.api.faults import faults_of
 from jobpipe.api.inputs import query
 from jobpipe.api.problems import Code, invalid, no_queue, not_empty
 from jobpipe.api.responses import respond
-from jobpipe.api.schemas import QueueList, QueueQuery, QueueView, unserved_views
+from jobpipe.api.schemas import Means, QueueList, QueueQuery, QueueView, unserved_views
 from jobpipe.api.spec import Content, answers, problems
 from jobpipe.engine.node import Node
 from jobpipe.job import Name
 from jobpipe.store.base import QueueState
+
+QueueInPath = Annotated[Name, Means("the queue's name")]
 
 
 def queues_blueprint(node: Node) -> Blueprint:
@@ -36,7 +40,7 @@ def queues_blueprint(node: Node) -> Blueprint:
     @routes.post("/queues/<name>/pause")
     @answers(200, "The queue, paused.", Content(QueueView))
     @problems(Code.CROSS_SITE, Code.INVALID, Code.STORE_UNAVAILABLE)
-    async def pause_queue(name: str) -> Response:
+    async def pause_queue(name: QueueInPath) -> Response:
         """Pause a queue.
 
         None of its jobs are started any more, even across restarts; jobs that run go on. The queue need not exist
@@ -47,7 +51,7 @@ def queues_blueprint(node: Node) -> Blueprint:
     @routes.post("/queues/<name>/resume")
     @answers(200, "The queue, no longer paused.", Content(QueueView))
     @problems(Code.CROSS_SITE, Code.INVALID, Code.STORE_UNAVAILABLE)
-    async def resume_queue(name: str) -> Response:
+    async def resume_queue(name: QueueInPath) -> Response:
         """Resume a queue.
 
         Its jobs are started again, by priority. Resuming a queue that is not paused changes nothing.
@@ -57,7 +61,7 @@ def queues_blueprint(node: Node) -> Blueprint:
     @routes.delete("/queues/<name>")
     @answers(204, "The queue is deleted.")
     @problems(Code.CROSS_SITE, Code.NO_SUCH_QUEUE, Code.QUEUE_NOT_EMPTY, Code.INVALID, Code.STORE_UNAVAILABLE)
-    async def delete_queue(name: str) -> Response:
+    async def delete_queue(name: QueueInPath) -> Response:
         """Delete an empty queue.
 
         It is no longer listed, nor paused. 409 while it has jobs, including those that have ended.
