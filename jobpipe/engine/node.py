@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from jobpipe.clock import Clock
+from jobpipe.engine.admission import Admission
 from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.attempts import Attempts
 from jobpipe.engine.control import Control
@@ -75,6 +76,7 @@ class Node:
             size=settings.queue_size,
             max_backlog=settings.max_backlog,
         )
+        self.admission = Admission(self.queue, store, clock, self.rng.getrandbits)
         self.attempts = Attempts(
             self.ledger, registry, clock, threads=settings.workers, max_result=settings.max_body, rng=self.rng
         )
