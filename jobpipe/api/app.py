@@ -54,7 +54,7 @@ REFUSALS = (
     Code.DRAINING,
     Code.STORE_UNAVAILABLE,
 )
-"""The problems of the ways in."""
+"""The problems of both routes that enqueue."""
 
 log = structlog.get_logger("jobpipe")
 

@@ -45,10 +45,10 @@ AHEAD = 1 << 20
 """How many bytes of a stream are read while those before them are stored."""
 
 SLICE = 250
-"""How many lines are read at a time, while others wait for their turn."""
+"""How many lines are decoded before other tasks get a turn."""
 
 MOST = 10_000
-"""The most jobs in one array: they share one transaction, and nobody else may wait long for it."""
+"""The most jobs in one array: they share one transaction, and other writes must not wait long for it."""
 
 NDJSON = "application/x-ndjson"
 NDJSON_TYPES = frozenset({NDJSON, "application/ndjson", "application/jsonl", "application/x-jsonlines"})
@@ -76,7 +76,7 @@ log = structlog.get_logger("jobpipe")
 
 
 async def bulk(node: Node, content_type: str, body: bytes) -> Answer:
-    """Store the jobs of a body that is whole here, whether it is an array or lines. Raises `Problem`."""
+    """Store the jobs of a body that has arrived whole, whether it is an array or lines. Raises as `bulk_array` does."""
     if not is_ndjson(content_type):
         return await bulk_array(node, content_type, body)
     chunks, answers = iter([body]), bytearray()
@@ -151,7 +151,7 @@ async def _items_asked(
     """The jobs of an array and the faults of the others, each by its place; stops at more faults than are listed."""
     jobs: dict[int, NewJob] = {}
     faults: dict[int, Sequence[Fault]] = {}
-    begun = trio.current_time()  # once for all unknown kinds, and no more, the store is asked
+    begun = trio.current_time()  # the store is asked once for all unknown kinds
     for place, item in enumerate(items):
         if place % GROUP == 0:
             await trio.lowlevel.checkpoint()  # let other tasks run while thousands are read
@@ -181,7 +181,7 @@ async def bulk_stream(node: Node, chunk: Callable[[], Awaitable[bytes | None]], 
 
 
 class Stream:
-    """The lines of a stream between their reading and their storing: one goes on while the other waits."""
+    """The lines of a stream that are read and not stored yet: lines are read while those before them are stored."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -301,7 +301,7 @@ async def _answers(node: Node, group: Sequence[tuple[int, Asked]]) -> bytes:
 
 
 async def _stored(node: Node, jobs: Sequence[NewJob]) -> Sequence[Receipt | Problem]:
-    """Store jobs together; where not all of them find room, as many as do; one that breaks the store is left out."""
+    """Store jobs together. If there is no room for all, as many as fit; a job that breaks the store is left out."""
     if not jobs:
         return []
     try:

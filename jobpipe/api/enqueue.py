@@ -44,7 +44,7 @@ LATEST = 253_402_300_799.999
 """The last millisecond of the year 9999, the last that RFC 3339 can write."""
 
 KINDS_NAMED, COMPARED = 20, 50
-"""The most kinds that the answer to an unknown one names, and with how many it compares that one."""
+"""The most kinds that the answer to an unknown kind names, and the most that the unknown kind is compared with."""
 
 TOO_LATE = Fault("/expires_at", "is not after the time at which the job could run: send a later time")
 
@@ -65,7 +65,7 @@ _decode = msgspec.json.Decoder(AskedRequest).decode
 _decode_raw = msgspec.json.Decoder(SentRequest).decode
 _encode = msgspec.json.Encoder().encode
 
-# curl -d says application/x-www-form-urlencoded when nobody says anything else.
+# curl -d sends application/x-www-form-urlencoded by default.
 JSON_TYPES = frozenset({"", "application/json", "text/json", "application/x-www-form-urlencoded"})
 
 _PAYLOAD = b'"payload":'
@@ -148,16 +148,16 @@ def request_from(body: bytes) -> tuple[AskedRequest, bytes]:
 
 
 def _is_in(body: bytes, usual: bytes) -> bool:
-    """Whether the payload was sent just as it would be written here, as most are; told without reading it again."""
+    """Whether the body has the payload exactly as it is encoded here, as most do: no second decoding is needed."""
     before, name, rest = body.find(_PAYLOAD), len(_PAYLOAD), len(_PAYLOAD) + len(usual)
     return before >= 0 and body.startswith(usual, before + name) and body[before + rest] in b",}"
 
 
 def _exactly(body: bytes) -> bytes:
-    """The payload of a request that is well, as it was sent, so that no number loses a digit.
+    """The payload of a valid request as it was sent, so that no number loses a digit.
 
-    Escaped characters become what they mean, where they can: a search for é has to find it. Raises `Problem` for a
-    number that the handler could not be given.
+    Escapes become the characters that they stand for, except where JSON needs them: a search for é has to find it.
+    Raises `Problem` for a number that the handler could not be given.
     """
     sent = bytes(_decode_raw(body).payload)
     if may_vanish(sent) and (number := vanishing(sent)):
@@ -166,7 +166,7 @@ def _exactly(body: bytes) -> bytes:
 
 
 def _every_fault(body: bytes, first: msgspec.ValidationError) -> Problem:
-    """The faults behind the first one, or that the body turns out to be no JSON after that one."""
+    """The problem of a body whose first fault is known: all of its faults, or that it is no JSON further on."""
     try:
         value = msgspec.json.decode(body)
         faults = faults_of(value, EnqueueRequest)
@@ -177,7 +177,7 @@ def _every_fault(body: bytes, first: msgspec.ValidationError) -> Problem:
     if isinstance(value, list):
         several = "expected an object (one job), got an array: an array of jobs goes to /enqueue/bulk"
         faults = [Fault("", f"{several} as application/json")]
-    # No fault: of a key given twice, the one that does not count was wrong.
+    # There is none when a key is given twice and the value that does not count was wrong.
     return invalid(faults or [fault_from(first)])
 
 
@@ -241,7 +241,7 @@ def _served_kinds(node: Node) -> str:
 
 
 def _unfit(sent: bytes, payload: Any, handler: Handler) -> Sequence[Fault]:  # noqa: ANN401 - any JSON
-    """The faults of a payload for its handler; it is read here just as for the handler later on."""
+    """The faults of a payload for its handler; it is decoded here as it will be for the handler."""
     try:
         msgspec.json.decode(sent, type=handler.payload_type)
     except msgspec.ValidationError as error:

@@ -24,7 +24,7 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 Route = Callable[[Node, str, bytes], Awaitable[Answer]]
 
 LINGER = 5.0
-"""Seconds that a client has to end its request once it is answered: were it cut off, it might never read the answer."""
+"""Seconds that a client has to finish sending once it is answered: if cut off, it might never read the answer."""
 
 ALLOWED = "GET, HEAD, POST, DELETE, OPTIONS"
 """The methods that routes take: the answer to `OPTIONS *`."""
@@ -74,9 +74,9 @@ class Front:
     async def _hand_on(self, scope: Scope, chunks: "Chunks", send: Send) -> None:
         """Let Quart answer, and send the end of its answer from here.
 
-        At that end Hypercorn says that the client is gone, and closes the connection when it is to be closed. Quart
-        cancels what it does when it hears that: it would break off the very call that closes, and the connection
-        would stay.
+        When it gets the end, Hypercorn reports a disconnect, and closes the connection if it is to be closed. Quart
+        cancels its request on a disconnect: that would cancel the very call that closes the connection, and leave it
+        open.
         """
         end: list[Mapping[str, Any]] = []
 
@@ -107,7 +107,7 @@ class Front:
         await respond(send, answer, chunks)
 
     async def _stream(self, chunks: "Chunks", send: Send) -> None:
-        """Answer a stream while it comes in; a client that sends and does not read is waited for as late as can be."""
+        """Answer a stream while it comes in; once the spool is full, wait for a client that sends and does not read."""
         await send(
             {"type": "http.response.start", "status": 200, "headers": [(b"content-type", NDJSON.encode())]}
         )
@@ -148,7 +148,7 @@ class Chunks:
         return bytes(message.get("body", b""))
 
     async def drop(self) -> None:
-        """Let the rest go by, for as long as `LINGER`."""
+        """Read the rest and drop it, for at most `LINGER` seconds."""
         with trio.move_on_after(LINGER):
             try:
                 while await self.next() is not None:
@@ -158,7 +158,7 @@ class Chunks:
 
 
 async def respond(send: Send, answer: Answer, chunks: Chunks) -> None:
-    """Send an answer. Where the request was not read to its end, its rest is let go by before the connection closes."""
+    """Send an answer. What is still to come of the request is read and dropped before the connection closes."""
     headers = [(b"content-type", answer.content_type.encode()), (b"content-length", b"%d" % len(answer.body))]
     headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers.items()]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
@@ -191,7 +191,7 @@ def _parameters_refused(query_string: bytes) -> Problem | None:
 
 
 def _whole(scope: Scope, headers: Mapping[bytes, bytes]) -> Scope:
-    """A request without the wish for a part of the answer: files here are small, and a server need not know ranges."""
+    """A request without its Range header: files here are small, and a server may ignore ranges."""
     if b"range" not in headers:
         return scope
     return {**scope, "headers": [(name, value) for name, value in scope["headers"] if name != b"range"]}

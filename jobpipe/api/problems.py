@@ -16,7 +16,7 @@ LISTED = 100
 
 
 LONGEST = 500
-"""The most characters of a text, part of it perhaps the client's, that an answer repeats."""
+"""The most characters of a text that an answer repeats; part of the text may be the client's."""
 
 
 class Code(enum.StrEnum):

@@ -233,7 +233,7 @@ class QueueQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 TRACEBACKS = 1 << 20
-"""The most bytes of tracebacks that are shown of one job's attempts: those of the newest."""
+"""The most bytes of tracebacks that are shown of one job, from the newest attempt back."""
 
 NULL = msgspec.Raw(b"null")
 
@@ -268,7 +268,7 @@ def attempt_view(record: AttemptRecord) -> AttemptView:
 
 
 def stored_view(job: Job, registry: Registry, *, content: bool = True, attempts: bool = True) -> JobView:
-    """A job of the store as it is shown. What of its row cannot be shown is null, or left out, and told as its error.
+    """A stored job as it is shown. Parts of its row that cannot be shown are null or left out; its error names them.
 
     That error has the type `DamagedRow`.
     """
@@ -328,9 +328,9 @@ def unserved_views(found: Sequence[Unserved]) -> Sequence[UnservedView]:
 
 
 def job_view(job: Job, registry: Registry, *, content: bool = True, attempts: bool = True) -> JobView:
-    """A job as it is shown, all of which can be shown; `content` is payload and result.
+    """A sound job as it is shown; with its payload and result if `content`.
 
-    `registry`: whose handlers say what the job does not.
+    Where the job does not say how often it is retried, its handler in `registry` does.
     """
     created_at = rfc3339(job.created_at)
     options = job.options

@@ -88,7 +88,7 @@ def describe(app: QuartTrio) -> OpenAPIProvider:
 
 
 def with_kind_required(spec: Json) -> Json:
-    """The spec of a node that has no usual kind: every request has to name one."""
+    """The spec of a node without a default kind: every request has to name its kind."""
     request = spec["components"]["schemas"]["EnqueueRequest"]
     request["required"] = sorted({*request.get("required", ()), "kind"})
     kind = request["properties"]["kind"]
