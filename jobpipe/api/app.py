@@ -17,13 +17,14 @@ from jobpipe.api.front import Front
 from jobpipe.api.health import health_blueprint
 from jobpipe.api.inputs import check_inputs
 from jobpipe.api.jobs import jobs_blueprint
-from jobpipe.api.problems import Code, Problem, ProblemDetails, internal, no_route, too_large
+from jobpipe.api.problems import Code, Problem, ProblemDetails, internal, no_route, problem_from, too_large
 from jobpipe.api.queues import queues_blueprint
 from jobpipe.api.responses import respond
 from jobpipe.api.schemas import BulkReceipt, EnqueueRequest, JobView, LineReceipt
 from jobpipe.api.spec import Content, answers, describe, problems, takes, with_kind_required
 from jobpipe.api.words import LOCATION
 from jobpipe.engine.node import Node
+from jobpipe.errors import JobpipeError
 
 JOB = Content(EnqueueRequest, examples={"job": {"id": "t1", "payload": "data", "max_retries": 3}})
 JOBS = Content(
@@ -53,7 +54,7 @@ REFUSALS = (
     Code.DRAINING,
     Code.STORE_UNAVAILABLE,
 )
-"""The problems of the ways in."""
+"""The problems of both routes that enqueue."""
 
 log = structlog.get_logger("jobpipe")
 
@@ -82,8 +83,9 @@ def create_app(node: Node) -> Front:
 
 def _answer_errors(app: QuartTrio, node: Node) -> None:
     @app.errorhandler(Problem)
-    async def on_problem(problem: Problem) -> Response:
-        return respond(problem_answer(problem))
+    @app.errorhandler(JobpipeError)
+    async def on_problem(error: Problem | JobpipeError) -> Response:
+        return respond(problem_answer(problem_from(error)))
 
     @app.errorhandler(HTTPException)
     async def on_http_error(error: HTTPException) -> Response:

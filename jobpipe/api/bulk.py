@@ -9,21 +9,17 @@ import trio
 
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.enqueue import (
-    admitted,
+    TOO_LATE,
     asked,
-    in_time,
     is_json,
     known,
-    renew_kinds,
-    store,
+    new_job_from,
     too_deep,
-    too_late,
 )
 from jobpipe.api.faults import plain
 from jobpipe.api.malformed import BOM, malformed
 from jobpipe.api.problems import (
     LISTED,
-    Code,
     Fault,
     Problem,
     ProblemDetails,
@@ -31,11 +27,14 @@ from jobpipe.api.problems import (
     conflict,
     internal,
     invalid,
+    problem_from,
     too_large,
     unsupported,
 )
 from jobpipe.api.schemas import BulkReceipt, LineReceipt
+from jobpipe.engine.admission import is_late
 from jobpipe.engine.node import Node
+from jobpipe.errors import JobpipeError, QueueFull
 from jobpipe.job import NewJob
 from jobpipe.store.base import STORED, Receipt
 
@@ -46,10 +45,10 @@ AHEAD = 1 << 20
 """How many bytes of a stream are read while those before them are stored."""
 
 SLICE = 250
-"""How many lines are read at a time, while others wait for their turn."""
+"""How many lines are decoded before other tasks get a turn."""
 
 MOST = 10_000
-"""The most jobs in one array: they share one transaction, and nobody else may wait long for it."""
+"""The most jobs in one array: they share one transaction, and other writes must not wait long for it."""
 
 NDJSON = "application/x-ndjson"
 NDJSON_TYPES = frozenset({NDJSON, "application/ndjson", "application/jsonl", "application/x-jsonlines"})
@@ -59,8 +58,8 @@ Line = tuple[int, bytes]
 
 Write = Callable[[bytes], Awaitable[None]]
 
-Admission = NewJob | Receipt | Problem
-"""What a line asks for, or what it is answered at once."""
+Asked = NewJob | Problem
+"""What a line asks for, or why it is refused."""
 
 _ONE_OR_LINES = f"send it to /enqueue, or one job per line with Content-Type: {NDJSON}"
 _SEVERAL = f"send several arrays, or one job per line with Content-Type: {NDJSON}"
@@ -77,7 +76,7 @@ log = structlog.get_logger("jobpipe")
 
 
 async def bulk(node: Node, content_type: str, body: bytes) -> Answer:
-    """Store the jobs of a body that is whole here, whether it is an array or lines. Raises `Problem`."""
+    """Store the jobs of a body that has arrived whole, whether it is an array or lines. Raises as `bulk_array` does."""
     if not is_ndjson(content_type):
         return await bulk_array(node, content_type, body)
     chunks, answers = iter([body]), bytearray()
@@ -97,17 +96,23 @@ async def bulk(node: Node, content_type: str, body: bytes) -> Answer:
 async def bulk_array(node: Node, content_type: str, body: bytes) -> Answer:
     """Store the jobs of a JSON array, all or none: 202 with how many were new and how many were there already.
 
-    Raises `Problem`: then nothing was stored.
+    Raises `Problem`, `Draining`, `QueueFull` or `StoreUnavailable`: then nothing was stored.
     """
     if not is_json(content_type):
         raise unsupported(content_type, f"application/json (an array) or {NDJSON} (one job per line)")
     if len(body) > node.settings.max_body:
         raise too_large(node.settings.max_body)
-    admissions = await _all_admitted(node, _items(body))
-    new = [one for one in admissions if isinstance(one, NewJob)]
-    receipts = [one for one in admissions if isinstance(one, Receipt)]
-    if not any(receipt.verdict == "conflict" for receipt in receipts):
-        receipts += await store(node, new, atomic=True) if new else []
+    jobs, faults = await _items_asked(node, _items(body))
+    if faults:  # nothing is to be stored, but late jobs are to be listed with the faults of others
+        jobs = {place: new for place, new in jobs.items() if is_late(new)}
+    receipts = await node.admission.enqueue(list(jobs.values()), atomic=True)
+    faults |= {
+        place: [TOO_LATE] for place, receipt in zip(jobs, receipts, strict=True) if receipt.verdict == "late"
+    }
+    if faults:
+        raise invalid(
+            [Fault(f"/{place}{one.pointer}", one.detail) for place in sorted(faults) for one in faults[place]]
+        )
     for receipt in receipts:
         if receipt.verdict == "locked":
             known(receipt)  # raises what is to be told
@@ -140,25 +145,25 @@ def _items(body: bytes) -> Sequence[msgspec.Raw]:
     return items
 
 
-async def _all_admitted(node: Node, items: Sequence[msgspec.Raw]) -> Sequence[NewJob | Receipt]:
-    """Every job of an array; raises `Problem` with the faults of all jobs, up to as many as are listed."""
-    admissions: list[NewJob | Receipt] = []
-    faults: list[Fault] = []
-    begun = trio.current_time()  # once for all unknown kinds, and no more, the store is asked
-    for index, item in enumerate(items):
-        if index % GROUP == 0:
+async def _items_asked(
+    node: Node, items: Sequence[msgspec.Raw]
+) -> tuple[dict[int, NewJob], dict[int, Sequence[Fault]]]:
+    """The jobs of an array and the faults of the others, each by its place; stops at more faults than are listed."""
+    jobs: dict[int, NewJob] = {}
+    faults: dict[int, Sequence[Fault]] = {}
+    begun = trio.current_time()  # the store is asked once for all unknown kinds
+    for place, item in enumerate(items):
+        if place % GROUP == 0:
             await trio.lowlevel.checkpoint()  # let other tasks run while thousands are read
         try:
-            admissions.append(await admitted(node, bytes(item), begun))
+            jobs[place] = await asked(node, bytes(item), begun)
         except Problem as problem:
             if not problem.details.faults:
                 raise
-            faults += [Fault(f"/{index}{fault.pointer}", fault.detail) for fault in problem.details.faults]
-            if len(faults) > LISTED:
+            faults[place] = problem.details.faults
+            if sum(map(len, faults.values())) > LISTED:
                 break
-    if faults:
-        raise invalid(faults)
-    return admissions
+    return jobs, faults
 
 
 async def bulk_stream(node: Node, chunk: Callable[[], Awaitable[bytes | None]], write: Write) -> None:
@@ -176,11 +181,11 @@ async def bulk_stream(node: Node, chunk: Callable[[], Awaitable[bytes | None]], 
 
 
 class Stream:
-    """The lines of a stream between their reading and their storing: one goes on while the other waits."""
+    """The lines of a stream that are read and not stored yet: lines are read while those before them are stored."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._read: list[tuple[int, Admission]] = []
+        self._read: list[tuple[int, Asked]] = []
         self._ahead = 0
         self._ended = False
         self._more = self._less = trio.Event()
@@ -202,7 +207,7 @@ class Stream:
 
     async def _take(self, lines: Sequence[Line]) -> None:
         for start in range(0, len(lines), SLICE):
-            self._read += await _admissions(self._node, lines[start : start + SLICE])
+            self._read += await _lines_asked(self._node, lines[start : start + SLICE])
             self._more.set()
             await trio.lowlevel.checkpoint()  # so that what was read before is stored meanwhile
         while len(self._read) >= GROUP or (self._read and self._ahead >= AHEAD):
@@ -256,59 +261,55 @@ class Splitter:
         self._rest += part[: max(0, self._limit + 2 + len(BOM) - len(self._rest))]
 
 
-async def _admissions(node: Node, lines: Sequence[Line]) -> Sequence[tuple[int, Admission]]:
+async def _lines_asked(node: Node, lines: Sequence[Line]) -> Sequence[tuple[int, Asked]]:
     """What each line asks for; before a kind is refused, the store is asked once whether a node serves it by now."""
-    first = [(number, _admission(node, line)) for number, line in lines]
+    first = [(number, _line_asked(node, line)) for number, line in lines]
     if not any(isinstance(one, UnknownKind) for _, one in first):
         return first
     try:
-        await renew_kinds(node, trio.current_time())
-    except Problem as problem:
+        await node.served.renew(trio.current_time())
+    except JobpipeError as error:
+        problem = problem_from(error)
         return [(number, problem if isinstance(one, UnknownKind) else one) for number, one in first]
     return [
-        (number, _admission(node, line) if isinstance(one, UnknownKind) else one)
+        (number, _line_asked(node, line) if isinstance(one, UnknownKind) else one)
         for (number, one), (_, line) in zip(first, lines, strict=True)
     ]
 
 
-def _admission(node: Node, line: bytes) -> Admission:
+def _line_asked(node: Node, line: bytes) -> Asked:
     try:
         if len(line) > node.settings.max_body:
             raise too_large(node.settings.max_body, "send less in one line")
-        return asked(node, line)
+        return new_job_from(node, line)
     except Problem as problem:
         return problem
 
 
-async def _in_time(node: Node, one: Admission) -> Admission:
-    """What is to be stored or answered; of a job that comes too late, the receipt or problem."""
-    if not isinstance(one, NewJob) or in_time(one):
-        return one
-    try:
-        return await too_late(node, one)
-    except Problem as problem:
-        return problem
-
-
-async def _answers(node: Node, group: Sequence[tuple[int, Admission]]) -> bytes:
+async def _answers(node: Node, group: Sequence[tuple[int, Asked]]) -> bytes:
     """Store a group of lines; returns a line of answer for each."""
-    admissions = [(line, await _in_time(node, one)) for line, one in group]
-    receipts = iter(await _stored(node, [one for _, one in admissions if isinstance(one, NewJob)]))
+    jobs = [(line, one) for line, one in group if isinstance(one, NewJob)]
+    # Late jobs stand alone: each is looked for in the store, and that may fail where storing the others does not.
+    late = {line: (await _stored(node, [new]))[0] for line, new in jobs if is_late(new)}
+    stored = iter(await _stored(node, [new for line, new in jobs if line not in late]))
     return _encode_lines(
-        [_told(one, next(receipts) if isinstance(one, NewJob) else one, line) for line, one in admissions]
+        [
+            _told(one, one if isinstance(one, Problem) else late.get(line) or next(stored), line)
+            for line, one in group
+        ]
     )
 
 
 async def _stored(node: Node, jobs: Sequence[NewJob]) -> Sequence[Receipt | Problem]:
-    """Store jobs together; where not all of them find room, as many as do; one that breaks the store is left out."""
+    """Store jobs together. If there is no room for all, as many as fit; a job that breaks the store is left out."""
     if not jobs:
         return []
     try:
-        return await store(node, jobs)
-    except Problem as problem:
+        return await node.admission.enqueue(jobs)
+    except JobpipeError as error:
         half = len(jobs) // 2
-        if problem.details.code is not Code.QUEUE_FULL or not half:
-            return [problem] * len(jobs)
+        if not isinstance(error, QueueFull) or not half:
+            return [problem_from(error)] * len(jobs)
     except Exception:
         half = len(jobs) // 2
         if not half:
@@ -317,13 +318,13 @@ async def _stored(node: Node, jobs: Sequence[NewJob]) -> Sequence[Receipt | Prob
     return [*await _stored(node, jobs[:half]), *await _stored(node, jobs[half:])]
 
 
-def _told(asked_for: Admission, receipt: Receipt | Problem, line: int) -> LineReceipt | ProblemDetails:
+def _told(asked_for: Asked, receipt: Receipt | Problem, line: int) -> LineReceipt | ProblemDetails:
     if receipt is STORED and isinstance(asked_for, NewJob):
         return LineReceipt(asked_for.id, asked_for.status)
     if isinstance(receipt, Problem):
         return msgspec.structs.replace(receipt.details, line=line)
     try:
         there = known(receipt)
-    except Problem as problem:
-        return msgspec.structs.replace(problem.details, line=line)
+    except (Problem, JobpipeError) as error:
+        return msgspec.structs.replace(problem_from(error).details, line=line)
     return LineReceipt(there.id, there.status)

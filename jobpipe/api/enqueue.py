@@ -22,34 +22,31 @@ from jobpipe.api.problems import (
     conflict,
     invalid,
     too_large,
-    unavailable,
     unsupported,
 )
 from jobpipe.api.schemas import NULL, EnqueueRequest, JobView, job_view, stored_view
 from jobpipe.engine.node import Node
-from jobpipe.errors import JobpipeError, StoreUnavailable
+from jobpipe.errors import StoreUnavailable
 from jobpipe.handlers.registry import Handler
 from jobpipe.job import (
     DEEPEST,
     DEFAULT_KIND,
-    NO_OPTIONS,
     Job,
     Name,
     NewJob,
-    Options,
     as_stored,
     may_nest_deeper,
     nests_deeper,
-    new_job_id,
 )
 from jobpipe.store.base import Receipt
-from jobpipe.store.rows import compared
 
 LATEST = 253_402_300_799.999
 """The last millisecond of the year 9999, the last that RFC 3339 can write."""
 
 KINDS_NAMED, COMPARED = 20, 50
-"""The most kinds that the answer to an unknown one names, and with how many it compares that one."""
+"""The most kinds that the answer to an unknown kind names, and the most that the unknown kind is compared with."""
+
+TOO_LATE = Fault("/expires_at", "is not after the time at which the job could run: send a later time")
 
 
 class AskedRequest(EnqueueRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -68,7 +65,7 @@ _decode = msgspec.json.Decoder(AskedRequest).decode
 _decode_raw = msgspec.json.Decoder(SentRequest).decode
 _encode = msgspec.json.Encoder().encode
 
-# curl -d says application/x-www-form-urlencoded when nobody says anything else.
+# curl -d sends application/x-www-form-urlencoded by default.
 JSON_TYPES = frozenset({"", "application/json", "text/json", "application/x-www-form-urlencoded"})
 
 _PAYLOAD = b'"payload":'
@@ -79,16 +76,15 @@ _ESCAPE = re.compile(rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[0-9a-fA-F]{4}|u[0-9a
 async def enqueue(node: Node, content_type: str, body: bytes) -> Answer:
     """Store one job: 202 once it survives a crash, 200 when the same request has stored it before.
 
-    Raises `Problem`; then nothing was stored. A cancel leaves either the whole job or none.
+    Raises `Problem`, `Draining`, `QueueFull` or `StoreUnavailable`; then nothing was stored. A cancel leaves either the
+    whole job or none.
     """
     if not is_json(content_type):
         raise unsupported(content_type, "application/json")
     if len(body) > node.settings.max_body:
         raise too_large(node.settings.max_body)
-    new = await admitted(node, body)
-    if isinstance(new, Receipt):
-        return _answer(stored_view(known(new), node.registry), 200)
-    (receipt,) = await store(node, [new])
+    new = await asked(node, body)
+    (receipt,) = await node.admission.enqueue([new])
     if receipt.verdict == "stored":
         return _answer(job_view(as_stored(new), node.registry), 202)
     return _answer(stored_view(known(receipt), node.registry), 200)
@@ -99,10 +95,16 @@ def _answer(job: JobView, status: int) -> Answer:
 
 
 def known(receipt: Receipt) -> Job:
-    """The job that an earlier request stored; raises `Problem` when its content differs, or when it is locked."""
+    """The job that an earlier request stored.
+
+    Raises `Problem` when its content differs, or when there is none because the new one comes too late;
+    `StoreUnavailable` when another program has locked it.
+    """
+    if receipt.verdict == "late":
+        raise invalid([TOO_LATE])
     if receipt.verdict == "locked":
-        raise unavailable(StoreUnavailable("another program has locked the job with this id"))
-    assert receipt.job is not None  # noqa: S101 - only a stored one has none
+        raise StoreUnavailable("another program has locked the job with this id")
+    assert receipt.job is not None  # noqa: S101 - an existing one or a conflict has it
     if receipt.verdict == "conflict":
         raise conflict([receipt.job.id])
     return receipt.job
@@ -114,63 +116,17 @@ def is_json(content_type: str) -> bool:
     return kind in JSON_TYPES or kind.endswith("+json")
 
 
-async def store(node: Node, jobs: Sequence[NewJob], *, atomic: bool = False) -> Sequence[Receipt]:
-    """Enqueue, with the engine's refusals as problems."""
-    try:
-        return await node.queue.enqueue(jobs, atomic=atomic)
-    except JobpipeError as error:
-        raise unavailable(error) from None
-
-
-async def admitted(node: Node, body: bytes, since: float | None = None) -> NewJob | Receipt:
-    """The job that a body asks for; or its receipt, when the job is stored already.
+async def asked(node: Node, body: bytes, since: float | None = None) -> NewJob:
+    """The job that a body asks for.
 
     Before a kind is refused, the store is asked whether a node serves it by now, unless it was asked after `since` (in
-    Trio's clock; None: now). Raises `Problem` with every fault of the body.
+    Trio's clock; None: now). Raises `Problem` with every fault of the body, or `StoreError`.
     """
     try:
-        new = asked(node, body)
+        return new_job_from(node, body)
     except UnknownKind:
-        await renew_kinds(node, trio.current_time() if since is None else since)
-        new = asked(node, body)
-    return new if in_time(new) else await too_late(node, new)
-
-
-async def renew_kinds(node: Node, since: float) -> None:
-    """Learn which kinds live nodes served after `since`. Raises `Problem` when the store does not answer."""
-    try:
-        await node.served.renew(since)
-    except JobpipeError as error:
-        raise unavailable(error) from None
-
-
-def asked(node: Node, body: bytes) -> NewJob:
-    """The job that a body asks for, even one that expires too early. Raises `Problem` with every fault of the body.
-
-    `UnknownKind` where it names a kind that no live node is known to serve: `renew_kinds`, and ask again.
-    """
-    return new_job(node, *request_from(body))
-
-
-def in_time(new: NewJob) -> bool:
-    """Whether a job can run before it expires."""
-    return new.expires_at is None or new.expires_at > new.run_at
-
-
-async def too_late(node: Node, new: NewJob) -> Receipt:
-    """The receipt of a job that expires before it could run; raises `Problem` when the job is new.
-
-    Repeating a request after the expiry is no fault: the first one was in time.
-    """
-    try:
-        job = await node.store.get(new.id)
-    except JobpipeError as error:
-        raise unavailable(error) from None
-    if job is None:
-        raise invalid(
-            [Fault("/expires_at", "is not after the time at which the job could run: send a later time")]
-        )
-    return compared(new, job)
+        await node.served.renew(trio.current_time() if since is None else since)
+        return new_job_from(node, body)
 
 
 def request_from(body: bytes) -> tuple[AskedRequest, bytes]:
@@ -178,6 +134,7 @@ def request_from(body: bytes) -> tuple[AskedRequest, bytes]:
     body = body.removeprefix(BOM)
     try:
         request = _decode(body)
+        # Taken apart and put together again: left as it is, a payload with bad UTF-8 or with 1e400 would pass.
         usual = _encode(request.payload)
     except msgspec.ValidationError as error:
         raise _every_fault(body, error) from None
@@ -191,16 +148,16 @@ def request_from(body: bytes) -> tuple[AskedRequest, bytes]:
 
 
 def _is_in(body: bytes, usual: bytes) -> bool:
-    """Whether the payload was sent just as it would be written here, as most are; told without reading it again."""
+    """Whether the body has the payload exactly as it is encoded here, as most do: no second decoding is needed."""
     before, name, rest = body.find(_PAYLOAD), len(_PAYLOAD), len(_PAYLOAD) + len(usual)
     return before >= 0 and body.startswith(usual, before + name) and body[before + rest] in b",}"
 
 
 def _exactly(body: bytes) -> bytes:
-    """The payload of a request that is well, as it was sent, so that no number loses a digit.
+    """The payload of a valid request as it was sent, so that no number loses a digit.
 
-    Escaped characters become what they mean, where they can: a search for é has to find it. Raises `Problem` for a
-    number that the handler could not be given.
+    Escapes become the characters that they stand for, except where JSON needs them: a search for é has to find it.
+    Raises `Problem` for a number that the handler could not be given.
     """
     sent = bytes(_decode_raw(body).payload)
     if may_vanish(sent) and (number := vanishing(sent)):
@@ -209,7 +166,7 @@ def _exactly(body: bytes) -> bytes:
 
 
 def _every_fault(body: bytes, first: msgspec.ValidationError) -> Problem:
-    """The faults behind the first one, or that the body turns out to be no JSON after that one."""
+    """The problem of a body whose first fault is known: all of its faults, or that it is no JSON further on."""
     try:
         value = msgspec.json.decode(body)
         faults = faults_of(value, EnqueueRequest)
@@ -220,7 +177,7 @@ def _every_fault(body: bytes, first: msgspec.ValidationError) -> Problem:
     if isinstance(value, list):
         several = "expected an object (one job), got an array: an array of jobs goes to /enqueue/bulk"
         faults = [Fault("", f"{several} as application/json")]
-    # No fault: of a key given twice, the one that does not count was wrong.
+    # There is none when a key is given twice and the value that does not count was wrong.
     return invalid(faults or [fault_from(first)])
 
 
@@ -229,9 +186,12 @@ def too_deep(pointer: str = "/payload") -> Problem:
     return invalid([Fault(pointer, f"nests deeper than {DEEPEST} levels")])
 
 
-def new_job(node: Node, request: AskedRequest, payload: bytes) -> NewJob:
-    """The job that a request asks for, even one that expires too early. Raises `Problem` with every fault."""
-    now = node.clock.now()
+def new_job_from(node: Node, body: bytes) -> NewJob:
+    """The job that a body asks for. Raises `Problem` with every fault of the body.
+
+    `UnknownKind` where it names a kind that no live node is known to serve: `Served.renew`, and ask again.
+    """
+    request, payload = request_from(body)
     kind = DEFAULT_KIND if request.kind is UNSET else request.kind
     handler = node.registry.find(kind)
     faults: list[Fault] = []
@@ -242,23 +202,26 @@ def new_job(node: Node, request: AskedRequest, payload: bytes) -> NewJob:
         faults.append(Fault("/kind", _unknown(node, kind)))
     elif handler is not None and handler.payload_type is not Any:
         faults += _unfit(payload, request.payload, handler)
-    asked_run_at = None if request.run_at is None else _seconds(request.run_at, "/run_at", faults)
+    run_at = None if request.run_at is None else _seconds(request.run_at, "/run_at", faults)
     expires_at = None if request.expires_at is None else _seconds(request.expires_at, "/expires_at", faults)
     if request.delay is not None and request.run_at is not None:
         faults.append(Fault("/run_at", "cannot be combined with delay: send one of them"))
     if faults:
         raise invalid(faults, UnknownKind if unknown else Problem)
-    return NewJob(
-        id=request.id or new_job_id(now, node.rng.getrandbits),
+    return node.admission.new_job(
+        payload,
+        job_id=request.id,
         kind=kind,
         queue=request.queue,
-        payload=payload,
         priority=request.priority,
         max_retries=request.max_retries,
-        created_at=now,
-        run_at=_run_at(request.delay, asked_run_at, now),
+        delay=request.delay,
+        run_at=run_at,
         expires_at=expires_at,
-        options=_options(request, asked_run_at),
+        timeout=request.timeout,
+        backoff=request.backoff,
+        on_crash=request.on_crash,
+        tags=request.tags,
     )
 
 
@@ -278,7 +241,7 @@ def _served_kinds(node: Node) -> str:
 
 
 def _unfit(sent: bytes, payload: Any, handler: Handler) -> Sequence[Fault]:  # noqa: ANN401 - any JSON
-    """The faults of a payload for its handler; it is read here just as for the handler later on."""
+    """The faults of a payload for its handler; it is decoded here as it will be for the handler."""
     try:
         msgspec.json.decode(sent, type=handler.payload_type)
     except msgspec.ValidationError as error:
@@ -304,23 +267,3 @@ def _seconds(time: datetime, pointer: str, faults: list[Fault]) -> float:
     if seconds > LATEST:
         faults.append(Fault(pointer, "is after the year 9999, in UTC: send an earlier time"))
     return seconds
-
-
-def _run_at(delay: float | None, asked: float | None, now: float) -> float:
-    if delay is not None:
-        return round(now + delay, 3)
-    return now if asked is None else max(now, asked)
-
-
-def _options(request: EnqueueRequest, run_at: float | None) -> Options:
-    times = (request.timeout, request.backoff, request.delay, request.run_at)
-    if times == (None, None, None, None) and not request.tags and request.on_crash == "retry":
-        return NO_OPTIONS
-    return Options(
-        timeout=request.timeout,
-        backoff=request.backoff,
-        on_crash=request.on_crash,
-        tags=tuple(dict.fromkeys(request.tags)),
-        delay=request.delay,
-        run_at=run_at,
-    )

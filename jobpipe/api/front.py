@@ -12,9 +12,10 @@ from jobpipe.api.bulk import NDJSON, bulk_array, bulk_stream, is_ndjson
 from jobpipe.api.enqueue import enqueue
 from jobpipe.api.hosts import Guard
 from jobpipe.api.inputs import NoQuery, query_from
-from jobpipe.api.problems import Problem, internal, no_route, too_large
+from jobpipe.api.problems import Problem, internal, no_route, problem_from, too_large
 from jobpipe.api.spool import Files, Spool
 from jobpipe.engine.node import Node
+from jobpipe.errors import JobpipeError
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -23,7 +24,7 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 Route = Callable[[Node, str, bytes], Awaitable[Answer]]
 
 LINGER = 5.0
-"""Seconds that a client has to end its request once it is answered: were it cut off, it might never read the answer."""
+"""Seconds that a client has to finish sending once it is answered: if cut off, it might never read the answer."""
 
 ALLOWED = "GET, HEAD, POST, DELETE, OPTIONS"
 """The methods that routes take: the answer to `OPTIONS *`."""
@@ -73,9 +74,9 @@ class Front:
     async def _hand_on(self, scope: Scope, chunks: "Chunks", send: Send) -> None:
         """Let Quart answer, and send the end of its answer from here.
 
-        At that end Hypercorn says that the client is gone, and closes the connection when it is to be closed. Quart
-        cancels what it does when it hears that: it would break off the very call that closes, and the connection
-        would stay.
+        When it gets the end, Hypercorn reports a disconnect, and closes the connection if it is to be closed. Quart
+        cancels its request on a disconnect: that would cancel the very call that closes the connection, and leave it
+        open.
         """
         end: list[Mapping[str, Any]] = []
 
@@ -98,15 +99,15 @@ class Front:
             answer = await route(self._node, _content_type(headers), body)
         except ClientGone:
             return
-        except Problem as problem:
-            answer = problem_answer(problem)
+        except (Problem, JobpipeError) as error:
+            answer = problem_answer(problem_from(error))
         except Exception:
             log.exception("a request failed")
             answer = problem_answer(internal())
         await respond(send, answer, chunks)
 
     async def _stream(self, chunks: "Chunks", send: Send) -> None:
-        """Answer a stream while it comes in; a client that sends and does not read is waited for as late as can be."""
+        """Answer a stream while it comes in; once the spool is full, wait for a client that sends and does not read."""
         await send(
             {"type": "http.response.start", "status": 200, "headers": [(b"content-type", NDJSON.encode())]}
         )
@@ -147,7 +148,7 @@ class Chunks:
         return bytes(message.get("body", b""))
 
     async def drop(self) -> None:
-        """Let the rest go by, for as long as `LINGER`."""
+        """Read the rest and drop it, for at most `LINGER` seconds."""
         with trio.move_on_after(LINGER):
             try:
                 while await self.next() is not None:
@@ -157,7 +158,7 @@ class Chunks:
 
 
 async def respond(send: Send, answer: Answer, chunks: Chunks) -> None:
-    """Send an answer. Where the request was not read to its end, its rest is let go by before the connection closes."""
+    """Send an answer. What is still to come of the request is read and dropped before the connection closes."""
     headers = [(b"content-type", answer.content_type.encode()), (b"content-length", b"%d" % len(answer.body))]
     headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers.items()]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
@@ -190,7 +191,7 @@ def _parameters_refused(query_string: bytes) -> Problem | None:
 
 
 def _whole(scope: Scope, headers: Mapping[bytes, bytes]) -> Scope:
-    """A request without the wish for a part of the answer: files here are small, and a server need not know ranges."""
+    """A request without its Range header: files here are small, and a server may ignore ranges."""
     if b"range" not in headers:
         return scope
     return {**scope, "headers": [(name, value) for name, value in scope["headers"] if name != b"range"]}

@@ -1,7 +1,7 @@
 """`/jobs`: get and list jobs, wait for them, cancel, retry and delete them."""
 
-from collections.abc import Awaitable
 from datetime import datetime
+from typing import Annotated
 
 import trio
 from quart import Blueprint, Response
@@ -10,14 +10,15 @@ from quart_schema import document_querystring, tag_blueprint
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.cursors import cursor_of, place_of
 from jobpipe.api.inputs import query
-from jobpipe.api.problems import Code, Problem, no_job, unavailable
+from jobpipe.api.problems import Code, Problem, no_job
 from jobpipe.api.responses import respond
-from jobpipe.api.schemas import JobList, JobView, ListQuery, WaitQuery, stored_view
+from jobpipe.api.schemas import JobList, JobView, ListQuery, Means, WaitQuery, stored_view
 from jobpipe.api.spec import Content, answers, problems
 from jobpipe.engine.node import Node
-from jobpipe.errors import JobpipeError
-from jobpipe.job import ENDED, Job, Status
+from jobpipe.job import ENDED, Job, JobId, Status
 from jobpipe.store.base import Change, Filter, Place
+
+JobInPath = Annotated[JobId, Means("the job's id")]
 
 
 def jobs_blueprint(node: Node) -> Blueprint:
@@ -29,7 +30,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
     @document_querystring(WaitQuery)
     @answers(200, "The job, with its result or error so far.", Content(JobView))
     @problems(Code.NO_SUCH_JOB, Code.INVALID, Code.STORE_UNAVAILABLE)
-    async def get_job(job_id: str) -> Response:
+    async def get_job(job_id: JobInPath) -> Response:
         """Get a job with its attempts.
 
         With `?wait=SECONDS` the response is held until the job ends, for at most so long. The newest attempts come
@@ -59,7 +60,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
     @answers(200, "The job is cancelled, and none of its code still runs.", Content(JobView))
     @answers(202, "The job is being cancelled; its cleanup still runs.", Content(JobView))
     @problems(Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.INVALID, Code.STORE_UNAVAILABLE)
-    async def cancel_job(job_id: str) -> Response:
+    async def cancel_job(job_id: JobInPath) -> Response:
         """Cancel a waiting or running job.
 
         200 when it is `cancelled`: the handler, all its child tasks and their cleanup have ended. 202 while it is
@@ -70,25 +71,25 @@ def jobs_blueprint(node: Node) -> Blueprint:
     @routes.post("/jobs/<job_id>/retry")
     @answers(202, "The job, queued again.", Content(JobView))
     @problems(Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.STORE_UNAVAILABLE)
-    async def retry_job(job_id: str) -> Response:
+    async def retry_job(job_id: JobInPath) -> Response:
         """Retry a job manually.
 
         The job must have ended, whether it succeeded or not. It is queued again with all its retries; 202 when that
         is stored, 409 when the job has not ended.
         """
-        change = await _changed(node.control.retry(job_id))
+        change = await node.control.retry(job_id)
         job = _job_of(change, "only a job that has ended can be retried")
         return respond(answer(stored_view(job, node.registry), 202))
 
     @routes.delete("/jobs/<job_id>")
     @answers(204, "The job is deleted.")
     @problems(Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.STORE_UNAVAILABLE)
-    async def delete_job(job_id: str) -> Response:
+    async def delete_job(job_id: JobInPath) -> Response:
         """Delete a job.
 
         204 when it is deleted, and its id is free again. 409 while a worker holds the job: cancel it first.
         """
-        change = await _changed(node.control.delete(job_id))
+        change = await node.control.delete(job_id)
         if change.verdict != "changed":
             _job_of(change, "cancel it first")
         return respond(Answer(204, b""))
@@ -97,10 +98,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
 
 
 async def _found(node: Node, job_id: str) -> Job:
-    try:
-        job = await node.store.get(job_id)
-    except JobpipeError as error:
-        raise unavailable(error) from None
+    job = await node.store.get(job_id)
     if job is None:
         raise no_job(job_id)
     return job
@@ -109,10 +107,7 @@ async def _found(node: Node, job_id: str) -> Job:
 async def _awaited(node: Node, job_id: str, seconds: float) -> Job:
     """The job once it has ended, or as it is after so many seconds, or when this node stops."""
     with trio.move_on_after(seconds):
-        try:
-            job = await node.waiting.ended(job_id)
-        except JobpipeError as error:
-            raise unavailable(error) from None
+        job = await node.waiting.ended(job_id)
         if job is None:
             raise no_job(job_id)
         return job
@@ -120,7 +115,7 @@ async def _awaited(node: Node, job_id: str, seconds: float) -> Job:
 
 
 async def _cancel(node: Node, job_id: str, wait: float) -> Answer:
-    change = await _changed(node.control.cancel(job_id))
+    change = await node.control.cancel(job_id)
     job = _job_of(change, "only a waiting or running job can be cancelled")
     if job.status is Status.CANCELLING and wait:
         job = await _awaited(node, job_id, wait)
@@ -129,13 +124,6 @@ async def _cancel(node: Node, job_id: str, wait: float) -> Answer:
     if job.status is not Status.CANCELLED:
         raise _wrong_status(job, "it ended before the cancel reached it")
     return answer(stored_view(job, node.registry))
-
-
-async def _changed(change: Awaitable[Change]) -> Change:
-    try:
-        return await change
-    except JobpipeError as error:
-        raise unavailable(error) from None
 
 
 def _job_of(change: Change, advice: str) -> Job:
@@ -163,10 +151,7 @@ async def _list(node: Node, wanted: ListQuery) -> Answer:
         created_before=_seconds(wanted.created_before),
         content=wanted.payload,
     )
-    try:
-        page = await node.store.jobs(where, wanted.limit, place_of(wanted.cursor, Place))
-    except JobpipeError as error:
-        raise unavailable(error) from None
+    page = await node.store.jobs(where, wanted.limit, place_of(wanted.cursor, Place))
     views = [stored_view(job, node.registry, content=wanted.payload, attempts=False) for job in page.jobs]
     return answer(JobList(views, None if page.next_before is None else cursor_of(page.next_before)))
 

@@ -16,7 +16,7 @@ LISTED = 100
 
 
 LONGEST = 500
-"""The most characters of a text, part of it perhaps the client's, that an answer repeats."""
+"""The most characters of a text that an answer repeats; part of the text may be the client's."""
 
 
 class Code(enum.StrEnum):
@@ -199,6 +199,11 @@ def unavailable(error: JobpipeError) -> Problem:
             code, title = Code.STORE_UNAVAILABLE, "The store is unavailable"
     detail = f"{error}; nothing was stored: try again later"
     return Problem(503, code, title, detail, headers={"Retry-After": RETRY_AFTER})
+
+
+def problem_from(error: Problem | JobpipeError) -> Problem:
+    """The problem to answer with: one that was raised as such, or 503 for what the engine or the store refused."""
+    return error if isinstance(error, Problem) else unavailable(error)
 
 
 def cross_site() -> Problem:

@@ -1,5 +1,7 @@
 """`/queues`: list, pause, resume and delete queues."""
 
+from typing import Annotated
+
 from quart import Blueprint, Response
 from quart_schema import document_querystring, tag_blueprint
 
@@ -7,14 +9,15 @@ from jobpipe.api.answers import Answer, answer
 from jobpipe.api.cursors import cursor_of, place_of
 from jobpipe.api.faults import faults_of
 from jobpipe.api.inputs import query
-from jobpipe.api.problems import Code, invalid, no_queue, not_empty, unavailable
+from jobpipe.api.problems import Code, invalid, no_queue, not_empty
 from jobpipe.api.responses import respond
-from jobpipe.api.schemas import QueueList, QueueQuery, QueueView, unserved_views
+from jobpipe.api.schemas import Means, QueueList, QueueQuery, QueueView, unserved_views
 from jobpipe.api.spec import Content, answers, problems
 from jobpipe.engine.node import Node
-from jobpipe.errors import JobpipeError
 from jobpipe.job import Name
 from jobpipe.store.base import QueueState
+
+QueueInPath = Annotated[Name, Means("the queue's name")]
 
 
 def queues_blueprint(node: Node) -> Blueprint:
@@ -37,7 +40,7 @@ def queues_blueprint(node: Node) -> Blueprint:
     @routes.post("/queues/<name>/pause")
     @answers(200, "The queue, paused.", Content(QueueView))
     @problems(Code.CROSS_SITE, Code.INVALID, Code.STORE_UNAVAILABLE)
-    async def pause_queue(name: str) -> Response:
+    async def pause_queue(name: QueueInPath) -> Response:
         """Pause a queue.
 
         None of its jobs are started any more, even across restarts; jobs that run go on. The queue need not exist
@@ -48,7 +51,7 @@ def queues_blueprint(node: Node) -> Blueprint:
     @routes.post("/queues/<name>/resume")
     @answers(200, "The queue, no longer paused.", Content(QueueView))
     @problems(Code.CROSS_SITE, Code.INVALID, Code.STORE_UNAVAILABLE)
-    async def resume_queue(name: str) -> Response:
+    async def resume_queue(name: QueueInPath) -> Response:
         """Resume a queue.
 
         Its jobs are started again, by priority. Resuming a queue that is not paused changes nothing.
@@ -58,16 +61,13 @@ def queues_blueprint(node: Node) -> Blueprint:
     @routes.delete("/queues/<name>")
     @answers(204, "The queue is deleted.")
     @problems(Code.CROSS_SITE, Code.NO_SUCH_QUEUE, Code.QUEUE_NOT_EMPTY, Code.INVALID, Code.STORE_UNAVAILABLE)
-    async def delete_queue(name: str) -> Response:
+    async def delete_queue(name: QueueInPath) -> Response:
         """Delete an empty queue.
 
         It is no longer listed, nor paused. 409 while it has jobs, including those that have ended.
         """
         _check(name)
-        try:
-            change = await node.control.delete_queue(name)
-        except JobpipeError as error:
-            raise unavailable(error) from None
+        change = await node.control.delete_queue(name)
         if change.queue is not None:
             raise not_empty(name, change.queue.counts)
         if change.verdict == "absent":
@@ -76,11 +76,8 @@ def queues_blueprint(node: Node) -> Blueprint:
 
     async def _set(name: str, *, paused: bool) -> Response:
         _check(name)
-        try:
-            await (node.control.pause(name) if paused else node.control.resume(name))
-            state = await node.store.queue(name)
-        except JobpipeError as error:
-            raise unavailable(error) from None
+        await (node.control.pause(name) if paused else node.control.resume(name))
+        state = await node.store.queue(name)
         # A queue that was resumed and is empty may be forgotten by now.
         shown = state or QueueState(name=name, paused=paused, counts={})
         return respond(answer(_view(shown, node.clock.now())))
@@ -94,11 +91,8 @@ def _check(name: str) -> None:
 
 
 async def _list(node: Node, wanted: QueueQuery) -> Answer:
-    try:
-        states = await node.store.queues(wanted.limit + 1, place_of(wanted.cursor, str) or "")
-        unserved = await node.served.unserved()
-    except JobpipeError as error:
-        raise unavailable(error) from None
+    states = await node.store.queues(wanted.limit + 1, place_of(wanted.cursor, str) or "")
+    unserved = await node.served.unserved()
     now = node.clock.now()
     shown = states[: wanted.limit]
     more = len(states) > len(shown)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -28,7 +28,6 @@ from jobpipe.job import (
 from jobpipe.store.base import QUEUES, Unserved
 
 Time = Annotated[datetime, Meta(tz=True, description=TIME)]
-
 
 When = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 """A time as it is shown: RFC 3339, UTC, with milliseconds."""
@@ -157,6 +156,24 @@ class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     detail: str | None = None
 
 
+class Means(NamedTuple):
+    """Annotates a parameter of a query or a path: what it means there, for the spec.
+
+    The description of its type says what values it takes.
+    """
+
+    description: str
+
+
+def meaning_of(kind: Any) -> str | None:  # noqa: ANN401 - any type
+    """What the type of a parameter is annotated to mean; None when its own description says all."""
+    annotations = (one for part in (kind, *get_args(kind)) for one in getattr(part, "__metadata__", ()))
+    return next((one.description for one in annotations if isinstance(one, Means)), None)
+
+
+Cursor = Annotated[str, Means("the `next_cursor` of the previous page")]
+
+
 class WaitQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long to wait for the job to end."""
 
@@ -166,10 +183,10 @@ class WaitQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which jobs to list."""
 
-    status: Status | None = None
-    kind: Name | None = None
-    queue: Name | None = None
-    tag: Tag | None = None
+    status: Annotated[Status, Means("only jobs with this status")] | None = None
+    kind: Annotated[Name, Means("only jobs of this kind")] | None = None
+    queue: Annotated[Name, Means("only jobs of this queue")] | None = None
+    tag: Annotated[Tag, Means("only jobs that have this tag")] | None = None
     text: (
         Annotated[
             str,
@@ -181,22 +198,42 @@ class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         ]
         | None
     ) = None
-    created_after: Time | None = None
-    created_before: Time | None = None
-    limit: Annotated[int, Meta(ge=1, le=1000, description="a whole number from 1 to 1000")] = 100
-    cursor: str | None = None
+    created_after: (
+        Annotated[
+            Time,
+            Means("only jobs created at this time or later: RFC 3339 with a time zone, 2030-01-31T12:00:00Z"),
+        ]
+        | None
+    ) = None
+    created_before: (
+        Annotated[
+            Time,
+            Means("only jobs created before this time: RFC 3339 with a time zone, 2030-01-31T12:00:00Z"),
+        ]
+        | None
+    ) = None
+    limit: Annotated[
+        int,
+        Meta(ge=1, le=1000, description="a whole number from 1 to 1000"),
+        Means("the most jobs in a page"),
+    ] = 100
+    cursor: Cursor | None = None
     payload: Annotated[bool, Meta(description="true or false; true lists payloads and results too")] = False
 
 
 class QueueQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which queues to list."""
 
-    limit: Annotated[int, Meta(ge=1, le=QUEUES, description="a whole number from 1 to 1000")] = 100
-    cursor: str | None = None
+    limit: Annotated[
+        int,
+        Meta(ge=1, le=QUEUES, description="a whole number from 1 to 1000"),
+        Means("the most queues in a page"),
+    ] = 100
+    cursor: Cursor | None = None
 
 
 TRACEBACKS = 1 << 20
-"""The most bytes of tracebacks that are shown of one job's attempts: those of the newest."""
+"""The most bytes of tracebacks that are shown of one job, from the newest attempt back."""
 
 NULL = msgspec.Raw(b"null")
 
@@ -231,7 +268,7 @@ def attempt_view(record: AttemptRecord) -> AttemptView:
 
 
 def stored_view(job: Job, registry: Registry, *, content: bool = True, attempts: bool = True) -> JobView:
-    """A job of the store as it is shown. What of its row cannot be shown is null, or left out, and told as its error.
+    """A stored job as it is shown. Parts of its row that cannot be shown are null or left out; its error names them.
 
     That error has the type `DamagedRow`.
     """
@@ -291,9 +328,9 @@ def unserved_views(found: Sequence[Unserved]) -> Sequence[UnservedView]:
 
 
 def job_view(job: Job, registry: Registry, *, content: bool = True, attempts: bool = True) -> JobView:
-    """A job as it is shown, all of which can be shown; `content` is payload and result.
+    """A sound job as it is shown; with its payload and result if `content`.
 
-    `registry`: whose handlers say what the job does not.
+    Where the job does not say how often it is retried, its handler in `registry` does.
     """
     created_at = rfc3339(job.created_at)
     options = job.options

@@ -10,10 +10,10 @@ from msgspec import NODEFAULT
 from quart_schema import Info, OpenAPIProvider, QuartSchema, Tag, document_request, document_response
 from quart_trio import QuartTrio
 from werkzeug.routing import Rule
-from werkzeug.routing.converters import BaseConverter
 
 from jobpipe.api.problems import Code, ProblemDetails
-from jobpipe.api.words import DESCRIPTION, PARAMETERS, PATH_TYPES, PROBLEMS, RETRY_LATER, TAGS
+from jobpipe.api.schemas import meaning_of
+from jobpipe.api.words import DESCRIPTION, PROBLEMS, RETRY_LATER, TAGS
 from jobpipe.job import PORTABLE
 from jobpipe.version import VERSION
 
@@ -88,7 +88,7 @@ def describe(app: QuartTrio) -> OpenAPIProvider:
 
 
 def with_kind_required(spec: Json) -> Json:
-    """The spec of a node that has no usual kind: every request has to name one."""
+    """The spec of a node without a default kind: every request has to name its kind."""
     request = spec["components"]["schemas"]["EnqueueRequest"]
     request["required"] = sorted({*request.get("required", ()), "kind"})
     kind = request["properties"]["kind"]
@@ -113,8 +113,11 @@ class Spec(OpenAPIProvider):
 
     def build_paths(self, rule: Rule) -> tuple[Json, Json]:
         paths, components = super().build_paths(rule)
+        in_path = _in_path(self._app.view_functions[rule.endpoint], rule)
         for path in paths.values():
             for operation in path.values():
+                for parameter in operation["parameters"]:
+                    parameter.update(in_path.get(parameter["name"], {}))
                 operation["description"] = operation.get("description", "").strip()
                 operation["responses"] = dict(sorted(operation["responses"].items()))
         return paths, components
@@ -123,11 +126,6 @@ class Spec(OpenAPIProvider):
         """The route's function: its name is unique, a test sees to it."""
         return func.__name__
 
-    def build_path_parameter(self, name: str, converter: BaseConverter) -> Json:
-        (schema,), _ = _schemas([PATH_TYPES[name]])
-        described = {"description": PARAMETERS[name], "schema": schema}
-        return super().build_path_parameter(name, converter) | described
-
     def build_querystring_parameters(self, model: Any) -> tuple[list[Json], Json]:  # noqa: ANN401 - the base's
         parameters, components = [], {}
         for field in msgspec.structs.fields(model):
@@ -135,7 +133,7 @@ class Spec(OpenAPIProvider):
             components.update(found)
             schema = _given(schema)
             typed = schema.pop("description", None)
-            described = {"description": PARAMETERS.get(field.name, typed)}
+            described = {"description": meaning_of(field.type) or typed}
             default = {} if field.default in (None, NODEFAULT) else {"default": field.default}
             parameters.append({"name": field.name, "in": "query", "schema": schema | default} | described)
         return parameters, components
@@ -152,6 +150,15 @@ class Spec(OpenAPIProvider):
             return response, {}
         content, components = _content(model.contents)
         return response | {"content": content}, components
+
+
+def _in_path(route: Callable[..., Any], rule: Rule) -> Mapping[str, Json]:
+    """What a route says of the parameters in its path, by their names: it annotates its arguments with them."""
+    kinds = {name: route.__annotations__[name] for name in rule.arguments}
+    return {
+        name: {"description": meaning_of(kind), "schema": _schemas([kind])[0][0]}
+        for name, kind in kinds.items()
+    }
 
 
 def _content(contents: Sequence[Content]) -> tuple[Json, Json]:

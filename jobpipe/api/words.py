@@ -21,7 +21,7 @@ from jobpipe.api.problems import (
     unsupported,
 )
 from jobpipe.errors import Draining, QueueFull, StoreUnavailable
-from jobpipe.job import JobId, Name, Status
+from jobpipe.job import Status
 
 DESCRIPTION = """\
 Background jobs: enqueue them, get their results, cancel and retry them.
@@ -43,23 +43,6 @@ TAGS = {
     "queues": "List, pause, resume and delete queues",
     "service": "The service itself",
 }
-
-PARAMETERS = {
-    "job_id": "the job's id",
-    "name": "the queue's name",
-    "status": "only jobs with this status",
-    "kind": "only jobs of this kind",
-    "queue": "only jobs of this queue",
-    "tag": "only jobs that have this tag",
-    "created_after": "only jobs created at this time or later: RFC 3339 with a time zone, 2030-01-31T12:00:00Z",
-    "created_before": "only jobs created before this time: RFC 3339 with a time zone, 2030-01-31T12:00:00Z",
-    "limit": "the most jobs or queues in a page",
-    "cursor": "the `next_cursor` of the previous page",
-}
-"""What parameters mean; the type describes those that are missing here."""
-
-PATH_TYPES = {"job_id": JobId, "name": Name}
-"""The types of the parameters in paths."""
 
 PROBLEMS = {
     problem.details.code: problem.details

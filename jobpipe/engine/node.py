@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from jobpipe.clock import Clock
+from jobpipe.engine.admission import Admission
 from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.channel import Channel
 from jobpipe.engine.committer import Committer
@@ -81,6 +82,7 @@ class Node:
             size=settings.queue_size,
         )
         self.queue = Queue(self.ledger, self.channel, max_backlog=settings.max_backlog)
+        self.admission = Admission(self.queue, store, clock, self.rng.getrandbits)
         self.executor = Executor(
             self.ledger,
             self.held,

@@ -102,9 +102,10 @@ class Add(msgspec.Struct, frozen=True):
 class Receipt(msgspec.Struct, frozen=True):
     """What became of one job of an `Add`. `job` is the one that has the id already, unless `stored`."""
 
-    verdict: Literal["stored", "existing", "conflict", "refused", "locked"]
-    """`refused`: nothing wrong with this one, but it shared an atomic add with a conflict or a locked one; `locked`:
-    an unfinished transaction of another program stores or deletes a job of this id, so nothing can be said yet"""
+    verdict: Literal["stored", "existing", "conflict", "refused", "locked", "late"]
+    """`refused`: nothing wrong with this one, but it shared an atomic add with a conflict, a locked or a late one;
+    `locked`: an unfinished transaction of another program stores or deletes a job of this id, so nothing can be said
+    yet; `late`: the job is new and expires before it could start (the engine says so, and hands no store such a job)"""
     job: Job | None = None
 
 

@@ -8,6 +8,7 @@ import trio.testing
 
 from jobpipe.api.bulk import AHEAD, GROUP, MOST, SLICE, Splitter, bulk_stream
 from jobpipe.api.spool import SPOOL, Files, Spool
+from jobpipe.errors import StoreUnavailable
 from tests.api.door import Breakable, open_door
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
@@ -131,6 +132,20 @@ async def test_an_expired_job_of_an_array_is_known_again_or_refused(door, autoju
     assert (other.status_code, other.json()["ids"]) == (409, ["a"])
     assert (late.status_code, late.json()["faults"][0]["pointer"]) == (422, "/1/expires_at")
     assert await door.stored() == 2
+
+
+async def test_late_jobs_of_an_array_are_listed_among_the_faults_of_others_in_order(door):
+    late = {"expires_at": "2000-01-01T00:00:00Z"}
+    answer = await send_array(door, {"priority": "x"}, late, {}, {"max_retries": -1}, late)
+
+    assert answer.status_code == 422
+    assert [fault["pointer"] for fault in answer.json()["faults"]] == [
+        "/0/priority",
+        "/1/expires_at",
+        "/3/max_retries",
+        "/4/expires_at",
+    ]
+    assert await door.stored() == 0
 
 
 @pytest.mark.parametrize("body", [b"", b"[", b"[{}", b"[{},]", b"[nope]", b'[{"id":"\xff"}]', b"[{} {}]"])
@@ -302,6 +317,30 @@ async def test_a_node_that_drains_refuses_the_lines_that_come_after(door, parts)
 
     assert answer.lines[0] == {"id": "a", "status": "queued"}
     assert (answer.lines[1]["code"], answer.lines[1]["line"]) == ("draining", 2)
+
+
+async def test_a_late_line_is_answered_by_itself_whatever_becomes_of_the_others(monkeypatch):
+    """A node that drains still says that it is late; a store that cannot be read still stores the other lines."""
+    late = line(id="late", expires_at="2000-01-01T00:00:00Z")
+    async with open_door() as door:
+        told = await send_lines(door, line(id="a"), late, line(id="b"))
+
+        async def unreadable(_job_id):
+            await trio.lowlevel.checkpoint()
+            raise StoreUnavailable("the disk is broken")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(door.store, "get", unreadable)
+            told += await send_lines(door, line(id="c"), late, line(id="d"))
+        door.node.drain()
+        told += await send_lines(door, line(id="e"), late)
+
+        assert [one.get("code") for one in told] == [
+            *(None, "invalid", None),
+            *(None, "store_unavailable", None),
+            *("draining", "invalid"),
+        ]
+        assert [one["line"] for one in told if "line" in one] == [2, 2, 1, 2]
 
 
 async def test_a_store_that_refuses_is_told_for_each_line(autojump_clock):

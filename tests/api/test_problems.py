@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import msgspec
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug import exceptions
@@ -110,6 +111,26 @@ def test_what_the_engine_cannot_do_now_is_503_with_the_time_to_come_again(error,
     assert (told["code"], told["status"]) == (code.value, 503)
     assert str(error) in told["detail"]
     assert set(told) == {"code", "title", "status", "detail"}
+
+
+@pytest.mark.parametrize("error", [QueueFull("full"), Draining("draining"), StoreUnavailable("disk")])
+@pytest.mark.parametrize("path", ["/enqueue", "/queues/mail/pause", "/a/new/route"])
+async def test_what_any_route_raises_of_the_engine_is_answered_with_503(door, monkeypatch, error, path):
+    """Whether the front calls it or Quart, and though the route itself says nothing of errors."""
+
+    async def refuses(*_args, **_options):
+        await trio.lowlevel.checkpoint()
+        raise error
+
+    monkeypatch.setattr(door.node.queue, "enqueue", refuses)
+    monkeypatch.setattr(door.node.control, "pause", refuses)
+    door.app._app.post("/a/new/route")(refuses)
+    answer = await door.post(path, json={})
+
+    expected = problem_answer(unavailable(error))
+    assert (answer.status_code, answer.content) == (503, expected.body)
+    assert answer.headers["retry-after"] == "1"
+    assert answer.headers["content-type"] == "application/problem+json"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from importlib.resources import files
+from typing import Annotated, Any
 
 import httpx
 import jsonschema  # type: ignore[import-untyped]  # it has no types
@@ -12,9 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from quart_trio import QuartTrio
 
 from jobpipe.api import problems, schemas
 from jobpipe.api.problems import Code
+from jobpipe.api.queues import QueueInPath
+from jobpipe.api.schemas import Means
+from jobpipe.api.spec import describe
 from jobpipe.job import PORTABLE, JobError, JobId, Name, Tag
 from jobpipe.version import VERSION
 from tests.api.door import Breakable, open_door
@@ -274,6 +279,35 @@ async def test_path_parameters_have_their_patterns(spec):
     assert (job_id["name"], job_id["in"], job_id["required"]) == ("job_id", "path", True)
     assert re.search(job_id["schema"]["pattern"], "a/b") is None
     assert re.search(name["schema"]["pattern"], "mail.out")
+
+
+async def test_a_parameter_means_what_its_route_says_whatever_it_is_called(spec):
+    """`limit` counts jobs on one route and queues on another; `name` names another thing below each path."""
+    app = QuartTrio("another", static_folder=None)
+    provider = describe(app)
+    for path, kind in (
+        ("/queues/<name>", QueueInPath),
+        ("/schedules/<name>", Annotated[str, Means("a schedule")]),
+    ):
+
+        async def route(name: Any) -> str:
+            """Do something."""
+            return ""
+
+        route.__name__, route.__annotations__["name"] = path[1:].partition("/")[0], kind
+        app.get(path)(route)
+    async with app.test_request_context("/"):
+        paths = provider.schema()["paths"]
+    limits = [
+        next(one for one in spec.operations["get", path]["parameters"] if one["name"] == "limit")
+        for path in ("/jobs", "/queues")
+    ]
+
+    assert [paths[path]["get"]["parameters"][0]["description"] for path in sorted(paths)] == [
+        "the queue's name",
+        "a schedule",
+    ]
+    assert [one["description"] for one in limits] == ["the most jobs in a page", "the most queues in a page"]
 
 
 async def test_bulk_takes_an_array_and_a_stream(spec):
