@@ -458,7 +458,8 @@ async def test_deadlocks_are_tried_again(node: Node, schema: str) -> None:
     tries: list[int] = []
 
     async def verb(session: Any) -> int:
-        await session.row(f"select from {schema}.live where seq = %s for update", (jobs[len(tries) % 2].seq,))
+        values = {"seq": jobs[len(tries) % 2].seq}
+        await session.row(f"select from {schema}.live where seq = %(seq)s for update", values)
         tries.append(1)
         if len(tries) < 3:
             await session.rows("do $$ begin raise exception using errcode = 'deadlock_detected'; end $$")

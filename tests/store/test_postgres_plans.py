@@ -95,7 +95,7 @@ FILL = (
 
 _READ = (
     "select relname, seq_tup_read, idx_tup_fetch from pg_stat_xact_user_tables "
-    "where schemaname = %s and relname in ('jobs', 'live', 'attempts', 'tags', 'counts', 'totals', 'queues')"
+    "where schemaname = %(schema)s and relname in ('jobs', 'live', 'attempts', 'tags', 'counts', 'totals', 'queues')"
 )
 
 
@@ -122,7 +122,7 @@ class Counting(Line):
 
     async def _read(self, session: Session) -> tuple[int, int, int]:
         # Earlier transactions are in it too, as long as the server has not gathered what they counted.
-        rows = await session.rows(_READ, (self._schema,))
+        rows = await session.rows(_READ, {"schema": self._schema})
         jobs = [row for row in rows if row[0] not in {"counts", "totals", "queues"}]
         counts = sum((row[1] or 0) + (row[2] or 0) for row in rows if row not in jobs)
         return sum(row[1] or 0 for row in jobs), sum(row[2] or 0 for row in jobs), counts

@@ -2,40 +2,80 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 from jobpipe.job import NewJob, as_stored
 from jobpipe.store.base import STORED, Add, Receipt
 from jobpipe.store.postgres.parameters import binaries, floats, integers, texts
 from jobpipe.store.postgres.reader import several
-from jobpipe.store.postgres.session import Answer, Row, Session
+from jobpipe.store.postgres.session import Answer, Session
 from jobpipe.store.postgres.tally import counting
 from jobpipe.store.rows import compared, encoded_options
 
-_NEW = (
-    "with new as (insert into jobs "
-    "(id, kind, queue, priority, run_at, max_retries, created_at, expires_at, options, payload) "
-    "select id, kind, queue, priority, run_at, max_retries, created_at, expires_at, options, payload "
-    "from unnest(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) with ordinality as v "
-    "(id, kind, queue, priority, run_at, max_retries, created_at, expires_at, options, payload, n) order by n "
-    "on conflict (id) do nothing returning seq, id, kind, queue, priority, run_at, created_at, expires_at), "
+_NEW = """
+new as (
+    insert into jobs
+    (id, kind, queue, priority, run_at, max_retries, created_at, expires_at, options, payload)
+    select id, kind, queue, priority, run_at, max_retries, created_at, expires_at, options, payload
+    from unnest(
+        %(ids)s, %(kinds)s, %(queues)s, %(priorities)s, %(run_at)s,
+        %(max_retries)s, %(created_at)s, %(expires_at)s, %(options)s, %(payloads)s
+    ) with ordinality as v (
+        id, kind, queue, priority, run_at,
+        max_retries, created_at, expires_at, options, payload, n
+    )
+    order by n
+    on conflict (id) do nothing
+    returning seq, id, kind, queue, priority, run_at, created_at, expires_at
 )
-_TAGGED = (
-    "tagged as (insert into tags (tag, created_at, seq) select t.tag, new.created_at, new.seq "
-    "from unnest(%s, %s) as t (tag, id) join new on new.id = t.id on conflict do nothing), "
+"""
+_TAGGED = """
+tagged as (
+    insert into tags (tag, created_at, seq)
+    select t.tag, new.created_at, new.seq
+    from unnest(%(tags)s, %(tagged)s) as t (tag, id)
+    join new on new.id = t.id
+    on conflict do nothing
 )
-_NOT_SERVED_BY_ALL = (
-    "select k from unnest(%s) as k where exists "
-    "(select from nodes n where n.lease_until is not null and n.kinds <> '{}' and k <> all (n.kinds))"
+"""
+_NOT_SERVED_BY_ALL = """
+select k
+from unnest(%(all_kinds)s) as k
+where exists (
+    select
+    from nodes n
+    where n.lease_until is not null and n.kinds <> '{}' and k <> all (n.kinds)
 )
-_ALIVE = (
-    "alive as (insert into live (seq, kind, queue, status, priority, run_at, created_at, expires_at) "
-    f"select seq, case when kind = any (array({_NOT_SERVED_BY_ALL})) then kind end, "
-    "queue, case when run_at > created_at then 'scheduled' else 'queued' end, priority, "
-    "run_at, created_at, expires_at from new returning queue, status), "
-    f"{counting('select queue, status, 1, 0 from alive')} select id from new"
+"""
+_ALIVE = f"""
+alive as (
+    insert into live (seq, kind, queue, status, priority, run_at, created_at, expires_at)
+    select
+        seq,
+        case when kind = any (array({_NOT_SERVED_BY_ALL})) then kind end,
+        queue,
+        case when run_at > created_at then 'scheduled' else 'queued' end,
+        priority, run_at, created_at, expires_at
+    from new
+    returning queue, status
 )
-_INSERT = {tagged: _NEW + _TAGGED * tagged + _ALIVE for tagged in (False, True)}
-"""By whether there are tags."""
+"""
+_COUNTED = counting("select queue, status, 1, 0 from alive")
+_INSERT = f"""
+with {_NEW},
+{_ALIVE},
+{_COUNTED}
+select id
+from new
+"""
+_INSERT_WITH_TAGS = f"""
+with {_NEW},
+{_TAGGED},
+{_ALIVE},
+{_COUNTED}
+select id
+from new
+"""
 
 
 class Conflict(Exception):  # noqa: N818 - no error: it is caught where it is raised for
@@ -56,10 +96,12 @@ class Adding:
             # Of two with one id the first is stored.
             firsts = {job.id: job for job in reversed(self._jobs)}.values()
             pairs = [(tag.encode(), job.id) for job in firsts for tag in job.options.tags]
-            tags: Row = (binaries([tag for tag, _ in pairs]), texts([job_id for _, job_id in pairs]))
-            kinds = texts(sorted({job.kind for job in self._jobs}))
-            values = (*_columns(self._jobs), *(tags if pairs else ()), kinds, self._slot)
-            self._answer = session.run(_INSERT[bool(pairs)], values)
+            values = _columns(self._jobs)
+            values |= {"all_kinds": texts(sorted({job.kind for job in self._jobs})), "slot": self._slot}
+            if pairs:
+                values |= {"tags": binaries([tag for tag, _ in pairs])}
+                values |= {"tagged": texts([job_id for _, job_id in pairs])}
+            self._answer = session.run(_INSERT_WITH_TAGS if pairs else _INSERT, values)
 
     async def check(self, session: Session) -> None:
         """Raise `Conflict` when one that is to be all or nothing may not be all. Waits only if there is such a one."""
@@ -125,16 +167,17 @@ async def _refusal(session: Session, jobs: Sequence[NewJob]) -> Sequence[Receipt
     return receipts if any(receipt.verdict == "conflict" for receipt in receipts) else None
 
 
-def _columns(jobs: Sequence[NewJob]) -> Row:
-    return (
-        texts([job.id for job in jobs]),
-        texts([job.kind for job in jobs]),
-        texts([job.queue for job in jobs]),
-        integers([job.priority for job in jobs]),
-        floats([job.run_at for job in jobs]),
-        integers([job.max_retries for job in jobs]),
-        floats([job.created_at for job in jobs]),
-        floats([job.expires_at for job in jobs]),
-        binaries([encoded_options(job.options) for job in jobs]),
-        binaries([job.payload for job in jobs]),
-    )
+def _columns(jobs: Sequence[NewJob]) -> dict[str, Any]:
+    """The values of the statement that stores jobs, by name: all but the tags."""
+    return {
+        "ids": texts([job.id for job in jobs]),
+        "kinds": texts([job.kind for job in jobs]),
+        "queues": texts([job.queue for job in jobs]),
+        "priorities": integers([job.priority for job in jobs]),
+        "run_at": floats([job.run_at for job in jobs]),
+        "max_retries": integers([job.max_retries for job in jobs]),
+        "created_at": floats([job.created_at for job in jobs]),
+        "expires_at": floats([job.expires_at for job in jobs]),
+        "options": binaries([encoded_options(job.options) for job in jobs]),
+        "payloads": binaries([job.payload for job in jobs]),
+    }

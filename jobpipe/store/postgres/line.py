@@ -1,5 +1,6 @@
 """Connections and transactions: how they are opened, bounded in time, and what PostgreSQL's errors mean."""
 
+import functools
 import select
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -15,7 +16,7 @@ from psycopg.pq import ConnStatus
 
 from jobpipe.errors import StoreError, StoreUnavailable
 from jobpipe.store.postgres.address import Address
-from jobpipe.store.postgres.session import Connection, Session, Values
+from jobpipe.store.postgres.session import NO_VALUES, Connection, Session, Values
 
 R = TypeVar("R")
 Verb = Callable[[Session], Awaitable[R]]
@@ -42,35 +43,36 @@ SEARCH_PATIENCE = 10.0
 AT_ONCE = 0.25
 """Seconds within which a lost connection has to be noticed for its transaction to be tried again at once."""
 
-_SETTINGS = (
-    "select set_config('search_path', %(path)s, {local}), "
-    "set_config('statement_timeout', %(statement)s, {local}), "
-    "set_config('lock_timeout', %(lock)s, {local}), "
-    "set_config('idle_in_transaction_session_timeout', %(transaction)s, {local}), "
-    "set_config('synchronous_commit', %(durable)s, {local}), "
-    # Whatever the role or the database has set, statements here mean what they were written to mean.
-    "set_config('standard_conforming_strings', 'on', {local}), "
-    "set_config('extra_float_digits', '1', {local}), "
-    # Every query here goes by an index to few rows; what the planner knows of arrays and of tables whose
-    # rows come and go within seconds would have it read whole tables.
-    "set_config('enable_indexscan', 'on', {local}), "
-    "set_config('enable_nestloop', 'on', {local}), "
-    "set_config('enable_seqscan', 'off', {local}), "
-    "set_config('enable_hashjoin', 'off', {local}), "
-    "set_config('enable_mergejoin', 'off', {local}), "
-    "set_config('enable_bitmapscan', 'off', {local}), "
-    "set_config('jit', 'off', {local}), "
-    "set_config('plan_cache_mode', 'force_generic_plan', {local})"
-)
+_SETTINGS = """
+select
+    set_config('search_path', %(path)s, {local}),
+    set_config('statement_timeout', %(statement)s, {local}),
+    set_config('lock_timeout', %(lock)s, {local}),
+    set_config('idle_in_transaction_session_timeout', %(transaction)s, {local}),
+    set_config('synchronous_commit', %(durable)s, {local}),
+    -- Whatever the role or the database has set, statements here mean what they were written to mean.
+    set_config('standard_conforming_strings', 'on', {local}),
+    set_config('extra_float_digits', '1', {local}),
+    -- Every query here goes by an index to few rows; what the planner knows of arrays and of tables whose
+    -- rows come and go within seconds would have it read whole tables.
+    set_config('enable_indexscan', 'on', {local}),
+    set_config('enable_nestloop', 'on', {local}),
+    set_config('enable_seqscan', 'off', {local}),
+    set_config('enable_hashjoin', 'off', {local}),
+    set_config('enable_mergejoin', 'off', {local}),
+    set_config('enable_bitmapscan', 'off', {local}),
+    set_config('jit', 'off', {local}),
+    set_config('plan_cache_mode', 'force_generic_plan', {local})
+"""
 
 _SINCE = {
-    140000: ", set_config('idle_session_timeout', '0', {local})",
+    140000: "set_config('idle_session_timeout', '0', {local})",
     # Also when only a part of what was sent has arrived.
-    170000: ", set_config('transaction_timeout', %(transaction)s, {local})",
+    170000: "set_config('transaction_timeout', %(transaction)s, {local})",
 }
 """What PostgreSQL has from these versions on."""
 
-_LASTING = " where pg_backend_pid() = %(pid)s"
+_LASTING = "where pg_backend_pid() = %(pid)s"
 """For as long as the connection stands, if it leads to the server itself: the process there is the one that greeted us.
 
 A pooler, which may share its connections between transactions, greets with a number that it made up.
@@ -223,7 +225,7 @@ class Lines:
     def tune(self, connection: Connection) -> None:
         """Make the settings of every transaction for good, unless a pooler may be in between; waits for it."""
         values = self._settings(connection) | {"pid": connection.info.backend_pid}
-        text = _settings_of(connection, local="false") + _LASTING
+        text = f"{_settings(connection.info.server_version, local='false')} {_LASTING}"
         connection.tuned = connection.execute(text.encode(), values).fetchone() is not None
 
     def transact_alone(self, verb: Verb[R]) -> R:
@@ -267,9 +269,8 @@ class Lines:
             session.begin(begin)
             if not session.connection.tuned:
                 # For the transaction alone, as it must be through poolers.
-                session.run(
-                    _settings_of(session.connection, local="true"), self._settings(session.connection)
-                )
+                settings = _settings(session.connection.info.server_version, local="true")
+                session.run(settings, self._settings(session.connection))
             done = await verb(session)
             await session.end()
         except Exception:
@@ -295,9 +296,11 @@ class Lines:
         }
 
 
-def _settings_of(connection: Connection, *, local: Literal["true", "false"]) -> str:
-    later = (text for since, text in _SINCE.items() if connection.info.server_version >= since)
-    return "".join([_SETTINGS, *later]).format(local=local)
+@functools.cache
+def _settings(server_version: int, *, local: Literal["true", "false"]) -> str:
+    """The statement for the settings of every transaction."""
+    later = [text for since, text in _SINCE.items() if server_version >= since]
+    return ", ".join([_SETTINGS, *later]).format(local=local)
 
 
 def _still_open(connection: Connection) -> bool:
@@ -342,7 +345,7 @@ class Line:
                     done = await self._tried(verb)
             return done
 
-    async def run(self, sql: str, values: Values = ()) -> None:
+    async def run(self, sql: str, values: Values = NO_VALUES) -> None:
         """Run a single statement, which may be repeated, in a transaction of its own; see `transact`."""
 
         async def verb(session: Session) -> None:

@@ -1,7 +1,7 @@
 """Which rows a list looks at: the newest first, from the index that holds the fewest others."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from jobpipe.job import ACTIVE, ENDED, Status
 from jobpipe.store.base import Filter, Place
@@ -13,94 +13,156 @@ NEWEST = Place(math.inf, 0)
 """Before it comes every job."""
 
 # Each arm is one range of an index that ends with created_at and seq. The server merges the arms as they come.
-_ARM = (
-    "(select created_at as at, seq from {source} and (created_at, seq) < (%(at)s, %(seq)s){since} "
-    "order by created_at desc, seq desc limit %(look)s)"
+_ARM = """
+(
+    select created_at as at, seq
+    {source}
+        and (created_at, seq) < (%(at)s, %(seq)s)
+        {since}
+    order by created_at desc, seq desc
+    limit %(look)s
 )
-_SINCE = " and created_at >= %(created_after)s"
-_MERGED = " order by at desc, seq desc limit %(look)s"
-_TAGGED = "tags where tag = convert_to(%(tag)s, 'UTF8')"
-_OF_STATUS = "jobs where coalesce(status, 'live') = '{status}'"
+"""
+_SINCE = "and created_at >= %(created_after)s"
+_MERGED = """
+{arms}
+order by at desc, seq desc
+limit %(look)s
+"""
+
+# Sources, and what narrows them down.
+_TAGGED = "from tags where tag = convert_to(%(tag)s, 'UTF8')"
+_OF_STATUS = "from jobs where coalesce(status, 'live') = '{status}'"
 _WAITING = {
-    Status.SCHEDULED: "live where status = 'scheduled'",
-    Status.RETRYING: "live where status = 'retrying'",
-    Status.QUEUED: "live where status = 'queued' and node is null",
+    Status.SCHEDULED: "from live where status = 'scheduled'",
+    Status.RETRYING: "from live where status = 'retrying'",
+    Status.QUEUED: "from live where status = 'queued' and node is null",
 }
-_OF_QUEUE = " and queue = %(queue)s"
-_LATER = "live where status = '{status}' and status in ('scheduled', 'retrying')"
+_LATER = "from live where status = '{status}' and status in ('scheduled', 'retrying')"
+_HELD = "from live where node is not null and status = '{status}'"
+_OF_QUEUE = "and queue = %(queue)s"
+_OF_KIND = "and kind = %(kind)s"
+
 # All that are held, or wait and are few. The order and limit make the planner take the index that holds just these
 # rows, "lateral" makes it begin with them.
-_ALL = (
-    "(select l.created_at, l.seq from (select created_at, seq from {which} order by {order}) l{of_kind}) as all_l "
-    "where true"
-)
-_ORDER = {
-    Status.QUEUED: f"queue, (case when kind is null then 0 else 1 end), priority desc, run_at, seq limit {FEW}",
-    Status.SCHEDULED: f"created_at, seq limit {FEW}",
-    Status.RETRYING: f"created_at, seq limit {FEW}",
+_ALL = """
+from (
+    select l.created_at, l.seq
+    from (
+        select created_at, seq
+        {which}
+            {of_queue}
+        {order}
+    ) l
+    {with_kind}
+) as all_l
+where true
+"""
+_FIRST_QUEUED = f"""
+order by queue, (case when kind is null then 0 else 1 end), priority desc, run_at, seq
+limit {FEW}
+"""
+_FIRST_LATER = f"""
+order by created_at, seq
+limit {FEW}
+"""
+_FIRST = {
+    Status.QUEUED: _FIRST_QUEUED,
+    Status.SCHEDULED: _FIRST_LATER,
+    Status.RETRYING: _FIRST_LATER,
 }
-_HELD_ORDER = "node, seq offset 0"
-_OF_KIND = " cross join lateral (select from jobs j where j.seq = l.seq and j.kind = %(kind)s offset 0) k"
-_HELD = "live where node is not null and status = '{status}'"
+_EACH_HELD = """
+order by node, seq
+offset 0
+"""
+_WITH_KIND = """
+cross join lateral (
+    select
+    from jobs j
+    where j.seq = l.seq and j.kind = %(kind)s
+    offset 0
+) k
+"""
 
-COUNTED = "select coalesce(sum(jobs), 0)::bigint from counts where state = %(status)s and queue = %(queue)s"
-COUNTED_IN_ALL = (
-    "select coalesce(sum(jobs), 0)::bigint from (select jobs from totals where state = %(status)s "
-    "union all select jobs from counts where slot < 0 and state = %(status)s) counted"
-)
+COUNTED = """
+select coalesce(sum(jobs), 0)::bigint
+from counts
+where state = %(status)s and queue = %(queue)s
+"""
+COUNTED_IN_ALL = """
+select coalesce(sum(jobs), 0)::bigint
+from (
+    select jobs from totals where state = %(status)s
+    union all
+    select jobs from counts where slot < 0 and state = %(status)s
+) counted
+"""
 """How many jobs have a status that waits, those held by nodes not counted."""
 
 
-def counted(where: Filter) -> str | None:
+class Form(NamedTuple):
+    """What of a filter decides on the statements of a list: never a value, but for the status."""
+
+    status: Status | None
+    given: frozenset[str]
+    """names of the fields that have values"""
+
+
+def counted(form: Form) -> str | None:
     """The query for the number that decides whether few jobs are to be looked at; None: it does not matter."""
-    if where.tag is not None or where.status not in _WAITING:
+    if "tag" in form.given or form.status not in _WAITING:
         return None
-    if where.queue is not None:
-        return COUNTED if where.status is Status.QUEUED else None
-    return None if where.kind is None else COUNTED_IN_ALL
+    if "queue" in form.given:
+        return COUNTED if form.status is Status.QUEUED else None
+    return COUNTED_IN_ALL if "kind" in form.given else None
 
 
-def looked(where: Filter, *, few: bool) -> str:
+def looked(form: Form, *, few: bool) -> str:
     """The query for the places (at, seq) of the rows that a list looks at, no more than `%(look)s` of them.
 
     A tag, else a queue, else a kind decides on the index, each but the tag together with the status. What else is asked
     has to be looked for among these rows. `few`: the jobs that `counted` counts are few.
     """
-    since = _SINCE if where.created_after is not None else ""
-    arms = [_ARM.format(source=source, since=since) for source in _sources(where, few=few)]
-    return arms[0] if len(arms) == 1 else " union all ".join(arms) + _MERGED
+    since = _SINCE if "created_after" in form.given else ""
+    arms = [_ARM.format(source=source, since=since) for source in _sources(form, few=few)]
+    return arms[0] if len(arms) == 1 else _MERGED.format(arms="union all".join(arms))
 
 
-def _sources(where: Filter, *, few: bool) -> list[str]:
-    if where.tag is not None:
+def _sources(form: Form, *, few: bool) -> list[str]:
+    """Where the rows come from: each is a "from" with its "where"."""
+    if "tag" in form.given:
         return [_TAGGED]
-    narrow = _OF_QUEUE if where.queue is not None else "" if where.kind is None else " and kind = %(kind)s"
-    if where.status is None:
-        return [_OF_STATUS.format(status=one) + narrow for one in ("live", *sorted(ENDED))]
-    if where.status in ENDED:
-        return [_OF_STATUS.format(status=where.status.value) + narrow]
-    held = [_all(_HELD.format(status=where.status.value), _HELD_ORDER, where)]
-    if where.status in ACTIVE:
+    narrow = _OF_QUEUE if "queue" in form.given else _OF_KIND if "kind" in form.given else ""
+    if form.status is None:
+        return [f"{_OF_STATUS.format(status=one)} {narrow}" for one in ("live", *sorted(ENDED))]
+    if form.status in ENDED:
+        return [f"{_OF_STATUS.format(status=form.status.value)} {narrow}"]
+    held = [_all(_HELD.format(status=form.status.value), _EACH_HELD, form)]
+    if form.status in ACTIVE:
         return held
     # A held job that has not begun is queued, too, and not among those that wait in "live".
-    apart = where.status is Status.QUEUED and (few or not narrow)
-    return [_waiting(where, where.status, narrow, few=few), *(held if apart else [])]
+    apart = form.status is Status.QUEUED and (few or not narrow)
+    return [_waiting(form, form.status, narrow, few=few), *(held if apart else [])]
 
 
-def _waiting(where: Filter, status: Status, narrow: str, *, few: bool) -> str:
+def _waiting(form: Form, status: Status, narrow: str, *, few: bool) -> str:
     if not narrow:
         return _WAITING[status]
     if few:
-        return _all(_WAITING[status], _ORDER[status], where)
-    if where.queue is not None and status is not Status.QUEUED:
-        return _LATER.format(status=status.value) + narrow
-    return _OF_STATUS.format(status="live") + narrow
+        return _all(_WAITING[status], _FIRST[status], form)
+    if "queue" in form.given and status is not Status.QUEUED:
+        return f"{_LATER.format(status=status.value)} {narrow}"
+    return f"{_OF_STATUS.format(status='live')} {narrow}"
 
 
-def _all(which: str, order: str, where: Filter) -> str:
-    of_kind = _OF_KIND if where.queue is None and where.kind is not None else ""
-    of_queue = _OF_QUEUE if where.queue is not None else ""
-    return _ALL.format(which=which + of_queue, order=order, of_kind=of_kind)
+def _all(which: str, order: str, form: Form) -> str:
+    of_queue = "queue" in form.given
+    return _ALL.format(
+        which=which,
+        of_queue=_OF_QUEUE if of_queue else "",
+        order=order,
+        with_kind=_WITH_KIND if "kind" in form.given and not of_queue else "",
+    )
 
 
 def bounds(where: Filter, before: Place | None) -> dict[str, Any]:

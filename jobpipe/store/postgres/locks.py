@@ -21,19 +21,24 @@ REFUSE = 1.0
 REMEMBER = 10.0
 """Seconds for which a row that was found locked is looked at before it is written."""
 
-_WAIT = "select set_config('lock_timeout', %s, true)"
+_WAIT = "select set_config('lock_timeout', %(milliseconds)s, true)"
 
-_LOCKED_ROWS = (
-    "with free as materialized ("
-    "select l.seq from live l join jobs j on j.seq = l.seq "
-    "where l.seq = any(%s) "
-    # As strong as what settlements take: they delete the row of the one, and update that of the other.
-    "for update of l skip locked for no key update of j skip locked) "
-    "select l.seq from live l "
-    "where l.seq = any(%s) and not exists (select from free where free.seq = l.seq)"
+# As strong as what settlements take: they delete the row of the one, and update that of the other.
+_LOCKED_ROWS = """
+with free as materialized (
+    select l.seq
+    from live l join jobs j on j.seq = l.seq
+    where l.seq = any(%(seqs)s)
+    for update of l skip locked
+    for no key update of j skip locked
 )
+select l.seq
+from live l
+where l.seq = any(%(seqs)s)
+    and not exists (select from free where free.seq = l.seq)
+"""
 
-_LOCKED_IDS = "select locked_ids(%s)"
+_LOCKED_IDS = "select locked_ids(%(ids)s)"
 
 
 class Aside:
@@ -120,12 +125,12 @@ class Locks:
         """Set aside what is locked now. Raises `Locked` where a lock is in the way that is none of a job."""
 
         async def verb(session: Session) -> None:
-            session.run(_WAIT, (f"{PROBE_WAIT * 1000:.0f}",))
-            ids, seqs = texts(aside.asked_ids), integers(aside.asked_seqs)
-            rows, names = session.run(_LOCKED_ROWS, (seqs, seqs)), session.run(_LOCKED_IDS, (ids,))
+            session.run(_WAIT, {"milliseconds": f"{PROBE_WAIT * 1000:.0f}"})
+            rows = session.run(_LOCKED_ROWS, {"seqs": integers(aside.asked_seqs)})
+            names = session.run(_LOCKED_IDS, {"ids": texts(aside.asked_ids)})
             await session.answered()
-            aside.seqs |= {row[0] for row in rows.rows()}
-            aside.ids |= {row[0] for row in names.rows()}
+            aside.seqs |= {seq for (seq,) in rows.rows()}
+            aside.ids |= {job_id for (job_id,) in names.rows()}
 
         await self._line.transact(verb)
         now = time.monotonic()

@@ -44,7 +44,8 @@ class Nodes:
         until = lease_until - now if self._leases == "database" else lease_until
 
         async def verb(session: Session) -> bool:
-            return await session.row(RENEW[self._leases], (float(until), node)) is not None
+            values = {"until": float(until), "node": node}
+            return await session.row(RENEW[self._leases], values) is not None
 
         return lines.transact_alone(verb)
 

@@ -19,10 +19,28 @@ OLDEST = 130000
 PATIENCE = 600
 """Seconds that one migration may take, and that a node waits for another one's."""
 
-_VERSIONS = (
-    "create table if not exists versions "
-    "(version int primary key, applied_at timestamptz not null default now())"
+_VERSIONS = """
+create table if not exists versions (
+    version int primary key,
+    applied_at timestamptz not null default now()
 )
+"""
+# From the catalog itself: to_regclass may answer from before another node's migration that was waited for.
+_HAS_VERSIONS = """
+select
+from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where n.nspname = %(schema)s and c.relname = 'versions'
+"""
+_NEWEST_VERSION = "select coalesce(max(version), 0) from {versions}"
+_APPLIED = "insert into versions (version) values (%(version)s)"
+_HAS_SCHEMA = "select from pg_catalog.pg_namespace where nspname = %(schema)s"
+_ALONE = "select pg_advisory_xact_lock(hashtextextended(%(channel)s, 0))"
+_PATIENTLY = f"""
+set local statement_timeout = '{PATIENCE}s';
+set local lock_timeout = '{PATIENCE}s';
+set local idle_in_transaction_session_timeout = 0;
+set local standard_conforming_strings = on
+"""
 
 
 log = structlog.get_logger("jobpipe")
@@ -108,15 +126,9 @@ def _check_server(connection: Connection, address: Address) -> None:
 
 def _version(connection: Connection, schema: str) -> int:
     """The number of the last migration that was applied; 0: none."""
-    # From the catalog itself: to_regclass may answer from before another node's migration that was waited for.
-    there = connection.execute(
-        "select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace "
-        "where n.nspname = %s and c.relname = 'versions'",
-        (schema,),
-    ).fetchone()
-    if there is None:
+    if connection.execute(_HAS_VERSIONS, {"schema": schema}).fetchone() is None:
         return 0
-    query = sql.SQL("select coalesce(max(version), 0) from {}").format(sql.Identifier(schema, "versions"))
+    query = sql.SQL(_NEWEST_VERSION).format(versions=sql.Identifier(schema, "versions"))
     row = connection.execute(query).fetchone()
     return int(row[0]) if row else 0
 
@@ -124,11 +136,8 @@ def _version(connection: Connection, schema: str) -> int:
 def _apply(connection: Connection, address: Address) -> int:
     """Apply what is missing, all in one transaction; returns the version that was found under the lock."""
     with connection.transaction():
-        connection.execute(
-            f"set local statement_timeout = '{PATIENCE}s'; set local lock_timeout = '{PATIENCE}s'; "
-            "set local idle_in_transaction_session_timeout = 0; set local standard_conforming_strings = on"
-        )
-        connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", (address.channel,))
+        connection.execute(_PATIENTLY.encode())
+        connection.execute(_ALONE, {"channel": address.channel})
         found = _version(connection, address.schema)
         try:
             _apply_after(connection, address.schema, found)
@@ -148,11 +157,8 @@ def _apply_after(connection: Connection, schema: str, version: int) -> None:
     for number, text in migrations("jobpipe.store.postgres"):
         if number > version:
             connection.execute(text.encode())
-            connection.execute("insert into versions (version) values (%s)", (number,))
+            connection.execute(_APPLIED, {"version": number})
 
 
 def _exists(connection: Connection, schema: str) -> bool:
-    return (
-        connection.execute("select from pg_catalog.pg_namespace where nspname = %s", (schema,)).fetchone()
-        is not None
-    )
+    return connection.execute(_HAS_SCHEMA, {"schema": schema}).fetchone() is not None

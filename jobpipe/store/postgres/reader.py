@@ -1,5 +1,6 @@
 """What the API reads: on connections of its own, so that nothing waits for the writer."""
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,119 +18,273 @@ from jobpipe.store.postgres.tally import bounded
 from jobpipe.store.rows import attempt_from, shown, stored_from
 from jobpipe.transitions import Stored
 
-JOB_COLUMNS = (
-    "id, kind, queue, status, priority, payload, result, error, attempt, max_retries, claim, "
-    "created_at, run_at, started_at, finished_at, expires_at, options, seq, node, held, size, rescued, watched"
-)
+_COLUMNS = """
+    id, kind, queue, status, priority, {payload}, {result}, error, attempt, max_retries, claim,
+    created_at, run_at, started_at, finished_at, expires_at, options, seq, node, held, size, rescued, watched
+"""
+JOB_COLUMNS = _COLUMNS.format(payload="payload", result="result")
 """Of the view `shown`."""
 
 STATUSES = frozenset(Status)
 
-_PAUSED = "select name from queues where paused order by name limit %s"
-_SOME = f"select {JOB_COLUMNS} from shown where id = any(%s)"
-_ATTEMPTS = (
-    "select j.id, a.number, a.claim, n.name, a.started_at, a.finished_at, a.outcome, a.error "
-    "from jobs j join attempts a on a.seq = j.seq left join nodes n on n.node = a.node "
-    "where j.id = any(%s) order by a.seq, a.claim"
-)
-# Held jobs are not in the counts.
-_QUEUES = (
-    "select name, coalesce(paused, false) from (select name from ("
-    "(select distinct queue as name from counts where queue > %(after)s order by queue limit %(limit)s) "
-    "union (select name from queues where name > %(after)s order by name limit %(limit)s) "
-    "union select queue from live where node is not null and queue > %(after)s"
-    ") as named order by name limit %(limit)s) as known left join queues using (name) order by name"
-)
-_QUEUE = (
-    "select %(name)s::text, coalesce((select paused from queues where name = %(name)s), false) "
-    "where exists (select from queues where name = %(name)s) or exists (select from counts where queue = %(name)s) "
-    "or exists (select from live where node is not null and queue = %(name)s)"
-)
-_COUNTS = (
-    f"select queue, state, {bounded('sum(jobs)')} from counts where queue between %(first)s and %(last)s "
-    "group by queue, state having sum(jobs) > 0"
-)
-_HELD = (
-    "select queue, status, count(*) from live where node is not null and queue between %(first)s and %(last)s "
-    "group by queue, status"
-)
-# The index of ready jobs is read at its first entry of each queue and priority.
-_OLDEST = (
-    "with recursive tops as (select q.name, a.aside, (select l.priority from live l where {ready} "
-    "and l.queue = q.name and {aside} = a.aside order by l.priority desc limit 1) as priority "
-    "from unnest(%(names)s) as q (name), (values (0), (1)) a (aside) "
-    "union all select t.name, t.aside, (select l.priority from live l where {ready} and l.queue = t.name "
-    "and {aside} = t.aside and l.priority < t.priority order by l.priority desc limit 1) "
-    "from tops t where t.priority is not null) "
-    "select t.name, min((select l.run_at from live l where {ready} and l.queue = t.name and {aside} = t.aside "
-    "and l.priority = t.priority order by l.run_at limit 1)) from tops t where t.priority is not null group by t.name"
-).format(ready="l.status = 'queued' and l.node is null", aside="(case when l.kind is null then 0 else 1 end)")
-_TOTALS = (
-    "select state, sum(jobs)::bigint from (select state, jobs from totals union all "
-    "select state, jobs from counts where slot < 0) t group by state having sum(jobs) > 0 union all "
-    "select status, count(*) from live where node is not null group by status"
-)
-NEXT_QUEUE = (
-    "(select l.queue from live l where l.status = 'queued' and l.node is null and l.queue > {} "
-    "order by l.queue limit 1)"
-)
-"""From one queue that has a ready job to the next by name: queues without ready jobs cost nothing."""
-
-READY = "l.status = 'queued' and l.node is null and l.kind is null"
-ASIDE = "l.status = 'queued' and l.node is null and l.kind is not null"
+_QUEUED = "l.status = 'queued' and l.node is null"
+READY = f"{_QUEUED} and l.kind is null"
+ASIDE = f"{_QUEUED} and l.kind is not null"
 """Ready jobs that do not stand aside, and those that do."""
 
-NOT_ASIDE = "(case when l.kind is null then 0 else 1 end) = 0"
+_IS_ASIDE = "(case when l.kind is null then 0 else 1 end)"
+NOT_ASIDE = f"{_IS_ASIDE} = 0"
 """As the index by queue has it."""
 
-ORDER = "order by {0}.priority desc, {0}.run_at, {0}.seq"
+ORDER = "order by {of}.priority desc, {of}.run_at, {of}.seq"
+UNPAUSED = "{of}.queue <> all (array(select name from queues where paused))"
 
-MINE_ASIDE = (
-    "exists (select from unnest(%(kinds)s::text[]) as k (kind) cross join lateral "
-    f"(select from live l where {ASIDE} and l.kind = k.kind and {{which}} {ORDER.format('l')} limit 1) a)"
+NEXT_QUEUE = f"""
+(
+    select l.queue
+    from live l
+    where {_QUEUED} and l.queue > {{after}}
+    order by l.queue
+    limit 1
 )
+"""
+"""From one queue that has a ready job to the next by name: queues without ready jobs cost nothing."""
+
+FIRST_QUEUE = NEXT_QUEUE.format(after="''")
+
+MINE_ASIDE = f"""
+exists (
+    select
+    from unnest(%(kinds)s::text[]) as k (kind) cross join lateral (
+        select
+        from live l
+        where {ASIDE} and l.kind = k.kind and {{which}}
+        {ORDER.format(of="l")}
+        limit 1
+    ) a
+)
+"""
 """Whether jobs of some kinds stand aside: in the order of their index, so that the planner takes no other one."""
 
-_KINDS = "select distinct k from nodes, unnest(kinds) as k where lease_until is not null"
+_PAUSED = """
+select name
+from queues
+where paused
+order by name
+limit %(limit)s
+"""
+_SOME = f"""
+select {JOB_COLUMNS}
+from shown
+where id = any(%(ids)s)
+"""
+_ATTEMPTS = """
+select j.id, a.number, a.claim, n.name, a.started_at, a.finished_at, a.outcome, a.error
+from jobs j
+join attempts a on a.seq = j.seq
+left join nodes n on n.node = a.node
+where j.id = any(%(ids)s)
+order by a.seq, a.claim
+"""
+# Held jobs are not in the counts.
+_QUEUES = """
+select name, coalesce(paused, false)
+from (
+    select name
+    from (
+        (select distinct queue as name from counts where queue > %(after)s order by queue limit %(limit)s)
+        union
+        (select name from queues where name > %(after)s order by name limit %(limit)s)
+        union
+        select queue from live where node is not null and queue > %(after)s
+    ) as named
+    order by name
+    limit %(limit)s
+) as known
+left join queues using (name)
+order by name
+"""
+_QUEUE = """
+select %(name)s::text, coalesce((select paused from queues where name = %(name)s), false)
+where exists (select from queues where name = %(name)s)
+    or exists (select from counts where queue = %(name)s)
+    or exists (select from live where node is not null and queue = %(name)s)
+"""
+_COUNTS = f"""
+select queue, state, {bounded("sum(jobs)")}
+from counts
+where queue between %(first)s and %(last)s
+group by queue, state
+having sum(jobs) > 0
+"""
+_HELD = """
+select queue, status, count(*)
+from live
+where node is not null and queue between %(first)s and %(last)s
+group by queue, status
+"""
+# The index of ready jobs is read at its first entry of each queue and priority.
+_OLDEST = f"""
+with recursive tops as (
+    select q.name, a.aside, (
+        select l.priority
+        from live l
+        where {_QUEUED} and l.queue = q.name and {_IS_ASIDE} = a.aside
+        order by l.priority desc
+        limit 1
+    ) as priority
+    from unnest(%(names)s) as q (name), (values (0), (1)) a (aside)
+    union all
+    select t.name, t.aside, (
+        select l.priority
+        from live l
+        where {_QUEUED} and l.queue = t.name and {_IS_ASIDE} = t.aside and l.priority < t.priority
+        order by l.priority desc
+        limit 1
+    )
+    from tops t
+    where t.priority is not null
+)
+select t.name, min((
+    select l.run_at
+    from live l
+    where {_QUEUED} and l.queue = t.name and {_IS_ASIDE} = t.aside and l.priority = t.priority
+    order by l.run_at
+    limit 1
+))
+from tops t
+where t.priority is not null
+group by t.name
+"""
+_TOTALS = """
+select state, sum(jobs)::bigint
+from (
+    select state, jobs from totals
+    union all
+    select state, jobs from counts where slot < 0
+) t
+group by state
+having sum(jobs) > 0
+union all
+select status, count(*)
+from live
+where node is not null
+group by status
+"""
+
+_KINDS = """
+select distinct k
+from nodes, unnest(kinds) as k
+where lease_until is not null
+"""
 # From one kind of which a job stands aside to the next by name.
-_UNSERVED = (
-    f"with recursive walk (kind) as ((select l.kind from live l where {ASIDE} order by l.kind limit 1) union all "
-    "select n.kind from walk w cross join lateral "
-    f"(select l.kind from live l where {ASIDE} and l.kind > w.kind order by l.kind limit 1) n), "
-    f"named as materialized (select kind from walk where kind <> all (array({_KINDS})) limit %s) "
-    "select n.kind, c.jobs, c.since from named n cross join lateral "
-    f"(select count(*) as jobs, min(l.run_at) as since from live l where {ASIDE} and l.kind = n.kind) c "
-    "order by n.kind"
+_UNSERVED = f"""
+with recursive walk (kind) as (
+    (
+        select l.kind
+        from live l
+        where {ASIDE}
+        order by l.kind
+        limit 1
+    )
+    union all
+    select n.kind
+    from walk w cross join lateral (
+        select l.kind
+        from live l
+        where {ASIDE} and l.kind > w.kind
+        order by l.kind
+        limit 1
+    ) n
+),
+named as materialized (
+    select kind
+    from walk
+    where kind <> all (array({_KINDS}))
+    limit %(limit)s
 )
+select n.kind, c.jobs, c.since
+from named n cross join lateral (
+    select count(*) as jobs, min(l.run_at) as since
+    from live l
+    where {ASIDE} and l.kind = n.kind
+) c
+order by n.kind
+"""
 
-UNPAUSED = "{}.queue <> all (array(select name from queues where paused))"
-_ANY_READY = (
-    f"with recursive walk (queue) as ({NEXT_QUEUE.format(chr(39) * 2)} union all "
-    f"select n.queue from walk w cross join lateral {NEXT_QUEUE.format('w.queue')} n) "
-    f"select exists (select from walk w where {UNPAUSED.format('w')} and exists "
-    f"(select from live l where {READY} and l.queue = w.queue and {NOT_ASIDE} {ORDER.format('l')} limit 1)) "
-    f"or {MINE_ASIDE.format(which=UNPAUSED.format('l'))}"
+_ANY_READY = f"""
+with recursive walk (queue) as (
+    {FIRST_QUEUE}
+    union all
+    select n.queue
+    from walk w cross join lateral {NEXT_QUEUE.format(after="w.queue")} n
 )
+select exists (
+        select
+        from walk w
+        where {UNPAUSED.format(of="w")}
+            and exists (
+                select
+                from live l
+                where {READY} and l.queue = w.queue and {NOT_ASIDE}
+                {ORDER.format(of="l")}
+                limit 1
+            )
+    )
+    or {MINE_ASIDE.format(which=UNPAUSED.format(of="l"))}
+"""
 
-_LIST = (
-    "select created_at, seq, {size} from ({looked}) as looked join shown s using (seq) where {conditions} "
-    "order by looked.at desc, seq desc limit %(limit)s"
-)
-_SIZE = (
-    "octet_length(id) + coalesce(octet_length(error), 0) + coalesce(octet_length(options), 0)",
-    " + octet_length(payload) + coalesce(octet_length(result), 0)",
-)
-_PAGE = "select {columns} from shown where seq = any(%s) order by created_at desc, seq desc"
+_LIST = """
+select created_at, seq, {size}
+from ({looked}) as looked
+join shown s using (seq)
+where {conditions}
+order by looked.at desc, seq desc
+limit %(limit)s
+"""
+_BARE_SIZE = "octet_length(id) + coalesce(octet_length(error), 0) + coalesce(octet_length(options), 0)"
+_SIZE = f"{_BARE_SIZE} + octet_length(payload) + coalesce(octet_length(result), 0)"
+_PAGE = """
+select {columns}
+from shown
+where seq = any(%(seqs)s)
+order by created_at desc, seq desc
+"""
 _WITH_CONTENT = _PAGE.format(columns=JOB_COLUMNS)
-_BARE = _PAGE.format(columns=JOB_COLUMNS.replace("payload, result", "''::bytea, null::bytea"))
-_EDGE = "select at, seq from ({looked}) as looked order by at desc, seq desc limit 1 offset %(look)s - 1"
+_BARE = _PAGE.format(columns=_COLUMNS.format(payload="''::bytea", result="null::bytea"))
+_EDGE = """
+select at, seq
+from ({looked}) as looked
+order by at desc, seq desc
+limit 1
+offset %(look)s - 1
+"""
+_WITH_TEXT = """
+(
+    position(convert_to(%(text)s, 'UTF8') in convert_to(id, 'UTF8')) > 0
+    or position(convert_to(%(text)s, 'UTF8') in payload) > 0
+    or position(%(text)s in message_of(error)) > 0
+)
+"""
 _CONDITIONS = {
     "status": "status = %(status)s",
     "kind": "kind = %(kind)s",
     "queue": "queue = %(queue)s",
-    "text": "(position(convert_to(%(text)s, 'UTF8') in convert_to(id, 'UTF8')) > 0 "
-    "or position(convert_to(%(text)s, 'UTF8') in payload) > 0 or position(%(text)s in message_of(error)) > 0)",
+    "text": _WITH_TEXT,
 }
+
+
+@functools.cache
+def _list(form: lists.Form, *, few: bool, content: bool) -> tuple[str, str]:
+    """The statements for the places of the jobs on a page, and for the last place that was looked at."""
+    looked = lists.looked(form, few=few)
+    conditions = [sql for name, sql in _CONDITIONS.items() if name in form.given]
+    query = _LIST.format(
+        size=_SIZE if content else _BARE_SIZE,
+        looked=looked,
+        conditions="\n    and ".join(conditions) or "true",
+    )
+    return query, _EDGE.format(looked=looked)
 
 
 async def several(session: Session, ids: Sequence[str]) -> dict[str, Job]:
@@ -139,8 +294,8 @@ async def several(session: Session, ids: Sequence[str]) -> dict[str, Job]:
 
 async def stored(session: Session, ids: Sequence[str]) -> dict[str, Stored]:
     """Those of the jobs that are there, with their attempts that have ended."""
-    names = texts([job_id for job_id in ids if "\0" not in job_id])
-    some, attempts = session.run(_SOME, (names,)), session.run(_ATTEMPTS, (names,))
+    values = {"ids": texts([job_id for job_id in ids if "\0" not in job_id])}
+    some, attempts = session.run(_SOME, values), session.run(_ATTEMPTS, values)
     await session.answered()
     rows = {row[0]: row for row in some.rows()}
     earlier: dict[str, list[Row]] = {}
@@ -162,19 +317,17 @@ async def listed(session: Session, where: Filter, limit: int, before: Place | No
     wanted = {name: value for name, value in msgspec.structs.asdict(where).items() if value is not None}
     if any(isinstance(value, str) and "\0" in value for value in wanted.values()):
         return Page([])  # no text here holds one
-    conditions = " and ".join(sql for name, sql in _CONDITIONS.items() if name in wanted) or "true"
-    looked = lists.looked(where, few=await _few(session, where, wanted))
-    size = "".join(_SIZE if where.content else _SIZE[:1])
-    query, edge = _LIST.format(size=size, looked=looked, conditions=conditions), _EDGE.format(looked=looked)
+    form = lists.Form(where.status, frozenset(wanted))
+    query, edge = _list(form, few=await _few(session, form, wanted), content=where.content)
     pager = Pager(where, limit, before, trio.current_time)
     while not pager.over:
         bounds = lists.bounds(where, pager.before)
         values = wanted | bounds | {"look": pager.look, "limit": pager.room}
         found = await _once(session, query, values)
         fitting = itertools.takewhile(lambda row: pager.fits(row[2], Place(row[0], row[1])), found)
-        seqs = [seq for _, seq, _ in fitting]
-        if seqs:
-            for row in await session.rows(_WITH_CONTENT if where.content else _BARE, (integers(seqs),)):
+        if seqs := [seq for _, seq, _ in fitting]:
+            page = _WITH_CONTENT if where.content else _BARE
+            for row in await session.rows(page, {"seqs": integers(seqs)}):
                 pager.take(row)
         if not pager.over:
             ends = await _once(session, edge, values)
@@ -182,9 +335,9 @@ async def listed(session: Session, where: Filter, limit: int, before: Place | No
     return pager.page()
 
 
-async def _few(session: Session, where: Filter, wanted: Mapping[str, Any]) -> bool:
+async def _few(session: Session, form: lists.Form, wanted: Mapping[str, Any]) -> bool:
     """Whether there are so few of the wanted jobs that all are read."""
-    query = lists.counted(where)
+    query = lists.counted(form)
     if query is None:
         return False
     ((jobs,),) = await _once(session, query, wanted)
@@ -254,17 +407,17 @@ async def any_ready(session: Session, kinds: Texts) -> bool:
 
 async def paused(session: Session) -> Sequence[str]:
     """See `jobpipe.store.base.SharedStore.paused`."""
-    return [row[0] for row in await session.rows(_PAUSED, (STEP,))]
+    return [name for (name,) in await session.rows(_PAUSED, {"limit": STEP})]
 
 
 async def kinds(session: Session) -> frozenset[str]:
     """See `jobpipe.store.base.ReadStore.kinds`."""
-    return frozenset(row[0] for row in await session.rows(_KINDS))
+    return frozenset(kind for (kind,) in await session.rows(_KINDS))
 
 
 async def unserved(session: Session) -> Sequence[Unserved]:
     """See `jobpipe.store.base.ReadStore.unserved`."""
-    return [Unserved(*row) for row in await session.rows(_UNSERVED, (UNSERVED,))]
+    return [Unserved(*row) for row in await session.rows(_UNSERVED, {"limit": UNSERVED})]
 
 
 async def ping(session: Session) -> None:

@@ -8,8 +8,9 @@ import functools
 import itertools
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 import psycopg
@@ -18,10 +19,13 @@ from psycopg.adapt import Transformer
 from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGresult
 
-from jobpipe.store.postgres.parameters import Parameter, in_binary
+from jobpipe.store.postgres.parameters import in_binary
 
 Row = tuple[Any, ...]
-Values = Sequence[Any] | Mapping[str, Any]
+Values = Mapping[str, Any]
+"""The values of a statement, by name; those that it does not name are passed over."""
+
+NO_VALUES: Values = MappingProxyType({})
 Statement = tuple[str, tuple[int, ...]]
 """The text of a statement, and the types of its values."""
 
@@ -76,15 +80,10 @@ class Session:
         self.committing = False
         """whether the commit may be under way"""
 
-    def run(self, sql: str, values: Values = (), *, prepare: bool = True) -> Answer:
-        """Ask for a statement with its values for `%s`, or `%(name)s`; all statements are constants of this package."""
+    def run(self, sql: str, values: Values = NO_VALUES, *, prepare: bool = True) -> Answer:
+        """Ask for a statement with its values for `%(name)s`; all statements are constants of this package."""
         text, names = _numbered(sql)
-        given = (
-            [in_binary(values[name]) for name in names]
-            if isinstance(values, Mapping)
-            else map(in_binary, values)
-        )
-        sent: list[Parameter] = list(given)
+        sent = [in_binary(values[name]) for name in names]
         bytes_, types, formats = zip(*sent, strict=True) if sent else ((), (), ())
         if self._prepare and prepare:
             self._pgconn.send_query_prepared(self._name(sql, text, types), bytes_, formats, 1)
@@ -92,13 +91,13 @@ class Session:
             self._pgconn.send_query_params(text, bytes_, types, formats, 1)
         return self._ask()
 
-    async def rows(self, sql: str, values: Values = ()) -> list[Row]:
+    async def rows(self, sql: str, values: Values = NO_VALUES) -> list[Row]:
         """Ask for a statement and wait for its rows."""
         answer = self.run(sql, values)
         await self.answered()
         return answer.rows()
 
-    async def row(self, sql: str, values: Values = ()) -> Row | None:
+    async def row(self, sql: str, values: Values = NO_VALUES) -> Row | None:
         """Ask for a statement and wait for its first row."""
         answer = self.run(sql, values)
         await self.answered()
@@ -223,12 +222,11 @@ async def _readable_or_writable(socket: int) -> None:
 
 @functools.cache
 def _numbered(sql: str) -> tuple[bytes, tuple[str, ...]]:
-    """A statement with PostgreSQL's own `$1`, `$2`; and the names of its values, where they have names."""
+    """A statement with PostgreSQL's own `$1`, `$2`; and the names of its values, in that order."""
     places: dict[str, int] = {}
 
     def number(found: re.Match[str]) -> str:
-        name = found["name"] or str(len(places))
-        return f"${places.setdefault(name, len(places) + 1)}"
+        return f"${places.setdefault(found['name'], len(places) + 1)}"
 
-    text = re.sub(r"%(?:s|\((?P<name>\w+)\)s)", number, sql)
+    text = re.sub(r"%\((?P<name>\w+)\)s", number, sql)
     return text.encode(), tuple(places)

@@ -1,11 +1,12 @@
 """Starts and settlements: what nodes say of the jobs that they hold, each under the fence of its claim number."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from jobpipe.job import ATTEMPTS_KEPT, ENDED, Status
 from jobpipe.store.base import Settlement, Start
 from jobpipe.store.postgres.parameters import binaries, floats, integers, texts
-from jobpipe.store.postgres.session import Answer, Row, Session
+from jobpipe.store.postgres.session import Answer, Session
 from jobpipe.store.postgres.tally import counting
 from jobpipe.store.rows import encoded_error
 
@@ -13,83 +14,201 @@ Fence = tuple[int, int]
 """seq and claim"""
 
 # `coalesce(node, 0) > 0` is "held", said so that the planner does not take the index of held jobs for a short cut.
+_FENCED = "l.seq = v.seq and l.claim = v.claim and coalesce(l.node, 0) > 0"
 
-_START = (
-    "update live l set status = case when l.status = 'queued' then 'running' else l.status end, "
-    "attempt = v.attempt, started_at = v.started_at "
-    "from unnest(%s, %s, %s, %s) as v (seq, claim, attempt, started_at) "
-    "where l.seq = v.seq and l.claim = v.claim and coalesce(l.node, 0) > 0 returning l.seq, l.claim"
-)
-_RECORD = (
-    "insert into attempts (seq, claim, number, node, started_at, finished_at, outcome, error) "
-    "select seq, claim, number, node, attempt_started_at, settled_at, outcome, error from {} "
-    "where outcome is not null and status <> 'done' on conflict do nothing"
-)
-_FORGET = (
-    f"delete from attempts a using {{0}} where a.seq = {{0}}.seq and a.claim <= {{0}}.claim - {ATTEMPTS_KEPT}"
-)
-_ENDED = (
-    "ended as (update jobs j set status = g.status, run_at = g.run_at, attempt = g.attempt, claim = g.claim, "
-    "node = g.node, rescued = g.rescued, started_at = g.started_at, finished_at = g.settled_at, error = g.error, "
-    "size = g.size, result = g.result from gone g where j.seq = g.seq "
-    "returning g.seq, g.claim, g.status, j.id, g.watched, j.queue, j.size), "
-    f"{counting('select queue, status, 1, size from ended')} select seq, claim, status, id, watched from ended"
-)
+_START = f"""
+update live l
+set status = case when l.status = 'queued' then 'running' else l.status end,
+    attempt = v.attempt,
+    started_at = v.started_at
+from unnest(%(seqs)s, %(claims)s, %(attempts)s, %(started)s) as v (seq, claim, attempt, started_at)
+where {_FENCED}
+returning l.seq, l.claim
+"""
+
+_RECORD = """
+insert into attempts (seq, claim, number, node, started_at, finished_at, outcome, error)
+select seq, claim, number, node, attempt_started_at, settled_at, outcome, error
+from {settled}
+where outcome is not null and status <> 'done'
+on conflict do nothing
+"""
+_FORGET = f"""
+delete from attempts a
+using {{settled}}
+where a.seq = {{settled}}.seq
+    and a.claim <= {{settled}}.claim - {ATTEMPTS_KEPT}
+"""
 
 # A job that ends leaves "live"; what became of it goes where it stays.
-_END = (
-    "with gone as (delete from live l using (select * from unnest(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) as u "
-    "(seq, claim, status, attempt, number, started_at, settled_at, outcome, error, size, result)) as v "
-    "where l.seq = v.seq and l.claim = v.claim and coalesce(l.node, 0) > 0 "
-    "returning l.seq, l.claim, l.node, l.run_at, l.rescued, l.watched, v.status, v.attempt, v.number, "
-    "coalesce(v.started_at, l.started_at) as started_at, v.started_at as attempt_started_at, v.settled_at, "
-    "v.outcome, v.error, v.size, v.result), "
-    f"recorded as ({_RECORD.format('gone')}), forgotten as ({_FORGET.format('gone')} and gone.status <> 'done'), "
-    f"{_ENDED}"
-)
-_END_WELL = (  # the same, for jobs that are done: nothing is recorded elsewhere
-    "with gone as (delete from live l using (select * from unnest(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) as u "
-    "(seq, claim, status, attempt, number, started_at, settled_at, outcome, error, size, result)) as v "
-    "where l.seq = v.seq and l.claim = v.claim and coalesce(l.node, 0) > 0 "
-    "returning l.seq, l.claim, l.node, l.run_at, l.rescued, l.watched, v.status, v.attempt, "
-    "coalesce(v.started_at, l.started_at) as started_at, v.settled_at, v.error, v.size, v.result), "
-    f"{_ENDED}"
-)
+_LEAVE = f"""
+delete from live l
+using (
+    select *
+    from unnest(
+        %(seqs)s, %(claims)s, %(statuses)s, %(attempts)s, %(numbers)s, %(started)s, %(settled)s,
+        %(outcomes)s, %(errors)s, %(sizes)s, %(results)s
+    ) as u (
+        seq, claim, status, attempt, number, started_at, settled_at,
+        outcome, error, size, result
+    )
+) as v
+where {_FENCED}
+"""
+_STAY = """
+update jobs j
+set status = g.status,
+    run_at = g.run_at,
+    attempt = g.attempt,
+    claim = g.claim,
+    node = g.node,
+    rescued = g.rescued,
+    started_at = g.started_at,
+    finished_at = g.settled_at,
+    error = g.error,
+    size = g.size,
+    result = g.result
+from gone g
+where j.seq = g.seq
+returning g.seq, g.claim, g.status, j.id, g.watched, j.queue, j.size
+"""
+_COUNT_ENDED = counting("select queue, status, 1, size from ended")
+_END = f"""
+with gone as (
+    {_LEAVE}
+    returning
+        l.seq, l.claim, l.node, l.run_at, l.rescued, l.watched, v.status, v.attempt, v.number,
+        coalesce(v.started_at, l.started_at) as started_at,
+        v.started_at as attempt_started_at,
+        v.settled_at, v.outcome, v.error, v.size, v.result
+),
+recorded as (
+    {_RECORD.format(settled="gone")}
+),
+forgotten as (
+    {_FORGET.format(settled="gone")}
+    and gone.status <> 'done'
+),
+ended as (
+    {_STAY}
+),
+{_COUNT_ENDED}
+select seq, claim, status, id, watched
+from ended
+"""
+# The same, for jobs that are done: nothing is recorded elsewhere.
+_END_WELL = f"""
+with gone as (
+    {_LEAVE}
+    returning
+        l.seq, l.claim, l.node, l.run_at, l.rescued, l.watched, v.status, v.attempt,
+        coalesce(v.started_at, l.started_at) as started_at,
+        v.settled_at, v.error, v.size, v.result
+),
+ended as (
+    {_STAY}
+),
+{_COUNT_ENDED}
+select seq, claim, status, id, watched
+from ended
+"""
+
 # A job that waits again; or, when it was asked to cancel meanwhile, has ended.
-_AGAIN = (
-    "with hit as (select l.seq, l.claim, l.node, l.status as before, l.watched, l.rescued, v.status, v.attempt, "
-    "v.number, coalesce(v.run_at, l.run_at) as run_at, coalesce(v.started_at, l.started_at) as started_at, "
-    "v.started_at as attempt_started_at, v.settled_at, v.outcome, v.error, coalesce(v.error, "
-    "l.error) as last_error, v.size "
-    "from unnest(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) as v "
-    "(seq, claim, status, attempt, number, started_at, settled_at, outcome, error, size, run_at) "
-    "join live l on l.seq = v.seq and l.claim = v.claim and coalesce(l.node, 0) > 0 for update of l), "
-    "back as (update live l set status = hit.status, attempt = hit.attempt, run_at = hit.run_at, "
-    "started_at = hit.started_at, error = hit.last_error, node = null, token = null from hit "
-    "where l.seq = hit.seq and hit.before <> 'cancelling' returning l.queue, l.status), "
-    "gone as (delete from live l using hit where l.seq = hit.seq and hit.before = 'cancelling'), "
-    "ended as (update jobs j set status = 'cancelled', run_at = g.run_at, attempt = g.attempt, claim = g.claim, "
-    "node = g.node, rescued = g.rescued, started_at = g.started_at, finished_at = g.settled_at, "
-    "error = g.last_error, size = g.size from hit g where j.seq = g.seq and g.before = 'cancelling' "
-    "returning j.queue, j.status, j.size), "
-    f"recorded as ({_RECORD.format('hit')}), forgotten as ({_FORGET.format('hit')}), "
-    f"{counting('select queue, status, 1, 0 from back union all select queue, status, 1, size from ended')} "
-    "select hit.seq, hit.claim, case when before = 'cancelling' then 'cancelled' else hit.status end, j.id, watched "
-    "from hit join jobs j on j.seq = hit.seq"
-)
+_COUNT_AGAIN = counting("""
+    select queue, status, 1, 0 from back
+    union all
+    select queue, status, 1, size from ended
+""")
+_AGAIN = f"""
+with hit as (
+    select
+        l.seq, l.claim, l.node, l.status as before, l.watched, l.rescued, v.status, v.attempt, v.number,
+        coalesce(v.run_at, l.run_at) as run_at,
+        coalesce(v.started_at, l.started_at) as started_at,
+        v.started_at as attempt_started_at,
+        v.settled_at, v.outcome, v.error,
+        coalesce(v.error, l.error) as last_error,
+        v.size
+    from unnest(
+        %(seqs)s, %(claims)s, %(statuses)s, %(attempts)s, %(numbers)s, %(started)s, %(settled)s,
+        %(outcomes)s, %(errors)s, %(sizes)s, %(run_at)s
+    ) as v (
+        seq, claim, status, attempt, number, started_at, settled_at,
+        outcome, error, size, run_at
+    )
+    join live l on {_FENCED}
+    for update of l
+),
+back as (
+    update live l
+    set status = hit.status,
+        attempt = hit.attempt,
+        run_at = hit.run_at,
+        started_at = hit.started_at,
+        error = hit.last_error,
+        node = null,
+        token = null
+    from hit
+    where l.seq = hit.seq and hit.before <> 'cancelling'
+    returning l.queue, l.status
+),
+gone as (
+    delete from live l
+    using hit
+    where l.seq = hit.seq and hit.before = 'cancelling'
+),
+ended as (
+    update jobs j
+    set status = 'cancelled',
+        run_at = g.run_at,
+        attempt = g.attempt,
+        claim = g.claim,
+        node = g.node,
+        rescued = g.rescued,
+        started_at = g.started_at,
+        finished_at = g.settled_at,
+        error = g.last_error,
+        size = g.size
+    from hit g
+    where j.seq = g.seq and g.before = 'cancelling'
+    returning j.queue, j.status, j.size
+),
+recorded as (
+    {_RECORD.format(settled="hit")}
+),
+forgotten as (
+    {_FORGET.format(settled="hit")}
+),
+{_COUNT_AGAIN}
+select hit.seq, hit.claim, case when before = 'cancelling' then 'cancelled' else hit.status end, j.id, watched
+from hit
+join jobs j on j.seq = hit.seq
+"""
+
 # Whether a claim was settled just so by an exchange whose commit was not answered.
-_WRITTEN = (
-    "select v.seq, v.claim from unnest(%s, %s, %s, %s) as v (seq, claim, settled_at, unspent) "
-    "join shown s on s.seq = v.seq and s.claim = v.claim and not s.held "
-    "where s.finished_at = v.settled_at or v.unspent = 1 or exists "
-    "(select from attempts a where a.seq = v.seq and a.claim = v.claim and a.finished_at = v.settled_at)"
-)
+_WRITTEN = """
+select v.seq, v.claim
+from unnest(%(seqs)s, %(claims)s, %(settled)s, %(unspent)s) as v (seq, claim, settled_at, unspent)
+join shown s on s.seq = v.seq and s.claim = v.claim and not s.held
+where s.finished_at = v.settled_at
+    or v.unspent = 1
+    or exists (
+        select from attempts a
+        where a.seq = v.seq and a.claim = v.claim and a.finished_at = v.settled_at
+    )
+"""
 
 
 def send_starts(session: Session, starts: Sequence[Start]) -> Answer:
     """Write starts; the answer holds the fences that matched."""
     seqs, claims, attempts, times = zip(*map(_start, starts), strict=True)
-    return session.run(_START, (integers(seqs), integers(claims), integers(attempts), floats(times)))
+    values = {
+        "seqs": integers(seqs),
+        "claims": integers(claims),
+        "attempts": integers(attempts),
+        "started": floats(times),
+    }
+    return session.run(_START, values)
 
 
 def _start(one: Start) -> tuple[int, int, int, float]:
@@ -117,12 +236,13 @@ class Settling:
         """Write them."""
         if self._ends:
             well = all(one.status is Status.DONE for one in self._ends)
-            results = binaries([one.result for one in self._ends])
-            sql = _END_WELL if well else _END
-            self._answers.append(session.run(sql, (*_columns(self._ends), results, self._slot)))
+            values = _columns(self._ends)
+            values |= {"results": binaries([one.result for one in self._ends]), "slot": self._slot}
+            self._answers.append(session.run(_END_WELL if well else _END, values))
         if self._again:
-            times = floats([one.run_at for one in self._again])
-            self._answers.append(session.run(_AGAIN, (*_columns(self._again), times, self._slot)))
+            values = _columns(self._again)
+            values |= {"run_at": floats([one.run_at for one in self._again]), "slot": self._slot}
+            self._answers.append(session.run(_AGAIN, values))
 
     def judge(self) -> None:
         """Learn what became of them."""
@@ -140,8 +260,8 @@ class Settling:
             self.readied += status == Status.QUEUED
 
 
-def _columns(settlements: Sequence[Settlement]) -> Row:
-    """All but what only some have."""
+def _columns(settlements: Sequence[Settlement]) -> dict[str, Any]:
+    """The values of a statement that settles, by name: all but what only some have."""
     values = [
         (
             one.seq,
@@ -160,23 +280,26 @@ def _columns(settlements: Sequence[Settlement]) -> Row:
     seqs, claims, statuses, attempts, numbers, started, settled, outcomes, errors, sizes = zip(
         *values, strict=True
     )
-    return (
-        integers(seqs),
-        integers(claims),
-        texts(statuses),
-        integers(attempts),
-        integers(numbers),
-        floats(started),
-        floats(settled),
-        texts(outcomes),
-        binaries(errors),
-        integers(sizes),
-    )
+    return {
+        "seqs": integers(seqs),
+        "claims": integers(claims),
+        "statuses": texts(statuses),
+        "attempts": integers(attempts),
+        "numbers": integers(numbers),
+        "started": floats(started),
+        "settled": floats(settled),
+        "outcomes": texts(outcomes),
+        "errors": binaries(errors),
+        "sizes": integers(sizes),
+    }
 
 
 async def written_before(session: Session, settlements: Sequence[Settlement]) -> set[Fence]:
     """Which of these settlements an exchange wrote that did not come to know it."""
-    values = [(one.seq, one.claim, one.settled_at, int(one.outcome is None)) for one in settlements]
-    seqs, claims, times, unspent = zip(*values, strict=True)
-    rows = await session.rows(_WRITTEN, (integers(seqs), integers(claims), floats(times), integers(unspent)))
-    return {(row[0], row[1]) for row in rows}
+    values = {
+        "seqs": integers([one.seq for one in settlements]),
+        "claims": integers([one.claim for one in settlements]),
+        "settled": floats([one.settled_at for one in settlements]),
+        "unspent": integers([int(one.outcome is None) for one in settlements]),
+    }
+    return {(seq, claim) for seq, claim in await session.rows(_WRITTEN, values)}

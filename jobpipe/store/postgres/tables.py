@@ -4,6 +4,7 @@ A job that has not ended stands in two rows: what was asked of it in `jobs`, how
 in the order in which exchanges lock them: first those in `live`, then those in `jobs`, each by seq.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
@@ -118,7 +119,8 @@ on conflict (seq) do update set
     started_at = null,
     error = excluded.error
 """
-_UPDATE = "update {table} set {assignments} where seq = %(seq)s"
+_UPDATE_LIVE = "update live set {assignments} where seq = %(seq)s"
+_UPDATE_JOBS = "update jobs set {assignments} where seq = %(seq)s"
 
 _LIVE = frozenset(
     (
@@ -150,9 +152,11 @@ values (
 )
 on conflict do nothing
 """
-_TAG = (
-    "insert into tags (tag, created_at, seq) values (%(tag)s, %(created_at)s, %(seq)s) on conflict do nothing"
-)
+_TAG = """
+insert into tags (tag, created_at, seq)
+values (%(tag)s, %(created_at)s, %(seq)s)
+on conflict do nothing
+"""
 _UNTAG = """
 delete from tags t
 using unnest(%(tags)s, %(seqs)s) as v (tag, seq) join jobs j on j.seq = v.seq
@@ -199,7 +203,7 @@ class Tables:
             values = {"ids": texts(names)}
             live, _ = self._session.run(_LOCK_LIVE, values), self._session.run(_LOCK_JOBS, values)
             found = await reader.stored(self._session, names)
-            locked = {row[0] for row in live.rows()}
+            locked = {seq for (seq,) in live.rows()}
             if all(one.job.status in ENDED or one.seq in locked for one in found.values()):
                 return found
             # Else somebody retried one between the two locks.
@@ -212,7 +216,7 @@ class Tables:
         locked = await self._session.rows(_LOCK_HELD, values)
         if not locked:
             return []
-        seqs = integers([row[0] for row in locked])
+        seqs = integers([seq for (seq,) in locked])
         return [stored_from(row) for row in await self._session.rows(_BY_SEQ, {"seqs": seqs})]
 
     def save(self, changes: Sequence[tuple[Stored, Stored]]) -> None:
@@ -239,20 +243,21 @@ class Tables:
             self._revive(after)
         else:
             released = _RELEASED if before.held and not after.held else {}
-            self._update("live", before.seq, {n: v for n, v in columns.items() if n in _LIVE} | released)
-            self._update("jobs", before.seq, {n: v for n, v in columns.items() if n in _ASKED})
+            self._update(
+                _UPDATE_LIVE, before.seq, {n: v for n, v in columns.items() if n in _LIVE} | released
+            )
+            self._update(_UPDATE_JOBS, before.seq, {n: v for n, v in columns.items() if n in _ASKED})
 
-    def _update(self, table: str, seq: int, columns: Mapping[str, Any]) -> None:
+    def _update(self, sql: str, seq: int, columns: Mapping[str, Any]) -> None:
         if columns:
-            sql = _UPDATE.format(table=table, assignments=_assignments(columns))
-            self._session.run(sql, {**columns, "seq": seq})
+            self._session.run(_assigning(sql, tuple(columns)), {**columns, "seq": seq})
 
     def _end(self, after: Stored, columns: Mapping[str, Any]) -> None:
         """Move what stood in `live` into `jobs`."""
         asked = {name: value for name, value in columns.items() if name in _ASKED}
         values = {**asked, **_standing(after), "status": after.job.status.value}
         values |= {"finished_at": after.job.finished_at, "size": after.size}
-        sql = _END.format(assignments=_assignments(values))
+        sql = _assigning(_END, tuple(values))
         self._session.run(sql, {**values, "seq": after.seq})
 
     def _revive(self, after: Stored) -> None:
@@ -260,7 +265,7 @@ class Tables:
         job = after.job
         values = {**_standing(after), "expires_at": job.expires_at, "result": job.result}
         values |= {"status": None, "finished_at": None, "size": after.size}
-        sql = _REVIVE.format(assignments=_assignments(values))
+        sql = _assigning(_REVIVE, tuple(values))
         self._session.run(sql, {**values, "seq": after.seq, "becomes": job.status.value})
 
     def _write_beside(self, before: Stored, after: Stored) -> None:
@@ -319,7 +324,7 @@ class Tables:
         self._session.run(_DELETE[0], {"seqs": seqs})
         with suppress(*ENTRYS_OWN):
             async with self._session.savepoint():
-                self._session.run(SIDELINE, (float(now), error, seqs))
+                self._session.run(SIDELINE, {"now": float(now), "error": error, "seqs": seqs})
         tally = Tally(self._slot)
         tally.move(stored.job.queue, None, Status.FAILED)
         tally.write(self._session)
@@ -368,5 +373,7 @@ def _standing(stored: Stored) -> dict[str, Any]:
     }
 
 
-def _assignments(columns: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} = %({name})s" for name in columns)
+@functools.cache
+def _assigning(sql: str, columns: tuple[str, ...]) -> str:
+    """A statement that sets these columns: one text, which is prepared once, however often it is run."""
+    return sql.format(assignments=",\n    ".join(f"{name} = %({name})s" for name in columns))

@@ -20,66 +20,123 @@ def bounded(total: str) -> str:
     return f"least(greatest({total}, -1e15), 1e15)::bigint"
 
 
-def _grown(table: str) -> str:
-    """What a row of counts becomes. One that was damaged must not outgrow its column: every later write would fail."""
-    return (
-        f"do update set jobs = least(greatest({table}.jobs, -1000000000000000), 1000000000000000) + excluded.jobs, "
-        f"size = least(greatest({table}.size, -1000000000000000), 1000000000000000) + excluded.size"
-    )
+# A row that was damaged must not outgrow its column: every later write would fail.
+_ADDED = """
+on conflict ({key}) do update set
+    jobs = least(greatest({table}.jobs, -1000000000000000), 1000000000000000) + excluded.jobs,
+    size = least(greatest({table}.size, -1000000000000000), 1000000000000000) + excluded.size
+"""
+_ADDED_TO_COUNTS = _ADDED.format(table="counts", key="queue, state, slot")
+_ADDED_TO_TOTALS = _ADDED.format(table="totals", key="state, slot")
+_JOBS, _SIZE = bounded("sum(jobs)"), bounded("sum(size)")
 
-
-_ADDED = f"on conflict (queue, state, slot) {_grown('counts')}"
-_ADDED_TO_TOTALS = f"on conflict (state, slot) {_grown('totals')}"
 # What calls of enqueue() and writers before us have left becomes ours. A writer that is at it now is passed over.
-_FOLD = (
-    "with old as (delete from counts where (queue, state, slot) in "
-    "(select queue, state, slot from counts where slot <> %s and (slot < 0 or %s) limit %s for update skip locked) "
-    "returning queue, state, slot, jobs, size), "
-    "called as (insert into totals (state, slot, jobs, size) "
-    f"select state, %s, {bounded('sum(jobs)')}, {bounded('sum(size)')} "
-    "from old where slot < 0 group by state order by state "
-    f"{_ADDED_TO_TOTALS}) "
-    "insert into counts (queue, state, slot, jobs, size) "
-    f"select queue, state, %s, {bounded('sum(jobs)')}, {bounded('sum(size)')} from old group by queue, state "
-    f"{_ADDED}"
+_FOLD = f"""
+with old as (
+    delete from counts
+    where (queue, state, slot) in (
+        select queue, state, slot
+        from counts
+        where slot <> %(slot)s and (slot < 0 or %(all_slots)s)
+        limit %(most)s
+        for update skip locked
+    )
+    returning queue, state, slot, jobs, size
+),
+called as (
+    insert into totals (state, slot, jobs, size)
+    select state, %(slot)s, {_JOBS}, {_SIZE}
+    from old
+    where slot < 0
+    group by state
+    order by state
+    {_ADDED_TO_TOTALS}
 )
-_FOLD_TOTALS = (
-    "with old as (delete from totals where (state, slot) in "
-    "(select state, slot from totals where slot <> %s limit %s for update skip locked) returning state, jobs, size) "
-    "insert into totals (state, slot, jobs, size) "
-    f"select state, %s, {bounded('sum(jobs)')}, {bounded('sum(size)')} from old group by state {_ADDED_TO_TOTALS}"
+insert into counts (queue, state, slot, jobs, size)
+select queue, state, %(slot)s, {_JOBS}, {_SIZE}
+from old
+group by queue, state
+{_ADDED_TO_COUNTS}
+"""
+_FOLD_TOTALS = f"""
+with old as (
+    delete from totals
+    where (state, slot) in (
+        select state, slot
+        from totals
+        where slot <> %(slot)s
+        limit %(most)s
+        for update skip locked
+    )
+    returning state, jobs, size
 )
+insert into totals (state, slot, jobs, size)
+select state, %(slot)s, {_JOBS}, {_SIZE}
+from old
+group by state
+{_ADDED_TO_TOTALS}
+"""
 FOLDED = 10_000
 """The most rows that one fold takes."""
 
 # Rows in which nothing is left, and queues of which nothing is set.
-_FORGET = (
-    "delete from counts where (queue, state, slot) in (select queue, state, slot from counts "
-    "where jobs = 0 and size = 0 limit %s for update skip locked)"
+_FORGET = """
+delete from counts
+where (queue, state, slot) in (
+    select queue, state, slot
+    from counts
+    where jobs = 0 and size = 0
+    limit %(most)s
+    for update skip locked
 )
-_FORGET_QUEUES = (
-    "delete from queues where name in "
-    "(select name from queues where not paused limit %s for update skip locked)"
+"""
+_FORGET_QUEUES = """
+delete from queues
+where name in (
+    select name
+    from queues
+    where not paused
+    limit %(most)s
+    for update skip locked
 )
+"""
 
 
 def counting(moves: str) -> str:
-    """The part of a statement that counts what its other parts did; its last value is the slot.
+    """The part of a statement that counts what its other parts did, in the slot `%(slot)s`.
 
     `moves` selects queue, state, jobs (how many more there are in it) and size (of ended ones).
     """
-    return (
-        # In one order: a prune may be gathering them.
-        "moved as (select queue, state, %s::bigint as slot, sum(jobs) as jobs, sum(size) as size "
-        f"from ({moves}) as m (queue, state, jobs, size) group by queue, state order by queue, state), "
-        "counted as (insert into counts (queue, state, slot, jobs, size) "
-        f"select queue, state, slot, jobs, size from moved {_ADDED}), "
-        "totalled as (insert into totals (state, slot, jobs, size) select state, slot, sum(jobs), sum(size) "
-        f"from moved group by state, slot order by state {_ADDED_TO_TOTALS})"
-    )
+    # In one order: a prune may be gathering them.
+    return f"""
+moved as (
+    select queue, state, %(slot)s::bigint as slot, sum(jobs) as jobs, sum(size) as size
+    from ({moves}) as m (queue, state, jobs, size)
+    group by queue, state
+    order by queue, state
+),
+counted as (
+    insert into counts (queue, state, slot, jobs, size)
+    select queue, state, slot, jobs, size
+    from moved
+    {_ADDED_TO_COUNTS}
+),
+totalled as (
+    insert into totals (state, slot, jobs, size)
+    select state, slot, sum(jobs), sum(size)
+    from moved
+    group by state, slot
+    order by state
+    {_ADDED_TO_TOTALS}
+)
+"""
 
 
-_WRITE = f"with {counting('select * from unnest(%s, %s, %s, %s)')} select 1"
+_GATHERED = "select * from unnest(%(queues)s, %(states)s, %(jobs)s, %(sizes)s)"
+_WRITE = f"""
+with {counting(_GATHERED)}
+select 1
+"""
 
 
 class Tally:
@@ -117,31 +174,59 @@ class Tally:
         if rows:
             # In one order: a prune may be gathering them.
             queues, states, jobs, sizes = zip(*sorted(rows), strict=True)
-            session.run(_WRITE, (self._slot, texts(queues), texts(states), integers(jobs), integers(sizes)))
+            values = {
+                "slot": self._slot,
+                "queues": texts(queues),
+                "states": texts(states),
+                "jobs": integers(jobs),
+                "sizes": integers(sizes),
+            }
+            session.run(_WRITE, values)
 
 
-_NONSENSE = (
-    "select exists (select from counts group by queue, state having sum(jobs) < 0 or sum(size) < 0 "
-    "or sum(size) > 1e15 or sum(jobs) > (select coalesce(max(seq), 0) from jobs)) "
-    # Both tables come to the same in each transaction, but for calls of enqueue(), which come into the totals later.
-    "or (select coalesce(sum(jobs), 0) from counts where slot >= 0) <> (select coalesce(sum(jobs), 0) from totals) "
-    "or (select coalesce(sum(size), 0) from counts where slot >= 0) <> (select coalesce(sum(size), 0) from totals)"
-)
+_NONSENSE = """
+select exists (
+        select from counts
+        group by queue, state
+        having sum(jobs) < 0
+            or sum(size) < 0
+            or sum(size) > 1e15
+            or sum(jobs) > (select coalesce(max(seq), 0) from jobs)
+    )
+    -- Both tables come to the same in each transaction, but for calls of enqueue(), which come into the totals later.
+    or (select coalesce(sum(jobs), 0) from counts where slot >= 0) <> (select coalesce(sum(jobs), 0) from totals)
+    or (select coalesce(sum(size), 0) from counts where slot >= 0) <> (select coalesce(sum(size), 0) from totals)
+"""
+# Whoever writes counts is waited for and kept waiting; of what is not committed the counts come with its commit.
+_LOCK_COUNTS = "lock table counts, totals in share row exclusive mode"
+_RECOUNT_LIVE = """
+insert into counts (queue, state, slot, jobs, size)
+select queue, status, 0, count(*), 0
+from live
+where node is null
+group by queue, status
+"""
+_RECOUNT_ENDED = """
+insert into counts (queue, state, slot, jobs, size)
+select queue, status, 0, count(*), sum(length(payload) + coalesce(length(result), 0) + coalesce(length(error), 0))
+from jobs
+where status is not null
+group by queue, status
+on conflict do nothing
+"""
+_RECOUNT_TOTALS = """
+insert into totals (state, slot, jobs, size)
+select state, 0, sum(jobs), sum(size)
+from counts
+group by state
+"""
 _RECOUNT = (
-    # Whoever writes counts is waited for and kept waiting; of what is not committed the counts come with its commit.
-    "lock table counts, totals in share row exclusive mode",
+    _LOCK_COUNTS,
     "delete from counts",
     "delete from totals",
-    (
-        "insert into counts (queue, state, slot, jobs, size) "
-        "select queue, status, 0, count(*), 0 from live where node is null group by queue, status"
-    ),
-    (
-        "insert into counts (queue, state, slot, jobs, size) select queue, status, 0, count(*), "
-        "sum(length(payload) + coalesce(length(result), 0) + coalesce(length(error), 0)) "
-        "from jobs where status is not null group by queue, status on conflict do nothing"
-    ),
-    "insert into totals (state, slot, jobs, size) select state, 0, sum(jobs), sum(size) from counts group by state",
+    _RECOUNT_LIVE,
+    _RECOUNT_ENDED,
+    _RECOUNT_TOTALS,
 )
 
 
@@ -158,12 +243,12 @@ async def mend_loudly(session: Session) -> None:
 
 def fold(session: Session, slot: int, *, all_slots: bool) -> None:
     """Gather counts that are scattered over many rows."""
-    session.run(_FOLD, (slot, all_slots, FOLDED, slot, slot))
+    session.run(_FOLD, {"slot": slot, "all_slots": all_slots, "most": FOLDED})
     if all_slots:
-        session.run(_FOLD_TOTALS, (slot, FOLDED, slot))
+        session.run(_FOLD_TOTALS, {"slot": slot, "most": FOLDED})
 
 
 def forget_empty(session: Session) -> None:
     """Delete what tells nothing, at most `FOLDED` rows: then queues that are empty and not paused are forgotten."""
-    session.run(_FORGET, (FOLDED,))
-    session.run(_FORGET_QUEUES, (FOLDED,))
+    session.run(_FORGET, {"most": FOLDED})
+    session.run(_FORGET_QUEUES, {"most": FOLDED})

@@ -21,10 +21,11 @@ PAUSE = 2.0
 LONGEST = 600.0
 """Seconds after which a round is given up."""
 
-_ROWS = (
-    "select reltuples from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace "
-    "where nspname = %s and relname = 'jobs'"
-)
+_ROWS = """
+select reltuples
+from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where nspname = %(schema)s and relname = 'jobs'
+"""
 
 log = structlog.get_logger("jobpipe")
 
@@ -76,5 +77,5 @@ class Vacuum:
         connection.execute(f"vacuum (skip_locked, truncate off, index_cleanup on) {place}".encode())
 
     def _rows(self, connection: Connection) -> float:
-        row = connection.execute(_ROWS, (self._lines.address.schema,)).fetchone()
+        row = connection.execute(_ROWS, {"schema": self._lines.address.schema}).fetchone()
         return float(row[0]) if row else 0.0

@@ -24,23 +24,28 @@ PAUSED = "paused"
 ENDED = "ended"
 """Watched jobs have ended; their ids follow."""
 
-_NOTIFY = "select pg_notify(%s, %s)"
-_WAKE = (
-    "select pg_notify(%s, %s) "
-    "where exists (select from nodes where hungry and lease_until is not null and name <> %s "
-    "and (%s::text[] is null or kinds && %s::text[]))"
+_NOTIFY = "select pg_notify(%(channel)s, %(word)s)"
+_WAKE = """
+select pg_notify(%(channel)s, %(word)s)
+where exists (
+    select from nodes
+    where hungry
+        and lease_until is not null
+        and name <> %(node)s
+        and (%(kinds)s::text[] is null or kinds && %(kinds)s::text[])
 )
+"""
 
 
 def notify(session: Session, channel: str, words: Sequence[str]) -> None:
     """Tell other nodes when this transaction is committed."""
     for word in words:
-        session.run(_NOTIFY, (channel, word))
+        session.run(_NOTIFY, {"channel": channel, "word": word})
 
 
 def wake(session: Session, channel: str, node: str, kinds: Texts | None) -> None:
     """Tell that jobs of these kinds are ready, or of any, if another node that serves one has room for them."""
-    session.run(_WAKE, (channel, READY, node, kinds, kinds))
+    session.run(_WAKE, {"channel": channel, "word": READY, "node": node, "kinds": kinds})
 
 
 def ended_words(ids: Sequence[str]) -> Sequence[str]:

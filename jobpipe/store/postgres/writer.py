@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
+from operator import itemgetter
 from typing import NamedTuple
 
 from jobpipe.errors import StoreError, StoreUnavailable, TablesLocked
@@ -16,6 +17,7 @@ from jobpipe.store.postgres.locks import Aside, Locks
 from jobpipe.store.postgres.parameters import Texts, integers, texts
 from jobpipe.store.postgres.reader import (
     ASIDE,
+    FIRST_QUEUE,
     MINE_ASIDE,
     NEXT_QUEUE,
     NOT_ASIDE,
@@ -24,7 +26,7 @@ from jobpipe.store.postgres.reader import (
     UNPAUSED,
     any_ready,
 )
-from jobpipe.store.postgres.session import Answer, Row, Session
+from jobpipe.store.postgres.session import Answer, Session, Values
 from jobpipe.store.postgres.settling import Fence, Settling, send_starts, written_before
 from jobpipe.store.postgres.tally import Tally, bounded, counting, fold
 from jobpipe.store.postgres.words import ended_words, notify, wake
@@ -39,17 +41,29 @@ ROUNDS = 3
 SCATTERED = 200
 """How many rows of calls of enqueue() there are before the counts are gathered."""
 
+_RENEW = """
+update nodes
+set lease_until = {until}
+where name = %(node)s and lease_until is not null
+returning node
+"""
 RENEW = {
-    "database": f"update nodes set lease_until = {CLOCK} + %s where name = %s and lease_until is not "
-    "null returning node",
-    "caller": "update nodes set lease_until = %s where name = %s and lease_until is not null returning node",
+    "database": _RENEW.format(until=f"{CLOCK} + %(until)s"),
+    "caller": _RENEW.format(until="%(until)s"),
 }
 
-_PROMOTE = (
-    "select p.ready, p.watched from promote(%s, %s, %s) p "
-    "where exists (select from live where status in ('scheduled', 'retrying') and run_at <= %s) "
-    "or exists (select from live where expires_at is not null and node is null and expires_at <= %s)"
-)
+_PROMOTE = """
+select p.ready, p.watched
+from promote(%(now)s, %(limit)s, %(slot)s) p
+where exists (
+        select from live
+        where status in ('scheduled', 'retrying') and run_at <= %(now)s
+    )
+    or exists (
+        select from live
+        where expires_at is not null and node is null and expires_at <= %(now)s
+    )
+"""
 """The statement that does it is in the function: to set it going costs more than to see that nothing is due."""
 
 PASSED = 10_000
@@ -67,124 +81,341 @@ SPARE = 4
 # "Ready", said so that the planner looks up each row by its key, and takes no index of ready jobs for a short cut.
 _STILL_READY = "l.status = 'queued' and coalesce(l.node, 0) = 0"
 _FRESH = "(l.expires_at is null or l.expires_at > %(now)s)"
-# From one queue that has a ready job to the next, and round to where it began.
-_WALK = (
-    'walk (queue, round) as (select %(after)s::text collate "C", -1 from way where by_queue union all '
-    "select n.queue, n.round from walk w cross join lateral ("
-    f"select queue, greatest(w.round, 0) as round from {NEXT_QUEUE.format('w.queue')} a union all "
-    f"select queue, 1 from {NEXT_QUEUE.format(chr(39) * 2)} b where w.round < 1 order by round limit 1) n "
-    "where n.round = 0 or n.queue <= %(after)s)"
-)
-_HEADS = (
-    "heads as materialized (select w.queue, w.round, r.* from walk w cross join lateral "
-    f"(select l.priority, l.run_at, l.seq from live l where {READY} and l.queue = w.queue and {NOT_ASIDE} and {_FRESH} "
-    f"{ORDER.format('l')} limit 1) r where w.round >= 0 and {UNPAUSED.format('w')} limit %(walked)s)"
-)
-_OF_QUEUES = (
-    "of_queues as (select r.* from "
-    f"(select h.queue from heads h {ORDER.format('h')} limit %(limit)s) h cross join lateral "
-    f"(select l.priority, l.run_at, l.seq from live l where {READY} and l.queue = h.queue and {NOT_ASIDE} and {_FRESH} "
-    f"{ORDER.format('l')} limit %(limit)s) r {ORDER.format('r')} limit 10 * %(limit)s)"
-)
-_OF_KINDS = (
-    f"near as (select l.priority, l.run_at, l.seq from live l where {READY} and {UNPAUSED.format('l')} and {_FRESH} "
-    "and (select aside and not by_queue from way) "
-    f"{ORDER.format('l')} limit {SPARE} * %(limit)s), "
-    "of_kinds as (select r.* from unnest(%(kinds)s) as k (kind) cross join lateral "
-    f"(select l.priority, l.run_at, l.seq from live l where {ASIDE} and l.kind = k.kind and {UNPAUSED.format('l')} "
-    f"and {_FRESH} {ORDER.format('l')} limit {SPARE} * %(limit)s) r where (select aside from way))"
-)
-# Locking a row costs about ten times as much as reading it, so the candidates are read first and locked in order.
-_MERGED = (
-    "merged as materialized (select l.seq from (select * from of_queues union all select * from near "
-    f"union all select * from of_kinds order by priority desc, run_at, seq limit 10 * %(limit)s) c "
-    f"join live l on l.seq = c.seq where {_STILL_READY} and exists (select from me) "
-    f"{ORDER.format('c')} limit %(limit)s for update of l skip locked)"
-)
+_UNPAUSED = UNPAUSED.format(of="l")
+_IN_ORDER = ORDER.format(of="l")
+
 # The server takes one of three ways. It reads one index over all queues, and passes over the jobs of paused ones; or,
 # where those are too many, it reads the first jobs of each queue; and where jobs of its kinds stand aside, it merges.
-_BY_QUEUE = (
-    "select exists (select from queues where paused) and coalesce((select sum(c.jobs) from queues q "
-    "join counts c on c.queue = q.name and c.state = 'queued' where q.paused) > %(passed)s, false) as by_queue, "
-    f"(select l.kind from live l where {ASIDE} order by l.kind limit 1) is not null "
-    f"and {MINE_ASIDE.format(which='true')} as aside"
+_WAY = f"""
+way as materialized (
+    select
+        exists (select from queues where paused)
+        and coalesce(
+            (
+                select sum(c.jobs)
+                from queues q
+                join counts c on c.queue = q.name and c.state = 'queued'
+                where q.paused
+            ) > %(passed)s,
+            false
+        ) as by_queue,
+        (
+            select l.kind
+            from live l
+            where {ASIDE}
+            order by l.kind
+            limit 1
+        ) is not null
+        and {MINE_ASIDE.format(which="true")} as aside
 )
-_CLAIM = (
-    # Locked, so that no rescue can take the node for dead before what is claimed here is committed.
-    "with recursive me as (select node from nodes where name = %(node)s and lease_until is not null for share), "
-    f"way as materialized ({_BY_QUEUE}), "
-    f"first as materialized (select l.seq from live l where {READY} and {UNPAUSED.format('l')} and {_FRESH} "
-    "and not (select by_queue or aside from way) and exists (select from me) "
-    f"{ORDER.format('l')} limit %(limit)s for update skip locked), "
-    f"{_WALK}, {_HEADS}, {_OF_QUEUES}, {_OF_KINDS}, {_MERGED}, "
-    "found as (select seq from first union all select seq from merged), "
-    "ready as (select j.seq, j.id, j.kind, j.payload, j.max_retries, j.options, j.kind = any (%(kinds)s) as mine "
-    "from found join jobs j on j.seq = found.seq), "
-    # A job of another kind that was met is put aside, where no claim of this node meets it again.
-    "taken as (update live l set kind = case when r.mine then l.kind else r.kind end, "
-    "claim = l.claim + r.mine::int, node = case when r.mine then (select node from me) end, "
-    "token = case when r.mine then %(token)s::bigint end, "
-    "started_at = case when not r.mine then l.started_at end from ready r where l.seq = r.seq "
-    "returning l.priority, l.run_at, l.seq, r.id, r.kind, l.queue, r.payload, l.attempt, r.max_retries, l.claim, "
-    "l.rescued, r.options, r.mine), "
-    + counting("select queue, 'queued', -1, 0 from taken where mine").replace("%s", "%(slot)s")
-    + " "
-    "select mine, -priority::bigint, run_at, seq, id, kind, queue, case when mine then payload end, priority, run_at, "
-    "attempt, max_retries, claim, rescued, options, "
-    "(select h.queue from heads h order by h.round desc, h.queue desc limit 1) from taken"
+"""
+_FIRST = f"""
+first as materialized (
+    select l.seq
+    from live l
+    where {READY}
+        and {_UNPAUSED}
+        and {_FRESH}
+        and not (select by_queue or aside from way)
+        and exists (select from me)
+    {_IN_ORDER}
+    limit %(limit)s
+    for update skip locked
 )
+"""
+# From one queue that has a ready job to the next, and round to where it began.
+_WALK = f"""
+walk (queue, round) as (
+    select %(after)s::text collate "C", -1
+    from way
+    where by_queue
+    union all
+    select n.queue, n.round
+    from walk w cross join lateral (
+        select queue, greatest(w.round, 0) as round
+        from {NEXT_QUEUE.format(after="w.queue")} a
+        union all
+        select queue, 1
+        from {FIRST_QUEUE} b
+        where w.round < 1
+        order by round
+        limit 1
+    ) n
+    where n.round = 0 or n.queue <= %(after)s
+)
+"""
+_HEADS = f"""
+heads as materialized (
+    select w.queue, w.round, r.*
+    from walk w cross join lateral (
+        select l.priority, l.run_at, l.seq
+        from live l
+        where {READY}
+            and l.queue = w.queue
+            and {NOT_ASIDE}
+            and {_FRESH}
+        {_IN_ORDER}
+        limit 1
+    ) r
+    where w.round >= 0 and {UNPAUSED.format(of="w")}
+    limit %(walked)s
+)
+"""
+_OF_QUEUES = f"""
+of_queues as (
+    select r.*
+    from (
+        select h.queue
+        from heads h
+        {ORDER.format(of="h")}
+        limit %(limit)s
+    ) h cross join lateral (
+        select l.priority, l.run_at, l.seq
+        from live l
+        where {READY}
+            and l.queue = h.queue
+            and {NOT_ASIDE}
+            and {_FRESH}
+        {_IN_ORDER}
+        limit %(limit)s
+    ) r
+    {ORDER.format(of="r")}
+    limit 10 * %(limit)s
+)
+"""
+_NEAR = f"""
+near as (
+    select l.priority, l.run_at, l.seq
+    from live l
+    where {READY}
+        and {_UNPAUSED}
+        and {_FRESH}
+        and (select aside and not by_queue from way)
+    {_IN_ORDER}
+    limit {SPARE} * %(limit)s
+)
+"""
+_OF_KINDS = f"""
+of_kinds as (
+    select r.*
+    from unnest(%(kinds)s) as k (kind) cross join lateral (
+        select l.priority, l.run_at, l.seq
+        from live l
+        where {ASIDE}
+            and l.kind = k.kind
+            and {_UNPAUSED}
+            and {_FRESH}
+        {_IN_ORDER}
+        limit {SPARE} * %(limit)s
+    ) r
+    where (select aside from way)
+)
+"""
+# Locking a row costs about ten times as much as reading it, so the candidates are read first and locked in order.
+_MERGED = f"""
+merged as materialized (
+    select l.seq
+    from (
+        select * from of_queues
+        union all
+        select * from near
+        union all
+        select * from of_kinds
+        order by priority desc, run_at, seq
+        limit 10 * %(limit)s
+    ) c
+    join live l on l.seq = c.seq
+    where {_STILL_READY} and exists (select from me)
+    {ORDER.format(of="c")}
+    limit %(limit)s
+    for update of l skip locked
+)
+"""
+# A job of another kind that was met is put aside, where no claim of this node meets it again.
+_TAKEN = """
+taken as (
+    update live l
+    set kind = case when r.mine then l.kind else r.kind end,
+        claim = l.claim + r.mine::int,
+        node = case when r.mine then (select node from me) end,
+        token = case when r.mine then %(token)s::bigint end,
+        started_at = case when not r.mine then l.started_at end
+    from ready r
+    where l.seq = r.seq
+    returning
+        l.priority, l.run_at, l.seq, r.id, r.kind, l.queue, r.payload, l.attempt, r.max_retries, l.claim,
+        l.rescued, r.options, r.mine
+)
+"""
+_COUNT_TAKEN = counting("select queue, 'queued', -1, 0 from taken where mine")
+# The node's row is locked, so that no rescue can take it for dead before what is claimed here is committed.
+_CLAIM = f"""
+with recursive me as (
+    select node
+    from nodes
+    where name = %(node)s and lease_until is not null
+    for share
+),
+{_WAY},
+{_FIRST},
+{_WALK},
+{_HEADS},
+{_OF_QUEUES},
+{_NEAR},
+{_OF_KINDS},
+{_MERGED},
+found as (
+    select seq from first
+    union all
+    select seq from merged
+),
+ready as (
+    select j.seq, j.id, j.kind, j.payload, j.max_retries, j.options, j.kind = any (%(kinds)s) as mine
+    from found
+    join jobs j on j.seq = found.seq
+),
+{_TAKEN},
+{_COUNT_TAKEN}
+select
+    mine,
+    -priority::bigint, run_at,
+    seq, id, kind, queue, case when mine then payload end, priority, run_at,
+    attempt, max_retries, claim, rescued, options,
+    (
+        select h.queue
+        from heads h
+        order by h.round desc, h.queue desc
+        limit 1
+    )
+from taken
+"""
+_MINE, _PLACE, _CLAIMED, _WALKED = 0, slice(4), slice(3, -1), -1
+"""In a row of it: whether the job is taken, where it stands in line, the values of `Claimed`, the last queue walked to.
+
+A job's place in line ends with seq, with which the values of `Claimed` begin.
+"""
+
 # Done in slices behind a claim that met a job of another kind, so that the next claim meets few.
-_PUT_ASIDE = (
-    f"with near as materialized (select l.seq from live l where {READY} and {UNPAUSED.format('l')} "
-    f"{ORDER.format('l')} limit %(slice)s), "
-    "others as materialized (select l.seq, j.kind from near n join jobs j on j.seq = n.seq "
-    f"join live l on l.seq = n.seq where j.kind <> all (%(kinds)s) and l.kind is null and {_STILL_READY} "
-    "order by l.seq for update of l skip locked) "
-    "update live l set kind = o.kind from others o where l.seq = o.seq returning 1"
+_PUT_ASIDE = f"""
+with near as materialized (
+    select l.seq
+    from live l
+    where {READY} and {_UNPAUSED}
+    {_IN_ORDER}
+    limit %(slice)s
+),
+others as materialized (
+    select l.seq, j.kind
+    from near n
+    join jobs j on j.seq = n.seq
+    join live l on l.seq = n.seq
+    where j.kind <> all (%(kinds)s) and l.kind is null and {_STILL_READY}
+    order by l.seq
+    for update of l skip locked
 )
+update live l
+set kind = o.kind
+from others o
+where l.seq = o.seq
+returning 1
+"""
+
 # The job that a claim of one job would take.
-_HEAD = (
-    "with near as (select l.priority, l.run_at, l.seq from live l join jobs j on j.seq = l.seq "
-    f"where {READY} and {UNPAUSED.format('l')} and {_FRESH} and j.kind = any (%(kinds)s) "
-    f"{ORDER.format('l')} limit 1), "
-    "of_kinds as (select r.* from unnest(%(kinds)s) as k (kind) cross join lateral "
-    f"(select l.priority, l.run_at, l.seq from live l where {ASIDE} and l.kind = k.kind and {UNPAUSED.format('l')} "
-    f"and {_FRESH} {ORDER.format('l')} limit 1) r) "
-    "select l.seq from "
-    "(select * from near union all select * from of_kinds order by priority desc, run_at, seq limit 1) c "
-    "join live l on l.seq = c.seq for update of l skip locked"
+_HEAD = f"""
+with near as (
+    select l.priority, l.run_at, l.seq
+    from live l
+    join jobs j on j.seq = l.seq
+    where {READY}
+        and {_UNPAUSED}
+        and {_FRESH}
+        and j.kind = any (%(kinds)s)
+    {_IN_ORDER}
+    limit 1
+),
+of_kinds as (
+    select r.*
+    from unnest(%(kinds)s) as k (kind) cross join lateral (
+        select l.priority, l.run_at, l.seq
+        from live l
+        where {ASIDE}
+            and l.kind = k.kind
+            and {_UNPAUSED}
+            and {_FRESH}
+        {_IN_ORDER}
+        limit 1
+    ) r
 )
-_WAITS_NO_MORE = "delete from live where seq = any(%s) returning seq, watched"
-SIDELINE = (
-    "update jobs set status = 'failed', finished_at = %s, error = %s, size = length(payload) where seq = any(%s) "
-    "returning id, queue, size"
-)
-_UNKNOWN = (
-    "select l.seq, j.id, l.queue, l.claim, l.attempt from live l join jobs j on j.seq = l.seq "
-    "where l.node = (select node from nodes where name = %s) and l.token = any(%s) for update of l skip locked"
-)
-_HUNGRY = "update nodes set hungry = %s where name = %s"
-_WAITING = (
-    "coalesce(sum(jobs), 0) + "
-    "(select coalesce(sum(jobs), 0) from totals where state in ('scheduled', 'queued', 'retrying'))"
-)
-_STATE = (
-    "select c.waiting, c.calls, "
-    "least("
-    "(select min(run_at) from live where status in ('scheduled', 'retrying')), "
-    "(select min(expires_at) from live where expires_at is not null and node is null)), "
-    "n.me is not null, n.others, n.hungry, "
-    "(select array_agg(array[seq, claim]) from live where status = 'cancelling' and node = n.me) "
-    "from ("
-    f"select {bounded(_WAITING)} as waiting, "
-    "count(*) as calls "
-    "from counts where slot < 0) c, "
-    "(select max(node) filter (where name = %(node)s) as me, "
-    "coalesce(bool_or(name <> %(node)s), false) as others, "
-    # Most often all nodes serve the same kinds, which is quickly seen.
-    "coalesce(bool_or(hungry and name <> %(node)s and (kinds = %(kinds)s or kinds && %(kinds)s)), false) as hungry "
-    "from nodes where lease_until is not null) n"
-)
+select l.seq
+from (
+    select * from near
+    union all
+    select * from of_kinds
+    order by priority desc, run_at, seq
+    limit 1
+) c
+join live l on l.seq = c.seq
+for update of l skip locked
+"""
+_WAITS_NO_MORE = """
+delete from live
+where seq = any(%(seqs)s)
+returning seq, watched
+"""
+SIDELINE = """
+update jobs
+set status = 'failed',
+    finished_at = %(now)s,
+    error = %(error)s,
+    size = length(payload)
+where seq = any(%(seqs)s)
+returning id, queue, size
+"""
+
+_UNKNOWN = """
+select l.seq, j.id, l.queue, l.claim, l.attempt
+from live l
+join jobs j on j.seq = l.seq
+where l.node = (select node from nodes where name = %(node)s)
+    and l.token = any(%(tokens)s)
+for update of l skip locked
+"""
+_HUNGRY = "update nodes set hungry = %(hungry)s where name = %(node)s"
+_READ_CLOCK = f"select {CLOCK}"
+
+_WAITING = """
+coalesce(sum(jobs), 0)
++ (select coalesce(sum(jobs), 0) from totals where state in ('scheduled', 'queued', 'retrying'))
+"""
+# The columns of `State`. Most often all nodes serve the same kinds, which is quickly seen.
+_STATE = f"""
+select
+    c.waiting,
+    c.calls,
+    least(
+        (select min(run_at) from live where status in ('scheduled', 'retrying')),
+        (select min(expires_at) from live where expires_at is not null and node is null)
+    ),
+    n.me is not null,
+    n.others,
+    n.hungry,
+    (select array_agg(array[seq, claim]) from live where status = 'cancelling' and node = n.me)
+from (
+    select {bounded(_WAITING)} as waiting, count(*) as calls
+    from counts
+    where slot < 0
+) c, (
+    select
+        max(node) filter (where name = %(node)s) as me,
+        coalesce(bool_or(name <> %(node)s), false) as others,
+        coalesce(
+            bool_or(hungry and name <> %(node)s and (kinds = %(kinds)s or kinds && %(kinds)s)),
+            false
+        ) as hungry
+    from nodes
+    where lease_until is not null
+) n
+"""
 
 
 class State(NamedTuple):
@@ -207,7 +438,7 @@ async def clock_offset(session: Session) -> float:
     """By how many seconds the database's clock is ahead of this machine's."""
     await session.row("select 1")  # so that nothing else is on the way
     before = time.time()
-    row = await session.row(f"select {CLOCK}")
+    row = await session.row(_READ_CLOCK)
     return (row[0] if row else before) - (before + time.time()) / 2
 
 
@@ -341,10 +572,10 @@ class Writer:
 
         async def verb(session: Session) -> str | None:
             rows = await session.rows(_HEAD, {"now": float(batch.now), "kinds": kinds})
-            seqs = integers([row[0] for row in rows])
-            live = session.run(_WAITS_NO_MORE, (seqs,))
+            seqs = integers([seq for (seq,) in rows])
+            live = session.run(_WAITS_NO_MORE, {"seqs": seqs})
             error = encoded_error(JobError("DamagedRow", words))
-            gone = session.run(SIDELINE, (float(batch.now), error, seqs))
+            gone = session.run(SIDELINE, {"now": float(batch.now), "error": error, "seqs": seqs})
             await session.answered()
             tally = Tally(self._slot)
             for job_id, queue, size in gone.rows():
@@ -364,7 +595,8 @@ class Writer:
 
     async def _hand_back(self, session: Session, batch: Batch) -> None:
         """Hand back what exchanges claimed whose commits were not answered: nobody here knows of those claims."""
-        rows = await session.rows(_UNKNOWN, (batch.node, integers(list(self._unknown))))
+        values = {"node": batch.node, "tokens": integers(list(self._unknown))}
+        rows = await session.rows(_UNKNOWN, values)
         lost = Settling(
             [
                 Settlement(
@@ -417,7 +649,7 @@ class Writer:
         # The exchange itself is done: a failure here costs a slow wake-up.
         with suppress(StoreError):
             if hungry is not None and self._hungry.get(node) is not hungry:
-                await self._line.run(_HUNGRY, (hungry, node))
+                await self._line.run(_HUNGRY, {"hungry": hungry, "node": node})
                 self._hungry[node] = hungry
                 more_ready = hungry and await self._line.transact(
                     lambda session: any_ready(session, exchange.kinds)
@@ -467,16 +699,17 @@ class Exchange:
         if self.batch.lease_until is not None:
             self._session.run(*self.renewal(leases))
 
-    def renewal(self, leases: Leases) -> tuple[str, tuple[float, str]]:
+    def renewal(self, leases: Leases) -> tuple[str, Values]:
         """The statement that renews the lease, with its values; it answers a row if there was a lease to renew."""
         batch = self.batch
         until = batch.lease_until or 0.0
-        return RENEW[leases], (float(until - batch.now if leases == "database" else until), batch.node)
+        until = until - batch.now if leases == "database" else until
+        return RENEW[leases], {"until": float(until), "node": batch.node}
 
     def promote(self) -> None:
         """Make ready what is due, and expire what is past its time."""
-        now = float(self.batch.now)
-        self._promoted = self._session.run(_PROMOTE, (now, STEP, self._slot, now, now))
+        values = {"now": float(self.batch.now), "limit": STEP, "slot": self._slot}
+        self._promoted = self._session.run(_PROMOTE, values)
 
     def settle(self) -> None:
         """Write starts and settlements."""
@@ -497,10 +730,18 @@ class Exchange:
     def claim(self, token: int, after: str) -> None:
         """Take ready jobs; where it goes queue by queue, from behind the one named `after`."""
         if claim := self.batch.claim:
-            values = {"node": self.batch.node, "now": float(self.batch.now), "limit": claim.limit}
-            values["kinds"] = self.kinds
-            bounds = {"passed": PASSED, "walked": WALKED, "after": after}
-            self._claim = self._session.run(_CLAIM, values | bounds | {"token": token, "slot": self._slot})
+            values = {
+                "node": self.batch.node,
+                "now": float(self.batch.now),
+                "limit": claim.limit,
+                "kinds": self.kinds,
+                "passed": PASSED,
+                "walked": WALKED,
+                "after": after,
+                "token": token,
+                "slot": self._slot,
+            }
+            self._claim = self._session.run(_CLAIM, values)
 
     def look(self) -> None:
         """Ask how the store stands."""
@@ -517,11 +758,11 @@ class Exchange:
         if self._starts is not None:
             self.stale |= {(one.seq, one.claim) for one in self.batch.starts} - set(self._starts.rows())
         if self._claim is not None:
-            # By -priority, run_at, seq behind what all claimed ones share: what an update returns has no order.
-            rows = sorted(self._claim.rows(), key=_order)
-            self._claimed = claimed_from([row[3:-1] for row in rows if row[0]])
+            # What an update returns has no order. All that are taken share the first value of their place.
+            rows = sorted(self._claim.rows(), key=itemgetter(_PLACE))
+            self._claimed = claimed_from([row[_CLAIMED] for row in rows if row[_MINE]])
             self.met_others = len(self._claimed) < len(rows)
-            self.walked = rows[0][-1] if rows else None
+            self.walked = rows[0][_WALKED] if rows else None
 
     @property
     def taken(self) -> Sequence[NewJob]:
@@ -588,7 +829,3 @@ class Exchange:
             next_due=state.next_due,
             cancelling=frozenset((seq, claim) for seq, claim in state.cancelling or ()),
         )
-
-
-def _order(row: Row) -> Row:
-    return row[:4]
