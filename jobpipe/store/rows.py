@@ -1,7 +1,7 @@
 """Rows to structs and back, for the stores that keep a job in a row."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -27,6 +27,36 @@ LARGEST = 1 << 40
 """More bytes than a job can have."""
 
 Row = tuple[Any, ...]
+
+
+class JobRow(NamedTuple):
+    """A job as a store selects it: JOB_COLUMNS are these, in this order. Where a row is damaged, any value stands."""
+
+    id: str
+    kind: str
+    queue: str
+    status: str
+    priority: int
+    payload: bytes
+    result: bytes | None
+    error: bytes | None
+    attempt: int
+    max_retries: int
+    claim: int
+    created_at: float
+    run_at: float
+    started_at: float | None
+    finished_at: float | None
+    expires_at: float | None
+    options: bytes | None
+    seq: int
+    node: str | None
+    """the name of the one that claimed it last"""
+    held: bool | int
+    size: int
+    rescued: int
+    watched: bool | int
+
 
 _encode = msgspec.json.Encoder().encode
 _options = msgspec.json.Decoder(Options).decode
@@ -96,10 +126,15 @@ def tags_of(options: bytes | None) -> Sequence[str] | None:
 
 def stored_from(row: Row, attempts: Sequence[AttemptRecord] = ()) -> Stored:
     """A job as it is stored, from JOB_COLUMNS, with its attempts that have ended."""
-    seq, node, held, size, rescued, watched = row[17:]
-    job = msgspec.structs.replace(job_from(row), attempts=tuple(attempts))
+    named = JobRow(*row)
     return Stored(
-        job=job, seq=seq, node=node, held=held == 1, size=size, rescued=rescued, watched=bool(watched)
+        job=msgspec.structs.replace(job_from(named), attempts=tuple(attempts)),
+        seq=named.seq,
+        node=named.node,
+        held=named.held == 1,
+        size=named.size,
+        rescued=named.rescued,
+        watched=bool(named.watched),
     )
 
 
@@ -110,13 +145,14 @@ def shown(stored: Stored) -> Job:
 
 def job_from(row: Row) -> Job:
     """A job from the store's JOB_COLUMNS, without its attempts. What cannot be read is left out and named."""
+    named = JobRow(*row)
     try:
-        return _job(row, Status(row[3]), decoded_error(row[7]), decoded_options(row[16]))
+        return _job(named, Status(named.status), decoded_error(named.error), decoded_options(named.options))
     except Exception:  # noqa: BLE001 - whatever stands there
-        return _job_with_care(row)
+        return _job_with_care(named)
 
 
-def _job_with_care(row: Row) -> Job:
+def _job_with_care(row: JobRow) -> Job:
     """A job of whose row something cannot be read."""
     damage: list[str] = []
 
@@ -130,9 +166,9 @@ def _job_with_care(row: Row) -> Job:
     job = _job(
         row,
         # It can be retried, which writes a sound status, or deleted.
-        read("status", lambda: Status(row[3]), Status.FAILED),
-        read("error", lambda: decoded_error(row[7]), None),
-        read("options", lambda: decoded_options(row[16]), NO_OPTIONS),
+        read("status", lambda: Status(row.status), Status.FAILED),
+        read("error", lambda: decoded_error(row.error), None),
+        read("options", lambda: decoded_options(row.options), NO_OPTIONS),
     )
     return msgspec.structs.replace(job, damage=tuple(damage))
 
@@ -142,24 +178,24 @@ def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
 
 
-def _job(row: Row, status: Status, error: JobError | None, options: Options) -> Job:
+def _job(row: JobRow, status: Status, error: JobError | None, options: Options) -> Job:
     return Job(
-        id=row[0],
-        kind=row[1],
-        queue=row[2],
+        id=row.id,
+        kind=row.kind,
+        queue=row.queue,
         status=status,
-        priority=row[4],
-        payload=row[5],
-        result=row[6],
+        priority=row.priority,
+        payload=row.payload,
+        result=row.result,
         error=error,
-        attempt=row[8],
-        max_retries=row[9],
-        claim=row[10],
-        created_at=row[11],
-        run_at=row[12],
-        started_at=row[13],
-        finished_at=row[14],
-        expires_at=row[15],
+        attempt=row.attempt,
+        max_retries=row.max_retries,
+        claim=row.claim,
+        created_at=row.created_at,
+        run_at=row.run_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        expires_at=row.expires_at,
         options=options,
     )
 

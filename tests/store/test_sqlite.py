@@ -65,7 +65,7 @@ def plans(db: apsw.Connection, act: Callable[[], object]) -> dict[str, list[str]
     act()
     db.exec_trace = None
     explainable = {
-        sql: values for sql, values in ran.items() if re.match(r"(select|insert|update|delete)\b", sql)
+        sql: values for sql, values in ran.items() if re.match(r"\s*(select|insert|update|delete)\b", sql)
     }
     return {
         sql: [row[3] for row in db.execute(f"explain query plan {sql}", values)]

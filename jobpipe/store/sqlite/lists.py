@@ -9,11 +9,22 @@ NEWEST = Place(math.inf, 0)
 """Before it comes every job."""
 
 # Each arm is one range of an index that ends with created_at and the rowid. SQLite merges the arms as they come.
-_ARM = "select created_at as at, seq from {source} and (created_at, seq) < (:at, :seq)"
-_SINCE = " and created_at >= :created_after"
-_IN_ORDER = " order by at desc, seq desc limit :look"
-_OF_STATUS = "jobs where status = '{status}'"
-_TAGGED = "tags where tag = :tag"
+_ARM = """
+select created_at as at, seq
+{source}
+    and (created_at, seq) < (:at, :seq)
+    {since}
+"""
+_SINCE = "and created_at >= :created_after"
+_MERGED = """
+{arms}
+order by at desc, seq desc
+limit :look
+"""
+_OF_STATUS = "from jobs where status = '{status}'"
+_OF_QUEUE = "and queue = :queue"
+_OF_KIND = "and kind = :kind"
+_TAGGED = "from tags where tag = :tag"
 
 
 def looked(where: Filter) -> str:
@@ -23,27 +34,17 @@ def looked(where: Filter) -> str:
     has to be looked for among these rows.
     """
     since = _SINCE if where.created_after is not None else ""
-    return " union all ".join(_ARM.format(source=source) + since for source in _sources(where)) + _IN_ORDER
+    arms = [_ARM.format(source=source, since=since) for source in _sources(where)]
+    return _MERGED.format(arms="union all".join(arms))
 
 
 def _sources(where: Filter) -> list[str]:
+    """Where the rows come from: each is a "from" with its "where"."""
     if where.tag is not None:
         return [_TAGGED]
-    narrow = (
-        " and queue = :queue"
-        if where.queue is not None
-        else " and kind = :kind"
-        if where.kind is not None
-        else ""
-    )
+    narrow = _OF_QUEUE if where.queue is not None else _OF_KIND if where.kind is not None else ""
     statuses = [where.status] if where.status is not None else list(Status)
-    return [_OF_STATUS.format(status=status.value) + narrow for status in statuses]
-
-
-def _narrow(where: Filter) -> str:
-    if where.queue is not None:
-        return " and queue = :queue"
-    return "" if where.kind is None else " and kind = :kind"
+    return [f"{_OF_STATUS.format(status=status.value)} {narrow}" for status in statuses]
 
 
 def bounds(where: Filter, before: Place | None) -> dict[str, float]:

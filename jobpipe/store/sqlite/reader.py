@@ -9,10 +9,12 @@ import msgspec
 from jobpipe.job import Job, Status
 from jobpipe.store.base import UNSERVED, Filter, Overview, Page, Place, QueueState, Unserved
 from jobpipe.store.paging import Pager
-from jobpipe.store.rows import Row, attempt_from, shown, stored_from
+from jobpipe.store.rows import JobRow, Row, attempt_from, shown, stored_from
 from jobpipe.store.sqlite import lists
 from jobpipe.store.sqlite.rows import (
     ASIDE,
+    BARE_JOB_COLUMNS,
+    FIRST_QUEUE,
     JOB_COLUMNS,
     NEXT_QUEUE,
     READY_BY_QUEUE,
@@ -25,73 +27,164 @@ from jobpipe.store.sqlite.rows import (
 from jobpipe.store.sqlite.tally import HELD
 from jobpipe.transitions import Stored
 
-_ONE = f"select {JOB_COLUMNS} from jobs where jobs.id = ?"  # noqa: S608 - columns are a constant
-_ATTEMPTS = (
-    "select number, claim, name, started_at, finished_at, outcome, error from attempts left join nodes using (node) "
-    "where seq = ? order by claim"
+_ONE = f"""
+select {JOB_COLUMNS}
+from jobs
+where jobs.id = ?
+"""
+_ATTEMPTS = """
+select number, claim, name, started_at, finished_at, outcome, error
+from attempts left join nodes using (node)
+where seq = ?
+order by claim
+"""
+_QUEUES = """
+select name, coalesce((select paused from queues where queues.name = known.name), 0)
+from (
+    select queue as name from counts where queue > ?1
+    union
+    select name from queues where name > ?1
+    order by name
+    limit ?2
+) as known
+"""
+_QUEUE = """
+select ?1, coalesce((select paused from queues where name = ?1), 0)
+where exists (select 1 from queues where name = ?1)
+    or exists (select 1 from counts where queue = ?1)
+"""
+_COUNTS = f"""
+select queue, state, jobs
+from counts
+where queue between ? and ? and jobs > 0 and state <> '{HELD}'
+"""
+_HELD = """
+select queue, status, count(*)
+from jobs indexed by jobs_held
+where held = 1 and queue between ? and ?
+group by queue, status
+"""
+_TOTALS = f"""
+select state, jobs
+from totals
+where jobs > 0 and state <> '{HELD}'
+union all
+select status, count(*)
+from jobs indexed by jobs_held
+where held = 1
+group by status
+"""
+_ANY_READY = f"""
+with recursive walked (queue) as (
+    select {FIRST_QUEUE}
+    union all
+    select {NEXT_QUEUE.format(after="walked.queue")}
+    from walked
+    where walked.queue is not null
 )
-_QUEUES = (
-    "select name, coalesce((select paused from queues where queues.name = known.name), 0) from "
-    "(select queue as name from counts where queue > ?1 union select name from queues where name > ?1 "
-    "order by name limit ?2) as known"
-)
-_QUEUE = (
-    "select ?1, coalesce((select paused from queues where name = ?1), 0) "
-    "where exists (select 1 from queues where name = ?1) or exists (select 1 from counts where queue = ?1)"
-)
-_COUNTS = (
-    f"select queue, state, jobs from counts where queue between ? and ? and jobs > 0 and state <> '{HELD}'"  # noqa: S608 - a constant
-)
-_HELD = (
-    "select queue, status, count(*) from jobs indexed by jobs_held where held = 1 and queue between ? and ? "
-    "group by queue, status"
-)
-_TOTALS = (
-    f"select state, jobs from totals where jobs > 0 and state <> '{HELD}' union all "  # noqa: S608 - a constant
-    "select status, count(*) from jobs indexed by jobs_held where held = 1 group by status"
-)
-_ANY_READY = (
-    f"with recursive walked (queue) as (select {NEXT_QUEUE.format(chr(39) * 2)} union all "  # noqa: S608 - every part is a constant
-    f"select {NEXT_QUEUE.format('walked.queue')} from walked where walked.queue is not null) "
-    "select exists (select 1 from walked where queue is not null "
-    "and queue not in (select name from queues where paused = 1) "
-    f"and exists (select 1 from {READY_BY_QUEUE} and jobs.queue = walked.queue and aside = 0)) or exists "
-    f"(select 1 from json_each(?) as served cross join {ASIDE} and kind = served.value "
-    "and queue not in (select name from queues where paused = 1))"
-)
-_PRIORITY = (
-    f"select priority, min(run_at) from {READY_BY_QUEUE} and queue = ?1 and aside = ?3 and priority = "  # noqa: S608 - a constant
-    f"(select priority from {READY_BY_QUEUE} and queue = ?1 and aside = ?3 and priority < ?2 "
-    "order by priority desc limit 1)"
-)
-_KINDS = "select value from nodes, json_each(kinds) where lease_until is not null"
+select exists (
+        select 1
+        from walked
+        where queue is not null
+            and queue not in (select name from queues where paused = 1)
+            and exists (
+                select 1
+                from {READY_BY_QUEUE}
+                    and jobs.queue = walked.queue
+                    and aside = 0
+            )
+    )
+    or exists (
+        select 1
+        from json_each(?) as served cross join {ASIDE}
+            and kind = served.value
+            and queue not in (select name from queues where paused = 1)
+    )
+"""
+_PRIORITY = f"""
+select priority, min(run_at)
+from {READY_BY_QUEUE}
+    and queue = ?1
+    and aside = ?3
+    and priority = (
+        select priority
+        from {READY_BY_QUEUE}
+            and queue = ?1
+            and aside = ?3
+            and priority < ?2
+        order by priority desc
+        limit 1
+    )
+"""
+_KINDS = """
+select value
+from nodes, json_each(kinds)
+where lease_until is not null
+"""
 # From one kind of which a job stands aside to the next by name.
-_NEXT_KIND = f"(select kind from {ASIDE} and kind > {{}} order by kind limit 1)"  # noqa: S608 - every part is a constant
-_UNSERVED = (
-    f"with recursive walked (kind) as (select {_NEXT_KIND.format(chr(39) * 2)} union all "  # noqa: S608 - every part is a constant
-    f"select {_NEXT_KIND.format('walked.kind')} from walked where walked.kind is not null), "
-    f"named as (select kind from walked where kind is not null and kind not in ({_KINDS}) limit {UNSERVED}) "
-    f"select named.kind, count(*), min(run_at) from named cross join {ASIDE} and jobs.kind = named.kind "
-    "group by named.kind order by named.kind"
+_NEXT_KIND = f"""
+(
+    select kind
+    from {ASIDE}
+        and kind > {{after}}
+    order by kind
+    limit 1
 )
+"""
+_FIRST_KIND = _NEXT_KIND.format(after="''")
+_UNSERVED = f"""
+with recursive walked (kind) as (
+    select {_FIRST_KIND}
+    union all
+    select {_NEXT_KIND.format(after="walked.kind")}
+    from walked
+    where walked.kind is not null
+),
+named as (
+    select kind
+    from walked
+    where kind is not null and kind not in ({_KINDS})
+    limit {UNSERVED}
+)
+select named.kind, count(*), min(run_at)
+from named cross join {ASIDE}
+    and jobs.kind = named.kind
+group by named.kind
+order by named.kind
+"""
 ABOVE_ALL = 1 << 40
 STATUSES = frozenset(Status)
 
 # The inner query has its own limit, so SQLite runs it as a co-routine: in its order, as far as the outer one asks.
-_LIST = (
-    "select {columns} from ({looked}) as looked cross join jobs using (seq) where {conditions} limit :limit"
+_LIST = """
+select {columns}
+from ({looked}) as looked
+cross join jobs using (seq)
+where {conditions}
+limit :limit
+"""
+_EDGE = """
+select at, seq
+from ({looked})
+limit 1
+offset :look - 1
+"""
+_WITH_TEXT = """
+(
+    instr(jobs.id, :text)
+    or instr(cast(payload as text), :text)
+    or (
+        error is not null
+        and json_valid(cast(error as text))
+        and instr(cast(error as text) ->> 'message', :text)
+    )
 )
-_LONG = (0, 5, 6, 7, 16)
-"""Where in JOB_COLUMNS the id, payload, result, error and options are, which may be long."""
-
-_BARE_COLUMNS = JOB_COLUMNS.replace("payload, result", "x'', null")
-_EDGE = "select at, seq from ({looked}) limit 1 offset :look - 1"
+"""
 _CONDITIONS = {
     "status": "status = :status",
     "kind": "kind = :kind",
     "queue": "queue = :queue",
-    "text": "(instr(jobs.id, :text) or instr(cast(payload as text), :text) "
-    "or (error is not null and json_valid(cast(error as text)) and instr(cast(error as text) ->> 'message', :text)))",
+    "text": _WITH_TEXT,
 }
 
 
@@ -107,16 +200,16 @@ def stored(db: apsw.Connection, job_id: str) -> Stored | None:
         row = fetch_one(db, _ONE, (job_id,))
         if row is None:
             return None
-        attempts = [attempt_from(attempt) for attempt in fetch(db, _ATTEMPTS, (row[17],))]
+        attempts = [attempt_from(attempt) for attempt in fetch(db, _ATTEMPTS, (JobRow(*row).seq,))]
         return stored_from(row, attempts)
 
 
 def listed(db: apsw.Connection, where: Filter, limit: int, before: Place | None) -> Page:
     """See `jobpipe.store.base.ReadStore.jobs`."""
     wanted = {name: value for name, value in msgspec.structs.asdict(where).items() if value is not None}
-    conditions = " and ".join(sql for name, sql in _CONDITIONS.items() if name in wanted) or "true"
+    conditions = "\n    and ".join(sql for name, sql in _CONDITIONS.items() if name in wanted) or "true"
     looked = lists.looked(where)
-    columns = JOB_COLUMNS if where.content else _BARE_COLUMNS
+    columns = JOB_COLUMNS if where.content else BARE_JOB_COLUMNS
     query = _LIST.format(columns=columns, looked=looked, conditions=conditions)
     pager = Pager(where, limit, before)
     with transaction(db):
@@ -131,8 +224,9 @@ def listed(db: apsw.Connection, where: Filter, limit: int, before: Place | None)
 
 def _take(rows: Generator[Row, None, None], pager: Pager) -> None:
     """Take rows one by one, so that no more than a page is in memory, and one job."""
-    for row in rows:
-        if not pager.fits(sum(len(row[column] or b"") for column in _LONG), Place(row[11], row[17])):
+    for row in map(JobRow._make, rows):
+        long = (row.id, row.payload, row.result, row.error, row.options)
+        if not pager.fits(sum(len(value or b"") for value in long), Place(row.created_at, row.seq)):
             break
         pager.take(row)
     rows.close()
@@ -202,7 +296,7 @@ def _oldest(db: apsw.Connection, name: str) -> float | None:
 
 def kinds(db: apsw.Connection) -> frozenset[str]:
     """See `jobpipe.store.base.ReadStore.kinds`."""
-    return frozenset(row[0] for row in fetch(db, _KINDS))
+    return frozenset(kind for (kind,) in fetch(db, _KINDS))
 
 
 def unserved(db: apsw.Connection) -> Sequence[Unserved]:

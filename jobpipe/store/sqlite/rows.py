@@ -10,26 +10,41 @@ import msgspec
 from jobpipe.job import NO_OPTIONS, NewJob
 from jobpipe.store.rows import Row, encoded_options
 
-JOB_COLUMNS = (
-    "jobs.id, kind, queue, status, priority, payload, result, error, attempt, max_retries, claim, "
-    "created_at, run_at, started_at, finished_at, expires_at, options, seq, "
-    "(select name from nodes where nodes.node = jobs.node), held, size, rescued, 0"
-)
-"""See `jobpipe.store.rows.stored_from`; the last: nobody else can wait for a job here."""
+_JOB_COLUMNS = """
+    jobs.id, kind, queue, status, priority, {payload}, {result}, error, attempt, max_retries, claim,
+    created_at, run_at, started_at, finished_at, expires_at, options, seq,
+    (select name from nodes where nodes.node = jobs.node), held, size, rescued, 0
+"""
+JOB_COLUMNS = _JOB_COLUMNS.format(payload="payload", result="result")
+"""See `jobpipe.store.rows.JobRow`; the last: nobody else can wait for a job here."""
+
+BARE_JOB_COLUMNS = _JOB_COLUMNS.format(payload="x''", result="null")
+"""The same without payload and result."""
 
 # The indexes are named, since the planner takes any that begins with the status for a better one.
 READY = "jobs indexed by jobs_ready where status = 'queued' and held = 0 and aside = 0"
 ASIDE = "jobs indexed by jobs_aside where status = 'queued' and held = 0 and aside = 1"
 """Ready jobs that do not stand aside, and those that do. The index by queue has both."""
 READY_BY_QUEUE = "jobs indexed by jobs_ready_by_queue where status = 'queued' and held = 0"
-NEXT_QUEUE = f"(select queue from {READY_BY_QUEUE} and queue > {{}} order by queue limit 1)"  # noqa: S608 - every part is a constant
+NEXT_QUEUE = f"""
+(
+    select queue
+    from {READY_BY_QUEUE}
+        and queue > {{after}}
+    order by queue
+    limit 1
+)
+"""
 """From one queue that has a ready job to the next by name: queues without ready jobs cost nothing."""
 
-CLAIMED_COLUMNS = (
-    "seq, id, kind, queue, payload, priority, run_at, attempt, max_retries, claim, rescued, options"
-)
-CLAIMED_AS_BYTES = CLAIMED_COLUMNS.replace(
-    "id, kind, queue", "cast(id as blob), cast(kind as blob), cast(queue as blob)"
+FIRST_QUEUE = NEXT_QUEUE.format(after="''")
+
+_CLAIMED_COLUMNS = """
+    seq, {id}, {kind}, {queue}, payload, priority, run_at, attempt, max_retries, claim, rescued, options
+"""
+CLAIMED_COLUMNS = _CLAIMED_COLUMNS.format(id="id", kind="kind", queue="queue")
+CLAIMED_AS_BYTES = _CLAIMED_COLUMNS.format(
+    id="cast(id as blob)", kind="cast(kind as blob)", queue="cast(queue as blob)"
 )
 """The same with text as it is stored: it may be no UTF-8."""
 
@@ -49,7 +64,7 @@ def fetch(db: apsw.Connection, sql: str, values: Row | Mapping[str, Any] = ()) -
     try:
         return db.execute(sql, values).fetchall()
     except UnicodeDecodeError:
-        if not sql.startswith(("select", "with")):
+        if not sql.lstrip().startswith(("select", "with")):
             raise
         return _fetch_bytes(db, sql, values)
 
@@ -73,7 +88,7 @@ def fetch_one(db: apsw.Connection, sql: str, values: Row | Mapping[str, Any] = (
     try:
         return db.execute(sql, values).fetchone()
     except UnicodeDecodeError:
-        if not sql.startswith(("select", "with")):
+        if not sql.lstrip().startswith(("select", "with")):
             raise
         return _fetch_bytes(db, sql, values)[0]
 
@@ -84,7 +99,7 @@ def _fetch_bytes(db: apsw.Connection, sql: str, values: Row | Mapping[str, Any])
     asked = ", ".join(
         f"typeof({one}) = 'text', iif(typeof({one}) = 'text', cast({one} as blob), {one})" for one in columns
     )
-    rows = db.execute(f"with t({', '.join(columns)}) as ({sql}) select {asked} from t", values)  # noqa: S608 - every part is a constant
+    rows = db.execute(f"with t({', '.join(columns)}) as ({sql}) select {asked} from t", values)
     return [tuple(map(as_text, row[::2], row[1::2])) for row in rows]
 
 

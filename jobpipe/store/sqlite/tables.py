@@ -25,7 +25,7 @@ select node
 from (select distinct node from jobs where held = 1) as held left join nodes using (node)
 where (lease_until is null or lease_until not between ? and ?) and name is not ?
 """
-_HELD_BY = f"select {JOB_COLUMNS} from jobs where held = 1 and jobs.node is ? limit ?"  # noqa: S608 - a constant
+_HELD_BY = f"select {JOB_COLUMNS} from jobs where held = 1 and jobs.node is ? limit ?"
 _END_LEASES = "update nodes set lease_until = null where lease_until not between ? and ? and name <> ?"
 
 _ATTEMPT = """
@@ -62,7 +62,7 @@ class Tables:
         self._db = db
 
     async def rows(self, sql: str, values: Mapping[str, Any]) -> Sequence[Row]:
-        return fetch(self._db, translated(sql, "sqlite").strip(), values)
+        return fetch(self._db, translated(sql, "sqlite"), values)
 
     def run(self, sql: str, values: Mapping[str, Any]) -> None:
         self._db.execute(translated(sql, "sqlite"), values)
@@ -95,7 +95,7 @@ class Tables:
         if columns:
             assignments = ", ".join(f"{name} = ?" for name in columns)
             values = (*columns.values(), before.seq)
-            self._db.execute(f"update jobs set {assignments} where seq = ?", values)  # noqa: S608 - names of columns
+            self._db.execute(f"update jobs set {assignments} where seq = ?", values)
         for attempt in ended_attempts(before, after):
             error = encoded_error(attempt.error)
             times = (attempt.started_at, attempt.finished_at)

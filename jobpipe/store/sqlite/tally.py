@@ -14,20 +14,26 @@ log = structlog.get_logger("jobpipe")
 HELD = "held"
 """The state of a job that a node holds, whatever its status."""
 
-_WRITE = (
-    "insert into counts (queue, state, jobs, size) {values} "
-    # A sum beyond 64 bits, of counts that were damaged, would be a real number, which the table refuses.
-    "on conflict (queue, state) do update set "
-    "jobs = cast(jobs + excluded.jobs as integer), size = cast(size + excluded.size as integer)"
-)
-_WAITING = (
-    "select cast(total(jobs) as integer) from totals where state in ('scheduled', 'queued', 'retrying')"
-)
-_WRITE_TOTALS = (
-    "insert into totals (state, jobs, size) {values} "
-    "on conflict (state) do update set "
-    "jobs = cast(jobs + excluded.jobs as integer), size = cast(size + excluded.size as integer)"
-)
+# A sum beyond 64 bits, of counts that were damaged, would be a real number, which the table refuses.
+_WRITE = """
+insert into counts (queue, state, jobs, size)
+{values}
+on conflict (queue, state) do update set
+    jobs = cast(jobs + excluded.jobs as integer),
+    size = cast(size + excluded.size as integer)
+"""
+_WRITE_TOTALS = """
+insert into totals (state, jobs, size)
+{values}
+on conflict (state) do update set
+    jobs = cast(jobs + excluded.jobs as integer),
+    size = cast(size + excluded.size as integer)
+"""
+_WAITING = """
+select cast(total(jobs) as integer)
+from totals
+where state in ('scheduled', 'queued', 'retrying')
+"""
 
 
 class Tally:
@@ -67,24 +73,36 @@ class Tally:
         execute_values(db, _WRITE_TOTALS, [(state, jobs, size) for state, (jobs, size) in totals.items()])
 
 
-_NONSENSE = (
-    "select exists (select 1 from counts where jobs < 0 or size < 0 or size > 1e15 "
-    "or jobs > (select coalesce(max(seq), 0) from jobs)) "
-    # Both tables come to the same in each transaction.
-    "or (select total(jobs) from counts) <> (select total(jobs) from totals) "
-    "or (select total(size) from counts) <> (select total(size) from totals)"
-)
-_RECOUNT = (
-    "delete from counts",
-    "delete from totals",
-    (
-        "insert into counts (queue, state, jobs, size) "
-        "select queue, iif(held = 1, 'held', status), count(*), "
-        "sum(iif(finished_at is null, 0, length(payload) + coalesce(length(result), 0) + coalesce(length(error), 0))) "
-        "from jobs group by 1, 2"
-    ),
-    "insert into totals (state, jobs, size) select state, sum(jobs), sum(size) from counts group by state",
-)
+# Both tables come to the same in each transaction.
+_NONSENSE = """
+select exists (
+        select 1
+        from counts
+        where jobs < 0
+            or size < 0
+            or size > 1e15
+            or jobs > (select coalesce(max(seq), 0) from jobs)
+    )
+    or (select total(jobs) from counts) <> (select total(jobs) from totals)
+    or (select total(size) from counts) <> (select total(size) from totals)
+"""
+_COUNT = """
+insert into counts (queue, state, jobs, size)
+select
+    queue,
+    iif(held = 1, 'held', status),
+    count(*),
+    sum(iif(finished_at is null, 0, length(payload) + coalesce(length(result), 0) + coalesce(length(error), 0)))
+from jobs
+group by 1, 2
+"""
+_COUNT_TOTALS = """
+insert into totals (state, jobs, size)
+select state, sum(jobs), sum(size)
+from counts
+group by state
+"""
+_RECOUNT = ("delete from counts", "delete from totals", _COUNT, _COUNT_TOTALS)
 
 
 def mend_loudly(db: apsw.Connection) -> None:

@@ -44,54 +44,100 @@ from jobpipe.store.sqlite.values import execute_values
 _RENEW = "update nodes set lease_until = ? where name = ? and lease_until is not null"
 _NODE = "select node from nodes where name = ? and lease_until is not null"
 
-_DUE = (
-    "select seq, queue, status from jobs indexed by jobs_later "
-    "where status in ('scheduled', 'retrying') and run_at <= ? order by run_at limit ?"
-)
+_DUE = """
+select seq, queue, status
+from jobs indexed by jobs_later
+where status in ('scheduled', 'retrying') and run_at <= ?
+order by run_at
+limit ?
+"""
 _PROMOTE = "update jobs set status = 'queued' where seq = ?"
-_OVERDUE = (
-    "select seq, queue, status, length(payload) from jobs "
-    "where expires_at is not null and finished_at is null and held = 0 and expires_at <= ? order by expires_at limit ?"
-)
+_OVERDUE = """
+select seq, queue, status, length(payload)
+from jobs
+where expires_at is not null and finished_at is null and held = 0 and expires_at <= ?
+order by expires_at
+limit ?
+"""
 _EXPIRE = "update jobs set status = 'expired', finished_at = ?, size = ? where seq = ?"
-_NEXT_DUE = (
-    "select min(at) from (select min(run_at) as at from jobs indexed by jobs_later "
-    "where status in ('scheduled', 'retrying') union all "
-    "select min(expires_at) from jobs where expires_at is not null and finished_at is null and held = 0)"
+_NEXT_DUE = """
+select min(at)
+from (
+    select min(run_at) as at
+    from jobs indexed by jobs_later
+    where status in ('scheduled', 'retrying')
+    union all
+    select min(expires_at)
+    from jobs
+    where expires_at is not null and finished_at is null and held = 0
 )
+"""
 
-_START = (
-    "update jobs set status = iif(status = 'queued', 'running', status), attempt = ?, started_at = ? "
-    "where seq = ? and claim = ? and held = 1"
-)
+_START = """
+update jobs
+set status = iif(status = 'queued', 'running', status),
+    attempt = ?,
+    started_at = ?
+where seq = ? and claim = ? and held = 1
+"""
 
-_END = (
-    "update jobs set status = v.column1, attempt = v.column2, started_at = coalesce(v.column3, started_at), "
-    "finished_at = v.column4, result = v.column5, error = v.column6, size = v.column7, held = 0 "
-    "from ({values}) as v where jobs.seq = v.column8 and jobs.claim = v.column9 and held = 1"
-)
-_AGAIN = (
-    "update jobs set status = iif(status = 'cancelling', 'cancelled', ?1), "
-    "finished_at = iif(status = 'cancelling', ?2, null), size = iif(status = 'cancelling', ?3, 0), "
-    "attempt = ?4, run_at = coalesce(?5, run_at), started_at = coalesce(?6, started_at), "
-    "error = coalesce(?7, error), held = 0 "
-    "where seq = ?8 and claim = ?9 and held = 1 returning status"
-)
-_RECORD = (
-    "insert or replace into attempts (seq, claim, number, node, started_at, finished_at, outcome, error) "
-    "select seq, claim, ?, node, ?, ?, ?, ? from jobs where seq = ?"
-)
-_FORGET = "delete from attempts where seq = ?1 and claim <= (select claim from jobs where seq = ?1) - ?2"
+_END = """
+update jobs
+set status = v.column1,
+    attempt = v.column2,
+    started_at = coalesce(v.column3, started_at),
+    finished_at = v.column4,
+    result = v.column5,
+    error = v.column6,
+    size = v.column7,
+    held = 0
+from ({values}) as v
+where jobs.seq = v.column8 and jobs.claim = v.column9 and held = 1
+"""
+_AGAIN = """
+update jobs
+set status = iif(status = 'cancelling', 'cancelled', ?1),
+    finished_at = iif(status = 'cancelling', ?2, null),
+    size = iif(status = 'cancelling', ?3, 0),
+    attempt = ?4,
+    run_at = coalesce(?5, run_at),
+    started_at = coalesce(?6, started_at),
+    error = coalesce(?7, error),
+    held = 0
+where seq = ?8 and claim = ?9 and held = 1
+returning status
+"""
+_RECORD = """
+insert or replace into attempts (seq, claim, number, node, started_at, finished_at, outcome, error)
+select seq, claim, ?, node, ?, ?, ?, ?
+from jobs
+where seq = ?
+"""
+_FORGET = """
+delete from attempts
+where seq = ?1 and claim <= (select claim from jobs where seq = ?1) - ?2
+"""
 
-_INSERT = (
-    "insert into jobs "
-    "(id, kind, queue, status, priority, run_at, max_retries, created_at, expires_at, options, payload) {values}"
-)
-_INSERT_NEW = _INSERT.replace(
-    "insert", "insert or ignore", 1
-)  # costs less than "on conflict (id) do nothing"
-_INSERT_NEW_ASIDE = _INSERT_NEW.replace("payload)", "payload, aside)")
-_TAG = "insert or ignore into tags (tag, created_at, seq) select ?, created_at, seq from jobs where id = ?"
+_NEW = "id, kind, queue, status, priority, run_at, max_retries, created_at, expires_at, options, payload"
+_INSERT = f"""
+insert into jobs ({_NEW})
+{{values}}
+"""
+# "or ignore" costs less than "on conflict (id) do nothing".
+_INSERT_NEW = f"""
+insert or ignore into jobs ({_NEW})
+{{values}}
+"""
+_INSERT_NEW_ASIDE = f"""
+insert or ignore into jobs ({_NEW}, aside)
+{{values}}
+"""
+_TAG = """
+insert or ignore into tags (tag, created_at, seq)
+select ?, created_at, seq
+from jobs
+where id = ?
+"""
 
 PASSED = 2_000
 """How many ready jobs of paused queues a claim passes over before it reads queue by queue instead."""
@@ -106,58 +152,138 @@ _IS_PAUSED = "queue in (select name from queues where paused = 1)"
 _ANY_PAUSED = "select exists (select 1 from queues where paused = 1)"
 _FRESH = "(expires_at is null or expires_at > :now)"
 _ORDER = "order by priority desc, run_at, seq"
-_FIRST = f"select seq from {READY} and {_FRESH} {_ORDER} limit :limit"  # noqa: S608 - every part is a constant
+_FIRST = f"""
+select seq
+from {READY}
+    and {_FRESH}
+{_ORDER}
+limit :limit
+"""
 # The inner query reads only its index, where passing over an entry costs a tenth of a microsecond.
-_FIRST_UNPAUSED = (
-    f"select -priority, run_at, seq from (select seq, queue from {READY} {_ORDER} limit :look) as near "  # noqa: S608 - every part is a constant
-    f"cross join jobs using (seq) where not near.{_IS_PAUSED} and {_FRESH} limit :limit"
+_FIRST_UNPAUSED = f"""
+select -priority, run_at, seq
+from (
+    select seq, queue
+    from {READY}
+    {_ORDER}
+    limit :look
+) as near
+cross join jobs using (seq)
+where not near.{_IS_PAUSED}
+    and {_FRESH}
+limit :limit
+"""
+_ANY_BEHIND = f"""
+select 1
+from {READY}
+{_ORDER}
+limit 1
+offset :look
+"""
+_OF_QUEUE = f"""
+select -priority, run_at, seq
+from {READY_BY_QUEUE}
+    and queue = :name
+    and aside = 0
+    and {_FRESH}
+{_ORDER}
+limit :limit
+"""
+_OF_KIND = f"""
+select -priority, run_at, seq
+from {ASIDE}
+    and kind = :name
+    and not {_IS_PAUSED}
+    and {_FRESH}
+{_ORDER}
+limit :limit
+"""
+_KIND_HEADS = f"""
+select -j.priority, j.run_at, j.seq, served.value
+from json_each(:kinds) as served
+cross join jobs j on j.seq = (
+    select seq
+    from {ASIDE}
+        and kind = served.value
+        and not {_IS_PAUSED}
+        and {_FRESH}
+    {_ORDER}
+    limit 1
 )
-_ANY_BEHIND = f"select 1 from {READY} {_ORDER} limit 1 offset :look"  # noqa: S608 - every part is a constant
-_OF_QUEUE = (
-    f"select -priority, run_at, seq from {READY_BY_QUEUE} and queue = :name and aside = 0 and {_FRESH} "  # noqa: S608 - every part is a constant
-    f"{_ORDER} limit :limit"
+"""
+_ANY_ASIDE = f"select exists (select 1 from {ASIDE})"
+_MINE_ASIDE = f"""
+select exists (
+    select 1
+    from json_each(:kinds) as served cross join {ASIDE}
+        and kind = served.value
 )
-_OF_KIND = (
-    f"select -priority, run_at, seq from {ASIDE} and kind = :name and not {_IS_PAUSED} and {_FRESH} "  # noqa: S608 - every part is a constant
-    f"{_ORDER} limit :limit"
+"""
+_HEADS = f"""
+with recursive walked (queue) as (
+    select {NEXT_QUEUE.format(after=":after")}
+    union all
+    select {NEXT_QUEUE.format(after="walked.queue")}
+    from walked
+    where walked.queue < :until
 )
-_KIND_HEADS = (
-    "select -j.priority, j.run_at, j.seq, served.value from json_each(:kinds) as served cross join jobs j on j.seq = "  # noqa: S608 - every part is a constant
-    f"(select seq from {ASIDE} and kind = served.value and not {_IS_PAUSED} and {_FRESH} {_ORDER} limit 1)"
+select -j.priority, j.run_at, j.seq, walked.queue
+from walked
+cross join jobs j on j.seq = (
+    select seq
+    from {READY_BY_QUEUE}
+        and queue = walked.queue
+        and aside = 0
+        and {_FRESH}
+    {_ORDER}
+    limit 1
 )
-_ANY_ASIDE = f"select exists (select 1 from {ASIDE})"  # noqa: S608 - every part is a constant
-_MINE_ASIDE = (
-    f"select exists (select 1 from json_each(:kinds) as served cross join {ASIDE} and kind = served.value)"  # noqa: S608 - every part is a constant
-)
-_HEADS = (
-    f"with recursive walked (queue) as (select {NEXT_QUEUE.format(':after')} union all "  # noqa: S608 - every part is a constant
-    f"select {NEXT_QUEUE.format('walked.queue')} from walked where walked.queue < :until) "
-    "select -j.priority, j.run_at, j.seq, walked.queue from walked cross join jobs j on j.seq = "
-    f"(select seq from {READY_BY_QUEUE} and queue = walked.queue and aside = 0 and {_FRESH} {_ORDER} limit 1) "
-    f"where walked.queue <= :until and not walked.{_IS_PAUSED} limit :queues"
-)
+where walked.queue <= :until and not walked.{_IS_PAUSED}
+limit :queues
+"""
 LAST_NAME = chr(0x10FFFF)
 """Sorts behind the name of every queue."""
 
-_CLAIM = "update jobs set claim = claim + 1, node = :node, held = 1, started_at = null where seq "
-_TAKEN = f" returning -priority, run_at, {CLAIMED_COLUMNS}, expires_at"
-KIND = 4
-"""Where the kind stands in what is returned."""
-
 _IS_SERVED = "kind in (select value from json_each(:kinds))"
-_CLAIM_FIRST = f"{_CLAIM} in ({_FIRST}) {_TAKEN}"
-_CLAIM_FIRST_SERVED = f"{_CLAIM} in ({_FIRST}) and {_IS_SERVED} {_TAKEN}"
-_CLAIM_THESE = f"{_CLAIM} in (select value from json_each(:seqs)) and {_IS_SERVED} {_TAKEN}"  # noqa: S608 - every part is a constant
-_PUT_ASIDE = f"update jobs set aside = 1 where seq in ({{}}) and not {_IS_SERVED}"  # noqa: S608 - every part is a constant
-_PUT_FIRST_ASIDE = _PUT_ASIDE.format(_FIRST)
-_PUT_THESE_ASIDE = _PUT_ASIDE.format("select value from json_each(:seqs)")
+_CLAIM = """
+update jobs
+set claim = claim + 1,
+    node = :node,
+    held = 1,
+    started_at = null
+where seq {which}
+returning -priority, run_at, {columns}, expires_at
+"""
+_THESE = "in (select value from json_each(:seqs))"
+_CLAIM_FIRST = _CLAIM.format(which=f"in ({_FIRST})", columns=CLAIMED_COLUMNS)
+_CLAIM_FIRST_SERVED = _CLAIM.format(which=f"in ({_FIRST}) and {_IS_SERVED}", columns=CLAIMED_COLUMNS)
+_CLAIM_THESE = _CLAIM.format(which=f"{_THESE} and {_IS_SERVED}", columns=CLAIMED_COLUMNS)
+_CLAIM_AS_BYTES = _CLAIM.format(which=f"= :seq and {_IS_SERVED}", columns=CLAIMED_AS_BYTES)
+_CLAIMED, _KIND, _EXPIRES_AT = slice(2, -1), 4, -1
+"""In what is returned: the values of `Claimed`, and where kind and expires_at stand."""
+
+_PUT_ASIDE = f"""
+update jobs
+set aside = 1
+where seq {{which}} and not {_IS_SERVED}
+"""
+_PUT_FIRST_ASIDE = _PUT_ASIDE.format(which=f"in ({_FIRST})")
+_PUT_THESE_ASIDE = _PUT_ASIDE.format(which=_THESE)
 _SERVED = "select kinds from nodes where lease_until is not null and kinds <> '[]'"
-_CLAIM_AS_BYTES = f"{_CLAIM} = :seq and {_IS_SERVED} {_TAKEN}".replace(CLAIMED_COLUMNS, CLAIMED_AS_BYTES)
-SIDELINE = (
-    "update jobs set status = 'failed', finished_at = ?, error = ?, size = length(payload), held = 0 "
-    "where seq = ?"
-)
-_SIDELINED = f"select id, queue, length(payload) from jobs where seq = :seq and {_IS_SERVED}"  # noqa: S608 - every part is a constant
+SIDELINE = """
+update jobs
+set status = 'failed',
+    finished_at = ?,
+    error = ?,
+    size = length(payload),
+    held = 0
+where seq = ?
+"""
+_SIDELINED = f"""
+select id, queue, length(payload)
+from jobs
+where seq = :seq and {_IS_SERVED}
+"""
 
 
 class _Mismatch(Exception):  # noqa: N818 - no error: it is caught where it is raised for
@@ -395,7 +521,7 @@ class Writer:
     def _not_served_by_all(self, kinds: set[str]) -> set[str]:
         """Those of the kinds that some live node has no handler for: their jobs stand aside."""
         if self._served is None:
-            self._served = [frozenset(msgspec.json.decode(row[0])) for row in fetch(self.db, _SERVED)]
+            self._served = [frozenset(msgspec.json.decode(kinds)) for (kinds,) in fetch(self.db, _SERVED)]
         return {kind for kind in kinds if any(kind not in served for served in self._served)}
 
     def _note(self, stored: Sequence[NewJob], tally: Tally) -> None:
@@ -429,9 +555,9 @@ class Writer:
     ) -> tuple[Sequence[Claimed], bool]:
         """Hold ready jobs; returns them, and whether more may be ready although fewer were taken than asked for."""
         rows, more_ready = self._take(batch, claim, one_by_one=one_by_one, wary=wary)
-        if any(row[-1] is not None for row in rows):
+        if any(row[_EXPIRES_AT] is not None for row in rows):
             self._due_known = False  # a held job does not expire
-        claimed = claimed_from([row[2:-1] for row in rows])
+        claimed = claimed_from([row[_CLAIMED] for row in rows])
         for queue, jobs in Counter(job.queue for job in claimed).items():
             tally.move(queue, Status.QUEUED, HELD, jobs)
         return claimed, more_ready
@@ -449,7 +575,7 @@ class Writer:
         if wary or self._paused() or self.db.execute(_ANY_ASIDE).get:
             return self._take_served(values | {"kinds": as_json(claim.kinds)})
         rows = self._sorted(_CLAIM_FIRST, values)
-        if any(row[KIND] not in claim.kinds for row in rows):
+        if any(row[_KIND] not in claim.kinds for row in rows):
             raise _Unserved
         return rows, False
 
@@ -467,8 +593,10 @@ class Writer:
         """Hold the next jobs one by one: some of their text may not be UTF-8."""
         rows: list[Row] = []
         for seq in self._seqs(values):
-            for row in self.db.execute(_CLAIM_AS_BYTES, values | {"seq": seq}).fetchall():
-                rows.append((*row[:3], *(as_text(1, text) for text in row[3:6]), *row[6:]))  # noqa: PERF401 - reads better so
+            found = self.db.execute(_CLAIM_AS_BYTES, values | {"seq": seq}).fetchall()
+            for minus_priority, run_at, _, job_id, kind, queue, *rest in found:
+                names = (as_text(1, name) for name in (job_id, kind, queue))
+                rows.append((minus_priority, run_at, seq, *names, *rest))
         return rows
 
     def _seqs(self, values: Values) -> Sequence[int]:
@@ -476,7 +604,7 @@ class Writer:
         for _ in range(SLICES):
             if not self._put_aside(values | {"limit": SLICE}):
                 break
-        return [row[2] for row in self._next(values)]
+        return [seq for _, _, seq in self._next(values)]
 
     def _hold(self, values: Values) -> list[Row]:
         if self._paused() or self.db.execute(_MINE_ASIDE, values).get:
@@ -532,13 +660,16 @@ class Writer:
         for after, until in ((self._walked, LAST_NAME), ("", self._walked)):
             values = {"now": now, "after": after, "until": until, "queues": WALKED - len(heads)}
             heads += fetch(self.db, _HEADS, values)
-        self._walked = heads[-1][3] if len(heads) == WALKED else ""
+        self._walked = ""
+        if len(heads) == WALKED:
+            *_, self._walked = heads[-1]
         return heads
 
     def _from(self, head: Row, sql: str, share: int, values: Values) -> Iterator[Row]:
         """The ready jobs of a queue or kind, given its first; more are read when asked for, and first only a share."""
-        yield head[:3]
-        named = values | {"name": head[3]}
+        *place, name = head
+        yield tuple(place)
+        named = values | {"name": name}
         rows = fetch(self.db, sql, named | {"limit": share})
         yield from rows[1:]
         if len(rows) == share:
@@ -550,7 +681,7 @@ def _share(limit: int, heads: Sequence[Row]) -> int:
 
 
 def _seqs(rows: Sequence[Row]) -> str:
-    return msgspec.json.encode([row[2] for row in rows]).decode()
+    return msgspec.json.encode([seq for _, _, seq in rows]).decode()
 
 
 def _end_values(one: Settlement) -> Row:
