@@ -51,8 +51,12 @@ class Admission:
         seconds. Without an id the job gets a new one; without `delay` and `run_at` it is to run now, as with a
         `run_at` in the past. Tags given twice are kept once.
         """
-        now = self._clock.now()
+        now = start = self._clock.now()
         options = NO_OPTIONS
+        if delay is not None:
+            start = round(now + delay, 3)
+        elif run_at is not None:
+            start = max(now, run_at)
         if tags or on_crash != "retry" or (timeout, backoff, delay, run_at) != (None, None, None, None):
             options = Options(
                 timeout=timeout,
@@ -70,7 +74,7 @@ class Admission:
             priority=priority,
             max_retries=max_retries,
             created_at=now,
-            run_at=max(now, run_at or now) if delay is None else round(now + delay, 3),
+            run_at=start,
             expires_at=expires_at,
             options=options,
         )
