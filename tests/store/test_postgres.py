@@ -16,8 +16,8 @@ from jobpipe.store import factory
 from jobpipe.store.base import SharedStore, Store
 from jobpipe.store.postgres import PostgresStore, migrate, open_postgres
 from jobpipe.store.postgres.address import read_address
+from jobpipe.store.postgres.claiming import CLAIM
 from jobpipe.store.postgres.line import Limits, Lines
-from jobpipe.store.postgres.writer import _CLAIM
 from tests.store.server import ask, server_url, with_query
 from tests.store.test_contract import KINDS, NOW, Node, add, get, look, new_job, settlement, start
 
@@ -82,7 +82,7 @@ async def test_a_claim_locks_what_it_takes_whatever_the_number_of_queues(
             claiming.execute(f'set local search_path = "{schema}"'.encode())
             values = {"node": "one", "now": NOW, "limit": 90, "token": 1, "slot": 0}
             bounds = {"passed": passed, "walked": 50, "after": "q3", "kinds": sorted(KINDS)}
-            rows = claiming.execute(_CLAIM.encode(), values | bounds).fetchall()
+            rows = claiming.execute(CLAIM.encode(), values | bounds).fetchall()
             first = [str(row[4]) for row in rows]
             meanwhile = [job.id for job in await other.claim(90)]
         ready = [f"j{n:03}" for n in range(300) if n % 50 >= paused]

@@ -12,23 +12,26 @@ from jobpipe.job import JobError, NewJob, Status
 from jobpipe.store.base import LOCKED, STEP, Batch, Claimed, Receipt, Receipts, Settlement
 from jobpipe.store.postgres.adding import Adding, Conflict, add_with_care, store_or_look
 from jobpipe.store.postgres.address import Leases
+from jobpipe.store.postgres.claiming import (
+    CLAIM,
+    CLAIMED,
+    HEAD,
+    LAST_WALKED,
+    MINE,
+    PASSED,
+    PLACE,
+    PUT_ASIDE,
+    SLICE,
+    SLICES,
+    WALKED,
+)
 from jobpipe.store.postgres.line import TRIES, CommitUnknown, Line, Locked
 from jobpipe.store.postgres.locks import Aside, Locks
 from jobpipe.store.postgres.parameters import Texts, integers, texts
-from jobpipe.store.postgres.reader import (
-    ASIDE,
-    FIRST_QUEUE,
-    MINE_ASIDE,
-    NEXT_QUEUE,
-    NOT_ASIDE,
-    ORDER,
-    READY,
-    UNPAUSED,
-    any_ready,
-)
+from jobpipe.store.postgres.reader import any_ready
 from jobpipe.store.postgres.session import Answer, Session, Values
 from jobpipe.store.postgres.settling import Fence, Settling, send_starts, written_before
-from jobpipe.store.postgres.tally import Tally, bounded, counting, fold
+from jobpipe.store.postgres.tally import Tally, bounded, fold
 from jobpipe.store.postgres.words import ended_words, notify, wake
 from jobpipe.store.rows import claimed_from, encoded_error
 
@@ -66,297 +69,6 @@ where exists (
 """
 """The statement that does it is in the function: to set it going costs more than to see that nothing is due."""
 
-PASSED = 10_000
-"""How many ready jobs of paused queues a claim may pass over, before it reads queue by queue instead."""
-
-WALKED = 1_000
-"""How many queues such a claim reads; the next one continues behind them."""
-
-SLICE, SLICES = 1_000, 5
-"""How many ready jobs are looked at in one step to put aside those of other kinds, and how often in one exchange."""
-
-SPARE = 4
-"""How many times as many jobs as it wants a claim reads where it merges: other nodes may hold the first ones."""
-
-# "Ready", said so that the planner looks up each row by its key, and takes no index of ready jobs for a short cut.
-_STILL_READY = "l.status = 'queued' and coalesce(l.node, 0) = 0"
-_FRESH = "(l.expires_at is null or l.expires_at > %(now)s)"
-_UNPAUSED = UNPAUSED.format(of="l")
-_IN_ORDER = ORDER.format(of="l")
-
-# The server takes one of three ways. It reads one index over all queues, and passes over the jobs of paused ones; or,
-# where those are too many, it reads the first jobs of each queue; and where jobs of its kinds stand aside, it merges.
-_WAY = f"""
-way as materialized (
-    select
-        exists (select from queues where paused)
-        and coalesce(
-            (
-                select sum(c.jobs)
-                from queues q
-                join counts c on c.queue = q.name and c.state = 'queued'
-                where q.paused
-            ) > %(passed)s,
-            false
-        ) as by_queue,
-        (
-            select l.kind
-            from live l
-            where {ASIDE}
-            order by l.kind
-            limit 1
-        ) is not null
-        and {MINE_ASIDE.format(which="true")} as aside
-)
-"""
-_FIRST = f"""
-first as materialized (
-    select l.seq
-    from live l
-    where {READY}
-        and {_UNPAUSED}
-        and {_FRESH}
-        and not (select by_queue or aside from way)
-        and exists (select from me)
-    {_IN_ORDER}
-    limit %(limit)s
-    for update skip locked
-)
-"""
-# From one queue that has a ready job to the next, and round to where it began.
-_WALK = f"""
-walk (queue, round) as (
-    select %(after)s::text collate "C", -1
-    from way
-    where by_queue
-    union all
-    select n.queue, n.round
-    from walk w cross join lateral (
-        select queue, greatest(w.round, 0) as round
-        from {NEXT_QUEUE.format(after="w.queue")} a
-        union all
-        select queue, 1
-        from {FIRST_QUEUE} b
-        where w.round < 1
-        order by round
-        limit 1
-    ) n
-    where n.round = 0 or n.queue <= %(after)s
-)
-"""
-_HEADS = f"""
-heads as materialized (
-    select w.queue, w.round, r.*
-    from walk w cross join lateral (
-        select l.priority, l.run_at, l.seq
-        from live l
-        where {READY}
-            and l.queue = w.queue
-            and {NOT_ASIDE}
-            and {_FRESH}
-        {_IN_ORDER}
-        limit 1
-    ) r
-    where w.round >= 0 and {UNPAUSED.format(of="w")}
-    limit %(walked)s
-)
-"""
-_OF_QUEUES = f"""
-of_queues as (
-    select r.*
-    from (
-        select h.queue
-        from heads h
-        {ORDER.format(of="h")}
-        limit %(limit)s
-    ) h cross join lateral (
-        select l.priority, l.run_at, l.seq
-        from live l
-        where {READY}
-            and l.queue = h.queue
-            and {NOT_ASIDE}
-            and {_FRESH}
-        {_IN_ORDER}
-        limit %(limit)s
-    ) r
-    {ORDER.format(of="r")}
-    limit 10 * %(limit)s
-)
-"""
-_NEAR = f"""
-near as (
-    select l.priority, l.run_at, l.seq
-    from live l
-    where {READY}
-        and {_UNPAUSED}
-        and {_FRESH}
-        and (select aside and not by_queue from way)
-    {_IN_ORDER}
-    limit {SPARE} * %(limit)s
-)
-"""
-_OF_KINDS = f"""
-of_kinds as (
-    select r.*
-    from unnest(%(kinds)s) as k (kind) cross join lateral (
-        select l.priority, l.run_at, l.seq
-        from live l
-        where {ASIDE}
-            and l.kind = k.kind
-            and {_UNPAUSED}
-            and {_FRESH}
-        {_IN_ORDER}
-        limit {SPARE} * %(limit)s
-    ) r
-    where (select aside from way)
-)
-"""
-# Locking a row costs about ten times as much as reading it, so the candidates are read first and locked in order.
-_MERGED = f"""
-merged as materialized (
-    select l.seq
-    from (
-        select * from of_queues
-        union all
-        select * from near
-        union all
-        select * from of_kinds
-        order by priority desc, run_at, seq
-        limit 10 * %(limit)s
-    ) c
-    join live l on l.seq = c.seq
-    where {_STILL_READY} and exists (select from me)
-    {ORDER.format(of="c")}
-    limit %(limit)s
-    for update of l skip locked
-)
-"""
-# A job of another kind that was met is put aside, where no claim of this node meets it again.
-_TAKEN = """
-taken as (
-    update live l
-    set kind = case when r.mine then l.kind else r.kind end,
-        claim = l.claim + r.mine::int,
-        node = case when r.mine then (select node from me) end,
-        token = case when r.mine then %(token)s::bigint end,
-        started_at = case when not r.mine then l.started_at end
-    from ready r
-    where l.seq = r.seq
-    returning
-        l.priority, l.run_at, l.seq, r.id, r.kind, l.queue, r.payload, l.attempt, r.max_retries, l.claim,
-        l.rescued, r.options, r.mine
-)
-"""
-_COUNT_TAKEN = counting("select queue, 'queued', -1, 0 from taken where mine")
-# The node's row is locked, so that no rescue can take it for dead before what is claimed here is committed.
-_CLAIM = f"""
-with recursive me as (
-    select node
-    from nodes
-    where name = %(node)s and lease_until is not null
-    for share
-),
-{_WAY},
-{_FIRST},
-{_WALK},
-{_HEADS},
-{_OF_QUEUES},
-{_NEAR},
-{_OF_KINDS},
-{_MERGED},
-found as (
-    select seq from first
-    union all
-    select seq from merged
-),
-ready as (
-    select j.seq, j.id, j.kind, j.payload, j.max_retries, j.options, j.kind = any (%(kinds)s) as mine
-    from found
-    join jobs j on j.seq = found.seq
-),
-{_TAKEN},
-{_COUNT_TAKEN}
-select
-    mine,
-    -priority::bigint, run_at,
-    seq, id, kind, queue, case when mine then payload end, priority, run_at,
-    attempt, max_retries, claim, rescued, options,
-    (
-        select h.queue
-        from heads h
-        order by h.round desc, h.queue desc
-        limit 1
-    )
-from taken
-"""
-_MINE, _PLACE, _CLAIMED, _WALKED = 0, slice(4), slice(3, -1), -1
-"""In a row of it: whether the job is taken, where it stands in line, the values of `Claimed`, the last queue walked to.
-
-A job's place in line ends with seq, with which the values of `Claimed` begin.
-"""
-
-# Done in slices behind a claim that met a job of another kind, so that the next claim meets few.
-_PUT_ASIDE = f"""
-with near as materialized (
-    select l.seq
-    from live l
-    where {READY} and {_UNPAUSED}
-    {_IN_ORDER}
-    limit %(slice)s
-),
-others as materialized (
-    select l.seq, j.kind
-    from near n
-    join jobs j on j.seq = n.seq
-    join live l on l.seq = n.seq
-    where j.kind <> all (%(kinds)s) and l.kind is null and {_STILL_READY}
-    order by l.seq
-    for update of l skip locked
-)
-update live l
-set kind = o.kind
-from others o
-where l.seq = o.seq
-returning 1
-"""
-
-# The job that a claim of one job would take.
-_HEAD = f"""
-with near as (
-    select l.priority, l.run_at, l.seq
-    from live l
-    join jobs j on j.seq = l.seq
-    where {READY}
-        and {_UNPAUSED}
-        and {_FRESH}
-        and j.kind = any (%(kinds)s)
-    {_IN_ORDER}
-    limit 1
-),
-of_kinds as (
-    select r.*
-    from unnest(%(kinds)s) as k (kind) cross join lateral (
-        select l.priority, l.run_at, l.seq
-        from live l
-        where {ASIDE}
-            and l.kind = k.kind
-            and {_UNPAUSED}
-            and {_FRESH}
-        {_IN_ORDER}
-        limit 1
-    ) r
-)
-select l.seq
-from (
-    select * from near
-    union all
-    select * from of_kinds
-    order by priority desc, run_at, seq
-    limit 1
-) c
-join live l on l.seq = c.seq
-for update of l skip locked
-"""
 _WAITS_NO_MORE = """
 delete from live
 where seq = any(%(seqs)s)
@@ -571,7 +283,7 @@ class Writer:
         kinds = texts(sorted(batch.claim.kinds)) if batch.claim else texts([])
 
         async def verb(session: Session) -> str | None:
-            rows = await session.rows(_HEAD, {"now": float(batch.now), "kinds": kinds})
+            rows = await session.rows(HEAD, {"now": float(batch.now), "kinds": kinds})
             seqs = integers([seq for (seq,) in rows])
             live = session.run(_WAITS_NO_MORE, {"seqs": seqs})
             error = encoded_error(JobError("DamagedRow", words))
@@ -634,7 +346,7 @@ class Writer:
         # What is left is met by the next claim.
         with suppress(StoreError):
             for _ in range(SLICES):
-                if not await self._line.transact(lambda session: session.row(_PUT_ASIDE, values)):
+                if not await self._line.transact(lambda session: session.row(PUT_ASIDE, values)):
                     return
 
     async def _tell(self, exchange: "Exchange") -> bool:
@@ -741,7 +453,7 @@ class Exchange:
                 "token": token,
                 "slot": self._slot,
             }
-            self._claim = self._session.run(_CLAIM, values)
+            self._claim = self._session.run(CLAIM, values)
 
     def look(self) -> None:
         """Ask how the store stands."""
@@ -759,10 +471,10 @@ class Exchange:
             self.stale |= {(one.seq, one.claim) for one in self.batch.starts} - set(self._starts.rows())
         if self._claim is not None:
             # What an update returns has no order. All that are taken share the first value of their place.
-            rows = sorted(self._claim.rows(), key=itemgetter(_PLACE))
-            self._claimed = claimed_from([row[_CLAIMED] for row in rows if row[_MINE]])
+            rows = sorted(self._claim.rows(), key=itemgetter(PLACE))
+            self._claimed = claimed_from([row[CLAIMED] for row in rows if row[MINE]])
             self.met_others = len(self._claimed) < len(rows)
-            self.walked = rows[0][_WALKED] if rows else None
+            self.walked = rows[0][LAST_WALKED] if rows else None
 
     @property
     def taken(self) -> Sequence[NewJob]:
