@@ -89,14 +89,14 @@ class Admission:
         Raises `Draining`, `QueueFull` or `StoreUnavailable`; then nothing was stored. A cancel leaves either all of
         them stored or none.
         """
+        if not any(map(is_late, jobs)):
+            return await self._queue.enqueue(jobs, atomic=atomic) if jobs else ()
         late = {place: await self._late(new) for place, new in enumerate(jobs) if is_late(new)}
-        timely = [new for place, new in enumerate(jobs) if place not in late] if late else jobs
+        timely = [new for new in jobs if not is_late(new)]
         if atomic and any(receipt.verdict != "existing" for receipt in late.values()):
             stored: Sequence[Receipt] = [REFUSED] * len(timely)
         else:
             stored = await self._queue.enqueue(timely, atomic=atomic) if timely else ()
-        if not late:
-            return stored
         others = iter(stored)
         return [late[place] if place in late else next(others) for place in range(len(jobs))]
 
