@@ -208,6 +208,8 @@ class Committer:
             for one in entries.batch.settlements:
                 if (one.seq, one.claim) not in unwritten:
                     self._events.publish(one.id, receipts.settled.get(one.seq, one.status))
+            for change in receipts.changes:
+                self._events.publish(change.id, change.status)
 
 
 def _named(entries: Gathered) -> str:

@@ -142,6 +142,13 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """
 
 
+class Changed(msgspec.Struct, frozen=True):
+    """A job that an exchange has brought to another status by itself."""
+
+    id: str
+    status: Status
+
+
 class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     """What an exchange came to."""
 
@@ -162,6 +169,8 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     """how many jobs wait in the store, those held by nodes not counted"""
     next_due: float | None = None
     """when the next job is to be promoted or expired; None: no job waits for a time"""
+    changes: Sequence[Changed] = ()
+    """the jobs that expired; from a store that nodes share, those of them that somebody watches"""
     cancelling: frozenset[tuple[int, int]] = frozenset()
     """(seq, claim) of this node's held jobs that were asked to stop; told with starts, claims and renewals
 

@@ -21,6 +21,20 @@ async def test_who_waits_has_the_job_as_soon_as_it_has_ended(autojump_clock) -> 
     assert 100 <= took <= 100.1
 
 
+async def test_who_waits_for_a_job_that_expires_hears_of_it_at_once(autojump_clock) -> None:
+    """With the exchange that expires it, not with the next look."""
+    async with running() as rig:
+        await rig.node.store.pause("default")
+        await rig.enqueue("a", expires_at=NOW + LOOK_AGAIN / 2)
+        begun = trio.current_time()
+        job = await rig.node.waiting.ended("a")
+        took = trio.current_time() - begun
+
+    assert job is not None
+    assert job.status is Status.EXPIRED
+    assert took < LOOK_AGAIN
+
+
 async def test_an_end_that_nobody_told_is_found_by_looking(autojump_clock) -> None:
     """Once every `LOOK_AGAIN` seconds."""
     async with running() as rig:

@@ -39,6 +39,7 @@ from jobpipe.store.base import (
     Receipts,
     Retention,
     Settlement,
+    SharedStore,
     Start,
     Store,
 )
@@ -722,6 +723,19 @@ async def test_a_job_expires_when_it_still_waits_at_its_expires_at(node: Node) -
     assert before == [Status.RETRYING, Status.SCHEDULED, Status.QUEUED]
     assert [(job.status, job.finished_at) for job in after] == [(Status.EXPIRED, NOW + 5)] * 3
     assert (list(receipts.claimed), receipts.waiting, receipts.next_due) == ([], 0, None)
+
+
+async def test_who_watches_a_job_is_told_by_the_exchange_that_expires_it(node: Node) -> None:
+    """Embedded stores tell of each; those that nodes share, of what is watched."""
+    await add(node.store, new_job("a", expires_at=NOW + 5), new_job("b", expires_at=NOW + 5))
+    shared = node.store if isinstance(node.store, SharedStore) else None
+    if shared is not None:
+        await shared.watch("a")
+    receipts = await node.exchange(NOW + 5)
+    told = sorted((change.id, change.status) for change in receipts.changes)
+
+    assert told == [(job_id, Status.EXPIRED) for job_id in ("ab" if shared is None else "a")]
+    assert list((await node.exchange(NOW + 6)).changes) == []
 
 
 async def test_a_job_that_is_due_and_overdue_at_once_expires(node: Node) -> None:

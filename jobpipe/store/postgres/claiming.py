@@ -1,7 +1,7 @@
 """The statement of a claim: which ready jobs a node takes, and in what order.
 
 While nothing is in its way, a claim reads the first entries of one index over all queues. Many ready jobs of paused
-queues make it go queue by queue; jobs of other kinds that it meets it puts aside, where only claims for their kind look.
+queues make it go queue by queue. It puts jobs of other kinds aside, where only claims for their kind look.
 """
 
 from jobpipe.store.postgres.reader import (

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from jobpipe.errors import StoreError, StoreUnavailable, TablesLocked
 from jobpipe.job import JobError, NewJob, Status
-from jobpipe.store.base import LOCKED, STEP, Batch, Claimed, Receipt, Receipts, Settlement
+from jobpipe.store.base import LOCKED, STEP, Batch, Changed, Claimed, Receipt, Receipts, Settlement
 from jobpipe.store.postgres.adding import Adding, Conflict, add_with_care, store_or_look
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.claiming import (
@@ -403,6 +403,7 @@ class Exchange:
         self.stale: set[Fence] = set()
         self.walked: str | None = None
         """the last queue that the claim read, where it went queue by queue"""
+        self._expired: Sequence[str] = ()
         self.watched: Sequence[str] = ()
         """ids of watched jobs that have ended"""
 
@@ -465,7 +466,8 @@ class Exchange:
         promoted, expired = self._promoted.row() or (0, None)
         self._settling.judge()
         self._readied = promoted + self._settling.readied
-        self.watched = [*(expired or ()), *self._settling.watched]
+        self._expired = expired or ()
+        self.watched = [*self._expired, *self._settling.watched]
         self.stale |= self._settling.stale
         if self._starts is not None:
             self.stale |= {(one.seq, one.claim) for one in self.batch.starts} - set(self._starts.rows())
@@ -539,5 +541,6 @@ class Exchange:
             more_ready=more_ready,
             waiting=state.waiting,
             next_due=state.next_due,
+            changes=[Changed(job_id, Status.EXPIRED) for job_id in self._expired],
             cancelling=frozenset((seq, claim) for seq, claim in state.cancelling or ()),
         )

@@ -15,6 +15,7 @@ from jobpipe.store.base import (
     STORED,
     Add,
     Batch,
+    Changed,
     Claimed,
     ClaimRequest,
     Receipt,
@@ -53,7 +54,7 @@ limit ?
 """
 _PROMOTE = "update jobs set status = 'queued' where seq = ?"
 _OVERDUE = """
-select seq, queue, status, length(payload)
+select seq, id, queue, status, length(payload)
 from jobs
 where expires_at is not null and finished_at is null and held = 0 and expires_at <= ?
 order by expires_at
@@ -363,7 +364,7 @@ class Writer:
     def _carry_out(self, batch: Batch, *, one_by_one: bool, wary: bool) -> Receipts:
         tally = Tally()
         lease_lost = not self._renew(batch)
-        self._promote(batch.now, tally)
+        changes = self._promote(batch.now, tally)
         stale = self._start(batch.starts)
         settled = self._settle(batch.settlements, tally, stale, one_by_one=one_by_one)
         adds = [self._add(add, tally, one_by_one=one_by_one) for add in batch.adds]
@@ -381,6 +382,7 @@ class Writer:
             more_ready=more_ready,
             waiting=self._count_waiting(tally),
             next_due=self._due(),
+            changes=changes,
         )
 
     def _count_waiting(self, tally: Tally) -> int:
@@ -405,13 +407,13 @@ class Writer:
             return bool(self.db.changes())
         return not batch.claim or self._node(batch.node) is not None
 
-    def _promote(self, now: float, tally: Tally) -> None:
-        """Expire what is past its expires_at, then queue what is due; at most `STEP` of each."""
+    def _promote(self, now: float, tally: Tally) -> Sequence[Changed]:
+        """Expire what is past its expires_at, then queue what is due; at most `STEP` of each. Returns what expired."""
         due_at = self._due()
         if due_at is None or due_at > now:
-            return
+            return ()
         overdue = fetch(self.db, _OVERDUE, (now, STEP))
-        for seq, queue, status, size in overdue:
+        for seq, _, queue, status, size in overdue:
             self.db.execute(_EXPIRE, (now, size, seq))
             tally.move(queue, status, Status.EXPIRED, size=size)
         due = fetch(self.db, _DUE, (now, STEP))
@@ -419,6 +421,7 @@ class Writer:
         for _, queue, status in due:
             tally.move(queue, status, Status.QUEUED)
         self._due_known = False
+        return [Changed(job_id, Status.EXPIRED) for _, job_id, _, _, _ in overdue]
 
     def _start(self, starts: Sequence[Start]) -> set[tuple[int, int]]:
         stale = set()
