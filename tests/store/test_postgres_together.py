@@ -44,7 +44,7 @@ class Life:
                     starts=starts,
                     settlements=ends,
                     adds=[self.add(now)],
-                    claim=wish(self.chance.randrange(12), self.kinds),
+                    claims=wish(self.chance.randrange(12), self.kinds),
                 )
             )
             self.note(starts, ends, receipts.stale)

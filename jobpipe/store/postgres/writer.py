@@ -280,7 +280,7 @@ class Writer:
 
     async def sideline(self, batch: Batch, words: str) -> str | None:
         """See `jobpipe.store.base.EngineStore.sideline`."""
-        kinds = texts(sorted(batch.claim.kinds)) if batch.claim else texts([])
+        kinds = texts(sorted(batch.claims[0].kinds)) if batch.claims else texts([])
 
         async def verb(session: Session) -> str | None:
             rows = await session.rows(HEAD, {"now": float(batch.now), "kinds": kinds})
@@ -301,7 +301,7 @@ class Writer:
 
     def _doubt(self, batch: Batch, patience: float) -> None:
         """It may be written, and nobody is told: remember what is to be made good then."""
-        if batch.claim:
+        if batch.claims:
             self._unknown[self._token] = time.monotonic() + patience
         self._doubtful |= {(one.seq, one.claim): one for one in batch.settlements}
 
@@ -390,19 +390,19 @@ class Exchange:
     def __init__(self, session: Session, batch: Batch, slot: int) -> None:
         self._session, self.batch, self._slot = session, batch, slot
         self._starts: Answer | None = None
-        self._claim: Answer | None = None
+        self._claims: list[Answer] = []
         self._settling = Settling(batch.settlements, slot)
         self._adding = Adding((), slot)
         self._careful: Sequence[Sequence[Receipt]] | None = None
         self._taken: Sequence[Receipt] = ()
-        self._claimed: Sequence[Claimed] = ()
-        self.kinds = texts(sorted(batch.claim.kinds) if batch.claim else ())
-        """what the claim asks for"""
+        self._claimed: Sequence[Sequence[Claimed]] = ()
+        self.kinds = texts(sorted({kind for claim in batch.claims for kind in claim.kinds}))
+        """what the claims ask for"""
         self.met_others = False
-        """whether the claim met jobs of other kinds, and put them aside"""
+        """whether a claim met jobs of other kinds, and put them aside"""
         self.stale: set[Fence] = set()
         self.walked: str | None = None
-        """the last queue that the claim read, where it went queue by queue"""
+        """the last queue that a claim read, where it went queue by queue"""
         self._expired: Sequence[str] = ()
         self.watched: Sequence[str] = ()
         """ids of watched jobs that have ended"""
@@ -442,19 +442,19 @@ class Exchange:
 
     def claim(self, token: int, after: str) -> None:
         """Take ready jobs; where it goes queue by queue, from behind the one named `after`."""
-        if claim := self.batch.claim:
+        for claim in self.batch.claims:
             values = {
                 "node": self.batch.node,
                 "now": float(self.batch.now),
                 "limit": claim.limit,
-                "kinds": self.kinds,
+                "kinds": texts(sorted(claim.kinds)),
                 "passed": PASSED,
                 "walked": WALKED,
                 "after": after,
                 "token": token,
                 "slot": self._slot,
             }
-            self._claim = self._session.run(CLAIM, values)
+            self._claims.append(self._session.run(CLAIM, values))
 
     def look(self) -> None:
         """Ask how the store stands."""
@@ -471,12 +471,17 @@ class Exchange:
         self.stale |= self._settling.stale
         if self._starts is not None:
             self.stale |= {(one.seq, one.claim) for one in self.batch.starts} - set(self._starts.rows())
-        if self._claim is not None:
-            # What an update returns has no order. All that are taken share the first value of their place.
-            rows = sorted(self._claim.rows(), key=itemgetter(PLACE))
-            self._claimed = claimed_from([row[CLAIMED] for row in rows if row[MINE]])
-            self.met_others = len(self._claimed) < len(rows)
-            self.walked = rows[0][LAST_WALKED] if rows else None
+        self._claimed = [self._taken_by(claim) for claim in self._claims]
+
+    def _taken_by(self, claim: Answer) -> Sequence[Claimed]:
+        """What a claim took."""
+        # What an update returns has no order. All that are taken share the first value of their place.
+        rows = sorted(claim.rows(), key=itemgetter(PLACE))
+        claimed = claimed_from([row[CLAIMED] for row in rows if row[MINE]])
+        self.met_others |= len(claimed) < len(rows)
+        if rows:
+            self.walked = rows[0][LAST_WALKED]
+        return claimed
 
     @property
     def taken(self) -> Sequence[NewJob]:
@@ -505,9 +510,10 @@ class Exchange:
     @property
     def hungry(self) -> bool | None:
         """Whether the node has room and found too little; None: it did not ask, or has to ask again."""
-        if not self.batch.claim or not self._state.alive or self.met_others:
+        if not self.batch.claims or not self._state.alive or self.met_others:
             return None
-        return len(self._claimed) < self.batch.claim.limit
+        pairs = zip(self._claimed, self.batch.claims, strict=True)
+        return any(len(claimed) < claim.limit for claimed, claim in pairs)
 
     @property
     def leaves_ready(self) -> bool:
@@ -527,17 +533,18 @@ class Exchange:
         if self._readied:
             return None
         queued = (job.kind for job in self.stored if job.status is Status.QUEUED)
-        return texts(sorted({*queued, *(job.kind for job in self._claimed)}))
+        taken = (job.kind for claimed in self._claimed for job in claimed)
+        return texts(sorted({*queued, *taken}))
 
     def receipts(self, *, more_ready: bool) -> Receipts:
         """For the caller; `more_ready`: see there."""
         batch, state = self.batch, self._state
         return Receipts(
-            lease_lost=bool(batch.claim or batch.lease_until is not None) and not state.alive,
+            lease_lost=bool(batch.claims or batch.lease_until is not None) and not state.alive,
             stale=frozenset(self.stale),
             settled=self._settling.changed,
             adds=self._adds,
-            claimed=self._claimed,
+            claims=self._claimed,
             more_ready=more_ready,
             waiting=state.waiting,
             next_due=state.next_due,
