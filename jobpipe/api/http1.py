@@ -75,6 +75,11 @@ class Http1(H11Protocol):
         return self.stream is not None
 
     @property
+    def ahead(self) -> int:
+        """How many bytes of the next request have come, without blank lines before it."""
+        return len(self.connection.trailing_data[0].lstrip(b"\r\n"))
+
+    @property
     def unread(self) -> bool:
         """Whether the client may still be sending something that nobody will read."""
         state = self.connection.their_state
