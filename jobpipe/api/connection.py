@@ -155,6 +155,8 @@ class Connection:
                 self._size = self._protocol.ahead
                 self._quiet = not self._size
                 self._since = self._begun = trio.current_time()
+                if self._quiet and self._context.terminated.is_set():
+                    self.hang_up()
             case Closed():
                 self._hang_up(End.CLOSED)
 

@@ -104,6 +104,13 @@ async def pass_time(clock, seconds):
     await until_blocked()
 
 
+def hand_over(stream, connection, data):
+    """Send something, so that the system has it at the server's end, where nothing can have read it yet."""
+    os.write(stream.socket.fileno(), data)
+    while not connection._stream.socket.is_readable():
+        pass
+
+
 def reset(stream):
     """Go, so that the server is told at once."""
     stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -590,13 +597,12 @@ async def test_a_request_that_comes_just_when_its_connection_would_be_closed_is_
     real = Connection.check
     async with serving(answering(b"ok", length=2)) as service, await service.connect() as stream:
         assert (await asked(stream)).endswith(b"ok")
-        sent = []
+        sent: list[bytes] = []
 
         def check(connection, now):
             if not sent and (service.over.is_set() or connection.idle(now) > KEEP_ALIVE):
-                sent.append(os.write(stream.socket.fileno(), ASK))
-                while not connection._stream.socket.is_readable():
-                    pass
+                sent.append(ASK)
+                hand_over(stream, connection, ASK)
             real(connection, now)
 
         monkeypatch.setattr(Connection, "check", check)
@@ -607,6 +613,74 @@ async def test_a_request_that_comes_just_when_its_connection_would_be_closed_is_
 
 
 # The end of the service
+
+
+async def test_the_last_answer_of_a_connection_says_so(serving):
+    """So that its client sends the next request elsewhere; one that it has sent already is not answered."""
+    begins = trio.Event()
+    async with (
+        serving(answering_early(trio.sleep_forever, begins.wait)) as service,
+        await service.connect() as stream,
+    ):
+        await stream.send_all(2 * ASK.replace(b"/", b"/second", 1))
+        await until_blocked()
+        service.over.set()
+        await until_blocked()
+        begins.set()
+        got = await rest(stream)
+
+        assert got.count(b"HTTP/1.1 200") == 1
+        assert b"\r\nconnection: close\r\n" in got
+        await service.ended.wait()
+
+
+@pytest.mark.parametrize("unread", [False, True])
+async def test_who_asks_again_before_the_end_of_an_answer_that_was_not_the_last_is_answered(
+    serving, mock_clock, monkeypatch, unread
+):
+    """The answer began before the end of the service, and so said nothing of it."""
+    second = ASK.replace(b"/", b"/second", 1)
+    ends = trio.Event()
+    real = Http1._maybe_recycle
+
+    async with (
+        serving(answering_early(ends.wait, trio.lowlevel.checkpoint)) as service,
+        await service.connect() as stream,
+    ):
+
+        async def recycle(protocol):
+            if ends.is_set() and unread and protocol.stream.scope["path"] == "/":
+                hand_over(stream, protocol.send.__self__, second)
+            await real(protocol)
+
+        monkeypatch.setattr(Http1, "_maybe_recycle", recycle)
+        assert (await asked(stream, ASK)).endswith(b"ok")
+        if not unread:
+            await stream.send_all(second)
+        await until_blocked()
+        service.over.set()
+        await until_blocked()
+        ends.set()
+        got = await rest(stream)
+
+        assert b"\r\nconnection: close\r\n" in got
+        assert got.endswith(b"ok")
+        await service.ended.wait()
+
+
+async def test_who_asks_nothing_more_is_let_go_at_the_end_of_an_answer(serving, mock_clock):
+    ends = trio.Event()
+    async with (
+        serving(answering_early(ends.wait, trio.sleep_forever)) as service,
+        await service.connect() as stream,
+    ):
+        assert (await asked(stream)).endswith(b"ok")
+        service.over.set()
+        await until_blocked()
+        ends.set()
+
+        assert await rest(stream) == b""
+        await service.ended.wait()
 
 
 async def test_the_end_waits_for_no_client_that_asks_nothing(serving, mock_clock):
