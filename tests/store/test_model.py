@@ -633,12 +633,15 @@ class Lives(RuleBasedStateMachine):
         receipts: Receipts = self.call(self.store.exchange, batch)
         taken, last = [list(claimed) for claimed in receipts.claims], receipts
         while last.more_ready:
-            rest = [
-                replace(claim, limit=claim.limit - len(claimed))
+            short = [
+                (replace(claim, limit=claim.limit - len(claimed)), claimed)
                 for claim, claimed in zip(batch.claims, taken, strict=True)
+                if len(claimed) < claim.limit
             ]
-            last = self.call(self.store.exchange, Batch(node=batch.node, now=batch.now, claims=rest))
-            taken = [[*claimed, *more] for claimed, more in zip(taken, last.claims, strict=True)]
+            rest = Batch(node=batch.node, now=batch.now, claims=[claim for claim, _ in short])
+            last = self.call(self.store.exchange, rest)
+            for (_, claimed), more in zip(short, last.claims, strict=True):
+                claimed.extend(more)
         known = batch.node in self.model.leases
         if known and batch.lease_until is not None:
             self.model.leases[batch.node] = batch.lease_until

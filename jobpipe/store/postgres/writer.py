@@ -364,7 +364,7 @@ class Writer:
                 await self._line.run(_HUNGRY, {"hungry": hungry, "node": node})
                 self._hungry[node] = hungry
                 more_ready = hungry and await self._line.transact(
-                    lambda session: any_ready(session, exchange.kinds)
+                    lambda session: any_ready(session, texts(sorted(exchange.lacking)))
                 )
             if exchange.leaves_ready or exchange.watched:
                 await self._line.transact(lambda session: self._notify(session, exchange))
@@ -512,8 +512,14 @@ class Exchange:
         """Whether the node has room and found too little; None: it did not ask, or has to ask again."""
         if not self.batch.claims or not self._state.alive or self.met_others:
             return None
-        pairs = zip(self._claimed, self.batch.claims, strict=True)
-        return any(len(claimed) < claim.limit for claimed, claim in pairs)
+        return bool(self.lacking)
+
+    @property
+    def lacking(self) -> frozenset[str]:
+        """The kinds of those claims that found too little."""
+        pairs = zip(self.batch.claims, self._claimed, strict=True)
+        short = (claim.kinds for claim, claimed in pairs if len(claimed) < claim.limit)
+        return frozenset[str]().union(*short)
 
     @property
     def leaves_ready(self) -> bool:
