@@ -2,8 +2,8 @@
 
 A job that has not ended stands in two rows: what was asked of it in `jobs`, how it stands in `live`. Rows are locked
 in one order: first those in `live`, then those in `jobs`, each by seq; then those of the counts. An exchange keeps to
-it within each of its statements. Where it starts some jobs and settles others, it may be in a deadlock with a verb that
-locks one of each: the first that has waited long enough gives up.
+it within each statement that starts or settles. Where it does both, it may be in a deadlock with a verb that locks
+several jobs: whoever has waited long enough gives up first.
 """
 
 import functools
