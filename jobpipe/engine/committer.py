@@ -8,7 +8,7 @@ from jobpipe.engine.entries import Gathered
 from jobpipe.engine.held import Held
 from jobpipe.engine.ledger import Ledger, refuse
 from jobpipe.engine.splitting import halves, plain_settlements, smaller_claim, with_settlement
-from jobpipe.engine.unforeseen import Unforeseen, in_words
+from jobpipe.engine.unforeseen import PAUSE, Unforeseen, in_words
 from jobpipe.errors import StoreError, StoreUnavailable
 from jobpipe.events import Events
 from jobpipe.store.base import Batch, EngineStore, Receipts
@@ -42,6 +42,7 @@ class Committer:
             except Exception as error:  # noqa: BLE001 - a fault of the committer itself: nothing may be lost by it
                 self._unforeseen.tell(error, "what was not written of a batch is kept, and tried again")
                 self._ledger.keep(entries, error)
+                await trio.sleep(PAUSE)
 
     async def _write(self, entries: Gathered, *, part: bool = False) -> bool:
         """Write a batch, or a part of one, and hand out what came of it; returns whether the store could be written."""
@@ -148,12 +149,8 @@ class Committer:
         """Hand out what came of a batch. It is written: what fails here costs those whom it concerns alone."""
         with self._unforeseen.costs("what this node knows of the store comes with the next batch"):
             self._learn(entries, receipts)
-        for claimer, claimed in zip(entries.claimers, receipts.claims, strict=True):
-            try:
-                self._ledger.grant(claimer, entries.tenure, claimed)
-            except Exception as error:  # noqa: BLE001 - costs this claim alone
-                self._unforeseen.tell(error, "the claimed jobs are handed back")
-                self._ledger.return_claimed(claimed)
+        with self._unforeseen.costs("what was claimed stays held until this node ends"):
+            self._grant(entries, receipts)
         try:
             self._answer(entries, receipts)
         except Exception as error:  # noqa: BLE001 - costs those who have no answer yet
@@ -175,10 +172,18 @@ class Committer:
         self._ledger.arrived(entries)
         self._ledger.waiting = receipts.waiting
         claims = entries.batch.claims
-        self._ledger.claims += bool(claims)
+        self._ledger.claims += any(receipts.claims)
         full = any(len(took) == asked.limit for took, asked in zip(receipts.claims, claims, strict=True))
         more = not claims or receipts.more_ready or full
         self._ledger.batching.learn(entries.batch.now, due=receipts.next_due, more=more)
+
+    def _grant(self, entries: Gathered, receipts: Receipts) -> None:
+        for claimer, claimed in zip(entries.claimers, receipts.claims, strict=True):
+            try:
+                self._ledger.grant(claimer, entries.tenure, claimed)
+            except Exception as error:  # noqa: BLE001 - costs this claim alone
+                self._unforeseen.tell(error, "the claimed jobs are handed back")
+                self._ledger.return_claimed(claimed)
 
     def _answer(self, entries: Gathered, receipts: Receipts) -> None:
         for add, receipt in zip(entries.adds, receipts.adds, strict=True):

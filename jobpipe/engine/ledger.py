@@ -69,7 +69,7 @@ class Ledger:
         """why the store could not write just now"""
         self.commits = 0
         self.claims = 0
-        """how many batches have claimed"""
+        """how many batches have claimed jobs"""
         self.exchange_seconds = 0.0
         """how long an exchange takes, over the last few"""
 

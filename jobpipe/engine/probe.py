@@ -1,6 +1,7 @@
 """What a node proves of itself: that the store can be read and written, and that ready jobs are taken."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Literal
 
 import msgspec
@@ -79,7 +80,7 @@ class Probe:
                 self.broken = f"the store cannot write: {trouble}"
                 return
             self.broken = "jobs are ready and workers are idle, but no job is claimed"
-            await self._taken(self.seen, claims)
+            await self._taken(claims)
         self.broken = None
 
     def told(self) -> str | None:
@@ -94,11 +95,16 @@ class Probe:
         ledger.look()
         await _until(lambda: ledger.commits > commits or ledger.trouble is not None)
 
-    async def _taken(self, seen: Overview, claims: int) -> None:
-        """Wait until the node has claimed, where jobs that it may take were ready and workers are idle."""
-        node = self._node
-        if seen.ready:
-            await _until(lambda: node.ledger.claims > claims or node.held.busy >= node.settings.workers)
+    async def _taken(self, claims: int) -> None:
+        """Wait until the node has claimed jobs, as long as some that it may take are ready and workers are idle."""
+        node, nap = self._node, SHORTEST_NAP
+        while self.seen and self.seen.ready:
+            if node.ledger.claims > claims or node.held.busy >= node.settings.workers:
+                return
+            await trio.sleep(nap)
+            nap = min(LONGEST_NAP, nap * 2)
+            with suppress(JobpipeError):  # another node may have taken them
+                self.seen = await node.store.overview(node.registry.served)
 
 
 async def _until(true: Callable[[], bool]) -> None:

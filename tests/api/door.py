@@ -89,7 +89,10 @@ class Breakable(MemoryStore):
 
     async def exchange(self, batch):
         await self._obey(writing=True)
-        return await super().exchange(msgspec.structs.replace(batch, claims=()) if self.keeps else batch)
+        if not self.keeps:
+            return await super().exchange(batch)
+        receipts = await super().exchange(msgspec.structs.replace(batch, claims=()))
+        return msgspec.structs.replace(receipts, claims=[()] * len(batch.claims))
 
     async def get(self, job_id):
         await self._obey()

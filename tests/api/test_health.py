@@ -94,6 +94,23 @@ async def test_an_intake_that_takes_nothing_is_told_in_time(autojump_clock):
         assert seconds <= PATIENCE
 
 
+async def test_jobs_that_others_took_are_no_fault(autojump_clock):
+    """They were ready when the probe began, and this node found none of them."""
+    store = Breakable()
+    store.keeps = True
+    async with open_door(store) as door, trio.open_nursery() as nursery:
+        await door.enqueue(id="a")
+
+        async def taken():
+            await trio.sleep(PATIENCE / 2)
+            await store.delete(["a"])
+
+        nursery.start_soon(taken)
+        status, told, _ = await asked(door)
+
+        assert (status, told["status"]) == (200, "ok")
+
+
 async def test_jobs_that_wait_are_no_fault_while_every_worker_is_busy(door, autojump_clock):
     for _ in range(100):
         await door.enqueue(kind="play", payload="hold")
