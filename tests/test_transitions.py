@@ -3,7 +3,19 @@
 import pytest
 from msgspec.structs import replace
 
-from jobpipe.job import ACTIVE, ENDED, FOLLOWS, WAITING, AttemptRecord, Job, JobError, Outcome, Status
+from jobpipe.job import (
+    ACTIVE,
+    ENDED,
+    FOLLOWS,
+    WAITING,
+    AttemptRecord,
+    Job,
+    JobError,
+    NewJob,
+    Outcome,
+    State,
+    Status,
+)
 from jobpipe.transitions import ForbiddenError, Stored, cancelled, follows, rescued, retried
 
 NOW = 1_700_000_000.0
@@ -12,27 +24,29 @@ EARLIER = AttemptRecord(
 )
 
 
-def stored(status: Status, *, held: bool = False, **fields: object) -> Stored:
-    """A job with a history in a status."""
-    job = Job(
+def stored(status: Status, *, held: bool = False, damage: tuple[str, ...] = (), **fields: object) -> Stored:
+    """A job with a history in a status, asked for as usual but for some fields."""
+    asked = NewJob(
         id="a",
         kind="echo",
         queue="default",
-        status=status,
-        priority=0,
         payload=b'"data"',
+        priority=0,
         max_retries=3,
-        attempt=2,
-        claim=5,
         created_at=NOW - 10,
         run_at=NOW - 7,
+    )
+    state = State(
+        status,
+        attempt=2,
+        claim=5,
         started_at=NOW - 5,
         finished_at=NOW - 1 if status in ENDED else None,
         result=b"1" if status is Status.DONE else None,
         error=JobError("Oops", "no"),
-        attempts=(EARLIER,),
     )
-    return Stored(job=replace(job, **fields), seq=7, node="n", held=held, size=99 if status in ENDED else 0)
+    job = Job(replace(asked, **fields), state, (EARLIER,), damage)
+    return Stored(job=job, seq=7, node="n", held=held, size=99 if status in ENDED else 0)
 
 
 @pytest.mark.parametrize("status", sorted(WAITING))
@@ -43,8 +57,8 @@ def test_a_waiting_job_that_is_cancelled_has_ended(status: Status) -> None:
     assert after is not None
     assert after == replace(
         before,
-        job=replace(before.job, status=Status.CANCELLED, finished_at=NOW),
-        size=len(before.job.payload),
+        job=replace(before.job, state=replace(before.job.state, status=Status.CANCELLED, finished_at=NOW)),
+        size=len(before.job.asked.payload),
     )
 
 
@@ -55,7 +69,8 @@ def test_a_held_job_that_is_cancelled_is_asked_to_stop(status: Status) -> None:
     after = cancelled(before, NOW)
 
     assert after is not None
-    assert after == replace(before, job=replace(before.job, status=Status.CANCELLING))
+    state = replace(before.job.state, status=Status.CANCELLING)
+    assert after == replace(before, job=replace(before.job, state=state))
     assert cancelled(after, NOW + 1) == after
 
 
@@ -68,8 +83,13 @@ def test_an_ended_job_is_retried_and_nothing_else(status: Status) -> None:
     assert cancelled(before, NOW) is None
     assert after is not None
     again = after.job
-    assert (again.status, again.attempt, again.run_at, after.size) == (Status.QUEUED, 0, NOW, 0)
-    assert (again.started_at, again.finished_at, again.result, again.error) == (None, None, None, None)
+    assert (again.status, again.state.attempt, again.asked.run_at, after.size) == (Status.QUEUED, 0, NOW, 0)
+    assert (again.state.started_at, again.state.finished_at, again.state.result, again.state.error) == (
+        None,
+        None,
+        None,
+        None,
+    )
     last = [EARLIER.outcome, Outcome.DONE] if status is Status.DONE else [EARLIER.outcome]
     assert [attempt.outcome for attempt in again.attempts] == last
 
@@ -86,7 +106,7 @@ def test_an_expiry_that_is_over_is_forgotten_by_a_retry(expires_at: float | None
     after = retried(stored(Status.EXPIRED, expires_at=expires_at), NOW)
 
     assert after is not None
-    assert after.job.expires_at == left
+    assert after.job.asked.expires_at == left
 
 
 @pytest.mark.parametrize("status", sorted(Status))

@@ -34,7 +34,7 @@ from jobpipe.job import (
     Job,
     Name,
     NewJob,
-    as_stored,
+    State,
     may_nest_deeper,
     nests_deeper,
 )
@@ -86,7 +86,7 @@ async def enqueue(node: Node, content_type: str, body: bytes) -> Answer:
     new = await asked(node, body)
     (receipt,) = await node.admission.enqueue([new])
     if receipt.verdict == "stored":
-        return _answer(job_view(as_stored(new), node.registry), 202)
+        return _answer(job_view(Job(new, State(new.status)), node.registry), 202)
     return _answer(stored_view(known(receipt), node.registry), 200)
 
 

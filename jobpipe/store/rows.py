@@ -14,6 +14,7 @@ from jobpipe.job import (
     NewJob,
     Options,
     Outcome,
+    State,
     Status,
     kept,
     same_content,
@@ -179,24 +180,20 @@ def _reason(error: Exception) -> str:
 
 
 def _job(row: JobRow, status: Status, error: JobError | None, options: Options) -> Job:
-    return Job(
+    asked = NewJob(
         id=row.id,
         kind=row.kind,
         queue=row.queue,
-        status=status,
-        priority=row.priority,
         payload=row.payload,
-        result=row.result,
-        error=error,
-        attempt=row.attempt,
+        priority=row.priority,
         max_retries=row.max_retries,
-        claim=row.claim,
         created_at=row.created_at,
         run_at=row.run_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
         expires_at=row.expires_at,
         options=options,
+    )
+    return Job(
+        asked, State(status, row.attempt, row.claim, row.started_at, row.finished_at, row.result, error)
     )
 
 
@@ -208,16 +205,16 @@ def with_attempts(job: Job, node: str | None, earlier: Sequence[AttemptRecord]) 
 
 def _last_attempt(job: Job, node: str | None) -> Sequence[AttemptRecord]:
     """The attempt that stands in the job's own row: one that runs, or the one that ended the job well."""
-    runs = job.status in ACTIVE
-    if job.started_at is None or not (runs or job.status is Status.DONE):
+    state, runs = job.state, job.status in ACTIVE
+    if state.started_at is None or not (runs or job.status is Status.DONE):
         return []
     return [
         AttemptRecord(
-            number=job.attempt,
-            claim=job.claim,
+            number=state.attempt,
+            claim=state.claim,
             node=node,
-            started_at=job.started_at,
-            finished_at=job.finished_at,
+            started_at=state.started_at,
+            finished_at=state.finished_at,
             outcome=None if runs else Outcome.DONE,
         )
     ]
@@ -246,7 +243,7 @@ def attempt_from(row: Row) -> AttemptRecord:
 def compared(new: NewJob, job: Job | None) -> Receipt:
     """The receipt of a new job whose id was taken by `job` (None: by one that is gone)."""
     try:
-        same = job is not None and not job.damage and same_content(new, job)
+        same = job is not None and not job.damage and same_content(new, job.asked)
     except Exception:  # noqa: BLE001 - what cannot be compared is not the same
         same = False
     return Receipt("existing" if same else "conflict", job)

@@ -26,6 +26,7 @@ from jobpipe.job import (
     NewJob,
     Options,
     Outcome,
+    State,
     Status,
     retries_of,
 )
@@ -93,24 +94,17 @@ class Entry:
     def shown(self) -> Job:
         new = self.new
         return Job(
-            id=new.id,
-            kind=new.kind,
-            queue=new.queue,
-            status=self.status,
-            priority=new.priority,
-            payload=new.payload,
-            result=self.result,
-            error=self.error,
-            attempt=self.attempt,
-            max_retries=new.max_retries,
-            claim=self.claim,
-            created_at=new.created_at,
-            run_at=self.run_at,
-            started_at=self.started_at,
-            finished_at=self.finished_at,
-            expires_at=self.expires_at,
-            options=new.options,
-            attempts=tuple(self.records),
+            replace(new, run_at=self.run_at, expires_at=self.expires_at),
+            State(
+                status=self.status,
+                attempt=self.attempt,
+                claim=self.claim,
+                started_at=self.started_at,
+                finished_at=self.finished_at,
+                result=self.result,
+                error=self.error,
+            ),
+            tuple(self.records),
         )
 
 
@@ -527,9 +521,9 @@ class Lives(RuleBasedStateMachine):
         for arrival, job in jobs:
             before = self.last.get(arrival, job)
             assert job.status is before.status or job.status in FOLLOWS[before.status]
-            assert job.claim >= before.claim
-            assert (job.finished_at is not None) == (job.status in ENDED)
-            assert job.status not in ACTIVE or job.claim > 0
+            assert job.state.claim >= before.state.claim
+            assert (job.state.finished_at is not None) == (job.status in ENDED)
+            assert job.status not in ACTIVE or job.state.claim > 0
         self.last = dict(jobs)
 
     @invariant()

@@ -96,16 +96,16 @@ async def test_a_job_is_there_when_the_transaction_is_committed(store: Store, ap
     application.rollback()
 
     assert before is None
-    assert (job.kind, job.queue, job.status, job.priority, job.max_retries) == (
+    assert (job.asked.kind, job.asked.queue, job.status, job.asked.priority, job.asked.max_retries) == (
         "echo",
         "default",
         Status.QUEUED,
         0,
         None,
     )
-    assert json.loads(job.payload) == {"n": 1}
-    assert job.run_at == job.created_at
-    assert job.options == Options()
+    assert json.loads(job.asked.payload) == {"n": 1}
+    assert job.asked.run_at == job.asked.created_at
+    assert job.asked.options == Options()
     assert await store.get(other) is None
     assert (await look(store)).waiting == 1
 
@@ -130,15 +130,15 @@ async def test_everything_that_can_be_asked_is_kept(store: Store, application: A
     application.commit()
     job = await get(store, "ü")
 
-    assert (job.kind, job.queue, job.status, job.priority, job.max_retries) == (
+    assert (job.asked.kind, job.asked.queue, job.status, job.asked.priority, job.asked.max_retries) == (
         "email.send",
         "mail",
         Status.SCHEDULED,
         -7,
         0,
     )
-    assert (job.run_at, job.expires_at) == (2211624000.5, 2243246400.0)
-    assert job.options == Options(
+    assert (job.asked.run_at, job.asked.expires_at) == (2211624000.5, 2243246400.0)
+    assert job.asked.options == Options(
         timeout=1.5,
         backoff=Backoff(base=0.1, jitter="none"),
         on_crash="fail",
@@ -154,8 +154,8 @@ async def test_a_delay_counts_from_the_call(store: Store, application: Any) -> N
     application.commit()
     job = await get(store, "a")
 
-    assert round(job.run_at - job.created_at, 3) == 5
-    assert (job.status, job.options) == (Status.SCHEDULED, Options(delay=5))
+    assert round(job.asked.run_at - job.asked.created_at, 3) == 5
+    assert (job.status, job.asked.options) == (Status.SCHEDULED, Options(delay=5))
 
 
 async def test_the_same_call_twice_makes_one_job(store: Store, application: Any) -> None:
@@ -412,9 +412,9 @@ async def test_settings_of_the_callers_session_change_nothing(
     application.commit()
     job = await get(store, "a.b")
 
-    assert json.loads(job.payload) == given["payload"]
-    assert job.run_at == 2211624000.5
-    assert job.options == Options(
+    assert json.loads(job.asked.payload) == given["payload"]
+    assert job.asked.run_at == 2211624000.5
+    assert job.asked.options == Options(
         timeout=0.1 + 0.2, backoff=Backoff(base=0.123456789012345), run_at=2211624000.5
     )
     with pytest.raises(psycopg.errors.InvalidParameterValue):
@@ -451,7 +451,7 @@ async def test_ids_are_made_in_the_order_of_time(store: Store, application: Any)
     """Of the same form as those that the API makes."""
     ids = [enqueue(application, kind="echo") for _ in range(3)]
     application.commit()
-    like = new_job_id((await get(store, ids[0])).created_at, lambda _bits: 0)
+    like = new_job_id((await get(store, ids[0])).asked.created_at, lambda _bits: 0)
 
     assert len(set(ids)) == 3
     assert {len(one) for one in ids} == {36}
@@ -466,7 +466,7 @@ async def test_a_job_of_the_function_is_run_like_any_other(store: Store, applica
     application.commit()
     node = Node(store)
     await node.join()
-    receipts = await node.exchange((await get(store, "j0")).created_at + 1, claim=250)
+    receipts = await node.exchange((await get(store, "j0")).asked.created_at + 1, claim=250)
     (queue,) = await store.queues()
 
     assert [job.id for job in receipts.claimed] == [f"j{number}" for number in range(250)]

@@ -342,7 +342,7 @@ async def test_a_claim_that_was_lost_is_handed_back_though_it_was_asked_to_cance
     job = await get(node.store)
 
     assert list(receipts.claimed) == []
-    assert (job.status, job.finished_at, job.attempts) == (Status.CANCELLED, LATER, ())
+    assert (job.status, job.state.finished_at, job.attempts) == (Status.CANCELLED, LATER, ())
     assert (await node.store.queues())[0].counts == {Status.CANCELLED: 1}
 
 
@@ -610,7 +610,7 @@ async def test_settings_of_the_role_change_nothing(schema: str) -> None:
 
             assert heard == News("missed")
             assert (claimed[0].run_at, again[0].run_at) == (NOW + 0.123, NOW + 2.345)
-            assert (done.payload, done.options) == (job.payload, job.options)
+            assert (done.asked.payload, done.asked.options) == (job.payload, job.options)
             assert found == ["größe"]
             assert await listed(store, tag="größe") == ["größe"]
     finally:

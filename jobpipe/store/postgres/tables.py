@@ -228,9 +228,9 @@ class Tables:
             self._write_beside(before, after)
             size = before.size if before.job.status in ENDED else 0
             if not before.held:
-                tally.drop(before.job.queue, before.job.status, 1, size)
+                tally.drop(before.job.asked.queue, before.job.status, 1, size)
             if not after.held:
-                tally.move(after.job.queue, None, after.job.status, size=after.size)
+                tally.move(after.job.asked.queue, None, after.job.status, size=after.size)
         tally.write(self._session)
         self._tell(changes)
 
@@ -256,14 +256,14 @@ class Tables:
         """Move what stood in `live` into `jobs`."""
         asked = {name: value for name, value in columns.items() if name in _ASKED}
         values = {**asked, **_standing(after), "status": after.job.status.value}
-        values |= {"finished_at": after.job.finished_at, "size": after.size}
+        values |= {"finished_at": after.job.state.finished_at, "size": after.size}
         sql = _assigning(_END, tuple(values))
         self._session.run(sql, {**values, "seq": after.seq})
 
     def _revive(self, after: Stored) -> None:
         """Make a row in `live` for a job that had ended."""
         job = after.job
-        values = {**_standing(after), "expires_at": job.expires_at, "result": job.result}
+        values = {**_standing(after), "expires_at": job.asked.expires_at, "result": job.state.result}
         values |= {"status": None, "finished_at": None, "size": after.size}
         sql = _assigning(_REVIVE, tuple(values))
         self._session.run(sql, {**values, "seq": after.seq, "becomes": job.status.value})
@@ -287,7 +287,7 @@ class Tables:
             seqs = integers([before.seq] * len(gone))
             self._session.run(_UNTAG, {"tags": binaries([tag.encode() for tag in gone]), "seqs": seqs})
         for tag in new:
-            values = {"tag": tag.encode(), "created_at": float(after.job.created_at), "seq": before.seq}
+            values = {"tag": tag.encode(), "created_at": float(after.job.asked.created_at), "seq": before.seq}
             self._session.run(_TAG, values)
 
     def _tell(self, changes: Sequence[tuple[Stored, Stored]]) -> None:
@@ -326,7 +326,7 @@ class Tables:
             async with self._session.savepoint():
                 self._session.run(SIDELINE, {"now": float(now), "error": error, "seqs": seqs})
         tally = Tally(self._slot)
-        tally.move(stored.job.queue, None, Status.FAILED)
+        tally.move(stored.job.asked.queue, None, Status.FAILED)
         tally.write(self._session)
         if stored.watched:
             notify(self._session, self._channel, ended_words([stored.job.id]))
@@ -364,12 +364,12 @@ def _standing(stored: Stored) -> dict[str, Any]:
     """How a job stands, as both tables have it."""
     job = stored.job
     return {
-        "run_at": job.run_at,
-        "attempt": max(job.attempt, 0),
-        "claim": job.claim,
+        "run_at": job.asked.run_at,
+        "attempt": max(job.state.attempt, 0),
+        "claim": job.state.claim,
         "rescued": stored.rescued,
-        "started_at": job.started_at,
-        "error": encoded_error(job.error),
+        "started_at": job.state.started_at,
+        "error": encoded_error(job.state.error),
     }
 
 

@@ -64,9 +64,9 @@ def _removal(stored: Stored) -> Removal:
     job = stored.job
     return Removal(
         seq=stored.seq,
-        queue=job.queue,
+        queue=job.asked.queue,
         state=job.status.value,
         size=stored.size,
-        tags=None if job.damage else job.options.tags,
+        tags=None if job.damage else job.asked.options.tags,
         watched=job.id if stored.watched else None,
     )
