@@ -243,6 +243,8 @@ class Job(msgspec.Struct, frozen=True):
     attempts: tuple[AttemptRecord, ...] = ()
     damage: tuple[str, ...] = ()
     """what of its row cannot be read, in words; shown with the error. Of this reading alone: it is stored nowhere"""
+    original: NewJob | None = None
+    """what was asked first, where it was edited since. Lists leave it out"""
 
     @property
     def id(self) -> str:

@@ -57,11 +57,13 @@ class JobRow(NamedTuple):
     size: int
     rescued: int
     watched: bool | int
+    original: bytes | None
 
 
 _encode = msgspec.json.Encoder().encode
 _options = msgspec.json.Decoder(Options).decode
 _error = msgspec.json.Decoder(JobError).decode
+_asked = msgspec.json.Decoder(NewJob).decode
 
 
 def encoded_options(options: Options) -> bytes | None:
@@ -82,6 +84,19 @@ def encoded_error(error: JobError | None) -> bytes | None:
 def decoded_error(stored: bytes | None) -> JobError | None:
     """The reverse of `encoded_error`."""
     return None if stored is None else _error(stored)
+
+
+def encoded_original(original: NewJob | None) -> bytes | None:
+    """What is stored of what was asked first, where it was edited since: JSON, the payload in it as base64.
+
+    The function `enqueue` of PostgreSQL reads it, too.
+    """
+    return None if original is None else _encode(original)
+
+
+def decoded_original(stored: bytes | None) -> NewJob | None:
+    """The reverse of `encoded_original`."""
+    return None if stored is None else _asked(stored)
 
 
 def damage_of(row: Row) -> str | None:
@@ -148,7 +163,13 @@ def job_from(row: Row) -> Job:
     """A job from the store's JOB_COLUMNS, without its attempts. What cannot be read is left out and named."""
     named = JobRow(*row)
     try:
-        return _job(named, Status(named.status), decoded_error(named.error), decoded_options(named.options))
+        return _job(
+            named,
+            Status(named.status),
+            decoded_error(named.error),
+            decoded_options(named.options),
+            decoded_original(named.original),
+        )
     except Exception:  # noqa: BLE001 - whatever stands there
         return _job_with_care(named)
 
@@ -170,6 +191,7 @@ def _job_with_care(row: JobRow) -> Job:
         read("status", lambda: Status(row.status), Status.FAILED),
         read("error", lambda: decoded_error(row.error), None),
         read("options", lambda: decoded_options(row.options), NO_OPTIONS),
+        read("first request", lambda: decoded_original(row.original), None),
     )
     return msgspec.structs.replace(job, damage=tuple(damage))
 
@@ -179,7 +201,9 @@ def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
 
 
-def _job(row: JobRow, status: Status, error: JobError | None, options: Options) -> Job:
+def _job(
+    row: JobRow, status: Status, error: JobError | None, options: Options, original: NewJob | None
+) -> Job:
     asked = NewJob(
         id=row.id,
         kind=row.kind,
@@ -192,9 +216,8 @@ def _job(row: JobRow, status: Status, error: JobError | None, options: Options) 
         expires_at=row.expires_at,
         options=options,
     )
-    return Job(
-        asked, State(status, row.attempt, row.claim, row.started_at, row.finished_at, row.result, error)
-    )
+    state = State(status, row.attempt, row.claim, row.started_at, row.finished_at, row.result, error)
+    return Job(asked, state, original=original)
 
 
 def with_attempts(job: Job, node: str | None, earlier: Sequence[AttemptRecord]) -> Job:
@@ -241,9 +264,12 @@ def attempt_from(row: Row) -> AttemptRecord:
 
 
 def compared(new: NewJob, job: Job | None) -> Receipt:
-    """The receipt of a new job whose id was taken by `job` (None: by one that is gone)."""
+    """The receipt of a new job whose id was taken by `job` (None: by one that is gone).
+
+    Compared with what was asked first: a client that repeats its request may not know that the job was edited.
+    """
     try:
-        same = job is not None and not job.damage and same_content(new, job.asked)
+        same = job is not None and not job.damage and same_content(new, job.original or job.asked)
     except Exception:  # noqa: BLE001 - what cannot be compared is not the same
         same = False
     return Receipt("existing" if same else "conflict", job)

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from msgspec.structs import replace
 
 from jobpipe.errors import StoreError
 from jobpipe.job import (
@@ -43,7 +44,9 @@ from jobpipe.store.base import (
     Start,
     Store,
 )
-from jobpipe.transitions import DIED_LAST
+from jobpipe.store.verbs.facade import SharedVerbs
+from jobpipe.store.verbs.jobs import change as change_jobs
+from jobpipe.transitions import DIED_LAST, Stored
 
 NOW = 1_700_000_000.0
 LATER = NOW + 60.0
@@ -205,6 +208,19 @@ async def bring_to(node: Node, status: Status, job_id: str = "a", **changes: Any
     elif status is not Status.RUNNING:
         await node.settle(job, outcome)
     return job
+
+
+async def edit(store: Store, job_id: str = "a", **changes: Any) -> None:
+    """Change what was asked of a job that waits, as a request to edit it does."""
+
+    def becomes(stored: Stored) -> Stored:
+        job, asked = stored.job, stored.job.asked
+        after = Job(replace(asked, **changes), job.state, job.attempts, original=job.original or asked)
+        return replace(stored, job=after)
+
+    assert isinstance(store, SharedVerbs)
+    (change,) = await store._carry_out(lambda tx: change_jobs(tx, [job_id], becomes))
+    assert change == Change(job_id, "changed", await store.get(job_id))
 
 
 # --- the store itself -------------------------------------------------------------------------------------------------
@@ -399,6 +415,31 @@ async def test_a_job_that_was_not_stored_is_nobodys_twin(store: Store, atomic: b
 
     assert [receipt.verdict for receipt in receipts] == ["conflict", "existing", "conflict"]
     assert [receipt.job for receipt in receipts] == [stored] * 3
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+async def test_a_repeated_request_is_compared_with_what_was_asked_first(store: Store, atomic: bool) -> None:
+    """The client that repeats it may not know of the edit; however often the job was edited."""
+    first = new_job(expires_at=LATER, options=Options(tags=("t",), delay=0.0))
+    edited: dict[str, Any] = {
+        "payload": b'"\\u0000"',
+        "queue": "x",
+        "priority": 7,
+        "max_retries": None,
+        "expires_at": None,
+    }
+    await add(store, first)
+    await edit(store, **edited, options=Options(timeout=1.0))
+    await edit(store, payload=b"3")
+    job = await get(store)
+    (same,) = await add(store, first, atomic=atomic)
+    (other,) = await add(store, job.asked, atomic=atomic)
+    page = await store.jobs(Filter(), 9, None)
+
+    assert job.asked == replace(first, **edited | {"payload": b"3"}, options=Options(timeout=1.0))
+    assert job.original == first
+    assert (same, other) == (Receipt("existing", job), Receipt("conflict", job))
+    assert page.jobs[0] == replace(job, original=None)
 
 
 async def test_the_adds_of_a_batch_are_judged_one_by_one_in_order(store: Store) -> None:

@@ -18,7 +18,7 @@ from jobpipe.store.postgres import open_postgres
 from tests.api.door import open_door
 from tests.store.bounds import of_fields
 from tests.store.server import ask, empty_schema, server_url, with_query
-from tests.store.test_contract import Node, add, get, listed, look, new_job
+from tests.store.test_contract import Node, add, edit, get, listed, look, new_job
 
 
 @pytest.fixture
@@ -368,6 +368,36 @@ async def test_what_the_handler_says_is_not_fixed_by_who_enqueues(store: Store, 
 
     assert (again.status_code, again.json()["max_retries"]) == (200, 7)
     assert fewer.status_code == 409
+
+
+async def test_a_call_that_is_repeated_is_compared_with_what_was_asked_first(
+    store: Store, application: Any
+) -> None:
+    """The application may not know that the job was edited since."""
+    given: dict[str, Any] = {
+        "kind": "echo",
+        "id": "a",
+        "payload": {"text": "é"},
+        "expires_at": "2100-01-31T12:00:00.123Z",
+        "backoff": {"base": 0.1},
+        "tags": ["t", "ü"],
+    }
+    enqueue(application, **given)
+    application.commit()
+    await edit(store, payload=b"2", queue="x", max_retries=1, expires_at=None, options=Options())
+    again = enqueue(application, **given)
+
+    assert again == "a"
+    with pytest.raises(psycopg.errors.UniqueViolation, match="another job with the id a"):
+        enqueue(application, kind="echo", id="a", payload=2, queue="x", max_retries=1)
+
+
+async def test_a_first_request_that_sql_cannot_hold_is_another_one(store: Store, application: Any) -> None:
+    """Whatever the job holds now."""
+    await add(store, new_job(payload=b'"a\\u0000b"'))
+    await edit(store, payload=b'"ab"')
+    with pytest.raises(psycopg.errors.UniqueViolation, match="another job with the id a"):
+        enqueue(application, kind="echo", id="a", payload="ab", max_retries=3)
 
 
 async def test_a_job_that_sql_cannot_hold_is_another_job(store: Store, application: Any) -> None:

@@ -138,11 +138,20 @@ _LIVE = frozenset(
 )
 """Columns of `live` that change."""
 
-_ASKED = frozenset(("kind", "queue", "priority", "max_retries", "expires_at", "options", "payload"))
+_ASKED = frozenset(
+    ("kind", "queue", "priority", "max_retries", "expires_at", "options", "payload", "original")
+)
 """Columns of `jobs` that change while a job lives."""
 
 _RELEASED = {"node": None, "token": None}
 """What a row in `live` has that nobody holds."""
+
+_EDITED = {"edited": True}
+"""What a row in `live` has whose row in `jobs` has changed.
+
+A claim that joins the two may have begun before the change: it sees the lock's row as it is now, the other one as it
+was.
+"""
 
 _ATTEMPT = """
 insert into attempts (seq, claim, number, node, started_at, finished_at, outcome, error)
@@ -242,11 +251,12 @@ class Tables:
         elif lives and not lived:
             self._revive(after)
         else:
-            released = _RELEASED if before.held and not after.held else {}
-            self._update(
-                _UPDATE_LIVE, before.seq, {n: v for n, v in columns.items() if n in _LIVE} | released
-            )
-            self._update(_UPDATE_JOBS, before.seq, {n: v for n, v in columns.items() if n in _ASKED})
+            asked = {name: value for name, value in columns.items() if name in _ASKED}
+            live = {name: value for name, value in columns.items() if name in _LIVE}
+            live |= _RELEASED if before.held and not after.held else {}
+            live |= _EDITED if asked else {}
+            self._update(_UPDATE_LIVE, before.seq, live)
+            self._update(_UPDATE_JOBS, before.seq, asked)
 
     def _update(self, sql: str, seq: int, columns: Mapping[str, Any]) -> None:
         if columns:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobpipe.job import AttemptRecord, NewJob, State
-from jobpipe.store.rows import encoded_error, encoded_options
+from jobpipe.store.rows import encoded_error, encoded_options, encoded_original
 from jobpipe.transitions import Stored
 
 _ASKED = tuple(name for name in NewJob.__struct_fields__ if name != "options")
@@ -25,6 +25,8 @@ def changed(before: Stored, after: Stored) -> Mapping[str, Any]:
         columns["error"] = encoded_error(other.state.error)
     if one.asked.options != other.asked.options:
         columns["options"] = encoded_options(other.asked.options)
+    if one.original is not other.original:
+        columns["original"] = encoded_original(other.original)
     if before.rescued != after.rescued:
         columns["rescued"] = after.rescued
     if before.size != after.size:
