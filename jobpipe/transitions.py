@@ -5,6 +5,7 @@ notifications) is the store's business, which writes nothing that `jobpipe.job.F
 """
 
 import msgspec
+from msgspec.structs import replace
 
 from jobpipe.errors import JobpipeError
 from jobpipe.job import ACTIVE, ENDED, FOLLOWS, AttemptRecord, Job, JobError, Outcome, State, Status
@@ -60,13 +61,13 @@ def retried(stored: Stored, now: float) -> Stored | None:
     if job.status not in ENDED:
         return None
     over = asked.expires_at is not None and asked.expires_at <= now
-    again = msgspec.structs.replace(
+    again = replace(
         job,
-        asked=msgspec.structs.replace(asked, run_at=now, expires_at=None if over else asked.expires_at),
+        asked=replace(asked, run_at=now, expires_at=None if over else asked.expires_at),
         state=State(Status.QUEUED, claim=job.state.claim),
         attempts=(*job.attempts, *_success(stored)),
     )
-    return msgspec.structs.replace(stored, job=again, size=0)
+    return replace(stored, job=again, size=0)
 
 
 def rescued(stored: Stored, now: float) -> Stored | None:
@@ -83,9 +84,9 @@ def rescued(stored: Stored, now: float) -> Stored | None:
     attempts = (*job.attempts, *_broken(stored, status, error, now))
     back = _standing(stored, status=status, error=error or job.state.error)
     back = _ended(back, status, now) if status in ENDED else back
-    return msgspec.structs.replace(
+    return replace(
         back,
-        job=msgspec.structs.replace(back.job, attempts=attempts),
+        job=replace(back.job, attempts=attempts),
         held=False,
         rescued=min(stored.rescued, MOST_RESCUED) + 1,
     )
@@ -145,10 +146,10 @@ def _record(
 
 def _ended(stored: Stored, status: Status, now: float) -> Stored:
     after = _standing(stored, status=status, finished_at=now)
-    return msgspec.structs.replace(after, size=len(stored.job.asked.payload))
+    return replace(after, size=len(stored.job.asked.payload))
 
 
 def _standing(stored: Stored, **changes: object) -> Stored:
     """The same job, which stands otherwise."""
-    state = msgspec.structs.replace(stored.job.state, **changes)
-    return msgspec.structs.replace(stored, job=msgspec.structs.replace(stored.job, state=state))
+    state = replace(stored.job.state, **changes)
+    return replace(stored, job=replace(stored.job, state=state))

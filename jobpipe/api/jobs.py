@@ -18,6 +18,9 @@ from jobpipe.engine.node import Node
 from jobpipe.job import ENDED, Job, JobId, Status
 from jobpipe.store.base import Change, Filter, Place
 
+REFUSALS = (Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.STORE_UNAVAILABLE)
+"""The problems of every route that changes a job."""
+
 JobInPath = Annotated[JobId, Means("the job's id")]
 
 
@@ -59,7 +62,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
     @document_querystring(WaitQuery)
     @answers(200, "The job is cancelled, and none of its code still runs.", Content(JobView))
     @answers(202, "The job is being cancelled; its cleanup still runs.", Content(JobView))
-    @problems(Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.INVALID, Code.STORE_UNAVAILABLE)
+    @problems(*REFUSALS, Code.INVALID)
     async def cancel_job(job_id: JobInPath) -> Response:
         """Cancel a waiting or running job.
 
@@ -70,7 +73,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
 
     @routes.post("/jobs/<job_id>/retry")
     @answers(202, "The job, queued again.", Content(JobView))
-    @problems(Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.STORE_UNAVAILABLE)
+    @problems(*REFUSALS)
     async def retry_job(job_id: JobInPath) -> Response:
         """Retry a job manually.
 
@@ -83,7 +86,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
 
     @routes.delete("/jobs/<job_id>")
     @answers(204, "The job is deleted.")
-    @problems(Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.STORE_UNAVAILABLE)
+    @problems(*REFUSALS)
     async def delete_job(job_id: JobInPath) -> Response:
         """Delete a job.
 
@@ -137,7 +140,8 @@ def _job_of(change: Change, advice: str) -> Job:
 
 def _wrong_status(job: Job, advice: str) -> Problem:
     title = "The job's status does not allow this"
-    return Problem(409, Code.WRONG_STATUS, title, f"job {job.id!r} is {job.status.value}: {advice}")
+    detail = f"job {job.id!r} is {job.status.value}: {advice}"
+    return Problem(409, Code.WRONG_STATUS, title, detail)
 
 
 async def _list(node: Node, wanted: ListQuery) -> Answer:

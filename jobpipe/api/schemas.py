@@ -29,6 +29,11 @@ from jobpipe.store.base import QUEUES, Unserved
 
 Time = Annotated[datetime, Meta(tz=True, description=TIME)]
 
+Priority = Annotated[
+    int, Meta(ge=-1000, le=1000, description="a whole number from -1000 to 1000; higher runs first")
+]
+Tags = Annotated[list[Tag], Meta(max_length=20, description="an array of at most 20 tags")]
+
 When = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 """A time as it is shown: RFC 3339, UTC, with milliseconds."""
 
@@ -40,9 +45,7 @@ class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     kind: Name = DEFAULT_KIND
     payload: Any = None
     queue: Name = DEFAULT_QUEUE
-    priority: Annotated[
-        int, Meta(ge=-1000, le=1000, description="a whole number from -1000 to 1000; higher runs first")
-    ] = 0
+    priority: Priority = 0
     max_retries: Retries | None = None
     delay: Seconds | None = None
     run_at: Time | None = None
@@ -50,7 +53,7 @@ class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     backoff: Backoff | None = None
     expires_at: Time | None = None
     on_crash: Literal["retry", "fail"] = "retry"
-    tags: Annotated[list[Tag], Meta(max_length=20, description="an array of at most 20 tags")] = []
+    tags: Tags = []
 
 
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
