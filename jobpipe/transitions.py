@@ -4,11 +4,26 @@ A transition returns None where the job's status does not allow it. What follows
 notifications) is the store's business, which writes nothing that `jobpipe.job.FOLLOWS` forbids.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 from msgspec.structs import replace
 
 from jobpipe.errors import JobpipeError
-from jobpipe.job import ACTIVE, ENDED, FOLLOWS, AttemptRecord, Job, JobError, Outcome, State, Status
+from jobpipe.job import (
+    ACTIVE,
+    ENDED,
+    FOLLOWS,
+    WAITING,
+    AttemptRecord,
+    Job,
+    JobError,
+    NewJob,
+    Outcome,
+    State,
+    Status,
+)
 
 MOST_RESCUED = 1_000_000
 """How far rescues of a job are counted; a damaged count must not grow beyond what a column holds."""
@@ -68,6 +83,21 @@ def retried(stored: Stored, now: float) -> Stored | None:
         attempts=(*job.attempts, *_success(stored)),
     )
     return replace(stored, job=again, size=0)
+
+
+def edited(stored: Stored, changes: Mapping[str, Any], now: float) -> Stored | None:
+    """Asked for otherwise, while it waits and nobody holds it: `changes` are fields of `NewJob` and `Options`."""
+    job, asked, status = stored.job, stored.job.asked, stored.job.status
+    if stored.held or status not in WAITING or job.damage:
+        return None
+    named = {name: value for name, value in changes.items() if name in NewJob.__struct_fields__}
+    options = {name: value for name, value in changes.items() if name not in named}
+    asked = replace(asked, **named, options=replace(asked.options, **options))
+    if "run_at" in changes and (status is Status.QUEUED or asked.run_at <= now):
+        status = Status.SCHEDULED if asked.run_at > now else Status.QUEUED
+    original = job.original or (None if asked == job.asked else job.asked)
+    state = replace(job.state, status=status)
+    return replace(stored, job=Job(asked, state, job.attempts, original=original))
 
 
 def rescued(stored: Stored, now: float) -> Stored | None:

@@ -12,11 +12,12 @@ from jobpipe.job import (
     Job,
     JobError,
     NewJob,
+    Options,
     Outcome,
     State,
     Status,
 )
-from jobpipe.transitions import ForbiddenError, Stored, cancelled, follows, rescued, retried
+from jobpipe.transitions import ForbiddenError, Stored, cancelled, edited, follows, rescued, retried
 
 NOW = 1_700_000_000.0
 EARLIER = AttemptRecord(
@@ -107,6 +108,65 @@ def test_an_expiry_that_is_over_is_forgotten_by_a_retry(expires_at: float | None
 
     assert after is not None
     assert after.job.asked.expires_at == left
+
+
+@pytest.mark.parametrize("status", sorted(WAITING))
+def test_a_waiting_job_is_asked_for_otherwise(status: Status) -> None:
+    """How it stands is as before, and what was asked first is kept, however often it is edited."""
+    before = stored(status, options=Options(timeout=1.0, tags=("t",)))
+    after = edited(before, {"payload": b"1", "queue": "x", "expires_at": NOW + 1, "tags": ("u",)}, NOW)
+    assert after is not None
+    again = edited(after, {"payload": before.job.asked.payload, "timeout": None}, NOW)
+
+    assert after == replace(
+        before,
+        job=Job(
+            replace(
+                before.job.asked,
+                payload=b"1",
+                queue="x",
+                expires_at=NOW + 1,
+                options=Options(timeout=1.0, tags=("u",)),
+            ),
+            before.job.state,
+            before.job.attempts,
+            original=before.job.asked,
+        ),
+    )
+    assert again is not None
+    assert again.job.asked.options == Options(tags=("u",))
+    assert again.job.original == before.job.asked
+
+
+@pytest.mark.parametrize("status", sorted(WAITING))
+@pytest.mark.parametrize("later", [-1, 0, 1])
+def test_a_new_time_makes_a_job_ready_or_wait(status: Status, later: int) -> None:
+    """One that waits for its next attempt waits for that, not as if it had never run."""
+    after = edited(stored(status), {"run_at": NOW + later}, NOW)
+
+    assert after is not None
+    follows(stored(status), after)
+    ahead = Status.RETRYING if status is Status.RETRYING else Status.SCHEDULED
+    assert (after.job.asked.run_at, after.job.status) == (NOW + later, ahead if later > 0 else Status.QUEUED)
+
+
+def test_an_edit_that_changes_nothing_leaves_a_job_as_it_was() -> None:
+    before = stored(Status.SCHEDULED)
+
+    assert edited(before, {}, NOW) == edited(before, {"priority": 0, "timeout": None}, NOW) == before
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        *(stored(status) for status in sorted(ACTIVE | ENDED)),
+        *(stored(status, held=True) for status in sorted(ACTIVE | {Status.QUEUED})),
+        stored(Status.QUEUED, damage=("its options cannot be read",)),
+    ],
+    ids=lambda before: f"{before.job.status}-{before.held}-{before.job.damage}",
+)
+def test_a_job_that_is_held_or_has_ended_or_is_damaged_is_not_edited(before: Stored) -> None:
+    assert edited(before, {"priority": 1}, NOW) is None
 
 
 @pytest.mark.parametrize("status", sorted(Status))

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
@@ -24,13 +24,14 @@ from jobpipe.api.problems import (
     too_large,
     unsupported,
 )
-from jobpipe.api.schemas import NULL, EnqueueRequest, JobView, job_view, stored_view
+from jobpipe.api.schemas import NULL, EditRequest, EnqueueRequest, JobView, job_view, stored_view
 from jobpipe.engine.node import Node
 from jobpipe.errors import StoreUnavailable
 from jobpipe.handlers.registry import Handler
 from jobpipe.job import (
     DEEPEST,
     DEFAULT_KIND,
+    WAITING,
     Job,
     Name,
     NewJob,
@@ -62,6 +63,7 @@ class SentRequest(EnqueueRequest, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 _decode = msgspec.json.Decoder(AskedRequest).decode
+_decode_edit = msgspec.json.Decoder(EditRequest).decode
 _decode_raw = msgspec.json.Decoder(SentRequest).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -151,7 +153,7 @@ def request_from(body: bytes, decode: Callable[[bytes], R], model: type[msgspec.
     try:
         request = decode(body)
         # Taken apart and put together again: left as it is, a payload with bad UTF-8 or with 1e400 would pass.
-        usual = _encode(request.payload)
+        usual = b"" if request.payload is UNSET else _encode(request.payload)
     except msgspec.ValidationError as error:
         raise _every_fault(body, error, model) from None
     except RecursionError:
@@ -251,6 +253,20 @@ def made(
         on_crash=request.on_crash,
         tags=request.tags,
     )
+
+
+def edits_from(node: Node, job: Job, body: bytes) -> Mapping[str, Any]:
+    """The fields that a body names, as a request for such a job has them. Raises `Problem` with every fault."""
+    request, payload = request_from(body, _decode_edit, EditRequest)
+    given = {name: value for name, value in msgspec.structs.asdict(request).items() if value is not UNSET}
+    handler = node.registry.find(job.asked.kind)
+    faults = [*unfit(payload, request.payload, handler)] if handler and "payload" in given else []
+    new = made(node, AskedRequest(id=job.id, **given), payload, job.asked.kind, faults)
+    run_at = new.run_at if "run_at" in given else max(new.created_at, job.asked.run_at)
+    expires_at = new.expires_at if "expires_at" in given else job.asked.expires_at
+    if job.status in WAITING and expires_at is not None and expires_at <= run_at:
+        raise invalid([TOO_LATE])
+    return {name: getattr(new if hasattr(new, name) else new.options, name) for name in given}
 
 
 def _unknown(node: Node, kind: str) -> str:

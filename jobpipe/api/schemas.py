@@ -56,6 +56,20 @@ class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     tags: Tags = []
 
 
+class EditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What to change of a waiting job. A field that is left out stays as it is; null sets its default again."""
+
+    payload: Any = UNSET
+    queue: Name | UnsetType = UNSET
+    priority: Priority | UnsetType = UNSET
+    max_retries: Retries | UnsetType | None = UNSET
+    run_at: Time | UnsetType | None = UNSET
+    timeout: Timeout | UnsetType | None = UNSET
+    backoff: Backoff | UnsetType | None = UNSET
+    expires_at: Time | UnsetType | None = UNSET
+    tags: Tags | UnsetType = UNSET
+
+
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
     """One run of the job's handler; `outcome` is null while it runs."""
 

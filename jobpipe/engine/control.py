@@ -1,6 +1,7 @@
-"""What people ask of jobs and queues: cancel, retry, delete, pause, resume."""
+"""What people ask of jobs and queues: cancel, retry, edit, delete, pause, resume."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import structlog
 
@@ -42,6 +43,10 @@ class Control:
     async def retry(self, job_id: str) -> Change:
         """Queue a job that has ended once more."""
         return self._waits(await self._store.retry([job_id], self._clock.now()), "retry requested")
+
+    async def edit(self, job_id: str, edits: Mapping[str, Any]) -> Change:
+        """Change what was asked of a waiting job."""
+        return self._waits(await self._store.edit([job_id], edits, self._clock.now()), "job edited")
 
     async def delete(self, job_id: str) -> Change:
         """Delete a job that no node holds."""

@@ -44,9 +44,7 @@ from jobpipe.store.base import (
     Start,
     Store,
 )
-from jobpipe.store.verbs.facade import SharedVerbs
-from jobpipe.store.verbs.jobs import change as change_jobs
-from jobpipe.transitions import DIED_LAST, Stored
+from jobpipe.transitions import DIED_LAST
 
 NOW = 1_700_000_000.0
 LATER = NOW + 60.0
@@ -210,17 +208,12 @@ async def bring_to(node: Node, status: Status, job_id: str = "a", **changes: Any
     return job
 
 
-async def edit(store: Store, job_id: str = "a", **changes: Any) -> None:
-    """Change what was asked of a job that waits, as a request to edit it does."""
-
-    def becomes(stored: Stored) -> Stored:
-        job, asked = stored.job, stored.job.asked
-        after = Job(replace(asked, **changes), job.state, job.attempts, original=job.original or asked)
-        return replace(stored, job=after)
-
-    assert isinstance(store, SharedVerbs)
-    (change,) = await store._carry_out(lambda tx: change_jobs(tx, [job_id], becomes))
-    assert change == Change(job_id, "changed", await store.get(job_id))
+async def edit(store: Store, job_id: str = "a", now: float = NOW, **edits: Any) -> Job:
+    """Edit a job; it must be there, and wait."""
+    (change,) = await store.edit([job_id], edits, now)
+    job = await get(store, job_id)
+    assert change == Change(job_id, "changed", job)
+    return job
 
 
 # --- the store itself -------------------------------------------------------------------------------------------------
@@ -429,14 +422,14 @@ async def test_a_repeated_request_is_compared_with_what_was_asked_first(store: S
         "expires_at": None,
     }
     await add(store, first)
-    await edit(store, **edited, options=Options(timeout=1.0))
-    await edit(store, payload=b"3")
-    job = await get(store)
+    await edit(store, **edited, timeout=1.0, tags=())
+    job = await edit(store, payload=b"3")
     (same,) = await add(store, first, atomic=atomic)
     (other,) = await add(store, job.asked, atomic=atomic)
     page = await store.jobs(Filter(), 9, None)
 
-    assert job.asked == replace(first, **edited | {"payload": b"3"}, options=Options(timeout=1.0))
+    options = Options(timeout=1.0, delay=0.0)
+    assert job.asked == replace(first, **edited | {"payload": b"3"}, options=options)
     assert job.original == first
     assert (same, other) == (Receipt("existing", job), Receipt("conflict", job))
     assert page.jobs[0] == replace(job, original=None)
@@ -1507,6 +1500,114 @@ async def test_each_of_many_ids_gets_its_own_verdict(node: Node) -> None:
     assert retried == ["changed", "absent", "changed", "changed"]
     assert deleted == ["changed", "absent", "changed", "changed", "absent"]
     assert list(await store.cancel([], NOW)) == []
+
+
+# --- edit -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", sorted(WAITING))
+async def test_a_waiting_job_can_be_edited(node: Node, status: Status) -> None:
+    """What is not named stays as it was, and so does how it stands."""
+    await bring_to(node, status, options=Options(on_crash="fail", tags=("t", "u")))
+    before = await get(node.store)
+    backoff = Backoff(base=9.0)
+    edits: dict[str, Any] = {"payload": b"[2]", "priority": -7, "max_retries": 0, "expires_at": LATER + 100}
+    job = await edit(node.store, **edits, timeout=5.0, backoff=backoff, tags=("u", "v"))
+    claimed = await node.take(LATER)
+
+    options = Options(timeout=5.0, backoff=backoff, on_crash="fail", tags=("u", "v"))
+    assert (job.asked, job.state) == (replace(before.asked, **edits, options=options), before.state)
+    assert (job.attempts, job.original) == (before.attempts, before.asked)
+    assert (claimed.payload, claimed.priority, claimed.max_retries) == (b"[2]", -7, 0)
+    assert claimed.options == options
+    assert [await listed(node.store, tag=tag) for tag in "tuv"] == [[], ["a"], ["a"]]
+
+
+@pytest.mark.parametrize("status", sorted(set(Status) - WAITING))
+async def test_what_runs_or_has_ended_is_not_edited(node: Node, status: Status) -> None:
+    """Nor is what is not there."""
+    await bring_to(node, status)
+    before = await get(node.store)
+    changes = await node.store.edit(["a", "nobody"], {"priority": 1}, LATER)
+
+    assert list(changes) == [Change("a", "refused", before), Change("nobody", "absent")]
+    assert await get(node.store) == before
+
+
+async def test_a_held_job_is_not_edited_before_it_begins_either(node: Node) -> None:
+    """And can be edited once it is handed back."""
+    await add(node.store, new_job())
+    job = await node.take()
+    before = await get(node.store)
+    (held,) = await node.store.edit(["a"], {"payload": b"2"}, NOW)
+    await node.settle(job, None)
+    await edit(node.store, payload=b"2")
+
+    assert held == Change("a", "refused", before)
+    assert (await node.take()).payload == b"2"
+
+
+async def test_a_job_that_is_moved_counts_in_its_new_queue(node: Node) -> None:
+    """And is claimed there, though its old one is paused."""
+    store = node.store
+    await add(store, new_job(), new_job("b"), new_job("later", run_at=LATER))
+    await store.pause("default")
+    await store.edit(["a", "later"], {"queue": "x"}, NOW)
+    queues = {one.name: (one.counts, one.oldest_queued_at) for one in await store.queues()}
+    claimed = await node.claim(9, LATER)
+
+    assert queues["default"] == ({Status.QUEUED: 1}, NOW)
+    assert queues["x"] == ({Status.QUEUED: 1, Status.SCHEDULED: 1}, NOW)
+    assert [(job.id, job.queue) for job in claimed] == [("a", "x"), ("later", "x")]
+    assert await listed(store, queue="x") == ["later", "a"]
+    assert (await look(store, LATER)).waiting == 1
+
+
+async def test_a_new_priority_changes_the_order_of_claims(node: Node) -> None:
+    """As does a new time."""
+    await add(node.store, *(new_job(job_id) for job_id in "abcd"))
+    await edit(node.store, "c", priority=1)
+    await edit(node.store, "a", priority=-1)
+    await edit(node.store, "b", now=NOW + 1, run_at=NOW + 1)
+
+    assert [job.id for job in await node.claim(9, NOW + 1)] == ["c", "d", "b", "a"]
+
+
+@pytest.mark.parametrize("status", sorted(WAITING))
+async def test_a_job_is_ready_at_its_new_time(node: Node, status: Status) -> None:
+    """The store says when that is; until then it counts as waiting for it."""
+    await bring_to(node, status)
+    job = await edit(node.store, run_at=LATER)
+    before = await node.exchange(LATER - 1, claim=1)
+    after = await node.exchange(LATER, claim=1)
+
+    ahead = Status.RETRYING if status is Status.RETRYING else Status.SCHEDULED
+    assert (job.status, before.claimed, before.next_due) == (ahead, [], LATER)
+    assert [one.id for one in after.claimed] == ["a"]
+
+
+@pytest.mark.parametrize("status", sorted(WAITING))
+async def test_a_job_that_is_due_now_is_ready_at_once(node: Node, status: Status) -> None:
+    """With the attempts that it has had."""
+    await bring_to(node, status)
+    before = await get(node.store)
+    job = await edit(node.store, run_at=NOW)
+
+    assert (job.status, job.attempts) == (Status.QUEUED, before.attempts)
+    assert (await node.take()).attempt == before.state.attempt
+
+
+async def test_a_job_expires_at_its_new_time(node: Node) -> None:
+    """And not at all once that is taken back."""
+    await add(node.store, new_job(expires_at=NOW + 1), new_job("b"))
+    await edit(node.store, expires_at=None)
+    await edit(node.store, "b", expires_at=NOW + 2)
+    due = (await look(node.store)).next_due
+    receipts = await look(node.store, NOW + 2)
+
+    assert due == NOW + 2
+    assert [change.id for change in receipts.changes] in (["b"], [])  # a shared store tells of watched jobs
+    assert [(await get(node.store, job_id)).status for job_id in "ab"] == [Status.QUEUED, Status.EXPIRED]
 
 
 # --- prune ------------------------------------------------------------------------------------------------------------

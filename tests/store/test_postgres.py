@@ -87,7 +87,7 @@ async def test_a_claim_that_began_before_an_edit_runs_what_was_edited(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(claim)
                 await blocked(schema)
-                await edit(one.store, payload=b"2", priority=1, max_retries=0, options=options)
+                await edit(one.store, payload=b"2", priority=1, max_retries=0, timeout=2.0, tags=("t",))
                 holder.rollback()
 
     a, b, *_ = claimed

@@ -384,7 +384,7 @@ async def test_a_call_that_is_repeated_is_compared_with_what_was_asked_first(
     }
     enqueue(application, **given)
     application.commit()
-    await edit(store, payload=b"2", queue="x", max_retries=1, expires_at=None, options=Options())
+    await edit(store, payload=b"2", queue="x", max_retries=1, expires_at=None, backoff=None, tags=())
     again = enqueue(application, **given)
 
     assert again == "a"

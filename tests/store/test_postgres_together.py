@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 import trio
@@ -69,6 +70,17 @@ class Life:
         ]
         return Add(jobs, atomic=self.chance.random() < 0.3)
 
+    def edits(self, number: int) -> dict[str, Any]:
+        """Any of what can be edited."""
+        edits: dict[str, Any] = {
+            "payload": b"%d" % number,
+            "queue": self.chance.choice("xy"),
+            "priority": self.chance.randrange(3),
+            "run_at": NOW + number + self.chance.choice([0, 2]),
+            "tags": self.chance.choice([(), ("t",), ("t", "u")]),
+        }
+        return {name: value for name, value in edits.items() if self.chance.random() < 0.5}
+
     def note(self, _starts: list[Start], ends: list[Settlement], stale: frozenset[tuple[int, int]]) -> None:
         self.written += [(one.seq, one.claim) for one in ends if (one.seq, one.claim) not in stale]
 
@@ -76,7 +88,7 @@ class Life:
         """As people and housekeepers do."""
         for number in range(ROUNDS):
             ids = [f"j{self.chance.randrange(IDS)}" for _ in range(3)]
-            match self.chance.randrange(8):
+            match self.chance.randrange(9):
                 case 0:
                     await self.store.cancel(ids, NOW + number)
                 case 1 | 2:
@@ -91,6 +103,8 @@ class Life:
                     await self.store.leave(f"n{self.chance.randrange(NODES)}")
                 case 6:
                     await self.store.rescue(self.name, NOW + number)
+                case 7:
+                    await self.store.edit(ids, self.edits(number), NOW + number)
                 case _:
                     await self.store.queues()
 
