@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any
 
+import msgspec
+
 from jobpipe import service
 from jobpipe.clock import WallClock
 from jobpipe.engine.node import Node
 from jobpipe.handlers.registry import load
 from jobpipe.settings import Settings
 from jobpipe.store import base
-from jobpipe.store.base import Store
+from jobpipe.store.base import Batch, Store
 from jobpipe.store.factory import open_store
 
 LACKS = 69
@@ -82,10 +84,12 @@ async def join(store: Store, name: str, now: float, until: float, kinds: Sequenc
         await store.join(name, now, until)
 
 
-def wanted(limit: int, kinds: Sequence[str]) -> Any:  # noqa: ANN401 - what `Batch.claim` is differs between versions
-    """What `Batch.claim` takes: a number, or where versions have it a request that names kinds."""
+def claiming(batch: Batch, limit: int, kinds: Sequence[str]) -> Batch:
+    """The batch, with a claim: a number in very old versions, then a request that names kinds, now several of them."""
     request = getattr(base, "ClaimRequest", None)
-    return limit if request is None else request(limit=limit, kinds=tuple(kinds))
+    claim = limit if request is None else request(limit=limit, kinds=tuple(kinds))
+    claims = {"claims": [claim]} if "claims" in Batch.__struct_fields__ else {"claim": claim}
+    return msgspec.structs.replace(batch, **claims)
 
 
 def _takes(function: Callable[..., Any], name: str) -> bool:

@@ -7,7 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import msgspec
 import trio
 
 from benchmarks import adapter
@@ -52,7 +51,7 @@ async def fill(store: Store, state: str, count: int, prefix: str = "behind") -> 
         new = jobs(f"{prefix}-{number}", size, kind="echo", priority=priority, wait=wait)
         batch = Batch(node=NODE, now=now(), adds=[Add(new)])
         if state == "finished":
-            batch = msgspec.structs.replace(batch, claim=adapter.wanted(size, ["echo"]))
+            batch = adapter.claiming(batch, size, ["echo"])
         receipts = await store.exchange(batch)
         if state == "finished":
             assert len(receipts.claimed) == size

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from benchmarks.adapter import join, wanted
+from benchmarks.adapter import claiming, join
 from benchmarks.fill import ended, fill, now
 from benchmarks.work import DAY, jobs
 from jobpipe.store.base import Add, Batch, Receipts, Store
@@ -40,7 +40,7 @@ async def one_round(store: Store, prefix: str) -> dict[str, float]:
     """Add a batch, claim a batch, settle it: there are as many waiting jobs after it as before."""
     new = jobs(prefix, SIZE)
     enqueue, _ = await timed(store.exchange, Batch(node=NODE, now=now(), adds=[Add(new)]))
-    claim, receipts = await timed(store.exchange, Batch(node=NODE, now=now(), claim=wanted(SIZE, ["noop"])))
+    claim, receipts = await timed(store.exchange, claiming(Batch(node=NODE, now=now()), SIZE, ["noop"]))
     assert len(receipts.claimed) == SIZE
     settlements = [ended(job) for job in receipts.claimed]
     settle, _ = await timed(store.exchange, Batch(node=NODE, now=now(), settlements=settlements))

@@ -41,7 +41,7 @@ def test_wheel_holds_every_file_of_the_package_and_no_other(wheel):
         "jobpipe/api/static/swagger-ui/LICENSE",
         "jobpipe/api/static/swagger-ui/swagger-ui-bundle.js",
         "jobpipe/api/templates/docs.html",
-        "jobpipe/store/sqlite/migrations/0001_jobs.sql",
+        "jobpipe/store/sqlite/migrations/0002_jobs.sql",
     ],
 )
 def test_wheel_holds_what_is_no_code(wheel, name):

@@ -152,7 +152,7 @@ async def claim_and_run(store: Store) -> None:
     settlements: Sequence[Settlement] = ()
     while True:
         receipts = await store.exchange(
-            Batch(node=NODE, now=now(), settlements=settlements, claim=adapter.wanted(1, ["work"]))
+            adapter.claiming(Batch(node=NODE, now=now(), settlements=settlements), 1, ["work"])
         )
         if not receipts.claimed:
             return

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import psycopg
 import trio
 
-from benchmarks.adapter import join, wanted
+from benchmarks.adapter import claiming, join
 from benchmarks.figures import quantile
 from benchmarks.fill import NODE, ended, now
 from benchmarks.work import DAY, jobs, slices
@@ -56,16 +56,8 @@ class Churn:
             new, settled = jobs(f"{self._jobs}-{number}", size), [ended(job) for job in self._taken]
             lease = now() + DAY if number % STEP_SIZE == 0 else None
             began = time.perf_counter()
-            receipts = await self._store.exchange(
-                Batch(
-                    node=NODE,
-                    now=now(),
-                    lease_until=lease,
-                    settlements=settled,
-                    adds=[Add(new)],
-                    claim=wanted(size, ["noop"]),
-                )
-            )
+            batch = Batch(node=NODE, now=now(), lease_until=lease, settlements=settled, adds=[Add(new)])
+            receipts = await self._store.exchange(claiming(batch, size, ["noop"]))
             waits.append(time.perf_counter() - began)
             self._taken = receipts.claimed
         self._jobs += count
@@ -74,7 +66,7 @@ class Churn:
     async def claim(self) -> float:
         """Seconds of an exchange that only takes one job."""
         began = time.perf_counter()
-        receipts = await self._store.exchange(Batch(node=NODE, now=now(), claim=wanted(1, ["noop"])))
+        receipts = await self._store.exchange(claiming(Batch(node=NODE, now=now()), 1, ["noop"]))
         self._taken = [*self._taken, *receipts.claimed]
         return time.perf_counter() - began
 

@@ -151,8 +151,12 @@ class Connection:
             case RawData(data):
                 await self._send(data)
             case Updated(idle=True):
-                self._quiet, self._size = True, 0
+                # The client had its answer before this, and may have sent its next request since.
+                self._size = self._protocol.ahead
+                self._quiet = not self._size
                 self._since = self._begun = trio.current_time()
+                if self._quiet and self._context.terminated.is_set():
+                    self.hang_up()
             case Closed():
                 self._hang_up(End.CLOSED)
 
@@ -181,8 +185,9 @@ class Connection:
         self._stream.socket.close()
 
     def hang_up(self) -> None:
-        """Close the connection, which must be idle."""
-        self._hang_up(End.CLOSED)
+        """Close the connection, which must be idle, unless the system has something of its next request by now."""
+        if not self._stream.socket.is_readable():
+            self._hang_up(End.CLOSED)
 
     def stall(self) -> None:
         """Refuse the request that is coming in: it takes too long."""
@@ -222,7 +227,7 @@ class Connection:
                 self._hang_up(End.GONE)
         elif self._quiet:
             if self.idle(now) > limits.keep_alive or self._context.terminated.is_set():
-                self._hang_up(End.CLOSED)
+                self.hang_up()
         elif self._late(now):
             self._hang_up(End.STALLED)
 

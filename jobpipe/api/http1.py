@@ -75,6 +75,11 @@ class Http1(H11Protocol):
         return self.stream is not None
 
     @property
+    def ahead(self) -> int:
+        """How many bytes of the next request have come."""
+        return len(self.connection.trailing_data[0])
+
+    @property
     def unread(self) -> bool:
         """Whether the client may still be sending something that nobody will read."""
         state = self.connection.their_state
@@ -109,7 +114,10 @@ class Http1(H11Protocol):
     async def stream_send(self, event: StreamEvent) -> None:
         """Send a part of an answer (Hypercorn calls this)."""
         if isinstance(event, Response):
-            await self._send_h11_event(_response(event.status_code, [*event.headers, *self._common()]))
+            headers = [*event.headers, *self._common()]
+            if self.context.terminated.is_set():
+                headers.append((b"connection", b"close"))
+            await self._send_h11_event(_response(event.status_code, headers))
         else:
             await super().stream_send(event)
 
@@ -175,8 +183,14 @@ class Http1(H11Protocol):
         )
 
     async def _maybe_recycle(self) -> None:
-        await super()._maybe_recycle()
-        self._pass_over_blank_lines()
+        """Go on to the next request once one is answered, unless either side has said that it was the last."""
+        await self._close_stream()
+        goes_on = self.connection.our_state is self.connection.their_state is h11.DONE
+        if goes_on:
+            self.connection.start_next_cycle()
+            self._pass_over_blank_lines()
+        await self.can_read.set()
+        await self.send(Updated(idle=True) if goes_on else Closed())
 
     def _pass_over_blank_lines(self) -> None:
         waiting = self.connection.trailing_data[0] if self.connection.their_state is h11.IDLE else b""

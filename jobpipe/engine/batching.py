@@ -84,7 +84,7 @@ class Batching:
         self._woken.set()
 
     def hurry(self) -> None:
-        """A claim that was to wait for company need not."""
+        """A claim may pay now, or press."""
         if self._maybe_ready:
             self.wake()
 
@@ -99,7 +99,7 @@ class Batching:
 
     def presses(self, claimer: Claimer) -> bool:
         """Whether to write for a claim alone."""
-        return self._maybe_ready and claimer.pressing() and claimer.wanted() > 0
+        return self._maybe_ready and claimer.wanted() > 0 and claimer.pressing()
 
     def within(self, seconds: float) -> None:
         """Write what is there in so many seconds, unless there is a reason to do it before."""

@@ -1,4 +1,6 @@
-"""The channel between intake and workers, and how much of it is filled."""
+"""The channel to the workers, and how much of it is filled: it claims for them."""
+
+from collections.abc import Sequence
 
 import trio
 
@@ -6,20 +8,27 @@ from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.batching import SETTLE_DELAY
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.prefetch import Prefetch
+from jobpipe.engine.unforeseen import Unforeseen
 
 
 class Channel:
-    """Holds both ends, counts the room in between, and says how many jobs are worth claiming.
+    """Holds both ends, and claims as many jobs as are worth it for the workers: the ledger's `Claimer`.
 
     `prefetch` says how much of the channel is filled; with None all of it, for a store that would lose at the end
     what is not in it.
     """
 
-    def __init__(self, ledger: Ledger, prefetch: Prefetch | None, *, size: int) -> None:
-        self._ledger, self.prefetch, self._size = ledger, prefetch, size
+    def __init__(
+        self, ledger: Ledger, prefetch: Prefetch | None, *, size: int, kinds: frozenset[str]
+    ) -> None:
+        self._ledger, self.prefetch, self._size, self.kinds = ledger, prefetch, size, kinds
         self.send, self.receive = trio.open_memory_channel[Attempt](size)
-        self._took = trio.Event()
         self._short = 0
+        self._unforeseen = Unforeseen()
+        self.sent = 0
+        """how many jobs went in, those that were taken out again for the store not counted"""
+        self.filled = trio.Event()
+        """set while jobs wait in the channel, and for a while longer"""
         self.draining = False
         """whether the node drains: nothing more is claimed, and no new job is taken in"""
 
@@ -39,7 +48,7 @@ class Channel:
         """There is one place more: a worker took a job that waited in the channel, or is about to wait for one."""
         self._short -= 1
         if self._short == 0:
-            self._took.set()
+            self._ledger.hurry()
 
     def worked(self, jobs: int, seconds: float) -> None:
         """A worker was busy for `seconds` with so many jobs, which are over."""
@@ -53,35 +62,38 @@ class Channel:
         self.took()
         self._ledger.hurry()
 
-    # What the intake asks, and the ledger while a claim stands
-
-    def recheck(self) -> None:
-        """There may be more room than places were taken: jobs went back to the store."""
-        self._took.set()
-
-    async def has_room(self) -> None:
-        """Wait until a claim pays: for a free worker, or for half of what is claimed ahead."""
-        while True:
-            statistics = self.send.statistics()
-            ahead = self._ahead(statistics.tasks_waiting_receive)
-            room = ahead - statistics.current_buffer_used + statistics.tasks_waiting_receive
-            worth = 1 if self.prefetch is None else max(1, ahead // 2)
-            if room >= worth:
-                return
-            self._took, self._short = trio.Event(), worth - room
-            await self._took.wait()
+    # What the ledger asks
 
     def wanted(self) -> int:
-        """How many jobs are worth claiming at this moment; none when less than one."""
+        """How many jobs to claim at this moment; none unless it pays: for a free worker, or half of what goes ahead."""
         statistics = self.send.statistics()
         free = statistics.tasks_waiting_receive
-        return self._ahead(free) - statistics.current_buffer_used + free
+        ahead = self._ahead(free)
+        room = ahead - statistics.current_buffer_used + free
+        worth = 1 if self.prefetch is None else max(1, ahead // 2)
+        self._short = worth - room
+        return room if room >= worth else 0
 
     def pressing(self) -> bool:
         """Whether a claim is not to wait for outcomes to share a commit with: a worker is free, or will be by then."""
         if self.prefetch is None or self.free:
             return True
         return self.prefetch.runs_dry(self.buffered, self._ledger.exchange_seconds + SETTLE_DELAY)
+
+    def take(self, attempts: Sequence[Attempt]) -> None:
+        """Send claimed jobs to the workers."""
+        for attempt in attempts:
+            try:
+                self.send.send_nowait(attempt)
+            except (trio.WouldBlock, trio.BrokenResourceError):  # a worker that waited has gone
+                self._ledger.hand_back(attempt)
+            except Exception as error:  # noqa: BLE001 - costs this job a way back to the store
+                self._unforeseen.tell(error, "the job is handed back", job=attempt.job.id)
+                self._ledger.hand_back(attempt)
+            else:
+                self.sent += 1
+        if self.buffered:
+            self.filled.set()
 
     def _ahead(self, free: int) -> int:
         if self.prefetch is None:

@@ -81,7 +81,7 @@ class Committer:
             self._unforeseen.tell(other, "nothing can be written")
             await self._put_off(entries, StoreUnavailable(in_words(other)))
             return False
-        if entries.wish is not None:
+        if entries.claimers:
             return await self._claim_fewer(entries, error)
         if entries.batch.settlements:
             return await self._fail_plainly(entries, error)
@@ -120,7 +120,6 @@ class Committer:
         if (fewer := smaller_claim(entries)) is not None:
             return await self._write(fewer, part=True)
         words = f"the job could not be claimed ({in_words(error)}); the node's log has more"
-        self._ledger.want_again(entries.wish)
         self._ledger.look()
         try:
             failed = await self._store.sideline(entries.batch, words)
@@ -149,13 +148,12 @@ class Committer:
         """Hand out what came of a batch. It is written: what fails here costs those whom it concerns alone."""
         with self._unforeseen.costs("what this node knows of the store comes with the next batch"):
             self._learn(entries, receipts)
-        try:
-            if entries.wish is not None:
-                self._ledger.grant(entries.wish, entries.tenure, receipts.claimed)
-        except Exception as error:  # noqa: BLE001 - costs these claims alone
-            self._unforeseen.tell(error, "the claimed jobs are handed back")
-            self._ledger.return_claimed(receipts.claimed)
-            self._ledger.want_again(entries.wish)
+        for claimer, claimed in zip(entries.claimers, receipts.claims, strict=True):
+            try:
+                self._ledger.grant(claimer, entries.tenure, claimed)
+            except Exception as error:  # noqa: BLE001 - costs this claim alone
+                self._unforeseen.tell(error, "the claimed jobs are handed back")
+                self._ledger.return_claimed(claimed)
         try:
             self._answer(entries, receipts)
         except Exception as error:  # noqa: BLE001 - costs those who have no answer yet
@@ -176,8 +174,10 @@ class Committer:
         self._ledger.commits += 1
         self._ledger.arrived(entries)
         self._ledger.waiting = receipts.waiting
-        claim = entries.batch.claim
-        more = claim is None or receipts.more_ready or len(receipts.claimed) == claim.limit
+        claims = entries.batch.claims
+        self._ledger.claims += bool(claims)
+        full = any(len(took) == asked.limit for took, asked in zip(receipts.claims, claims, strict=True))
+        more = not claims or receipts.more_ready or full
         self._ledger.batching.learn(entries.batch.now, due=receipts.next_due, more=more)
 
     def _answer(self, entries: Gathered, receipts: Receipts) -> None:

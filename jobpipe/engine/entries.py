@@ -1,4 +1,4 @@
-"""What waits at the ledger: entries to be written with their receipts, and the wish for ready jobs."""
+"""What waits at the ledger: entries to be written with their receipts, and those who claim ready jobs."""
 
 from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
@@ -42,7 +42,10 @@ class Entry(Generic[W, R]):
 
 
 class Claimer(Protocol):
-    """Who claims jobs. It is asked when a batch is gathered: what it said when it began to wait may be long past."""
+    """Who claims jobs, for as long as the ledger knows of it. It is asked anew for each batch."""
+
+    kinds: frozenset[str]
+    """the kinds that it can run"""
 
     def wanted(self) -> int:
         """How many jobs to take at most at this moment; nothing is claimed when less than one."""
@@ -50,21 +53,8 @@ class Claimer(Protocol):
     def pressing(self) -> bool:
         """Whether the claim is worth a commit of its own; else it waits for something else to be written."""
 
-
-class Wish:
-    """A standing wish for ready jobs: granted by the batch that first finds some."""
-
-    def __init__(self, claimer: Claimer) -> None:
-        self.claimer = claimer
-        self.abandoned = False
-        self.granted = trio.Event()
-        self.attempts: Sequence[Attempt] = ()
-        """of the jobs that were claimed for it; this node holds them"""
-
-    def grant(self, attempts: Sequence[Attempt]) -> None:
-        """Hand over the claimed jobs."""
-        self.attempts = attempts
-        self.granted.set()
+    def take(self, attempts: Sequence[Attempt]) -> None:
+        """Take over claimed jobs, which this node holds. Raises nothing: a job that it cannot take it hands back."""
 
 
 class Gathered(msgspec.Struct, frozen=True):
@@ -75,6 +65,7 @@ class Gathered(msgspec.Struct, frozen=True):
     starts: Sequence[Entry[Start, bool]]
     renewals: Sequence[Entry[None, bool]]
     noted: dict[tuple[int, int], Start]
-    wish: Wish | None
+    claimers: Sequence[Claimer]
+    """whose claims the batch holds"""
     tenure: int
     """under which of the node's leases it was gathered"""

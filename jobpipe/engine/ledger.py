@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import trio
@@ -11,7 +12,7 @@ from jobpipe.clock import Clock
 from jobpipe.engine import verdict as verdicts
 from jobpipe.engine.attempt import Attempt, Reason
 from jobpipe.engine.batching import BATCH, LOCKED_DELAY, Batching
-from jobpipe.engine.entries import Claimer, Entry, Gathered, Wish
+from jobpipe.engine.entries import Claimer, Entry, Gathered
 from jobpipe.engine.held import USUAL_BACKOFF, Held
 from jobpipe.engine.verdict import Verdict
 from jobpipe.errors import TablesLocked
@@ -40,9 +41,8 @@ class Ledger:
         held: Held,
         *,
         lease: float,
-        kinds: frozenset[str],
     ) -> None:
-        self._node, self._clock, self._lease, self._kinds = node, clock, lease, kinds
+        self._node, self._clock, self._lease = node, clock, lease
         self._events, self._held = events, held
         self.batching = Batching(clock, lease)
         # What waits, and how many new jobs each entry holds.
@@ -52,7 +52,7 @@ class Ledger:
         self._noted: dict[tuple[int, int], Start] = {}
         self._settlements: list[Settlement] = []
         self._locked: dict[tuple[int, int], Start | Settlement] = {}
-        self._wish: Wish | None = None
+        self._claimers: list[Claimer] = []
         self._suspended = False
         self._tenure = 0
         self._writing = False
@@ -60,8 +60,6 @@ class Ledger:
         self._idle = trio.Event()
         self.arriving = 0
         """how many jobs were handed in and are not stored yet"""
-        self.coming = 0
-        """how many jobs are claimed whose claimer has yet to take them over"""
         # What the committer has learned.
         self.waiting = 0
         """how many jobs wait in the store, as of the last batch"""
@@ -70,6 +68,8 @@ class Ledger:
         self.trouble: str | None = None
         """why the store could not write just now"""
         self.commits = 0
+        self.claims = 0
+        """how many batches have claimed"""
         self.exchange_seconds = 0.0
         """how long an exchange takes, over the last few"""
 
@@ -112,24 +112,18 @@ class Ledger:
         """Renew the node's lease; False: it is lost. Raises `StoreUnavailable`."""
         return await self._written(self._renewals, None)
 
-    async def claim(self, claimer: Claimer) -> Sequence[Attempt]:
-        """Take ready jobs as soon as there are some: as many as the claimer wants then, `BATCH` at the most.
+    @contextmanager
+    def claiming(self, claimer: Claimer) -> Iterator[None]:
+        """Claim ready jobs as long as the context is open: as many as the claimer wants each time, `BATCH` at the most.
 
-        One claimer at a time. The node holds the jobs already when this returns. A cancel before they are known to be
-        claimed hands them back with the next batch; a later one leaves them held.
+        The node holds the jobs when the claimer takes them. What is being claimed when the context ends goes back.
         """
-        wish = self._wish = Wish(claimer)
+        self._claimers.append(claimer)
         try:
             self.batching.wake()
-            await wish.granted.wait()
-        except BaseException:
-            wish.abandoned = True
-            if self._wish is wish:
-                self._wish = None
-            raise
+            yield
         finally:
-            self.coming = 0
-        return wish.attempts
+            self._claimers.remove(claimer)
 
     async def _written(self, queue: dict[Entry[W, R], int], what: W, jobs: int = 0) -> R:
         entry: Entry[W, R] = Entry(what)
@@ -169,8 +163,8 @@ class Ledger:
     # When there is something to take
 
     def hurry(self) -> None:
-        """A worker is free: a claim that was to wait for company need not."""
-        if self._wish is not None:
+        """A claimer wants more than it did, or cannot wait any longer."""
+        if self._claimers:
             self.batching.hurry()
 
     def look(self) -> None:
@@ -204,7 +198,7 @@ class Ledger:
         """Whether something has to be written now: somebody waits for it."""
         if self._starts or self._renewals:
             return True
-        return self._wish is not None and not self._suspended and self.batching.presses(self._wish.claimer)
+        return not self._suspended and any(map(self.batching.presses, self._claimers))
 
     # What the committer does with it
 
@@ -231,7 +225,7 @@ class Ledger:
             self.batching.unlocked()
         adds = self.batching.first_adds(self._adds)
         most = self.batching.most(adding=bool(adds))
-        wanted = self._wanted(most)
+        claims = self._claims(most)
         batch = Batch(
             node=self._node,
             now=now,
@@ -239,11 +233,10 @@ class Ledger:
             starts=[*self._noted.values(), *(entry.what for entry in self._starts)],
             settlements=self._settlements[:most],
             adds=[entry.what for entry in adds],
-            claim=ClaimRequest(limit=wanted, kinds=self._kinds) if wanted else None,
+            claims=list(claims.values()),
         )
-        wish = self._wish if wanted else None
         entries = Gathered(
-            batch, adds, list(self._starts), list(self._renewals), self._noted, wish, self._tenure
+            batch, adds, list(self._starts), list(self._renewals), self._noted, list(claims), self._tenure
         )
         self._take(entries)
         return entries
@@ -256,14 +249,15 @@ class Ledger:
             del self._adds[entry]
         self._settlements = rest
         self._starts, self._renewals, self._noted = {}, {}, {}
-        if entries.wish is not None:
-            self._wish = None
 
-    def _wanted(self, most: int) -> int:
-        """How many jobs the batch claims; the wish for jobs stands on while that is none."""
-        if self._wish is None or self._suspended:
-            return 0
-        return max(0, min(self._wish.claimer.wanted(), most))
+    def _claims(self, most: int) -> dict[Claimer, ClaimRequest]:
+        """What the batch claims: so many jobs at the most, of all claimers together."""
+        claims: dict[Claimer, ClaimRequest] = {}
+        for claimer in self._claimers if not self._suspended else ():
+            if (limit := min(claimer.wanted(), most)) > 0:
+                claims[claimer] = ClaimRequest(limit=limit, kinds=claimer.kinds)
+                most -= limit
+        return claims
 
     def _take_locked(self) -> None:
         """Try again to write what was locked."""
@@ -285,7 +279,6 @@ class Ledger:
         self._noted = {key: start for key, start in entries.noted.items() if key not in settled} | self._noted
         if self._settlements or self._noted:
             self.batching.kept()
-        self.want_again(entries.wish)
 
     def write_again(self, settlements: Sequence[Settlement]) -> None:
         """Outcomes may not have been written: write them once more, after a while."""
@@ -301,31 +294,22 @@ class Ledger:
         if self._locked:
             self.batching.locked()
 
-    def grant(self, wish: Wish, tenure: int, claimed: Sequence[Claimed]) -> None:
-        """Hold jobs that were claimed for a wish, and hand them to who wished for them; it stands on for want of any.
+    def grant(self, claimer: Claimer, tenure: int, claimed: Sequence[Claimed]) -> None:
+        """Hold jobs that were claimed, and hand them to their claimer.
 
-        Those that nobody may have any more go back: the asker has gone, the lease was lost, the queue was paused.
+        Those that nobody may have any more go back: the claimer has gone, the lease was lost, the queue was paused.
         """
-        lost = wish.abandoned or tenure != self._tenure
+        lost = claimer not in self._claimers or tenure != self._tenure
         granted = [job for job in claimed if not lost and job.queue not in self._recalled]
         if len(granted) < len(claimed):
             self.return_claimed([job for job in claimed if lost or job.queue in self._recalled])
         if granted:
-            # Held right here, before the asker wakes: a wish to cancel one of them must not fall between.
-            wish.grant(self._held.hold(granted))
-            self.coming = len(granted)
-        else:
-            self.want_again(wish)
+            claimer.take(self._held.hold(granted))
 
     def return_claimed(self, jobs: Sequence[Claimed]) -> None:
         """Put jobs that were claimed for nobody back, unspent."""
         for job in jobs:
             self.settle(self._held.settlement(Attempt(job), verdicts.HANDED_BACK))
-
-    def want_again(self, wish: Wish | None) -> None:
-        """A wish that was not granted waits again."""
-        if wish is not None and not (wish.abandoned or wish.granted.is_set()) and self._wish is None:
-            self._wish = wish
 
 
 def refuse(entries: Gathered, error: Exception) -> None:

@@ -71,15 +71,14 @@ class Node:
         self.phase: Phase = "starting"
         self.events = Events()
         self.held = Held(clock, registry.max_retries, self.rng)
-        self.ledger = Ledger(
-            self.name, clock, self.events, self.held, lease=settings.lease, kinds=registry.served
-        )
+        self.ledger = Ledger(self.name, clock, self.events, self.held, lease=settings.lease)
         self.committer = Committer(store, self.name, self.ledger, self.held, self.events, clock)
         self.channel = Channel(
             self.ledger,
             # While a node drains over a volatile store it runs what is in the channel: that is kept full there.
             Prefetch(settings.queue_size, settings.workers) if store.durable else None,
             size=settings.queue_size,
+            kinds=registry.served,
         )
         self.queue = Queue(self.ledger, self.channel, max_backlog=settings.max_backlog)
         self.admission = Admission(self.queue, store, clock, self.rng.getrandbits)

@@ -64,7 +64,7 @@ class Probe:
     async def run(self) -> None:
         """Probe; while the node starts or drains, only whether the store can be read."""
         # From before the look at the queues: what is ready there may be taken meanwhile.
-        ticks = self._node.intake.ticks
+        claims = self._node.ledger.claims
         try:
             self.seen = await self._node.store.overview(self._node.registry.served)
             self.unserved = await self._node.served.unserved()
@@ -79,7 +79,7 @@ class Probe:
                 self.broken = f"the store cannot write: {trouble}"
                 return
             self.broken = "jobs are ready and workers are idle, but no job is claimed"
-            await self._taken(self.seen, ticks)
+            await self._taken(self.seen, claims)
         self.broken = None
 
     def told(self) -> str | None:
@@ -94,11 +94,11 @@ class Probe:
         ledger.look()
         await _until(lambda: ledger.commits > commits or ledger.trouble is not None)
 
-    async def _taken(self, seen: Overview, ticks: int) -> None:
-        """Wait until the intake has taken jobs, where some that it may take were ready and workers are idle."""
+    async def _taken(self, seen: Overview, claims: int) -> None:
+        """Wait until the node has claimed, where jobs that it may take were ready and workers are idle."""
         node = self._node
         if seen.ready:
-            await _until(lambda: node.intake.ticks > ticks or node.held.busy >= node.settings.workers)
+            await _until(lambda: node.ledger.claims > claims or node.held.busy >= node.settings.workers)
 
 
 async def _until(true: Callable[[], bool]) -> None:

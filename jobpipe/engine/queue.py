@@ -29,5 +29,5 @@ class Queue:
 
     @property
     def waiting(self) -> int:
-        """How many jobs wait, in the store, in the channel and between them."""
-        return self._ledger.waiting + self._ledger.coming + self._channel.buffered
+        """How many jobs wait, in the store and in the channel."""
+        return self._ledger.waiting + self._channel.buffered

@@ -19,14 +19,13 @@ LARGEST = 2**31 - 1
 def parts(entries: Gathered) -> Sequence[Part]:
     """What a batch consists of, in the order in which it is carried out. Renewals are one part."""
     renewals: list[Part] = [("renewals", entries.renewals)] if entries.renewals else []
-    claim: list[Part] = [("claim", entries.wish)] if entries.wish is not None else []
     return [
         *renewals,
         *(("noted", start) for start in entries.noted.values()),
         *(("start", entry) for entry in entries.starts),
         *(("settlement", one) for one in entries.batch.settlements),
         *(("add", entry) for entry in entries.adds),
-        *claim,
+        *(("claim", pair) for pair in zip(entries.claimers, entries.batch.claims, strict=True)),
     ]
 
 
@@ -53,7 +52,7 @@ def _of(entries: Gathered, some: Sequence[Part]) -> Gathered:
         starts=[*noted, *(entry.what for entry in starts)],
         settlements=those("settlement"),
         adds=[entry.what for entry in adds],
-        claim=entries.batch.claim if claims else None,
+        claims=[claim for _, claim in claims],
     )
     return msgspec.structs.replace(
         entries,
@@ -62,17 +61,17 @@ def _of(entries: Gathered, some: Sequence[Part]) -> Gathered:
         starts=starts,
         renewals=renewals,
         noted={(start.seq, start.claim): start for start in noted},
-        wish=claims[0] if claims else None,
+        claimers=[claimer for claimer, _ in claims],
     )
 
 
 def smaller_claim(entries: Gathered) -> Gathered | None:
-    """The same with half as many jobs to claim; None when it asks for one."""
-    claim = entries.batch.claim
-    if claim is None or claim.limit < 2:  # noqa: PLR2004 - two halves
+    """A batch of one claim, with half as many jobs to take; None when it asks for one."""
+    (claim,) = entries.batch.claims
+    if claim.limit < 2:  # noqa: PLR2004 - two halves
         return None
     fewer = msgspec.structs.replace(claim, limit=claim.limit // 2)
-    return msgspec.structs.replace(entries, batch=msgspec.structs.replace(entries.batch, claim=fewer))
+    return msgspec.structs.replace(entries, batch=msgspec.structs.replace(entries.batch, claims=[fewer]))
 
 
 def with_settlement(entries: Gathered, one: Settlement) -> Gathered:

@@ -60,9 +60,6 @@ class Source:
 
     async def next(self) -> Attempt | None:
         """Wait for an attempt; None: there will be no more. Others have their turn at least every `TURN` seconds."""
-        # What one handler binds, to its log lines say, must not reach the next job.
-        if trio.current_time() - self._begun >= TURN or contextvars.copy_context() != self._clean:
-            await self._give_way()
         try:
             attempt = self.last = self._receive.receive_nowait()
         except trio.WouldBlock:
@@ -70,12 +67,13 @@ class Source:
         except trio.EndOfChannel:
             return None
         self._channel.took()
+        if trio.current_time() - self._begun >= TURN or contextvars.copy_context() != self._clean:
+            await self._give_way()
         self._jobs += 1
         return attempt
 
     async def _give_way(self) -> None:
         self._end_turn()
-        self._task.context = self._clean.copy()  # counts from the next wait on
         await trio.lowlevel.checkpoint()
         self._begun = trio.current_time()
 
@@ -90,6 +88,8 @@ class Source:
         return attempt
 
     def _end_turn(self) -> None:
+        # What one handler binds, to its log lines say, must not reach the next job. Counts from the next wait on.
+        self._task.context = self._clean.copy()
         if self._jobs:
             self._channel.worked(self._jobs, trio.current_time() - self._begun)
             self._jobs = 0

@@ -114,12 +114,12 @@ LOCKED = Receipt("locked")
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Which ready jobs a node asks for."""
+    """Which ready jobs one asker wants: the workers of a node, or whoever else runs jobs under its lease."""
 
     limit: int
     """the most jobs to take, 1 or more"""
     kinds: frozenset[str]
-    """the kinds that the node has handlers for; a job of any other kind is left where it is, unspent"""
+    """the kinds that the asker can run; a job of any other kind is left where it is, unspent"""
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,8 +132,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     starts: Sequence[Start] = ()
     settlements: Sequence[Settlement] = ()
     adds: Sequence[Add] = ()
-    claim: ClaimRequest | None = None
-    """take ready jobs of these kinds, in order of priority (highest first), run_at, arrival; None: take nothing
+    claims: Sequence[ClaimRequest] = ()
+    """take ready jobs for each asker in its turn, in order of priority (highest first), run_at, arrival
 
     A claim clears the job's started_at, so that a held job which has one has begun. It passes over jobs that are
     past their expires_at and not expired yet. Ready jobs of other kinds do not slow it down, however many are ahead of
@@ -162,7 +162,8 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     """seq -> status where the job became something else than its settlement said"""
     adds: Sequence[Sequence[Receipt]] = ()
     """for each add, a receipt for each of its jobs"""
-    claimed: Sequence[Claimed] = ()
+    claims: Sequence[Sequence[Claimed]] = ()
+    """for each claim, the jobs that were taken, in their order"""
     more_ready: bool = False
     """whether more jobs may be ready although fewer than `limit` were claimed: ask again at once"""
     waiting: int = 0
@@ -176,6 +177,11 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
 
     From a store that nodes share: `News` only tell that there may be some.
     """
+
+    @property
+    def claimed(self) -> Sequence[Claimed]:
+        """The jobs that were taken, for whomever."""
+        return [job for claimed in self.claims for job in claimed]
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -301,7 +307,7 @@ class EngineStore(Protocol):
         """
 
     async def sideline(self, batch: Batch, words: str) -> str | None:
-        """Fail the ready job that `batch` would claim first, since its claim raises something else than `StoreError`.
+        """Fail the ready job that the first claim of `batch` takes first: it raises something else than `StoreError`.
 
         Its error is `words`. Returns the job's id; None where there is none any more. Nothing else of `batch` is done.
         """

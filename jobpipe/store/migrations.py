@@ -1,7 +1,12 @@
-"""The numbered SQL files that make and change a store's tables."""
+"""The numbered SQL files that make and change a store's tables. A store's version is the number of its last one.
+
+The first has the number 2. Stores at version 1 were made before the first release, with tables that kept changing.
+"""
 
 import re
 from importlib.resources import files
+
+UNRELEASED = "was made by an unreleased version of jobpipe, whose tables no other version reads"
 
 
 def migrations(package: str) -> list[tuple[int, str]]:

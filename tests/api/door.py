@@ -89,7 +89,7 @@ class Breakable(MemoryStore):
 
     async def exchange(self, batch):
         await self._obey(writing=True)
-        return await super().exchange(msgspec.structs.replace(batch, claim=None) if self.keeps else batch)
+        return await super().exchange(msgspec.structs.replace(batch, claims=()) if self.keeps else batch)
 
     async def get(self, job_id):
         await self._obey()

@@ -104,6 +104,13 @@ async def pass_time(clock, seconds):
     await until_blocked()
 
 
+def hand_over(stream, connection, data):
+    """Send something, so that the system has it at the server's end, where nothing can have read it yet."""
+    os.write(stream.socket.fileno(), data)
+    while not connection._stream.socket.is_readable():
+        pass
+
+
 def reset(stream):
     """Go, so that the server is told at once."""
     stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -494,7 +501,186 @@ async def test_a_lack_of_file_descriptors_is_logged_now_and_then_and_when_it_is_
     ]
 
 
+# Requests that come early
+
+
+def answering_early(first_ends, second_begins):
+    """Answers `/` at once, and ends its answer later; answers `/second` as late as it is told."""
+
+    async def app(scope, receive, send):
+        if scope["path"] == "/second":
+            await second_begins()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok", "more_body": True})
+        if scope["path"] == "/":
+            await first_ends()
+        await send({"type": "http.response.body", "body": b""})
+
+    return app
+
+
+async def the_end(service, _clock):
+    service.over.set()
+    await until_blocked()
+
+
+async def much_time(_service, clock):
+    await pass_time(clock, 3 * (KEEP_ALIVE + HEAD))
+
+
+async def a_full_house(service, clock):
+    async with await service.connect():
+        await pass_time(clock, 2)
+
+
+@pytest.mark.parametrize("happens", [the_end, much_time, a_full_house])
+@pytest.mark.parametrize("together", [False, True])
+async def test_a_request_that_comes_before_the_last_one_has_ended_is_answered(
+    serving, mock_clock, happens, together
+):
+    """A client knows its answer as soon as the last byte is there, and may ask again before the server goes on."""
+    second = ASK.replace(b"/", b"/second", 1)
+    ends, begins = trio.Event(), trio.Event()
+    async with (
+        serving(answering_early(ends.wait, begins.wait), connections=1) as service,
+        await service.connect() as stream,
+    ):
+        assert (await asked(stream, ASK + second if together else ASK)).endswith(b"ok")
+        if not together:
+            await stream.send_all(second)
+        await until_blocked()
+        ends.set()
+        await until_blocked()
+        await happens(service, mock_clock)
+        begins.set()
+
+        assert (await stream.receive_some()).endswith(b"ok")
+
+
+async def test_half_a_request_that_comes_before_the_last_one_has_ended_has_no_more_time_than_others(
+    serving, mock_clock
+):
+    ends = trio.Event()
+    async with (
+        serving(answering_early(ends.wait, trio.sleep_forever)) as service,
+        await service.connect() as stream,
+    ):
+        assert (await asked(stream, ASK + ASK[:-2])).endswith(b"ok")
+        ends.set()
+        await pass_time(mock_clock, HEAD - 1)
+        await stream.send_all(b"X")
+        await pass_time(mock_clock, 3)
+
+        assert (await rest(stream)).startswith(b"HTTP/1.1 408")
+
+
+async def test_a_blank_line_that_comes_before_the_last_request_has_ended_is_no_request(serving, mock_clock):
+    ends = trio.Event()
+    async with (
+        serving(answering_early(ends.wait, trio.sleep_forever)) as service,
+        await service.connect() as stream,
+    ):
+        assert (await asked(stream, ASK + b"\r\n")).endswith(b"ok")
+        ends.set()
+        await until_blocked()
+        service.over.set()
+
+        assert await rest(stream) == b""
+        await service.ended.wait()
+
+
+@pytest.mark.parametrize("happens", [the_end, much_time])
+async def test_a_request_that_comes_just_when_its_connection_would_be_closed_is_answered(
+    serving, mock_clock, monkeypatch, happens
+):
+    """The system has its bytes, and nothing here has read them yet."""
+    real = Connection.check
+    async with serving(answering(b"ok", length=2)) as service, await service.connect() as stream:
+        assert (await asked(stream)).endswith(b"ok")
+        sent: list[bytes] = []
+
+        def check(connection, now):
+            if not sent and (service.over.is_set() or connection.idle(now) > KEEP_ALIVE):
+                sent.append(ASK)
+                hand_over(stream, connection, ASK)
+            real(connection, now)
+
+        monkeypatch.setattr(Connection, "check", check)
+        await happens(service, mock_clock)
+
+        assert (await stream.receive_some()).endswith(b"ok")
+        assert sent
+
+
 # The end of the service
+
+
+async def test_the_last_answer_of_a_connection_says_so(serving):
+    """So that its client sends the next request elsewhere; one that it has sent already is not answered."""
+    begins = trio.Event()
+    async with (
+        serving(answering_early(trio.sleep_forever, begins.wait)) as service,
+        await service.connect() as stream,
+    ):
+        await stream.send_all(2 * ASK.replace(b"/", b"/second", 1))
+        await until_blocked()
+        service.over.set()
+        await until_blocked()
+        begins.set()
+        got = await rest(stream)
+
+        assert got.count(b"HTTP/1.1 200") == 1
+        assert b"\r\nconnection: close\r\n" in got
+        await service.ended.wait()
+
+
+@pytest.mark.parametrize("unread", [False, True])
+async def test_who_asks_again_before_the_end_of_an_answer_that_was_not_the_last_is_answered(
+    serving, mock_clock, monkeypatch, unread
+):
+    """The answer began before the end of the service, and so said nothing of it."""
+    second = ASK.replace(b"/", b"/second", 1)
+    ends = trio.Event()
+    real = Http1._maybe_recycle
+
+    async with (
+        serving(answering_early(ends.wait, trio.lowlevel.checkpoint)) as service,
+        await service.connect() as stream,
+    ):
+
+        async def recycle(protocol):
+            if ends.is_set() and unread and protocol.stream.scope["path"] == "/":
+                hand_over(stream, protocol.send.__self__, second)
+            await real(protocol)
+
+        monkeypatch.setattr(Http1, "_maybe_recycle", recycle)
+        assert (await asked(stream, ASK)).endswith(b"ok")
+        if not unread:
+            await stream.send_all(second)
+        await until_blocked()
+        service.over.set()
+        await until_blocked()
+        ends.set()
+        got = await rest(stream)
+
+        assert b"\r\nconnection: close\r\n" in got
+        assert got.endswith(b"ok")
+        await service.ended.wait()
+
+
+async def test_who_asks_nothing_more_is_let_go_at_the_end_of_an_answer(serving, mock_clock):
+    ends = trio.Event()
+    async with (
+        serving(answering_early(ends.wait, trio.sleep_forever)) as service,
+        await service.connect() as stream,
+    ):
+        assert (await asked(stream)).endswith(b"ok")
+        service.over.set()
+        await until_blocked()
+        ends.set()
+
+        assert await rest(stream) == b""
+        await service.ended.wait()
 
 
 async def test_the_end_waits_for_no_client_that_asks_nothing(serving, mock_clock):

@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from jobpipe.clock import VirtualClock
+from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.batching import (
     ADDING,
     ADDS,
@@ -40,7 +41,9 @@ def wait(made: Batching, adds: int = 0, *, presses: bool = False) -> float:
 
 
 class Claimer:
-    """Who wishes for jobs."""
+    """Who claims jobs."""
+
+    kinds: frozenset[str] = frozenset()
 
     def __init__(self, wanted: int, *, pressing: bool) -> None:
         self._wanted, self._pressing = wanted, pressing
@@ -50,6 +53,9 @@ class Claimer:
 
     def pressing(self) -> bool:
         return self._pressing
+
+    def take(self, attempts: Sequence[Attempt]) -> None:
+        raise NotImplementedError
 
 
 async def test_the_first_batch_is_written_at_once(autojump_clock) -> None:

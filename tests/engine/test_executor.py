@@ -384,10 +384,8 @@ class Careless(MemoryStore):
     """A store that hands over whatever is ready, though other kinds were asked for."""
 
     async def exchange(self, batch: Batch) -> Receipts:
-        if batch.claim is not None:
-            any_kind = msgspec.structs.replace(batch.claim, kinds=batch.claim.kinds | {"absent"})
-            batch = msgspec.structs.replace(batch, claim=any_kind)
-        return await super().exchange(batch)
+        any_kind = [msgspec.structs.replace(claim, kinds=claim.kinds | {"absent"}) for claim in batch.claims]
+        return await super().exchange(msgspec.structs.replace(batch, claims=any_kind))
 
 
 async def test_a_job_of_a_kind_that_was_not_asked_for_goes_back_unspent(autojump_clock) -> None:

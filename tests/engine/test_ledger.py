@@ -1,7 +1,7 @@
 """The single writer: what is handed in together is written together, and nothing is lost."""
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -10,6 +10,7 @@ import trio
 from structlog.testing import capture_logs
 
 from jobpipe.clock import VirtualClock
+from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.batching import (
     ADDING,
     ADDS,
@@ -47,16 +48,22 @@ def settlement(job: Claimed, status: Status = Status.DONE) -> Settlement:
 
 
 class Taker:
-    """Takes at most so much at once; `presses` while it cannot wait for others to share a commit."""
+    """Takes so much and once; `presses` while it cannot wait for others to share a commit."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit, self.presses = limit, True
+    def __init__(self, limit: int, kinds: frozenset[str] = frozenset({"act"})) -> None:
+        self.limit, self.kinds, self.presses = limit, kinds, True
+        self.jobs: list[Claimed] = []
+        self.served = trio.Event()
 
     def wanted(self) -> int:
-        return self.limit
+        return 0 if self.served.is_set() else self.limit
 
     def pressing(self) -> bool:
         return self.presses
+
+    def take(self, attempts: Sequence[Attempt]) -> None:
+        self.jobs += [attempt.job for attempt in attempts]
+        self.served.set()
 
 
 class Desk:
@@ -66,14 +73,16 @@ class Desk:
         self.store, self.asking, self.events = store, asking, Events()
         clock = VirtualClock(NOW)
         self.still_held = Held(clock, lambda _kind: 3, random.Random(0))
-        self.ledger = Ledger("n1", clock, self.events, self.still_held, lease=15, kinds=frozenset({"act"}))
+        self.ledger = Ledger("n1", clock, self.events, self.still_held, lease=15)
         self.committer = Committer(store, "n1", self.ledger, self.still_held, self.events, clock)
         self.held: list[Claimed] = []
 
     async def claim(self, limit: int = 10) -> list[Claimed]:
-        jobs = [attempt.job for attempt in await self.ledger.claim(Taker(limit))]
-        self.held += jobs
-        return jobs
+        taker = Taker(limit)
+        with self.ledger.claiming(taker):
+            await taker.served.wait()
+        self.held += taker.jobs
+        return taker.jobs
 
     async def add(self, *ids: str) -> None:
         await self.ledger.add([new_job(job_id) for job_id in ids])
@@ -211,13 +220,53 @@ async def test_a_look_that_is_asked_for_while_a_batch_is_under_way_is_not_forgot
     assert [job.id for job in desk.held] == ["a"]
 
 
+async def test_claimers_share_a_batch_and_each_has_its_own_kinds(autojump_clock) -> None:
+    """What all of them want together is bounded as if they were one."""
+    act, other = Taker(BATCH - 1), Taker(10, frozenset({"other"}))
+    async with at_work() as desk:
+        await desk.ledger.add([new_job("a"), new_job("b", kind="other"), new_job("c")])
+        await trio.sleep(ADDING)
+        with desk.ledger.claiming(act), desk.ledger.claiming(other):
+            await turns()
+        jobs = [[job.id for job in taker.jobs] for taker in (act, other)]
+        claims = [[claim.limit for claim in batch.claims] for batch in desk.store.batches if batch.claims]
+        for job in (*act.jobs, *other.jobs):
+            desk.ledger.settle(settlement(job))
+
+    assert jobs == [["a", "c"], ["b"]]
+    assert claims[0] == [BATCH - 1, 1]
+
+
+async def test_a_claimer_that_fails_to_take_its_jobs_gives_them_back(autojump_clock) -> None:
+    """And costs the others nothing."""
+
+    class Broken(Taker):
+        def take(self, attempts: Sequence[Attempt]) -> None:
+            super().take(attempts)
+            raise ValueError("no hands")
+
+    broken, sound = Broken(10), Taker(10, frozenset({"other"}))
+    async with at_work(errors=1) as desk:
+        await desk.ledger.add([new_job("a"), new_job("b", kind="other")])
+        with desk.ledger.claiming(broken), desk.ledger.claiming(sound):
+            await turns()
+        await desk.ledger.flushed()
+        job = await desk.store.get("a")
+        for one in sound.jobs:
+            desk.ledger.settle(settlement(one))
+
+    assert [one.id for one in sound.jobs] == ["b"]
+    assert job is not None
+    assert (job.status, job.state.attempt) == (Status.QUEUED, 0)
+
+
 async def test_an_idle_ledger_leaves_the_store_alone(autojump_clock) -> None:
     """One look for a wish, and then it sleeps until something is handed in."""
     async with at_work() as desk:
         desk.asking.start_soon(desk.claim)
         await trio.sleep(1000)
 
-    assert [batch.claim and batch.claim.limit for batch in desk.store.batches] == [10]
+    assert [[claim.limit for claim in batch.claims] for batch in desk.store.batches] == [[10]]
 
 
 async def test_a_ledger_wakes_when_a_job_is_due(autojump_clock) -> None:
@@ -266,7 +315,7 @@ async def test_many_outcomes_are_spread_over_batches(autojump_clock) -> None:
         await desk.ledger.flushed()
         (queue,) = await desk.store.queues()
 
-    assert [batch.claim.limit for batch in desk.store.batches if batch.claim] == [BATCH] * 3
+    assert [claim.limit for batch in desk.store.batches for claim in batch.claims] == [BATCH] * 3
     assert [count for _, count, _ in sizes(desk) if count] == [BATCH, BATCH, 1000 - 2 * BATCH]
     assert queue.counts == {Status.DONE: 1000}
 

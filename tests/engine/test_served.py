@@ -56,6 +56,7 @@ async def test_a_job_that_no_node_serves_waits_until_one_does(autojump_clock) ->
         await trio.sleep(60)
         more = len(store.batches) - batches
         await store.join("other", NOW, NOW + 10_000, frozenset({"mail"}))
+        await trio.sleep(FRESH)
         mailed = await rig.node.served.unserved()
 
     assert (job.status, job.state.attempt, job.state.claim, job.attempts, job.state.error) == (

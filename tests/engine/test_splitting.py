@@ -1,12 +1,13 @@
 """A batch that fails with what nobody foresaw: the entry which broke it is refused, and everything else is written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import pytest
 import trio
 import trio.lowlevel
 
+from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.batching import STUCK
 from jobpipe.engine.splitting import halves, parts
 from jobpipe.engine.unforeseen import LINES, UNFORESEEN, Unforeseen, in_words
@@ -134,6 +135,31 @@ async def test_a_job_that_cannot_be_claimed_is_put_out_of_the_way(autojump_clock
 
     assert (bad.status, bad.state.error and bad.state.error.type) == (Status.FAILED, "DamagedRow")
     assert (counts[Status.DONE], counts[Status.FAILED], counts[Status.QUEUED]) == (2, 1, 0)
+
+
+async def test_of_two_claims_the_one_that_breaks_the_batch_is_found(autojump_clock) -> None:
+    """The other asker is served."""
+    store = Poisoned(lambda batch: any("bad" in claim.kinds for claim in batch.claims))
+    async with running(store, expected=[UNFORESEEN]) as rig:
+        with rig.node.ledger.claiming(Asker(frozenset({"bad"}))):
+            await rig.enqueue("a")
+            assert (await rig.ended("a")).status is Status.DONE
+
+
+class Asker:
+    """Asks for a job of its kinds whenever somebody writes."""
+
+    def __init__(self, kinds: frozenset[str]) -> None:
+        self.kinds = kinds
+
+    def wanted(self) -> int:
+        return 1
+
+    def pressing(self) -> bool:
+        return False
+
+    def take(self, attempts: Sequence[Attempt]) -> None:
+        raise NotImplementedError
 
 
 def adding(job: NewJob) -> Add:

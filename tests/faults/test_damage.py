@@ -102,7 +102,7 @@ async def filled(store: Store, copies: int) -> dict[str, str]:
     await store.exchange(Batch(node="dead", now=BEFORE, adds=[Add([new[one] for one in taken])]))
     claimed = (
         await store.exchange(
-            Batch(node="dead", now=BEFORE, claim=ClaimRequest(limit=len(taken), kinds=frozenset({"play"})))
+            Batch(node="dead", now=BEFORE, claims=[ClaimRequest(limit=len(taken), kinds=frozenset({"play"}))])
         )
     ).claimed
     assert len(claimed) == len(taken)

@@ -120,7 +120,7 @@ class Successor:
     def _runs_some(self, writer):
         now = time.time()
         some = ClaimRequest(limit=20, kinds=frozenset({"work"}))
-        claimed = writer.exchange(Batch(node="successor", now=now, claim=some)).claimed
+        claimed = writer.exchange(Batch(node="successor", now=now, claims=[some])).claimed
         settlements = [self._ran(job, now) for job in claimed]
         receipts = writer.exchange(Batch(node="successor", now=now, settlements=settlements))
         assert receipts.stale == frozenset()

@@ -214,6 +214,22 @@ async def test_a_store_of_a_newer_version_is_refused_and_left_as_it_was(tmp_path
     assert used.read_bytes() == before
 
 
+async def test_a_store_of_an_unreleased_version_is_refused_and_left_as_it_was(tmp_path, used):
+    in_one_file(used)
+    connection = apsw.Connection(str(used))
+    connection.execute("pragma user_version=1")
+    connection.close()
+    before = used.read_bytes()
+
+    said = await refused(tmp_path)
+
+    assert said == (
+        "jobs.db was made by an unreleased version of jobpipe, whose tables no other version reads: "
+        "move it away, or name another file in STORE"
+    )
+    assert used.read_bytes() == before
+
+
 async def test_a_corrupt_store_is_refused_wherever_the_damage_is(tmp_path, used):
     in_one_file(used)
     sound, garbage, page = used.read_bytes(), random.Random(3).randbytes(4096), 4096

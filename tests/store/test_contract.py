@@ -136,9 +136,9 @@ KINDS = frozenset({"echo", "demo", "k", "k2", "l"})
 """What the nodes of these tests serve."""
 
 
-def wish(limit: int, kinds: frozenset[str] = KINDS) -> ClaimRequest | None:
-    """A claim of so many jobs; None for none."""
-    return ClaimRequest(limit=limit, kinds=kinds) if limit else None
+def wish(limit: int, kinds: frozenset[str] = KINDS) -> Sequence[ClaimRequest]:
+    """A claim of so many jobs; none where it is for no job."""
+    return [ClaimRequest(limit=limit, kinds=kinds)] if limit else []
 
 
 class Node:
@@ -151,7 +151,7 @@ class Node:
         await self.store.join(self.name, now, lease_until, self.kinds)
 
     async def exchange(self, now: float = NOW, *, claim: int = 0, **parts: Any) -> Receipts:
-        batch = Batch(node=self.name, now=now, claim=wish(claim, self.kinds), **parts)
+        batch = Batch(node=self.name, now=now, claims=wish(claim, self.kinds), **parts)
         return await self.store.exchange(batch)
 
     async def claim(self, limit: int = 1, now: float = NOW) -> Sequence[Claimed]:
@@ -583,6 +583,30 @@ async def test_a_claim_takes_at_most_what_it_asks_for(node: Node) -> None:
     counts = [len(await node.claim(limit)) for limit in (0, 2, 10, 10)]
 
     assert counts == [0, 2, 3, 0]
+
+
+async def test_several_askers_share_one_exchange(node: Node) -> None:
+    """Each is served in its turn: by kind, and no job goes to two of them."""
+    kinds = ("echo", "echo", "echo", "demo", "k", "demo")
+    await add(node.store, *(new_job(f"{kind}{number}", kind=kind) for number, kind in enumerate(kinds)))
+    asked = [(2, ("echo",)), (5, ("demo", "k")), (1, ("k",)), (9, ("echo", "demo", "k"))]
+    claims = [ClaimRequest(limit=limit, kinds=frozenset(kinds)) for limit, kinds in asked]
+    receipts = await node.store.exchange(Batch(node=node.name, now=NOW, claims=claims))
+    taken = [[job.id for job in claimed] for claimed in receipts.claims]
+
+    assert taken == [["echo0", "echo1"], ["demo3", "k4", "demo5"], [], ["echo2"]]
+    assert [job.id for job in receipts.claimed] == list(itertools.chain(*taken))
+    assert receipts.waiting == 0
+
+
+async def test_no_asker_of_a_node_without_a_lease_is_served(store: Store) -> None:
+    """Whichever it is."""
+    await add(store, new_job("a"), new_job("b", kind="demo"))
+    claims = [*wish(1), *wish(1, frozenset({"demo"}))]
+    receipts = await store.exchange(Batch(node="unknown", now=NOW, claims=claims))
+
+    assert receipts.lease_lost
+    assert [list(claimed) for claimed in receipts.claims] == [[], []]
 
 
 async def test_a_claim_hands_over_all_that_an_attempt_needs(node: Node) -> None:

@@ -231,7 +231,7 @@ async def test_an_add_and_a_claim_in_one_exchange_go_by_the_kinds_too(store: Sto
         node="echoes",
         now=NOW,
         adds=[Add([new_job("d", kind="demo", priority=9), new_job("a")])],
-        claim=ClaimRequest(limit=5, kinds=ECHO),
+        claims=[ClaimRequest(limit=5, kinds=ECHO)],
     )
     receipts = await store.exchange(batch)
 

@@ -212,20 +212,21 @@ class Model:
         return ("existing" if same else "conflict"), new.id
 
     def claim(self, batch: Batch) -> list[Entry]:
-        if batch.claim is None:
-            return []
+        return [entry for claim in batch.claims for entry in self.claim_for(claim, batch)]
+
+    def claim_for(self, claim: ClaimRequest, batch: Batch) -> list[Entry]:
         ready = [
             entry
             for entry in self.jobs.values()
             if entry.ready
-            and entry.new.kind in batch.claim.kinds
+            and entry.new.kind in claim.kinds
             and not self.paused[entry.new.queue]
             and not (entry.expires_at is not None and entry.expires_at <= batch.now)
         ]
         ready.sort(key=lambda entry: (-entry.new.priority, entry.run_at, entry.arrival))
-        for entry in ready[: batch.claim.limit]:
+        for entry in ready[: claim.limit]:
             entry.claim, entry.holder, entry.started_at = entry.claim + 1, batch.node, None
-        return ready[: batch.claim.limit]
+        return ready[: claim.limit]
 
     def rescue(self, node: str, now: float) -> set[tuple[str, str, Status, bool]]:
         self.leases = {name: until for name, until in self.leases.items() if until > now or name == node}
@@ -402,9 +403,9 @@ SETTLED_AS = {
 }
 
 
-def wish(node: str, limit: int) -> ClaimRequest | None:
+def wishes(node: str, *limits: int) -> Sequence[ClaimRequest]:
     """What a node asks for."""
-    return ClaimRequest(limit=limit, kinds=SERVES[node]) if limit else None
+    return [ClaimRequest(limit=limit, kinds=SERVES[node]) for limit in limits if limit]
 
 
 class Lives(RuleBasedStateMachine):
@@ -463,7 +464,14 @@ class Lives(RuleBasedStateMachine):
 
     @rule(node=st.sampled_from(NODES), limit=st.integers(1, 3))
     def claim(self, node: str, limit: int) -> None:
-        self.exchange(Batch(node=node, now=self.now, claim=wish(node, limit)))
+        self.exchange(Batch(node=node, now=self.now, claims=wishes(node, limit)))
+
+    @rule(limits=st.permutations([1, 2, 3]))
+    def claim_for_several(self, limits: list[int]) -> None:
+        """Each asker of a node runs but one of its kinds."""
+        pairs = zip(limits, sorted(SERVES["n1"]), strict=False)
+        claims = [ClaimRequest(limit=limit, kinds=frozenset({kind})) for limit, kind in pairs]
+        self.exchange(Batch(node="n1", now=self.now, claims=claims))
 
     @rule(data=st.data())
     def start(self, data: st.DataObject) -> None:
@@ -490,7 +498,7 @@ class Lives(RuleBasedStateMachine):
             starts=self.starts(data),
             settlements=self.settlements(data),
             adds=adds,
-            claim=wish(node, limit),
+            claims=wishes(node, limit),
         )
         self.exchange(batch)
 
@@ -658,24 +666,30 @@ class Lives(RuleBasedStateMachine):
     def exchange(self, batch: Batch) -> None:
         """Let the store and the model carry out a batch, and compare what they say."""
         receipts: Receipts = self.call(self.store.exchange, batch)
-        taken, last = list(receipts.claimed), receipts
-        while last.more_ready and batch.claim is not None:
-            rest = replace(batch.claim, limit=batch.claim.limit - len(taken))
-            last = self.call(self.store.exchange, Batch(node=batch.node, now=batch.now, claim=rest))
-            taken += last.claimed
+        taken, last = [list(claimed) for claimed in receipts.claims], receipts
+        while last.more_ready:
+            short = [
+                (replace(claim, limit=claim.limit - len(claimed)), claimed)
+                for claim, claimed in zip(batch.claims, taken, strict=True)
+                if len(claimed) < claim.limit
+            ]
+            rest = Batch(node=batch.node, now=batch.now, claims=[claim for claim, _ in short])
+            last = self.call(self.store.exchange, rest)
+            for (_, claimed), more in zip(short, last.claims, strict=True):
+                claimed.extend(more)
         known = batch.node in self.model.leases
         if known and batch.lease_until is not None:
             self.model.leases[batch.node] = batch.lease_until
-        lease_lost = not known and bool(batch.lease_until is not None or batch.claim)
+        lease_lost = not known and bool(batch.lease_until is not None or batch.claims)
         self.model.tick(batch.now)
         stale, settled = self.model_writes(batch)
         adds = [self.model.add(one) for one in batch.adds]
-        claimed = self.model.claim(batch) if not lease_lost else []
+        entries = self.model.claim(batch) if not lease_lost else []
 
         assert receipts.lease_lost == lease_lost
         assert (set(receipts.stale), receipts.settled) == (stale, settled)
         assert [[(one.verdict, one.job and one.job.id) for one in add] for add in receipts.adds] == adds
-        self.compare_claimed(taken, claimed)
+        self.compare_claimed([job for each in taken for job in each], entries)
         if last is not receipts:
             self.model.tick(batch.now)  # the second exchange expires what the first one brought back too late
         assert (last.waiting, last.next_due) == (self.model.waiting(), self.model.next_due())

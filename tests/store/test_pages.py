@@ -81,7 +81,7 @@ async def test_results_errors_and_options_count_too(store: Store, monkeypatch: p
     """A page is bounded by what it shows."""
     await store.join("n", NOW, NOW + 60)
     await add(store, *(new_job(str(number), options=Options(tags=("t" * 100,))) for number in range(4)))
-    claimed = (await store.exchange(Batch(node="n", now=NOW, claim=wish(3)))).claimed
+    claimed = (await store.exchange(Batch(node="n", now=NOW, claims=wish(3)))).claimed
     error = JobError("E", "m" * 1000, "t" * 8000)
     settled = [
         settlement(claimed[0], Outcome.DONE, result=payload(9000)),

@@ -169,7 +169,7 @@ def verbs(line: Counting) -> Verbs:
 
 async def test_an_exchange_reads_the_rows_that_it_writes(line: Counting, writer: Writer) -> None:
     """Claims, starts, settlements and adds, over three queues of a hundred thousand jobs."""
-    claimed = (await writer.exchange(Batch(node="n", now=NOW, claim=wish(30, ECHO)), 1.0)).claimed
+    claimed = (await writer.exchange(Batch(node="n", now=NOW, claims=wish(30, ECHO)), 1.0)).claimed
     first = (line.whole, line.by_index, line.counts)
     await writer.exchange(
         Batch(
@@ -179,7 +179,7 @@ async def test_an_exchange_reads_the_rows_that_it_writes(line: Counting, writer:
             starts=[start(job) for job in claimed[:10]],
             settlements=[settlement(job, outcome) for job in claimed[10:] for outcome in [Outcome.DONE]],
             adds=[Add([new_job(f"new{number}") for number in range(10)])],
-            claim=wish(10, ECHO),
+            claims=wish(10, ECHO),
         ),
         1.0,
     )
@@ -206,7 +206,7 @@ async def test_a_claim_beside_a_paused_queue_passes_over_few_of_its_jobs(
 ) -> None:
     """Eighty thousand lie at the head of the line."""
     await verbs.pause("q0")
-    claimed = (await writer.exchange(Batch(node="n", now=NOW, claim=wish(10, ECHO)), 1.0)).claimed
+    claimed = (await writer.exchange(Batch(node="n", now=NOW, claims=wish(10, ECHO)), 1.0)).claimed
     read = (line.whole, line.by_index, line.counts)
     await verbs.resume("q0")
 
@@ -270,7 +270,7 @@ async def test_a_prune_reads_a_step(line: Counting, verbs: Verbs, retention: Ret
 async def test_a_rescue_reads_what_is_held(line: Counting, writer: Writer, verbs: Verbs) -> None:
     """And takes it back a step at a time."""
     await Nodes(line, "caller", "plans").join("dead", NOW, NOW + 1)
-    claimed = (await writer.exchange(Batch(node="dead", now=NOW, claim=wish(50, ECHO)), 1.0)).claimed
+    claimed = (await writer.exchange(Batch(node="dead", now=NOW, claims=wish(50, ECHO)), 1.0)).claimed
     rescued = await verbs.rescue("n", NOW + 2)
 
     assert {job.id for job in rescued} == {job.id for job in claimed}
@@ -338,9 +338,9 @@ async def test_jobs_of_kinds_that_no_node_serves_are_not_read_by_a_claim(
     line: Counting, writer: Writer
 ) -> None:
     """A hundred thousand of the highest priority stand aside; a node that serves them reads what it takes."""
-    claimed = (await writer.exchange(Batch(node="n", now=NOW, claim=wish(30, ECHO)), 1.0)).claimed
+    claimed = (await writer.exchange(Batch(node="n", now=NOW, claims=wish(30, ECHO)), 1.0)).claimed
     first = (line.whole, line.by_index)
-    merged = (await writer.exchange(Batch(node="n", now=NOW, claim=wish(30, ECHO | DEMO)), 1.0)).claimed
+    merged = (await writer.exchange(Batch(node="n", now=NOW, claims=wish(30, ECHO | DEMO)), 1.0)).claimed
     second = (line.whole, line.by_index)
 
     assert {job.kind for job in claimed} == {"echo"}

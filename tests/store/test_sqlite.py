@@ -98,7 +98,7 @@ def a_bit_of_everything(db: apsw.Connection) -> None:
         job("mail", queue="mail"),
     ]
     claimed = writer.exchange(
-        Batch(node="n", now=NOW, lease_until=NOW + 60, adds=[Add(new)], claim=wish(2))
+        Batch(node="n", now=NOW, lease_until=NOW + 60, adds=[Add(new)], claims=wish(2))
     ).claimed
     starts = [Start(one.seq, one.claim, 1, NOW) for one in claimed]
     ends = [
@@ -109,7 +109,7 @@ def a_bit_of_everything(db: apsw.Connection) -> None:
     ]
     writer.exchange(Batch(node="n", now=NOW, starts=starts))
     writer.exchange(
-        Batch(node="n", now=NOW + 9, settlements=ends, adds=[Add(new), Add(new, atomic=True)], claim=wish(9))
+        Batch(node="n", now=NOW + 9, settlements=ends, adds=[Add(new), Add(new, atomic=True)], claims=wish(9))
     )
     writer.exchange(Batch(node="n", now=NOW + 9, settlements=ends))
 
@@ -157,7 +157,7 @@ def test_jobs_of_kinds_that_no_node_serves_are_not_read_by_a_claim(db: apsw.Conn
     """A hundred thousand of the highest priority stand aside, and a claim takes as many steps as without them."""
     echo, writer = frozenset({"echo"}), Writer(db)
     Nodes(db).join("n", NOW + 60, echo)
-    ask = Batch(node="n", now=NOW, claim=wish(64, echo))
+    ask = Batch(node="n", now=NOW, claims=wish(64, echo))
     took = []
     for others in (0, 100_000):
         for start in range(0, others, 1000):
@@ -181,7 +181,7 @@ def test_a_claim_that_meets_many_jobs_of_other_kinds_does_a_bounded_part_of_the_
     for start in range(0, len(new), 1000):
         writer.exchange(Batch(node="n", now=NOW, adds=[Add(new[start : start + 1000])]))
     writer.exchange(Batch(node="n", now=NOW, adds=[Add([job("a")])]))
-    ask, claimed, each = Batch(node="n", now=NOW, claim=wish(8, echo)), list[Claimed](), list[int]()
+    ask, claimed, each = Batch(node="n", now=NOW, claims=wish(8, echo)), list[Claimed](), list[int]()
     while not claimed:
         each.append(steps(db, lambda: claimed.extend(writer.exchange(ask).claimed)))
 
@@ -202,7 +202,7 @@ def test_a_claim_reads_its_index_in_order(
     if paused != "no":
         carry_out(db, lambda tx: queues.pause(tx, "a"))
         writer.forget()
-    found = plans(db, lambda: writer.exchange(Batch(node="n", now=NOW, claim=wish(2))))
+    found = plans(db, lambda: writer.exchange(Batch(node="n", now=NOW, claims=wish(2))))
 
     steps = [step for sql, steps in found.items() if "priority desc" in sql for step in steps]
     assert any("INDEX jobs_ready" in step for step in steps)
@@ -258,7 +258,7 @@ def test_an_exchange_costs_the_same_among_fifty_thousand_queues(
         def act(writer: Writer = writer, ready: Sequence[NewJob] = ready) -> None:
             writer.exchange(Batch(node="n", now=NOW, lease_until=NOW + 60, adds=[Add(ready)]))
             for _ in range(3):
-                writer.exchange(Batch(node="n", now=NOW, claim=wish(10)))
+                writer.exchange(Batch(node="n", now=NOW, claims=wish(10)))
 
         costs.append(steps_of(db, act))
 
@@ -450,11 +450,12 @@ def test_a_list_goes_on_behind_what_it_has_looked_at(
     assert pages == [[], [], ["j0"]]
 
 
-def test_migrations_are_numbered_without_a_gap() -> None:
-    """0001, 0002 and so on."""
-    numbers = [number for number, _ in migrations("jobpipe.store.sqlite")]
+@pytest.mark.parametrize("package", ["sqlite", "postgres"])
+def test_migrations_are_numbered_without_a_gap(package: str) -> None:
+    """From 2 on: stores at version 1 were made before the first release."""
+    numbers = [number for number, _ in migrations(f"jobpipe.store.{package}")]
 
-    assert numbers == list(range(1, len(numbers) + 1))
+    assert numbers == list(range(2, len(numbers) + 2))
 
 
 def test_an_opened_file_says_what_it_is(db: apsw.Connection) -> None:

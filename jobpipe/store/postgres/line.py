@@ -28,7 +28,15 @@ TRIES = 6
 BRIEF, PATIENT = 0.25, 0.5
 """Seconds that a statement waits for a lock of another session: the engine's, and what people ask.
 
-Nodes hold theirs for milliseconds. Whoever holds one for longer costs the job that is locked, and no other.
+Nodes hold theirs for milliseconds. Whoever holds one for longer costs the job that is locked, and no other. Both
+are shorter than the server's `deadlock_timeout`, a second as a rule: a deadlock shows as a wait in vain.
+"""
+
+INSISTENCE = 1.25
+"""Seconds within which what people ask is begun again when it waited for a lock in vain.
+
+It may be a deadlock of nodes, of which one side has given up by then, or a crowd of them. A lock that another program
+keeps is met three times, and is told of after 3 * `PATIENT`, one and a half seconds.
 """
 
 READERS = 3
@@ -100,6 +108,10 @@ class CommitUnknown(StoreUnavailable):
 
 class Locked(StoreUnavailable):
     """Another session holds a lock that this would have to wait for. Nothing was written."""
+
+
+class Overtaken(StoreUnavailable):
+    """Something that was to be locked first became another session's meanwhile: undo it all, and try again."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -320,10 +332,16 @@ def _still_open(connection: Connection) -> bool:
 
 
 class Line:
-    """One connection that is kept, for one transaction after another, and made anew after it was lost."""
+    """One connection that is kept, for one transaction after another, and made anew after it was lost.
 
-    def __init__(self, lines: Lines, *, reads: bool = False, lock: float = PATIENT) -> None:
-        self._lines, self._reads, self._lock = lines, reads, lock
+    `lock`: seconds that a statement waits for a lock; `insists`: seconds within which a transaction is begun again
+    that waited for one in vain.
+    """
+
+    def __init__(
+        self, lines: Lines, *, reads: bool = False, lock: float = PATIENT, insists: float = 0.0
+    ) -> None:
+        self._lines, self._reads, self._lock, self._insists = lines, reads, lock, insists
         self._begin = READ if reads else WRITE
         self._connection: Connection | None = None
         self._turn = trio.Lock()
@@ -332,18 +350,21 @@ class Line:
         """Run `verb` in a transaction, again when the server undid it for the sake of another one.
 
         One that is `repeatable` is also tried again when its commit was not answered. Raises `StoreUnavailable`;
-        `CommitUnknown` when it cannot be known whether it was carried out. Once begun it is carried out whole, also
-        when the caller is cancelled; one that only reads is given up then.
+        `Locked` when each try within `insists` waited for a lock in vain; `CommitUnknown` when it cannot be known
+        whether it was carried out. Once begun it is carried out whole, also when the caller is cancelled; one that
+        only reads, or that waited for a lock in vain and is to begin again, is given up then.
         """
-        async with self._turn:
-            with trio.CancelScope(shield=not self._reads):
+        last: float | None = None
+        while True:
+            # Between two tries others that wait for this line have their turn.
+            async with self._turn:
+                last = last or trio.current_time() + self._insists
                 try:
-                    done = await self._tried(verb)
-                except CommitUnknown:
-                    if not repeatable:
+                    with trio.CancelScope(shield=not self._reads):
+                        return await self._in_turn(verb, repeatable=repeatable)
+                except Locked:
+                    if trio.current_time() >= last:
                         raise
-                    done = await self._tried(verb)
-            return done
 
     async def run(self, sql: str, values: Values = NO_VALUES) -> None:
         """Run a single statement, which may be repeated, in a transaction of its own; see `transact`."""
@@ -353,10 +374,20 @@ class Line:
 
         await self.transact(verb, repeatable=True)
 
+    async def _in_turn(self, verb: Verb[R], *, repeatable: bool) -> R:
+        try:
+            return await self._tried(verb)
+        except CommitUnknown:
+            if not repeatable:
+                raise
+        return await self._tried(verb)
+
     async def _tried(self, verb: Verb[R]) -> R:
         with mapped(self._lines.address):
             for _ in range(TRIES - 1):
-                with suppress(psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
+                with suppress(
+                    psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected, Overtaken
+                ):
                     return await self._on_a_sound_connection(verb)
             return await self._on_a_sound_connection(verb)
 

@@ -8,7 +8,7 @@ from psycopg import pq, sql
 from psycopg.conninfo import make_conninfo
 
 from jobpipe.errors import StoreError
-from jobpipe.store.migrations import migrations
+from jobpipe.store.migrations import UNRELEASED, migrations
 from jobpipe.store.postgres.address import Address, read_address
 from jobpipe.store.postgres.line import Limits, Lines, mapped
 from jobpipe.store.postgres.session import Connection
@@ -63,8 +63,14 @@ def prepare(lines: Lines) -> tuple[int, int]:
     """
     with mapped(lines.address), _first_connection(lines) as connection:
         _check_server(connection, lines.address)
-        newest = migrations("jobpipe.store.postgres")[-1][0]
+        numbers = [number for number, _ in migrations("jobpipe.store.postgres")]
+        newest = numbers[-1]
         version = _version(connection, lines.address.schema)
+        if 0 < version < numbers[0]:
+            raise StoreError(
+                f"schema {lines.address.schema} of {lines.address.shown} {UNRELEASED}: drop it, or name another one "
+                "in STORE with `?schema=`"
+            )
         if version < newest:
             version = _apply(connection, lines.address)
         if version > newest or _version(connection, lines.address.schema) > newest:

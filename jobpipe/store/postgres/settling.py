@@ -1,6 +1,7 @@
 """Starts and settlements: what nodes say of the jobs that they hold, each under the fence of its claim number."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 from jobpipe.job import ATTEMPTS_KEPT, ENDED, Status
@@ -12,6 +13,9 @@ from jobpipe.store.rows import encoded_error
 
 Fence = tuple[int, int]
 """seq and claim"""
+
+_SEQ = attrgetter("seq")
+"""Rows are locked in the order in which they are named: see `jobpipe.store.postgres.tables`."""
 
 # `coalesce(node, 0) > 0` is "held", said so that the planner does not take the index of held jobs for a short cut.
 _FENCED = "l.seq = v.seq and l.claim = v.claim and coalesce(l.node, 0) > 0"
@@ -201,7 +205,7 @@ where s.finished_at = v.settled_at
 
 def send_starts(session: Session, starts: Sequence[Start]) -> Answer:
     """Write starts; the answer holds the fences that matched."""
-    seqs, claims, attempts, times = zip(*map(_start, starts), strict=True)
+    seqs, claims, attempts, times = zip(*sorted(map(_start, starts)), strict=True)
     values = {
         "seqs": integers(seqs),
         "claims": integers(claims),
@@ -219,6 +223,7 @@ class Settling:
     """The settlements of one batch, in two steps: `send` asks for it, `judge` once that is answered."""
 
     def __init__(self, settlements: Sequence[Settlement], slot: int) -> None:
+        settlements = sorted(settlements, key=_SEQ)
         self._ends = [one for one in settlements if one.status in ENDED]
         self._again = [one for one in settlements if one.status not in ENDED]
         self._slot = slot

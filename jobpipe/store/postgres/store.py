@@ -26,6 +26,7 @@ from jobpipe.store.postgres.address import Address, Leases, read_address
 from jobpipe.store.postgres.beside import beside
 from jobpipe.store.postgres.line import (
     BRIEF,
+    INSISTENCE,
     READERS,
     SEARCH_PATIENCE,
     SEARCHERS,
@@ -65,7 +66,7 @@ class PostgresStore(SharedVerbs):
         self.clock_offset = 0.0
         self._lines, self._leases = lines, leases
         # The engine's line never waits for what people ask, nor for what keeps the house.
-        self._engine_line, self._other_line = Line(lines, lock=BRIEF), Line(lines)
+        self._engine_line, self._other_line = Line(lines, lock=BRIEF), Line(lines, insists=INSISTENCE)
         self._reading = Reading(lines, READERS, lines.limits.read)
         self._searching = Reading(lines, SEARCHERS, SEARCH_PATIENCE)
         self._channel = lines.address.channel

@@ -1,7 +1,9 @@
 """The tables of PostgreSQL, for the verbs: see `jobpipe.store.verbs.transaction.Transaction`.
 
 A job that has not ended stands in two rows: what was asked of it in `jobs`, how it stands in `live`. Rows are locked
-in the order in which exchanges lock them: first those in `live`, then those in `jobs`, each by seq.
+in one order: first those in `live`, then those in `jobs`, each by seq; then those of the counts. An exchange keeps to
+it within each statement that starts or settles. Where it does both, it may be in a deadlock with a verb that locks
+several jobs: whoever has waited long enough gives up first.
 """
 
 import functools
@@ -9,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
-from jobpipe.errors import StoreUnavailable
 from jobpipe.job import ENDED, JobError, Status
 from jobpipe.store.base import LONGEST_LEASE, QueueState
 from jobpipe.store.postgres import reader
 from jobpipe.store.postgres.address import Leases
-from jobpipe.store.postgres.line import ENTRYS_OWN, TRIES
+from jobpipe.store.postgres.line import ENTRYS_OWN, Overtaken
 from jobpipe.store.postgres.parameters import binaries, integers, texts
 from jobpipe.store.postgres.reader import JOB_COLUMNS
 from jobpipe.store.postgres.session import Row, Session
@@ -183,6 +184,7 @@ with locked as (
     select state, jobs, size
     from counts
     where queue = %(queue)s
+    order by state, slot
     for update
 )
 delete from counts
@@ -207,16 +209,15 @@ class Tables:
 
     async def lock(self, ids: Sequence[str]) -> Mapping[str, Stored]:
         names = [job_id for job_id in ids if "\0" not in job_id]
-        for _ in range(TRIES):
-            # One round trip: each statement sees what those before it have waited for.
-            values = {"ids": texts(names)}
-            live, _ = self._session.run(_LOCK_LIVE, values), self._session.run(_LOCK_JOBS, values)
-            found = await reader.stored(self._session, names)
-            locked = {seq for (seq,) in live.rows()}
-            if all(one.job.status in ENDED or one.seq in locked for one in found.values()):
-                return found
-            # Else somebody retried one between the two locks.
-        raise StoreUnavailable("other requests keep retrying and deleting this job: try again")
+        # One round trip: each statement sees what those before it have waited for.
+        values = {"ids": texts(names)}
+        live, _ = self._session.run(_LOCK_LIVE, values), self._session.run(_LOCK_JOBS, values)
+        found = await reader.stored(self._session, names)
+        locked = {seq for (seq,) in live.rows()}
+        if not all(one.job.status in ENDED or one.seq in locked for one in found.values()):
+            # Somebody retried one between the two locks. Its row in "live" is not for whoever holds rows in "jobs".
+            raise Overtaken("other requests keep retrying and deleting this job: try again")
+        return found
 
     async def lock_held(self, nodes: DeadNodes, limit: int) -> Sequence[Stored]:
         values = {"node": nodes.node, "now": float(nodes.now), "limit": limit}

@@ -288,7 +288,7 @@ class Writer:
 
     async def sideline(self, batch: Batch, words: str) -> str | None:
         """See `jobpipe.store.base.EngineStore.sideline`."""
-        kinds = texts(sorted(batch.claim.kinds)) if batch.claim else texts([])
+        kinds = texts(sorted(batch.claims[0].kinds)) if batch.claims else texts([])
 
         async def verb(session: Session) -> str | None:
             rows = await session.rows(HEAD, {"now": float(batch.now), "kinds": kinds})
@@ -309,7 +309,7 @@ class Writer:
 
     def _doubt(self, batch: Batch, patience: float) -> None:
         """It may be written, and nobody is told: remember what is to be made good then."""
-        if batch.claim:
+        if batch.claims:
             self._unknown[self._token] = time.monotonic() + patience
         self._doubtful |= {(one.seq, one.claim): one for one in batch.settlements}
 
@@ -372,7 +372,7 @@ class Writer:
                 await self._line.run(_HUNGRY, {"hungry": hungry, "node": node})
                 self._hungry[node] = hungry
                 more_ready = hungry and await self._line.transact(
-                    lambda session: any_ready(session, exchange.kinds)
+                    lambda session: any_ready(session, texts(sorted(exchange.lacking)))
                 )
             if exchange.leaves_ready or exchange.watched:
                 await self._line.transact(lambda session: self._notify(session, exchange))
@@ -398,21 +398,21 @@ class Exchange:
     def __init__(self, session: Session, batch: Batch, slot: int) -> None:
         self._session, self.batch, self._slot = session, batch, slot
         self._starts: Answer | None = None
-        self._claim: Answer | None = None
+        self._claims: list[Answer] = []
         self._settling = Settling(batch.settlements, slot)
         self._adding = Adding((), slot)
         self._careful: Sequence[Sequence[Receipt]] | None = None
         self._taken: Sequence[Receipt] = ()
-        self._claimed: Sequence[Claimed] = ()
-        self.edited: Sequence[int] = ()
+        self._claimed: Sequence[Sequence[Claimed]] = ()
+        self.edited: list[int] = []
         """seqs of the claimed jobs that were edited while they waited"""
-        self.kinds = texts(sorted(batch.claim.kinds) if batch.claim else ())
-        """what the claim asks for"""
+        self.kinds = texts(sorted({kind for claim in batch.claims for kind in claim.kinds}))
+        """what the claims ask for"""
         self.met_others = False
-        """whether the claim met jobs of other kinds, and put them aside"""
+        """whether a claim met jobs of other kinds, and put them aside"""
         self.stale: set[Fence] = set()
         self.walked: str | None = None
-        """the last queue that the claim read, where it went queue by queue"""
+        """the last queue that a claim read, where it went queue by queue"""
         self._expired: Sequence[str] = ()
         self.watched: Sequence[str] = ()
         """ids of watched jobs that have ended"""
@@ -452,19 +452,19 @@ class Exchange:
 
     def claim(self, token: int, after: str) -> None:
         """Take ready jobs; where it goes queue by queue, from behind the one named `after`."""
-        if claim := self.batch.claim:
+        for claim in self.batch.claims:
             values = {
                 "node": self.batch.node,
                 "now": float(self.batch.now),
                 "limit": claim.limit,
-                "kinds": self.kinds,
+                "kinds": texts(sorted(claim.kinds)),
                 "passed": PASSED,
                 "walked": WALKED,
                 "after": after,
                 "token": token,
                 "slot": self._slot,
             }
-            self._claim = self._session.run(CLAIM, values)
+            self._claims.append(self._session.run(CLAIM, values))
 
     def look(self) -> None:
         """Ask how the store stands."""
@@ -481,18 +481,23 @@ class Exchange:
         self.stale |= self._settling.stale
         if self._starts is not None:
             self.stale |= {(one.seq, one.claim) for one in self.batch.starts} - set(self._starts.rows())
-        if self._claim is not None:
-            # What an update returns has no order. All that are taken share the first value of their place.
-            rows = sorted(self._claim.rows(), key=itemgetter(PLACE))
-            self._claimed = claimed_from([row[CLAIMED] for row in rows if row[MINE]])
-            self.edited = [row[CLAIMED][0] for row in rows if row[EDITED] and row[MINE]]
-            self.met_others = len(self._claimed) < len(rows)
-            self.walked = rows[0][LAST_WALKED] if rows else None
+        self._claimed = [self._taken_by(claim) for claim in self._claims]
+
+    def _taken_by(self, claim: Answer) -> Sequence[Claimed]:
+        """What a claim took."""
+        # What an update returns has no order. All that are taken share the first value of their place.
+        rows = sorted(claim.rows(), key=itemgetter(PLACE))
+        claimed = claimed_from([row[CLAIMED] for row in rows if row[MINE]])
+        self.met_others |= len(claimed) < len(rows)
+        self.edited += [row[CLAIMED][0] for row in rows if row[EDITED] and row[MINE]]
+        if rows:
+            self.walked = rows[0][LAST_WALKED]
+        return claimed
 
     def take_edits(self, rows: Sequence[Row]) -> None:
         """Take in what was asked of the edited jobs: the values of `Claimed`, read after the claim."""
         now = {(one.seq, one.claim): one for one in claimed_from(rows)}
-        self._claimed = [now.get((one.seq, one.claim), one) for one in self._claimed]
+        self._claimed = [[now.get((one.seq, one.claim), one) for one in taken] for taken in self._claimed]
 
     @property
     def taken(self) -> Sequence[NewJob]:
@@ -521,9 +526,16 @@ class Exchange:
     @property
     def hungry(self) -> bool | None:
         """Whether the node has room and found too little; None: it did not ask, or has to ask again."""
-        if not self.batch.claim or not self._state.alive or self.met_others:
+        if not self.batch.claims or not self._state.alive or self.met_others:
             return None
-        return len(self._claimed) < self.batch.claim.limit
+        return bool(self.lacking)
+
+    @property
+    def lacking(self) -> frozenset[str]:
+        """The kinds of those claims that found too little."""
+        pairs = zip(self.batch.claims, self._claimed, strict=True)
+        short = (claim.kinds for claim, claimed in pairs if len(claimed) < claim.limit)
+        return frozenset[str]().union(*short)
 
     @property
     def leaves_ready(self) -> bool:
@@ -543,17 +555,18 @@ class Exchange:
         if self._readied:
             return None
         queued = (job.kind for job in self.stored if job.status is Status.QUEUED)
-        return texts(sorted({*queued, *(job.kind for job in self._claimed)}))
+        taken = (job.kind for claimed in self._claimed for job in claimed)
+        return texts(sorted({*queued, *taken}))
 
     def receipts(self, *, more_ready: bool) -> Receipts:
         """For the caller; `more_ready`: see there."""
         batch, state = self.batch, self._state
         return Receipts(
-            lease_lost=bool(batch.claim or batch.lease_until is not None) and not state.alive,
+            lease_lost=bool(batch.claims or batch.lease_until is not None) and not state.alive,
             stale=frozenset(self.stale),
             settled=self._settling.changed,
             adds=self._adds,
-            claimed=self._claimed,
+            claims=self._claimed,
             more_ready=more_ready,
             waiting=state.waiting,
             next_due=state.next_due,

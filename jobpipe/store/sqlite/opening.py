@@ -14,7 +14,7 @@ import apsw
 import structlog
 
 from jobpipe.errors import StoreError, StoreUnavailable
-from jobpipe.store.migrations import migrations
+from jobpipe.store.migrations import UNRELEASED, migrations
 
 log = structlog.get_logger("jobpipe")
 
@@ -215,11 +215,11 @@ def connect(path: Path, *, flags: int, sync: Literal["full", "normal"]) -> apsw.
 
 
 def prepare(connection: apsw.Connection, path: Path) -> None:
-    """Refuse what is not jobpipe's, newer than this program or corrupt, unchanged; then apply missing migrations."""
+    """Refuse what is not jobpipe's, of another age or corrupt, unchanged; then apply missing migrations."""
     known = migrations("jobpipe.store.sqlite")
     version = connection.pragma("user_version")
     marked = _is_ours(connection, path)
-    _refuse_newer(version, known[-1][0], path)
+    _refuse_unknown(version, known[0][0], known[-1][0], path)
     _refuse_corrupt(connection, path)
     connection.execute("pragma journal_mode=wal").fetchall()
     with connection:
@@ -240,7 +240,9 @@ def _is_ours(connection: apsw.Connection, path: Path) -> bool:
     return marked
 
 
-def _refuse_newer(version: int, newest: int, path: Path) -> None:
+def _refuse_unknown(version: int, oldest: int, newest: int, path: Path) -> None:
+    if 0 < version < oldest:
+        raise StoreError(f"{path} {UNRELEASED}: move it away, or name another file in STORE")
     if version > newest:
         raise StoreError(
             f"{path} was made by a newer jobpipe (schema {version}, this one knows {newest}): run that version"

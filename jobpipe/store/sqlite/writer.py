@@ -337,7 +337,7 @@ class Writer:
     def sideline(self, batch: Batch, words: str) -> str | None:
         """See `jobpipe.store.base.EngineStore.sideline`."""
         tally = Tally()
-        kinds = as_json(batch.claim.kinds if batch.claim else ())
+        kinds = as_json(next((claim.kinds for claim in batch.claims), ()))
         try:
             with transaction(self.db):
                 self._promote(batch.now, tally)
@@ -368,17 +368,19 @@ class Writer:
         stale = self._start(batch.starts)
         settled = self._settle(batch.settlements, tally, stale, one_by_one=one_by_one)
         adds = [self._add(add, tally, one_by_one=one_by_one) for add in batch.adds]
-        claimed: Sequence[Claimed] = []
+        claims: list[Sequence[Claimed]] = [[]] * len(batch.claims)
         more_ready = False
-        if batch.claim is not None and not lease_lost:
-            claimed, more_ready = self._claim(batch, batch.claim, tally, one_by_one=one_by_one, wary=wary)
+        if not lease_lost:
+            for number, claim in enumerate(batch.claims):
+                claims[number], more = self._claim(batch, claim, tally, one_by_one=one_by_one, wary=wary)
+                more_ready |= more
         tally.write(self.db)
         return Receipts(
             lease_lost=lease_lost,
             stale=frozenset(stale),
             settled=settled,
             adds=adds,
-            claimed=claimed,
+            claims=claims,
             more_ready=more_ready,
             waiting=self._count_waiting(tally),
             next_due=self._due(),
@@ -405,7 +407,7 @@ class Writer:
         if batch.lease_until is not None:
             self.db.execute(_RENEW, (batch.lease_until, batch.node))
             return bool(self.db.changes())
-        return not batch.claim or self._node(batch.node) is not None
+        return not batch.claims or self._node(batch.node) is not None
 
     def _promote(self, now: float, tally: Tally) -> Sequence[Changed]:
         """Expire what is past its expires_at, then queue what is due; at most `STEP` of each. Returns what expired."""
