@@ -1,6 +1,7 @@
 """The job: its words, its data, and which status may follow which. Pure: no clock, no store, no task."""
 
 import enum
+import operator
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -182,7 +183,7 @@ class JobError(msgspec.Struct, frozen=True):
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
-    """A job as it is to be stored. `payload` is JSON; times are seconds since the epoch."""
+    """What is asked of a job. `payload` is JSON; times are seconds since the epoch."""
 
     id: str
     kind: str
@@ -193,12 +194,13 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     """None: as many as the handler says"""
     created_at: float
     run_at: float
+    """when it is due: at first as it was asked for, then as a retry or a snooze has set it"""
     expires_at: float | None = None
     options: Options = NO_OPTIONS
 
     @property
     def status(self) -> Status:
-        """`scheduled` when its run_at lies ahead, else `queued`."""
+        """What it is when it is stored: `scheduled` when its run_at lies ahead, else `queued`."""
         return Status.SCHEDULED if self.run_at > self.created_at else Status.QUEUED
 
 
@@ -215,58 +217,60 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
     error: JobError | None = None
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A job as the store has it. `attempt` counts the runs so far, `error` is the last one."""
+class State(msgspec.Struct, frozen=True):
+    """How a job stands. When it is due is in what was asked (`NewJob.run_at`): a retry asks for another time."""
 
-    id: str
-    kind: str
-    queue: str
     status: Status
-    priority: int
-    payload: bytes
-    result: bytes | None = None
-    error: JobError | None = None
     attempt: int = 0
-    max_retries: int | None
-    """None: as many as the handler says"""
+    """the runs so far"""
     claim: int = 0
-    created_at: float
-    run_at: float
     started_at: float | None = None
     finished_at: float | None = None
-    expires_at: float | None = None
-    options: Options = NO_OPTIONS
+    result: bytes | None = None
+    error: JobError | None = None
+    """of the last attempt that failed"""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A job as the store has it: what was asked, and how it stands.
+
+    Its id and its status can be had directly: what is told of a job names it by the one, and whatever is done to it
+    depends on the other. All else is said with where it belongs.
+    """
+
+    asked: NewJob
+    state: State
     attempts: tuple[AttemptRecord, ...] = ()
     damage: tuple[str, ...] = ()
-    """what of its row cannot be read, in words; shown with the error"""
+    """what of its row cannot be read, in words; shown with the error. Of this reading alone: it is stored nowhere"""
+    original: NewJob | None = None
+    """what was asked first, where it was edited since. Lists leave it out"""
+
+    @property
+    def id(self) -> str:
+        """The id that was asked for, or made for it."""
+        return self.asked.id
+
+    @property
+    def status(self) -> Status:
+        """Where it stands."""
+        return self.state.status
 
 
-def as_stored(new: NewJob) -> Job:
-    """The job that `new` is right after it was stored."""
-    return Job(
-        id=new.id,
-        kind=new.kind,
-        queue=new.queue,
-        status=new.status,
-        priority=new.priority,
-        payload=new.payload,
-        max_retries=new.max_retries,
-        created_at=new.created_at,
-        run_at=new.run_at,
-        expires_at=new.expires_at,
-        options=new.options,
-    )
-
-
-def same_content(new: NewJob, job: Job) -> bool:
-    """Whether `new` asks for what `job` was asked for, so that sending a request twice makes one job.
+def same_content(new: NewJob, old: NewJob) -> bool:
+    """Whether `new` asks for what `old` asked for, so that sending a request twice makes one job.
 
     Never raises: a stored payload that cannot be read is another content.
     """
-    return (
-        (new.kind, new.queue, new.priority, new.max_retries, new.options, new.expires_at)
-        == (job.kind, job.queue, job.priority, job.max_retries, job.options, job.expires_at)
-    ) and (new.payload == job.payload or _same_json(new.payload, job.payload))
+    return _content(new) == _content(old) and (
+        new.payload == old.payload or _same_json(new.payload, old.payload)
+    )
+
+
+_content = operator.attrgetter(
+    *(name for name in NewJob.__struct_fields__ if name not in {"id", "payload", "created_at", "run_at"})
+)
+"""What of two requests has to be equal, but for their payloads. When a job runs is in its options as it was asked."""
 
 
 def _same_json(one: bytes, other: bytes) -> bool:

@@ -4,10 +4,26 @@ A transition returns None where the job's status does not allow it. What follows
 notifications) is the store's business, which writes nothing that `jobpipe.job.FOLLOWS` forbids.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
+from msgspec.structs import replace
 
 from jobpipe.errors import JobpipeError
-from jobpipe.job import ACTIVE, ENDED, FOLLOWS, AttemptRecord, Job, JobError, Outcome, Status
+from jobpipe.job import (
+    ACTIVE,
+    ENDED,
+    FOLLOWS,
+    WAITING,
+    AttemptRecord,
+    Job,
+    JobError,
+    NewJob,
+    Outcome,
+    State,
+    Status,
+)
 
 MOST_RESCUED = 1_000_000
 """How far rescues of a job are counted; a damaged count must not grow beyond what a column holds."""
@@ -50,29 +66,38 @@ def cancelled(stored: Stored, now: float) -> Stored | None:
     if stored.job.status in ENDED:
         return None
     if stored.held:
-        return _with(stored, status=Status.CANCELLING)
+        return _standing(stored, status=Status.CANCELLING)
     return _ended(stored, Status.CANCELLED, now)
 
 
 def retried(stored: Stored, now: float) -> Stored | None:
     """Queued again by hand, once it has ended, with all its attempts before it; its result and error are forgotten."""
-    job = stored.job
+    job, asked = stored.job, stored.job.asked
     if job.status not in ENDED:
         return None
-    expires_at = None if job.expires_at is not None and job.expires_at <= now else job.expires_at
-    again = _with(
-        stored,
-        status=Status.QUEUED,
-        attempt=0,
-        run_at=now,
-        started_at=None,
-        finished_at=None,
-        expires_at=expires_at,
-        result=None,
-        error=None,
+    over = asked.expires_at is not None and asked.expires_at <= now
+    again = replace(
+        job,
+        asked=replace(asked, run_at=now, expires_at=None if over else asked.expires_at),
+        state=State(Status.QUEUED, claim=job.state.claim),
         attempts=(*job.attempts, *_success(stored)),
     )
-    return msgspec.structs.replace(again, size=0)
+    return replace(stored, job=again, size=0)
+
+
+def edited(stored: Stored, changes: Mapping[str, Any], now: float) -> Stored | None:
+    """Asked for otherwise, while it waits and nobody holds it: `changes` are fields of `NewJob` and `Options`."""
+    job, asked, status = stored.job, stored.job.asked, stored.job.status
+    if stored.held or status not in WAITING or job.damage:
+        return None
+    named = {name: value for name, value in changes.items() if name in NewJob.__struct_fields__}
+    options = {name: value for name, value in changes.items() if name not in named}
+    asked = replace(asked, **named, options=replace(asked.options, **options))
+    if "run_at" in changes and (status is Status.QUEUED or asked.run_at <= now):
+        status = Status.SCHEDULED if asked.run_at > now else Status.QUEUED
+    original = job.original or (None if asked == job.asked else job.asked)
+    state = replace(job.state, status=status)
+    return replace(stored, job=Job(asked, state, job.attempts, original=original))
 
 
 def rescued(stored: Stored, now: float) -> Stored | None:
@@ -84,25 +109,27 @@ def rescued(stored: Stored, now: float) -> Stored | None:
     """
     if not stored.held:
         return None
-    status, error = _after_crash(stored.job)
     job = stored.job
-    back = _with(
-        stored,
-        status=status,
-        error=error or job.error,
-        attempts=(*job.attempts, *_broken(stored, status, error, now)),
-    )
+    status, error = _after_crash(job)
+    attempts = (*job.attempts, *_broken(stored, status, error, now))
+    back = _standing(stored, status=status, error=error or job.state.error)
     back = _ended(back, status, now) if status in ENDED else back
-    return msgspec.structs.replace(back, held=False, rescued=min(stored.rescued, MOST_RESCUED) + 1)
+    return replace(
+        back,
+        job=replace(back.job, attempts=attempts),
+        held=False,
+        rescued=min(stored.rescued, MOST_RESCUED) + 1,
+    )
 
 
 def _after_crash(job: Job) -> tuple[Status, JobError | None]:
+    retries = job.asked.max_retries
     match job.status:
         case Status.CANCELLING:
             return Status.CANCELLED, None
-        case Status.RUNNING if job.options.on_crash == "fail":
+        case Status.RUNNING if job.asked.options.on_crash == "fail":
             return Status.FAILED, DIED_FOR_GOOD
-        case Status.RUNNING if job.max_retries is not None and job.attempt > job.max_retries:
+        case Status.RUNNING if retries is not None and job.state.attempt > retries:
             return Status.FAILED, DIED_LAST
         case Status.RUNNING:
             return Status.QUEUED, DIED
@@ -112,7 +139,7 @@ def _after_crash(job: Job) -> tuple[Status, JobError | None]:
 
 def begun(stored: Stored) -> bool:
     """Whether an attempt of a held job is known to have begun."""
-    return stored.held and stored.job.status in ACTIVE and stored.job.started_at is not None
+    return stored.held and stored.job.status in ACTIVE and stored.job.state.started_at is not None
 
 
 def _broken(stored: Stored, status: Status, error: JobError | None, now: float) -> tuple[AttemptRecord, ...]:
@@ -128,18 +155,19 @@ def _success(stored: Stored) -> tuple[AttemptRecord, ...]:
     job = stored.job
     if job.status is not Status.DONE:
         return ()
-    return (_record(stored, Outcome.DONE, job.created_at if job.finished_at is None else job.finished_at),)
+    ended_at = job.asked.created_at if job.state.finished_at is None else job.state.finished_at
+    return (_record(stored, Outcome.DONE, ended_at),)
 
 
 def _record(
     stored: Stored, outcome: Outcome, finished_at: float, error: JobError | None = None
 ) -> AttemptRecord:
-    job = stored.job
+    state = stored.job.state
     return AttemptRecord(
-        number=job.attempt,
-        claim=job.claim,
+        number=state.attempt,
+        claim=state.claim,
         node=stored.node,
-        started_at=job.started_at,
+        started_at=state.started_at,
         finished_at=finished_at,
         outcome=outcome,
         error=error,
@@ -147,9 +175,11 @@ def _record(
 
 
 def _ended(stored: Stored, status: Status, now: float) -> Stored:
-    after = _with(stored, status=status, finished_at=now)
-    return msgspec.structs.replace(after, size=len(stored.job.payload))
+    after = _standing(stored, status=status, finished_at=now)
+    return replace(after, size=len(stored.job.asked.payload))
 
 
-def _with(stored: Stored, **changes: object) -> Stored:
-    return msgspec.structs.replace(stored, job=msgspec.structs.replace(stored.job, **changes))
+def _standing(stored: Stored, **changes: object) -> Stored:
+    """The same job, which stands otherwise."""
+    state = replace(stored.job.state, **changes)
+    return replace(stored, job=replace(stored.job, state=state))

@@ -60,11 +60,11 @@ async def every_job_ends(rig: Rig) -> None:
         *(new_job(str(number), *steps(number), options=SOON, priority=number % 3) for number in range(JOBS))
     )
 
-    assert [(job.status, job.attempt) for job in jobs] == [end(number) for number in range(JOBS)]
+    assert [(job.status, job.state.attempt) for job in jobs] == [end(number) for number in range(JOBS)]
     assert +statuses == {Status.DONE: 80, Status.FAILED: 20}
     assert rig.actor.overlaps == []
     assert len(rig.actor.runs) == 60 + 10 * 2 + 10 * 4 + 10 * 4 + 10
-    assert all(job.error is not None for job in jobs if job.status is Status.FAILED)
+    assert all(job.state.error is not None for job in jobs if job.status is Status.FAILED)
     assert [len(job.attempts) for job in jobs] == [rig.actor.order().count(job.id) for job in jobs]
     assert {job.attempts[-1].outcome for job in jobs} == {Outcome.DONE, Outcome.FAIL}
     assert {receipt.verdict for receipt in again} == {"existing"}
@@ -105,7 +105,7 @@ async def test_what_was_acknowledged_is_there_after_a_restart(tmp_path: Path) ->
         second = rig.actor.order()
 
     assert {job.status for job in done.values()} == {Status.DONE, Status.QUEUED}
-    assert {(job.status, job.attempt) for job in jobs} == {(Status.DONE, 1)}
+    assert {(job.status, job.state.attempt) for job in jobs} == {(Status.DONE, 1)}
     assert set(second) == {job_id for job_id, job in done.items() if job.status is Status.QUEUED}
     assert JOBS <= first + len(second) <= JOBS + 4
-    assert all(job.created_at == NOW for job in jobs)
+    assert all(job.asked.created_at == NOW for job in jobs)

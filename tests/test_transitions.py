@@ -3,8 +3,21 @@
 import pytest
 from msgspec.structs import replace
 
-from jobpipe.job import ACTIVE, ENDED, FOLLOWS, WAITING, AttemptRecord, Job, JobError, Outcome, Status
-from jobpipe.transitions import ForbiddenError, Stored, cancelled, follows, rescued, retried
+from jobpipe.job import (
+    ACTIVE,
+    ENDED,
+    FOLLOWS,
+    WAITING,
+    AttemptRecord,
+    Job,
+    JobError,
+    NewJob,
+    Options,
+    Outcome,
+    State,
+    Status,
+)
+from jobpipe.transitions import ForbiddenError, Stored, cancelled, edited, follows, rescued, retried
 
 NOW = 1_700_000_000.0
 EARLIER = AttemptRecord(
@@ -12,27 +25,29 @@ EARLIER = AttemptRecord(
 )
 
 
-def stored(status: Status, *, held: bool = False, **fields: object) -> Stored:
-    """A job with a history in a status."""
-    job = Job(
+def stored(status: Status, *, held: bool = False, damage: tuple[str, ...] = (), **fields: object) -> Stored:
+    """A job with a history in a status, asked for as usual but for some fields."""
+    asked = NewJob(
         id="a",
         kind="echo",
         queue="default",
-        status=status,
-        priority=0,
         payload=b'"data"',
+        priority=0,
         max_retries=3,
-        attempt=2,
-        claim=5,
         created_at=NOW - 10,
         run_at=NOW - 7,
+    )
+    state = State(
+        status,
+        attempt=2,
+        claim=5,
         started_at=NOW - 5,
         finished_at=NOW - 1 if status in ENDED else None,
         result=b"1" if status is Status.DONE else None,
         error=JobError("Oops", "no"),
-        attempts=(EARLIER,),
     )
-    return Stored(job=replace(job, **fields), seq=7, node="n", held=held, size=99 if status in ENDED else 0)
+    job = Job(replace(asked, **fields), state, (EARLIER,), damage)
+    return Stored(job=job, seq=7, node="n", held=held, size=99 if status in ENDED else 0)
 
 
 @pytest.mark.parametrize("status", sorted(WAITING))
@@ -43,8 +58,8 @@ def test_a_waiting_job_that_is_cancelled_has_ended(status: Status) -> None:
     assert after is not None
     assert after == replace(
         before,
-        job=replace(before.job, status=Status.CANCELLED, finished_at=NOW),
-        size=len(before.job.payload),
+        job=replace(before.job, state=replace(before.job.state, status=Status.CANCELLED, finished_at=NOW)),
+        size=len(before.job.asked.payload),
     )
 
 
@@ -55,7 +70,8 @@ def test_a_held_job_that_is_cancelled_is_asked_to_stop(status: Status) -> None:
     after = cancelled(before, NOW)
 
     assert after is not None
-    assert after == replace(before, job=replace(before.job, status=Status.CANCELLING))
+    state = replace(before.job.state, status=Status.CANCELLING)
+    assert after == replace(before, job=replace(before.job, state=state))
     assert cancelled(after, NOW + 1) == after
 
 
@@ -68,8 +84,13 @@ def test_an_ended_job_is_retried_and_nothing_else(status: Status) -> None:
     assert cancelled(before, NOW) is None
     assert after is not None
     again = after.job
-    assert (again.status, again.attempt, again.run_at, after.size) == (Status.QUEUED, 0, NOW, 0)
-    assert (again.started_at, again.finished_at, again.result, again.error) == (None, None, None, None)
+    assert (again.status, again.state.attempt, again.asked.run_at, after.size) == (Status.QUEUED, 0, NOW, 0)
+    assert (again.state.started_at, again.state.finished_at, again.state.result, again.state.error) == (
+        None,
+        None,
+        None,
+        None,
+    )
     last = [EARLIER.outcome, Outcome.DONE] if status is Status.DONE else [EARLIER.outcome]
     assert [attempt.outcome for attempt in again.attempts] == last
 
@@ -86,7 +107,66 @@ def test_an_expiry_that_is_over_is_forgotten_by_a_retry(expires_at: float | None
     after = retried(stored(Status.EXPIRED, expires_at=expires_at), NOW)
 
     assert after is not None
-    assert after.job.expires_at == left
+    assert after.job.asked.expires_at == left
+
+
+@pytest.mark.parametrize("status", sorted(WAITING))
+def test_a_waiting_job_is_asked_for_otherwise(status: Status) -> None:
+    """How it stands is as before, and what was asked first is kept, however often it is edited."""
+    before = stored(status, options=Options(timeout=1.0, tags=("t",)))
+    after = edited(before, {"payload": b"1", "queue": "x", "expires_at": NOW + 1, "tags": ("u",)}, NOW)
+    assert after is not None
+    again = edited(after, {"payload": before.job.asked.payload, "timeout": None}, NOW)
+
+    assert after == replace(
+        before,
+        job=Job(
+            replace(
+                before.job.asked,
+                payload=b"1",
+                queue="x",
+                expires_at=NOW + 1,
+                options=Options(timeout=1.0, tags=("u",)),
+            ),
+            before.job.state,
+            before.job.attempts,
+            original=before.job.asked,
+        ),
+    )
+    assert again is not None
+    assert again.job.asked.options == Options(tags=("u",))
+    assert again.job.original == before.job.asked
+
+
+@pytest.mark.parametrize("status", sorted(WAITING))
+@pytest.mark.parametrize("later", [-1, 0, 1])
+def test_a_new_time_makes_a_job_ready_or_wait(status: Status, later: int) -> None:
+    """One that waits for its next attempt waits for that, not as if it had never run."""
+    after = edited(stored(status), {"run_at": NOW + later}, NOW)
+
+    assert after is not None
+    follows(stored(status), after)
+    ahead = Status.RETRYING if status is Status.RETRYING else Status.SCHEDULED
+    assert (after.job.asked.run_at, after.job.status) == (NOW + later, ahead if later > 0 else Status.QUEUED)
+
+
+def test_an_edit_that_changes_nothing_leaves_a_job_as_it_was() -> None:
+    before = stored(Status.SCHEDULED)
+
+    assert edited(before, {}, NOW) == edited(before, {"priority": 0, "timeout": None}, NOW) == before
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        *(stored(status) for status in sorted(ACTIVE | ENDED)),
+        *(stored(status, held=True) for status in sorted(ACTIVE | {Status.QUEUED})),
+        stored(Status.QUEUED, damage=("its options cannot be read",)),
+    ],
+    ids=lambda before: f"{before.job.status}-{before.held}-{before.job.damage}",
+)
+def test_a_job_that_is_held_or_has_ended_or_is_damaged_is_not_edited(before: Stored) -> None:
+    assert edited(before, {"priority": 1}, NOW) is None
 
 
 @pytest.mark.parametrize("status", sorted(Status))

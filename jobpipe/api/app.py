@@ -15,7 +15,7 @@ from jobpipe.api.answers import problem_answer
 from jobpipe.api.docs import STATIC_MAX_AGE, docs_blueprint
 from jobpipe.api.front import Front
 from jobpipe.api.health import health_blueprint
-from jobpipe.api.inputs import check_inputs
+from jobpipe.api.inputs import check_inputs, received
 from jobpipe.api.jobs import jobs_blueprint
 from jobpipe.api.problems import Code, Problem, ProblemDetails, internal, no_route, problem_from, too_large
 from jobpipe.api.queues import queues_blueprint
@@ -137,7 +137,7 @@ def _enqueue_routes(app: QuartTrio, node: Node) -> None:
         202 once the job is stored and survives a crash. Sending the request again with the same `id` is safe: 200 and
         the job as it is now. 409 when a job with the same `id` and other content exists.
         """
-        return respond(await enqueue.enqueue(node, *await _received()))
+        return respond(await enqueue.enqueue(node, *await received()))
 
     @app.post("/enqueue/bulk")
     @tag(["enqueue"])
@@ -156,10 +156,4 @@ def _enqueue_routes(app: QuartTrio, node: Node) -> None:
         them: each is stored as it arrives, and answered in order with one line, `{"id", "status"}` or a problem with
         its `line`.
         """
-        return respond(await bulk.bulk(node, *await _received()))
-
-
-async def _received() -> tuple[str, bytes]:
-    """The request's media type and its body."""
-    body = await request.get_data(cache=True, as_text=False, parse_form_data=False)
-    return request.headers.get("Content-Type", ""), body
+        return respond(await bulk.bulk(node, *await received()))

@@ -2,9 +2,9 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -24,17 +24,18 @@ from jobpipe.api.problems import (
     too_large,
     unsupported,
 )
-from jobpipe.api.schemas import NULL, EnqueueRequest, JobView, job_view, stored_view
+from jobpipe.api.schemas import NULL, EditRequest, EnqueueRequest, JobView, job_view, stored_view
 from jobpipe.engine.node import Node
 from jobpipe.errors import StoreUnavailable
 from jobpipe.handlers.registry import Handler
 from jobpipe.job import (
     DEEPEST,
     DEFAULT_KIND,
+    WAITING,
     Job,
     Name,
     NewJob,
-    as_stored,
+    State,
     may_nest_deeper,
     nests_deeper,
 )
@@ -62,6 +63,7 @@ class SentRequest(EnqueueRequest, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 _decode = msgspec.json.Decoder(AskedRequest).decode
+_decode_edit = msgspec.json.Decoder(EditRequest).decode
 _decode_raw = msgspec.json.Decoder(SentRequest).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -79,14 +81,13 @@ async def enqueue(node: Node, content_type: str, body: bytes) -> Answer:
     Raises `Problem`, `Draining`, `QueueFull` or `StoreUnavailable`; then nothing was stored. A cancel leaves either the
     whole job or none.
     """
-    if not is_json(content_type):
-        raise unsupported(content_type, "application/json")
+    check_json(content_type)
     if len(body) > node.settings.max_body:
         raise too_large(node.settings.max_body)
     new = await asked(node, body)
     (receipt,) = await node.admission.enqueue([new])
     if receipt.verdict == "stored":
-        return _answer(job_view(as_stored(new), node.registry), 202)
+        return _answer(job_view(Job(new, State(new.status)), node.registry), 202)
     return _answer(stored_view(known(receipt), node.registry), 200)
 
 
@@ -110,6 +111,12 @@ def known(receipt: Receipt) -> Job:
     return receipt.job
 
 
+def check_json(content_type: str) -> None:
+    """Raise `Problem` where a body of this media type is not read as JSON."""
+    if not is_json(content_type):
+        raise unsupported(content_type, "application/json")
+
+
 def is_json(content_type: str) -> bool:
     """Whether a body of this media type is read as JSON."""
     kind = content_type.partition(";")[0].strip().lower()
@@ -129,15 +136,26 @@ async def asked(node: Node, body: bytes, since: float | None = None) -> NewJob:
         return new_job_from(node, body)
 
 
-def request_from(body: bytes) -> tuple[AskedRequest, bytes]:
-    """Read one request; also its payload as it is to be stored. Raises `Problem` with every fault of the body."""
+class _WithPayload(Protocol):
+    @property
+    def payload(self) -> Any: ...  # noqa: ANN401 - any JSON
+
+
+R = TypeVar("R", bound=_WithPayload)
+
+
+def request_from(body: bytes, decode: Callable[[bytes], R], model: type[msgspec.Struct]) -> tuple[R, bytes]:
+    """Read one request, which clients know as `model`; also its payload as it is to be stored.
+
+    Raises `Problem` with every fault of the body.
+    """
     body = body.removeprefix(BOM)
     try:
-        request = _decode(body)
+        request = decode(body)
         # Taken apart and put together again: left as it is, a payload with bad UTF-8 or with 1e400 would pass.
-        usual = _encode(request.payload)
+        usual = b"" if request.payload is UNSET else _encode(request.payload)
     except msgspec.ValidationError as error:
-        raise _every_fault(body, error) from None
+        raise _every_fault(body, error, model) from None
     except RecursionError:
         raise too_deep() from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -165,11 +183,11 @@ def _exactly(body: bytes) -> bytes:
     return _ESCAPE.sub(_unescaped, sent) if b"\\u" in sent else sent
 
 
-def _every_fault(body: bytes, first: msgspec.ValidationError) -> Problem:
+def _every_fault(body: bytes, first: msgspec.ValidationError, model: type[msgspec.Struct]) -> Problem:
     """The problem of a body whose first fault is known: all of its faults, or that it is no JSON further on."""
     try:
         value = msgspec.json.decode(body)
-        faults = faults_of(value, EnqueueRequest)
+        faults = faults_of(value, model)
     except (msgspec.ValidationError, RecursionError):  # a number beyond all bounds, or too deep
         value, faults = None, []
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -191,7 +209,7 @@ def new_job_from(node: Node, body: bytes) -> NewJob:
 
     `UnknownKind` where it names a kind that no live node is known to serve: `Served.renew`, and ask again.
     """
-    request, payload = request_from(body)
+    request, payload = request_from(body, _decode, EnqueueRequest)
     kind = DEFAULT_KIND if request.kind is UNSET else request.kind
     handler = node.registry.find(kind)
     faults: list[Fault] = []
@@ -201,13 +219,25 @@ def new_job_from(node: Node, body: bytes) -> NewJob:
     elif unknown:
         faults.append(Fault("/kind", _unknown(node, kind)))
     elif handler is not None and handler.payload_type is not Any:
-        faults += _unfit(payload, request.payload, handler)
+        faults += unfit(payload, request.payload, handler)
+    return made(node, request, payload, kind, faults, UnknownKind if unknown else Problem)
+
+
+def made(
+    node: Node,
+    request: EnqueueRequest,
+    payload: bytes,
+    kind: str,
+    faults: list[Fault],
+    problem: type[Problem] = Problem,
+) -> NewJob:
+    """The job of a kind that a request asks for. Raises a problem where it has faults, known before or not."""
     run_at = None if request.run_at is None else _seconds(request.run_at, "/run_at", faults)
     expires_at = None if request.expires_at is None else _seconds(request.expires_at, "/expires_at", faults)
     if request.delay is not None and request.run_at is not None:
         faults.append(Fault("/run_at", "cannot be combined with delay: send one of them"))
     if faults:
-        raise invalid(faults, UnknownKind if unknown else Problem)
+        raise invalid(faults, problem)
     return node.admission.new_job(
         payload,
         job_id=request.id,
@@ -225,6 +255,20 @@ def new_job_from(node: Node, body: bytes) -> NewJob:
     )
 
 
+def edits_from(node: Node, job: Job, body: bytes) -> Mapping[str, Any]:
+    """The fields that a body names, as a request for such a job has them. Raises `Problem` with every fault."""
+    request, payload = request_from(body, _decode_edit, EditRequest)
+    given = {name: value for name, value in msgspec.structs.asdict(request).items() if value is not UNSET}
+    handler = node.registry.find(job.asked.kind)
+    faults = [*unfit(payload, request.payload, handler)] if handler and "payload" in given else []
+    new = made(node, AskedRequest(id=job.id, **given), payload, job.asked.kind, faults)
+    run_at = new.run_at if "run_at" in given else max(new.created_at, job.asked.run_at)
+    expires_at = new.expires_at if "expires_at" in given else job.asked.expires_at
+    if job.status in WAITING and expires_at is not None and expires_at <= run_at:
+        raise invalid([TOO_LATE])
+    return {name: getattr(new if hasattr(new, name) else new.options, name) for name in given}
+
+
 def _unknown(node: Node, kind: str) -> str:
     """Why a kind is refused, with the name that may be meant."""
     served = sorted(node.served.kinds)
@@ -240,7 +284,7 @@ def _served_kinds(node: Node) -> str:
     return f"served are {', '.join(served[:KINDS_NAMED]) or 'none'}{more}"
 
 
-def _unfit(sent: bytes, payload: Any, handler: Handler) -> Sequence[Fault]:  # noqa: ANN401 - any JSON
+def unfit(sent: bytes, payload: Any, handler: Handler) -> Sequence[Fault]:  # noqa: ANN401 - any JSON
     """The faults of a payload for its handler; it is decoded here as it will be for the handler."""
     try:
         msgspec.json.decode(sent, type=handler.payload_type)

@@ -26,7 +26,7 @@ Route = Callable[[Node, str, bytes], Awaitable[Answer]]
 LINGER = 5.0
 """Seconds that a client has to finish sending once it is answered: if cut off, it might never read the answer."""
 
-ALLOWED = "GET, HEAD, POST, DELETE, OPTIONS"
+ALLOWED = "GET, HEAD, POST, PATCH, DELETE, OPTIONS"
 """The methods that routes take: the answer to `OPTIONS *`."""
 
 ROUTES: Mapping[str, Route] = {"/enqueue": enqueue, "/enqueue/bulk": bulk_array}

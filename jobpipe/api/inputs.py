@@ -44,13 +44,19 @@ def check_inputs(app: QuartTrio) -> None:
         view = app.view_functions[request.url_rule.endpoint]
         g.query = query_from(request.query_string, getattr(view, QUART_SCHEMA_QUERYSTRING_ATTRIBUTE, NoQuery))
         if not hasattr(view, QUART_SCHEMA_REQUEST_ATTRIBUTE):
-            refuse_body(await request.get_data(cache=True, as_text=False, parse_form_data=False))
+            refuse_body((await received())[1])
 
 
 def query(model: type[Q]) -> Q:
     """The parameters of the request under way, as its route has declared them."""
     assert isinstance(g.query, model)  # noqa: S101 - the route asks for another model than it declares
     return g.query
+
+
+async def received() -> tuple[str, bytes]:
+    """The media type and the body of the request under way."""
+    body = await request.get_data(cache=True, as_text=False, parse_form_data=False)
+    return request.headers.get("Content-Type", ""), body
 
 
 def refuse_body(body: bytes) -> None:

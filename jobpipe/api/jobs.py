@@ -1,4 +1,4 @@
-"""`/jobs`: get and list jobs, wait for them, cancel, retry and delete them."""
+"""`/jobs`: get and list jobs, wait for them, cancel, retry, edit and delete them."""
 
 from datetime import datetime
 from typing import Annotated
@@ -9,14 +9,18 @@ from quart_schema import document_querystring, tag_blueprint
 
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.cursors import cursor_of, place_of
-from jobpipe.api.inputs import query
-from jobpipe.api.problems import Code, Problem, no_job
+from jobpipe.api.enqueue import check_json, edits_from
+from jobpipe.api.inputs import query, received
+from jobpipe.api.problems import RETRY_AFTER, Code, Problem, no_job
 from jobpipe.api.responses import respond
-from jobpipe.api.schemas import JobList, JobView, ListQuery, Means, WaitQuery, stored_view
-from jobpipe.api.spec import Content, answers, problems
+from jobpipe.api.schemas import EditRequest, JobList, JobView, ListQuery, Means, WaitQuery, stored_view
+from jobpipe.api.spec import Content, answers, problems, takes
 from jobpipe.engine.node import Node
 from jobpipe.job import ENDED, Job, JobId, Status
 from jobpipe.store.base import Change, Filter, Place
+
+REFUSALS = (Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.STORE_UNAVAILABLE)
+"""The problems of every route that changes a job."""
 
 JobInPath = Annotated[JobId, Means("the job's id")]
 
@@ -59,7 +63,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
     @document_querystring(WaitQuery)
     @answers(200, "The job is cancelled, and none of its code still runs.", Content(JobView))
     @answers(202, "The job is being cancelled; its cleanup still runs.", Content(JobView))
-    @problems(Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.INVALID, Code.STORE_UNAVAILABLE)
+    @problems(*REFUSALS, Code.INVALID)
     async def cancel_job(job_id: JobInPath) -> Response:
         """Cancel a waiting or running job.
 
@@ -70,7 +74,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
 
     @routes.post("/jobs/<job_id>/retry")
     @answers(202, "The job, queued again.", Content(JobView))
-    @problems(Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.STORE_UNAVAILABLE)
+    @problems(*REFUSALS)
     async def retry_job(job_id: JobInPath) -> Response:
         """Retry a job manually.
 
@@ -81,9 +85,25 @@ def jobs_blueprint(node: Node) -> Blueprint:
         job = _job_of(change, "only a job that has ended can be retried")
         return respond(answer(stored_view(job, node.registry), 202))
 
+    @routes.patch("/jobs/<job_id>")
+    @takes(Content(EditRequest, examples={"job": {"priority": 5, "run_at": None}}))
+    @answers(200, "The job as it is now.", Content(JobView))
+    @problems(*REFUSALS, Code.NOT_JSON, Code.UNSUPPORTED_MEDIA_TYPE)
+    async def edit_job(job_id: JobInPath) -> Response:
+        """Edit a waiting job.
+
+        Fields that are left out stay as they are. 409 when the job has ended, or with `Retry-After` when a worker
+        holds it.
+        """
+        content_type, body = await received()
+        check_json(content_type)
+        change = await node.control.edit(job_id, edits_from(node, await _found(node, job_id), body))
+        job = _job_of(change, "only a waiting job that no worker holds can be edited", again=True)
+        return respond(answer(stored_view(job, node.registry)))
+
     @routes.delete("/jobs/<job_id>")
     @answers(204, "The job is deleted.")
-    @problems(Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.STORE_UNAVAILABLE)
+    @problems(*REFUSALS)
     async def delete_job(job_id: JobInPath) -> Response:
         """Delete a job.
 
@@ -126,18 +146,20 @@ async def _cancel(node: Node, job_id: str, wait: float) -> Answer:
     return answer(stored_view(job, node.registry))
 
 
-def _job_of(change: Change, advice: str) -> Job:
+def _job_of(change: Change, advice: str, *, again: bool = False) -> Job:
     """The job that a change was made to; raises `Problem` when there was none to make."""
     if change.job is None:
         raise no_job(change.id)
     if change.verdict == "refused":
-        raise _wrong_status(change.job, advice)
+        raise _wrong_status(change.job, advice, again=again)
     return change.job
 
 
-def _wrong_status(job: Job, advice: str) -> Problem:
+def _wrong_status(job: Job, advice: str, *, again: bool = False) -> Problem:
     title = "The job's status does not allow this"
-    return Problem(409, Code.WRONG_STATUS, title, f"job {job.id!r} is {job.status.value}: {advice}")
+    detail = f"job {job.id!r} is {job.status.value}: {advice}"
+    headers = {"Retry-After": RETRY_AFTER} if again and job.status not in ENDED else None
+    return Problem(409, Code.WRONG_STATUS, title, detail, headers=headers)
 
 
 async def _list(node: Node, wanted: ListQuery) -> Answer:

@@ -29,6 +29,11 @@ from jobpipe.store.base import QUEUES, Unserved
 
 Time = Annotated[datetime, Meta(tz=True, description=TIME)]
 
+Priority = Annotated[
+    int, Meta(ge=-1000, le=1000, description="a whole number from -1000 to 1000; higher runs first")
+]
+Tags = Annotated[list[Tag], Meta(max_length=20, description="an array of at most 20 tags")]
+
 When = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 """A time as it is shown: RFC 3339, UTC, with milliseconds."""
 
@@ -40,9 +45,7 @@ class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     kind: Name = DEFAULT_KIND
     payload: Any = None
     queue: Name = DEFAULT_QUEUE
-    priority: Annotated[
-        int, Meta(ge=-1000, le=1000, description="a whole number from -1000 to 1000; higher runs first")
-    ] = 0
+    priority: Priority = 0
     max_retries: Retries | None = None
     delay: Seconds | None = None
     run_at: Time | None = None
@@ -50,7 +53,21 @@ class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     backoff: Backoff | None = None
     expires_at: Time | None = None
     on_crash: Literal["retry", "fail"] = "retry"
-    tags: Annotated[list[Tag], Meta(max_length=20, description="an array of at most 20 tags")] = []
+    tags: Tags = []
+
+
+class EditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What to change of a waiting job. A field that is left out stays as it is; null sets its default again."""
+
+    payload: Any = UNSET
+    queue: Name | UnsetType = UNSET
+    priority: Priority | UnsetType = UNSET
+    max_retries: Retries | UnsetType | None = UNSET
+    run_at: Time | UnsetType | None = UNSET
+    timeout: Timeout | UnsetType | None = UNSET
+    backoff: Backoff | UnsetType | None = UNSET
+    expires_at: Time | UnsetType | None = UNSET
+    tags: Tags | UnsetType = UNSET
 
 
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
@@ -272,7 +289,8 @@ def stored_view(job: Job, registry: Registry, *, content: bool = True, attempts:
 
     That error has the type `DamagedRow`.
     """
-    payload, result, damage = job.payload, job.result, list(job.damage)
+    asked, state, damage = job.asked, job.state, list(job.damage)
+    payload, result = asked.payload, state.result
     if content and not _is_json(payload):
         payload = b"null"
         damage.append("its payload is not JSON that can be shown")
@@ -281,7 +299,11 @@ def stored_view(job: Job, registry: Registry, *, content: bool = True, attempts:
         damage.append("its result is not JSON that can be shown")
     damage += [f"its {name} is no time that can be shown" for name, time in _times(job) if not _is_time(time)]
     if damage:
-        job = msgspec.structs.replace(job, payload=payload, result=result, error=_told(damage, job.error))
+        job = Job(
+            msgspec.structs.replace(asked, payload=payload),
+            msgspec.structs.replace(state, result=result, error=_told(damage, state.error)),
+            job.attempts,
+        )
     return job_view(job, registry, content=content, attempts=attempts)
 
 
@@ -301,11 +323,11 @@ _skip = msgspec.json.Decoder(msgspec.Raw).decode
 
 def _times(job: Job) -> Sequence[tuple[str, float | None]]:
     return (
-        ("created_at", job.created_at),
-        ("run_at", job.run_at),
-        ("started_at", job.started_at),
-        ("finished_at", job.finished_at),
-        ("expires_at", job.expires_at),
+        ("created_at", job.asked.created_at),
+        ("run_at", job.asked.run_at),
+        ("started_at", job.state.started_at),
+        ("finished_at", job.state.finished_at),
+        ("expires_at", job.asked.expires_at),
     )
 
 
@@ -332,28 +354,28 @@ def job_view(job: Job, registry: Registry, *, content: bool = True, attempts: bo
 
     Where the job does not say how often it is retried, its handler in `registry` does.
     """
-    created_at = rfc3339(job.created_at)
-    options = job.options
+    asked, state, options = job.asked, job.state, job.asked.options
+    created_at = rfc3339(asked.created_at)
     return JobView(
-        id=job.id,
-        kind=job.kind,
-        queue=job.queue,
-        status=job.status,
-        priority=job.priority,
-        payload=msgspec.Raw(job.payload) if content else UNSET,
-        result=(NULL if job.result is None else msgspec.Raw(job.result)) if content else UNSET,
-        error=job.error,
-        attempt=job.attempt,
-        max_retries=registry.max_retries(job.kind) if job.max_retries is None else job.max_retries,
+        id=asked.id,
+        kind=asked.kind,
+        queue=asked.queue,
+        status=state.status,
+        priority=asked.priority,
+        payload=msgspec.Raw(asked.payload) if content else UNSET,
+        result=(NULL if state.result is None else msgspec.Raw(state.result)) if content else UNSET,
+        error=state.error,
+        attempt=state.attempt,
+        max_retries=registry.max_retries(asked.kind) if asked.max_retries is None else asked.max_retries,
         timeout=options.timeout,
         backoff=options.backoff,
         on_crash=options.on_crash,
         tags=options.tags,
         created_at=created_at,
-        run_at=created_at if job.run_at == job.created_at else rfc3339(job.run_at),
-        started_at=_when(job.started_at),
-        finished_at=_when(job.finished_at),
-        expires_at=_when(job.expires_at),
+        run_at=created_at if asked.run_at == asked.created_at else rfc3339(asked.run_at),
+        started_at=_when(state.started_at),
+        finished_at=_when(state.finished_at),
+        expires_at=_when(asked.expires_at),
         attempts=_attempt_views(job.attempts) if attempts else UNSET,
     )
 

@@ -1,4 +1,7 @@
-"""What people ask of jobs and queues: cancel, retry, delete, pause, resume."""
+"""What people ask of jobs and queues: cancel, retry, edit, delete, pause, resume."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import structlog
 
@@ -39,11 +42,11 @@ class Control:
 
     async def retry(self, job_id: str) -> Change:
         """Queue a job that has ended once more."""
-        (change,) = await self._store.retry([job_id], self._clock.now())
-        if change.verdict == "changed":
-            self._tell("retry requested", job=job_id)
-        self._ledger.look()
-        return change
+        return self._waits(await self._store.retry([job_id], self._clock.now()), "retry requested")
+
+    async def edit(self, job_id: str, edits: Mapping[str, Any]) -> Change:
+        """Change what was asked of a waiting job."""
+        return self._waits(await self._store.edit([job_id], edits, self._clock.now()), "job edited")
 
     async def delete(self, job_id: str) -> Change:
         """Delete a job that no node holds."""
@@ -69,6 +72,14 @@ class Control:
         await self._store.resume(queue)
         self._ledger.look()
         self._tell("queue resumed", queue=queue)
+
+    def _waits(self, changes: Sequence[Change], act: str) -> Change:
+        """A job may wait for this node now."""
+        (change,) = changes
+        if change.verdict == "changed":
+            self._tell(act, job=change.id)
+        self._ledger.look()
+        return change
 
     def _tell(self, act: str, **what: str) -> None:
         """A line about what somebody asked for; of thousands at once, a few a second."""

@@ -14,9 +14,9 @@ start is written, with the next commit; so what is shown as running runs, and wh
 but not begun has not spent an attempt.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -339,6 +339,9 @@ class ControlStore(Protocol):
 
     async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         """Queue ended jobs again, their count of attempts set back to 0. Refused for jobs that have not ended."""
+
+    async def edit(self, ids: Sequence[str], edits: Mapping[str, Any], now: float) -> Sequence[Change]:
+        """Change fields of `NewJob` and `Options` of waiting jobs. Refused for held and ended ones."""
 
     async def delete(self, ids: Sequence[str]) -> Sequence[Change]:
         """Delete jobs. Refused for held ones: cancel them first."""

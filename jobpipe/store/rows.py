@@ -14,6 +14,7 @@ from jobpipe.job import (
     NewJob,
     Options,
     Outcome,
+    State,
     Status,
     kept,
     same_content,
@@ -56,11 +57,13 @@ class JobRow(NamedTuple):
     size: int
     rescued: int
     watched: bool | int
+    original: bytes | None
 
 
 _encode = msgspec.json.Encoder().encode
 _options = msgspec.json.Decoder(Options).decode
 _error = msgspec.json.Decoder(JobError).decode
+_asked = msgspec.json.Decoder(NewJob).decode
 
 
 def encoded_options(options: Options) -> bytes | None:
@@ -81,6 +84,19 @@ def encoded_error(error: JobError | None) -> bytes | None:
 def decoded_error(stored: bytes | None) -> JobError | None:
     """The reverse of `encoded_error`."""
     return None if stored is None else _error(stored)
+
+
+def encoded_original(original: NewJob | None) -> bytes | None:
+    """What is stored of what was asked first, where it was edited since: JSON, the payload in it as base64.
+
+    The function `enqueue` of PostgreSQL reads it, too.
+    """
+    return None if original is None else _encode(original)
+
+
+def decoded_original(stored: bytes | None) -> NewJob | None:
+    """The reverse of `encoded_original`."""
+    return None if stored is None else _asked(stored)
 
 
 def damage_of(row: Row) -> str | None:
@@ -147,7 +163,13 @@ def job_from(row: Row) -> Job:
     """A job from the store's JOB_COLUMNS, without its attempts. What cannot be read is left out and named."""
     named = JobRow(*row)
     try:
-        return _job(named, Status(named.status), decoded_error(named.error), decoded_options(named.options))
+        return _job(
+            named,
+            Status(named.status),
+            decoded_error(named.error),
+            decoded_options(named.options),
+            decoded_original(named.original),
+        )
     except Exception:  # noqa: BLE001 - whatever stands there
         return _job_with_care(named)
 
@@ -169,6 +191,7 @@ def _job_with_care(row: JobRow) -> Job:
         read("status", lambda: Status(row.status), Status.FAILED),
         read("error", lambda: decoded_error(row.error), None),
         read("options", lambda: decoded_options(row.options), NO_OPTIONS),
+        read("first request", lambda: decoded_original(row.original), None),
     )
     return msgspec.structs.replace(job, damage=tuple(damage))
 
@@ -178,26 +201,23 @@ def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
 
 
-def _job(row: JobRow, status: Status, error: JobError | None, options: Options) -> Job:
-    return Job(
+def _job(
+    row: JobRow, status: Status, error: JobError | None, options: Options, original: NewJob | None
+) -> Job:
+    asked = NewJob(
         id=row.id,
         kind=row.kind,
         queue=row.queue,
-        status=status,
-        priority=row.priority,
         payload=row.payload,
-        result=row.result,
-        error=error,
-        attempt=row.attempt,
+        priority=row.priority,
         max_retries=row.max_retries,
-        claim=row.claim,
         created_at=row.created_at,
         run_at=row.run_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
         expires_at=row.expires_at,
         options=options,
     )
+    state = State(status, row.attempt, row.claim, row.started_at, row.finished_at, row.result, error)
+    return Job(asked, state, original=original)
 
 
 def with_attempts(job: Job, node: str | None, earlier: Sequence[AttemptRecord]) -> Job:
@@ -208,16 +228,16 @@ def with_attempts(job: Job, node: str | None, earlier: Sequence[AttemptRecord]) 
 
 def _last_attempt(job: Job, node: str | None) -> Sequence[AttemptRecord]:
     """The attempt that stands in the job's own row: one that runs, or the one that ended the job well."""
-    runs = job.status in ACTIVE
-    if job.started_at is None or not (runs or job.status is Status.DONE):
+    state, runs = job.state, job.status in ACTIVE
+    if state.started_at is None or not (runs or job.status is Status.DONE):
         return []
     return [
         AttemptRecord(
-            number=job.attempt,
-            claim=job.claim,
+            number=state.attempt,
+            claim=state.claim,
             node=node,
-            started_at=job.started_at,
-            finished_at=job.finished_at,
+            started_at=state.started_at,
+            finished_at=state.finished_at,
             outcome=None if runs else Outcome.DONE,
         )
     ]
@@ -244,9 +264,12 @@ def attempt_from(row: Row) -> AttemptRecord:
 
 
 def compared(new: NewJob, job: Job | None) -> Receipt:
-    """The receipt of a new job whose id was taken by `job` (None: by one that is gone)."""
+    """The receipt of a new job whose id was taken by `job` (None: by one that is gone).
+
+    Compared with what was asked first: a client that repeats its request may not know that the job was edited.
+    """
     try:
-        same = job is not None and not job.damage and same_content(new, job)
+        same = job is not None and not job.damage and same_content(new, job.original or job.asked)
     except Exception:  # noqa: BLE001 - what cannot be compared is not the same
         same = False
     return Receipt("existing" if same else "conflict", job)

@@ -126,6 +126,10 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().retry(ids, now)
 
+    async def edit(self, ids, edits, now):
+        await self._obey()
+        return await super().edit(ids, edits, now)
+
     async def delete(self, ids):
         await self._obey()
         return await super().delete(ids)

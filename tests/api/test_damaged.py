@@ -75,6 +75,7 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
         ("result", b"", {"result": None}, "its result is not JSON"),
         ("options", b'{"tags":1}', {"tags": []}, "its options cannot be read"),
         ("error", b"[]", {}, "its error cannot be read"),
+        ("original", b"{}", {}, "its first request cannot be read"),
         ("status", "odd", {"status": "failed"}, "its status cannot be read"),
         ("run_at", 1e300, {"run_at": "9999-12-31T23:59:59.999Z"}, "its run_at is no time"),
         ("created_at", -1e300, {"created_at": "0001-01-01T00:00:00.000Z"}, "its created_at is no time"),

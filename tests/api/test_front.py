@@ -44,7 +44,7 @@ async def test_an_unknown_route_is_told_with_404(door, method, path):
         ("HEAD", "/enqueue", {"POST", "OPTIONS"}),
         ("PUT", "/enqueue/bulk", {"POST", "OPTIONS"}),
         ("POST", "/jobs", {"GET", "HEAD", "OPTIONS"}),
-        ("PUT", "/jobs/a", {"GET", "HEAD", "DELETE", "OPTIONS"}),
+        ("PUT", "/jobs/a", {"GET", "HEAD", "PATCH", "DELETE", "OPTIONS"}),
         ("GET", "/jobs/a/cancel", {"POST", "OPTIONS"}),
         ("GET", "/jobs/a/retry", {"POST", "OPTIONS"}),
         ("DELETE", "/queues", {"GET", "HEAD", "OPTIONS"}),

@@ -305,7 +305,7 @@ async def test_options_of_the_whole_server_tells_its_methods(door, target):
         got = await exchanged(stream, b"OPTIONS " + target + b" HTTP/1.1\r\nHost: test\r\n" + END)
 
     assert got.startswith(b"HTTP/1.1 200 OK\r\n")
-    assert b"\r\nallow: GET, HEAD, POST, DELETE, OPTIONS\r\n" in got
+    assert b"\r\nallow: GET, HEAD, POST, PATCH, DELETE, OPTIONS\r\n" in got
     assert got.endswith(b"\r\n\r\n")
 
 

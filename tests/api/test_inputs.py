@@ -62,7 +62,7 @@ async def test_an_unknown_parameter_is_refused_by_the_application_behind_the_fro
 @pytest.mark.parametrize("empty", [b"", b" \r\n", b"{}", b"null", b"\xef\xbb\xbf{}"])
 async def test_a_body_that_says_nothing_is_taken_by_every_route(ended, empty):
     for method, path in every_request(ended):
-        if not path.startswith("/enqueue"):
+        if not path.startswith("/enqueue") and method != "PATCH":  # which take a body
             await ended.enqueue(id="a")
             await ended.ended("a")
             answer = await ended.request(method, path, content=empty)

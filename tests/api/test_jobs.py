@@ -1,4 +1,4 @@
-"""`/jobs`: one job and how to wait for it, lists, cancel, retry, delete."""
+"""`/jobs`: one job and how to wait for it, lists, cancel, retry, edit, delete."""
 
 import functools
 import threading
@@ -7,6 +7,7 @@ import pytest
 import trio
 import trio.testing
 
+from jobpipe.api.schemas import EditRequest
 from jobpipe.engine.waiting import LOOKS_APART
 from jobpipe.store.sqlite import open_sqlite
 from tests.api.door import Breakable, open_door
@@ -65,7 +66,7 @@ async def test_a_job_that_failed_is_shown_with_its_error(door, autojump_clock):
 )
 @pytest.mark.parametrize(
     ("method", "verb"),
-    [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("POST", "/retry"), ("GET", "?wait=1")],
+    [("GET", ""), ("PATCH", ""), ("DELETE", ""), ("POST", "/cancel"), ("POST", "/retry"), ("GET", "?wait=1")],
 )
 async def test_a_job_that_is_not_there_is_told_with_404(either_door, method, verb, job_id):
     answer = await either_door.request(method, f"/jobs/{job_id}{verb}")
@@ -517,6 +518,242 @@ async def test_a_job_that_has_not_ended_cannot_be_retried(door, job, autojump_cl
     assert answer.headers["content-type"] == "application/problem+json"
 
 
+# Edit
+
+
+async def test_all_that_can_be_edited_is_edited_and_shown(either_door):
+    """As it was sent; what is not named stays as it was."""
+    await either_door.enqueue(id="a", delay=60, on_crash="fail", tags=["old"])
+    before = await got(either_door, "/jobs/a")
+    edits = {
+        "payload": {"text": "é"},
+        "queue": "x",
+        "priority": -3,
+        "max_retries": 0,
+        "run_at": "2100-01-31T12:00:00.123Z",
+        "timeout": 1.5,
+        "backoff": {"base": 2.0, "factor": 3.0, "cap": 4.0, "jitter": "none"},
+        "expires_at": "2100-01-31T13:00:00.000Z",
+        "tags": ["t", "u"],
+    }
+
+    answer = await either_door.patch("/jobs/a", json=edits | {"tags": ["t", "u", "t"]})
+
+    assert answer.status_code == 200
+    assert answer.json() == before | edits == await got(either_door, "/jobs/a")
+    assert set(edits) == set(EditRequest.__struct_fields__)
+
+
+async def test_an_edit_may_change_nothing(either_door):
+    await either_door.enqueue(id="a", delay=60, payload=[1], priority=5)
+    before = await got(either_door, "/jobs/a")
+
+    answers = [await either_door.patch("/jobs/a", json=edits) for edits in ({}, {"priority": 5})]
+
+    assert [answer.json() for answer in answers] == [before, before]
+
+
+async def test_null_sets_a_default_again(either_door):
+    asked = {"timeout": 1, "backoff": {}, "max_retries": 9, "expires_at": "2100-01-31T12:00:00Z"}
+    await either_door.enqueue(id="a", kind="mail", delay=60, payload={"to": "a@b"}, **asked)
+    await either_door.post("/queues/default/pause")
+
+    answer = await either_door.patch("/jobs/a", json=dict.fromkeys([*asked, "run_at"]))
+
+    assert answer.json() == answer.json() | {
+        "timeout": None,
+        "backoff": None,
+        "max_retries": 7,  # as its handler says
+        "expires_at": None,
+        "status": "queued",
+    }
+
+
+@pytest.mark.parametrize("number", ["1.10", "12345678901234567890123", "1e3"])
+async def test_no_digit_of_an_edited_payload_is_lost(either_door, number):
+    await either_door.enqueue(id="a", delay=60)
+
+    answer = await either_door.patch("/jobs/a", content=f'{{"payload": [{number}]}}'.encode())
+
+    assert f'"payload":[{number}]' in answer.text
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [
+        {"queue": ""},
+        {"queue": None},
+        {"priority": 1001},
+        {"priority": None},
+        {"priority": 1.5},
+        {"max_retries": -1},
+        {"run_at": "soon"},
+        {"run_at": "9999-12-31T23:59:59-01:00"},
+        {"timeout": 0},
+        {"backoff": {"base": -1, "odd": 1}},
+        {"expires_at": 5},
+        {"tags": ["t"] * 21},
+        {"tags": [""], "priority": "high", "timeout": False},
+        {"tags": None},
+        {"payload": {"to": "nobody", "lines": ["x"]}},
+        {"payload": None},
+    ],
+    ids=str,
+)
+async def test_faults_of_an_edit_are_told_as_on_enqueue(either_door, edits):
+    """Every one, with its pointer; and nothing is changed."""
+    mail = {"kind": "mail", "payload": {"to": "a@b"}, "delay": 60}
+    await either_door.enqueue(id="a", **mail)
+    before = await got(either_door, "/jobs/a")
+    new = await either_door.post("/enqueue", json={**mail, "delay": None, **edits})
+
+    answer = await either_door.patch("/jobs/a", json=edits)
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+    assert answer.json()["faults"] == new.json()["faults"]
+    assert await got(either_door, "/jobs/a") == before
+
+
+@pytest.mark.parametrize("content", [b'{"payload":1e400}', b'{"payload":' + b"[" * 600 + b"]" * 600 + b"}"])
+async def test_a_payload_that_cannot_be_kept_is_refused_as_on_enqueue(either_door, content):
+    await either_door.enqueue(id="a", delay=60)
+    new = await either_door.post("/enqueue", content=content)
+
+    answer = await either_door.patch("/jobs/a", content=content)
+
+    assert answer.status_code == 422
+    assert answer.json() == new.json()
+
+
+@pytest.mark.parametrize("name", ["priorty", "id", "kind", "delay", "on_crash", "status"])
+async def test_what_cannot_be_edited_is_named_with_what_can(either_door, name):
+    await either_door.enqueue(id="a", delay=60)
+
+    answer = await either_door.patch("/jobs/a", json={name: "x"})
+
+    (fault,) = answer.json()["faults"]
+    assert (answer.status_code, fault["pointer"]) == (422, f"/{name}")
+    assert "unknown field" in fault["detail"]
+    assert fault["detail"].endswith("known are " + ", ".join(EditRequest.__struct_fields__))
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "status", "code"),
+    [
+        (b"", "application/json", 400, "not_json"),
+        (b"{", "application/json", 400, "not_json"),
+        (b"[]", "application/json", 422, "invalid"),
+        (b"null", "application/json", 422, "invalid"),
+        (b"{}", "text/plain", 415, "unsupported_media_type"),
+    ],
+)
+async def test_an_edit_is_a_json_object(either_door, content, content_type, status, code):
+    await either_door.enqueue(id="a", delay=60)
+
+    answer = await either_door.patch("/jobs/a", content=content, headers={"Content-Type": content_type})
+
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("job", "edits"),
+    [
+        ({"delay": 60}, {"expires_at": "2023-11-14T22:14:20Z"}),
+        ({"delay": 60, "expires_at": "2023-11-14T22:15:00Z"}, {"run_at": "2023-11-14T22:15:00Z"}),
+        ({"delay": 60}, {"run_at": "2023-11-14T22:15:00Z", "expires_at": "2023-11-14T22:14:59Z"}),
+        ({}, {"expires_at": "2023-11-14T22:13:30Z"}),
+    ],
+)
+async def test_a_job_that_would_expire_before_it_could_start_is_refused(door, autojump_clock, job, edits):
+    """As on enqueue, and by the time at which it would run then."""
+    await door.post("/queues/default/pause")
+    await door.enqueue(id="a", **job)
+    await trio.sleep(10)
+    late = await door.enqueue(expires_at="2000-01-01T00:00:00Z")
+
+    answer = await door.patch("/jobs/a", json=edits)
+
+    assert answer.status_code == 422
+    assert answer.json() == late.json()
+
+
+async def test_a_job_that_is_held_or_has_ended_cannot_be_edited(door, autojump_clock):
+    """A client may try again soon while a worker holds it."""
+    await door.enqueue(id="a", kind="play", payload="hold")
+    await trio.sleep(1)
+    running = await door.patch("/jobs/a", json={"priority": 1})
+    await door.post("/jobs/a/cancel?wait=60")
+    ended = await door.patch("/jobs/a", json={"priority": 1, "expires_at": "2000-01-01T00:00:00Z"})
+
+    assert (running.status_code, running.json()["code"]) == (409, "wrong_status")
+    assert running.json()["detail"] == (
+        "job 'a' is running: only a waiting job that no worker holds can be edited"
+    )
+    assert running.headers["Retry-After"] == "1"
+    assert (ended.status_code, ended.json()["code"]) == (409, "wrong_status")
+    assert "Retry-After" not in ended.headers
+
+
+async def test_a_job_runs_at_its_new_time_with_its_new_payload(door, autojump_clock):
+    """And a scheduled one at once when it is due now."""
+    await door.enqueue(id="later", delay=60)
+    await door.enqueue(id="now", delay=60)
+    begun = trio.current_time()
+    scheduled = await door.patch("/jobs/later", json={"run_at": "2023-11-14T22:15:00Z", "payload": 2})
+    await door.patch("/jobs/now", json={"run_at": None, "payload": 3})
+    now = await door.ended("now")
+    took = trio.current_time() - begun
+    later = await door.ended("later")
+
+    assert scheduled.json()["status"] == "scheduled"
+    assert (now["result"], took < 1) == (3, True)
+    assert (later["result"], later["started_at"][:19]) == (2, "2023-11-14T22:15:00")
+
+
+async def test_a_job_between_two_attempts_waits_for_its_next_one_at_a_new_time(door, autojump_clock):
+    await door.enqueue(id="a", kind="demo", payload={"fail": 1}, backoff={"base": 600, "jitter": "none"})
+    await trio.sleep(10)
+
+    answer = await door.patch("/jobs/a", json={"run_at": "2023-11-14T22:15:00Z"})
+    await trio.sleep(120)
+    job = await got(door, "/jobs/a")
+
+    assert (answer.json()["status"], answer.json()["attempt"]) == ("retrying", 1)
+    assert (job["attempt"], job["started_at"][:19]) == (2, "2023-11-14T22:15:00")
+
+
+async def test_a_job_that_is_moved_out_of_a_paused_queue_runs(door, autojump_clock):
+    await door.post("/queues/default/pause")
+    await door.enqueue(id="a")
+
+    await door.patch("/jobs/a", json={"queue": "x"})
+
+    assert (await door.ended("a"))["status"] == "done"
+
+
+async def test_a_request_that_is_sent_again_after_an_edit_is_the_same_job(either_door):
+    """Its client may not know of the edit; the edited content is another request."""
+    first = {"id": "a", "delay": 60, "payload": 1}
+    await either_door.enqueue(**first)
+    await either_door.patch("/jobs/a", json={"payload": 2, "queue": "x"})
+
+    again = await either_door.enqueue(**first)
+    other = await either_door.enqueue(**first | {"payload": 2, "queue": "x"})
+
+    assert (again.status_code, again.json()["payload"]) == (200, 2)
+    assert (other.status_code, other.json()["code"]) == (409, "id_conflict")
+
+
+async def test_a_job_that_no_node_serves_any_more_can_be_edited(door, autojump_clock):
+    """Its payload is for its handler to judge, wherever that is."""
+    new = door.node.admission.new_job(b"1", job_id="a", kind="gone")
+    await door.node.admission.enqueue([new])
+
+    answer = await door.patch("/jobs/a", json={"payload": 2, "priority": 1})
+
+    assert (answer.status_code, answer.json()["payload"]) == (200, 2)
+
+
 # Delete
 
 
@@ -573,6 +810,7 @@ async def test_a_deletion_over_a_socket_leaves_the_connection_as_it_was(door):
         ("GET", "/jobs/a?wait=5"),
         ("POST", "/jobs/a/cancel"),
         ("POST", "/jobs/a/retry"),
+        ("PATCH", "/jobs/a"),
         ("DELETE", "/jobs/a"),
     ],
 )

@@ -354,6 +354,14 @@ async def _with_jobs(door):
     yield await door.post("/jobs/a/cancel?wait=long")
     for job_id in ("none", "a", "held"):
         yield await door.post(f"/jobs/{job_id}/retry")
+    for job_id in ("none", "a", "held", "later"):
+        yield await door.patch(f"/jobs/{job_id}", json={"tags": ["t"]})
+    await door.enqueue(id="soon", delay=1000)
+    yield await door.patch("/jobs/soon", json={"priority": 5, "payload": None})
+    yield await door.patch("/jobs/soon", json={"max_retry": 3})
+    yield await door.patch("/jobs/soon", content=b"{")
+    yield await door.patch("/jobs/soon", content=b"{}", headers={"Content-Type": "text/plain"})
+    yield await door.patch("/jobs/soon", json={}, headers=CROSS_SITE)
     await door.ended("a")
     for job_id in ("none", "a", "held"):
         yield await door.delete(f"/jobs/{job_id}")
@@ -403,6 +411,7 @@ async def _broken(door):
         yield await door.get(path)
     for path in ("/jobs/a/cancel", "/jobs/a/retry", "/queues/default/pause", "/queues/default/resume"):
         yield await door.post(path)
+    yield await door.patch("/jobs/a", json={})
     yield await door.delete("/jobs/a")
     yield await door.delete("/queues/default")
     door.store.refuses = False

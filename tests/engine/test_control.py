@@ -34,7 +34,7 @@ async def test_a_job_that_waits_for_its_next_attempt_is_cancelled_at_once(
 
     assert before.status is status
     assert change.verdict == "changed"
-    assert (job.status, job.attempt, len(rig.actor.runs)) == (Status.CANCELLED, attempt, 1)
+    assert (job.status, job.state.attempt, len(rig.actor.runs)) == (Status.CANCELLED, attempt, 1)
 
 
 @pytest.mark.parametrize("later", [0, 1000])
@@ -50,7 +50,7 @@ async def test_a_job_that_waits_in_the_store_is_cancelled_at_once(autojump_clock
         await trio.sleep(2 * later)
         job = await rig.job("a")
 
-    assert (job.status, job.attempt, rig.actor.runs) == (Status.CANCELLED, 0, [])
+    assert (job.status, job.state.attempt, rig.actor.runs) == (Status.CANCELLED, 0, [])
 
 
 @pytest.mark.parametrize("others", [0, 2])
@@ -68,7 +68,7 @@ async def test_a_job_that_waits_in_the_channel_is_cancelled_at_once(autojump_clo
         took = trio.current_time() - begun
         last = await rig.ended("b")
 
-    assert (job.status, job.attempt, job.attempts, took) == (Status.CANCELLED, 0, (), 0)
+    assert (job.status, job.state.attempt, job.attempts, took) == (Status.CANCELLED, 0, (), 0)
     assert last.status is Status.DONE
     assert target not in rig.actor.order()
     assert len(rig.actor.runs) == 2 + others
@@ -93,7 +93,7 @@ async def test_a_running_job_is_cancelled_when_its_cleanup_has_ended(autojump_cl
     assert change.job is not None
     assert (change.verdict, change.job.status) == ("changed", Status.CANCELLING)
     assert meanwhile.status is Status.CANCELLING
-    assert (job.status, job.attempt, job.error, took) == (Status.CANCELLED, 1, None, 7)
+    assert (job.status, job.state.attempt, job.state.error, took) == (Status.CANCELLED, 1, None, 7)
     assert [one.outcome for one in job.attempts] == [Outcome.CANCELLED]
 
 
@@ -120,9 +120,9 @@ async def test_what_the_cleanup_of_a_cancelled_job_raises_is_kept(autojump_clock
         await rig.node.control.cancel("a")
         job = await rig.ended("a")
 
-    assert (job.status, job.attempt) == (Status.CANCELLED, 1)
-    assert job.error is not None
-    assert (job.error.type, job.error.message) == ("OSError", "the cleanup failed")
+    assert (job.status, job.state.attempt) == (Status.CANCELLED, 1)
+    assert job.state.error is not None
+    assert (job.state.error.type, job.state.error.message) == ("OSError", "the cleanup failed")
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ async def test_a_handler_that_returns_in_spite_of_a_cancel_is_done(autojump_cloc
         await rig.node.control.cancel("a")
         job = await rig.ended("a")
 
-    assert (job.status, job.result) == (Status.DONE, b'"ok"')
+    assert (job.status, job.state.result) == (Status.DONE, b'"ok"')
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ async def test_no_cancel_is_lost_in_whatever_moment_it_comes(autojump_clock, mom
             job = await rig.ended("a")
 
     assert job.status is Status.CANCELLED
-    assert len(rig.actor.runs) == job.attempt
+    assert len(rig.actor.runs) == job.state.attempt
 
 
 async def test_a_job_cancelled_while_its_start_is_stored_never_begins(autojump_clock) -> None:
@@ -274,10 +274,10 @@ async def test_a_job_that_has_ended_can_be_run_again(autojump_clock, end) -> Non
 
     assert first.status == end
     assert change.job is not None
-    assert (change.job.status, change.job.attempt) == (Status.QUEUED, 0)
-    assert (again.status, again.attempt, again.result) == (Status.DONE, 2, b'"ok"')
+    assert (change.job.status, change.job.state.attempt) == (Status.QUEUED, 0)
+    assert (again.status, again.state.attempt, again.state.result) == (Status.DONE, 2, b'"ok"')
     assert len(again.attempts) == 3
-    assert again.claim > first.claim
+    assert again.state.claim > first.state.claim
 
 
 async def test_a_job_that_has_not_ended_cannot_be_run_again(autojump_clock) -> None:
@@ -323,7 +323,7 @@ async def test_a_deleted_id_is_free_again(autojump_clock) -> None:
         await rig.enqueue("a")
         job = await rig.ended("a")
 
-    assert (job.status, job.claim, len(job.attempts)) == (Status.DONE, 1, 1)
+    assert (job.status, job.state.claim, len(job.attempts)) == (Status.DONE, 1, 1)
     assert job.status in ENDED
 
 

@@ -51,10 +51,10 @@ async def test_every_outcome(store) -> None:
         found = {job_id: await is_now(rig, job_id, lambda job: job.status in ENDED) for job_id in OUTCOMES}
 
     assert {
-        job_id: (job.status, job.attempt, [one.outcome for one in job.attempts])
+        job_id: (job.status, job.state.attempt, [one.outcome for one in job.attempts])
         for job_id, job in found.items()
     } == ENDS
-    assert {job_id: job.error.type for job_id, job in found.items() if job.error} == {
+    assert {job_id: job.state.error.type for job_id, job in found.items() if job.state.error} == {
         "error": "ValueError",
         "fail": "Fail",
         "retry": "Retry",
@@ -130,7 +130,7 @@ async def test_every_way_to_raise_and_every_result(store) -> None:
     bytes_are_fine = found.pop("bytes")
     assert bytes_are_fine.status is Status.DONE
     assert {job.status for job in found.values()} == {Status.FAILED}
-    assert all(job.error is not None and len(job.error.message) <= 1000 for job in found.values())
+    assert all(job.state.error is not None and len(job.state.error.message) <= 1000 for job in found.values())
 
 
 async def test_every_timeout(store) -> None:
@@ -147,7 +147,7 @@ async def test_every_timeout(store) -> None:
         ]
 
     assert [job.status for job in ended] == [Status.FAILED, Status.DONE, Status.FAILED, Status.DONE]
-    assert [job.error and job.error.type for job in ended] == ["Timeout", None, "OSError", None]
+    assert [job.state.error and job.state.error.type for job in ended] == ["Timeout", None, "OSError", None]
 
 
 async def test_every_cancel(store) -> None:
@@ -230,7 +230,7 @@ async def test_a_kind_without_a_handler(store) -> None:
 
     assert [one.verdict for one in (cancelled, retried, deleted)] == ["changed"] * 3
     assert waits.status in WAITING
-    assert waits.attempt == 0
+    assert waits.state.attempt == 0
 
 
 async def again(change: Callable[[], Awaitable[Change]]) -> Change:

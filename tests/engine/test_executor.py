@@ -45,13 +45,13 @@ async def test_a_job_that_always_fails_has_four_attempts(autojump_clock) -> None
         await rig.enqueue("a", "error", options=PLAIN)
         job = await rig.ended("a")
 
-    assert (job.status, job.attempt) == (Status.FAILED, 4)
+    assert (job.status, job.state.attempt) == (Status.FAILED, 4)
     assert rig.actor.began() == [0, 1, 3, 7]
     assert [run.attempt for run in rig.actor.runs] == [1, 2, 3, 4]
     assert [one.outcome for one in job.attempts] == [Outcome.RETRY] * 3 + [Outcome.FAIL]
-    assert job.error is not None
-    assert (job.error.type, job.error.message) == ("ValueError", "no luck")
-    assert "_do" in str(job.error.traceback)
+    assert job.state.error is not None
+    assert (job.state.error.type, job.state.error.message) == ("ValueError", "no luck")
+    assert "_do" in str(job.state.error.traceback)
 
 
 async def test_days_of_retries_pass_in_a_moment(autojump_clock) -> None:
@@ -61,7 +61,7 @@ async def test_days_of_retries_pass_in_a_moment(autojump_clock) -> None:
         await rig.enqueue("a", "error", "error", "error", "error", "done", max_retries=5, options=patient)
         job = await rig.ended("a")
 
-    assert (job.status, job.attempt, job.error) == (Status.DONE, 5, None)
+    assert (job.status, job.state.attempt, job.state.error) == (Status.DONE, 5, None)
     assert rig.actor.began() == [0, 3600, 10_800, 20_800, 30_800]
     assert [one.outcome for one in job.attempts] == [Outcome.RETRY] * 4 + [Outcome.DONE]
 
@@ -72,7 +72,7 @@ async def test_a_retry_at_a_named_time_counts_as_an_attempt(autojump_clock) -> N
         await rig.enqueue("a", ("retry", 100), ("retry", 0.5), "done")
         job = await rig.ended("a")
 
-    assert (job.status, job.attempt) == (Status.DONE, 3)
+    assert (job.status, job.state.attempt) == (Status.DONE, 3)
     assert rig.actor.began() == [0, 100, 100.5]
 
 
@@ -85,8 +85,8 @@ async def test_a_snooze_does_not_count(autojump_clock) -> None:
         put_off = await rig.job("a")
         job = await rig.ended("a")
 
-    assert (put_off.status, put_off.attempt) == (Status.SCHEDULED, 0)
-    assert (job.status, job.attempt) == (Status.DONE, 1)
+    assert (put_off.status, put_off.state.attempt) == (Status.SCHEDULED, 0)
+    assert (job.status, job.state.attempt) == (Status.DONE, 1)
     assert rig.actor.began() == [0, 10, 30, 60]
     assert [run.attempt for run in rig.actor.runs] == [1, 1, 1, 1]
     assert [one.outcome for one in job.attempts] == [Outcome.SNOOZE] * 3 + [Outcome.DONE]
@@ -98,9 +98,9 @@ async def test_fail_ends_a_job_at_once(autojump_clock) -> None:
         await rig.enqueue("a", "fail", max_retries=100)
         job = await rig.ended("a")
 
-    assert (job.status, job.attempt, len(rig.actor.runs)) == (Status.FAILED, 1, 1)
-    assert job.error is not None
-    assert (job.error.type, job.error.message) == ("Fail", "hopeless")
+    assert (job.status, job.state.attempt, len(rig.actor.runs)) == (Status.FAILED, 1, 1)
+    assert job.state.error is not None
+    assert (job.state.error.type, job.state.error.message) == ("Fail", "hopeless")
     assert [line["log_level"] for line in rig.logged("job failed")] == ["warning"]
 
 
@@ -144,7 +144,7 @@ async def test_an_attempt_that_takes_too_long_is_stopped_and_tried_again(autojum
         job = await rig.ended("a")
         first, second = rig.actor.runs
 
-    assert (job.status, job.attempt) == (Status.DONE, 2)
+    assert (job.status, job.state.attempt) == (Status.DONE, 2)
     assert first.ended == first.began + 13
     assert second.began == first.ended + 1
     assert first.deadline == first.began + 10
@@ -176,7 +176,7 @@ async def test_a_handler_that_returns_in_spite_of_its_timeout_is_done(autojump_c
         await rig.enqueue("a", ("stubborn", 30), options=Options(timeout=10))
         job = await rig.ended("a")
 
-    assert (job.status, job.attempt, job.result) == (Status.DONE, 1, b'"ok"')
+    assert (job.status, job.state.attempt, job.state.result) == (Status.DONE, 1, b'"ok"')
 
 
 async def test_what_a_cleanup_raises_at_a_timeout_is_the_error(autojump_clock) -> None:
@@ -186,8 +186,8 @@ async def test_what_a_cleanup_raises_at_a_timeout_is_the_error(autojump_clock) -
         job = await rig.ended("a")
 
     assert job.status is Status.FAILED
-    assert job.error is not None
-    assert (job.error.type, job.error.message) == ("OSError", "the cleanup failed")
+    assert job.state.error is not None
+    assert (job.state.error.type, job.state.error.message) == ("OSError", "the cleanup failed")
 
 
 async def test_a_handlers_own_timeouts_are_its_own(autojump_clock) -> None:
@@ -201,8 +201,8 @@ async def test_a_handlers_own_timeouts_are_its_own(autojump_clock) -> None:
         await rig.enqueue("a", kind="odd", max_retries=0)
         job = await rig.ended("a")
 
-    assert job.error is not None
-    assert job.error.type == "TooSlowError"
+    assert job.state.error is not None
+    assert job.state.error.type == "TooSlowError"
 
 
 # --- what handlers raise and return -----------------------------------------------------------------------------------
@@ -270,8 +270,8 @@ async def test_whatever_a_handler_raises_ends_its_attempt_alone(autojump_clock, 
 
     assert job.status is Status.DONE
     assert other.status is status
-    assert (other.error.type if other.error else None) == kind
-    assert other.error is None or len(str(other.error.traceback)) <= 8000
+    assert (other.state.error.type if other.state.error else None) == kind
+    assert other.state.error is None or len(str(other.state.error.traceback)) <= 8000
 
 
 async def test_a_cancelled_from_elsewhere_ends_its_attempt_alone(autojump_clock) -> None:
@@ -293,9 +293,9 @@ async def test_a_cancelled_from_elsewhere_ends_its_attempt_alone(autojump_clock)
         await rig.enqueue("b")
         other = await rig.ended("b")
 
-    assert (job.status, job.attempt) == (Status.FAILED, 2)
-    assert job.error is not None
-    assert job.error.type == "Cancelled"
+    assert (job.status, job.state.attempt) == (Status.FAILED, 2)
+    assert job.state.error is not None
+    assert job.state.error.type == "Cancelled"
     assert other.status is Status.DONE
 
 
@@ -312,8 +312,8 @@ async def test_a_handler_that_leaves_a_scope_open_ends_its_attempt_alone(autojum
         other = await rig.ended("b")
 
     assert job.status is Status.FAILED
-    assert job.error is not None
-    assert "Cancel scope stack corrupted" in job.error.message
+    assert job.state.error is not None
+    assert "Cancel scope stack corrupted" in job.state.error.message
     assert other.status is Status.DONE
 
 
@@ -332,9 +332,9 @@ async def test_a_result_that_cannot_be_kept_fails_the_job(autojump_clock, value)
         await rig.enqueue("a", kind="odd")
         job = await rig.ended("a")
 
-    assert (job.status, job.attempt, job.result) == (Status.FAILED, 1, None)
-    assert job.error is not None
-    assert job.error.type == "ResultError"
+    assert (job.status, job.state.attempt, job.state.result) == (Status.FAILED, 1, None)
+    assert job.state.error is not None
+    assert job.state.error.type == "ResultError"
 
 
 async def test_a_payload_that_does_not_fit_ends_its_attempt_alone(autojump_clock) -> None:
@@ -348,10 +348,10 @@ async def test_a_payload_that_does_not_fit_ends_its_attempt_alone(autojump_clock
         await rig.enqueue("b", kind="odd", payload=b"[1,2]")
         job, other = await rig.ended("a"), await rig.ended("b")
 
-    assert (job.status, other.status, other.result) == (Status.FAILED, Status.DONE, b"3")
-    assert job.error is not None
-    assert job.error.type == "ValidationError"
-    assert "Expected `int`, got `str`" in job.error.message
+    assert (job.status, other.status, other.state.result) == (Status.FAILED, Status.DONE, b"3")
+    assert job.state.error is not None
+    assert job.state.error.type == "ValidationError"
+    assert "Expected `int`, got `str`" in job.state.error.message
 
 
 async def test_a_handler_knows_its_job(autojump_clock) -> None:
@@ -398,7 +398,7 @@ async def test_a_job_of_a_kind_that_was_not_asked_for_goes_back_unspent(autojump
         job = await rig.ended("a")
         lines = rig.logged(said)
 
-    assert (job.status, job.attempt, job.attempts) == (Status.CANCELLED, 0, ())
+    assert (job.status, job.state.attempt, job.attempts) == (Status.CANCELLED, 0, ())
     assert 1 <= len(lines) <= 20
 
 
@@ -423,8 +423,8 @@ async def test_a_handler_that_is_not_async_runs_in_a_thread() -> None:
         job, other = await rig.ended("a"), await rig.ended("b")
 
     assert job.status is Status.DONE
-    assert threading.current_thread().name.encode() not in (job.result or b"")
-    assert (other.status, other.error and other.error.message) == (Status.FAILED, "no payload")
+    assert threading.current_thread().name.encode() not in (job.state.result or b"")
+    assert (other.status, other.state.error and other.state.error.message) == (Status.FAILED, "no payload")
 
 
 async def test_threads_of_handlers_starve_nobody() -> None:
@@ -440,7 +440,7 @@ async def test_threads_of_handlers_starve_nobody() -> None:
             await rig.enqueue(str(number), kind="odd", max_retries=0)
         jobs = [await rig.ended(str(number)) for number in range(50)]
 
-    assert {job.result for job in jobs} == {b'"met"'}
+    assert {job.state.result for job in jobs} == {b'"met"'}
 
 
 async def test_a_thread_that_looks_is_stopped_by_its_timeout() -> None:
@@ -460,7 +460,7 @@ async def test_a_thread_that_looks_is_stopped_by_its_timeout() -> None:
         job = await rig.ended("a")
 
     assert cleaned.is_set()
-    assert (job.status, job.error and job.error.type) == (Status.FAILED, "Timeout")
+    assert (job.status, job.state.error and job.state.error.type) == (Status.FAILED, "Timeout")
 
 
 async def test_a_thread_that_does_not_look_ends_in_its_own_time() -> None:
@@ -474,7 +474,7 @@ async def test_a_thread_that_does_not_look_ends_in_its_own_time() -> None:
         await rig.enqueue("a", kind="odd", options=Options(timeout=0.001))
         job = await rig.ended("a")
 
-    assert (job.status, job.attempt, job.result) == (Status.DONE, 1, b'"late"')
+    assert (job.status, job.state.attempt, job.state.result) == (Status.DONE, 1, b'"late"')
 
 
 async def test_a_running_thread_is_cancelled_when_it_looks() -> None:
@@ -493,7 +493,7 @@ async def test_a_running_thread_is_cancelled_when_it_looks() -> None:
         await rig.node.control.cancel("a")
         job = await rig.ended("a")
 
-    assert (job.status, job.attempt) == (Status.CANCELLED, 1)
+    assert (job.status, job.state.attempt) == (Status.CANCELLED, 1)
 
 
 async def test_a_function_that_only_looks_sync_is_told_so() -> None:
@@ -508,9 +508,9 @@ async def test_a_function_that_only_looks_sync_is_told_so() -> None:
         await rig.enqueue("a", kind="odd", max_retries=0)
         job = await rig.ended("a")
 
-    assert job.error is not None
-    assert (job.status, job.error.type) == (Status.FAILED, "TypeError")
-    assert "async" in job.error.message
+    assert job.state.error is not None
+    assert (job.status, job.state.error.type) == (Status.FAILED, "TypeError")
+    assert "async" in job.state.error.message
 
 
 async def test_context_variables_of_one_attempt_do_not_reach_the_next(autojump_clock) -> None:
@@ -528,7 +528,7 @@ async def test_context_variables_of_one_attempt_do_not_reach_the_next(autojump_c
         await rig.ended("a")
         job = await rig.ended("b")
 
-    assert job.result == b"{}"
+    assert job.state.result == b"{}"
 
 
 # --- lines of the log -------------------------------------------------------------------------------------------------
@@ -603,8 +603,8 @@ async def test_what_a_handler_logs_says_whose_attempt_it_is() -> None:
         await rig.enqueue("b", kind="threaded")
         sent, computed = await rig.ended("a"), await rig.ended("b")
 
-    assert sent.result == b'[["a","odd",1],["a","odd",1],["a","odd",1]]'
-    assert computed.result == b'["b","threaded",1]'
+    assert sent.state.result == b'[["a","odd",1],["a","odd",1],["a","odd",1]]'
+    assert computed.state.result == b'["b","threaded",1]'
     assert own() == []
 
 
@@ -631,7 +631,7 @@ async def test_a_job_that_snoozes_again_and_again_leaves_time_between(autojump_c
         began = rig.actor.began()
 
     waits = [round(later - before, 1) for before, later in itertools.pairwise(began)]
-    assert (job.status, job.attempt) == (Status.DONE, 1)
+    assert (job.status, job.state.attempt) == (Status.DONE, 1)
     assert waits == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0]
 
 
@@ -680,8 +680,8 @@ async def test_an_async_handler_that_uses_asyncio_is_told_what_to_do(autojump_cl
         await rig.enqueue("a", kind="odd", max_retries=0)
         job = await rig.ended("a")
 
-    assert job.error is not None
-    assert job.error.message.endswith(verdicts.ASYNCIO)
+    assert job.state.error is not None
+    assert job.state.error.message.endswith(verdicts.ASYNCIO)
     assert "asyncio.run(...)" in verdicts.ASYNCIO
 
 
@@ -698,4 +698,4 @@ async def test_a_plain_handler_may_run_asyncio() -> None:
     async with running(handlers=[in_thread(function)], patience=20) as rig:
         await rig.enqueue("a", kind="odd")
 
-        assert (await rig.ended("a")).result == b'"ok"'
+        assert (await rig.ended("a")).state.result == b'"ok"'

@@ -140,7 +140,7 @@ async def test_jobs_that_turn_out_to_be_long_go_back_within_two_tenths_of_a_seco
 
     assert before > 2
     assert after == 2
-    assert (waiting.status, waiting.attempt) == (Status.QUEUED, 0)
+    assert (waiting.status, waiting.state.attempt) == (Status.QUEUED, 0)
     assert sorted(rig.actor.order()[100:]) == sorted(f"long-{number}" for number in range(20))
 
 
@@ -279,7 +279,7 @@ async def test_a_paused_queue_waits_until_it_is_resumed(autojump_clock) -> None:
         job = await rig.ended("a")
 
     assert waiting.status is Status.QUEUED
-    waited = (job.started_at or 0) - NOW
+    waited = (job.state.started_at or 0) - NOW
     assert job.status is Status.DONE
     assert DAY / 10 <= waited <= DAY / 10 + 2 * SETTLE_DELAY  # the outcomes before it wait a little
     assert rig.actor.order() == ["running", "b", "a"]
@@ -294,7 +294,7 @@ async def test_a_job_that_expires_in_line_never_runs(autojump_clock) -> None:
         await rig.ended("long")
         job = await rig.job("a")
 
-    assert (job.status, job.attempt) == (Status.EXPIRED, 0)
+    assert (job.status, job.state.attempt) == (Status.EXPIRED, 0)
     assert rig.actor.order() == ["long"]
 
 
@@ -323,7 +323,7 @@ async def test_no_job_starts_once_pause_has_answered(autojump_clock, lasting) ->
 
     assert sorted(after) == ["y0", "y1", "y2", "y3"]
     assert state.counts == {Status.DONE: 2, Status.QUEUED: 18}
-    assert {(job.status, job.attempt) for job in jobs} == {(Status.DONE, 1)}
+    assert {(job.status, job.state.attempt) for job in jobs} == {(Status.DONE, 1)}
 
 
 async def test_what_is_being_claimed_when_a_queue_is_paused_goes_back(autojump_clock) -> None:
@@ -341,7 +341,7 @@ async def test_what_is_being_claimed_when_a_queue_is_paused_goes_back(autojump_c
         await rig.node.control.resume("default")
         await rig.ended("a")
 
-    assert (job.status, job.attempt, begun) == (Status.QUEUED, 0, [])
+    assert (job.status, job.state.attempt, begun) == (Status.QUEUED, 0, [])
 
 
 async def test_a_job_whose_start_is_being_written_when_its_queue_is_paused_does_not_begin(
@@ -362,4 +362,4 @@ async def test_a_job_whose_start_is_being_written_when_its_queue_is_paused_does_
         await rig.node.control.resume("default")
         await rig.ended("a")
 
-    assert (job.status, job.attempt, begun) == (Status.QUEUED, 0, [])
+    assert (job.status, job.state.attempt, begun) == (Status.QUEUED, 0, [])

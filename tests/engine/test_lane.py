@@ -100,8 +100,8 @@ async def test_a_handler_that_leaves_a_scope_open_fails_and_harms_no_other(autoj
         jobs = [await rig.ended(job_id) for job_id in "abc"]
 
     assert [one.status for one in jobs] == [Status.FAILED, Status.DONE, Status.DONE]
-    assert jobs[0].error is not None
-    assert "Cancel scope stack corrupted" in jobs[0].error.message
+    assert jobs[0].state.error is not None
+    assert "Cancel scope stack corrupted" in jobs[0].state.error.message
 
 
 async def test_a_timeout_of_one_job_leaves_the_next_on_the_same_worker_alone(autojump_clock) -> None:

@@ -45,7 +45,7 @@ async def test_the_heartbeat_does_not_wait_behind_handlers(autojump_clock) -> No
         await rig.add(new_job("a", ("sleep", 100)), new_job("b", ("sleep", 100)))
         jobs = [await rig.ended("a"), await rig.ended("b")]
 
-    assert [(job.status, job.attempt) for job in jobs] == [(Status.DONE, 1)] * 2
+    assert [(job.status, job.state.attempt) for job in jobs] == [(Status.DONE, 1)] * 2
     assert rig.node.lease.losses == 0
 
 
@@ -61,7 +61,7 @@ async def test_a_short_trouble_of_the_store_costs_no_lease(autojump_clock) -> No
         store.broken = False
         job = await rig.ended("a")
 
-    assert (job.status, job.attempt, len(rig.actor.runs)) == (Status.DONE, 1, 1)
+    assert (job.status, job.state.attempt, len(rig.actor.runs)) == (Status.DONE, 1, 1)
     assert rig.node.lease.losses == 0
 
 
@@ -84,7 +84,7 @@ async def test_a_node_that_cannot_renew_stops_its_attempts_before_another_runs_t
         runs = {run.id: run for run in actor.runs[:2]}
 
     assert round((runs["a"].ended or 0) - runs["a"].began, 3) == LEASE * SAFE + 2
-    assert [(one.status, one.attempt, one.attempts[-1].node) for one in (job, other)] == [
+    assert [(one.status, one.state.attempt, one.attempts[-1].node) for one in (job, other)] == [
         (Status.DONE, 2, "n2")
     ] * 2
     assert job.attempts[0].outcome is Outcome.INTERRUPTED
@@ -108,7 +108,7 @@ async def test_a_node_whose_commits_hang_stops_its_attempts_too(autojump_clock) 
         job = await rig.ended("a")
 
     assert ended == rig.actor.runs[0].began + LEASE * SAFE + 1
-    assert (job.status, job.attempt) == (Status.DONE, 1)
+    assert (job.status, job.state.attempt) == (Status.DONE, 1)
     assert [one.outcome for one in job.attempts] == [Outcome.INTERRUPTED, Outcome.DONE]
 
 
@@ -125,7 +125,7 @@ async def test_a_node_that_was_taken_for_dead_learns_of_it_and_goes_on(autojump_
         took = trio.current_time() - rig.actor.runs[0].began
 
     assert {(one.id, one.begun) for one in taken} == {("a", True), ("b", False)}
-    assert [(job.status, job.attempt) for job in jobs] == [
+    assert [(job.status, job.state.attempt) for job in jobs] == [
         (Status.DONE, 2),
         (Status.DONE, 1),
         (Status.DONE, 1),
@@ -164,7 +164,7 @@ async def test_a_lost_job_may_come_back_while_its_old_attempt_still_cleans_up(
         later, held = await rig.job("a"), list(rig.node.held)
 
     assert began == [1, 2]
-    assert (job.status, job.attempt, job.claim) == (Status.DONE, 2, 2)
+    assert (job.status, job.state.attempt, job.state.claim) == (Status.DONE, 2, 2)
     assert later == job
     assert held == []
 
@@ -184,7 +184,7 @@ async def test_a_late_start_ends_the_attempt(autojump_clock) -> None:
         store._nodes.join("n1", NOW + LEASE)
         job = await rig.ended("a")
 
-    assert (job.status, job.attempt, len(rig.actor.runs)) == (Status.DONE, 1, 2)
+    assert (job.status, job.state.attempt, len(rig.actor.runs)) == (Status.DONE, 1, 2)
     assert rig.node.ledger.stale == 2
     assert rig.node.lease.losses == 0
 
@@ -205,7 +205,7 @@ async def test_the_jobs_of_a_dead_node_are_run_by_another(autojump_clock) -> Non
             jobs = [await second.ended(job_id) for job_id in "abc"]
             took = trio.current_time() - died
 
-    assert [(job.status, job.attempt) for job in jobs] == [
+    assert [(job.status, job.state.attempt) for job in jobs] == [
         (Status.DONE, 2),
         (Status.DONE, 1),
         (Status.DONE, 1),
@@ -250,9 +250,9 @@ async def test_a_job_that_kills_its_node_cannot_do_so_for_ever(autojump_clock, r
     async with running(store, actor=actor, clock=clock, name="last") as rig:
         job = await rig.job("a")
 
-    assert (job.status, job.attempt, len(actor.runs)) == (Status.FAILED, retries + 1, retries + 1)
-    assert job.error is not None
-    assert job.error.type == "NodeDied"
+    assert (job.status, job.state.attempt, len(actor.runs)) == (Status.FAILED, retries + 1, retries + 1)
+    assert job.state.error is not None
+    assert job.state.error.type == "NodeDied"
 
 
 @pytest.mark.parametrize("retries", [0, 1, 5])
@@ -273,9 +273,9 @@ async def test_a_job_that_kills_its_node_has_the_retries_of_its_handler(autojump
     async with running(store, actor=actor, handlers=[own], clock=clock, name="last") as rig:
         job = await rig.ended("a")
 
-    assert (job.status, job.attempt, len(actor.runs)) == (Status.FAILED, retries + 1, retries + 1)
-    assert job.error is not None
-    assert job.error.type == "NodeDied"
+    assert (job.status, job.state.attempt, len(actor.runs)) == (Status.FAILED, retries + 1, retries + 1)
+    assert job.state.error is not None
+    assert job.state.error.type == "NodeDied"
     assert len(job.attempts) == retries + 1
 
 
@@ -289,7 +289,7 @@ async def test_a_failing_job_has_the_retries_of_its_handler(autojump_clock, retr
         await rig.enqueue("b", "error", max_retries=None)
         jobs = [await rig.ended("a"), await rig.ended("b")]
 
-    assert [job.attempt for job in jobs] == [retries + 1, 4]
+    assert [job.state.attempt for job in jobs] == [retries + 1, 4]
 
 
 async def test_a_rescued_job_begins_only_when_its_start_is_stored(autojump_clock) -> None:
@@ -315,8 +315,8 @@ async def test_a_rescued_job_begins_only_when_its_start_is_stored(autojump_clock
     async with running(store, actor=actor, clock=clock, name="n3", lease=LEASE) as rig:
         failed = await rig.job("a")
 
-    assert (before, job.status, job.attempt) == (1, Status.RUNNING, 1)
-    assert (failed.status, failed.attempt, len(actor.runs)) == (Status.FAILED, 1, 2)
+    assert (before, job.status, job.state.attempt) == (1, Status.RUNNING, 1)
+    assert (failed.status, failed.state.attempt, len(actor.runs)) == (Status.FAILED, 1, 2)
 
 
 async def test_a_job_that_may_not_run_twice_fails_when_its_node_dies(autojump_clock) -> None:
@@ -330,9 +330,9 @@ async def test_a_job_that_may_not_run_twice_fails_when_its_node_dies(autojump_cl
     async with running(store, actor=actor, clock=clock, name="n2") as rig:
         job = await rig.job("a")
 
-    assert (job.status, job.attempt, len(actor.runs)) == (Status.FAILED, 1, 1)
-    assert job.error is not None
-    assert (job.error.type, '"on_crash"' in job.error.message) == ("NodeDied", True)
+    assert (job.status, job.state.attempt, len(actor.runs)) == (Status.FAILED, 1, 1)
+    assert job.state.error is not None
+    assert (job.state.error.type, '"on_crash"' in job.state.error.message) == ("NodeDied", True)
 
 
 async def test_a_job_that_may_not_run_twice_runs_again_after_errors(autojump_clock) -> None:
@@ -341,7 +341,7 @@ async def test_a_job_that_may_not_run_twice_runs_again_after_errors(autojump_clo
         await rig.enqueue("a", "error", "done", options=Options(on_crash="fail", backoff=PLAIN.backoff))
         job = await rig.ended("a")
 
-    assert (job.status, job.attempt) == (Status.DONE, 2)
+    assert (job.status, job.state.attempt) == (Status.DONE, 2)
 
 
 async def test_a_job_that_may_not_run_twice_does_not_begin_while_the_store_cannot_write(
@@ -360,7 +360,7 @@ async def test_a_job_that_may_not_run_twice_does_not_begin_while_the_store_canno
         job = await rig.ended("a")
 
     assert before == ["first"]
-    assert (job.status, job.attempt) == (Status.DONE, 1)
+    assert (job.status, job.state.attempt) == (Status.DONE, 1)
 
 
 async def test_a_cancelling_job_of_a_dead_node_is_cancelled(autojump_clock) -> None:
@@ -418,7 +418,7 @@ async def test_a_clock_that_is_set_costs_no_lease_and_no_attempt(autojump_clock,
         jobs = [await rig.ended(job_id) for job_id in ("long", "slow", "new")]
         runs = {run.id: (run.ended or 0) - run.began for run in rig.actor.runs}
 
-    assert [(job.status, job.attempt) for job in jobs] == [
+    assert [(job.status, job.state.attempt) for job in jobs] == [
         (Status.DONE, 1),
         (Status.FAILED, 1),
         (Status.DONE, 1),

@@ -257,7 +257,7 @@ async def test_a_claimer_that_fails_to_take_its_jobs_gives_them_back(autojump_cl
 
     assert [one.id for one in sound.jobs] == ["b"]
     assert job is not None
-    assert (job.status, job.attempt) == (Status.QUEUED, 0)
+    assert (job.status, job.state.attempt) == (Status.QUEUED, 0)
 
 
 async def test_an_idle_ledger_leaves_the_store_alone(autojump_clock) -> None:
@@ -398,8 +398,8 @@ async def test_a_claim_whose_asker_is_gone_is_handed_back(autojump_clock, moment
         desk.ledger.settle(settlement(again))
 
     assert job is not None
-    assert (job.status, job.attempt, held) == (Status.QUEUED, 0, [])
-    assert (again.id, again.attempt, again.claim) == ("a", 0, job.claim + 1)
+    assert (job.status, job.state.attempt, held) == (Status.QUEUED, 0, [])
+    assert (again.id, again.attempt, again.claim) == ("a", 0, job.state.claim + 1)
 
 
 async def test_an_asker_that_leaves_before_the_claim_is_written_takes_nothing(autojump_clock) -> None:
@@ -415,7 +415,7 @@ async def test_an_asker_that_leaves_before_the_claim_is_written_takes_nothing(au
         desk.ledger.settle(settlement(again))
 
     assert job is not None
-    assert job.claim == 0
+    assert job.state.claim == 0
 
 
 async def test_a_job_that_is_cancelled_in_the_moment_of_its_claim_does_not_wait_again(autojump_clock) -> None:

@@ -119,7 +119,7 @@ async def test_jobs_of_a_queue_that_was_paused_at_another_node_go_back(autojump_
             await rig.ended(str(number))
 
     assert begun == ["running", "other"]
-    assert [(job.status, job.attempt) for job in waiting] == [(Status.QUEUED, 0)] * 4
+    assert [(job.status, job.state.attempt) for job in waiting] == [(Status.QUEUED, 0)] * 4
 
 
 async def test_a_pause_that_nobody_made_stops_nothing(autojump_clock, shared) -> None:

@@ -36,7 +36,12 @@ async def test_a_job_runs_and_is_done(autojump_clock) -> None:
         await rig.enqueue("a")
         job = await rig.ended("a")
 
-    assert (job.status, job.result, job.attempt, job.error) == (Status.DONE, b'"ok"', 1, None)
+    assert (job.status, job.state.result, job.state.attempt, job.state.error) == (
+        Status.DONE,
+        b'"ok"',
+        1,
+        None,
+    )
     assert [(one.number, one.node, one.outcome) for one in job.attempts] == [(1, "n1", Outcome.DONE)]
 
 
@@ -50,7 +55,7 @@ async def test_a_running_job_is_shown_as_running(autojump_clock) -> None:
         busy = rig.node.held.busy
         await rig.ended("a")
 
-    assert (job.status, job.attempt, job.started_at, busy) == (Status.RUNNING, 1, NOW, 1)
+    assert (job.status, job.state.attempt, job.state.started_at, busy) == (Status.RUNNING, 1, NOW, 1)
     assert rig.node.held.busy == 0
 
 
@@ -75,7 +80,7 @@ async def test_a_drain_waits_for_what_runs_and_takes_nothing_new(autojump_clock,
         jobs = [await rig.job("a"), await rig.job("later")]
 
     assert took == 10
-    assert [(job.status, job.attempt) for job in jobs] == [(Status.DONE, 1), (Status.QUEUED, 0)]
+    assert [(job.status, job.state.attempt) for job in jobs] == [(Status.DONE, 1), (Status.QUEUED, 0)]
     assert rig.actor.order() == ["a"]
     assert rig.node.account() == {"finished": 1, "handed_back": 0, "abandoned": []}
 
@@ -90,7 +95,7 @@ async def test_a_job_that_waits_for_its_retry_does_not_hold_up_a_drain(autojump_
         took = trio.current_time() - begun
         job = await rig.job("a")
 
-    assert (took, job.status, job.attempt) == (0, Status.RETRYING, 1)
+    assert (took, job.status, job.state.attempt) == (0, Status.RETRYING, 1)
 
 
 async def test_when_the_grace_runs_out_what_runs_is_interrupted(autojump_clock) -> None:
@@ -106,8 +111,8 @@ async def test_when_the_grace_runs_out_what_runs_is_interrupted(autojump_clock) 
         short, long = await rig.job("short"), await rig.job("long")
 
     assert took == 34
-    assert (short.status, short.attempt) == (Status.DONE, 1)
-    assert (long.status, long.attempt, long.error) == (Status.QUEUED, 0, None)
+    assert (short.status, short.state.attempt) == (Status.DONE, 1)
+    assert (long.status, long.state.attempt, long.state.error) == (Status.QUEUED, 0, None)
     assert [one.outcome for one in long.attempts] == [Outcome.INTERRUPTED]
     assert rig.node.account() == {"finished": 1, "handed_back": 1, "abandoned": []}
 
@@ -126,7 +131,7 @@ async def test_a_stop_during_the_drain_ends_the_grace(autojump_clock) -> None:
         took = trio.current_time() - begun
         job = await rig.job("a")
 
-    assert (took, job.status, job.attempt) == (6, Status.QUEUED, 0)
+    assert (took, job.status, job.state.attempt) == (6, Status.QUEUED, 0)
 
 
 async def test_a_handler_that_finishes_in_spite_of_the_stop_is_done(autojump_clock) -> None:
@@ -138,7 +143,7 @@ async def test_a_handler_that_finishes_in_spite_of_the_stop_is_done(autojump_clo
         await rig.over.wait()
         job = await rig.job("a")
 
-    assert (job.status, job.attempt) == (Status.DONE, 1)
+    assert (job.status, job.state.attempt) == (Status.DONE, 1)
     assert rig.node.account() == {"finished": 1, "handed_back": 0, "abandoned": []}
 
 
@@ -152,7 +157,7 @@ async def test_a_cancelled_job_is_cancelled_though_the_node_stops_meanwhile(auto
         await rig.over.wait()
         job = await rig.job("a")
 
-    assert (job.status, job.attempt) == (Status.CANCELLED, 1)
+    assert (job.status, job.state.attempt) == (Status.CANCELLED, 1)
 
 
 async def test_a_wish_to_cancel_may_come_while_the_node_stops(autojump_clock) -> None:
@@ -226,7 +231,7 @@ async def test_handlers_that_ignore_their_cancel_are_abandoned_by_name(autojump_
         job = await rig.job("stuck")
 
     assert account == {"finished": 1, "handed_back": 1, "abandoned": ["stuck (act)"]}
-    assert (handed_back.status, handed_back.attempt) == (Status.QUEUED, 0)
+    assert (handed_back.status, handed_back.state.attempt) == (Status.QUEUED, 0)
     assert job == handed_back
     assert rig.node.account(abandoned) == account
     assert rig.node.ledger.stale == 0
@@ -262,7 +267,7 @@ async def test_trouble_with_the_store_loses_no_outcome(autojump_clock) -> None:
         jobs = [await rig.ended(str(number)) for number in range(10)]
 
     assert (trouble, running_still) == ("disk full", 0)
-    assert {(job.status, job.attempt) for job in jobs} == {(Status.DONE, 1)}
+    assert {(job.status, job.state.attempt) for job in jobs} == {(Status.DONE, 1)}
     assert len(rig.actor.runs) == 10
     assert rig.node.ledger.trouble is None
 
@@ -281,7 +286,7 @@ async def test_a_store_that_recovers_during_the_last_writes_gets_them(autojump_c
         await rig.over.wait()
         job = await rig.job("a")
 
-    assert (job.status, job.attempt) == (Status.DONE, 1)
+    assert (job.status, job.state.attempt) == (Status.DONE, 1)
 
 
 async def test_a_store_that_fails_to_the_end_ends_the_node_all_the_same(autojump_clock) -> None:
@@ -304,7 +309,7 @@ async def test_a_store_that_fails_to_the_end_ends_the_node_all_the_same(autojump
 
     assert [line["error"] for line in lines] == ["disk full"]
     assert log == []
-    assert (job.status, job.attempt, len(actor.runs)) == (Status.DONE, 2, 2)
+    assert (job.status, job.state.attempt, len(actor.runs)) == (Status.DONE, 2, 2)
 
 
 async def test_a_node_whose_store_fails_at_the_start_does_not_start(autojump_clock) -> None:
@@ -365,7 +370,7 @@ def test_a_job_lives_as_the_pure_functions_say(script: list[Step], retries: int)
         async with running(lease=3600) as rig:
             await rig.enqueue("a", *script, "done", max_retries=retries, options=PLAIN)
             job = await rig.ended("a")
-        return job.status, job.attempt, rig.actor.began()
+        return job.status, job.state.attempt, rig.actor.began()
 
     assert in_virtual_time(life) == foretold(script, retries)
 

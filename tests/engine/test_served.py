@@ -59,7 +59,13 @@ async def test_a_job_that_no_node_serves_waits_until_one_does(autojump_clock) ->
         await trio.sleep(FRESH)
         mailed = await rig.node.served.unserved()
 
-    assert (job.status, job.attempt, job.claim, job.attempts, job.error) == (Status.QUEUED, 0, 0, (), None)
+    assert (job.status, job.state.attempt, job.state.claim, job.attempts, job.state.error) == (
+        Status.QUEUED,
+        0,
+        0,
+        (),
+        None,
+    )
     assert began > 0
     assert more <= 60 / 5 + 1  # renewals of the lease and nothing else
     assert mailed == []
@@ -85,7 +91,7 @@ async def test_two_nodes_run_each_its_own_kinds(autojump_clock) -> None:
         jobs = [await one.job(f"{kind}-{number}") for kind in ("odd", "act") for number in range(5)]
 
     assert {job.status for job in jobs} == {Status.DONE}
-    assert {job.attempt for job in jobs} == {1}
+    assert {job.state.attempt for job in jobs} == {1}
 
 
 # --- what is asked ----------------------------------------------------------------------------------------------------

@@ -86,9 +86,9 @@ async def test_an_outcome_that_cannot_be_written_fails_its_job_in_words(autojump
         bad = await rig.ended("bad")
 
     assert bad.status is Status.FAILED
-    assert bad.error is not None
-    assert bad.error.type == "InternalError"
-    assert "could not be written (TypeError: no such thing)" in bad.error.message
+    assert bad.state.error is not None
+    assert bad.state.error.type == "InternalError"
+    assert "could not be written (TypeError: no such thing)" in bad.state.error.message
     assert [one.outcome for one in bad.attempts] == ([] if until else [Outcome.FAIL])
 
 
@@ -118,7 +118,7 @@ async def test_a_start_that_cannot_be_written_costs_at_most_its_job(autojump_clo
         job = await rig.ended("a")
 
     assert job.status is (Status.FAILED if waited_for else Status.DONE)
-    assert (job.error is not None and job.error.type == "InternalError") is waited_for
+    assert (job.state.error is not None and job.state.error.type == "InternalError") is waited_for
 
 
 async def test_a_job_that_cannot_be_claimed_is_put_out_of_the_way(autojump_clock) -> None:
@@ -133,7 +133,7 @@ async def test_a_job_that_cannot_be_claimed_is_put_out_of_the_way(autojump_clock
         bad = await rig.ended("bad")
         counts = await rig.statuses()
 
-    assert (bad.status, bad.error and bad.error.type) == (Status.FAILED, "DamagedRow")
+    assert (bad.status, bad.state.error and bad.state.error.type) == (Status.FAILED, "DamagedRow")
     assert (counts[Status.DONE], counts[Status.FAILED], counts[Status.QUEUED]) == (2, 1, 0)
 
 

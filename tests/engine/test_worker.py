@@ -135,7 +135,7 @@ async def test_a_drain_hands_buffered_jobs_of_a_durable_store_back(autojump_cloc
     assert early[Status.QUEUED] == 5
     assert rig.actor.order()[10:] == ["a"]
     assert [job.status for job in jobs] == [Status.DONE] + [Status.QUEUED] * 5
-    assert [(job.attempt, job.attempts) for job in jobs[1:]] == [(0, ())] * 5
+    assert [(job.state.attempt, job.attempts) for job in jobs[1:]] == [(0, ())] * 5
     assert rig.node.account() == {"finished": 1, "handed_back": 3, "abandoned": []}
 
 
@@ -151,7 +151,7 @@ async def test_a_stop_ends_every_attempt_and_hands_its_job_back(autojump_clock, 
         await rig.over.wait()
         jobs = [await rig.job(job_id) for job_id in "abcdef"]
 
-    assert {(job.status, job.attempt) for job in jobs} == {(Status.QUEUED, 0)}
+    assert {(job.status, job.state.attempt) for job in jobs} == {(Status.QUEUED, 0)}
     assert rig.node.account() == {"finished": 0, "handed_back": 4, "abandoned": []}
 
 

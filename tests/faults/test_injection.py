@@ -192,7 +192,7 @@ ENDS = {"failed": Status.FAILED, "waits": Status.CANCELLED, "held back": Status.
 def wrong_ends(jobs: dict[str, Job]) -> list[str]:
     """What did not end as it should."""
     return [
-        f"{one.id}: {one.status} {one.error}"
+        f"{one.id}: {one.status} {one.state.error}"
         for one in jobs.values()
         if one.status != ENDS.get(one.id.partition(":")[2], Status.DONE)
     ]

@@ -43,7 +43,7 @@ async def test_it_works_as_long_as_it_is_told(autojump_clock) -> None:
         took = trio.current_time() - begun
 
     assert took == 3
-    assert msgspec.json.decode(job.result or b"") == {"worked": 3, "attempt": 1}
+    assert msgspec.json.decode(job.state.result or b"") == {"worked": 3, "attempt": 1}
 
 
 async def test_by_itself_it_works_up_to_half_a_second_and_fails_one_time_in_five(autojump_clock) -> None:
@@ -55,7 +55,7 @@ async def test_by_itself_it_works_up_to_half_a_second_and_fails_one_time_in_five
         jobs = [await rig.ended(str(number)) for number in range(1000)]
         took = trio.current_time() - begun
     failed = sum(job.status is Status.FAILED for job in jobs)
-    worked = [msgspec.json.decode(job.result)["worked"] for job in jobs if job.result]
+    worked = [msgspec.json.decode(job.state.result)["worked"] for job in jobs if job.state.result]
 
     assert took <= 0.5
     assert 100 <= failed <= 300  # one in five, and less than one run in 10 ** 14 misses these bounds

@@ -30,4 +30,4 @@ async def test_a_jobs_result_is_its_payload(autojump_clock, payload) -> None:
         job = await rig.ended("a")
 
     assert job.status is Status.DONE
-    assert msgspec.json.decode(job.result or b"") == msgspec.json.decode(payload)
+    assert msgspec.json.decode(job.state.result or b"") == msgspec.json.decode(payload)

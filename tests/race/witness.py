@@ -237,15 +237,15 @@ class Witness:
             if not self.rescued[job.id]:
                 self.fault("ended without a run", job.id)
         elif job.status is Status.DONE:
-            if last.came_to != "done" or job.result != str(last.claim).encode():
-                self.fault("not the last run's result", f"{job.id}: {job.result!r}, {last}")
+            if last.came_to != "done" or job.state.result != str(last.claim).encode():
+                self.fault("not the last run's result", f"{job.id}: {job.state.result!r}, {last}")
         elif not self._may_have_failed(job, last):
-            self.fault("failed without cause", f"{job.id}: {job.error}, {last}")
+            self.fault("failed without cause", f"{job.id}: {job.state.error}, {last}")
         self._no_run_after_cancel(job, runs)
 
     def _may_have_failed(self, job: Job, last: Run) -> bool:
-        spent, rescued = job.attempt > retries_of(job.max_retries), bool(self.rescued[job.id])
-        if rescued and (spent or job.options.on_crash == "fail"):
+        spent, rescued = job.state.attempt > retries_of(job.asked.max_retries), bool(self.rescued[job.id])
+        if rescued and (spent or job.asked.options.on_crash == "fail"):
             return True
         return last.came_to == "fail" or (spent and last.came_to != "done")
 
@@ -289,18 +289,18 @@ class Witness:
             taken_back = record.outcome in {Outcome.INTERRUPTED, Outcome.CANCELLED}
             if not fits and not (self.rescued[job.id] and (run or taken_back)):
                 self.fault("an attempt that was none", f"{job.id}: {record}, {run}")
-        if runs and job.claim < max(runs):
+        if runs and job.state.claim < max(runs):
             self.fault("claim number not grown", job.id)
         last = self.by_job[job.id][-1] if runs else None
         ended = job.status in {Status.DONE, Status.FAILED}
         if (
             last is not None
             and ended
-            and job.attempt - last.attempt not in {0, int(self.rescued[job.id] > 0)}
+            and job.state.attempt - last.attempt not in {0, int(self.rescued[job.id] > 0)}
         ):
-            self.fault("attempts do not add up", f"{job.id}: {job.attempt}, {last}")
-        if last is None and job.attempt and not self.rescued[job.id]:
-            self.fault("attempts do not add up", f"{job.id}: {job.attempt} and no run")
+            self.fault("attempts do not add up", f"{job.id}: {job.state.attempt}, {last}")
+        if last is None and job.state.attempt and not self.rescued[job.id]:
+            self.fault("attempts do not add up", f"{job.id}: {job.state.attempt} and no run")
         if not self.rescued[job.id]:
             counted = {run.claim for run in runs.values() if run.came_to != "stopped"}
             if missing := counted - set(claims):
@@ -310,7 +310,7 @@ class Witness:
         shown = {queue.name: queue.counts for queue in await store.queues()}
         real: defaultdict[str, Counter[Status]] = defaultdict(Counter)
         for job in jobs.values():
-            real[job.queue][job.status] += 1
+            real[job.asked.queue][job.status] += 1
         for name in shown.keys() | real.keys():
             if shown.get(name, {}) != real[name]:
                 self.fault("counts differ from rows", f"{name}: {shown.get(name)} and {real[name]}")

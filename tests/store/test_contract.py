@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from msgspec.structs import replace
 
 from jobpipe.errors import StoreError
 from jobpipe.job import (
@@ -21,8 +22,8 @@ from jobpipe.job import (
     NewJob,
     Options,
     Outcome,
+    State,
     Status,
-    as_stored,
 )
 from jobpipe.store.base import (
     STEP,
@@ -207,6 +208,14 @@ async def bring_to(node: Node, status: Status, job_id: str = "a", **changes: Any
     return job
 
 
+async def edit(store: Store, job_id: str = "a", now: float = NOW, **edits: Any) -> Job:
+    """Edit a job; it must be there, and wait."""
+    (change,) = await store.edit([job_id], edits, now)
+    job = await get(store, job_id)
+    assert change == Change(job_id, "changed", job)
+    return job
+
+
 # --- the store itself -------------------------------------------------------------------------------------------------
 
 
@@ -268,7 +277,7 @@ async def test_a_new_job_is_kept_as_it_was_asked_for(store: Store) -> None:
     receipts = await add(store, new)
 
     assert receipts == [Receipt("stored")]
-    assert await get(store) == as_stored(new)
+    assert await get(store) == Job(new, State(new.status))
 
 
 async def test_a_job_is_queued_when_it_is_due_and_scheduled_when_not(store: Store) -> None:
@@ -290,7 +299,7 @@ async def test_the_same_request_twice_makes_one_job(store: Store) -> None:
     receipts = await add(store, new_job(payload=b'{"y":2, "x":1}', created_at=LATER, run_at=LATER))
 
     assert receipts == [Receipt("existing", await get(store))]
-    assert (await get(store)).created_at == NOW
+    assert (await get(store)).asked.created_at == NOW
     assert await listed(store) == ["a"]
 
 
@@ -324,7 +333,7 @@ async def test_the_same_request_is_known_in_every_status(node: Node, status: Sta
     """A job that runs or has ended is not run again by a repeated request."""
     await bring_to(node, status)
     before = await get(node.store)
-    twin = new_job(run_at=before.run_at, expires_at=before.expires_at)
+    twin = new_job(run_at=before.asked.run_at, expires_at=before.asked.expires_at)
     receipts = await add(node.store, twin)
 
     assert receipts == [Receipt("existing", before)]
@@ -371,7 +380,7 @@ async def test_an_id_repeated_within_an_add_meets_itself(store: Store, atomic: b
     receipts = await add(store, new_job(), new_job(), atomic=atomic)
 
     assert [receipt.verdict for receipt in receipts] == ["stored", "existing"]
-    assert receipts[1].job == as_stored(new_job())
+    assert receipts[1].job == Job(new_job(), State(Status.QUEUED))
     assert await listed(store) == ["a"]
 
 
@@ -385,7 +394,7 @@ async def test_two_different_jobs_of_one_id_within_an_add_are_a_conflict(store: 
     assert [receipt.verdict for receipt in refused] == ["refused", "conflict"]
     assert absent is None
     assert [receipt.verdict for receipt in plain] == ["stored", "conflict"]
-    assert (await get(store)).payload == b"1"
+    assert (await get(store)).asked.payload == b"1"
 
 
 @pytest.mark.parametrize("atomic", [False, True])
@@ -399,6 +408,31 @@ async def test_a_job_that_was_not_stored_is_nobodys_twin(store: Store, atomic: b
 
     assert [receipt.verdict for receipt in receipts] == ["conflict", "existing", "conflict"]
     assert [receipt.job for receipt in receipts] == [stored] * 3
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+async def test_a_repeated_request_is_compared_with_what_was_asked_first(store: Store, atomic: bool) -> None:
+    """The client that repeats it may not know of the edit; however often the job was edited."""
+    first = new_job(expires_at=LATER, options=Options(tags=("t",), delay=0.0))
+    edited: dict[str, Any] = {
+        "payload": b'"\\u0000"',
+        "queue": "x",
+        "priority": 7,
+        "max_retries": None,
+        "expires_at": None,
+    }
+    await add(store, first)
+    await edit(store, **edited, timeout=1.0, tags=())
+    job = await edit(store, payload=b"3")
+    (same,) = await add(store, first, atomic=atomic)
+    (other,) = await add(store, job.asked, atomic=atomic)
+    page = await store.jobs(Filter(), 9, None)
+
+    options = Options(timeout=1.0, delay=0.0)
+    assert job.asked == replace(first, **edited | {"payload": b"3"}, options=options)
+    assert job.original == first
+    assert (same, other) == (Receipt("existing", job), Receipt("conflict", job))
+    assert page.jobs[0] == replace(job, original=None)
 
 
 async def test_the_adds_of_a_batch_are_judged_one_by_one_in_order(store: Store) -> None:
@@ -474,7 +508,7 @@ async def test_payloads_and_results_are_kept_byte_by_byte(node: Node, payload: b
     await node.settle(claimed, Outcome.DONE, result=payload)
     job = await get(node.store)
 
-    assert claimed.payload == job.payload == job.result == payload
+    assert claimed.payload == job.asked.payload == job.state.result == payload
 
 
 async def test_a_cancelled_caller_leaves_a_whole_batch_or_none(store: Store) -> None:
@@ -612,7 +646,7 @@ async def test_a_held_job_is_shown_as_queued_until_its_start_is_written(node: No
     receipts = await node.exchange(claim=1)
     job = await get(node.store)
 
-    assert (job.status, job.claim, job.attempt, job.started_at, job.attempts) == (
+    assert (job.status, job.state.claim, job.state.attempt, job.state.started_at, job.attempts) == (
         Status.QUEUED,
         1,
         0,
@@ -745,7 +779,7 @@ async def test_a_job_expires_when_it_still_waits_at_its_expires_at(node: Node) -
     after = [await get(node.store, job_id) for job_id in "rsq"]
 
     assert before == [Status.RETRYING, Status.SCHEDULED, Status.QUEUED]
-    assert [(job.status, job.finished_at) for job in after] == [(Status.EXPIRED, NOW + 5)] * 3
+    assert [(job.status, job.state.finished_at) for job in after] == [(Status.EXPIRED, NOW + 5)] * 3
     assert (list(receipts.claimed), receipts.waiting, receipts.next_due) == ([], 0, None)
 
 
@@ -832,7 +866,7 @@ async def test_a_started_job_is_running(node: Node) -> None:
     job = await get(node.store)
 
     assert not receipts.stale
-    assert (job.status, job.attempt, job.started_at) == (Status.RUNNING, 1, NOW + 1)
+    assert (job.status, job.state.attempt, job.state.started_at) == (Status.RUNNING, 1, NOW + 1)
     assert job.attempts == (AttemptRecord(number=1, claim=1, node="node", started_at=NOW + 1),)
 
 
@@ -845,8 +879,8 @@ async def test_the_start_of_a_job_that_was_asked_to_stop_is_written_too(node: No
     await node.start(claimed)
     job = await get(node.store)
 
-    assert (before.status, before.attempt, before.attempts) == (Status.CANCELLING, 0, ())
-    assert (job.status, job.attempt, job.started_at) == (Status.CANCELLING, 1, NOW)
+    assert (before.status, before.state.attempt, before.attempts) == (Status.CANCELLING, 0, ())
+    assert (job.status, job.state.attempt, job.state.started_at) == (Status.CANCELLING, 1, NOW)
     assert [record.outcome for record in job.attempts] == [None]
 
 
@@ -866,10 +900,10 @@ async def test_a_settled_attempt_is_on_record(node: Node, outcome: Outcome, begu
     job = await get(node.store)
 
     assert (receipts.stale, receipts.settled) == (frozenset(), {})
-    assert (job.status, job.attempt, job.started_at) == (BECOMES[outcome], wish.attempt, NOW)
-    assert job.finished_at == (NOW + 1 if job.status in ENDED else None)
-    assert (job.result, job.error) == (wish.result, wish.error)
-    assert job.run_at == (NOW if wish.run_at is None else wish.run_at)
+    assert (job.status, job.state.attempt, job.state.started_at) == (BECOMES[outcome], wish.attempt, NOW)
+    assert job.state.finished_at == (NOW + 1 if job.status in ENDED else None)
+    assert (job.state.result, job.state.error) == (wish.result, wish.error)
+    assert job.asked.run_at == (NOW if wish.run_at is None else wish.run_at)
     record = AttemptRecord(
         number=1,
         claim=1,
@@ -889,7 +923,7 @@ async def test_a_job_handed_back_has_spent_nothing(node: Node) -> None:
     receipts = await node.settle(claimed, None)
     job = await get(node.store)
 
-    assert (job.status, job.attempt, job.run_at, job.attempts) == (Status.QUEUED, 0, NOW, ())
+    assert (job.status, job.state.attempt, job.asked.run_at, job.attempts) == (Status.QUEUED, 0, NOW, ())
     assert receipts.waiting == 2
     assert [one.id for one in await node.claim(2)] == ["a", "b"]
 
@@ -901,7 +935,7 @@ async def test_a_job_that_waits_again_keeps_its_last_error(node: Node, outcome: 
     claimed = await node.take(LATER)
     await node.settle(claimed, outcome, LATER)
 
-    assert (await get(node.store)).error == ERROR
+    assert (await get(node.store)).state.error == ERROR
 
 
 async def test_a_job_that_went_well_in_the_end_has_no_error(node: Node) -> None:
@@ -911,7 +945,7 @@ async def test_a_job_that_went_well_in_the_end_has_no_error(node: Node) -> None:
     await node.settle(claimed, Outcome.DONE, LATER)
     job = await get(node.store)
 
-    assert (job.status, job.error, job.attempt) == (Status.DONE, None, 2)
+    assert (job.status, job.state.error, job.state.attempt) == (Status.DONE, None, 2)
     assert [(record.number, record.claim, record.outcome, record.error) for record in job.attempts] == [
         (1, 1, Outcome.RETRY, ERROR),
         (2, 2, Outcome.DONE, None),
@@ -928,7 +962,7 @@ async def test_only_the_newest_attempts_are_kept(node: Node) -> None:
     await node.start(await node.take(LATER + 1000), LATER + 1000)
     running = await get(node.store)
 
-    assert waiting.attempt == ATTEMPTS_KEPT + 5
+    assert waiting.state.attempt == ATTEMPTS_KEPT + 5
     assert [record.number for record in waiting.attempts] == list(range(6, ATTEMPTS_KEPT + 6))
     assert [record.number for record in running.attempts] == list(range(7, ATTEMPTS_KEPT + 7))
 
@@ -943,7 +977,7 @@ async def test_a_cancelling_job_does_not_wait_again(node: Node, outcome: Outcome
     job = await get(node.store)
 
     assert receipts.settled == {claimed.seq: Status.CANCELLED}
-    assert (job.status, job.finished_at) == (Status.CANCELLED, NOW + 1)
+    assert (job.status, job.state.finished_at) == (Status.CANCELLED, NOW + 1)
     assert [record.outcome for record in job.attempts] == ([outcome] if outcome else [])
     assert (await look(node.store)).waiting == 0
 
@@ -1217,7 +1251,7 @@ async def test_a_job_that_had_not_begun_is_rescued_unspent(node: Node, other: No
         Status.QUEUED,
         False,
     )
-    assert job == msgspec.structs.replace(before, claim=1)
+    assert job == Job(before.asked, State(Status.QUEUED, claim=1))
     assert (again.claim, again.attempt, again.rescued) == (2, 0, 1)
 
 
@@ -1229,9 +1263,14 @@ async def test_a_running_job_is_rescued_with_its_attempt_spent(node: Node, other
     again = await other.take(LATER)
 
     assert (rescued.status, rescued.begun) == (Status.QUEUED, True)
-    assert (job.status, job.attempt, job.run_at, job.finished_at) == (Status.QUEUED, 1, NOW, None)
-    assert job.error is not None
-    assert job.error.type == "NodeDied"
+    assert (job.status, job.state.attempt, job.asked.run_at, job.state.finished_at) == (
+        Status.QUEUED,
+        1,
+        NOW,
+        None,
+    )
+    assert job.state.error is not None
+    assert job.state.error.type == "NodeDied"
     assert job.attempts == (
         AttemptRecord(
             number=1,
@@ -1240,7 +1279,7 @@ async def test_a_running_job_is_rescued_with_its_attempt_spent(node: Node, other
             started_at=NOW,
             finished_at=LATER,
             outcome=Outcome.INTERRUPTED,
-            error=job.error,
+            error=job.state.error,
         ),
     )
     assert (again.attempt, again.rescued) == (1, 1)
@@ -1258,9 +1297,11 @@ async def test_a_job_that_may_not_run_again_fails_when_its_node_dies(
     job = await get(node.store)
 
     assert (rescued.status, rescued.begun) == (Status.FAILED, True)
-    assert (job.status, job.finished_at, job.attempt) == (Status.FAILED, LATER, 1)
-    assert job.error is not None
-    assert [(record.outcome, record.error) for record in job.attempts] == [(Outcome.INTERRUPTED, job.error)]
+    assert (job.status, job.state.finished_at, job.state.attempt) == (Status.FAILED, LATER, 1)
+    assert job.state.error is not None
+    assert [(record.outcome, record.error) for record in job.attempts] == [
+        (Outcome.INTERRUPTED, job.state.error)
+    ]
 
 
 async def test_a_job_that_leaves_its_retries_to_the_handler_is_judged_by_who_claims_it(
@@ -1279,7 +1320,12 @@ async def test_a_job_that_leaves_its_retries_to_the_handler_is_judged_by_who_cla
     assert (rescued.status, rescued.begun) == (Status.QUEUED, True)
     assert (claimed.max_retries, claimed.attempt, claimed.rescued) == (None, 1, 1)
     assert not receipts.stale
-    assert (job.status, job.attempt, job.max_retries, job.error) == (Status.FAILED, 1, None, DIED_LAST)
+    assert (job.status, job.state.attempt, job.asked.max_retries, job.state.error) == (
+        Status.FAILED,
+        1,
+        None,
+        DIED_LAST,
+    )
     assert [record.outcome for record in job.attempts] == [Outcome.INTERRUPTED]
 
 
@@ -1304,7 +1350,7 @@ async def test_a_cancelling_job_of_a_dead_node_is_cancelled(node: Node, other: N
     job = await get(node.store)
 
     assert (rescued.status, rescued.begun) == (Status.CANCELLED, begun)
-    assert (job.status, job.finished_at, job.attempt) == (Status.CANCELLED, LATER, int(begun))
+    assert (job.status, job.state.finished_at, job.state.attempt) == (Status.CANCELLED, LATER, int(begun))
     assert [record.outcome for record in job.attempts] == [Outcome.CANCELLED] * begun
 
 
@@ -1316,7 +1362,7 @@ async def test_a_job_claimed_again_has_not_begun(node: Node, other: Node) -> Non
     job = await get(node.store)
 
     assert not rescued.begun
-    assert (job.attempt, job.error) == (1, ERROR)
+    assert (job.state.attempt, job.state.error) == (1, ERROR)
     assert [record.outcome for record in job.attempts] == [Outcome.RETRY]
 
 
@@ -1343,7 +1389,7 @@ async def test_a_waiting_job_is_cancelled_at_once(node: Node, status: Status) ->
     receipts = await node.exchange(LATER, claim=1)
 
     assert change == Change("a", "changed", job)
-    assert (job.status, job.finished_at) == (Status.CANCELLED, NOW + 1)
+    assert (job.status, job.state.finished_at) == (Status.CANCELLED, NOW + 1)
     assert (list(receipts.claimed), receipts.waiting, receipts.next_due) == ([], 0, None)
 
 
@@ -1357,7 +1403,7 @@ async def test_a_held_job_is_asked_to_stop(node: Node) -> None:
         jobs = [await get(node.store, job_id) for job_id in ("begun", "held")]
 
         assert changes == [Change("begun", "changed", jobs[0]), Change("held", "changed", jobs[1])]
-        assert [(job.status, job.finished_at) for job in jobs] == [(Status.CANCELLING, None)] * 2
+        assert [(job.status, job.state.finished_at) for job in jobs] == [(Status.CANCELLING, None)] * 2
 
 
 @pytest.mark.parametrize("status", sorted(ENDED))
@@ -1381,18 +1427,12 @@ async def test_a_job_that_has_ended_can_be_retried(node: Node, status: Status) -
     again = await node.take(LATER)
 
     assert change == Change("a", "changed", job)
-    assert job == msgspec.structs.replace(
-        before,
-        status=Status.QUEUED,
-        attempt=0,
-        run_at=LATER,
-        started_at=None,
-        finished_at=None,
-        result=None,
-        error=None,
-        expires_at=None,
+    assert job == Job(
+        msgspec.structs.replace(before.asked, run_at=LATER, expires_at=None),
+        State(Status.QUEUED, claim=before.state.claim),
+        before.attempts,
     )
-    assert (again.claim, again.attempt) == (before.claim + 1, 0)
+    assert (again.claim, again.attempt) == (before.state.claim + 1, 0)
 
 
 @pytest.mark.parametrize("status", sorted(set(Status) - ENDED))
@@ -1410,14 +1450,14 @@ async def test_a_retry_keeps_an_expires_at_that_lies_ahead(node: Node) -> None:
     """Only one that has passed would end the job at once."""
     await bring_to(node, Status.FAILED, expires_at=LATER)
     await node.store.retry(["a"], LATER - 1)
-    kept = (await get(node.store)).expires_at
+    kept = (await get(node.store)).asked.expires_at
     await look(node.store, LATER)
     expired = (await get(node.store)).status
     await node.store.retry(["a"], LATER)
 
     assert kept == LATER
     assert expired is Status.EXPIRED
-    assert (await get(node.store)).expires_at is None
+    assert (await get(node.store)).asked.expires_at is None
 
 
 async def test_a_retried_job_ends_anew(node: Node) -> None:
@@ -1433,7 +1473,7 @@ async def test_a_retried_job_ends_anew(node: Node) -> None:
         (1, 1, Outcome.DONE),
         (1, 2, Outcome.FAIL),
     ]
-    assert (job.attempt, job.result, job.error) == (1, None, ERROR)
+    assert (job.state.attempt, job.state.result, job.state.error) == (1, None, ERROR)
 
 
 @pytest.mark.parametrize("status", sorted(WAITING | ENDED))
@@ -1450,7 +1490,7 @@ async def test_a_job_that_nobody_holds_can_be_deleted(node: Node, status: Status
     assert gone is None
     assert tagged == []
     assert (list(receipts.claimed), receipts.waiting, receipts.next_due) == ([], 0, None)
-    assert await get(node.store) == as_stored(new_job(payload=b"2"))
+    assert await get(node.store) == Job(new_job(payload=b"2"), State(Status.QUEUED))
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
@@ -1484,6 +1524,114 @@ async def test_each_of_many_ids_gets_its_own_verdict(node: Node) -> None:
     assert retried == ["changed", "absent", "changed", "changed"]
     assert deleted == ["changed", "absent", "changed", "changed", "absent"]
     assert list(await store.cancel([], NOW)) == []
+
+
+# --- edit -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", sorted(WAITING))
+async def test_a_waiting_job_can_be_edited(node: Node, status: Status) -> None:
+    """What is not named stays as it was, and so does how it stands."""
+    await bring_to(node, status, options=Options(on_crash="fail", tags=("t", "u")))
+    before = await get(node.store)
+    backoff = Backoff(base=9.0)
+    edits: dict[str, Any] = {"payload": b"[2]", "priority": -7, "max_retries": 0, "expires_at": LATER + 100}
+    job = await edit(node.store, **edits, timeout=5.0, backoff=backoff, tags=("u", "v"))
+    claimed = await node.take(LATER)
+
+    options = Options(timeout=5.0, backoff=backoff, on_crash="fail", tags=("u", "v"))
+    assert (job.asked, job.state) == (replace(before.asked, **edits, options=options), before.state)
+    assert (job.attempts, job.original) == (before.attempts, before.asked)
+    assert (claimed.payload, claimed.priority, claimed.max_retries) == (b"[2]", -7, 0)
+    assert claimed.options == options
+    assert [await listed(node.store, tag=tag) for tag in "tuv"] == [[], ["a"], ["a"]]
+
+
+@pytest.mark.parametrize("status", sorted(set(Status) - WAITING))
+async def test_what_runs_or_has_ended_is_not_edited(node: Node, status: Status) -> None:
+    """Nor is what is not there."""
+    await bring_to(node, status)
+    before = await get(node.store)
+    changes = await node.store.edit(["a", "nobody"], {"priority": 1}, LATER)
+
+    assert list(changes) == [Change("a", "refused", before), Change("nobody", "absent")]
+    assert await get(node.store) == before
+
+
+async def test_a_held_job_is_not_edited_before_it_begins_either(node: Node) -> None:
+    """And can be edited once it is handed back."""
+    await add(node.store, new_job())
+    job = await node.take()
+    before = await get(node.store)
+    (held,) = await node.store.edit(["a"], {"payload": b"2"}, NOW)
+    await node.settle(job, None)
+    await edit(node.store, payload=b"2")
+
+    assert held == Change("a", "refused", before)
+    assert (await node.take()).payload == b"2"
+
+
+async def test_a_job_that_is_moved_counts_in_its_new_queue(node: Node) -> None:
+    """And is claimed there, though its old one is paused."""
+    store = node.store
+    await add(store, new_job(), new_job("b"), new_job("later", run_at=LATER))
+    await store.pause("default")
+    await store.edit(["a", "later"], {"queue": "x"}, NOW)
+    queues = {one.name: (one.counts, one.oldest_queued_at) for one in await store.queues()}
+    claimed = await node.claim(9, LATER)
+
+    assert queues["default"] == ({Status.QUEUED: 1}, NOW)
+    assert queues["x"] == ({Status.QUEUED: 1, Status.SCHEDULED: 1}, NOW)
+    assert [(job.id, job.queue) for job in claimed] == [("a", "x"), ("later", "x")]
+    assert await listed(store, queue="x") == ["later", "a"]
+    assert (await look(store, LATER)).waiting == 1
+
+
+async def test_a_new_priority_changes_the_order_of_claims(node: Node) -> None:
+    """As does a new time."""
+    await add(node.store, *(new_job(job_id) for job_id in "abcd"))
+    await edit(node.store, "c", priority=1)
+    await edit(node.store, "a", priority=-1)
+    await edit(node.store, "b", now=NOW + 1, run_at=NOW + 1)
+
+    assert [job.id for job in await node.claim(9, NOW + 1)] == ["c", "d", "b", "a"]
+
+
+@pytest.mark.parametrize("status", sorted(WAITING))
+async def test_a_job_is_ready_at_its_new_time(node: Node, status: Status) -> None:
+    """The store says when that is; until then it counts as waiting for it."""
+    await bring_to(node, status)
+    job = await edit(node.store, run_at=LATER)
+    before = await node.exchange(LATER - 1, claim=1)
+    after = await node.exchange(LATER, claim=1)
+
+    ahead = Status.RETRYING if status is Status.RETRYING else Status.SCHEDULED
+    assert (job.status, before.claimed, before.next_due) == (ahead, [], LATER)
+    assert [one.id for one in after.claimed] == ["a"]
+
+
+@pytest.mark.parametrize("status", sorted(WAITING))
+async def test_a_job_that_is_due_now_is_ready_at_once(node: Node, status: Status) -> None:
+    """With the attempts that it has had."""
+    await bring_to(node, status)
+    before = await get(node.store)
+    job = await edit(node.store, run_at=NOW)
+
+    assert (job.status, job.attempts) == (Status.QUEUED, before.attempts)
+    assert (await node.take()).attempt == before.state.attempt
+
+
+async def test_a_job_expires_at_its_new_time(node: Node) -> None:
+    """And not at all once that is taken back."""
+    await add(node.store, new_job(expires_at=NOW + 1), new_job("b"))
+    await edit(node.store, expires_at=None)
+    await edit(node.store, "b", expires_at=NOW + 2)
+    due = (await look(node.store)).next_due
+    receipts = await look(node.store, NOW + 2)
+
+    assert due == NOW + 2
+    assert [change.id for change in receipts.changes] in (["b"], [])  # a shared store tells of watched jobs
+    assert [(await get(node.store, job_id)).status for job_id in "ab"] == [Status.QUEUED, Status.EXPIRED]
 
 
 # --- prune ------------------------------------------------------------------------------------------------------------

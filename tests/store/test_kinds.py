@@ -43,7 +43,14 @@ async def echo(store: Store) -> Node:
 
 def untouched(job: Job) -> bool:
     """Whether a job waits as if no claim had ever met it."""
-    return (job.status, job.attempt, job.claim, job.started_at, job.attempts, job.error) == (
+    return (
+        job.status,
+        job.state.attempt,
+        job.state.claim,
+        job.state.started_at,
+        job.attempts,
+        job.state.error,
+    ) == (
         *(Status.QUEUED, 0, 0),
         *(None, (), None),
     )
@@ -137,7 +144,7 @@ async def test_what_another_node_handed_back_or_failed_stands_aside_too(store: S
 
     assert (nothing, found) == ([], ["a", "b"])
     (record,) = (await get(store, "b")).attempts
-    assert (record.number, record.outcome, (await get(store, "b")).attempt) == (1, Outcome.RETRY, 1)
+    assert (record.number, record.outcome, (await get(store, "b")).state.attempt) == (1, Outcome.RETRY, 1)
 
 
 @pytest.mark.parametrize("act", ["cancel", "delete", "expire"])
@@ -145,7 +152,7 @@ async def test_a_job_without_a_node_obeys_people(store: Store, echo: Node, act: 
     """It can be read, listed, cancelled and deleted, and it expires."""
     await add(store, new_job("a", kind="demo", expires_at=NOW + 5))
     await taken(echo)
-    assert (await get(store, "a")).kind == "demo"
+    assert (await get(store, "a")).asked.kind == "demo"
     changes: Sequence[Change] = ()
     match act:
         case "cancel":

@@ -26,6 +26,7 @@ from jobpipe.job import (
     NewJob,
     Options,
     Outcome,
+    State,
     Status,
     retries_of,
 )
@@ -82,6 +83,8 @@ class Entry:
     error: JobError | None = None
     size: int = 0
     records: list[AttemptRecord] = field(default_factory=list)
+    first: NewJob | None = None
+    """what was asked first, where it was edited since"""
 
     @property
     def ready(self) -> bool:
@@ -91,27 +94,24 @@ class Entry:
         self.status, self.finished_at, self.size, self.holder = status, at, size, None
 
     def shown(self) -> Job:
-        new = self.new
         return Job(
-            id=new.id,
-            kind=new.kind,
-            queue=new.queue,
-            status=self.status,
-            priority=new.priority,
-            payload=new.payload,
-            result=self.result,
-            error=self.error,
-            attempt=self.attempt,
-            max_retries=new.max_retries,
-            claim=self.claim,
-            created_at=new.created_at,
-            run_at=self.run_at,
-            started_at=self.started_at,
-            finished_at=self.finished_at,
-            expires_at=self.expires_at,
-            options=new.options,
-            attempts=tuple(self.records),
+            self.asked,
+            State(
+                status=self.status,
+                attempt=self.attempt,
+                claim=self.claim,
+                started_at=self.started_at,
+                finished_at=self.finished_at,
+                result=self.result,
+                error=self.error,
+            ),
+            tuple(self.records),
+            original=self.first,
         )
+
+    @property
+    def asked(self) -> NewJob:
+        return replace(self.new, run_at=self.run_at, expires_at=self.expires_at)
 
 
 class Model:
@@ -207,18 +207,8 @@ class Model:
             self.jobs[new.id] = Entry(new, self.arrivals, status, new.run_at, new.expires_at)
             self.paused.setdefault(new.queue, False)
             return "stored", None
-        old = entry.new
-        same = (
-            new.kind,
-            new.queue,
-            new.priority,
-            new.max_retries,
-            new.options,
-            new.payload,
-            new.expires_at,
-        ) == (
-            (old.kind, old.queue, old.priority, old.max_retries, old.options, old.payload, entry.expires_at)
-        )
+        old = entry.first or entry.asked
+        same = new == replace(old, created_at=new.created_at, run_at=new.run_at)
         return ("existing" if same else "conflict"), new.id
 
     def claim(self, batch: Batch) -> list[Entry]:
@@ -316,6 +306,26 @@ class Model:
             entry.expires_at = None
         return "changed"
 
+    def edit(self, job_id: str, edits: dict[str, Any], now: float) -> str:
+        entry = self.jobs.get(job_id)
+        if entry is None:
+            return "absent"
+        if entry.status not in WAITING or entry.holder is not None:
+            return "refused"
+        before = entry.asked
+        asked = {name: value for name, value in edits.items() if name not in {"tags", "timeout"}}
+        options = {name: value for name, value in edits.items() if name in {"tags", "timeout"}}
+        entry.new = replace(before, **asked, options=replace(before.options, **options))
+        entry.run_at, entry.expires_at = entry.new.run_at, entry.new.expires_at
+        if entry.new != before and entry.first is None:
+            entry.first = before
+        if "run_at" in edits and entry.run_at <= now:
+            entry.status = Status.QUEUED
+        elif "run_at" in edits and entry.status is Status.QUEUED:
+            entry.status = Status.SCHEDULED
+        self.paused.setdefault(entry.new.queue, False)
+        return "changed"
+
     def delete(self, job_id: str) -> str:
         entry = self.jobs.get(job_id)
         if entry is None:
@@ -369,6 +379,19 @@ NEW_JOBS = st.fixed_dictionaries(
             [Options(), Options(), Options(on_crash="fail"), Options(tags=("t", "u"))]
         ),
     }
+)
+EDITS = st.fixed_dictionaries(
+    {},
+    optional={
+        "queue": st.sampled_from(QUEUES),
+        "payload": st.sampled_from([b"1", b"[true]"]),
+        "priority": st.sampled_from([0, -1, 5]),
+        "max_retries": st.sampled_from([0, 1]),
+        "run_at": st.sampled_from([0.0, 5.0]),
+        "expires_at": st.sampled_from([None, 7.0, 20.0]),
+        "tags": st.sampled_from([(), ("u", "v")]),
+        "timeout": st.sampled_from([None, 3.0]),
+    },
 )
 SETTLED_AS = {
     Outcome.DONE: Status.DONE,
@@ -436,7 +459,7 @@ class Lives(RuleBasedStateMachine):
     def add_again(self, job_id: str) -> None:
         """The same request once more, whatever has become of it."""
         if entry := self.model.jobs.get(job_id):
-            twin = replace(entry.new, created_at=self.now, run_at=self.now, expires_at=entry.expires_at)
+            twin = replace(entry.first or entry.asked, created_at=self.now, run_at=self.now)
             self.exchange(Batch(node="door", now=self.now, adds=[Add([twin])]))
 
     @rule(node=st.sampled_from(NODES), limit=st.integers(1, 3))
@@ -509,6 +532,16 @@ class Lives(RuleBasedStateMachine):
             self.call(self.store.retry, ids, self.now), ids, lambda one: self.model.retry(one, self.now)
         )
 
+    @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=3), edits=EDITS)
+    def edit(self, ids: list[str], edits: dict[str, Any]) -> None:
+        for name in {"run_at", "expires_at"} & edits.keys():
+            edits |= {name: None if edits[name] is None else self.now + edits[name]}
+        self.compare(
+            self.call(self.store.edit, ids, edits, self.now),
+            ids,
+            lambda one: self.model.edit(one, edits, self.now),
+        )
+
     @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=2))
     def delete(self, ids: list[str]) -> None:
         self.compare(self.call(self.store.delete, ids), ids, self.model.delete)
@@ -535,9 +568,9 @@ class Lives(RuleBasedStateMachine):
         for arrival, job in jobs:
             before = self.last.get(arrival, job)
             assert job.status is before.status or job.status in FOLLOWS[before.status]
-            assert job.claim >= before.claim
-            assert (job.finished_at is not None) == (job.status in ENDED)
-            assert job.status not in ACTIVE or job.claim > 0
+            assert job.state.claim >= before.state.claim
+            assert (job.state.finished_at is not None) == (job.status in ENDED)
+            assert job.status not in ACTIVE or job.state.claim > 0
         self.last = dict(jobs)
 
     @invariant()
@@ -550,7 +583,9 @@ class Lives(RuleBasedStateMachine):
     @invariant()
     def lists_and_counts_agree_with_the_rows(self) -> None:
         page = self.call(self.store.jobs, Filter(), 100, None)
-        assert list(page.jobs) == [replace(entry.shown(), attempts=()) for entry in self.model.newest_first()]
+        assert list(page.jobs) == [
+            replace(entry.shown(), attempts=(), original=None) for entry in self.model.newest_first()
+        ]
         queues = self.model.queues()
         assert list(self.call(self.store.queues)) == queues
         assert [self.call(self.store.queue, queue.name) for queue in queues] == queues

@@ -63,7 +63,7 @@ async def test_a_job_that_is_larger_than_a_page_comes_alone(store: Store) -> Non
     pages = await walked(store)
 
     assert ids(pages) == [["3"], ["2"], ["1"], ["0"]]
-    assert [len(page.jobs[0].payload) for page in pages] == [1, PAGE_BYTES + 1, PAGE_BYTES + 1, 1]
+    assert [len(page.jobs[0].asked.payload) for page in pages] == [1, PAGE_BYTES + 1, PAGE_BYTES + 1, 1]
 
 
 async def test_without_their_content_large_jobs_are_listed_together(store: Store) -> None:
@@ -71,10 +71,10 @@ async def test_without_their_content_large_jobs_are_listed_together(store: Store
     await add(store, *(new_job(str(number), payload=payload(PAGE_BYTES)) for number in range(5)))
     (page,) = await walked(store, content=False)
 
-    assert [(job.id, job.payload, job.result) for job in page.jobs] == [
+    assert [(job.id, job.asked.payload, job.state.result) for job in page.jobs] == [
         (str(number), b"", None) for number in reversed(range(5))
     ]
-    assert [job.kind for job in page.jobs] == ["echo"] * 5
+    assert [job.asked.kind for job in page.jobs] == ["echo"] * 5
 
 
 async def test_results_errors_and_options_count_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ async def test_pages_hold_every_job_once_whatever_bounds_them(
 
     assert [job.id for page in pages for job in page.jobs] == whole
     assert len(whole) == {"{}": 60, "{'text': 'x'}": 60, "{'tag': 'even'}": 30}.get(str(where), 40)
-    assert all(sum(len(job.payload) + ROW for job in page.jobs) <= 20_000 for page in pages)
+    assert all(sum(len(job.asked.payload) + ROW for job in page.jobs) <= 20_000 for page in pages)
     assert all(len(page.jobs) <= limit for page in pages)
 
 

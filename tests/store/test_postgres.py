@@ -13,14 +13,14 @@ import trio
 from jobpipe.errors import StoreError, StoreUnavailable
 from jobpipe.job import Options, Outcome, Status
 from jobpipe.store import factory
-from jobpipe.store.base import SharedStore, Store
+from jobpipe.store.base import Claimed, SharedStore, Store
 from jobpipe.store.migrations import migrations
 from jobpipe.store.postgres import PostgresStore, migrate, open_postgres
 from jobpipe.store.postgres.address import read_address
 from jobpipe.store.postgres.claiming import CLAIM
 from jobpipe.store.postgres.line import Limits, Lines
 from tests.store.server import ask, server_url, with_query
-from tests.store.test_contract import KINDS, NOW, Node, add, get, look, new_job, settlement, start
+from tests.store.test_contract import KINDS, NOW, Node, add, edit, get, look, new_job, settlement, start
 
 
 def url_of(schema: str, **more: str) -> str:
@@ -65,6 +65,47 @@ async def test_nodes_that_claim_at_once_share_the_jobs(schema: str) -> None:
         both = claimed["one"] + claimed["other"]
 
         assert sorted(both) == [f"j{number:03}" for number in range(300)]
+
+
+@pytest.mark.parametrize("paused", [False, True])
+async def test_a_claim_that_began_before_an_edit_runs_what_was_edited(
+    schema: str, monkeypatch: pytest.MonkeyPatch, paused: bool
+) -> None:
+    """It sees the row that it locks as it is, but what it joins as it was when it began."""
+    monkeypatch.setattr("jobpipe.store.postgres.store.BRIEF", 20.0)
+    async with two_nodes(schema) as (one, other):
+        await add(one.store, new_job(), new_job("b"), new_job("c", queue="paused"))
+        if paused:
+            await one.store.pause("paused")
+        options = Options(timeout=2.0, tags=("t",))
+        claimed: list[Claimed] = []
+
+        async def claim() -> None:
+            claimed.extend(await other.claim(3 - paused))
+
+        with psycopg.connect(server_url()) as holder:
+            holder.execute(f"select from {schema}.nodes where name = 'other' for update".encode())
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(claim)
+                await blocked(schema)
+                await edit(one.store, payload=b"2", priority=1, max_retries=0, timeout=2.0, tags=("t",))
+                holder.rollback()
+
+    a, b, *_ = claimed
+    assert (a.id, a.payload, a.priority, a.max_retries, a.options) == ("a", b"2", 1, 0, options)
+    assert (b.id, b.payload) == ("b", new_job().payload)
+    assert len(claimed) == 3 - paused
+
+
+async def blocked(schema: str) -> None:
+    """Wait until a statement on a schema's tables waits for a lock."""
+    waits = (
+        "select 1 from pg_locks w join pg_locks h on h.pid = w.pid "
+        f"where not w.granted and h.relation = '{schema}.nodes'::regclass"
+    )
+    with trio.fail_after(15):
+        while not ask(waits):  # noqa: ASYNC110 - another session's lock rings no bell
+            await trio.sleep(0.01)
 
 
 @pytest.mark.parametrize(("paused", "passed"), [(0, 10), (1, 10), (1, 5)])

@@ -18,7 +18,7 @@ from jobpipe.store.postgres import open_postgres
 from tests.api.door import open_door
 from tests.store.bounds import of_fields
 from tests.store.server import ask, empty_schema, server_url, with_query
-from tests.store.test_contract import Node, add, get, listed, look, new_job
+from tests.store.test_contract import Node, add, edit, get, listed, look, new_job
 
 
 @pytest.fixture
@@ -96,16 +96,16 @@ async def test_a_job_is_there_when_the_transaction_is_committed(store: Store, ap
     application.rollback()
 
     assert before is None
-    assert (job.kind, job.queue, job.status, job.priority, job.max_retries) == (
+    assert (job.asked.kind, job.asked.queue, job.status, job.asked.priority, job.asked.max_retries) == (
         "echo",
         "default",
         Status.QUEUED,
         0,
         None,
     )
-    assert json.loads(job.payload) == {"n": 1}
-    assert job.run_at == job.created_at
-    assert job.options == Options()
+    assert json.loads(job.asked.payload) == {"n": 1}
+    assert job.asked.run_at == job.asked.created_at
+    assert job.asked.options == Options()
     assert await store.get(other) is None
     assert (await look(store)).waiting == 1
 
@@ -130,15 +130,15 @@ async def test_everything_that_can_be_asked_is_kept(store: Store, application: A
     application.commit()
     job = await get(store, "ü")
 
-    assert (job.kind, job.queue, job.status, job.priority, job.max_retries) == (
+    assert (job.asked.kind, job.asked.queue, job.status, job.asked.priority, job.asked.max_retries) == (
         "email.send",
         "mail",
         Status.SCHEDULED,
         -7,
         0,
     )
-    assert (job.run_at, job.expires_at) == (2211624000.5, 2243246400.0)
-    assert job.options == Options(
+    assert (job.asked.run_at, job.asked.expires_at) == (2211624000.5, 2243246400.0)
+    assert job.asked.options == Options(
         timeout=1.5,
         backoff=Backoff(base=0.1, jitter="none"),
         on_crash="fail",
@@ -154,8 +154,8 @@ async def test_a_delay_counts_from_the_call(store: Store, application: Any) -> N
     application.commit()
     job = await get(store, "a")
 
-    assert round(job.run_at - job.created_at, 3) == 5
-    assert (job.status, job.options) == (Status.SCHEDULED, Options(delay=5))
+    assert round(job.asked.run_at - job.asked.created_at, 3) == 5
+    assert (job.status, job.asked.options) == (Status.SCHEDULED, Options(delay=5))
 
 
 async def test_the_same_call_twice_makes_one_job(store: Store, application: Any) -> None:
@@ -370,6 +370,36 @@ async def test_what_the_handler_says_is_not_fixed_by_who_enqueues(store: Store, 
     assert fewer.status_code == 409
 
 
+async def test_a_call_that_is_repeated_is_compared_with_what_was_asked_first(
+    store: Store, application: Any
+) -> None:
+    """The application may not know that the job was edited since."""
+    given: dict[str, Any] = {
+        "kind": "echo",
+        "id": "a",
+        "payload": {"text": "é"},
+        "expires_at": "2100-01-31T12:00:00.123Z",
+        "backoff": {"base": 0.1},
+        "tags": ["t", "ü"],
+    }
+    enqueue(application, **given)
+    application.commit()
+    await edit(store, payload=b"2", queue="x", max_retries=1, expires_at=None, backoff=None, tags=())
+    again = enqueue(application, **given)
+
+    assert again == "a"
+    with pytest.raises(psycopg.errors.UniqueViolation, match="another job with the id a"):
+        enqueue(application, kind="echo", id="a", payload=2, queue="x", max_retries=1)
+
+
+async def test_a_first_request_that_sql_cannot_hold_is_another_one(store: Store, application: Any) -> None:
+    """Whatever the job holds now."""
+    await add(store, new_job(payload=b'"a\\u0000b"'))
+    await edit(store, payload=b'"ab"')
+    with pytest.raises(psycopg.errors.UniqueViolation, match="another job with the id a"):
+        enqueue(application, kind="echo", id="a", payload="ab", max_retries=3)
+
+
 async def test_a_job_that_sql_cannot_hold_is_another_job(store: Store, application: Any) -> None:
     """Over HTTP a payload may hold a NUL, which jsonb may not."""
     await add(store, new_job(payload=b'"a\\u0000b"'))
@@ -412,9 +442,9 @@ async def test_settings_of_the_callers_session_change_nothing(
     application.commit()
     job = await get(store, "a.b")
 
-    assert json.loads(job.payload) == given["payload"]
-    assert job.run_at == 2211624000.5
-    assert job.options == Options(
+    assert json.loads(job.asked.payload) == given["payload"]
+    assert job.asked.run_at == 2211624000.5
+    assert job.asked.options == Options(
         timeout=0.1 + 0.2, backoff=Backoff(base=0.123456789012345), run_at=2211624000.5
     )
     with pytest.raises(psycopg.errors.InvalidParameterValue):
@@ -451,7 +481,7 @@ async def test_ids_are_made_in_the_order_of_time(store: Store, application: Any)
     """Of the same form as those that the API makes."""
     ids = [enqueue(application, kind="echo") for _ in range(3)]
     application.commit()
-    like = new_job_id((await get(store, ids[0])).created_at, lambda _bits: 0)
+    like = new_job_id((await get(store, ids[0])).asked.created_at, lambda _bits: 0)
 
     assert len(set(ids)) == 3
     assert {len(one) for one in ids} == {36}
@@ -466,7 +496,7 @@ async def test_a_job_of_the_function_is_run_like_any_other(store: Store, applica
     application.commit()
     node = Node(store)
     await node.join()
-    receipts = await node.exchange((await get(store, "j0")).created_at + 1, claim=250)
+    receipts = await node.exchange((await get(store, "j0")).asked.created_at + 1, claim=250)
     (queue,) = await store.queues()
 
     assert [job.id for job in receipts.claimed] == [f"j{number}" for number in range(250)]

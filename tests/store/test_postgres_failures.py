@@ -67,13 +67,14 @@ async def test_an_exchange_is_one_round_trip(node: Node, proxy: Proxy) -> None:
     assert proxy.trips - before == 1
 
 
-@pytest.mark.parametrize("verb", ["cancel", "retry", "delete"])
+@pytest.mark.parametrize("verb", ["cancel", "retry", "edit", "delete"])
 async def test_what_is_asked_of_a_job_is_two_round_trips(node: Node, proxy: Proxy, verb: str) -> None:
     """One locks and reads, the other writes and commits."""
     store = node.store
     asked: dict[str, Callable[[list[str]], Awaitable[Sequence[Change]]]] = {
         "cancel": lambda ids: store.cancel(ids, NOW),
         "retry": lambda ids: store.retry(ids, NOW),
+        "edit": lambda ids: store.edit(ids, {"payload": b"2"}, NOW),
         "delete": store.delete,
     }
     await add(store, *(new_job(job_id, run_at=NOW + 60) for job_id in "abcd"))
@@ -342,7 +343,7 @@ async def test_a_claim_that_was_lost_is_handed_back_though_it_was_asked_to_cance
     job = await get(node.store)
 
     assert list(receipts.claimed) == []
-    assert (job.status, job.finished_at, job.attempts) == (Status.CANCELLED, LATER, ())
+    assert (job.status, job.state.finished_at, job.attempts) == (Status.CANCELLED, LATER, ())
     assert (await node.store.queues())[0].counts == {Status.CANCELLED: 1}
 
 
@@ -610,7 +611,7 @@ async def test_settings_of_the_role_change_nothing(schema: str) -> None:
 
             assert heard == News("missed")
             assert (claimed[0].run_at, again[0].run_at) == (NOW + 0.123, NOW + 2.345)
-            assert (done.payload, done.options) == (job.payload, job.options)
+            assert (done.asked.payload, done.asked.options) == (job.payload, job.options)
             assert found == ["größe"]
             assert await listed(store, tag="größe") == ["größe"]
     finally:

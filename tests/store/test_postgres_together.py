@@ -3,6 +3,7 @@
 import random
 from collections import Counter, defaultdict
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 import trio
@@ -70,6 +71,17 @@ class Life:
         ]
         return Add(jobs, atomic=self.chance.random() < 0.3)
 
+    def edits(self, number: int) -> dict[str, Any]:
+        """Any of what can be edited."""
+        edits: dict[str, Any] = {
+            "payload": b"%d" % number,
+            "queue": self.chance.choice("xy"),
+            "priority": self.chance.randrange(3),
+            "run_at": NOW + number + self.chance.choice([0, 2]),
+            "tags": self.chance.choice([(), ("t",), ("t", "u")]),
+        }
+        return {name: value for name, value in edits.items() if self.chance.random() < 0.5}
+
     def note(self, ends: list[Settlement], lost: frozenset[tuple[int, int]]) -> None:
         self.written += [(one.seq, one.claim) for one in ends if (one.seq, one.claim) not in lost]
 
@@ -77,7 +89,7 @@ class Life:
         """As people and housekeepers do."""
         for number in range(ROUNDS):
             ids = [f"j{self.chance.randrange(IDS)}" for _ in range(3)]
-            match self.chance.randrange(8):
+            match self.chance.randrange(9):
                 case 0:
                     await self.store.cancel(ids, NOW + number)
                 case 1 | 2:
@@ -92,6 +104,8 @@ class Life:
                     await self.store.leave(f"n{self.chance.randrange(NODES)}")
                 case 6:
                     await self.store.rescue(self.name, NOW + number)
+                case 7:
+                    await self.store.edit(ids, self.edits(number), NOW + number)
                 case _:
                     await self.store.queues()
 

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from jobpipe.job import NewJob, as_stored
+from jobpipe.job import Job, NewJob, State
 from jobpipe.store.base import STORED, Add, Receipt
 from jobpipe.store.postgres.parameters import binaries, floats, integers, texts
 from jobpipe.store.postgres.reader import several
@@ -159,11 +159,11 @@ async def _refusal(session: Session, jobs: Sequence[NewJob]) -> Sequence[Receipt
     """The receipts of an atomic add that cannot be: None when no job of it is in conflict."""
     twins = await several(session, [job.id for job in jobs])
     receipts: list[Receipt] = []
-    seen: dict[str, NewJob] = {}
+    seen: dict[str, Job] = {}
     for job in jobs:
-        twin = twins.get(job.id) or (as_stored(seen[job.id]) if job.id in seen else None)
+        twin = twins.get(job.id) or seen.get(job.id)
         receipts.append(Receipt("refused") if twin is None else compared(job, twin))
-        seen.setdefault(job.id, job)
+        seen.setdefault(job.id, Job(job, State(job.status)))
     return receipts if any(receipt.verdict == "conflict" for receipt in receipts) else None
 
 

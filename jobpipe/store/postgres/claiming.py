@@ -194,7 +194,7 @@ taken as (
     where l.seq = r.seq
     returning
         l.priority, l.run_at, l.seq, r.id, r.kind, l.queue, r.payload, l.attempt, r.max_retries, l.claim,
-        l.rescued, r.options, r.mine
+        l.rescued, r.options, r.mine, l.edited
 )
 """
 _COUNT_TAKEN = counting("select queue, 'queued', -1, 0 from taken where mine")
@@ -236,13 +236,25 @@ select
         from heads h
         order by h.round desc, h.queue desc
         limit 1
-    )
+    ),
+    edited
 from taken
 """
-MINE, PLACE, CLAIMED, LAST_WALKED = 0, slice(4), slice(3, -1), -1
-"""In a row of it: whether the job is taken, where it stands in line, the values of `Claimed`, the last queue walked to.
+MINE, PLACE, CLAIMED, LAST_WALKED, EDITED = 0, slice(4), slice(3, -2), -2, -1
+"""In a row of it: whether the job is taken, where it stands in line, the values of `Claimed`, the last queue walked to,
+whether the job was edited.
 
 A job's place in line ends with seq, with which the values of `Claimed` begin.
+"""
+
+# The values of `Claimed`, of jobs that "live" says were edited: their claim may have joined them as they were before.
+ASKED_NOW = """
+select
+    l.seq, j.id, j.kind, l.queue, j.payload, l.priority, l.run_at,
+    l.attempt, j.max_retries, l.claim, l.rescued, j.options
+from live l
+join jobs j on j.seq = l.seq
+where l.seq = any (%(seqs)s)
 """
 
 # Done in slices behind a claim that met a job of another kind, so that the next claim meets few.

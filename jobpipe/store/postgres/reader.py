@@ -20,9 +20,10 @@ from jobpipe.transitions import Stored
 
 _COLUMNS = """
     id, kind, queue, status, priority, {payload}, {result}, error, attempt, max_retries, claim,
-    created_at, run_at, started_at, finished_at, expires_at, options, seq, node, held, size, rescued, watched
+    created_at, run_at, started_at, finished_at, expires_at, options, seq, node, held, size, rescued, watched,
+    {original}
 """
-JOB_COLUMNS = _COLUMNS.format(payload="payload", result="result")
+JOB_COLUMNS = _COLUMNS.format(payload="payload", result="result", original="original")
 """Of the view `shown`."""
 
 STATUSES = frozenset(Status)
@@ -250,8 +251,9 @@ from shown
 where seq = any(%(seqs)s)
 order by created_at desc, seq desc
 """
-_WITH_CONTENT = _PAGE.format(columns=JOB_COLUMNS)
-_BARE = _PAGE.format(columns=_COLUMNS.format(payload="''::bytea", result="null::bytea"))
+_LISTED = {"original": "null::bytea"}
+_WITH_CONTENT = _PAGE.format(columns=_COLUMNS.format(payload="payload", result="result", **_LISTED))
+_BARE = _PAGE.format(columns=_COLUMNS.format(payload="''::bytea", result="null::bytea", **_LISTED))
 _EDGE = """
 select at, seq
 from ({looked}) as looked

@@ -139,11 +139,20 @@ _LIVE = frozenset(
 )
 """Columns of `live` that change."""
 
-_ASKED = frozenset(("kind", "queue", "priority", "max_retries", "expires_at", "options", "payload"))
+_ASKED = frozenset(
+    ("kind", "queue", "priority", "max_retries", "expires_at", "options", "payload", "original")
+)
 """Columns of `jobs` that change while a job lives."""
 
 _RELEASED = {"node": None, "token": None}
 """What a row in `live` has that nobody holds."""
+
+_EDITED = {"edited": True}
+"""What a row in `live` has whose row in `jobs` has changed.
+
+A claim that joins the two may have begun before the change: it sees the lock's row as it is now, the other one as it
+was.
+"""
 
 _ATTEMPT = """
 insert into attempts (seq, claim, number, node, started_at, finished_at, outcome, error)
@@ -229,9 +238,9 @@ class Tables:
             self._write_beside(before, after)
             size = before.size if before.job.status in ENDED else 0
             if not before.held:
-                tally.drop(before.job.queue, before.job.status, 1, size)
+                tally.drop(before.job.asked.queue, before.job.status, 1, size)
             if not after.held:
-                tally.move(after.job.queue, None, after.job.status, size=after.size)
+                tally.move(after.job.asked.queue, None, after.job.status, size=after.size)
         tally.write(self._session)
         self._tell(changes)
 
@@ -243,11 +252,12 @@ class Tables:
         elif lives and not lived:
             self._revive(after)
         else:
-            released = _RELEASED if before.held and not after.held else {}
-            self._update(
-                _UPDATE_LIVE, before.seq, {n: v for n, v in columns.items() if n in _LIVE} | released
-            )
-            self._update(_UPDATE_JOBS, before.seq, {n: v for n, v in columns.items() if n in _ASKED})
+            asked = {name: value for name, value in columns.items() if name in _ASKED}
+            live = {name: value for name, value in columns.items() if name in _LIVE}
+            live |= _RELEASED if before.held and not after.held else {}
+            live |= _EDITED if asked else {}
+            self._update(_UPDATE_LIVE, before.seq, live)
+            self._update(_UPDATE_JOBS, before.seq, asked)
 
     def _update(self, sql: str, seq: int, columns: Mapping[str, Any]) -> None:
         if columns:
@@ -257,14 +267,14 @@ class Tables:
         """Move what stood in `live` into `jobs`."""
         asked = {name: value for name, value in columns.items() if name in _ASKED}
         values = {**asked, **_standing(after), "status": after.job.status.value}
-        values |= {"finished_at": after.job.finished_at, "size": after.size}
+        values |= {"finished_at": after.job.state.finished_at, "size": after.size}
         sql = _assigning(_END, tuple(values))
         self._session.run(sql, {**values, "seq": after.seq})
 
     def _revive(self, after: Stored) -> None:
         """Make a row in `live` for a job that had ended."""
         job = after.job
-        values = {**_standing(after), "expires_at": job.expires_at, "result": job.result}
+        values = {**_standing(after), "expires_at": job.asked.expires_at, "result": job.state.result}
         values |= {"status": None, "finished_at": None, "size": after.size}
         sql = _assigning(_REVIVE, tuple(values))
         self._session.run(sql, {**values, "seq": after.seq, "becomes": job.status.value})
@@ -288,7 +298,7 @@ class Tables:
             seqs = integers([before.seq] * len(gone))
             self._session.run(_UNTAG, {"tags": binaries([tag.encode() for tag in gone]), "seqs": seqs})
         for tag in new:
-            values = {"tag": tag.encode(), "created_at": float(after.job.created_at), "seq": before.seq}
+            values = {"tag": tag.encode(), "created_at": float(after.job.asked.created_at), "seq": before.seq}
             self._session.run(_TAG, values)
 
     def _tell(self, changes: Sequence[tuple[Stored, Stored]]) -> None:
@@ -327,7 +337,7 @@ class Tables:
             async with self._session.savepoint():
                 self._session.run(SIDELINE, {"now": float(now), "error": error, "seqs": seqs})
         tally = Tally(self._slot)
-        tally.move(stored.job.queue, None, Status.FAILED)
+        tally.move(stored.job.asked.queue, None, Status.FAILED)
         tally.write(self._session)
         if stored.watched:
             notify(self._session, self._channel, ended_words([stored.job.id]))
@@ -365,12 +375,12 @@ def _standing(stored: Stored) -> dict[str, Any]:
     """How a job stands, as both tables have it."""
     job = stored.job
     return {
-        "run_at": job.run_at,
-        "attempt": max(job.attempt, 0),
-        "claim": job.claim,
+        "run_at": job.asked.run_at,
+        "attempt": max(job.state.attempt, 0),
+        "claim": job.state.claim,
         "rescued": stored.rescued,
-        "started_at": job.started_at,
-        "error": encoded_error(job.error),
+        "started_at": job.state.started_at,
+        "error": encoded_error(job.state.error),
     }
 
 

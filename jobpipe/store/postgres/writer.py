@@ -13,8 +13,10 @@ from jobpipe.store.base import LOCKED, STEP, Batch, Changed, Claimed, Receipt, R
 from jobpipe.store.postgres.adding import Adding, Conflict, add_with_care, store_or_look
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.claiming import (
+    ASKED_NOW,
     CLAIM,
     CLAIMED,
+    EDITED,
     HEAD,
     LAST_WALKED,
     MINE,
@@ -29,7 +31,7 @@ from jobpipe.store.postgres.line import TRIES, CommitUnknown, Line, Locked
 from jobpipe.store.postgres.locks import Aside, Locks
 from jobpipe.store.postgres.parameters import Texts, integers, texts
 from jobpipe.store.postgres.reader import any_ready
-from jobpipe.store.postgres.session import Answer, Session, Values
+from jobpipe.store.postgres.session import Answer, Row, Session, Values
 from jobpipe.store.postgres.settling import Fence, Settling, send_starts, written_before
 from jobpipe.store.postgres.tally import Tally, bounded, fold
 from jobpipe.store.postgres.words import ended_words, notify, wake
@@ -261,7 +263,13 @@ class Writer:
         return exchange
 
     async def _look_after(self, exchange: "Exchange") -> None:
-        """What is looked at only where something is odd: ids that were taken, and settlements that came before."""
+        """What is looked at only where something is odd.
+
+        Claimed jobs that were edited, ids that were taken, and settlements that came before.
+        """
+        if exchange.edited:
+            seqs = {"seqs": integers(exchange.edited)}
+            exchange.take_edits(await self._line.transact(lambda session: session.rows(ASKED_NOW, seqs)))
         doubts = [self._doubtful[fence] for fence in exchange.stale & self._doubtful.keys()]
         if doubts:
             exchange.stale -= await self._line.transact(lambda session: written_before(session, doubts))
@@ -396,6 +404,8 @@ class Exchange:
         self._careful: Sequence[Sequence[Receipt]] | None = None
         self._taken: Sequence[Receipt] = ()
         self._claimed: Sequence[Sequence[Claimed]] = ()
+        self.edited: list[int] = []
+        """seqs of the claimed jobs that were edited while they waited"""
         self.kinds = texts(sorted({kind for claim in batch.claims for kind in claim.kinds}))
         """what the claims ask for"""
         self.met_others = False
@@ -479,9 +489,15 @@ class Exchange:
         rows = sorted(claim.rows(), key=itemgetter(PLACE))
         claimed = claimed_from([row[CLAIMED] for row in rows if row[MINE]])
         self.met_others |= len(claimed) < len(rows)
+        self.edited += [row[CLAIMED][0] for row in rows if row[EDITED] and row[MINE]]
         if rows:
             self.walked = rows[0][LAST_WALKED]
         return claimed
+
+    def take_edits(self, rows: Sequence[Row]) -> None:
+        """Take in what was asked of the edited jobs: the values of `Claimed`, read after the claim."""
+        now = {(one.seq, one.claim): one for one in claimed_from(rows)}
+        self._claimed = [[now.get((one.seq, one.claim), one) for one in taken] for taken in self._claimed]
 
     @property
     def taken(self) -> Sequence[NewJob]:

@@ -16,6 +16,7 @@ from jobpipe.store.sqlite.rows import (
     BARE_JOB_COLUMNS,
     FIRST_QUEUE,
     JOB_COLUMNS,
+    LISTED_COLUMNS,
     NEXT_QUEUE,
     READY_BY_QUEUE,
     as_json,
@@ -209,7 +210,7 @@ def listed(db: apsw.Connection, where: Filter, limit: int, before: Place | None)
     wanted = {name: value for name, value in msgspec.structs.asdict(where).items() if value is not None}
     conditions = "\n    and ".join(sql for name, sql in _CONDITIONS.items() if name in wanted) or "true"
     looked = lists.looked(where)
-    columns = JOB_COLUMNS if where.content else BARE_JOB_COLUMNS
+    columns = LISTED_COLUMNS if where.content else BARE_JOB_COLUMNS
     query = _LIST.format(columns=columns, looked=looked, conditions=conditions)
     pager = Pager(where, limit, before)
     with transaction(db):

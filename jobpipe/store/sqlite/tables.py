@@ -84,8 +84,10 @@ class Tables:
         tally = Tally()
         for before, after in changes:
             self._save(before, after)
-            tally.drop(before.job.queue, _state(before), 1, before.size if before.job.status in ENDED else 0)
-            tally.move(after.job.queue, None, _state(after), size=after.size)
+            tally.drop(
+                before.job.asked.queue, _state(before), 1, before.size if before.job.status in ENDED else 0
+            )
+            tally.move(after.job.asked.queue, None, _state(after), size=after.size)
         tally.write(self._db)
 
     def _save(self, before: Stored, after: Stored) -> None:
@@ -107,7 +109,7 @@ class Tables:
         for tag in gone:
             self._db.execute(_UNTAG, (tag, before.seq))
         for tag in new:
-            self._db.execute(_TAG, (tag, after.job.created_at, before.seq))
+            self._db.execute(_TAG, (tag, after.job.asked.created_at, before.seq))
 
     def erase(self, jobs: Sequence[Removal]) -> None:
         tally = Tally()
@@ -125,7 +127,7 @@ class Tables:
         error = encoded_error(JobError("DamagedRow", words))
         self._db.execute(SIDELINE, (now, error, stored.seq))
         tally = Tally()
-        tally.move(stored.job.queue, HELD, Status.FAILED)
+        tally.move(stored.job.asked.queue, HELD, Status.FAILED)
         tally.write(self._db)
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:

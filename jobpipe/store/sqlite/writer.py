@@ -9,7 +9,7 @@ from typing import Any
 import apsw
 import msgspec
 
-from jobpipe.job import ATTEMPTS_KEPT, ENDED, WAITING, JobError, NewJob, Status, as_stored
+from jobpipe.job import ATTEMPTS_KEPT, ENDED, WAITING, Job, JobError, NewJob, State, Status
 from jobpipe.store.base import (
     STEP,
     STORED,
@@ -548,11 +548,11 @@ class Writer:
     def _refusal(self, jobs: Sequence[NewJob]) -> Sequence[Receipt] | None:
         """The receipts of an atomic add that cannot be: None when no job of it is in conflict."""
         receipts: list[Receipt] = []
-        seen: dict[str, NewJob] = {}
+        seen: dict[str, Job] = {}
         for job in jobs:
-            twin = reader.one(self.db, job.id) or (as_stored(seen[job.id]) if job.id in seen else None)
+            twin = reader.one(self.db, job.id) or seen.get(job.id)
             receipts.append(Receipt("refused") if twin is None else compared(job, twin))
-            seen.setdefault(job.id, job)
+            seen.setdefault(job.id, Job(job, State(job.status)))
         return receipts if any(receipt.verdict == "conflict" for receipt in receipts) else None
 
     def _claim(

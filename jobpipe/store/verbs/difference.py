@@ -3,25 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobpipe.job import AttemptRecord
-from jobpipe.store.rows import encoded_error, encoded_options
+from jobpipe.job import AttemptRecord, NewJob, State
+from jobpipe.store.rows import encoded_error, encoded_options, encoded_original
 from jobpipe.transitions import Stored
 
-_PLAIN = (
-    "kind",
-    "queue",
-    "priority",
-    "payload",
-    "result",
-    "attempt",
-    "max_retries",
-    "claim",
-    "run_at",
-    "started_at",
-    "finished_at",
-    "expires_at",
-)
-"""Fields of `Job` that are stored as they are."""
+_ASKED = tuple(name for name in NewJob.__struct_fields__ if name != "options")
+_STATE = tuple(name for name in State.__struct_fields__ if name not in {"status", "error"})
+"""Fields of a job that are stored as they are."""
 
 
 def changed(before: Stored, after: Stored) -> Mapping[str, Any]:
@@ -30,20 +18,24 @@ def changed(before: Stored, after: Stored) -> Mapping[str, Any]:
     What of a damaged row could not be read is left as it is, but for its error, which every change writes anew.
     """
     one, other = before.job, after.job
-    columns: dict[str, Any] = {
-        name: getattr(other, name) for name in _PLAIN if getattr(one, name) != getattr(other, name)
-    }
+    columns = _differing(one.asked, other.asked, _ASKED) | _differing(one.state, other.state, _STATE)
     if one.status is not other.status or one.damage:
         columns["status"] = other.status.value
-    if one.error != other.error or one.damage:
-        columns["error"] = encoded_error(other.error)
-    if one.options != other.options:
-        columns["options"] = encoded_options(other.options)
+    if one.state.error != other.state.error or one.damage:
+        columns["error"] = encoded_error(other.state.error)
+    if one.asked.options != other.asked.options:
+        columns["options"] = encoded_options(other.asked.options)
+    if one.original is not other.original:
+        columns["original"] = encoded_original(other.original)
     if before.rescued != after.rescued:
         columns["rescued"] = after.rescued
     if before.size != after.size:
         columns["size"] = after.size
     return columns
+
+
+def _differing(one: object, other: object, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(other, name) for name in names if getattr(one, name) != getattr(other, name)}
 
 
 def ended_attempts(before: Stored, after: Stored) -> Sequence[AttemptRecord]:
@@ -53,5 +45,5 @@ def ended_attempts(before: Stored, after: Stored) -> Sequence[AttemptRecord]:
 
 def tags(before: Stored, after: Stored) -> tuple[Sequence[str], Sequence[str]]:
     """The tags that are gone, and those that are new."""
-    old, new = before.job.options.tags, after.job.options.tags
+    old, new = before.job.asked.options.tags, after.job.asked.options.tags
     return [tag for tag in old if tag not in new], [tag for tag in new if tag not in old]

@@ -1,7 +1,7 @@
 """The verbs of the contract that are written once: each is carried out as one transaction."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from jobpipe.store.base import Change, QueueChange, Rescued, Retention
@@ -34,6 +34,9 @@ class SharedVerbs(ABC):
 
     async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         return await self._carry_out(lambda tx: jobs.retry(tx, ids, now))
+
+    async def edit(self, ids: Sequence[str], edits: Mapping[str, Any], now: float) -> Sequence[Change]:
+        return await self._carry_out(lambda tx: jobs.edit(tx, ids, edits, now))
 
     async def delete(self, ids: Sequence[str]) -> Sequence[Change]:
         return await self._carry_out(lambda tx: jobs.delete(tx, ids))

@@ -1,11 +1,12 @@
 """What people ask of jobs: lock, decide by a transition, save."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from jobpipe.store.base import Change
 from jobpipe.store.rows import shown
 from jobpipe.store.verbs.transaction import Removal, Transaction
-from jobpipe.transitions import Stored, cancelled, retried
+from jobpipe.transitions import Stored, cancelled, edited, retried
 
 
 async def cancel(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Change]:
@@ -16,6 +17,11 @@ async def cancel(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Ch
 async def retry(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Change]:
     """See `jobpipe.store.base.ControlStore.retry`."""
     return await change(tx, ids, lambda stored: retried(stored, now))
+
+
+async def edit(tx: Transaction, ids: Sequence[str], edits: Mapping[str, Any], now: float) -> Sequence[Change]:
+    """See `jobpipe.store.base.ControlStore.edit`."""
+    return await change(tx, ids, lambda stored: edited(stored, edits, now))
 
 
 async def change(
@@ -64,9 +70,9 @@ def _removal(stored: Stored) -> Removal:
     job = stored.job
     return Removal(
         seq=stored.seq,
-        queue=job.queue,
+        queue=job.asked.queue,
         state=job.status.value,
         size=stored.size,
-        tags=None if job.damage else job.options.tags,
+        tags=None if job.damage else job.asked.options.tags,
         watched=job.id if stored.watched else None,
     )

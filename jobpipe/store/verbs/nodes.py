@@ -34,7 +34,7 @@ async def _take_back(tx: Transaction, held: Sequence[Stored], now: float) -> Seq
             return [await _fail(tx, held[0], now, error)]
         middle = len(held) // 2
         return [*await _take_back(tx, held[:middle], now), *await _take_back(tx, held[middle:], now)]
-    return [Rescued(one.job.id, one.job.queue, after.job.status, begun(one)) for one, after in pairs]
+    return [Rescued(one.job.id, one.job.asked.queue, after.job.status, begun(one)) for one, after in pairs]
 
 
 async def _fail(tx: Transaction, stored: Stored, now: float, error: Exception) -> Rescued:
@@ -43,4 +43,4 @@ async def _fail(tx: Transaction, stored: Stored, now: float, error: Exception) -
     reason = (str(error).splitlines() or [""])[0]
     words = f"the job could not be taken back from a dead node ({type(error).__name__}: {reason})"
     await tx.fail(stored, now, words[:500])
-    return Rescued(job.id, job.queue, Status.FAILED, begun=False)
+    return Rescued(job.id, job.asked.queue, Status.FAILED, begun=False)

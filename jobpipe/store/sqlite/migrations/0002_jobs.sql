@@ -25,7 +25,8 @@ create table jobs (
     options     blob,
     payload     blob not null,
     result      blob,
-    error       blob
+    error       blob,
+    original    blob                -- what was asked first, where it was edited since
 ) strict;
 
 -- The jobs that are ready: of all queues in the order of claims, and by queue, to get round paused ones.
