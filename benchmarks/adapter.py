@@ -16,6 +16,7 @@ from jobpipe import service
 from jobpipe.clock import WallClock
 from jobpipe.engine.node import Node
 from jobpipe.handlers.registry import load
+from jobpipe.job import NewJob
 from jobpipe.settings import Settings
 from jobpipe.store import base
 from jobpipe.store.base import Batch, Store
@@ -73,6 +74,12 @@ def spare_the_collector() -> None:
     spare: Callable[[], None] | None = getattr(service, "spare_the_collector", None)
     if spare is not None:
         spare()
+
+
+async def enqueue(node: Node, jobs: Sequence[NewJob]) -> None:
+    """Store jobs as the API does; the way in has had several names."""
+    backlog = getattr(node, "backlog", None) or getattr(node, "queue")  # noqa: B009 - only older versions have it
+    await backlog.enqueue(jobs)
 
 
 async def join(store: Store, name: str, now: float, until: float, kinds: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ import msgspec
 import trio
 import trio.lowlevel
 
+from benchmarks import adapter
 from benchmarks.plain import INSERT, table
 from benchmarks.work import PAYLOAD, jobs
 from jobpipe import handler
@@ -50,7 +51,7 @@ async def measure(node: Node, path: Path, samples: int) -> tuple[list[float], li
         (job,) = jobs(f"latency-{number}", 1, kind="started")
         job = msgspec.structs.replace(job, queue="front")
         began = time.perf_counter()
-        await node.queue.enqueue([job])
+        await adapter.enqueue(node, [job])
         while len(started) == number:
             await trio.lowlevel.checkpoint()
         starts.append(started[-1] - began)

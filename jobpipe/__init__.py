@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jobpipe.handlers.context import Context
+    from jobpipe.handlers.exceptions import Fail, Retry, Snooze
     from jobpipe.handlers.registry import handler
-    from jobpipe.handlers.verdicts import Fail, Retry, Snooze
     from jobpipe.job import Backoff
 
 __all__ = ["Backoff", "Context", "Fail", "Retry", "Snooze", "handler"]
@@ -17,9 +17,9 @@ __all__ = ["Backoff", "Context", "Fail", "Retry", "Snooze", "handler"]
 _ROOMS = {
     "Backoff": "jobpipe.job",
     "Context": "jobpipe.handlers.context",
-    "Fail": "jobpipe.handlers.verdicts",
-    "Retry": "jobpipe.handlers.verdicts",
-    "Snooze": "jobpipe.handlers.verdicts",
+    "Fail": "jobpipe.handlers.exceptions",
+    "Retry": "jobpipe.handlers.exceptions",
+    "Snooze": "jobpipe.handlers.exceptions",
     "handler": "jobpipe.handlers.registry",
 }
 

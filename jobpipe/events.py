@@ -19,11 +19,11 @@ class Watch:
     async def ended(self) -> None:
         """Return when the job has ended, or when this node stops and can tell no more."""
         while True:
-            await self.stirred()
+            await self.rechecked()
             if self.over:
                 return
 
-    async def stirred(self) -> None:
+    async def rechecked(self) -> None:
         """The same, or the job may have ended unheard: look at it, and wait again. Each reason to look wakes once."""
         await self._woken.wait()
         if not self.over:
@@ -34,7 +34,7 @@ class Watch:
         self.over = True
         self._woken.set()
 
-    def stir(self) -> None:
+    def recheck(self) -> None:
         """Have who waits look."""
         self._woken.set()
 
@@ -62,7 +62,7 @@ class Events:
                 del self._watches[job_id]
 
     @property
-    def heard(self) -> bool:
+    def has_listeners(self) -> bool:
         """Whether anybody listens."""
         return bool(self._watches)
 
@@ -83,13 +83,13 @@ class Events:
     def look_at(self, job_id: str) -> None:
         """Have those who watch a job look at it: it may have ended elsewhere."""
         for watch in self._watches.get(job_id, ()):
-            watch.stir()
+            watch.recheck()
 
-    def stir(self) -> None:
+    def recheck(self) -> None:
         """Have every watcher look at its job: the end may not have been told."""
         for watches in self._watches.values():
             for watch in watches:
-                watch.stir()
+                watch.recheck()
 
     def close(self) -> None:
         """Wake everybody: nothing more will be told."""

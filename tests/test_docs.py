@@ -25,7 +25,7 @@ from jobpipe.api.schemas import (
 from jobpipe.clock import WallClock
 from jobpipe.engine import watchdog
 from jobpipe.engine.node import Node
-from jobpipe.engine.verdict import MESSAGE, TRACEBACK
+from jobpipe.engine.outcomes import MESSAGE, TRACEBACK
 from jobpipe.handlers.registry import SHIPPED, load
 from jobpipe.job import ATTEMPTS_KEPT, DEEPEST, FOLLOWS, Backoff, Outcome
 from jobpipe.settings import SETTINGS, Settings

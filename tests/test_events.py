@@ -64,17 +64,17 @@ async def test_who_watches_looks_when_something_may_have_been_missed(autojump_cl
     """Once for each reason, also for one that came before the wait; the end is another matter."""
     events = Events()
     with events.watch("a") as watch, events.watch("b") as other:
-        events.stir()
+        events.recheck()
         with trio.fail_after(1):
-            await watch.stirred()
+            await watch.rechecked()
         with trio.move_on_after(1) as waiting:
-            await watch.stirred()
+            await watch.rechecked()
         with trio.move_on_after(1) as still:
             await other.ended()
         events.publish("a", Status.DONE)
         with trio.fail_after(1):
             for _ in range(2):
-                await watch.stirred()
+                await watch.rechecked()
 
     assert waiting.cancelled_caught
     assert still.cancelled_caught

@@ -105,7 +105,7 @@ async def latency(store: Store, url: str, samples: str) -> Told:
             await trio.sleep(IDLE)
             new = work_of([0.0], f"latency-{number}")
             began = time.perf_counter()
-            await node.queue.enqueue(new)
+            await adapter.enqueue(node, new)
             while len(runs.begun) == number:
                 await trio.lowlevel.checkpoint()
             starts.append(runs.begun[-1] - began)
@@ -117,12 +117,12 @@ async def urgent(store: Store, url: str, count: str, seconds: str) -> Told:
     """From enqueue to start of one job of the highest priority, behind many that wait and some that run."""
     async with running(store, url) as node:
         behind = work_of([float(seconds)] * int(count), "report")
-        await node.queue.enqueue([msgspec.structs.replace(job, queue="reports") for job in behind])
+        await adapter.enqueue(node, [msgspec.structs.replace(job, queue="reports") for job in behind])
         await runs.until(lambda: len(runs.begun) == WORKERS)
         await trio.sleep(SETTLED)
         (job,) = jobs("urgent", 1, kind="urgent", priority=URGENT)
         asked = time.perf_counter()
-        await node.queue.enqueue([msgspec.structs.replace(job, queue="mail")])
+        await adapter.enqueue(node, [msgspec.structs.replace(job, queue="mail")])
         await urgent_runs.until(lambda: bool(urgent_runs.begun))
         return {"seconds": urgent_runs.begun[0] - asked}
 

@@ -61,7 +61,7 @@ def some(count: int) -> list[Any]:
 async def ask(node: Node, began: float) -> None:
     """Enqueue one job, which says when it was asked for."""
     (job,) = some(1)
-    await node.queue.enqueue([msgspec.structs.replace(job, payload=msgspec.json.encode(began))])
+    await adapter.enqueue(node, [msgspec.structs.replace(job, payload=msgspec.json.encode(began))])
 
 
 async def fill(url: str, count: int) -> None:
@@ -87,7 +87,7 @@ async def asking_many(node: Node, count: str, seconds: str) -> None:
     await trio.sleep(IDLE)
     new = jobs(f"slept-{os.getpid()}", int(count), kind="slept")
     began = time.perf_counter()
-    await node.queue.enqueue([msgspec.structs.replace(job, payload=seconds.encode()) for job in new])
+    await adapter.enqueue(node, [msgspec.structs.replace(job, payload=seconds.encode()) for job in new])
     stage.tell({"asked": began})
     await work(node)
 
@@ -108,7 +108,7 @@ async def asking_sql(node: Node, rate: str, seconds: str) -> None:
 async def asking_busy(node: Node, rate: str, seconds: str) -> None:
     """Enqueue at a node whose one worker is busy: others run the jobs."""
     await trio.sleep(TENTH)  # then it asks for jobs, and takes its own in the very transaction that stores it
-    await node.queue.enqueue(jobs(f"endless-{os.getpid()}", 1, kind="endless"))
+    await adapter.enqueue(node, jobs(f"endless-{os.getpid()}", 1, kind="endless"))
     with trio.fail_after(PATIENCE):
         while not node.held.busy:  # noqa: ASYNC110 - before anything is measured
             await trio.sleep(TENTH)
@@ -120,7 +120,7 @@ async def enqueue(node: Node, seconds: str, tasks: str, size: str) -> None:
     calls: list[int] = []
 
     async def one() -> None:
-        calls.append(await stage.enqueued(lambda: node.queue.enqueue(some(int(size))), float(seconds)))
+        calls.append(await stage.enqueued(lambda: adapter.enqueue(node, some(int(size))), float(seconds)))
 
     began = time.perf_counter()
     async with trio.open_nursery() as nursery:

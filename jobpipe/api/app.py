@@ -12,6 +12,7 @@ from werkzeug.exceptions import HTTPException
 
 from jobpipe.api import bulk, enqueue
 from jobpipe.api.answers import problem_answer
+from jobpipe.api.descriptions import LOCATION
 from jobpipe.api.docs import STATIC_MAX_AGE, docs_blueprint
 from jobpipe.api.front import Front
 from jobpipe.api.health import health_blueprint
@@ -22,7 +23,6 @@ from jobpipe.api.queues import queues_blueprint
 from jobpipe.api.responses import respond
 from jobpipe.api.schemas import BulkReceipt, EnqueueRequest, JobView, LineReceipt
 from jobpipe.api.spec import Content, answers, describe, problems, takes, with_kind_required
-from jobpipe.api.words import LOCATION
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
 

@@ -4,11 +4,11 @@ from quart import Blueprint, Response
 from quart_schema import tag_blueprint
 
 from jobpipe.api.answers import Answer, answer
+from jobpipe.api.descriptions import RETRY_LATER
 from jobpipe.api.problems import RETRY_AFTER
 from jobpipe.api.responses import respond
 from jobpipe.api.schemas import Health, unserved_views
 from jobpipe.api.spec import Content, answers, problems
-from jobpipe.api.words import RETRY_LATER
 from jobpipe.engine.node import Node
 from jobpipe.engine.probe import prove
 from jobpipe.job import Status

@@ -11,9 +11,9 @@ from quart_schema import Info, OpenAPIProvider, QuartSchema, Tag, document_reque
 from quart_trio import QuartTrio
 from werkzeug.routing import Rule
 
+from jobpipe.api.descriptions import DESCRIPTION, PROBLEMS, RETRY_LATER, TAGS
 from jobpipe.api.problems import Code, ProblemDetails
 from jobpipe.api.schemas import meaning_of
-from jobpipe.api.words import DESCRIPTION, PROBLEMS, RETRY_LATER, TAGS
 from jobpipe.job import PORTABLE
 from jobpipe.version import VERSION
 

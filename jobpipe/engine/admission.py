@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from jobpipe.clock import Clock
-from jobpipe.engine.queue import Queue
+from jobpipe.engine.backlog import Backlog
 from jobpipe.job import (
     DEFAULT_KIND,
     DEFAULT_QUEUE,
@@ -24,9 +24,9 @@ class Admission:
     """Makes jobs and stores them, for every part of the program that has jobs to run."""
 
     def __init__(
-        self, queue: Queue, store: ReadStore, clock: Clock, random_bits: Callable[[int], int]
+        self, backlog: Backlog, store: ReadStore, clock: Clock, random_bits: Callable[[int], int]
     ) -> None:
-        self._queue, self._store, self._clock, self._random_bits = queue, store, clock, random_bits
+        self._backlog, self._store, self._clock, self._random_bits = backlog, store, clock, random_bits
 
     def new_job(  # noqa: PLR0913 - what can be asked of a job; each caller names what it asks
         self,
@@ -90,13 +90,13 @@ class Admission:
         them stored or none.
         """
         if not any(map(is_late, jobs)):
-            return await self._queue.enqueue(jobs, atomic=atomic) if jobs else ()
+            return await self._backlog.enqueue(jobs, atomic=atomic) if jobs else ()
         late = {place: await self._late(new) for place, new in enumerate(jobs) if is_late(new)}
         timely = [new for new in jobs if not is_late(new)]
         if atomic and any(receipt.verdict != "existing" for receipt in late.values()):
             stored: Sequence[Receipt] = [REFUSED] * len(timely)
         else:
-            stored = await self._queue.enqueue(timely, atomic=atomic) if timely else ()
+            stored = await self._backlog.enqueue(timely, atomic=atomic) if timely else ()
         others = iter(stored)
         return [late[place] if place in late else next(others) for place in range(len(jobs))]
 

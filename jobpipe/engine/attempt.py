@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from jobpipe.engine.lane import Lane
+from jobpipe.engine.scope import ReusableScope
 from jobpipe.store.base import Claimed
 
 Reason = Literal["cancel", "shutdown", "lease", "pause"]
@@ -11,7 +11,7 @@ Reason = Literal["cancel", "shutdown", "lease", "pause"]
 class Attempt:
     """A job that this node holds, and how far its run has come."""
 
-    __slots__ = ("job", "lane", "over", "reason", "started_at", "taken")
+    __slots__ = ("job", "over", "reason", "scope", "started_at", "taken")
 
     def __init__(self, job: Claimed) -> None:
         self.job = job
@@ -20,15 +20,15 @@ class Attempt:
         self.over = False
         """whether the node holds it no more"""
         self.started_at: float | None = None
-        self.lane: Lane | None = None
+        self.scope: ReusableScope | None = None
         """where its handler runs, once it does"""
         self.reason: Reason | None = None
 
     def stop(self, reason: Reason) -> None:
         """Cancel the handler, or keep it from beginning; the first reason counts."""
         if self.reason is None:
-            if self.lane is not None:
-                self.lane.cancel()
+            if self.scope is not None:
+                self.scope.cancel()
             self.reason = reason  # last, so that a cancel that failed can be tried again
 
     @property

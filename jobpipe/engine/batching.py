@@ -18,7 +18,7 @@ SETTLE_DELAY = 0.01
 LOCKED_DELAY = 1.0
 """Seconds before what could not be written because another program had locked its row is tried again."""
 
-COMPANY, COMPANY_DELAY = 8, 0.001
+GATHER_ADDS, GATHER_DELAY = 8, 0.001
 """How many adds a commit waits for, and how many seconds at the most, where twice as many came with the last one."""
 
 STUCK = 0.05
@@ -33,7 +33,7 @@ ADDS = 1000
 BATCH = 400
 """How many outcomes are written, and how many jobs claimed, in one transaction at the most."""
 
-BESIDE, ADDING = 128, 1.0
+BATCH_WHILE_ADDING, ADDING = 128, 1.0
 """How many while clients add, who wait for the transaction under way; and for how many seconds they count as adding."""
 
 
@@ -45,7 +45,7 @@ class Batching:
         self.write_at = math.inf
         """in Trio's clock: when to write outcomes and starts that nobody waits for; infinite while there are none"""
         self._unlock_at = math.inf  # in Trio's clock: when to try again what was locked
-        self._company_until = math.inf  # in Trio's clock
+        self._gather_until = math.inf  # in Trio's clock
         self._adding_until = -math.inf  # in Trio's clock
         self._added = 0  # with the last batch that had any
         # What is known of the jobs in the store: whether some may be ready, and when the next one is due.
@@ -68,9 +68,9 @@ class Batching:
         if adds >= self._enough or presses():
             return now
         if adds:
-            self._company_until = min(self._company_until, now + COMPANY_DELAY)
-            return self._company_until
-        self._company_until = math.inf
+            self._gather_until = min(self._gather_until, now + GATHER_DELAY)
+            return self._gather_until
+        self._gather_until = math.inf
         return min(self.write_at, self._unlock_at, self._due_at(now))
 
     async def woken(self, until: float) -> None:
@@ -95,7 +95,7 @@ class Batching:
         A commit for the first alone would make the others wait; one for half of them is written while the other half is
         served.
         """
-        return max(1, min(COMPANY, self._added // 2))
+        return max(1, min(GATHER_ADDS, self._added // 2))
 
     def presses(self, claimer: Claimer) -> bool:
         """Whether to write for a claim alone."""
@@ -152,14 +152,14 @@ class Batching:
         now = trio.current_time()
         if adding:
             self._adding_until = now + ADDING
-        return BESIDE if now < self._adding_until else BATCH
+        return BATCH_WHILE_ADDING if now < self._adding_until else BATCH
 
     # What came of it
 
     def gathered(self, adds: int, *, left: bool) -> None:
         """A batch takes so many adds, and all outcomes but for some that are `left`."""
         self._look_again = False
-        self._company_until = math.inf
+        self._gather_until = math.inf
         self._added = adds or self._added
         self.write_at = -math.inf if left else math.inf
 

@@ -206,7 +206,7 @@ class Committer:
         if receipts.cancelling:
             with self._unforeseen.costs("a wish to cancel is told with the next renewal"):
                 self._ledger.stop(self._held.of_claims(receipts.cancelling), "cancel")
-        if not (receipts.stale or self._events.heard):
+        if not (receipts.stale or self._events.has_listeners):
             return
         unwritten = receipts.stale | receipts.locked
         with self._unforeseen.costs("the ends of some jobs are not published"):

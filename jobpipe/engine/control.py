@@ -8,7 +8,7 @@ import structlog
 from jobpipe.clock import Clock
 from jobpipe.engine.held import Held
 from jobpipe.engine.ledger import Ledger
-from jobpipe.engine.sparing import Sparing
+from jobpipe.engine.throttle import LogThrottle
 from jobpipe.events import Events
 from jobpipe.store.base import Change, ControlStore, QueueChange
 
@@ -24,7 +24,7 @@ class Control:
     def __init__(self, store: ControlStore, ledger: Ledger, held: Held, events: Events, clock: Clock) -> None:
         self._store, self._ledger, self._held = store, ledger, held
         self._events, self._clock = events, clock
-        self._acts = Sparing(ACTS)
+        self._acts = LogThrottle(ACTS)
 
     async def cancel(self, job_id: str) -> Change:
         """Cancel a waiting job, or stop a running one: its cleanup may go on after this returns.

@@ -10,14 +10,14 @@ import trio
 
 from jobpipe import logs
 from jobpipe.clock import Clock
-from jobpipe.engine import verdict as verdicts
+from jobpipe.engine import outcomes
 from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.held import USUAL_BACKOFF, Held
-from jobpipe.engine.lane import Lane
 from jobpipe.engine.ledger import Ledger
-from jobpipe.engine.sparing import Sparing
+from jobpipe.engine.outcomes import Verdict
+from jobpipe.engine.scope import ReusableScope
+from jobpipe.engine.throttle import LogThrottle
 from jobpipe.engine.unforeseen import Unforeseen
-from jobpipe.engine.verdict import Verdict
 from jobpipe.errors import DamagedRow, StoreUnavailable
 from jobpipe.handlers.context import Context
 from jobpipe.handlers.registry import Handler, Registry
@@ -40,11 +40,11 @@ class Executor:
         self._max_result = max_result
         # Handlers that are not async run in threads under a limiter of their own: a worker each, so nobody waits.
         self._threads = trio.CapacityLimiter(threads)
-        self._lines = Sparing(LINES)
+        self._lines = LogThrottle(LINES)
         self._tells_all = logs.writes(logging.DEBUG)
         self._unforeseen = Unforeseen()
 
-    async def perform(self, attempt: Attempt, lane: Lane) -> None:
+    async def perform(self, attempt: Attempt, scope: ReusableScope) -> None:
         """Run one attempt and settle it. Whatever the handler does ends its attempt and nothing else.
 
         A cancel stops the handler, waits for its cleanup, settles the job as interrupted, and is raised on.
@@ -54,25 +54,25 @@ class Executor:
             return
         attempt.taken = True
         try:
-            await self._perform(attempt, lane)
+            await self._perform(attempt, scope)
         except Exception as error:  # noqa: BLE001 - a fault of jobpipe's own: costs this job
             self._unforeseen.tell(error, "the job fails", job=attempt.job.id)
-            self._ledger.end(attempt, verdicts.broken(error))
+            self._ledger.end(attempt, outcomes.broken(error))
         await trio.lowlevel.checkpoint_if_cancelled()
 
-    async def _perform(self, attempt: Attempt, lane: Lane) -> None:
+    async def _perform(self, attempt: Attempt, scope: ReusableScope) -> None:
         """Find the handler, write the start, run the handler, judge what came of it, settle the job."""
         handler = self._found(attempt)
         if handler is None or not await self._started(attempt):
             return  # settled without a run
-        verdict = await self._run(attempt, handler, lane)
+        verdict = await self._run(attempt, handler, scope)
         self._ledger.end(attempt, verdict, attempt.job.options.backoff or handler.backoff or USUAL_BACKOFF)
 
     def _found(self, attempt: Attempt) -> Handler | None:
         """The handler to run; None: the attempt ends without one, and has been settled."""
         job = attempt.job
         if job.damage is not None:
-            self._ledger.end(attempt, verdicts.raised(DamagedRow(job.damage)))
+            self._ledger.end(attempt, outcomes.raised(DamagedRow(job.damage)))
             return None
         handler = self._registry.find(job.kind)
         if handler is None:
@@ -81,7 +81,7 @@ class Executor:
             self._lines.tell(log.error, wrong, job=job.id, kind=job.kind)
             self._ledger.hand_back(attempt)
         elif job.attempt > retries_of(job.max_retries):
-            self._ledger.end(attempt, verdicts.SPENT)  # its last attempt ended with its node
+            self._ledger.end(attempt, outcomes.SPENT)  # its last attempt ended with its node
             return None
         return handler
 
@@ -116,20 +116,20 @@ class Executor:
             return False
         return held
 
-    async def _run(self, attempt: Attempt, handler: Handler, lane: Lane) -> Verdict:
-        """Run the handler in its lane, and judge how it ended."""
+    async def _run(self, attempt: Attempt, handler: Handler, scope: ReusableScope) -> Verdict:
+        """Run the handler in its scope, and judge how it ended."""
         timeout = attempt.job.options.timeout or handler.timeout or math.inf
         deadline = math.inf if timeout == math.inf else trio.current_time() + timeout
         try:
-            with lane:
-                attempt.lane = lane
+            with scope:
+                attempt.scope = scope
                 if deadline < math.inf:
-                    lane.limit(deadline)
-                return verdicts.returned(await self.call(attempt, handler, deadline), self._max_result)
+                    scope.limit(deadline)
+                return outcomes.returned(await self.call(attempt, handler, deadline), self._max_result)
         # SystemExit, groups, a foreign Cancelled: all end the attempt only. `perform` raises the worker's own cancel.
         except BaseException as error:  # noqa: BLE001, ASYNC103 - see above
             return _judged(attempt, error)  # noqa: ASYNC104 - see above
-        return _stopped(attempt) or verdicts.timed_out(timeout)
+        return _stopped(attempt) or outcomes.timed_out(timeout)
 
     async def call(self, attempt: Attempt, handler: Handler, deadline: float) -> Any:  # noqa: ANN401 - a handler may return anything
         """Call the handler, in a thread when it is not async. The watchdog knows this frame on a stack."""
@@ -147,7 +147,7 @@ class Executor:
         """Give up the handlers that would not end, and hand their jobs back; returns them, to be named."""
         left = self._held.running
         for attempt in left:
-            self._ledger.end(attempt, verdicts.INTERRUPTED)
+            self._ledger.end(attempt, outcomes.INTERRUPTED)
             ignored = "job abandoned: its handler ignored the cancel"
             self._lines.tell(log.warning, ignored, **attempt.named())
         return left
@@ -156,17 +156,17 @@ class Executor:
 def _judged(attempt: Attempt, error: BaseException) -> Verdict:
     """The verdict on an attempt that ended with an exception; one that was stopped says what its cleanup raised."""
     if (stopped := _stopped(attempt)) is None:
-        return verdicts.raised(error)
-    rest = verdicts.without_cancelled(error)
-    return Verdict(stopped.outcome, error=None if rest is None else verdicts.described(rest))
+        return outcomes.raised(error)
+    rest = outcomes.without_cancelled(error)
+    return Verdict(stopped.outcome, error=None if rest is None else outcomes.described(rest))
 
 
 def _stopped(attempt: Attempt) -> Verdict | None:
     """The verdict on an attempt that somebody stopped; None when nobody did."""
     if attempt.reason == "cancel":
-        return verdicts.CANCELLED
+        return outcomes.CANCELLED
     if attempt.reason is not None or trio.current_effective_deadline() == -math.inf:
-        return verdicts.INTERRUPTED
+        return outcomes.INTERRUPTED
     return None
 
 

@@ -11,11 +11,11 @@ import trio
 
 from jobpipe import logs
 from jobpipe.clock import Clock
-from jobpipe.engine import verdict as verdicts
+from jobpipe.engine import outcomes
 from jobpipe.engine.attempt import Attempt
-from jobpipe.engine.sparing import Sparing
+from jobpipe.engine.outcomes import Verdict
+from jobpipe.engine.throttle import LogThrottle
 from jobpipe.engine.unforeseen import Unforeseen
-from jobpipe.engine.verdict import Verdict
 from jobpipe.job import Backoff, Outcome, Status
 from jobpipe.store.base import Claimed, Settlement
 
@@ -43,7 +43,7 @@ class Held:
         self.tally: Counter[Outcome | None] = Counter()
         """how many attempts ended in each outcome; None: handed back without having begun"""
         self._ended = trio.Event()
-        self._failures = Sparing(FAILURES)
+        self._failures = LogThrottle(FAILURES)
         self._tells_all = logs.writes(logging.DEBUG)
         self._unforeseen = Unforeseen()
 
@@ -101,7 +101,7 @@ class Held:
         """What a verdict makes of a job. One that it can't be made for fails: it must not stay held for it."""
         now = self._clock.now()
         try:
-            return verdicts.settlement(
+            return outcomes.settlement(
                 attempt.job,
                 verdict,
                 started_at=attempt.started_at,
@@ -111,9 +111,9 @@ class Held:
             )
         except Exception as error:  # noqa: BLE001 - costs this job
             self._unforeseen.tell(error, "the job fails", job=attempt.job.id)
-            return verdicts.settlement(
+            return outcomes.settlement(
                 attempt.job,
-                verdicts.broken(error),
+                outcomes.broken(error),
                 started_at=attempt.started_at,
                 now=now,
                 policy=USUAL_BACKOFF,

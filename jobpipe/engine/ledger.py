@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import trio
 
 from jobpipe.clock import Clock
-from jobpipe.engine import verdict as verdicts
+from jobpipe.engine import outcomes
 from jobpipe.engine.attempt import Attempt, Reason
 from jobpipe.engine.batching import BATCH, LOCKED_DELAY, Batching
 from jobpipe.engine.entries import Claimer, Entry, Gathered
 from jobpipe.engine.held import USUAL_BACKOFF, Held
-from jobpipe.engine.verdict import Verdict
+from jobpipe.engine.outcomes import Verdict
 from jobpipe.errors import TablesLocked
 from jobpipe.events import Events
 from jobpipe.job import Backoff, NewJob
@@ -145,7 +145,7 @@ class Ledger:
 
     def hand_back(self, attempt: Attempt) -> None:
         """Give a job back unstarted, or cancelled when somebody asked for that."""
-        self.end(attempt, verdicts.CANCELLED if attempt.reason == "cancel" else verdicts.HANDED_BACK)
+        self.end(attempt, outcomes.CANCELLED if attempt.reason == "cancel" else outcomes.HANDED_BACK)
 
     def stop(self, attempts: Iterable[Attempt], reason: Reason) -> None:
         """Cancel attempts. Returns before their cleanup has ended."""
@@ -309,7 +309,7 @@ class Ledger:
     def return_claimed(self, jobs: Sequence[Claimed]) -> None:
         """Put jobs that were claimed for nobody back, unspent."""
         for job in jobs:
-            self.settle(self._held.settlement(Attempt(job), verdicts.HANDED_BACK))
+            self.settle(self._held.settlement(Attempt(job), outcomes.HANDED_BACK))
 
 
 def refuse(entries: Gathered, error: Exception) -> None:

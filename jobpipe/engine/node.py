@@ -15,6 +15,7 @@ import trio
 from jobpipe.clock import Clock
 from jobpipe.engine.admission import Admission
 from jobpipe.engine.attempt import Attempt
+from jobpipe.engine.backlog import Backlog
 from jobpipe.engine.channel import Channel
 from jobpipe.engine.committer import Committer
 from jobpipe.engine.control import Control
@@ -23,10 +24,9 @@ from jobpipe.engine.held import Held
 from jobpipe.engine.intake import Intake
 from jobpipe.engine.lease import Lease
 from jobpipe.engine.ledger import Ledger
+from jobpipe.engine.listener import Listener
 from jobpipe.engine.maintenance import Maintenance
-from jobpipe.engine.news import Newsroom
 from jobpipe.engine.prefetch import Prefetch
-from jobpipe.engine.queue import Queue
 from jobpipe.engine.served import Served
 from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.engine.waiting import Waiting
@@ -80,8 +80,8 @@ class Node:
             size=settings.queue_size,
             kinds=registry.served,
         )
-        self.queue = Queue(self.ledger, self.channel, max_backlog=settings.max_backlog)
-        self.admission = Admission(self.queue, store, clock, self.rng.getrandbits)
+        self.backlog = Backlog(self.ledger, self.channel, max_backlog=settings.max_backlog)
+        self.admission = Admission(self.backlog, store, clock, self.rng.getrandbits)
         self.executor = Executor(
             self.ledger,
             self.held,
@@ -91,8 +91,8 @@ class Node:
             max_result=settings.max_body,
         )
         self.control = Control(store, self.ledger, self.held, self.events, clock)
-        self.news = Newsroom(store, self.ledger, self.events)
-        self.waiting = Waiting(store, self.events, self.news)
+        self.listener = Listener(store, self.ledger, self.events)
+        self.waiting = Waiting(store, self.events, self.listener)
         self.intake = Intake(self.ledger, self.channel)
         self.lease = Lease(store, self.ledger, self.held, clock, self.name, settings.lease, registry.served)
         self.served = Served(store, registry.served)
@@ -113,7 +113,7 @@ class Node:
         await self.lease.join()
         rescued = await self.lease.rescue()
         async with trio.open_nursery() as keepers:
-            for keeper in (self.committer, self.lease, self.maintenance, self.news, self.served):
+            for keeper in (self.committer, self.lease, self.maintenance, self.listener, self.served):
                 keepers.start_soon(self._unforeseen.keep, keeper.run, type(keeper).__name__.lower())
             if self.phase == "starting":  # a signal may have come already
                 self.phase = "running"

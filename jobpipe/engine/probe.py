@@ -43,13 +43,13 @@ async def prove(node: Node) -> Proof:
     probe = Probe(node)
     with trio.move_on_after(PATIENCE):
         await probe.run()
-    broken = probe.told()
+    broken = probe.trouble()
     return Proof(
         status=node.phase if node.phase != "running" else "broken" if broken else "ok",
         busy=node.held.busy,
         counts=None if probe.seen is None else probe.seen.counts,
         unserved=probe.unserved,
-        detail=broken or node.watchdog.told() or node.news.told(),
+        detail=broken or node.watchdog.trouble() or node.listener.trouble(),
     )
 
 
@@ -83,7 +83,7 @@ class Probe:
             await self._taken(claims)
         self.broken = None
 
-    def told(self) -> str | None:
+    def trouble(self) -> str | None:
         """What is broken, if anything; why the store does not respond, where writing it has told."""
         trouble = self._node.ledger.trouble
         return f"{SILENT}: {trouble}" if self.broken == SILENT and trouble else self.broken

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import structlog
 import trio
 
-from jobpipe.engine.sparing import Sparing
+from jobpipe.engine.throttle import LogThrottle
 
 LINES = 3
 """How many of them each room of the engine logs in a second; a traceback is long."""
@@ -24,7 +24,7 @@ class Unforeseen:
     """Tells of exceptions that nobody foresaw. Each room has one of its own, so that none silences another."""
 
     def __init__(self) -> None:
-        self._lines = Sparing(LINES)
+        self._lines = LogThrottle(LINES)
 
     def tell(self, error: BaseException, cost: str, **entry: object) -> None:
         """Log an exception with its traceback, what it costs, and the entry it belongs to; at most `LINES` a second."""

@@ -4,7 +4,7 @@ import math
 
 import trio
 
-from jobpipe.engine.news import Newsroom
+from jobpipe.engine.listener import Listener
 from jobpipe.events import Events
 from jobpipe.job import ENDED, Job
 from jobpipe.store.base import ReadStore
@@ -19,7 +19,7 @@ LOOKS_APART = 0.1
 class Waiting:
     """Keeps the order without which an end falls between: watch here, have other nodes tell of it, then read."""
 
-    def __init__(self, store: ReadStore, events: Events, news: Newsroom) -> None:
+    def __init__(self, store: ReadStore, events: Events, news: Listener) -> None:
         self._store, self._events, self._news = store, events, news
 
     async def ended(self, job_id: str) -> Job | None:
@@ -36,7 +36,7 @@ class Waiting:
                 if job is None or job.status in ENDED or over:
                     return job
                 with trio.move_on_after(LOOK_AGAIN):
-                    await watch.stirred()
+                    await watch.rechecked()
                 with trio.move_on_at(looked + LOOKS_APART):
                     await watch.ended()
                 looked = trio.current_time()

@@ -80,7 +80,7 @@ class Watchdog:
         finally:
             self._over.set()
 
-    def told(self) -> str | None:
+    def trouble(self) -> str | None:
         """The last block in words, while it is remembered; None: there was none of late."""
         block = self._block
         if block is None or time.monotonic() - block.since > REMEMBERED:

@@ -8,8 +8,8 @@ import trio
 from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.channel import Channel
 from jobpipe.engine.executor import Executor
-from jobpipe.engine.lane import Lane
 from jobpipe.engine.ledger import Ledger
+from jobpipe.engine.scope import ReusableScope
 from jobpipe.engine.unforeseen import PAUSE, Unforeseen
 
 TURN = 0.00005
@@ -30,7 +30,7 @@ async def work(
     (a store that would lose it). A cancel stops the attempt; its job goes back too.
     """
     unforeseen = Unforeseen()
-    with receive, closing(Lane()) as lane:
+    with receive, closing(ReusableScope()) as scope:
         source = Source(receive, channel)
         while True:
             try:
@@ -40,7 +40,7 @@ async def work(
                 if channel.draining and not run_buffered:
                     ledger.hand_back(attempt)
                 else:
-                    await executor.perform(attempt, lane)
+                    await executor.perform(attempt, scope)
             except Exception as error:  # noqa: BLE001 - a fault of jobpipe's own: costs a pause
                 unforeseen.tell(error, "a worker pauses, and hands its job back", seconds=PAUSE)
                 if source.last is not None:

@@ -175,7 +175,7 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     cancelling: frozenset[tuple[int, int]] = frozenset()
     """(seq, claim) of this node's held jobs that were asked to stop; told with starts, claims and renewals
 
-    From a store that nodes share: `News` only tell that there may be some.
+    From a store that nodes share: notifications only tell that there may be some.
     """
 
     @property
@@ -405,7 +405,7 @@ class Store(EngineStore, ControlStore, ReadStore, Protocol):
     """All of it."""
 
 
-class News(msgspec.Struct, frozen=True):
+class Notification(msgspec.Struct, frozen=True):
     """Something that another node did, or a reason to look for oneself."""
 
     what: Literal["look", "missed", "ended", "paused"]
@@ -426,12 +426,12 @@ class SharedStore(Store, Protocol):
     listening: bool
     """whether news come at once; otherwise a `missed` every few seconds is all"""
 
-    def changes(self) -> AbstractAsyncContextManager[AsyncIterator[News]]:
+    def changes(self) -> AbstractAsyncContextManager[AsyncIterator[Notification]]:
         """Listen to what other nodes do, as long as the context is open; one listener at a time.
 
-        News may come twice, late, forged, or not at all. After each time that the connection was lost comes a `missed`,
-        and every few seconds a `look`, or a `missed` while nobody listens. So they are hints; what is true is in the
-        store. Equal ones that come within milliseconds are one.
+        Notifications may come twice, late, forged, or not at all. After each time that the connection was lost comes a
+        `missed`, and every few seconds a `look`, or a `missed` while nobody listens. So they are hints; what is true is
+        in the store. Equal ones that come within milliseconds are one.
         """
 
     def renew_from_thread(self, node: str, now: float, lease_until: float) -> bool:

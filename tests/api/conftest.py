@@ -4,7 +4,7 @@ import pytest
 import trio
 
 from jobpipe.store.sqlite import open_sqlite
-from tests.api.door import open_door
+from tests.api.client import open_door
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from jobpipe.handlers.registry import Handler
 from jobpipe.job import DEEPEST
 from jobpipe.store.sqlite import open_sqlite
-from tests.api.door import open_door
+from tests.api.client import open_door
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 BOM = b"\xef\xbb\xbf"

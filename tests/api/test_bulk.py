@@ -9,7 +9,7 @@ import trio.testing
 from jobpipe.api.bulk import AHEAD, GROUP, MOST, SLICE, Splitter, bulk_stream
 from jobpipe.api.spool import SPOOL, Files, Spool
 from jobpipe.errors import StoreUnavailable
-from tests.api.door import Breakable, open_door
+from tests.api.client import Breakable, open_door
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 

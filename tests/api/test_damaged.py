@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 from jobpipe.api.schemas import EARLIEST, LATEST, rfc3339
 from jobpipe.engine.unforeseen import UNFORESEEN
 from jobpipe.store.memory import MemoryStore
-from tests.api.door import open_door
+from tests.api.client import open_door
 
 
 class Choosy(MemoryStore):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jobpipe.job import DEEPEST
 from jobpipe.store.base import Filter
-from tests.api.door import Breakable, open_door
+from tests.api.client import Breakable, open_door
 
 EVERYTHING = {
     "id": "all",

@@ -8,7 +8,7 @@ import trio.testing
 from structlog.testing import capture_logs
 
 from jobpipe.api.front import LINGER
-from tests.api.door import Breakable, open_door
+from tests.api.client import Breakable, open_door
 
 
 async def exchanged(stream, *pieces):

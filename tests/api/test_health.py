@@ -6,7 +6,7 @@ import trio
 from jobpipe.cli import HEALTH_TIMEOUT
 from jobpipe.engine.probe import PATIENCE, SHORTEST_NAP
 from jobpipe.version import VERSION
-from tests.api.door import Breakable, open_door
+from tests.api.client import Breakable, open_door
 
 
 async def asked(door):

@@ -3,7 +3,7 @@
 import pytest
 
 from jobpipe.api.hosts import Guard, Host, is_loopback, plain, read_host
-from tests.api.door import open_door
+from tests.api.client import open_door
 
 ADDRESS = "127.0.0.1"
 

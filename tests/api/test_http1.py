@@ -16,7 +16,7 @@ from jobpipe.api.front import Front
 from jobpipe.api.heads import HEAD, METHODS
 from jobpipe.api.hosts import Guard
 from jobpipe.api.spool import Spool
-from tests.api.door import open_door
+from tests.api.client import open_door
 
 GET = b"GET /health HTTP/1.1\r\nHost: test\r\n"
 END = b"Connection: close\r\n\r\n"

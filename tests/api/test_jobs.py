@@ -10,7 +10,7 @@ import trio.testing
 from jobpipe.api.schemas import EditRequest
 from jobpipe.engine.waiting import LOOKS_APART
 from jobpipe.store.sqlite import open_sqlite
-from tests.api.door import Breakable, open_door
+from tests.api.client import Breakable, open_door
 
 
 async def got(door, path):
@@ -140,11 +140,11 @@ async def test_who_waits_looks_when_an_end_may_have_been_told_to_nobody(door, au
     begun = trio.current_time()
     async with trio.open_nursery() as nursery:
         answers = await asked(nursery, functools.partial(door.get, "/jobs/a?wait=600"))
-        door.node.events.stir()
+        door.node.events.recheck()
         await trio.testing.wait_all_tasks_blocked()
         answered = list(answers)
         await door.node.store.cancel(["a"], 0)
-        door.node.events.stir()
+        door.node.events.recheck()
 
     assert answered == []
     assert answers[0].json()["status"] == "cancelled"
@@ -223,7 +223,7 @@ async def test_nobody_waits_for_searches_that_hang(tmp_path):
                 nursery.start_soon(door.get, "/jobs?text=a")
             with trio.fail_after(10):
                 answers = [await door.get(path) for path in ("/health", "/jobs/a", "/jobs", "/queues")]
-            waited = store._lanes["search"].statistics().tasks_waiting
+            waited = store._limiters["search"].statistics().tasks_waiting
             release.set()
 
     assert [answer.status_code for answer in answers] == [200] * 4

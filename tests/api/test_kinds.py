@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from jobpipe.engine.served import FRESH
-from tests.api.door import open_door
+from tests.api.client import open_door
 
 HOUR = 3600
 OTHER = frozenset({"mail", "other.kind"})

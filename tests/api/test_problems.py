@@ -122,7 +122,7 @@ async def test_what_any_route_raises_of_the_engine_is_answered_with_503(door, mo
         await trio.lowlevel.checkpoint()
         raise error
 
-    monkeypatch.setattr(door.node.queue, "enqueue", refuses)
+    monkeypatch.setattr(door.node.backlog, "enqueue", refuses)
     monkeypatch.setattr(door.node.control, "pause", refuses)
     door.app._app.post("/a/new/route")(refuses)
     answer = await door.post(path, json={})

@@ -4,7 +4,7 @@ import pytest
 import trio
 
 from jobpipe.store.sqlite import open_sqlite
-from tests.api.door import Breakable, open_door
+from tests.api.client import Breakable, open_door
 
 
 async def queues(door):

@@ -22,7 +22,7 @@ from jobpipe.api.schemas import Means
 from jobpipe.api.spec import describe
 from jobpipe.job import PORTABLE, JobError, JobId, Name, Tag
 from jobpipe.version import VERSION
-from tests.api.door import Breakable, open_door
+from tests.api.client import Breakable, open_door
 
 CROSS_SITE = {"Sec-Fetch-Site": "cross-site"}
 NDJSON = {"Content-Type": "application/x-ndjson"}

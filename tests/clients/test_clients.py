@@ -9,7 +9,7 @@ import httpx
 import pytest
 import trio
 
-from tests.api.door import open_door
+from tests.api.client import open_door
 
 pytestmark = pytest.mark.clients
 

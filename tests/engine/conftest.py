@@ -16,8 +16,8 @@ from jobpipe.clock import VirtualClock
 from jobpipe.engine.node import Node
 from jobpipe.errors import StoreUnavailable
 from jobpipe.handlers.context import Context
+from jobpipe.handlers.exceptions import Fail, Retry, Snooze
 from jobpipe.handlers.registry import Handler, Registry
-from jobpipe.handlers.verdicts import Fail, Retry, Snooze
 from jobpipe.job import ENDED, Backoff, Job, NewJob, Options, Status
 from jobpipe.settings import Settings
 from jobpipe.store.base import Batch, Change, Claimed, Receipt, Receipts, Rescued, Store
@@ -238,7 +238,7 @@ class Rig:
             self.over.set()
 
     async def add(self, *jobs: NewJob) -> Sequence[Receipt]:
-        return await self.node.queue.enqueue(jobs)
+        return await self.node.backlog.enqueue(jobs)
 
     async def enqueue(self, job_id: str = "a", *steps: Step, **changes: Any) -> None:
         """Store one job that is ready now."""

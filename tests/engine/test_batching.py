@@ -12,9 +12,9 @@ from jobpipe.engine.batching import (
     ADDING,
     ADDS,
     BATCH,
-    BESIDE,
-    COMPANY,
-    COMPANY_DELAY,
+    BATCH_WHILE_ADDING,
+    GATHER_ADDS,
+    GATHER_DELAY,
     LOCKED_DELAY,
     LONGEST_PAUSE,
     SETTLE_DELAY,
@@ -81,10 +81,10 @@ async def test_what_presses_is_written_at_once(autojump_clock) -> None:
     [
         (0, 1, 0),
         (3, 1, 0),
-        (4, 1, COMPANY_DELAY),
+        (4, 1, GATHER_DELAY),
         (4, 2, 0),
-        (100, COMPANY - 1, COMPANY_DELAY),
-        (100, COMPANY, 0),
+        (100, GATHER_ADDS - 1, GATHER_DELAY),
+        (100, GATHER_ADDS, 0),
     ],
 )
 async def test_a_few_adds_wait_for_half_of_those_who_came_with_the_last_batch(
@@ -94,7 +94,7 @@ async def test_a_few_adds_wait_for_half_of_those_who_came_with_the_last_batch(
     made = batching(added=added)
 
     assert wait(made, adds) == pytest.approx(seconds)
-    await trio.sleep(COMPANY_DELAY)
+    await trio.sleep(GATHER_DELAY)
     assert wait(made, adds) <= 0
 
 
@@ -176,7 +176,12 @@ async def test_batches_are_smaller_while_clients_add(autojump_clock) -> None:
     soon = made.most(adding=False)
     await trio.sleep(ADDING)
 
-    assert (before, adding, soon, made.most(adding=False)) == (BATCH, BESIDE, BESIDE, BATCH)
+    assert (before, adding, soon, made.most(adding=False)) == (
+        BATCH,
+        BATCH_WHILE_ADDING,
+        BATCH_WHILE_ADDING,
+        BATCH,
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import trio
 
 from jobpipe.engine.control import ACTS
 from jobpipe.errors import StoreUnavailable
+from jobpipe.handlers.exceptions import Fail, Retry, Snooze
 from jobpipe.handlers.registry import Handler
-from jobpipe.handlers.verdicts import Fail, Retry, Snooze
 from jobpipe.job import ENDED, Options, Outcome, Status
 from tests.engine.conftest import DAY, FaultyStore, new_job, running, turns
 

@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from jobpipe.clock import VirtualClock
+from jobpipe.handlers.exceptions import Fail, Retry
 from jobpipe.handlers.registry import Handler
-from jobpipe.handlers.verdicts import Fail, Retry
 from jobpipe.job import ENDED, WAITING, Backoff, Job, Options, Outcome, Status
 from jobpipe.store.base import Change, Store
 from tests.engine.conftest import NOW, Rig, running

@@ -13,10 +13,10 @@ import structlog
 import trio
 
 from jobpipe import logs
-from jobpipe.engine import verdict as verdicts
+from jobpipe.engine import outcomes
 from jobpipe.handlers.context import Context
+from jobpipe.handlers.exceptions import Fail, Retry, Snooze
 from jobpipe.handlers.registry import Handler
-from jobpipe.handlers.verdicts import Fail, Retry, Snooze
 from jobpipe.job import Backoff, Options, Outcome, Status
 from jobpipe.store.base import Batch, Receipts
 from jobpipe.store.memory import MemoryStore
@@ -681,8 +681,8 @@ async def test_an_async_handler_that_uses_asyncio_is_told_what_to_do(autojump_cl
         job = await rig.ended("a")
 
     assert job.state.error is not None
-    assert job.state.error.message.endswith(verdicts.ASYNCIO)
-    assert "asyncio.run(...)" in verdicts.ASYNCIO
+    assert job.state.error.message.endswith(outcomes.ASYNCIO)
+    assert "asyncio.run(...)" in outcomes.ASYNCIO
 
 
 async def test_a_plain_handler_may_run_asyncio() -> None:

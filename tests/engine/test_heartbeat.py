@@ -21,7 +21,7 @@ from jobpipe.engine.watchdog import BLOCKED, Watchdog
 from jobpipe.errors import StoreUnavailable
 from jobpipe.store.memory import MemoryStore
 from tests.engine.conftest import FaultyStore, running
-from tests.engine.test_news import Shared
+from tests.engine.test_listener import Shared
 
 LEASE = 0.3
 PATIENCE = 30

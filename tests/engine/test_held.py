@@ -7,7 +7,7 @@ import trio
 from structlog.testing import capture_logs
 
 from jobpipe.clock import VirtualClock
-from jobpipe.engine import verdict as verdicts
+from jobpipe.engine import outcomes
 from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.held import FAILURES, Held
 from jobpipe.engine.unforeseen import UNFORESEEN
@@ -46,8 +46,8 @@ def test_what_is_held_can_be_found() -> None:
 async def test_what_is_settled_is_held_no_more(autojump_clock) -> None:
     """It is counted by its outcome, once; a claim that is not held is passed over."""
     held, (first, second) = held_here((1, "mail"), (2, "mail"))
-    done = held.settlement(first, verdicts.returned(1, 100))
-    back = held.settlement(second, verdicts.HANDED_BACK)
+    done = held.settlement(first, outcomes.returned(1, 100))
+    back = held.settlement(second, outcomes.HANDED_BACK)
     released = [held.release(one) for one in (done, back, done)]
 
     assert (done.status, back.status) == (Status.DONE, Status.QUEUED)
@@ -69,7 +69,7 @@ async def test_a_verdict_that_no_settlement_can_be_made_of_fails_the_job(
 ) -> None:
     """The job must not stay held for it."""
     held, (attempt,) = held_here((1, "mail"))
-    settlement, calls = verdicts.settlement, []
+    settlement, calls = outcomes.settlement, []
 
     def once(*args, **kwargs):
         calls.append(args)
@@ -77,9 +77,9 @@ async def test_a_verdict_that_no_settlement_can_be_made_of_fails_the_job(
             raise ValueError("odd")
         return settlement(*args, **kwargs)
 
-    monkeypatch.setattr(verdicts, "settlement", once)
+    monkeypatch.setattr(outcomes, "settlement", once)
     with capture_logs() as log:
-        written = held.settlement(attempt, verdicts.returned(1, 100))
+        written = held.settlement(attempt, outcomes.returned(1, 100))
 
     assert (written.status, written.error and written.error.type) == (Status.FAILED, "InternalError")
     assert [line["event"] for line in log] == [UNFORESEEN]
@@ -92,10 +92,10 @@ async def test_who_waits_until_no_handler_runs_is_told_at_the_last_end(autojump_
     async with trio.open_nursery() as nursery:
         nursery.start_soon(held.quiet)
         await trio.testing.wait_all_tasks_blocked()
-        held.release(held.settlement(first, verdicts.INTERRUPTED))
+        held.release(held.settlement(first, outcomes.INTERRUPTED))
         await trio.testing.wait_all_tasks_blocked()
         waits = len(nursery.child_tasks)
-        held.release(held.settlement(second, verdicts.INTERRUPTED))
+        held.release(held.settlement(second, outcomes.INTERRUPTED))
 
     assert waits == 1
 
@@ -105,9 +105,9 @@ async def test_of_many_failed_jobs_a_few_a_second_are_told(autojump_clock) -> No
     held, attempts = held_here(*((seq, "mail") for seq in range(100)))
     with capture_logs() as log:
         for attempt in attempts:
-            held.tell(attempt, held.settlement(attempt, verdicts.broken(ValueError("bad"))))
+            held.tell(attempt, held.settlement(attempt, outcomes.broken(ValueError("bad"))))
         await trio.sleep(2)
-        held.tell(attempts[0], held.settlement(attempts[0], verdicts.broken(ValueError("bad"))))
+        held.tell(attempts[0], held.settlement(attempts[0], outcomes.broken(ValueError("bad"))))
 
     assert [line["event"] for line in log] == ["job failed"] * (FAILURES + 1)
     assert log[-1]["more"] == 100 - FAILURES

@@ -15,8 +15,8 @@ from jobpipe.engine.batching import (
     ADDING,
     ADDS,
     BATCH,
-    BESIDE,
-    COMPANY_DELAY,
+    BATCH_WHILE_ADDING,
+    GATHER_DELAY,
     LOCKED_DELAY,
     LONGEST_PAUSE,
     START_DELAY,
@@ -162,7 +162,7 @@ async def test_an_add_waits_a_moment_for_those_who_came_with_the_last(
                 await trio.lowlevel.checkpoint()
         took = trio.current_time() - begun
 
-    assert took == pytest.approx(COMPANY_DELAY if waits else 0)
+    assert took == pytest.approx(GATHER_DELAY if waits else 0)
     assert sizes(desk)[-1] == (again, 0, 0)
 
 
@@ -335,9 +335,9 @@ async def test_clients_that_add_wait_behind_few_outcomes(autojump_clock) -> None
         more = [len(await desk.claim(10_000)) for _ in range(3)]
         (queue,) = await desk.store.queues()
 
-    assert settled[0] == (1, BESIDE)
-    assert [count for _, count in settled] == [BESIDE] * 7 + [1000 - 7 * BESIDE]
-    assert more == [BESIDE, BESIDE, 300 - 2 * BESIDE]
+    assert settled[0] == (1, BATCH_WHILE_ADDING)
+    assert [count for _, count in settled] == [BATCH_WHILE_ADDING] * 7 + [1000 - 7 * BATCH_WHILE_ADDING]
+    assert more == [BATCH_WHILE_ADDING, BATCH_WHILE_ADDING, 300 - 2 * BATCH_WHILE_ADDING]
     assert queue.counts[Status.DONE] == 1000
 
 

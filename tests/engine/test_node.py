@@ -11,9 +11,9 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from jobpipe.clock import VirtualClock
-from jobpipe.engine import verdict as verdicts
+from jobpipe.engine import outcomes
 from jobpipe.engine.node import CLEANUP, Node, node_name
-from jobpipe.engine.verdict import Verdict
+from jobpipe.engine.outcomes import Verdict
 from jobpipe.handlers.registry import Registry
 from jobpipe.job import ENDED, Backoff, JobError, NewJob, Options, Outcome, Status
 from jobpipe.settings import Settings
@@ -342,7 +342,7 @@ def foretold(script: Sequence[Step], retries: int) -> tuple[Status, int, list[fl
     now, attempt, began = NOW, 0, []
     for step in [*script, "done"]:
         began.append(round(now - NOW, 3))
-        one = verdicts.settlement(
+        one = outcomes.settlement(
             claimed(attempt=attempt, max_retries=retries),
             SAID[step],
             started_at=now,

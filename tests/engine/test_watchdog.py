@@ -30,7 +30,7 @@ async def test_a_loop_that_lives_is_left_alone() -> None:
             nursery.cancel_scope.cancel()
 
     assert lines == []
-    assert dog.told() is None
+    assert dog.trouble() is None
 
 
 async def test_what_blocks_the_loop_is_told_once_and_remembered() -> None:
@@ -51,7 +51,7 @@ async def test_what_blocks_the_loop_is_told_once_and_remembered() -> None:
         "the event loop is running again",
     ]
     assert "time.sleep(0.3)" in told[0]["stack"]
-    assert (dog.told() or "").startswith("something blocked the event loop for 0.")
+    assert (dog.trouble() or "").startswith("something blocked the event loop for 0.")
 
 
 async def test_the_job_whose_handler_blocks_is_named() -> None:
@@ -66,4 +66,4 @@ async def test_the_job_whose_handler_blocks_is_named() -> None:
 
     blocked = [line for line in rig.log if line["event"].startswith("the event loop is blocked")]
     assert [line["job"] for line in blocked] == ["bad"]
-    assert "job bad" in (rig.node.watchdog.told() or "")
+    assert "job bad" in (rig.node.watchdog.trouble() or "")

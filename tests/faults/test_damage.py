@@ -21,7 +21,7 @@ from jobpipe.store.base import Add, Batch, Claimed, ClaimRequest, Retention, Set
 from jobpipe.store.memory import open_memory
 from jobpipe.store.postgres import open_postgres
 from jobpipe.store.sqlite import open_sqlite
-from tests.api.door import Door, open_door
+from tests.api.client import Door, open_door
 from tests.engine.conftest import NOW, new_job
 from tests.faults.damaging import Damager, PostgresDamager, SqliteDamager
 from tests.store.server import new_schema, server_url, with_query

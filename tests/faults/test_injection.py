@@ -22,6 +22,7 @@ from tests.store.conftest import OPENERS
 
 HEART = {
     "engine": (
+        "backlog",
         "batching",
         "channel",
         "committer",
@@ -29,38 +30,47 @@ HEART = {
         "executor",
         "held",
         "intake",
-        "lane",
         "lease",
         "ledger",
+        "listener",
         "maintenance",
-        "news",
+        "outcomes",
         "prefetch",
-        "queue",
+        "scope",
         "served",
         "splitting",
-        "verdict",
         "worker",
     ),
     "verbs": ("dialect", "difference", "facade", "jobs", "nodes", "queues", "retention", "transaction"),
-    "sqlite": ("lists", "nodes", "reader", "rows", "tables", "tally", "values", "verbs", "writer"),
+    "sqlite": (
+        "counts",
+        "lists",
+        "nodes",
+        "reader",
+        "rows",
+        "tables",
+        "values",
+        "verbs",
+        "writer",
+    ),
     "postgres": (
         "adding",
+        "arrays",
+        "counts",
         "locks",
         "nodes",
-        "parameters",
+        "notifications",
         "reader",
         "session",
         "settling",
         "tables",
-        "tally",
-        "words",
         "writer",
     ),
 }
 """The rooms in which a fault may cost one entry at the most; every function of theirs is a place to strike at."""
 UNGUARDED = ("committer.Committer._hand_out",)
 """What is guarded step by step inside: the batch is written then, and cannot be taken back."""
-HUSHED = ("verdict._clean",)
+HUSHED = ("outcomes._clean",)
 """Where an exception counts as one of the handler's error, which says then that its text cannot be shown."""
 CHOSEN = {
     "sqlite": ["writer.Writer._end", "writer.claimed_from", "writer.new_row", "tables.Tables.save"],

@@ -6,7 +6,7 @@ import pytest
 
 import jobpipe
 from jobpipe.errors import HandlerError
-from jobpipe.handlers.verdicts import Fail, Retry, Snooze
+from jobpipe.handlers.exceptions import Fail, Retry, Snooze
 
 
 def test_they_are_among_the_public_names() -> None:

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 import jobpipe.engine.node
-from jobpipe.engine import verdict
+from jobpipe.engine import outcomes
 from jobpipe.engine.executor import Executor
 from jobpipe.engine.held import Held
 from jobpipe.engine.lease import Lease
@@ -124,11 +124,11 @@ def drain_drops_the_buffer(patch: pytest.MonkeyPatch) -> None:
     perform = Executor.perform
 
     async def careless(receive: Any, channel: Any, ledger: Any, executor: Any, **options: Any) -> None:
-        async def dropping(attempt: Any, lane: Any) -> None:
+        async def dropping(attempt: Any, scope: Any) -> None:
             if channel.draining:
                 executor._held.lose(attempt)
             else:
-                await perform(executor, attempt, lane)
+                await perform(executor, attempt, scope)
 
         executor.perform = dropping
         await work(receive, channel, ledger, executor, **options)
@@ -145,7 +145,7 @@ def cancel_answers_before_the_cleanup(patch: pytest.MonkeyPatch) -> None:
         stopped = list(attempts)
         stop(self, stopped, reason)
         for attempt in stopped if reason == "cancel" else ():
-            self.end(attempt, verdict.CANCELLED)
+            self.end(attempt, outcomes.CANCELLED)
 
     patch.setattr(Ledger, "stop", hasty)
 

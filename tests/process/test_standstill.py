@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import trio
 
-from jobpipe.engine.verdict import Verdict, settlement
+from jobpipe.engine.outcomes import Verdict, settlement
 from jobpipe.job import Backoff, Outcome
 from jobpipe.store.base import Batch, ClaimRequest
 from jobpipe.store.sqlite.nodes import Nodes

@@ -16,8 +16,8 @@ import msgspec
 import trio
 
 from jobpipe.handlers.context import Context
+from jobpipe.handlers.exceptions import Fail, Retry
 from jobpipe.handlers.registry import handler
-from jobpipe.handlers.verdicts import Fail, Retry
 
 LOOK = 0.01
 """Seconds between two looks whether a file is there."""

@@ -143,7 +143,7 @@ class Stage:
         async def add() -> bool:
             nonlocal answered
             try:
-                receipts = await node.queue.enqueue(jobs, atomic=atomic)
+                receipts = await node.backlog.enqueue(jobs, atomic=atomic)
             except (Draining, StoreUnavailable) as refusal:
                 answered = True
                 self.witness.not_added(jobs)

@@ -26,8 +26,8 @@ from hypothesis.stateful import (
 from jobpipe.clock import NAP, VirtualClock
 from jobpipe.engine.node import CLEANUP, Node
 from jobpipe.handlers.context import Context
+from jobpipe.handlers.exceptions import Fail, Snooze
 from jobpipe.handlers.registry import Handler, Registry
-from jobpipe.handlers.verdicts import Fail, Snooze
 from jobpipe.job import ENDED, Backoff, NewJob, Options, Status
 from jobpipe.settings import Settings
 from jobpipe.store.memory import MemoryStore
@@ -302,7 +302,7 @@ class Lives(RuleBasedStateMachine):
             run_at=now + delay,
             options=Options(backoff=Backoff(base=WAIT, factor=1, jitter="none")),
         )
-        (receipt,) = self.call(self.engine.node.queue.enqueue, [new])
+        (receipt,) = self.call(self.engine.node.backlog.enqueue, [new])
         return bool(receipt.verdict == "stored")
 
     @rule(job_id=st.sampled_from(IDS))

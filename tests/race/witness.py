@@ -12,8 +12,8 @@ from trio.lowlevel import checkpoint
 
 from jobpipe.engine.node import Node
 from jobpipe.handlers.context import Context
+from jobpipe.handlers.exceptions import Fail, Retry, Snooze
 from jobpipe.handlers.registry import Handler, Registry
-from jobpipe.handlers.verdicts import Fail, Retry, Snooze
 from jobpipe.job import ENDED, AttemptRecord, Job, NewJob, Outcome, Status, retries_of
 from jobpipe.store.base import Change, Filter, Receipt, Rescued, Store
 

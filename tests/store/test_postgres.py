@@ -18,7 +18,7 @@ from jobpipe.store.migrations import migrations
 from jobpipe.store.postgres import PostgresStore, migrate, open_postgres
 from jobpipe.store.postgres.address import read_address
 from jobpipe.store.postgres.claiming import CLAIM
-from jobpipe.store.postgres.line import Limits, Lines
+from jobpipe.store.postgres.connections import Connector, Limits
 from tests.store.server import ask, server_url, with_query
 from tests.store.test_contract import KINDS, NOW, Node, add, edit, get, look, new_job, settlement, start
 
@@ -473,7 +473,7 @@ def test_behind_a_pooler_what_it_might_lose_is_off_unless_it_is_asked_for(
 async def test_a_server_is_not_taken_for_a_pooler(schema: str) -> None:
     """It names its own process."""
     async with open_postgres(url_of(schema)) as store:
-        address = store._lines.address
+        address = store._connector.address
 
     assert (address.prepare, address.listen, address.pooled) == (True, True, False)
 
@@ -481,7 +481,7 @@ async def test_a_server_is_not_taken_for_a_pooler(schema: str) -> None:
 @pytest.mark.parametrize("lease", [1, 15, 3600, 10 * 24 * 3600])
 def test_any_lease_asks_for_keepalives_that_the_system_can_do(lease: float) -> None:
     """Linux counts to 127 of them, and refuses the connection otherwise; a test server with a socket does not tell."""
-    options = Lines(read_address("postgresql://db/jobs"), Limits(lease=lease)).options
+    options = Connector(read_address("postgresql://db/jobs"), Limits(lease=lease)).options
     with socket.socket() as tcp:
         tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, options["keepalives_count"])
         tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, options["keepalives_idle"])
@@ -556,8 +556,8 @@ async def test_a_commit_waits_for_the_disk_as_sync_says(schema: str, sync: Any, 
     """Whatever the server does by default, and for our own transactions alone."""
     async with factory.open_store(url_of(schema), sync) as store:
         assert isinstance(store, PostgresStore)
-        line = store._engine_line
-        found = await line.transact(
+        connection = store._engine_connection
+        found = await connection.transact(
             lambda session: session.row("select current_setting('synchronous_commit')")
         )
 
@@ -612,10 +612,10 @@ def test_a_server_that_refuses_the_connection_is_not_waited_for(part: dict[str, 
 def test_a_server_that_is_full_is_waited_for(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """That passes by itself."""
 
-    def connect(_lines: Lines) -> Any:
+    def connect(_connector: Connector) -> Any:
         raise psycopg.OperationalError(f"connection failed: {words}")
 
-    monkeypatch.setattr(Lines, "connect", connect)
+    monkeypatch.setattr(Connector, "connect", connect)
     with pytest.raises(StoreUnavailable, match="cannot be used now"):
         migrate(url_of("jobpipe"))
 

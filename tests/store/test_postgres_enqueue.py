@@ -15,7 +15,7 @@ from jobpipe.api.schemas import EnqueueRequest
 from jobpipe.job import Backoff, Options, Outcome, Status, new_job_id
 from jobpipe.store.base import Store
 from jobpipe.store.postgres import open_postgres
-from tests.api.door import open_door
+from tests.api.client import open_door
 from tests.store.bounds import of_fields
 from tests.store.server import ask, empty_schema, server_url, with_query
 from tests.store.test_contract import Node, add, edit, get, listed, look, new_job

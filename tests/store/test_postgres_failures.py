@@ -16,10 +16,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from jobpipe.errors import StoreUnavailable
 from jobpipe.job import Options, Outcome, Status
-from jobpipe.store.base import Change, News
+from jobpipe.store.base import Change, Notification
 from jobpipe.store.postgres import PostgresStore, open_postgres
 from jobpipe.store.postgres.address import read_address
-from jobpipe.store.postgres.line import Limits, Lines
+from jobpipe.store.postgres.connections import Connector, Limits
 from jobpipe.store.postgres.session import Connection, Session
 from tests.store.proxy import Proxy, open_proxy
 from tests.store.server import OwnServer, ask, server_url, with_query
@@ -97,9 +97,9 @@ async def test_settings_stay_on_a_connection_of_ones_own_alone(
     proxy.pooler = pooler
     proxy.cut()
     await _tried_until_it_works(lambda: add(node.store, new_job()))
-    line = node.store._engine_line  # type: ignore[attr-defined]  # that of PostgreSQL has one
-    within = await line.transact(lambda session: session.row(PATH))
-    after = await trio.to_thread.run_sync(lambda: line._connection.execute(PATH).fetchone())
+    connection = node.store._engine_connection  # type: ignore[attr-defined]  # that of PostgreSQL has one
+    within = await connection.transact(lambda session: session.row(PATH))
+    after = await trio.to_thread.run_sync(lambda: connection._connection.execute(PATH).fetchone())
 
     assert within == (f'"{schema}", pg_temp',)
     assert (after == within) is not pooler
@@ -184,7 +184,7 @@ async def test_a_server_that_is_stopped_and_started_again_has_all_that_was_ackno
         assert again[0].verdict == "stored"
         assert [job.id for job in await node.claim(5)] == ["b", "c"]
         assert (await get(store, "a")).status is Status.DONE
-        assert told == News("missed")
+        assert told == Notification("missed")
 
 
 async def test_a_silent_database_is_given_up_within_the_lease(node: Node, proxy: Proxy) -> None:
@@ -218,7 +218,7 @@ async def test_who_is_cancelled_while_it_reads_does_not_wait(node: Node, proxy: 
 async def test_who_is_cancelled_while_it_writes_waits_until_it_is_written(node: Node) -> None:
     """All of it: what another step of the same transaction writes too."""
     assert isinstance(node.store, PostgresStore)
-    line, begun, goes_on = node.store._engine_line, trio.Event(), trio.Event()
+    connection, begun, goes_on = node.store._engine_connection, trio.Event(), trio.Event()
 
     async def pause_two(session: Session) -> None:
         await session.rows("insert into queues values ('a', true)")
@@ -227,7 +227,7 @@ async def test_who_is_cancelled_while_it_writes_waits_until_it_is_written(node: 
         session.run("insert into queues values ('b', true)")
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(line.transact, pause_two)
+        nursery.start_soon(connection.transact, pause_two)
         await begun.wait()
         nursery.cancel_scope.cancel()
         goes_on.set()
@@ -238,7 +238,7 @@ async def test_who_is_cancelled_while_it_writes_waits_until_it_is_written(node: 
 @pytest.mark.parametrize("why", ["cancelled", "too slow"])
 async def test_a_connection_that_nobody_waits_for_any_more_is_closed(schema: str, why: str) -> None:
     """As soon as it is made: in a thread, which cannot be stopped."""
-    lines = Lines(read_address(with_query(server_url(), schema=schema)), Limits(lease=LEASE))
+    connector = Connector(read_address(with_query(server_url(), schema=schema)), Limits(lease=LEASE))
     made: list[Connection] = []
     goes_on = threading.Event()
 
@@ -247,7 +247,7 @@ async def test_a_connection_that_nobody_waits_for_any_more_is_closed(schema: str
         goes_on.wait()
 
     with trio.move_on_after(0.5 if why == "cancelled" else 10), suppress(psycopg.OperationalError):
-        await lines.opened(prepare, 0.5 if why == "too slow" else 10)
+        await connector.opened(prepare, 0.5 if why == "too slow" else 10)
     open_still = [connection.closed for connection in made]
     goes_on.set()
     with trio.fail_after(10):
@@ -400,7 +400,7 @@ async def test_a_listener_hears_again_after_the_network_was_away(node: Node, pro
     assert isinstance(store, PostgresStore)
     with trio.fail_after(20):
         async with store.changes() as stream:
-            assert await anext(stream) == News("missed")
+            assert await anext(stream) == Notification("missed")
             proxy.mode = "refuse"
             proxy.cut()
             while store.listening:  # noqa: ASYNC110 - nobody else is told
@@ -408,10 +408,10 @@ async def test_a_listener_hears_again_after_the_network_was_away(node: Node, pro
             proxy.mode = "open"
             while not store.listening:  # noqa: ASYNC110 - nobody else is told
                 await trio.sleep(0.01)
-            assert await anext(stream) == News("missed")
+            assert await anext(stream) == Notification("missed")
             await _tried_until_it_works(lambda: store.resume("x"))
 
-            assert await anext(stream) == News("look")
+            assert await anext(stream) == Notification("look")
 
 
 @pytest.mark.parametrize("asked", ["an answer", "nothing"])
@@ -423,7 +423,7 @@ async def test_a_node_that_falls_silent_in_a_transaction_keeps_its_locks_no_long
         pytest.skip("before PostgreSQL 17 a half-sent transaction is noticed by the network only")
     await add(node.store, new_job())
     assert isinstance(node.store, PostgresStore)
-    line, held = node.store._engine_line, trio.Event()
+    connection, held = node.store._engine_connection, trio.Event()
 
     async def hold(session: Session) -> None:
         session.run("select seq from live for update")
@@ -433,13 +433,13 @@ async def test_a_node_that_falls_silent_in_a_transaction_keeps_its_locks_no_long
             session._pgconn.send_flush_request()
             await session._flush()
         held.set()
-        await trio.sleep(0.2 + line._lines.limits.transaction)  # as long as the network is away
+        await trio.sleep(0.2 + connection._connector.limits.transaction)  # as long as the network is away
 
     async with beside(schema) as other, trio.open_nursery() as nursery:
 
         async def held_by_it() -> None:
             with suppress(StoreUnavailable):
-                await line.transact(hold)
+                await connection.transact(hold)
 
         nursery.start_soon(held_by_it)
         await held.wait()
@@ -455,7 +455,7 @@ async def test_deadlocks_are_tried_again(node: Node, schema: str) -> None:
     """The server undid one of two transactions for the other's sake: nothing of it was written."""
     await add(node.store, new_job("a"), new_job("b"))
     jobs = await node.claim(2)
-    line = node.store._engine_line  # type: ignore[attr-defined]  # that of PostgreSQL has one
+    connection = node.store._engine_connection  # type: ignore[attr-defined]  # that of PostgreSQL has one
     tries: list[int] = []
 
     async def verb(session: Any) -> int:
@@ -466,7 +466,7 @@ async def test_deadlocks_are_tried_again(node: Node, schema: str) -> None:
             await session.rows("do $$ begin raise exception using errcode = 'deadlock_detected'; end $$")
         return len(tries)
 
-    assert await line.transact(verb) == 3
+    assert await connection.transact(verb) == 3
 
 
 async def test_what_was_written_before_an_error_is_undone(node: Node, schema: str) -> None:
@@ -486,7 +486,7 @@ async def test_what_was_written_before_an_error_is_undone(node: Node, schema: st
 async def test_a_connection_on_which_nothing_can_be_undone_is_closed(node: Node, proxy: Proxy) -> None:
     """The database fell silent just then: who waits is told within the lease, and the next one has a new connection."""
     assert isinstance(node.store, PostgresStore)
-    line = node.store._engine_line
+    connection = node.store._engine_connection
     used: list[Connection] = []
 
     async def fall_silent(session: Session) -> None:
@@ -496,7 +496,7 @@ async def test_a_connection_on_which_nothing_can_be_undone_is_closed(node: Node,
         raise LookupError
 
     with trio.fail_after(2 * LEASE), pytest.raises(StoreUnavailable, match="no answer within"):
-        await line.transact(fall_silent)
+        await connection.transact(fall_silent)
     closed = [connection.closed for connection in used]
     proxy.mode = "open"
 
@@ -528,7 +528,7 @@ async def test_sessions_that_take_no_writes_are_given_up(own_server: OwnServer) 
         )
         await store.ping()
         with trio.fail_after(10):
-            while await anext(stream) != News("missed") or not store.listening:
+            while await anext(stream) != Notification("missed") or not store.listening:
                 pass
         before = await trio.to_thread.run_sync(sessions)
         for verb in (lambda: add(store, new_job("a")), lambda: store.pause("x")):
@@ -542,11 +542,11 @@ async def test_sessions_that_take_no_writes_are_given_up(own_server: OwnServer) 
             receipts = await _tried_until_it_works(lambda: add(store, new_job("a")))
             await _tried_until_it_works(lambda: store.pause("x"))
             await store.ping()
-            while await anext(stream) != News("missed"):
+            while await anext(stream) != Notification("missed"):
                 pass
         say("select pg_notify('jobpipe jobpipe', 'ended last')")
         with trio.fail_after(10):
-            while await anext(stream) != News("ended", id="last"):
+            while await anext(stream) != Notification("ended", id="last"):
                 pass
         after = await trio.to_thread.run_sync(sessions)
 
@@ -609,7 +609,7 @@ async def test_settings_of_the_role_change_nothing(schema: str) -> None:
             await store.retry(["größe"], NOW + 5)
             await store.cancel(["größe"], NOW + 6)
 
-            assert heard == News("missed")
+            assert heard == Notification("missed")
             assert (claimed[0].run_at, again[0].run_at) == (NOW + 0.123, NOW + 2.345)
             assert (done.asked.payload, done.asked.options) == (job.payload, job.options)
             assert found == ["größe"]

@@ -11,7 +11,7 @@ from jobpipe.errors import StoreUnavailable, TablesLocked
 from jobpipe.job import Outcome, Status
 from jobpipe.store.base import Add, Store
 from jobpipe.store.postgres import open_postgres
-from tests.api.door import open_door
+from tests.api.client import open_door
 from tests.store.server import empty_schema, server_url, with_query
 from tests.store.test_contract import LATER, NOW, Node, add, get, listed, new_job, settlement, start
 

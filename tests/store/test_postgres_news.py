@@ -10,25 +10,25 @@ import trio
 from structlog.testing import capture_logs
 
 from jobpipe.job import Outcome, Status
-from jobpipe.store.base import Filter, News
+from jobpipe.store.base import Filter, Notification
 from jobpipe.store.postgres import PostgresStore, open_postgres
 from jobpipe.store.postgres.listening import APART, Stream
-from jobpipe.store.postgres.words import LONGEST, ended_words, news
-from tests.api.door import open_door
+from jobpipe.store.postgres.notifications import LONGEST, ended_words, news
+from tests.api.client import open_door
 from tests.store.server import ask, server_url, with_query
 from tests.store.test_contract import LATER, NOW, Node, add, get, new_job
 
-LOOK, MISSED = News("look"), News("missed")
+LOOK, MISSED = Notification("look"), Notification("missed")
 
 
 class Listener:
     """A node that listens."""
 
-    def __init__(self, store: PostgresStore, stream: AsyncIterator[News], name: str) -> None:
+    def __init__(self, store: PostgresStore, stream: AsyncIterator[Notification], name: str) -> None:
         self.store, self._stream = store, stream
         self.node = Node(store, name)
 
-    async def next(self) -> News:
+    async def next(self) -> Notification:
         with trio.fail_after(4):  # sooner than anybody looks by himself
             return await anext(self._stream)
 
@@ -55,7 +55,7 @@ async def silence(schema: str, *listeners: Listener) -> None:
     """Nothing more was told: the next thing that each hears is this."""
     ask("select pg_notify(%s, 'ended nothing')", f"jobpipe {schema}")
     for listener in listeners:
-        assert await listener.next() == News("ended", id="nothing")
+        assert await listener.next() == Notification("ended", id="nothing")
 
 
 async def test_a_hungry_node_is_told_of_jobs_that_another_one_leaves(pair: Any, schema: str) -> None:
@@ -166,7 +166,7 @@ async def test_a_pause_reaches_every_node(pair: Any, schema: str) -> None:
     paused = await one.store.paused()
     await other.store.resume("b")
 
-    assert heard == [News("paused"), News("paused")]
+    assert heard == [Notification("paused"), Notification("paused")]
     assert paused == ["a", "b"]
     assert await other.store.paused() == ["a"]
 
@@ -193,7 +193,7 @@ async def test_the_end_of_a_job_is_told_when_somebody_watches_it(pair: Any, sche
     for job in await one.node.claim(2):
         await one.node.settle(job, Outcome.DONE)
 
-    assert await one.next() == await other.next() == News("ended", id="a")
+    assert await one.next() == await other.next() == Notification("ended", id="a")
     await silence(schema, one, other)
 
 
@@ -223,7 +223,7 @@ async def test_a_watched_job_is_told_of_however_it_ends(pair: Any, schema: str, 
             assert await other.next() == LOOK
             await one.node.settle(held, None)
 
-    assert await other.next() == News("ended", id="a")
+    assert await other.next() == Notification("ended", id="a")
 
 
 async def test_to_watch_a_job_that_is_not_there_or_has_ended_changes_nothing(pair: Any, schema: str) -> None:
@@ -275,7 +275,7 @@ async def test_a_listener_that_lags_is_told_to_look(schema: str, monkeypatch: py
         kept = [await one.next() for _ in range(3)]
         ask("select pg_notify(%s, 'ended a b c d')", f"jobpipe {schema}")
 
-        assert kept == [News("ended", id=job_id) for job_id in "abc"]
+        assert kept == [Notification("ended", id=job_id) for job_id in "abc"]
         assert await one.next() == MISSED
 
 
@@ -287,7 +287,7 @@ async def test_what_is_told_while_the_connection_shows_that_it_lives_is_heard(
     async with listening(schema, "one") as one:
         for number in range(20):
             ask("select pg_notify(%s, %s)", f"jobpipe {schema}", f"ended j{number}")
-            assert await one.next() == News("ended", id=f"j{number}")
+            assert await one.next() == Notification("ended", id=f"j{number}")
 
 
 async def test_what_goes_wrong_while_a_node_listens_comes_out_as_itself(pair: Any) -> None:
@@ -350,7 +350,7 @@ async def test_a_flood_of_notifications_is_told_as_few(schema: str) -> None:
             ask("select pg_notify(%s, 'cancel')", f"jobpipe {schema}")
         ask("select pg_notify(%s, 'ended last')", f"jobpipe {schema}")
         heard = [await one.next()]
-        while heard[-1] != News("ended", id="last"):
+        while heard[-1] != Notification("ended", id="last"):
             heard.append(await one.next())
 
     assert set(heard[:-1]) == {LOOK}
@@ -362,14 +362,14 @@ async def test_equal_news_are_one_until_they_are_handed_on(autojump_clock: Any) 
     stream = Stream()
     for number in range(10_000):
         stream.put(LOOK)
-        stream.put(News("ended", id=str(number % 3)))
+        stream.put(Notification("ended", id=str(number % 3)))
     told = [await anext(stream) for _ in range(4)]
     began = trio.current_time()
     stream.put(LOOK)
     told.append(await anext(stream))
     waited = trio.current_time() - began
 
-    assert told == [LOOK, *(News("ended", id=job_id) for job_id in "012"), LOOK]
+    assert told == [LOOK, *(Notification("ended", id=job_id) for job_id in "012"), LOOK]
     assert waited == pytest.approx(APART)
 
 
@@ -400,7 +400,7 @@ async def test_forged_notifications_do_nothing_to_a_node_but_have_it_look(schema
         with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wait)
-                while not door.node.events.heard:  # noqa: ASYNC110 - nobody else is told
+                while not door.node.events.has_listeners:  # noqa: ASYNC110 - nobody else is told
                     await trio.sleep(0.01)
                 before, began = door.node.ledger.commits, trio.current_time()
                 for word in FLOOD:

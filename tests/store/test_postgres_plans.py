@@ -10,7 +10,7 @@ from jobpipe.job import Outcome, Status
 from jobpipe.store.base import STEP, Add, Batch, Filter, Place, Retention
 from jobpipe.store.postgres import migrate, reader
 from jobpipe.store.postgres.address import read_address
-from jobpipe.store.postgres.line import Limits, Line, Lines, Verb
+from jobpipe.store.postgres.connections import Connector, KeptConnection, Limits, Verb
 from jobpipe.store.postgres.nodes import Nodes
 from jobpipe.store.postgres.session import Session
 from jobpipe.store.postgres.tables import Tables
@@ -99,12 +99,12 @@ _READ = (
 )
 
 
-class Counting(Line):
+class Counting(KeptConnection):
     """Tells how many rows each transaction read: of whole tables, and by index."""
 
-    def __init__(self, lines: Lines) -> None:
-        super().__init__(lines)
-        self._schema = lines.address.schema
+    def __init__(self, connector: Connector) -> None:
+        super().__init__(connector)
+        self._schema = connector.address.schema
         self.whole = self.by_index = self.counts = 0
         """rows of jobs that were read from whole tables and by index; rows of counts and queues, however read"""
 
@@ -129,14 +129,14 @@ class Counting(Line):
 
 
 @pytest.fixture(scope="module")
-def line() -> Iterator[Counting]:
-    """A line to a database with a million jobs."""
+def connection() -> Iterator[Counting]:
+    """A connection to a database with a million jobs."""
     with new_schema() as schema:
         url = with_query(server_url(), schema=schema)
         migrate(url)
         for sql in FILL:
             ask(sql.format(schema))
-        opened = Counting(Lines(read_address(url), Limits(lease=60.0)))
+        opened = Counting(Connector(read_address(url), Limits(lease=60.0)))
         trio.run(Nodes(opened, "caller", "plans").join, "n", NOW, LATER, ECHO)
         try:
             yield opened
@@ -145,32 +145,32 @@ def line() -> Iterator[Counting]:
 
 
 @pytest.fixture
-def writer(line: Counting) -> Writer:
-    return Writer(line, 0, "caller", "plans")
+def writer(connection: Counting) -> Writer:
+    return Writer(connection, 0, "caller", "plans")
 
 
 class Verbs(SharedVerbs):
-    """The verbs over a line that counts."""
+    """The verbs over a connection that counts."""
 
-    def __init__(self, line: Counting) -> None:
-        self._line = line
+    def __init__(self, connection: Counting) -> None:
+        self._connection = connection
 
     async def _carry_out(self, verb: Any, *, repeatable: bool = False) -> Any:
         async def whole(session: Session) -> Any:
             return await verb(Tables(session, 1, "caller", "plans"))
 
-        return await self._line.transact(whole, repeatable=repeatable)
+        return await self._connection.transact(whole, repeatable=repeatable)
 
 
 @pytest.fixture
-def verbs(line: Counting) -> Verbs:
-    return Verbs(line)
+def verbs(connection: Counting) -> Verbs:
+    return Verbs(connection)
 
 
-async def test_an_exchange_reads_the_rows_that_it_writes(line: Counting, writer: Writer) -> None:
+async def test_an_exchange_reads_the_rows_that_it_writes(connection: Counting, writer: Writer) -> None:
     """Claims, starts, settlements and adds, over three queues of a hundred thousand jobs."""
     claimed = (await writer.exchange(Batch(node="n", now=NOW, claims=wish(30, ECHO)), 1.0)).claimed
-    first = (line.whole, line.by_index, line.counts)
+    first = (connection.whole, connection.by_index, connection.counts)
     await writer.exchange(
         Batch(
             node="n",
@@ -183,7 +183,7 @@ async def test_an_exchange_reads_the_rows_that_it_writes(line: Counting, writer:
         ),
         1.0,
     )
-    second = (line.whole, line.by_index, line.counts)
+    second = (connection.whole, connection.by_index, connection.counts)
     await writer.exchange(
         Batch(
             node="n",
@@ -194,20 +194,20 @@ async def test_an_exchange_reads_the_rows_that_it_writes(line: Counting, writer:
     )
 
     assert len(claimed) == 30
-    assert (first[0], second[0], line.whole) == (0, 0, 0)
-    assert max(first[2], second[2], line.counts) <= 100
+    assert (first[0], second[0], connection.whole) == (0, 0, 0)
+    assert max(first[2], second[2], connection.counts) <= 100
     assert first[1] <= 10 * 30
     assert second[1] <= 10 * 50
-    assert line.by_index <= 20 * 10
+    assert connection.by_index <= 20 * 10
 
 
 async def test_a_claim_beside_a_paused_queue_passes_over_few_of_its_jobs(
-    line: Counting, writer: Writer, verbs: Verbs
+    connection: Counting, writer: Writer, verbs: Verbs
 ) -> None:
     """Eighty thousand lie at the head of the line."""
     await verbs.pause("q0")
     claimed = (await writer.exchange(Batch(node="n", now=NOW, claims=wish(10, ECHO)), 1.0)).claimed
-    read = (line.whole, line.by_index, line.counts)
+    read = (connection.whole, connection.by_index, connection.counts)
     await verbs.resume("q0")
 
     assert {job.queue for job in claimed} == {"q1", "q2"}
@@ -215,25 +215,25 @@ async def test_a_claim_beside_a_paused_queue_passes_over_few_of_its_jobs(
 
 
 async def test_an_exchange_that_has_nothing_to_do_reads_next_to_nothing(
-    line: Counting, writer: Writer
+    connection: Counting, writer: Writer
 ) -> None:
     """As an idle node's heartbeat."""
     await writer.exchange(Batch(node="n", now=NOW, lease_until=LATER), 1.0)
 
-    assert (line.whole, line.by_index <= 10, line.counts <= 50) == (0, True, True)
+    assert (connection.whole, connection.by_index <= 10, connection.counts <= 50) == (0, True, True)
 
 
-async def test_a_promotion_reads_what_is_due(line: Counting, writer: Writer) -> None:
+async def test_a_promotion_reads_what_is_due(connection: Counting, writer: Writer) -> None:
     """Of fifty thousand jobs that wait for a time, and twenty-five thousand that may expire."""
     due = await writer.exchange(Batch(node="n", now=LATER + 1100), 1.0)
 
     assert due.next_due is not None
     assert due.next_due > LATER + 1100
-    assert (line.whole, line.by_index <= 20 * 110) == (0, True)
+    assert (connection.whole, connection.by_index <= 20 * 110) == (0, True)
 
 
 @pytest.mark.parametrize("verb", ["cancel", "retry", "delete", "cancel ended", "absent"])
-async def test_what_is_asked_of_a_job_reads_that_job(line: Counting, verbs: Verbs, verb: str) -> None:
+async def test_what_is_asked_of_a_job_reads_that_job(connection: Counting, verbs: Verbs, verb: str) -> None:
     """By its id."""
     match verb:
         case "cancel":
@@ -247,7 +247,7 @@ async def test_what_is_asked_of_a_job_reads_that_job(line: Counting, verbs: Verb
         case _:
             await verbs.cancel(["absent"], NOW)
 
-    assert (line.whole, line.by_index <= 30) == (0, True)
+    assert (connection.whole, connection.by_index <= 30) == (0, True)
 
 
 @pytest.mark.parametrize(
@@ -259,22 +259,22 @@ async def test_what_is_asked_of_a_job_reads_that_job(line: Counting, verbs: Verb
     ],
     ids=["nothing", "old", "many"],
 )
-async def test_a_prune_reads_a_step(line: Counting, verbs: Verbs, retention: Retention) -> None:
+async def test_a_prune_reads_a_step(connection: Counting, verbs: Verbs, retention: Retention) -> None:
     """The oldest of each status, however many have ended."""
     pruned = await verbs.prune(NOW + 100.01, retention)
 
     assert pruned == (0 if retention is KEEP_ALL else STEP)
-    assert (line.whole, line.by_index <= 20 * STEP) == (0, True)
+    assert (connection.whole, connection.by_index <= 20 * STEP) == (0, True)
 
 
-async def test_a_rescue_reads_what_is_held(line: Counting, writer: Writer, verbs: Verbs) -> None:
+async def test_a_rescue_reads_what_is_held(connection: Counting, writer: Writer, verbs: Verbs) -> None:
     """And takes it back a step at a time."""
-    await Nodes(line, "caller", "plans").join("dead", NOW, NOW + 1)
+    await Nodes(connection, "caller", "plans").join("dead", NOW, NOW + 1)
     claimed = (await writer.exchange(Batch(node="dead", now=NOW, claims=wish(50, ECHO)), 1.0)).claimed
     rescued = await verbs.rescue("n", NOW + 2)
 
     assert {job.id for job in rescued} == {job.id for job in claimed}
-    assert (line.whole, line.by_index <= 20 * 100) == (0, True)
+    assert (connection.whole, connection.by_index <= 20 * 100) == (0, True)
 
 
 WAIT = (Status.QUEUED, Status.SCHEDULED, Status.RETRYING)
@@ -298,50 +298,52 @@ LOOKED = [{"status": status, "kind": "rare"} for status in WAIT]
 
 
 @pytest.mark.parametrize("where", LISTS, ids=str)
-async def test_a_list_reads_about_what_it_shows(line: Counting, where: dict[str, Any]) -> None:
+async def test_a_list_reads_about_what_it_shows(connection: Counting, where: dict[str, Any]) -> None:
     """Though what it shows is the oldest of a million jobs."""
-    page = await line.transact(lambda session: reader.listed(session, Filter(**where), 20, None))
+    page = await connection.transact(lambda session: reader.listed(session, Filter(**where), 20, None))
 
     nothing = where.get("status") in {Status.RUNNING, Status.CANCELLING}
     assert len(page.jobs) == (0 if nothing else 20)
-    assert line.whole == 0
-    assert line.by_index <= (5 * 3 * 2 * RARE if where in LOOKED else 300)
+    assert connection.whole == 0
+    assert connection.by_index <= (5 * 3 * 2 * RARE if where in LOOKED else 300)
 
 
-async def test_deep_pages_cost_no_more_than_the_first(line: Counting) -> None:
+async def test_deep_pages_cost_no_more_than_the_first(connection: Counting) -> None:
     """A cursor is a place in the index."""
     deep = Place(NOW + ENDED_JOBS / 2e3, ENDED_JOBS // 2)
-    page = await line.transact(lambda session: reader.listed(session, Filter(queue="default"), 20, deep))
+    page = await connection.transact(
+        lambda session: reader.listed(session, Filter(queue="default"), 20, deep)
+    )
 
     assert len(page.jobs) == 20
-    assert (line.whole, line.by_index <= 300) == (0, True)
+    assert (connection.whole, connection.by_index <= 300) == (0, True)
 
 
-async def test_queues_are_told_from_the_counts(line: Counting) -> None:
+async def test_queues_are_told_from_the_counts(connection: Counting) -> None:
     """And the oldest ready job from the first entry of each priority; of the page alone, not of all queues."""
-    states = await line.transact(lambda session: reader.queues(session, 5, ""))
+    states = await connection.transact(lambda session: reader.queues(session, 5, ""))
 
     assert [state.name for state in states] == ["default", "q0", "q1", "q2", "rare"]
-    assert (line.whole, line.by_index <= 300, line.counts <= 200) == (0, True, True)
+    assert (connection.whole, connection.by_index <= 300, connection.counts <= 200) == (0, True, True)
 
 
-async def test_what_a_health_check_asks_costs_the_same_among_very_many_queues(line: Counting) -> None:
+async def test_what_a_health_check_asks_costs_the_same_among_very_many_queues(connection: Counting) -> None:
     """Totals are kept, and the first queue that has a ready job will do."""
-    seen = await line.transact(lambda session: reader.overview(session, ECHO))
+    seen = await connection.transact(lambda session: reader.overview(session, ECHO))
 
     assert seen.ready
     assert seen.counts[Status.DONE] > ENDED_JOBS / 4
-    assert (line.whole, line.by_index <= 300, line.counts <= 50) == (0, True, True)
+    assert (connection.whole, connection.by_index <= 300, connection.counts <= 50) == (0, True, True)
 
 
 async def test_jobs_of_kinds_that_no_node_serves_are_not_read_by_a_claim(
-    line: Counting, writer: Writer
+    connection: Counting, writer: Writer
 ) -> None:
     """A hundred thousand of the highest priority stand aside; a node that serves them reads what it takes."""
     claimed = (await writer.exchange(Batch(node="n", now=NOW, claims=wish(30, ECHO)), 1.0)).claimed
-    first = (line.whole, line.by_index)
+    first = (connection.whole, connection.by_index)
     merged = (await writer.exchange(Batch(node="n", now=NOW, claims=wish(30, ECHO | DEMO)), 1.0)).claimed
-    second = (line.whole, line.by_index)
+    second = (connection.whole, connection.by_index)
 
     assert {job.kind for job in claimed} == {"echo"}
     assert (first[0], first[1] <= 10 * 30) == (0, True), first
@@ -349,11 +351,13 @@ async def test_jobs_of_kinds_that_no_node_serves_are_not_read_by_a_claim(
     assert (second[0], second[1] <= 20 * 30) == (0, True), second
 
 
-async def test_an_add_of_a_kind_that_no_node_serves_reads_no_jobs(line: Counting, writer: Writer) -> None:
+async def test_an_add_of_a_kind_that_no_node_serves_reads_no_jobs(
+    connection: Counting, writer: Writer
+) -> None:
     """Whether it stands aside is seen from the nodes."""
     await writer.exchange(Batch(node="n", now=NOW, adds=[Add([new_job("aside", kind="demo")])]), 1.0)
-    read = (line.whole, line.by_index)
-    await line.transact(reader.unserved)
+    read = (connection.whole, connection.by_index)
+    await connection.transact(reader.unserved)
 
     assert (read[0], read[1] <= 10) == (0, True), read
-    assert (line.whole, line.by_index <= ASIDE_JOBS + 100) == (0, True)
+    assert (connection.whole, connection.by_index <= ASIDE_JOBS + 100) == (0, True)

@@ -6,10 +6,10 @@ from typing import Any
 
 from jobpipe.job import Job, NewJob, State
 from jobpipe.store.base import STORED, Add, Receipt
-from jobpipe.store.postgres.parameters import binaries, floats, integers, texts
+from jobpipe.store.postgres.arrays import binaries, floats, integers, texts
+from jobpipe.store.postgres.counts import counting
 from jobpipe.store.postgres.reader import several
-from jobpipe.store.postgres.session import Answer, Session
-from jobpipe.store.postgres.tally import counting
+from jobpipe.store.postgres.session import Result, Session
 from jobpipe.store.rows import compared, encoded_options
 
 _NEW = """
@@ -88,7 +88,7 @@ class Adding:
     def __init__(self, adds: Sequence[Add], slot: int) -> None:
         self._adds, self._slot = adds, slot
         self._jobs = [job for add in adds for job in add.jobs]
-        self._answer: Answer | None = None
+        self._answer: Result | None = None
 
     def send(self, session: Session) -> None:
         """Store what is not there."""

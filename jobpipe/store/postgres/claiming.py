@@ -4,6 +4,7 @@ While nothing is in its way, a claim reads the first entries of one index over a
 queues make it go queue by queue. It puts jobs of other kinds aside, where only claims for their kind look.
 """
 
+from jobpipe.store.postgres.counts import counting
 from jobpipe.store.postgres.reader import (
     ASIDE,
     FIRST_QUEUE,
@@ -14,7 +15,6 @@ from jobpipe.store.postgres.reader import (
     READY,
     UNPAUSED,
 )
-from jobpipe.store.postgres.tally import counting
 
 PASSED = 10_000
 """How many ready jobs of paused queues a claim may pass over, before it reads queue by queue instead."""

@@ -14,11 +14,11 @@ import psycopg
 import structlog
 import trio
 
-from jobpipe.store.base import News
-from jobpipe.store.postgres.beside import beside
-from jobpipe.store.postgres.line import Lines
+from jobpipe.store.base import Notification
+from jobpipe.store.postgres.background import beside
+from jobpipe.store.postgres.connections import Connector
+from jobpipe.store.postgres.notifications import news
 from jobpipe.store.postgres.session import Connection
-from jobpipe.store.postgres.words import news
 
 LOOK_EVERY = 5.0
 """Seconds after which somebody looks though nothing was told: notifications may get lost."""
@@ -44,21 +44,21 @@ WARN_EVERY = 1.0
 SHOWN = 100
 """The most characters of a strange notification in the log."""
 
-LOOK, MISSED = News("look"), News("missed")
+LOOK, MISSED = Notification("look"), Notification("missed")
 
 log = structlog.get_logger("jobpipe")
 
 
 class Stream:
-    """News on their way to whoever acts on them."""
+    """Notifications on their way to whoever acts on them."""
 
     def __init__(self) -> None:
-        self._waiting: dict[News, None] = {}  # in their order
-        self._handed_on: deque[News] = deque()
+        self._waiting: dict[Notification, None] = {}  # in their order
+        self._handed_on: deque[Notification] = deque()
         self._some = trio.Event()
         self._at = -math.inf
 
-    def put(self, one: News) -> None:
+    def put(self, one: Notification) -> None:
         """Add a piece of news, unless an equal one waits."""
         if len(self._waiting) >= WAITING_NEWS and one not in self._waiting:
             self._waiting.clear()
@@ -69,7 +69,7 @@ class Stream:
     def __aiter__(self) -> "Stream":
         return self
 
-    async def __anext__(self) -> News:
+    async def __anext__(self) -> Notification:
         if not self._handed_on:
             await trio.sleep_until(self._at + APART)
             await self._some.wait()
@@ -83,19 +83,19 @@ class Stream:
 class Listening:
     """Hears what is told on the channel, and hands it on."""
 
-    def __init__(self, lines: Lines) -> None:
-        self._lines = lines
+    def __init__(self, connector: Connector) -> None:
+        self._connector = connector
         self._stream: Stream | None = None
         self._hearing = trio.CancelScope()
         self._strange, self._told_at = 0, -math.inf
         self.up = False
         """whether the connection stands"""
-        lines.on_distrust = self._renew
+        connector.on_distrust = self._renew
 
     @asynccontextmanager
-    async def heard(self) -> AsyncIterator[AsyncIterator[News]]:
+    async def heard(self) -> AsyncIterator[AsyncIterator[Notification]]:
         """Listen as long as the context is open."""
-        tasks = [self._remind, self._listen] if self._lines.address.listen else [self._remind]
+        tasks = [self._remind, self._listen] if self._connector.address.listen else [self._remind]
         self._stream = Stream()
         async with beside(*tasks):
             try:
@@ -103,7 +103,7 @@ class Listening:
             finally:
                 self._stream = None
 
-    def tell(self, one: News) -> None:
+    def tell(self, one: Notification) -> None:
         """Hand something on that this process found out by itself."""
         if self._stream is not None:
             self._stream.put(one)
@@ -118,10 +118,10 @@ class Listening:
             self.tell(LOOK if self.up else MISSED)
 
     async def _listen(self) -> None:
-        pause, limits = FIRST_PAUSE, self._lines.limits
+        pause, limits = FIRST_PAUSE, self._connector.limits
         while True:
             try:
-                connection = await self._lines.opened(self._ask, limits.connect + limits.statement)
+                connection = await self._connector.opened(self._ask, limits.connect + limits.statement)
             except psycopg.Error as error:
                 log.warning(
                     "cannot listen for notifications: polling every few seconds", error=_first_line(error)
@@ -143,7 +143,7 @@ class Listening:
             await trio.sleep(pause)
 
     def _ask(self, connection: Connection) -> None:
-        connection.execute(f'listen "{self._lines.address.channel}"'.encode())
+        connection.execute(f'listen "{self._connector.address.channel}"'.encode())
 
     async def _hear(self, connection: Connection) -> None:
         """Hand on what is told until the connection is lost; raises what psycopg does."""
@@ -154,7 +154,7 @@ class Listening:
                 silent = False
             if silent:
                 # One that does not answer in time is dead. What is told meanwhile is found below.
-                await self._lines.transact(connection, lambda session: session.rows("select 1"))
+                await self._connector.transact(connection, lambda session: session.rows("select 1"))
             else:
                 connection.pgconn.consume_input()
             for number in itertools.count(1):

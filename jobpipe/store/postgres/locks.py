@@ -7,8 +7,8 @@ import msgspec
 
 from jobpipe.job import NewJob
 from jobpipe.store.base import LOCKED, Add, Batch, Receipt, Receipts
-from jobpipe.store.postgres.line import Line
-from jobpipe.store.postgres.parameters import integers, texts
+from jobpipe.store.postgres.arrays import integers, texts
+from jobpipe.store.postgres.connections import KeptConnection
 from jobpipe.store.postgres.session import Session
 from jobpipe.store.postgres.settling import Fence
 
@@ -105,8 +105,8 @@ class Aside:
 class Locks:
     """Which locks of other programs were met lately."""
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
+    def __init__(self, connection: KeptConnection) -> None:
+        self._connection = connection
         self._ids: dict[str, float] = {}
         self._seqs: dict[int, float] = {}
 
@@ -132,7 +132,7 @@ class Locks:
             aside.seqs |= {seq for (seq,) in rows.rows()}
             aside.ids |= {job_id for (job_id,) in names.rows()}
 
-        await self._line.transact(verb)
+        await self._connection.transact(verb)
         now = time.monotonic()
         self._ids |= dict.fromkeys(aside.ids, now + REFUSE)
         self._seqs |= dict.fromkeys(aside.seqs, now + REMEMBER)

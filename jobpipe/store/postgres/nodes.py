@@ -1,11 +1,11 @@
 """The rows of nodes: their leases, and the kinds that they serve."""
 
 from jobpipe.store.postgres.address import Leases
-from jobpipe.store.postgres.line import Line, Lines
-from jobpipe.store.postgres.parameters import texts
+from jobpipe.store.postgres.arrays import texts
+from jobpipe.store.postgres.connections import Connector, KeptConnection
+from jobpipe.store.postgres.counts import mend_loudly
+from jobpipe.store.postgres.notifications import READY, notify
 from jobpipe.store.postgres.session import Session
-from jobpipe.store.postgres.tally import mend_loudly
-from jobpipe.store.postgres.words import READY, notify
 from jobpipe.store.postgres.writer import CLOCK, RENEW, clock_offset
 
 _JOIN = """
@@ -13,21 +13,21 @@ insert into nodes (name, lease_until, kinds)
 values (%(node)s, {until}, %(kinds)s)
 on conflict (name) do update set
     lease_until = excluded.lease_until,
-    hungry = false,
+    idle = false,
     kinds = excluded.kinds
 """
 _JOIN_BY = {
     "database": _JOIN.format(until=f"{CLOCK} + %(until)s"),
     "caller": _JOIN.format(until="%(until)s"),
 }
-_LEAVE = "update nodes set lease_until = null, hungry = false where name = %(node)s"
+_LEAVE = "update nodes set lease_until = null, idle = false where name = %(node)s"
 
 
 class Nodes:
     """Each method is a transaction of its own, or a few."""
 
-    def __init__(self, line: Line, leases: Leases, channel: str) -> None:
-        self._line, self._leases, self._channel = line, leases, channel
+    def __init__(self, connection: KeptConnection, leases: Leases, channel: str) -> None:
+        self._connection, self._leases, self._channel = connection, leases, channel
 
     async def join(
         self, node: str, now: float, lease_until: float, kinds: frozenset[str] = frozenset()
@@ -35,11 +35,11 @@ class Nodes:
         """See `jobpipe.store.base.EngineStore.join`. Returns how far the database's clock is ahead."""
         until = lease_until - now if self._leases == "database" else lease_until
         values = {"node": node, "until": float(until), "kinds": texts(sorted(kinds))}
-        await self._line.run(_JOIN_BY[self._leases], values)
-        await self._line.transact(mend_loudly)
-        return await self._line.transact(clock_offset)
+        await self._connection.run(_JOIN_BY[self._leases], values)
+        await self._connection.transact(mend_loudly)
+        return await self._connection.transact(clock_offset)
 
-    def renew_from_thread(self, lines: Lines, node: str, now: float, lease_until: float) -> bool:
+    def renew_from_thread(self, connector: Connector, node: str, now: float, lease_until: float) -> bool:
         """See `jobpipe.store.base.SharedStore.renew_from_thread`."""
         until = lease_until - now if self._leases == "database" else lease_until
 
@@ -47,7 +47,7 @@ class Nodes:
             values = {"until": float(until), "node": node}
             return await session.row(RENEW[self._leases], values) is not None
 
-        return lines.transact_alone(verb)
+        return connector.transact_alone(verb)
 
     async def leave(self, node: str) -> None:
         """See `jobpipe.store.base.EngineStore.leave`. The row stays: attempts are shown with the node's name."""
@@ -56,4 +56,4 @@ class Nodes:
             session.run(_LEAVE, {"node": node})
             notify(session, self._channel, [READY])  # what it handed back is for others to take
 
-        await self._line.transact(verb)
+        await self._connection.transact(verb)

@@ -10,7 +10,7 @@ from psycopg.conninfo import make_conninfo
 from jobpipe.errors import StoreError
 from jobpipe.store.migrations import UNRELEASED, migrations
 from jobpipe.store.postgres.address import Address, read_address
-from jobpipe.store.postgres.line import Limits, Lines, mapped
+from jobpipe.store.postgres.connections import Connector, Limits, mapped
 from jobpipe.store.postgres.session import Connection
 
 OLDEST = 130000
@@ -49,53 +49,53 @@ log = structlog.get_logger("jobpipe")
 def migrate(url: str) -> str:
     """Apply what is missing in the database of a URL; returns what was done, in words. Raises `StoreError`."""
     address = read_address(url)
-    before, now = prepare(Lines(address, Limits(lease=15.0)))
+    before, now = prepare(Connector(address, Limits(lease=15.0)))
     if before == now:
         return f"{address.shown}: schema {address.schema} is at version {now} already"
     return f"{address.shown}: schema {address.schema} went from version {before} to {now}"
 
 
-def prepare(lines: Lines) -> tuple[int, int]:
+def prepare(connector: Connector) -> tuple[int, int]:
     """Refuse a database that will not do; then apply missing migrations. Returns the versions before and after.
 
     Safe with any number of nodes at once: the first applies them under a lock, the others wait and find them done.
     A schema that is up to date is only read, so a node needs no right to make anything.
     """
-    with mapped(lines.address), _first_connection(lines) as connection:
-        _check_server(connection, lines.address)
+    with mapped(connector.address), _first_connection(connector) as connection:
+        _check_server(connection, connector.address)
         numbers = [number for number, _ in migrations("jobpipe.store.postgres")]
         newest = numbers[-1]
-        version = _version(connection, lines.address.schema)
+        version = _version(connection, connector.address.schema)
         if 0 < version < numbers[0]:
             raise StoreError(
-                f"schema {lines.address.schema} of {lines.address.shown} {UNRELEASED}: drop it, or name another one "
-                "in STORE with `?schema=`"
+                f"schema {connector.address.schema} of {connector.address.shown} {UNRELEASED}: drop it, or name "
+                "another one in STORE with `?schema=`"
             )
         if version < newest:
-            version = _apply(connection, lines.address)
-        if version > newest or _version(connection, lines.address.schema) > newest:
-            raise _newer(lines.address, _version(connection, lines.address.schema), newest)
+            version = _apply(connection, connector.address)
+        if version > newest or _version(connection, connector.address.schema) > newest:
+            raise _newer(connector.address, _version(connection, connector.address.schema), newest)
         return version, newest
 
 
 _FULL = re.compile("too many|connection slots|no more connections")
 
 
-def _first_connection(lines: Lines) -> Connection:
+def _first_connection(connector: Connector) -> Connection:
     """The first connection of a start. What will not pass by itself is a `StoreError`, and no `StoreUnavailable`.
 
     libpq does not say why a server refused: so where the server takes connections, but not this one, the user, the
     password, the database or pg_hba.conf is wrong, unless its words are those of a server that is full.
     """
     try:
-        return lines.connect()
+        return connector.connect()
     except psycopg.OperationalError as error:
-        conninfo = make_conninfo(lines.address.conninfo, **lines.options)
+        conninfo = make_conninfo(connector.address.conninfo, **connector.options)
         if _FULL.search(str(error)) or pq.PGconn.ping(conninfo.encode()) != pq.Ping.OK:
             raise
         words = " ".join(str(error).split())
         raise StoreError(
-            f"{lines.address.shown} refused the connection ({words}): check the user, the password and the database"
+            f"{connector.address.shown} refused the connection ({words}): check the user, the password and the database"
         ) from error
 
 

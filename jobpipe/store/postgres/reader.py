@@ -12,9 +12,9 @@ from jobpipe.job import Job, Status
 from jobpipe.store.base import STEP, UNSERVED, Filter, Overview, Page, Place, QueueState, Unserved
 from jobpipe.store.paging import Pager
 from jobpipe.store.postgres import lists
-from jobpipe.store.postgres.parameters import Texts, integers, texts
+from jobpipe.store.postgres.arrays import Texts, integers, texts
+from jobpipe.store.postgres.counts import bounded
 from jobpipe.store.postgres.session import Row, Session
-from jobpipe.store.postgres.tally import bounded
 from jobpipe.store.rows import attempt_from, shown, stored_from
 from jobpipe.transitions import Stored
 

@@ -19,7 +19,7 @@ from psycopg.adapt import Transformer
 from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGresult
 
-from jobpipe.store.postgres.parameters import in_binary
+from jobpipe.store.postgres.arrays import in_binary
 
 Row = tuple[Any, ...]
 Values = Mapping[str, Any]
@@ -46,7 +46,7 @@ class Connection(psycopg.Connection[Row]):
         """how many times connections were distrusted before this one was made"""
 
 
-class Answer:
+class Result:
     """What a statement answers, there once it was waited for. `prepares`: the statement that it prepares, if any."""
 
     def __init__(self, connection: Connection, prepares: Statement | None = None) -> None:
@@ -76,11 +76,11 @@ class Session:
     def __init__(self, connection: Connection, *, prepare: bool) -> None:
         self.connection, self._prepare = connection, prepare
         self._pgconn = connection.pgconn
-        self._asked: deque[Answer] = deque()  # what is not answered yet
+        self._asked: deque[Result] = deque()  # what is not answered yet
         self.committing = False
         """whether the commit may be under way"""
 
-    def run(self, sql: str, values: Values = NO_VALUES, *, prepare: bool = True) -> Answer:
+    def run(self, sql: str, values: Values = NO_VALUES, *, prepare: bool = True) -> Result:
         """Ask for a statement with its values for `%(name)s`; all statements are constants of this package."""
         text, names = _numbered(sql)
         sent = [in_binary(values[name]) for name in names]
@@ -162,8 +162,8 @@ class Session:
             self._ask(key)
         return prepared[key]
 
-    def _ask(self, prepares: Statement | None = None) -> Answer:
-        answer = Answer(self.connection, prepares)
+    def _ask(self, prepares: Statement | None = None) -> Result:
+        answer = Result(self.connection, prepares)
         self._asked.append(answer)
         return answer
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from jobpipe.job import ATTEMPTS_KEPT, ENDED, Status
 from jobpipe.store.base import Settlement, Start
-from jobpipe.store.postgres.parameters import binaries, floats, integers, texts
-from jobpipe.store.postgres.session import Answer, Session
-from jobpipe.store.postgres.tally import counting
+from jobpipe.store.postgres.arrays import binaries, floats, integers, texts
+from jobpipe.store.postgres.counts import counting
+from jobpipe.store.postgres.session import Result, Session
 from jobpipe.store.rows import encoded_error
 
 Fence = tuple[int, int]
@@ -203,7 +203,7 @@ where s.finished_at = v.settled_at
 """
 
 
-def send_starts(session: Session, starts: Sequence[Start]) -> Answer:
+def send_starts(session: Session, starts: Sequence[Start]) -> Result:
     """Write starts; the answer holds the fences that matched."""
     seqs, claims, attempts, times = zip(*sorted(map(_start, starts)), strict=True)
     values = {
@@ -227,7 +227,7 @@ class Settling:
         self._ends = [one for one in settlements if one.status in ENDED]
         self._again = [one for one in settlements if one.status not in ENDED]
         self._slot = slot
-        self._answers: list[Answer] = []
+        self._answers: list[Result] = []
         self.stale: set[Fence] = set()
         """those that matched no held row"""
         self.changed: dict[int, Status] = {}

@@ -12,7 +12,7 @@ from jobpipe.store.base import (
     QUEUES,
     Batch,
     Filter,
-    News,
+    Notification,
     Overview,
     Page,
     Place,
@@ -23,17 +23,17 @@ from jobpipe.store.base import (
 )
 from jobpipe.store.postgres import reader
 from jobpipe.store.postgres.address import Address, Leases, read_address
-from jobpipe.store.postgres.beside import beside
-from jobpipe.store.postgres.line import (
+from jobpipe.store.postgres.background import beside
+from jobpipe.store.postgres.connections import (
     BRIEF,
     INSISTENCE,
     READERS,
     SEARCH_PATIENCE,
     SEARCHERS,
+    Connector,
+    KeptConnection,
     Limits,
-    Line,
-    Lines,
-    Reading,
+    ReadPool,
     mapped,
 )
 from jobpipe.store.postgres.listening import Listening
@@ -61,20 +61,23 @@ class PostgresStore(SharedVerbs):
 
     durable = True
 
-    def __init__(self, lines: Lines, leases: Leases, slot: int) -> None:
-        self.name = lines.address.shown
+    def __init__(self, connector: Connector, leases: Leases, slot: int) -> None:
+        self.name = connector.address.shown
         self.clock_offset = 0.0
-        self._lines, self._leases = lines, leases
-        # The engine's line never waits for what people ask, nor for what keeps the house.
-        self._engine_line, self._other_line = Line(lines, lock=BRIEF), Line(lines, insists=INSISTENCE)
-        self._reading = Reading(lines, READERS, lines.limits.read)
-        self._searching = Reading(lines, SEARCHERS, SEARCH_PATIENCE)
-        self._channel = lines.address.channel
-        self._slot = 2 * slot + 1  # for what goes over the other line
-        self._writer = Writer(self._engine_line, 2 * slot, leases, self._channel)
-        self._nodes = Nodes(self._other_line, leases, self._channel)
-        self.vacuum = Vacuum(lines)
-        self._listening = Listening(lines)
+        self._connector, self._leases = connector, leases
+        # The engine's connection never waits for what people ask, nor for what keeps the house.
+        self._engine_connection, self._other_connection = (
+            KeptConnection(connector, lock=BRIEF),
+            KeptConnection(connector, insists=INSISTENCE),
+        )
+        self._reading = ReadPool(connector, READERS, connector.limits.read)
+        self._searching = ReadPool(connector, SEARCHERS, SEARCH_PATIENCE)
+        self._channel = connector.address.channel
+        self._slot = 2 * slot + 1  # for what goes over the other connection
+        self._writer = Writer(self._engine_connection, 2 * slot, leases, self._channel)
+        self._nodes = Nodes(self._other_connection, leases, self._channel)
+        self.vacuum = Vacuum(connector)
+        self._listening = Listening(connector)
 
     @property
     def listening(self) -> bool:
@@ -87,7 +90,7 @@ class PostgresStore(SharedVerbs):
         async def whole(session: Session) -> R:
             return await verb(Tables(session, self._slot, self._leases, self._channel))
 
-        return await self._other_line.transact(whole, repeatable=repeatable)
+        return await self._other_connection.transact(whole, repeatable=repeatable)
 
     async def join(
         self, node: str, now: float, lease_until: float, kinds: frozenset[str] = frozenset()
@@ -96,11 +99,11 @@ class PostgresStore(SharedVerbs):
         self._writer.forget(node)
 
     def renew_from_thread(self, node: str, now: float, lease_until: float) -> bool:
-        return self._nodes.renew_from_thread(self._lines, node, now, lease_until)
+        return self._nodes.renew_from_thread(self._connector, node, now, lease_until)
 
     async def exchange(self, batch: Batch) -> Receipts:
         with trio.CancelScope(shield=True):  # whole, though it may be several transactions
-            receipts = await self._writer.exchange(batch, self._lines.limits.lease)
+            receipts = await self._writer.exchange(batch, self._connector.limits.lease)
         if batch.lease_until is not None and self._writer.offset is not None:
             self.clock_offset = self._writer.offset
         self.vacuum.count(len(receipts.claimed) + len(batch.settlements), len(batch.settlements))
@@ -122,9 +125,9 @@ class PostgresStore(SharedVerbs):
 
     async def watch(self, job_id: str) -> None:
         if "\0" not in job_id:
-            await self._other_line.run(_WATCH, {"id": job_id})
+            await self._other_connection.run(_WATCH, {"id": job_id})
 
-    def changes(self) -> AbstractAsyncContextManager[AsyncIterator[News]]:
+    def changes(self) -> AbstractAsyncContextManager[AsyncIterator[Notification]]:
         """See `jobpipe.store.base.SharedStore.changes`."""
         return self._listening.heard()
 
@@ -155,8 +158,8 @@ class PostgresStore(SharedVerbs):
 
     def close(self) -> None:
         """Close what is open."""
-        self._engine_line.close()
-        self._other_line.close()
+        self._engine_connection.close()
+        self._other_connection.close()
         self._reading.close()
         self._searching.close()
 
@@ -172,9 +175,9 @@ async def open_postgres(
     Raises `StoreError` when the database cannot be used.
     """
     limits = Limits(lease=lease, durable_commits=durable_commits)
-    address, slot = await trio.to_thread.run_sync(_prepared, Lines(read_address(url), limits))
-    lines = Lines(address, limits)
-    store = PostgresStore(lines, leases, slot)
+    address, slot = await trio.to_thread.run_sync(_prepared, Connector(read_address(url), limits))
+    connector = Connector(address, limits)
+    store = PostgresStore(connector, leases, slot)
     async with beside(store.vacuum.run):
         try:
             yield store
@@ -182,12 +185,12 @@ async def open_postgres(
             store.close()
 
 
-def _prepared(lines: Lines) -> tuple[Address, int]:
+def _prepared(connector: Connector) -> tuple[Address, int]:
     """Make the database ready; returns the address as it has to be used, and a slot for counts of its own."""
-    prepare(lines)
-    with mapped(lines.address), lines.connect() as connection:
-        query = f"select nextval('\"{lines.address.schema}\".slots')"
+    prepare(connector)
+    with mapped(connector.address), connector.connect() as connection:
+        query = f"select nextval('\"{connector.address.schema}\".slots')"
         row = connection.execute(query.encode()).fetchone()
         if row is None:
-            raise StoreError(f"{lines.address.shown}: no slot for counts")
-        return suited(lines.address, connection), int(row[0])
+            raise StoreError(f"{connector.address.shown}: no slot for counts")
+        return suited(connector.address, connection), int(row[0])

@@ -15,12 +15,12 @@ from jobpipe.job import ENDED, JobError, Status
 from jobpipe.store.base import LONGEST_LEASE, QueueState
 from jobpipe.store.postgres import reader
 from jobpipe.store.postgres.address import Leases
-from jobpipe.store.postgres.line import ENTRYS_OWN, Overtaken
-from jobpipe.store.postgres.parameters import binaries, integers, texts
+from jobpipe.store.postgres.arrays import binaries, integers, texts
+from jobpipe.store.postgres.connections import ENTRYS_OWN, Overtaken
+from jobpipe.store.postgres.counts import CountChanges, fold, forget_empty, mend_loudly
+from jobpipe.store.postgres.notifications import CANCEL, ended_words, notify
 from jobpipe.store.postgres.reader import JOB_COLUMNS
 from jobpipe.store.postgres.session import Row, Session
-from jobpipe.store.postgres.tally import Tally, fold, forget_empty, mend_loudly
-from jobpipe.store.postgres.words import CANCEL, ended_words, notify
 from jobpipe.store.postgres.writer import CLOCK, SIDELINE
 from jobpipe.store.rows import encoded_error, stored_from
 from jobpipe.store.verbs.dialect import translated
@@ -46,7 +46,7 @@ for no key update
 # A node whose row is locked is at work just now: it is not dead.
 _END_LEASES = """
 update nodes
-set lease_until = null, hungry = false
+set lease_until = null, idle = false
 where node in (
     select node
     from nodes
@@ -232,16 +232,16 @@ class Tables:
     def save(self, changes: Sequence[tuple[Stored, Stored]]) -> None:
         for before, after in changes:
             follows(before, after)
-        tally = Tally(self._slot)
+        counts = CountChanges(self._slot)
         for before, after in changes:
             self._write(before, after)
             self._write_beside(before, after)
             size = before.size if before.job.status in ENDED else 0
             if not before.held:
-                tally.drop(before.job.asked.queue, before.job.status, 1, size)
+                counts.drop(before.job.asked.queue, before.job.status, 1, size)
             if not after.held:
-                tally.move(after.job.asked.queue, None, after.job.status, size=after.size)
-        tally.write(self._session)
+                counts.move(after.job.asked.queue, None, after.job.status, size=after.size)
+        counts.write(self._session)
         self._tell(changes)
 
     def _write(self, before: Stored, after: Stored) -> None:
@@ -322,10 +322,10 @@ class Tables:
             self._session.run(_UNTAG, {"tags": binaries(tags_of_all), "seqs": integers(seqs)})
         for sql in _DELETE:
             self._session.run(sql, {"seqs": integers([job.seq for job in jobs])})
-        tally = Tally(self._slot)
+        counts = CountChanges(self._slot)
         for job in jobs:
-            tally.drop(job.queue, job.state, 1, job.size)
-        tally.write(self._session)
+            counts.drop(job.queue, job.state, 1, job.size)
+        counts.write(self._session)
         watched = [job.watched for job in jobs if job.watched is not None]
         notify(self._session, self._channel, ended_words(watched))
 
@@ -336,9 +336,9 @@ class Tables:
         with suppress(*ENTRYS_OWN):
             async with self._session.savepoint():
                 self._session.run(SIDELINE, {"now": float(now), "error": error, "seqs": seqs})
-        tally = Tally(self._slot)
-        tally.move(stored.job.asked.queue, None, Status.FAILED)
-        tally.write(self._session)
+        counts = CountChanges(self._slot)
+        counts.move(stored.job.asked.queue, None, Status.FAILED)
+        counts.write(self._session)
         if stored.watched:
             notify(self._session, self._channel, ended_words([stored.job.id]))
 

@@ -6,7 +6,7 @@ import psycopg
 import structlog
 import trio
 
-from jobpipe.store.postgres.line import Lines
+from jobpipe.store.postgres.connections import Connector
 from jobpipe.store.postgres.session import Connection
 
 HOT_DEAD = 20_000
@@ -33,8 +33,8 @@ log = structlog.get_logger("jobpipe")
 class Vacuum:
     """Vacuums after so much work; the server by itself would look once a minute only, whatever has happened."""
 
-    def __init__(self, lines: Lines) -> None:
-        self._lines = lines
+    def __init__(self, connector: Connector) -> None:
+        self._connector = connector
         self._hot = self._cold = 0
         self._due = trio.Event()
         self.rounds = 0
@@ -58,8 +58,10 @@ class Vacuum:
 
     def _round(self) -> None:
         try:
-            with closing(self._lines.connect()) as connection:
-                if not self._lines.address.pooled:  # there it would stay with whoever has the connection next
+            with closing(self._connector.connect()) as connection:
+                if (
+                    not self._connector.address.pooled
+                ):  # there it would stay with whoever has the connection next
                     connection.execute(f"set statement_timeout = '{LONGEST:.0f}s'".encode())
                 self._vacuum(connection, "live")
                 if self._cold >= COLD_DEAD and self._cold >= COLD_SHARE * self._rows(connection):
@@ -73,9 +75,9 @@ class Vacuum:
 
     def _vacuum(self, connection: Connection, table: str) -> None:
         """Without truncate, which waits for everybody; a table that another node is at is passed over."""
-        place = f'"{self._lines.address.schema}".{table}'
+        place = f'"{self._connector.address.schema}".{table}'
         connection.execute(f"vacuum (skip_locked, truncate off, index_cleanup on) {place}".encode())
 
     def _rows(self, connection: Connection) -> float:
-        row = connection.execute(_ROWS, {"schema": self._lines.address.schema}).fetchone()
+        row = connection.execute(_ROWS, {"schema": self._connector.address.schema}).fetchone()
         return float(row[0]) if row else 0.0

@@ -12,6 +12,7 @@ from jobpipe.job import JobError, NewJob, Status
 from jobpipe.store.base import LOCKED, STEP, Batch, Changed, Claimed, Receipt, Receipts, Settlement
 from jobpipe.store.postgres.adding import Adding, Conflict, add_with_care, store_or_look
 from jobpipe.store.postgres.address import Leases
+from jobpipe.store.postgres.arrays import Texts, integers, texts
 from jobpipe.store.postgres.claiming import (
     ASKED_NOW,
     CLAIM,
@@ -27,14 +28,13 @@ from jobpipe.store.postgres.claiming import (
     SLICES,
     WALKED,
 )
-from jobpipe.store.postgres.line import TRIES, CommitUnknown, Line, Locked
+from jobpipe.store.postgres.connections import TRIES, CommitUnknown, KeptConnection, Locked
+from jobpipe.store.postgres.counts import CountChanges, bounded, fold
 from jobpipe.store.postgres.locks import Aside, Locks
-from jobpipe.store.postgres.parameters import Texts, integers, texts
+from jobpipe.store.postgres.notifications import ended_words, notify, wake
 from jobpipe.store.postgres.reader import any_ready
-from jobpipe.store.postgres.session import Answer, Row, Session, Values
+from jobpipe.store.postgres.session import Result, Row, Session, Values
 from jobpipe.store.postgres.settling import Fence, Settling, send_starts, written_before
-from jobpipe.store.postgres.tally import Tally, bounded, fold
-from jobpipe.store.postgres.words import ended_words, notify, wake
 from jobpipe.store.rows import claimed_from, encoded_error
 
 CLOCK = "extract(epoch from clock_timestamp())::double precision"
@@ -94,7 +94,7 @@ where l.node = (select node from nodes where name = %(node)s)
     and l.token = any(%(tokens)s)
 for update of l skip locked
 """
-_HUNGRY = "update nodes set hungry = %(hungry)s where name = %(node)s"
+_IDLE = "update nodes set idle = %(idle)s where name = %(node)s"
 _READ_CLOCK = f"select {CLOCK}"
 
 _WAITING = """
@@ -112,7 +112,7 @@ select
     ),
     n.me is not null,
     n.others,
-    n.hungry,
+    n.idle,
     (select array_agg(array[seq, claim]) from live where status = 'cancelling' and node = n.me)
 from (
     select {bounded(_WAITING)} as waiting, count(*) as calls
@@ -123,9 +123,9 @@ from (
         max(node) filter (where name = %(node)s) as me,
         coalesce(bool_or(name <> %(node)s), false) as others,
         coalesce(
-            bool_or(hungry and name <> %(node)s and (kinds = %(kinds)s or kinds && %(kinds)s)),
+            bool_or(idle and name <> %(node)s and (kinds = %(kinds)s or kinds && %(kinds)s)),
             false
-        ) as hungry
+        ) as idle
     from nodes
     where lease_until is not null
 ) n
@@ -143,7 +143,7 @@ class State(NamedTuple):
     """whether the node has a lease"""
     others: bool
     """whether there are other nodes"""
-    others_hungry: bool
+    others_idle: bool
     """whether one of them that serves a kind of this one found too few jobs"""
     cancelling: Sequence[tuple[int, int]] | None
 
@@ -162,11 +162,11 @@ class Writer:
     Other nodes write too, so it is certain of nothing in the database.
     """
 
-    def __init__(self, line: Line, slot: int, leases: Leases, channel: str) -> None:
-        self._line, self._slot, self._leases, self._channel = line, slot, leases, channel
-        self._locks = Locks(line)
+    def __init__(self, connection: KeptConnection, slot: int, leases: Leases, channel: str) -> None:
+        self._connection, self._slot, self._leases, self._channel = connection, slot, leases, channel
+        self._locks = Locks(connection)
         self._walked = ""
-        self._hungry: dict[str, bool] = {}
+        self._idle: dict[str, bool] = {}
         self._token = time.time_ns()  # larger than any of an earlier run
         self._unknown: dict[int, float] = {}
         self._doubtful: dict[Fence, Settlement] = {}
@@ -180,10 +180,10 @@ class Writer:
         `patience`: for how many seconds a claim whose commit was not answered may still come to light.
         """
         if batch.lease_until is not None:
-            self.offset = await self._line.transact(clock_offset)
+            self.offset = await self._connection.transact(clock_offset)
         if self._unknown:
             with suppress(Locked):  # then with a later one
-                await self._line.transact(lambda session: self._hand_back(session, batch))
+                await self._connection.transact(lambda session: self._hand_back(session, batch))
         self._token += 1
         exchange: Exchange | None = None
         try:
@@ -230,7 +230,7 @@ class Writer:
             exchange = Exchange(session, batch, self._slot)
             return await session.row(*exchange.renewal(self._leases)) is not None
 
-        return TablesLocked(str(error), lease_lost=not await self._line.transact(renew))
+        return TablesLocked(str(error), lease_lost=not await self._connection.transact(renew))
 
     async def _committed(self, batch: Batch) -> "Exchange":
         """Write and take it all, and know what came of it."""
@@ -243,7 +243,9 @@ class Writer:
         raise _others_interfere()
 
     async def _tried(self, batch: Batch, *, careful: bool) -> "Exchange":
-        exchange = await self._line.transact(lambda session: self._once(session, batch, careful=careful))
+        exchange = await self._connection.transact(
+            lambda session: self._once(session, batch, careful=careful)
+        )
         exchange.judge()
         return exchange
 
@@ -269,10 +271,12 @@ class Writer:
         """
         if exchange.edited:
             seqs = {"seqs": integers(exchange.edited)}
-            exchange.take_edits(await self._line.transact(lambda session: session.rows(ASKED_NOW, seqs)))
+            exchange.take_edits(
+                await self._connection.transact(lambda session: session.rows(ASKED_NOW, seqs))
+            )
         doubts = [self._doubtful[fence] for fence in exchange.stale & self._doubtful.keys()]
         if doubts:
-            exchange.stale -= await self._line.transact(lambda session: written_before(session, doubts))
+            exchange.stale -= await self._connection.transact(lambda session: written_before(session, doubts))
         if taken := exchange.taken:
             exchange.complete(await self._look_at(taken))
 
@@ -281,7 +285,9 @@ class Writer:
             # Again when somebody deleted a job between the insert and the look.
             with suppress(Conflict):
                 try:
-                    return await self._line.transact(lambda session: store_or_look(session, jobs, self._slot))
+                    return await self._connection.transact(
+                        lambda session: store_or_look(session, jobs, self._slot)
+                    )
                 except Locked:
                     return [LOCKED] * len(jobs)
         raise _others_interfere()
@@ -297,15 +303,15 @@ class Writer:
             error = encoded_error(JobError("DamagedRow", words))
             gone = session.run(SIDELINE, {"now": float(batch.now), "error": error, "seqs": seqs})
             await session.answered()
-            tally = Tally(self._slot)
+            counts = CountChanges(self._slot)
             for job_id, queue, size in gone.rows():
-                tally.move(queue, Status.QUEUED, Status.FAILED, size=size)
+                counts.move(queue, Status.QUEUED, Status.FAILED, size=size)
                 if any(watched for _, watched in live.rows()):
                     notify(session, self._channel, ended_words([job_id]))
-            tally.write(session)
+            counts.write(session)
             return next((str(job_id) for job_id, _, _ in gone.rows()), None)
 
-        return await self._line.transact(verb)
+        return await self._connection.transact(verb)
 
     def _doubt(self, batch: Batch, patience: float) -> None:
         """It may be written, and nobody is told: remember what is to be made good then."""
@@ -354,28 +360,28 @@ class Writer:
         # What is left is met by the next claim.
         with suppress(StoreError):
             for _ in range(SLICES):
-                if not await self._line.transact(lambda session: session.row(PUT_ASIDE, values)):
+                if not await self._connection.transact(lambda session: session.row(PUT_ASIDE, values)):
                     return
 
     async def _tell(self, exchange: "Exchange") -> bool:
-        """After the commit: tell other nodes what concerns them, and look once more if this one became hungry.
+        """After the commit: tell other nodes what concerns them, and look once more if this one became idle.
 
         Returns whether jobs became ready for it meanwhile.
 
-        In this order no job is missed: who becomes hungry says so, then looks; who leaves jobs commits, then asks who
-        is hungry. Not in the transaction itself, since PostgreSQL commits those that notify one after another.
+        In this order no job is missed: who becomes idle says so, then looks; who leaves jobs commits, then asks who
+        is idle. Not in the transaction itself, since PostgreSQL commits those that notify one after another.
         """
-        node, hungry, more_ready = exchange.batch.node, exchange.hungry, False
+        node, idle, more_ready = exchange.batch.node, exchange.idle, False
         # The exchange itself is done: a failure here costs a slow wake-up.
         with suppress(StoreError):
-            if hungry is not None and self._hungry.get(node) is not hungry:
-                await self._line.run(_HUNGRY, {"hungry": hungry, "node": node})
-                self._hungry[node] = hungry
-                more_ready = hungry and await self._line.transact(
+            if idle is not None and self._idle.get(node) is not idle:
+                await self._connection.run(_IDLE, {"idle": idle, "node": node})
+                self._idle[node] = idle
+                more_ready = idle and await self._connection.transact(
                     lambda session: any_ready(session, texts(sorted(exchange.lacking)))
                 )
             if exchange.leaves_ready or exchange.watched:
-                await self._line.transact(lambda session: self._notify(session, exchange))
+                await self._connection.transact(lambda session: self._notify(session, exchange))
         return more_ready
 
     async def _notify(self, session: Session, exchange: "Exchange") -> None:
@@ -385,7 +391,7 @@ class Writer:
 
     def forget(self, node: str) -> None:
         """Its row was made anew."""
-        self._hungry.pop(node, None)
+        self._idle.pop(node, None)
 
 
 def _others_interfere() -> StoreUnavailable:
@@ -397,8 +403,8 @@ class Exchange:
 
     def __init__(self, session: Session, batch: Batch, slot: int) -> None:
         self._session, self.batch, self._slot = session, batch, slot
-        self._starts: Answer | None = None
-        self._claims: list[Answer] = []
+        self._starts: Result | None = None
+        self._claims: list[Result] = []
         self._settling = Settling(batch.settlements, slot)
         self._adding = Adding((), slot)
         self._careful: Sequence[Sequence[Receipt]] | None = None
@@ -483,7 +489,7 @@ class Exchange:
             self.stale |= {(one.seq, one.claim) for one in self.batch.starts} - set(self._starts.rows())
         self._claimed = [self._taken_by(claim) for claim in self._claims]
 
-    def _taken_by(self, claim: Answer) -> Sequence[Claimed]:
+    def _taken_by(self, claim: Result) -> Sequence[Claimed]:
         """What a claim took."""
         # What an update returns has no order. All that are taken share the first value of their place.
         rows = sorted(claim.rows(), key=itemgetter(PLACE))
@@ -524,7 +530,7 @@ class Exchange:
         return self._state.calls > SCATTERED
 
     @property
-    def hungry(self) -> bool | None:
+    def idle(self) -> bool | None:
         """Whether the node has room and found too little; None: it did not ask, or has to ask again."""
         if not self.batch.claims or not self._state.alive or self.met_others:
             return None
@@ -543,9 +549,9 @@ class Exchange:
 
         A full claim may have left some as well: ready before, or passed over by a node that asked at the same time.
         """
-        if self.hungry or not self._state.others:
+        if self.idle or not self._state.others:
             return False
-        if self._state.others_hungry and self.hungry is False:
+        if self._state.others_idle and self.idle is False:
             return True
         return self._readied > 0 or any(job.status is Status.QUEUED for job in self.stored)
 

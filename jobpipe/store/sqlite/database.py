@@ -23,17 +23,17 @@ from jobpipe.store.sqlite.opening import (
 CHECKPOINT_PAGES = 1000
 """How long SQLite's log may grow before it is moved into the database: its own default."""
 
-Lane = Literal["read", "search"]
+Pool = Literal["read", "search"]
 """What a connection reads: short things, or texts to be searched, which may take their time."""
 
-LANES: Mapping[Lane, int] = {"read": 2, "search": 1}
-"""How many connections read in each lane."""
+POOLS: Mapping[Pool, int] = {"read": 2, "search": 1}
+"""How many connections read in each pool."""
 
 READ_PATIENCE = 2.0
 """Seconds that reads under way have to end before the file is opened anew."""
 
-Reader = tuple[Lane, apsw.Connection | None]
-"""A connection that reads, in its lane; None: closed, and not opened anew yet."""
+Reader = tuple[Pool, apsw.Connection | None]
+"""A connection that reads, in its pool; None: closed, and not opened anew yet."""
 
 
 class Database:
@@ -49,23 +49,23 @@ class Database:
     def __init__(self, path: Path, sync: Literal["full", "normal"]) -> None:
         self.path, self._sync = path, sync
         self._wal = Path(os.path.realpath(path) + "-wal")
-        self._readers: dict[Lane, queue.SimpleQueue[apsw.Connection | None]] = {
-            lane: queue.SimpleQueue() for lane in LANES
+        self._readers: dict[Pool, queue.SimpleQueue[apsw.Connection | None]] = {
+            pool: queue.SimpleQueue() for pool in POOLS
         }
         self._doubt: str | None = None
         self._log_pages = 0
         self._open(apsw.SQLITE_OPEN_CREATE)
 
     @contextmanager
-    def reader(self, lane: Lane = "read") -> Iterator[apsw.Connection]:
+    def reader(self, pool: Pool = "read") -> Iterator[apsw.Connection]:
         """A connection to read with; waits for one. Raises `StoreUnavailable` while the file cannot be opened anew."""
-        connection = self._readers[lane].get()
+        connection = self._readers[pool].get()
         try:
             if connection is None:
                 raise StoreUnavailable(f"{self.path} could not be reopened after: {self._doubt}")
             yield connection
         finally:
-            self._readers[lane].put(connection)
+            self._readers[pool].put(connection)
 
     def doubt(self, error: apsw.IOError) -> None:
         """Trust nothing that is remembered of the file."""
@@ -121,8 +121,8 @@ class Database:
         try:
             prepare(self.writer, self.path)
             self.writer.set_wal_hook(self._note_pages)
-            for lane in _each_lane():
-                opened.append((lane, connect(self.path, flags=apsw.SQLITE_OPEN_READONLY, sync=self._sync)))  # noqa: PERF401 - what is open when one fails has to be closed
+            for pool in _each_pool():
+                opened.append((pool, connect(self.path, flags=apsw.SQLITE_OPEN_READONLY, sync=self._sync)))  # noqa: PERF401 - what is open when one fails has to be closed
             self._identity, self._wal_identity = _identity(self.path), _identity(self._wal)
         except BaseException:
             for connection in (*_connections(opened), self.writer):
@@ -145,7 +145,7 @@ class Database:
                 self.writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
                 for connection in (*_connections(readers), self.writer):
                     self._close_one(connection)
-                readers = [(lane, None) for lane in _each_lane()]
+                readers = [(pool, None) for pool in _each_pool()]
             self._open()
         except BaseException:
             self._put(readers)
@@ -155,16 +155,16 @@ class Database:
     def _take_readers(self) -> Sequence[Reader]:
         taken: list[Reader] = []
         try:
-            for lane in _each_lane():
-                taken.append((lane, self._readers[lane].get(timeout=READ_PATIENCE)))  # noqa: PERF401 - what is taken when one does not come has to be put back
+            for pool in _each_pool():
+                taken.append((pool, self._readers[pool].get(timeout=READ_PATIENCE)))  # noqa: PERF401 - what is taken when one does not come has to be put back
         except queue.Empty:
             self._put(taken)
             raise StoreUnavailable(f"a read of {self.path} does not finish") from None
         return taken
 
     def _put(self, readers: Sequence[Reader]) -> None:
-        for lane, connection in readers:
-            self._readers[lane].put(connection)
+        for pool, connection in readers:
+            self._readers[pool].put(connection)
 
     def _close_one(self, connection: apsw.Connection | None) -> None:
         if connection is not None:
@@ -173,10 +173,10 @@ class Database:
                 connection.close()
 
 
-def _each_lane() -> Iterator[Lane]:
-    """A lane for each connection that reads."""
-    for lane, count in LANES.items():
-        yield from [lane] * count
+def _each_pool() -> Iterator[Pool]:
+    """A pool for each connection that reads."""
+    for pool, count in POOLS.items():
+        yield from [pool] * count
 
 
 def _connections(readers: Sequence[Reader]) -> Sequence[apsw.Connection | None]:

@@ -4,8 +4,8 @@ from collections.abc import Collection
 
 import apsw
 
+from jobpipe.store.sqlite.counts import mend_loudly
 from jobpipe.store.sqlite.rows import as_json, transaction
-from jobpipe.store.sqlite.tally import mend_loudly
 
 _JOIN = """
 insert into nodes (name, lease_until, kinds)

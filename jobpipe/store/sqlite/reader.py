@@ -11,6 +11,7 @@ from jobpipe.store.base import UNSERVED, Filter, Overview, Page, Place, QueueSta
 from jobpipe.store.paging import Pager
 from jobpipe.store.rows import JobRow, Row, attempt_from, shown, stored_from
 from jobpipe.store.sqlite import lists
+from jobpipe.store.sqlite.counts import HELD
 from jobpipe.store.sqlite.rows import (
     ASIDE,
     BARE_JOB_COLUMNS,
@@ -25,7 +26,6 @@ from jobpipe.store.sqlite.rows import (
     stream,
     transaction,
 )
-from jobpipe.store.sqlite.tally import HELD
 from jobpipe.transitions import Stored
 
 _ONE = f"""

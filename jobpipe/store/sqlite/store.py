@@ -11,7 +11,7 @@ import trio
 
 from jobpipe.store.base import Filter, Page, Place
 from jobpipe.store.sqlite import reader
-from jobpipe.store.sqlite.database import LANES, Database, Lane, open_database
+from jobpipe.store.sqlite.database import POOLS, Database, Pool, open_database
 from jobpipe.store.sqlite.nodes import Nodes
 from jobpipe.store.sqlite.opening import mapped
 from jobpipe.store.sqlite.thread import OwnThread, own_thread
@@ -34,7 +34,7 @@ class SqliteStore(Verbs):
         self._database, self._thread = database, thread
         self._prepare()
         # Like the writer's own thread: handlers in threads must never starve the store, nor readers the writer.
-        self._lanes = {lane: trio.CapacityLimiter(readers) for lane, readers in LANES.items()}
+        self._limiters = {pool: trio.CapacityLimiter(readers) for pool, readers in POOLS.items()}
 
     def _prepare(self) -> None:
         self._writer, self._nodes = Writer(self._database.writer), Nodes(self._database.writer)
@@ -60,17 +60,17 @@ class SqliteStore(Verbs):
     ) -> R:
         return await self._read_in("read", lambda connection: verb(connection, *args, **kwargs))
 
-    async def _read_in(self, lane: Lane, verb: Callable[[apsw.Connection], R]) -> R:
+    async def _read_in(self, pool: Pool, verb: Callable[[apsw.Connection], R]) -> R:
         def call() -> R:
-            with self._database.reader(lane) as connection, mapped(self._database.path):
+            with self._database.reader(pool) as connection, mapped(self._database.path):
                 return verb(connection)
 
         # A read changes nothing, so a caller that is cancelled need not wait for one that hangs.
-        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._lanes[lane])
+        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiters[pool])
 
     async def jobs(self, where: Filter, limit: int, before: Place | None) -> Page:
-        lane: Lane = "read" if where.text is None else "search"
-        return await self._read_in(lane, lambda db: reader.listed(db, where, limit, before))
+        pool: Pool = "read" if where.text is None else "search"
+        return await self._read_in(pool, lambda db: reader.listed(db, where, limit, before))
 
 
 @asynccontextmanager

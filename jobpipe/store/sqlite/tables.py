@@ -11,9 +11,9 @@ from jobpipe.job import ENDED, JobError, Status
 from jobpipe.store.base import LONGEST_LEASE, QueueState
 from jobpipe.store.rows import Row, encoded_error, stored_from
 from jobpipe.store.sqlite import reader
+from jobpipe.store.sqlite.counts import HELD, CountChanges, mend_loudly
 from jobpipe.store.sqlite.opening import STORES_OWN
 from jobpipe.store.sqlite.rows import JOB_COLUMNS, fetch, transaction
-from jobpipe.store.sqlite.tally import HELD, Tally, mend_loudly
 from jobpipe.store.sqlite.writer import SIDELINE
 from jobpipe.store.verbs.dialect import translated
 from jobpipe.store.verbs.difference import changed, ended_attempts, tags
@@ -81,14 +81,14 @@ class Tables:
     def save(self, changes: Sequence[tuple[Stored, Stored]]) -> None:
         for before, after in changes:
             follows(before, after)
-        tally = Tally()
+        counts = CountChanges()
         for before, after in changes:
             self._save(before, after)
-            tally.drop(
+            counts.drop(
                 before.job.asked.queue, _state(before), 1, before.size if before.job.status in ENDED else 0
             )
-            tally.move(after.job.asked.queue, None, _state(after), size=after.size)
-        tally.write(self._db)
+            counts.move(after.job.asked.queue, None, _state(after), size=after.size)
+        counts.write(self._db)
 
     def _save(self, before: Stored, after: Stored) -> None:
         columns = dict(changed(before, after))
@@ -112,7 +112,7 @@ class Tables:
             self._db.execute(_TAG, (tag, after.job.asked.created_at, before.seq))
 
     def erase(self, jobs: Sequence[Removal]) -> None:
-        tally = Tally()
+        counts = CountChanges()
         for job in jobs:
             if job.tags is None:
                 self._db.execute(_UNTAG_ALL, (job.seq,))
@@ -120,15 +120,15 @@ class Tables:
                 self._db.execute(_UNTAG, (tag, job.seq))
             for sql in _DELETE:
                 self._db.execute(sql, (job.seq,))
-            tally.drop(job.queue, job.state, 1, job.size)
-        tally.write(self._db)
+            counts.drop(job.queue, job.state, 1, job.size)
+        counts.write(self._db)
 
     async def fail(self, stored: Stored, now: float, words: str) -> None:
         error = encoded_error(JobError("DamagedRow", words))
         self._db.execute(SIDELINE, (now, error, stored.seq))
-        tally = Tally()
-        tally.move(stored.job.asked.queue, HELD, Status.FAILED)
-        tally.write(self._db)
+        counts = CountChanges()
+        counts.move(stored.job.asked.queue, HELD, Status.FAILED)
+        counts.write(self._db)
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:
         return self._savepoint()

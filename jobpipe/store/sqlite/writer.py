@@ -25,6 +25,7 @@ from jobpipe.store.base import (
 )
 from jobpipe.store.rows import Row, claimed_from, compared, encoded_error
 from jobpipe.store.sqlite import reader
+from jobpipe.store.sqlite.counts import HELD, CountChanges, waiting
 from jobpipe.store.sqlite.rows import (
     ASIDE,
     CLAIMED_AS_BYTES,
@@ -39,7 +40,6 @@ from jobpipe.store.sqlite.rows import (
     new_row,
     transaction,
 )
-from jobpipe.store.sqlite.tally import HELD, Tally, waiting
 from jobpipe.store.sqlite.values import execute_values
 
 _RENEW = "update nodes set lease_until = ? where name = ? and lease_until is not null"
@@ -336,17 +336,17 @@ class Writer:
 
     def sideline(self, batch: Batch, words: str) -> str | None:
         """See `jobpipe.store.base.EngineStore.sideline`."""
-        tally = Tally()
+        counts = CountChanges()
         kinds = as_json(next((claim.kinds for claim in batch.claims), ()))
         try:
             with transaction(self.db):
-                self._promote(batch.now, tally)
+                self._promote(batch.now, counts)
                 for seq in self._seqs({"now": batch.now, "limit": 1, "kinds": kinds}):
                     for job_id, queue, size in fetch(self.db, _SIDELINED, {"seq": seq, "kinds": kinds}):
                         error = encoded_error(JobError("DamagedRow", words))
                         self.db.execute(SIDELINE, (batch.now, error, seq))
-                        tally.move(queue, Status.QUEUED, Status.FAILED, size=size)
-                        tally.write(self.db)
+                        counts.move(queue, Status.QUEUED, Status.FAILED, size=size)
+                        counts.write(self.db)
                         return str(job_id)
         finally:
             self.forget()
@@ -362,19 +362,19 @@ class Writer:
         return receipts
 
     def _carry_out(self, batch: Batch, *, one_by_one: bool, wary: bool) -> Receipts:
-        tally = Tally()
+        counts = CountChanges()
         lease_lost = not self._renew(batch)
-        changes = self._promote(batch.now, tally)
+        changes = self._promote(batch.now, counts)
         stale = self._start(batch.starts)
-        settled = self._settle(batch.settlements, tally, stale, one_by_one=one_by_one)
-        adds = [self._add(add, tally, one_by_one=one_by_one) for add in batch.adds]
+        settled = self._settle(batch.settlements, counts, stale, one_by_one=one_by_one)
+        adds = [self._add(add, counts, one_by_one=one_by_one) for add in batch.adds]
         claims: list[Sequence[Claimed]] = [[]] * len(batch.claims)
         more_ready = False
         if not lease_lost:
             for number, claim in enumerate(batch.claims):
-                claims[number], more = self._claim(batch, claim, tally, one_by_one=one_by_one, wary=wary)
+                claims[number], more = self._claim(batch, claim, counts, one_by_one=one_by_one, wary=wary)
                 more_ready |= more
-        tally.write(self.db)
+        counts.write(self.db)
         return Receipts(
             lease_lost=lease_lost,
             stale=frozenset(stale),
@@ -382,13 +382,13 @@ class Writer:
             adds=adds,
             claims=claims,
             more_ready=more_ready,
-            waiting=self._count_waiting(tally),
+            waiting=self._count_waiting(counts),
             next_due=self._due(),
             changes=changes,
         )
 
-    def _count_waiting(self, tally: Tally) -> int:
-        self._waiting = waiting(self.db) if self._waiting is None else self._waiting + tally.waiting
+    def _count_waiting(self, counts: CountChanges) -> int:
+        self._waiting = waiting(self.db) if self._waiting is None else self._waiting + counts.waiting
         return self._waiting
 
     def _due(self) -> float | None:
@@ -409,7 +409,7 @@ class Writer:
             return bool(self.db.changes())
         return not batch.claims or self._node(batch.node) is not None
 
-    def _promote(self, now: float, tally: Tally) -> Sequence[Changed]:
+    def _promote(self, now: float, counts: CountChanges) -> Sequence[Changed]:
         """Expire what is past its expires_at, then queue what is due; at most `STEP` of each. Returns what expired."""
         due_at = self._due()
         if due_at is None or due_at > now:
@@ -417,11 +417,11 @@ class Writer:
         overdue = fetch(self.db, _OVERDUE, (now, STEP))
         for seq, _, queue, status, size in overdue:
             self.db.execute(_EXPIRE, (now, size, seq))
-            tally.move(queue, status, Status.EXPIRED, size=size)
+            counts.move(queue, status, Status.EXPIRED, size=size)
         due = fetch(self.db, _DUE, (now, STEP))
         self.db.executemany(_PROMOTE, [(seq,) for seq, _, _ in due])
         for _, queue, status in due:
-            tally.move(queue, status, Status.QUEUED)
+            counts.move(queue, status, Status.QUEUED)
         self._due_known = False
         return [Changed(job_id, Status.EXPIRED) for _, job_id, _, _, _ in overdue]
 
@@ -436,7 +436,7 @@ class Writer:
     def _settle(
         self,
         settlements: Sequence[Settlement],
-        tally: Tally,
+        counts: CountChanges,
         stale: set[tuple[int, int]],
         *,
         one_by_one: bool,
@@ -448,12 +448,12 @@ class Writer:
             stale |= missed
             ends = [one for one in ends if (one.seq, one.claim) not in missed]
         for one in ends:
-            tally.move(one.queue, HELD, one.status, size=one.size)
+            counts.move(one.queue, HELD, one.status, size=one.size)
             self._record(one, one.status)
         changed: dict[int, Status] = {}
         for one in settlements:
             if one.status in WAITING:
-                self._settle_waiting(one, tally, stale, changed)
+                self._settle_waiting(one, counts, stale, changed)
         return changed
 
     def _end(self, ends: Sequence[Settlement], *, one_by_one: bool) -> set[tuple[int, int]]:
@@ -467,7 +467,7 @@ class Writer:
         return set()
 
     def _settle_waiting(
-        self, one: Settlement, tally: Tally, stale: set[tuple[int, int]], changed: dict[int, Status]
+        self, one: Settlement, counts: CountChanges, stale: set[tuple[int, int]], changed: dict[int, Status]
     ) -> None:
         """Let a job wait again, or end it when it was asked to cancel meanwhile."""
         status = self._again(one)
@@ -477,7 +477,7 @@ class Writer:
         if status is not one.status:
             changed[one.seq] = status
         self._due_known = False
-        tally.move(one.queue, HELD, status, size=one.size if status in ENDED else 0)
+        counts.move(one.queue, HELD, status, size=one.size if status in ENDED else 0)
         self._record(one, status)
 
     def _again(self, one: Settlement) -> Status | None:
@@ -500,12 +500,12 @@ class Writer:
         self.db.execute(_RECORD, values)
         self.db.execute(_FORGET, (one.seq, ATTEMPTS_KEPT))
 
-    def _add(self, add: Add, tally: Tally, *, one_by_one: bool) -> Sequence[Receipt]:
+    def _add(self, add: Add, counts: CountChanges, *, one_by_one: bool) -> Sequence[Receipt]:
         if add.atomic and (refused := self._refusal(add.jobs)):
             return refused
         receipts = self._insert(add.jobs, one_by_one=one_by_one)
         stored = [job for job, receipt in zip(add.jobs, receipts, strict=True) if receipt is STORED]
-        self._note(stored, tally)
+        self._note(stored, counts)
         return receipts
 
     def _insert(self, jobs: Sequence[NewJob], *, one_by_one: bool) -> Sequence[Receipt]:
@@ -529,10 +529,10 @@ class Writer:
             self._served = [frozenset(msgspec.json.decode(kinds)) for (kinds,) in fetch(self.db, _SERVED)]
         return {kind for kind in kinds if any(kind not in served for served in self._served)}
 
-    def _note(self, stored: Sequence[NewJob], tally: Tally) -> None:
+    def _note(self, stored: Sequence[NewJob], counts: CountChanges) -> None:
         """Count new jobs, and make their tags known."""
         for (queue, status), jobs in Counter([(job.queue, job.status) for job in stored]).items():
-            tally.move(queue, None, status, jobs)
+            counts.move(queue, None, status, jobs)
         for job in stored:
             if job.run_at > job.created_at or job.expires_at is not None:
                 self._due_known = False
@@ -556,7 +556,7 @@ class Writer:
         return receipts if any(receipt.verdict == "conflict" for receipt in receipts) else None
 
     def _claim(
-        self, batch: Batch, claim: ClaimRequest, tally: Tally, *, one_by_one: bool, wary: bool
+        self, batch: Batch, claim: ClaimRequest, counts: CountChanges, *, one_by_one: bool, wary: bool
     ) -> tuple[Sequence[Claimed], bool]:
         """Hold ready jobs; returns them, and whether more may be ready although fewer were taken than asked for."""
         rows, more_ready = self._take(batch, claim, one_by_one=one_by_one, wary=wary)
@@ -564,7 +564,7 @@ class Writer:
             self._due_known = False  # a held job does not expire
         claimed = claimed_from([row[_CLAIMED] for row in rows])
         for queue, jobs in Counter(job.queue for job in claimed).items():
-            tally.move(queue, Status.QUEUED, HELD, jobs)
+            counts.move(queue, Status.QUEUED, HELD, jobs)
         return claimed, more_ready
 
     def _take(

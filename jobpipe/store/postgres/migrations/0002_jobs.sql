@@ -84,7 +84,7 @@ create table nodes (
     node        int generated always as identity primary key,
     name        text collate "C" not null unique,
     lease_until moment,  -- null: it left, or was taken for dead
-    hungry      boolean not null default false,  -- it has room and found nothing: worth waking
+    idle      boolean not null default false,  -- it has room and found nothing: worth waking
     kinds       text[] collate "C" not null default '{}'  -- what it serves; none: it only adds jobs
 ) with (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 

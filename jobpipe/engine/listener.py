@@ -7,10 +7,10 @@ from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.errors import StoreError
 from jobpipe.events import Events
-from jobpipe.store.base import News, SharedStore, Store
+from jobpipe.store.base import Notification, SharedStore, Store
 
 
-class Newsroom:
+class Listener:
     """Listens to a shared store; with one that this process has to itself there is nothing to hear."""
 
     def __init__(self, store: Store, ledger: Ledger, events: Events) -> None:
@@ -30,7 +30,7 @@ class Newsroom:
                 with self._unforeseen.costs("the notification is ignored", news=news):
                     await self._act(news)
 
-    async def _act(self, news: News) -> None:
+    async def _act(self, news: Notification) -> None:
         match news.what:
             case "look":
                 self._ledger.look()
@@ -46,7 +46,7 @@ class Newsroom:
     async def _catch_up(self) -> None:
         """Look for whatever was told while nobody listened: ready jobs, ends, pauses, wishes to cancel."""
         self._ledger.look()
-        self._events.stir()
+        self._events.recheck()
         await self._recall_paused()
         with suppress(StoreError):  # then it is told with the next one
             await self._ledger.renew()  # with it come the wishes
@@ -64,7 +64,7 @@ class Newsroom:
         if self._store is not None:
             await self._store.watch(job_id)
 
-    def told(self) -> str | None:
+    def trouble(self) -> str | None:
         """Why news of other nodes come late, in words; None: they do not."""
         if self._store is None or self._store.listening:
             return None

@@ -146,7 +146,7 @@ class Limits(msgspec.Struct, frozen=True):
         return min(max(2, round(self.lease / 5)), 120)
 
 
-class Lines:
+class Connector:
     """Opens connections to one address, and transactions on them."""
 
     def __init__(self, address: Address, limits: Limits) -> None:
@@ -331,7 +331,7 @@ def _still_open(connection: Connection) -> bool:
     return True
 
 
-class Line:
+class KeptConnection:
     """One connection that is kept, for one transaction after another, and made anew after it was lost.
 
     `lock`: seconds that a statement waits for a lock; `insists`: seconds within which a transaction is begun again
@@ -339,9 +339,9 @@ class Line:
     """
 
     def __init__(
-        self, lines: Lines, *, reads: bool = False, lock: float = PATIENT, insists: float = 0.0
+        self, connector: Connector, *, reads: bool = False, lock: float = PATIENT, insists: float = 0.0
     ) -> None:
-        self._lines, self._reads, self._lock, self._insists = lines, reads, lock, insists
+        self._connector, self._reads, self._lock, self._insists = connector, reads, lock, insists
         self._begin = READ if reads else WRITE
         self._connection: Connection | None = None
         self._turn = trio.Lock()
@@ -356,7 +356,7 @@ class Line:
         """
         last: float | None = None
         while True:
-            # Between two tries others that wait for this line have their turn.
+            # Between two tries others that wait for this connection have their turn.
             async with self._turn:
                 last = last or trio.current_time() + self._insists
                 try:
@@ -383,7 +383,7 @@ class Line:
         return await self._tried(verb)
 
     async def _tried(self, verb: Verb[R]) -> R:
-        with mapped(self._lines.address):
+        with mapped(self._connector.address):
             for _ in range(TRIES - 1):
                 with suppress(
                     psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected, Overtaken
@@ -405,15 +405,15 @@ class Line:
 
     async def _once(self, verb: Verb[R]) -> R:
         connection = self._connection
-        if connection is None or not self._lines.usable(connection):
-            limits = self._lines.limits
+        if connection is None or not self._connector.usable(connection):
+            limits = self._connector.limits
             seconds = limits.read if self._reads else limits.connect + limits.statement
-            connection = self._connection = await self._lines.opened(self._tune, seconds)
-        return await self._lines.transact(connection, verb, self._begin)
+            connection = self._connection = await self._connector.opened(self._tune, seconds)
+        return await self._connector.transact(connection, verb, self._begin)
 
     def _tune(self, connection: Connection) -> None:
         connection.lock_wait = self._lock
-        self._lines.tune(connection)
+        self._connector.tune(connection)
 
     def close(self) -> None:
         """Close the connection."""
@@ -421,12 +421,12 @@ class Line:
             self._connection.close()
 
 
-class Reading:
-    """A few lines that read, opened as they are needed. `patience`: seconds that a caller waits for one."""
+class ReadPool:
+    """A few connections that read, opened as they are needed. `patience`: seconds that a caller waits for one."""
 
-    def __init__(self, lines: Lines, count: int, patience: float) -> None:
-        self._lines, self._patience = lines, patience
-        self._all = [Line(lines, reads=True) for _ in range(count)]
+    def __init__(self, connector: Connector, count: int, patience: float) -> None:
+        self._connector, self._patience = connector, patience
+        self._all = [KeptConnection(connector, reads=True) for _ in range(count)]
         self._free = list(self._all)
         self._places = trio.Semaphore(count)
 
@@ -437,18 +437,18 @@ class Reading:
                 await self._places.acquire()
         except trio.TooSlowError:
             busy = f"no free connection for reading within {self._patience:g} s"
-            raise StoreUnavailable(f"{self._lines.address.shown} cannot be used now ({busy})") from None
-        line = self._free.pop()
+            raise StoreUnavailable(f"{self._connector.address.shown} cannot be used now ({busy})") from None
+        connection = self._free.pop()
         try:
-            return await line.transact(verb)
+            return await connection.transact(verb)
         finally:
-            self._free.append(line)
+            self._free.append(connection)
             self._places.release()
 
     def close(self) -> None:
         """Close the connections."""
-        for line in self._all:
-            line.close()
+        for connection in self._all:
+            connection.close()
 
 
 ENTRYS_OWN = (

@@ -18,8 +18,8 @@ from jobpipe.api.server import serve
 from jobpipe.clock import VirtualClock
 from jobpipe.engine.node import Node
 from jobpipe.errors import StoreUnavailable
+from jobpipe.handlers.exceptions import Fail
 from jobpipe.handlers.registry import SHIPPED, Registry, handler, handlers_of
-from jobpipe.handlers.verdicts import Fail
 from jobpipe.settings import Settings
 from jobpipe.store.memory import MemoryStore
 

@@ -13,7 +13,7 @@ import trio
 from jobpipe import backoff
 from jobpipe.engine.unforeseen import in_words
 from jobpipe.errors import DamagedRow
-from jobpipe.handlers.verdicts import Fail, Retry, Snooze
+from jobpipe.handlers.exceptions import Fail, Retry, Snooze
 from jobpipe.job import (
     DEEPEST,
     Backoff,

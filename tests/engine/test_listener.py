@@ -9,7 +9,7 @@ import trio
 
 from jobpipe.errors import StoreUnavailable
 from jobpipe.job import Status
-from jobpipe.store.base import Add, Batch, News, Receipts, SharedStore
+from jobpipe.store.base import Add, Batch, Notification, Receipts, SharedStore
 from jobpipe.store.memory import MemoryStore
 from tests.engine.conftest import NOW, new_job, running
 
@@ -22,14 +22,14 @@ class Shared(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tell, self._news = trio.open_memory_channel[News](100)
+        self.tell, self._news = trio.open_memory_channel[Notification](100)
         self.watched: list[str] = []
         self.cancel_when_claimed: str | None = None
         self.wishes: frozenset[tuple[int, int]] = frozenset()
         """to cancel held jobs"""
 
     @asynccontextmanager
-    async def changes(self) -> AsyncIterator[AsyncIterator[News]]:
+    async def changes(self) -> AsyncIterator[AsyncIterator[Notification]]:
         yield self._news
 
     async def paused(self) -> list[str]:
@@ -80,7 +80,7 @@ async def test_a_job_that_another_node_has_added_starts_when_that_is_told(autoju
         await shared.exchange(Batch(node="n2", now=NOW, adds=[Add([new_job()])]))
         await trio.sleep(1)  # less than a lease is renewed in
         before = len(rig.actor.runs)
-        shared.tell.send_nowait(News("look"))
+        shared.tell.send_nowait(Notification("look"))
         job = await rig.ended("a")
 
     assert before == 0
@@ -94,7 +94,7 @@ async def test_a_job_that_was_cancelled_at_another_node_stops_here(autojump_cloc
         (attempt,) = rig.node.held
         await shared.cancel(["a"], NOW)
         shared.wishes = frozenset({(attempt.job.seq, attempt.job.claim)})
-        shared.tell.send_nowait(News("look"))
+        shared.tell.send_nowait(Notification("look"))
         job = await rig.ended("a")
         ended = trio.current_time()
 
@@ -110,11 +110,11 @@ async def test_jobs_of_a_queue_that_was_paused_at_another_node_go_back(autojump_
         await rig.enqueue("other", queue="other")
         await rig.actor.begun()
         await shared.pause("default")
-        shared.tell.send_nowait(News(news))
+        shared.tell.send_nowait(Notification(news))
         await trio.sleep(100)
         begun, waiting = rig.actor.order(), [await rig.job(str(number)) for number in range(4)]
         await shared.resume("default")
-        shared.tell.send_nowait(News("look"))
+        shared.tell.send_nowait(Notification("look"))
         for number in range(4):
             await rig.ended(str(number))
 
@@ -127,7 +127,7 @@ async def test_a_pause_that_nobody_made_stops_nothing(autojump_clock, shared) ->
     async with running(shared, workers=1) as rig:
         await rig.add(*(new_job(str(number), ("sleep", 1)) for number in range(4)))
         await rig.actor.begun()
-        shared.tell.send_nowait(News("paused", "default"))
+        shared.tell.send_nowait(Notification("paused", "default"))
         jobs = [await rig.ended(str(number)) for number in range(4)]
 
     assert {job.status for job in jobs} == {Status.DONE}
@@ -140,7 +140,7 @@ async def test_what_the_store_does_not_say_stops_nothing(autojump_clock, shared)
         await rig.actor.begun()
         with rig.node.events.watch("a") as watch:
             for what in ("look", "missed", "ended"):
-                shared.tell.send_nowait(News(what, "a"))
+                shared.tell.send_nowait(Notification(what, "a"))
             await trio.sleep(1)
             over = watch.over
         job = await rig.ended("a")
@@ -164,9 +164,9 @@ async def test_a_cancel_between_a_claim_and_its_answer_is_not_lost(autojump_cloc
 async def test_who_waits_here_is_woken_by_an_end_elsewhere(autojump_clock, shared) -> None:
     async with running(shared) as rig:
         with rig.node.events.watch("a") as watch, trio.fail_after(10):
-            await rig.node.news.expect("a")
-            shared.tell.send_nowait(News("ended", "a"))
-            await watch.stirred()
+            await rig.node.listener.expect("a")
+            shared.tell.send_nowait(Notification("ended", "a"))
+            await watch.rechecked()
 
     assert shared.watched == ["a"]
 
@@ -181,8 +181,8 @@ async def test_what_was_told_while_nobody_listened_is_looked_for(autojump_clock,
         shared.wishes = frozenset({(attempt.job.seq, attempt.job.claim)})
         await shared.exchange(Batch(node="n2", now=NOW, adds=[Add([new_job("b")])]))
         with rig.node.events.watch("elsewhere") as watch, trio.fail_after(1):
-            shared.tell.send_nowait(News("missed"))
-            await watch.stirred()
+            shared.tell.send_nowait(Notification("missed"))
+            await watch.rechecked()
         jobs = [await rig.ended(job_id) for job_id in "ab"]
         ended = trio.current_time()
 
@@ -195,19 +195,19 @@ async def test_what_cannot_be_looked_for_now_ends_nothing(autojump_clock) -> Non
     shared = Away()
     async with running(shared, expected=["the store cannot write"]) as rig:
         shared.away = True
-        shared.tell.send_nowait(News("missed"))
+        shared.tell.send_nowait(Notification("missed"))
         await trio.sleep(1)
         shared.away = False
         with rig.node.events.watch("a") as watch, trio.fail_after(10):
-            shared.tell.send_nowait(News("ended", "a"))
-            await watch.stirred()
+            shared.tell.send_nowait(Notification("ended", "a"))
+            await watch.rechecked()
 
 
 async def test_a_store_that_is_not_shared_has_no_news(autojump_clock) -> None:
     """Nobody need be asked, and nothing is amiss."""
     async with running() as rig:
-        await rig.node.news.expect("a")
-        told = rig.node.news.told()
+        await rig.node.listener.expect("a")
+        told = rig.node.listener.trouble()
 
     assert told is None
 
@@ -215,9 +215,9 @@ async def test_a_store_that_is_not_shared_has_no_news(autojump_clock) -> None:
 async def test_it_is_told_when_other_nodes_are_not_heard(autojump_clock, shared) -> None:
     """For `/health`."""
     async with running(shared) as rig:
-        heard = rig.node.news.told()
+        heard = rig.node.listener.trouble()
         shared.listening = False
-        told = rig.node.news.told()
+        told = rig.node.listener.trouble()
 
     assert heard is None
     assert told is not None

@@ -14,8 +14,8 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobpipe.engine import verdict as verdicts
-from jobpipe.engine.verdict import (
+from jobpipe.engine import outcomes
+from jobpipe.engine.outcomes import (
     CANCELLED,
     HANDED_BACK,
     INTERRUPTED,
@@ -25,7 +25,7 @@ from jobpipe.engine.verdict import (
     raised,
     returned,
 )
-from jobpipe.handlers.verdicts import Fail, Retry, Snooze
+from jobpipe.handlers.exceptions import Fail, Retry, Snooze
 from jobpipe.job import DEEPEST, ENDED, FOLLOWS, Backoff, JobError, Outcome, Status
 from jobpipe.store.base import Settlement
 from tests.engine.conftest import NOW, claimed
@@ -76,7 +76,7 @@ async def cancelled() -> trio.Cancelled:
 
 
 def settled(verdict: Verdict, random: float = 0.5, policy: Backoff = EXACT, **job: Any) -> Settlement:
-    return verdicts.settlement(
+    return outcomes.settlement(
         claimed(**job), verdict, started_at=NOW, now=NOW + 10, policy=policy, random=lambda: random
     )
 
@@ -394,8 +394,8 @@ def test_an_error_without_truth_is_an_error() -> None:
 
     assert told is not None
     assert (told.type, told.message) == ("Untrue", "no")
-    assert verdicts.without_cancelled(error) is error
-    assert verdicts.described(nested(error, 2)).type == "Untrue"
+    assert outcomes.without_cancelled(error) is error
+    assert outcomes.described(nested(error, 2)).type == "Untrue"
 
 
 def test_lone_surrogates_in_an_error_are_replaced() -> None:
@@ -417,7 +417,7 @@ def test_an_error_is_kept_in_bounds() -> None:
 
     with pytest.raises(ValueError) as caught:
         deeper(500)
-    kept = verdicts.described(caught.value)
+    kept = outcomes.described(caught.value)
 
     assert len(kept.message) == MESSAGE
     assert len(str(kept.traceback)) == TRACEBACK
@@ -432,7 +432,7 @@ def test_a_long_chain_of_errors_is_kept_in_bounds() -> None:
         later = ValueError(f"cause {number}")
         later.__cause__ = error
         error = later
-    kept = verdicts.described(error)
+    kept = outcomes.described(error)
 
     assert kept.message == "cause 2999"
     assert len(str(kept.traceback)) <= TRACEBACK
@@ -443,11 +443,11 @@ async def test_what_a_cleanup_raised_is_told_apart_from_the_cancel() -> None:
     cancel, error = await cancelled(), OSError("cleanup")
     both = BaseExceptionGroup("nursery", [cancel, nested(error, 1)])
 
-    assert verdicts.without_cancelled(cancel) is None
-    assert verdicts.without_cancelled(nested(cancel, 3000)) is None
-    assert verdicts.without_cancelled(error) is error
-    assert list(verdicts._leaves(verdicts.without_cancelled(both) or cancel)) == [error]
-    assert verdicts.without_cancelled(nested(BaseExceptionGroup("x", [cancel, error]), 3000)) is not None
+    assert outcomes.without_cancelled(cancel) is None
+    assert outcomes.without_cancelled(nested(cancel, 3000)) is None
+    assert outcomes.without_cancelled(error) is error
+    assert list(outcomes._leaves(outcomes.without_cancelled(both) or cancel)) == [error]
+    assert outcomes.without_cancelled(nested(BaseExceptionGroup("x", [cancel, error]), 3000)) is not None
 
 
 # --- what becomes of the job ------------------------------------------------------------------------------------------
@@ -498,7 +498,7 @@ def test_the_last_retry_counts_as_a_failure() -> None:
 
 def test_a_job_cancelled_before_it_began_has_spent_nothing() -> None:
     """No attempt is put on record."""
-    settlement = verdicts.settlement(
+    settlement = outcomes.settlement(
         claimed(attempt=2), CANCELLED, started_at=None, now=NOW, policy=EXACT, random=lambda: 0.5
     )
 
@@ -637,7 +637,7 @@ NASTY: dict[str, Callable[[], BaseException]] = {
 def test_no_error_can_hurt_who_judges_it(kind: str) -> None:
     """Not by its methods, its name, its size or its shape: what is kept can be stored."""
     error = thrown(NASTY[kind]())
-    for verdict in (raised(error), Verdict(None, error=verdicts.described(error))):
+    for verdict in (raised(error), Verdict(None, error=outcomes.described(error))):
         assert verdict.error is not None
         assert len(msgspec.json.encode(verdict.error)) < 20_000
         assert type(verdict.error.message) is str
@@ -646,7 +646,7 @@ def test_no_error_can_hurt_who_judges_it(kind: str) -> None:
 @pytest.mark.parametrize("links", [0, 50])
 def test_causes_are_kept_with_the_traceback(links: int) -> None:
     """As Python shows them, when they are not too many."""
-    error = verdicts.described(chained(links))
+    error = outcomes.described(chained(links))
 
     assert error.traceback is not None
     assert error.traceback.count("ValueError: cause") == links

@@ -8,7 +8,7 @@ WINDOW = 1.0
 """Seconds after which lines are let through again."""
 
 
-class Sparing:
+class LogThrottle:
     """Lets at most `limit` lines in a `WINDOW` through, and counts those that it holds back."""
 
     def __init__(self, limit: int) -> None:

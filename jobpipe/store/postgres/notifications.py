@@ -5,8 +5,8 @@ Anyone who can connect to the database may notify too, so each of these is only 
 
 from collections.abc import Iterator, Sequence
 
-from jobpipe.store.base import News
-from jobpipe.store.postgres.parameters import Texts
+from jobpipe.store.base import Notification
+from jobpipe.store.postgres.arrays import Texts
 from jobpipe.store.postgres.session import Session
 
 LONGEST = 7900
@@ -29,7 +29,7 @@ _WAKE = """
 select pg_notify(%(channel)s, %(word)s)
 where exists (
     select from nodes
-    where hungry
+    where idle
         and lease_until is not null
         and name <> %(node)s
         and (%(kinds)s::text[] is null or kinds && %(kinds)s::text[])
@@ -63,14 +63,14 @@ def _joined(ids: Sequence[str]) -> Iterator[str]:
     yield word
 
 
-def news(word: str) -> Sequence[News] | None:
+def news(word: str) -> Sequence[Notification] | None:
     """What a notification may mean; None: it is none of ours."""
     match word.split(" "):
         case [one] if one in {READY, CANCEL}:
-            return [News("look")]
+            return [Notification("look")]
         case [one] if one == PAUSED:
-            return [News("paused")]
+            return [Notification("paused")]
         case [one, *ids] if one == ENDED and ids and all(ids):
-            return [News("ended", id=job_id) for job_id in ids]
+            return [Notification("ended", id=job_id) for job_id in ids]
         case _:
             return None

@@ -9,7 +9,7 @@ from jobpipe.job import NewJob
 from jobpipe.store.base import Receipt
 
 
-class Queue:
+class Backlog:
     """Stores jobs through the ledger, while there is room."""
 
     def __init__(self, ledger: Ledger, channel: Channel, *, max_backlog: int) -> None:

@@ -36,7 +36,7 @@ where state in ('scheduled', 'queued', 'retrying')
 """
 
 
-class Tally:
+class CountChanges:
     """Gathers what a transaction does to the counts, and writes it at its end: rows for queues and states."""
 
     def __init__(self) -> None:

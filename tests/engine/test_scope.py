@@ -7,65 +7,65 @@ from typing import Any
 import pytest
 import trio
 
-from jobpipe.engine.lane import Lane
+from jobpipe.engine.scope import ReusableScope
 from jobpipe.job import Options, Status
 from tests.engine.conftest import new_job, running
 from tests.engine.test_executor import odd
 
 
-async def cancelled(lane: Lane) -> bool:
-    """Whether an attempt in the lane would be cancelled at its first wait."""
-    with lane:
+async def cancelled(scope: ReusableScope) -> bool:
+    """Whether an attempt in the scope would be cancelled at its first wait."""
+    with scope:
         await trio.lowlevel.checkpoint()
         return False
     return True
 
 
 async def test_a_cancel_ends_one_attempt_and_not_the_next() -> None:
-    with closing(Lane()) as lane:
-        with lane:
-            lane.cancel()
+    with closing(ReusableScope()) as scope:
+        with scope:
+            scope.cancel()
             await trio.sleep(math.inf)
 
-        assert not await cancelled(lane)
+        assert not await cancelled(scope)
 
 
 async def test_a_cancel_that_comes_too_late_for_one_attempt_does_not_reach_the_next() -> None:
     """It returned without waiting once more."""
-    with closing(Lane()) as lane:
-        with lane:
-            lane.cancel()
+    with closing(ReusableScope()) as scope:
+        with scope:
+            scope.cancel()
 
-        assert not await cancelled(lane)
+        assert not await cancelled(scope)
 
 
 async def test_a_deadline_ends_one_attempt_and_not_the_next(autojump_clock) -> None:
-    with closing(Lane()) as lane:
-        with lane:
-            lane.limit(trio.current_time() + 5)
+    with closing(ReusableScope()) as scope:
+        with scope:
+            scope.limit(trio.current_time() + 5)
             await trio.sleep(10)
         took = trio.current_time()
-        with lane:
-            lane.limit(trio.current_time() + 5)
+        with scope:
+            scope.limit(trio.current_time() + 5)
         await trio.sleep(10)
 
         assert took == 5
-        assert not await cancelled(lane)
+        assert not await cancelled(scope)
 
 
 async def test_what_an_attempt_raises_passes() -> None:
-    with closing(Lane()) as lane:
-        with pytest.raises(ValueError, match="no luck"), lane:
+    with closing(ReusableScope()) as scope:
+        with pytest.raises(ValueError, match="no luck"), scope:
             raise ValueError("no luck")
 
-        assert not await cancelled(lane)
+        assert not await cancelled(scope)
 
 
 async def test_a_cancel_of_the_worker_passes_through_the_lane() -> None:
-    """It is not the lane's to catch, though that was cancelled too."""
-    with trio.CancelScope() as worker, closing(Lane()) as lane:
-        with lane:
-            lane.cancel()
+    """It is not the scope's to catch, though that was cancelled too."""
+    with trio.CancelScope() as worker, closing(ReusableScope()) as scope:
+        with scope:
+            scope.cancel()
             worker.cancel()
             await trio.sleep(math.inf)
         pytest.fail("the worker's cancel was caught")
@@ -74,13 +74,13 @@ async def test_a_cancel_of_the_worker_passes_through_the_lane() -> None:
 
 
 async def test_a_scope_that_a_handler_left_open_ends_with_its_attempt() -> None:
-    with closing(Lane()) as lane:
+    with closing(ReusableScope()) as scope:
         left = trio.CancelScope()
-        with pytest.raises(RuntimeError, match="Cancel scope stack corrupted"), lane:
+        with pytest.raises(RuntimeError, match="Cancel scope stack corrupted"), scope:
             left.__enter__()
         left.cancel()
 
-        assert not await cancelled(lane)
+        assert not await cancelled(scope)
 
 
 async def test_a_handler_that_leaves_a_scope_open_fails_and_harms_no_other(autojump_clock) -> None:

@@ -6,7 +6,7 @@ from typing import Self
 import trio
 
 
-class Lane:
+class ReusableScope:
     """Enter it for each attempt; close it, in the task that made it, after the last one.
 
     To open a scope costs more than everything else in a short attempt. So attempts share one until it has been

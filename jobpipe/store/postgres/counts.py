@@ -1,6 +1,7 @@
 """The counts, kept in the transaction that changes them, in the slot of who writes.
 
-What an exchange does, it counts in the very statements that do it (`counting`); the rarer verbs gather in a `Tally`.
+What an exchange does, it counts in the very statements that do it (`counting`); the rarer verbs gather it in
+`CountChanges`.
 """
 
 from collections import defaultdict
@@ -8,7 +9,7 @@ from collections import defaultdict
 import structlog
 
 from jobpipe.job import Status
-from jobpipe.store.postgres.parameters import integers, texts
+from jobpipe.store.postgres.arrays import integers, texts
 from jobpipe.store.postgres.session import Session
 from jobpipe.store.rows import plausible
 
@@ -139,7 +140,7 @@ select 1
 """
 
 
-class Tally:
+class CountChanges:
     """Gathers what a transaction does to the counts, and writes it at its end: a row a queue and state.
 
     A state of None is that of a job which a node holds, or which is not there.
