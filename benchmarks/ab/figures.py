@@ -212,7 +212,7 @@ def two_nodes(plan: Plan, store: str) -> Iterator[Case]:
         with plan.store(store) as url:
             side.fill(url, 0)
             with crew(plan.folder, roles, url, jobs) as nodes:
-                asked = nodes.processes[0].trouble()["asked"]
+                asked = nodes.processes[0].told()["asked"]
                 if not nodes.wait_for(jobs, 60):
                     raise TimeoutError(f"{nodes.count()} of {jobs} jobs ended")
                 runs = [process.begun() for process in nodes.processes]  # (ended, began)

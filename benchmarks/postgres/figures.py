@@ -103,7 +103,7 @@ def enqueued(plan: Plan, side: Side, nodes: int, tasks: int, size: int) -> float
     with plan.server.database() as url:
         side.fill(url, 0)
         with crew(plan.folder, [(side, ("enqueue", plan.seconds, tasks, size))] * nodes, url, 1) as clients:
-            told = [process.trouble() for process in clients.processes]
+            told = [process.told() for process in clients.processes]
         return sum(one["jobs"] / one["seconds"] for one in told)
 
 
@@ -131,7 +131,7 @@ def asked(plan: Plan, side: Side, role: str, nodes: int, per_second: float) -> d
         side.fill(url, 0)
         settle_down(url)
         with crew(plan.folder, commands, url, 2 * jobs + 10) as all_of_them:
-            waits = all_of_them.processes[-1].trouble()["waits"]
+            waits = all_of_them.processes[-1].told()["waits"]
             if side is not FLOOR:
                 all_of_them.wait_for(jobs, 2 * plan.seconds)
         starts = [at - asked for process in all_of_them.processes for at, asked in process.begun() if asked]
@@ -182,7 +182,7 @@ def beside_drain(plan: Plan, side: Side, nodes: int) -> float:
         commands: list[tuple[Side, tuple[object, ...]]] = [(side, ("work",))] * workers
         commands.append((side, ("asking", 100, plan.seconds)))
         with crew(plan.folder, commands, url, plan.backlog + 1000) as all_of_them:
-            waits = all_of_them.processes[-1].trouble()["waits"]
+            waits = all_of_them.processes[-1].told()["waits"]
         return quantiles(waits)["p99"]
 
 

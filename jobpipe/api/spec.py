@@ -58,7 +58,7 @@ def problems(*codes: Code) -> Callable[[R], R]:
     """Say which problems a route answers with, beside those that any request may meet."""
 
     def say(route: R) -> R:
-        known = sorted((PROBLEMS[code] for code in {*codes, *ANY_ROUTE}), key=_status)
+        known = sorted((PROBLEMS[code] for code in dict.fromkeys((*codes, *ANY_ROUTE))), key=_status)
         for status, group in groupby(known, key=_status):
             one_status = list(group)
             description = ". ".join(f"{each.title}: `{each.code.value}`" for each in one_status) + "."

@@ -161,7 +161,8 @@ class Committer:
         except Exception as error:  # noqa: BLE001 - costs a write that the store refuses
             self._unforeseen.tell(error, "the outcomes of this batch are written once more")
             self._ledger.write_again(entries.batch.settlements)
-        self._tell(entries, receipts)
+        with self._unforeseen.costs("what came of this batch is not told"):
+            self._tell(entries, receipts)
 
     def _learn(self, entries: Gathered, receipts: Receipts) -> None:
         """Note how the store stands after a batch."""

@@ -43,11 +43,15 @@ HEART = {
     ),
     "verbs": ("dialect", "difference", "facade", "jobs", "nodes", "queues", "retention", "transaction"),
     "sqlite": (
+        "adding",
+        "claiming",
         "counts",
+        "known",
         "lists",
         "nodes",
         "reader",
         "rows",
+        "settling",
         "tables",
         "values",
         "verbs",
@@ -57,6 +61,7 @@ HEART = {
         "adding",
         "arrays",
         "counts",
+        "exchange",
         "locks",
         "nodes",
         "notifications",
@@ -73,10 +78,10 @@ UNGUARDED = ("committer.Committer._hand_out",)
 HUSHED = ("outcomes._clean",)
 """Where an exception counts as one of the handler's error, which says then that its text cannot be shown."""
 CHOSEN = {
-    "sqlite": ["writer.Writer._end", "writer.claimed_from", "writer.new_row", "tables.Tables.save"],
+    "sqlite": ["settling.Settling._end", "claiming.claimed_from", "adding.new_row", "tables.Tables.save"],
     "postgres": [
-        "writer.Exchange.judge",
-        "writer.claimed_from",
+        "exchange.Exchange.judge",
+        "exchange.claimed_from",
         "settling.integers",
         "adding.texts",
         "reader.stored_from",

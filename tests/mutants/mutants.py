@@ -23,7 +23,7 @@ from jobpipe.errors import JobpipeError
 from jobpipe.job import NewJob
 from jobpipe.store.base import STORED, Receipt
 from jobpipe.store.rows import stored_from
-from jobpipe.store.sqlite import writer
+from jobpipe.store.sqlite import settling
 from jobpipe.store.sqlite.rows import JOB_COLUMNS, fetch
 from jobpipe.store.sqlite.tables import Tables
 from jobpipe.store.verbs.transaction import DeadNodes
@@ -54,9 +54,9 @@ def caught_by(scene: str, store: str, *rules: str) -> Callable[[Mutant], Mutant]
 @caught_by("pair", "memory", "ran twice at once")
 def settle_without_the_fence(patch: pytest.MonkeyPatch) -> None:
     """An outcome is written to whatever row is held, whichever claim it belongs to."""
-    patch.setattr(writer, "_START", writer._START.replace("claim = ?", "? is not null"))
-    patch.setattr(writer, "_END", writer._END.replace("jobs.claim = v.column9", "v.column9 is not null"))
-    patch.setattr(writer, "_AGAIN", writer._AGAIN.replace("claim = ?9", "?9 is not null"))
+    patch.setattr(settling, "_START", settling._START.replace("claim = ?", "? is not null"))
+    patch.setattr(settling, "_END", settling._END.replace("jobs.claim = v.column9", "v.column9 is not null"))
+    patch.setattr(settling, "_AGAIN", settling._AGAIN.replace("claim = ?9", "?9 is not null"))
 
 
 @caught_by("storm", "lasting", "acknowledged before it was stored", "acknowledged and lost")

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pytest
 
 from jobpipe.store.base import Store
-from jobpipe.store.postgres import writer as postgres
-from jobpipe.store.sqlite import writer as sqlite
+from jobpipe.store.postgres import exchange as postgres
+from jobpipe.store.sqlite import claiming as sqlite
 from tests.store.test_contract import NOW, Node, add, new_job
 
 

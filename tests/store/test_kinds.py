@@ -8,7 +8,7 @@ import trio
 from jobpipe.job import Job, Outcome, Status
 from jobpipe.store.base import UNSERVED, Add, Batch, Change, ClaimRequest, QueueState, Store, Unserved
 from jobpipe.store.postgres import writer as postgres
-from jobpipe.store.sqlite import writer as sqlite
+from jobpipe.store.sqlite import claiming as sqlite
 from tests.store.test_contract import LATER, LEASE, NOW, Node, add, get, new_job, settlement, start
 
 ECHO, DEMO, BOTH = frozenset({"echo"}), frozenset({"demo"}), frozenset({"echo", "demo"})

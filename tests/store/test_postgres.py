@@ -18,7 +18,7 @@ from jobpipe.store.migrations import migrations
 from jobpipe.store.postgres import PostgresStore, migrate, open_postgres
 from jobpipe.store.postgres.address import read_address
 from jobpipe.store.postgres.claiming import CLAIM
-from jobpipe.store.postgres.connections import Connector, Limits
+from jobpipe.store.postgres.connector import Connector, Limits
 from tests.store.server import ask, server_url, with_query
 from tests.store.test_contract import KINDS, NOW, Node, add, edit, get, look, new_job, settlement, start
 
@@ -138,7 +138,7 @@ async def test_paused_jobs_are_passed_over_or_left_aside_but_never_taken(
     schema: str, monkeypatch: pytest.MonkeyPatch, waiting: int
 ) -> None:
     """Many of them, at the head of the line, make the claim go by queue; the order is the same."""
-    monkeypatch.setattr("jobpipe.store.postgres.writer.PASSED", 10)
+    monkeypatch.setattr("jobpipe.store.postgres.exchange.PASSED", 10)
     async with two_nodes(schema) as (one, _):
         await add(one.store, *(new_job(f"p{n}", queue="paused", priority=9) for n in range(waiting)))
         await add(one.store, *(new_job(f"j{n}", queue=f"q{n % 2}", priority=n % 3) for n in range(9)))

@@ -19,7 +19,7 @@ from jobpipe.job import Options, Outcome, Status
 from jobpipe.store.base import Change, Notification
 from jobpipe.store.postgres import PostgresStore, open_postgres
 from jobpipe.store.postgres.address import read_address
-from jobpipe.store.postgres.connections import Connector, Limits
+from jobpipe.store.postgres.connector import Connector, Limits
 from jobpipe.store.postgres.session import Connection, Session
 from tests.store.proxy import Proxy, open_proxy
 from tests.store.server import OwnServer, ask, server_url, with_query

@@ -10,7 +10,8 @@ from jobpipe.job import Outcome, Status
 from jobpipe.store.base import STEP, Add, Batch, Filter, Place, Retention
 from jobpipe.store.postgres import migrate, reader
 from jobpipe.store.postgres.address import read_address
-from jobpipe.store.postgres.connections import Connector, KeptConnection, Limits, Verb
+from jobpipe.store.postgres.connections import KeptConnection
+from jobpipe.store.postgres.connector import Connector, Limits, Verb
 from jobpipe.store.postgres.nodes import Nodes
 from jobpipe.store.postgres.session import Session
 from jobpipe.store.postgres.tables import Tables

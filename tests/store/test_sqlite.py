@@ -18,11 +18,12 @@ from jobpipe.store import paging
 from jobpipe.store.base import Add, Batch, Claimed, Filter, Place, Retention, Settlement, Start
 from jobpipe.store.migrations import migrations
 from jobpipe.store.sqlite import open_sqlite, reader
+from jobpipe.store.sqlite.claiming import SLICE, SLICES
 from jobpipe.store.sqlite.database import open_database
 from jobpipe.store.sqlite.nodes import Nodes
 from jobpipe.store.sqlite.opening import check_path
 from jobpipe.store.sqlite.tables import carry_out
-from jobpipe.store.sqlite.writer import SLICE, SLICES, Writer
+from jobpipe.store.sqlite.writer import Writer
 from jobpipe.store.verbs import jobs, nodes, queues, retention
 from tests.store.test_contract import wish
 
@@ -195,7 +196,7 @@ def test_a_claim_reads_its_index_in_order(
     db: apsw.Connection, monkeypatch: pytest.MonkeyPatch, paused: str
 ) -> None:
     """The first entries are the next jobs, and nothing is sorted; also where it goes round paused queues."""
-    monkeypatch.setattr("jobpipe.store.sqlite.writer.PASSED", 0 if paused == "many" else 9)
+    monkeypatch.setattr("jobpipe.store.sqlite.claiming.PASSED", 0 if paused == "many" else 9)
     writer = Writer(db)
     jobs = [job(f"j{n}", queue=queue) for n, queue in enumerate(["a", "a", "a", "b", "c"])]
     writer.exchange(Batch(node="n", now=NOW, adds=[Add(jobs)]))

@@ -16,7 +16,7 @@ import trio
 
 from jobpipe.store.base import Notification
 from jobpipe.store.postgres.background import beside
-from jobpipe.store.postgres.connections import Connector
+from jobpipe.store.postgres.connector import Connector
 from jobpipe.store.postgres.notifications import news
 from jobpipe.store.postgres.session import Connection
 

@@ -2,11 +2,13 @@
 
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.arrays import texts
-from jobpipe.store.postgres.connections import Connector, KeptConnection
+from jobpipe.store.postgres.connections import KeptConnection
+from jobpipe.store.postgres.connector import Connector
 from jobpipe.store.postgres.counts import mend_loudly
+from jobpipe.store.postgres.exchange import CLOCK, RENEW
 from jobpipe.store.postgres.notifications import READY, notify
 from jobpipe.store.postgres.session import Session
-from jobpipe.store.postgres.writer import CLOCK, RENEW, clock_offset
+from jobpipe.store.postgres.writer import clock_offset
 
 _JOIN = """
 insert into nodes (name, lease_until, kinds)

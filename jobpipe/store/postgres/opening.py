@@ -10,7 +10,8 @@ from psycopg.conninfo import make_conninfo
 from jobpipe.errors import StoreError
 from jobpipe.store.migrations import UNRELEASED, migrations
 from jobpipe.store.postgres.address import Address, read_address
-from jobpipe.store.postgres.connections import Connector, Limits, mapped
+from jobpipe.store.postgres.connector import Connector, Limits
+from jobpipe.store.postgres.failures import mapped
 from jobpipe.store.postgres.session import Connection
 
 OLDEST = 130000

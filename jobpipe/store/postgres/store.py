@@ -30,12 +30,11 @@ from jobpipe.store.postgres.connections import (
     READERS,
     SEARCH_PATIENCE,
     SEARCHERS,
-    Connector,
     KeptConnection,
-    Limits,
     ReadPool,
-    mapped,
 )
+from jobpipe.store.postgres.connector import Connector, Limits
+from jobpipe.store.postgres.failures import mapped
 from jobpipe.store.postgres.listening import Listening
 from jobpipe.store.postgres.nodes import Nodes
 from jobpipe.store.postgres.opening import prepare, suited

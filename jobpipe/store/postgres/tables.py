@@ -16,12 +16,13 @@ from jobpipe.store.base import LONGEST_LEASE, QueueState
 from jobpipe.store.postgres import reader
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.arrays import binaries, integers, texts
-from jobpipe.store.postgres.connections import ENTRYS_OWN, Overtaken
 from jobpipe.store.postgres.counts import CountChanges, fold, forget_empty, mend_loudly
+from jobpipe.store.postgres.exchange import CLOCK
+from jobpipe.store.postgres.failures import ENTRYS_OWN, Overtaken
 from jobpipe.store.postgres.notifications import CANCEL, ended_words, notify
 from jobpipe.store.postgres.reader import JOB_COLUMNS
 from jobpipe.store.postgres.session import Row, Session
-from jobpipe.store.postgres.writer import CLOCK, SIDELINE
+from jobpipe.store.postgres.writer import SIDELINE
 from jobpipe.store.rows import encoded_error, stored_from
 from jobpipe.store.verbs.dialect import translated
 from jobpipe.store.verbs.difference import changed, ended_attempts, tags

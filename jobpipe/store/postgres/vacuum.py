@@ -6,7 +6,7 @@ import psycopg
 import structlog
 import trio
 
-from jobpipe.store.postgres.connections import Connector
+from jobpipe.store.postgres.connector import Connector
 from jobpipe.store.postgres.session import Connection
 
 HOT_DEAD = 20_000

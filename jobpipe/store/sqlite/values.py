@@ -12,6 +12,11 @@ import apsw
 
 from jobpipe.store.rows import Row
 
+
+class Mismatch(Exception):  # noqa: N818 - no error: it is caught where it is raised for
+    """A statement for many rows did not change each of them: some are stale, or there already."""
+
+
 LARGEST = 512
 """The most rows of one statement: of 12 values each its text stays below the 16 KB that APSW keeps prepared."""
 

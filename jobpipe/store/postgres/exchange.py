@@ -1,0 +1,290 @@
+"""One exchange on its way: what is sent, and what came of it."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from operator import itemgetter
+from typing import NamedTuple
+
+from jobpipe.job import NewJob, Status
+from jobpipe.store.base import STEP, Batch, Changed, Claimed, Receipt, Receipts
+from jobpipe.store.postgres.adding import Adding, add_with_care
+from jobpipe.store.postgres.address import Leases
+from jobpipe.store.postgres.arrays import Texts, texts
+from jobpipe.store.postgres.claiming import (
+    CLAIM,
+    CLAIMED,
+    EDITED,
+    LAST_WALKED,
+    MINE,
+    PASSED,
+    PLACE,
+    WALKED,
+)
+from jobpipe.store.postgres.counts import bounded
+from jobpipe.store.postgres.session import Result, Row, Session, Values
+from jobpipe.store.postgres.settling import Fence, Settling, send_starts
+from jobpipe.store.rows import claimed_from
+
+CLOCK = "extract(epoch from clock_timestamp())::double precision"
+"""The database's clock, in seconds since the epoch."""
+
+SCATTERED = 200
+"""How many rows of calls of enqueue() there are before the counts are gathered."""
+
+_RENEW = """
+update nodes
+set lease_until = {until}
+where name = %(node)s and lease_until is not null
+returning node
+"""
+RENEW = {
+    "database": _RENEW.format(until=f"{CLOCK} + %(until)s"),
+    "caller": _RENEW.format(until="%(until)s"),
+}
+
+_PROMOTE = """
+select p.ready, p.watched
+from promote(%(now)s, %(limit)s, %(slot)s) p
+where exists (
+        select from live
+        where status in ('scheduled', 'retrying') and run_at <= %(now)s
+    )
+    or exists (
+        select from live
+        where expires_at is not null and node is null and expires_at <= %(now)s
+    )
+"""
+"""The statement that does it is in the function: to set it going costs more than to see that nothing is due."""
+
+_WAITING = """
+coalesce(sum(jobs), 0)
++ (select coalesce(sum(jobs), 0) from totals where state in ('scheduled', 'queued', 'retrying'))
+"""
+# The columns of `State`. Most often all nodes serve the same kinds, which is quickly seen.
+_STATE = f"""
+select
+    c.waiting,
+    c.calls,
+    least(
+        (select min(run_at) from live where status in ('scheduled', 'retrying')),
+        (select min(expires_at) from live where expires_at is not null and node is null)
+    ),
+    n.me is not null,
+    n.others,
+    n.idle,
+    (select array_agg(array[seq, claim]) from live where status = 'cancelling' and node = n.me)
+from (
+    select {bounded(_WAITING)} as waiting, count(*) as calls
+    from counts
+    where slot < 0
+) c, (
+    select
+        max(node) filter (where name = %(node)s) as me,
+        coalesce(bool_or(name <> %(node)s), false) as others,
+        coalesce(
+            bool_or(idle and name <> %(node)s and (kinds = %(kinds)s or kinds && %(kinds)s)),
+            false
+        ) as idle
+    from nodes
+    where lease_until is not null
+) n
+"""
+
+
+class State(NamedTuple):
+    """How the store stands after an exchange."""
+
+    waiting: int
+    calls: int
+    """of enqueue(), whose counts are not gathered yet"""
+    next_due: float | None
+    alive: bool
+    """whether the node has a lease"""
+    others: bool
+    """whether there are other nodes"""
+    others_idle: bool
+    """whether one of them that serves a kind of this one found too few jobs"""
+    cancelling: Sequence[tuple[int, int]] | None
+
+
+class Exchange:
+    """One batch on its way: what is sent, without waiting for an answer, and what came of it once it is committed."""
+
+    def __init__(self, session: Session, batch: Batch, slot: int) -> None:
+        self._session, self.batch, self._slot = session, batch, slot
+        self._starts: Result | None = None
+        self._claims: list[Result] = []
+        self._settling = Settling(batch.settlements, slot)
+        self._adding = Adding((), slot)
+        self._careful: Sequence[Sequence[Receipt]] | None = None
+        self._taken: Sequence[Receipt] = ()
+        self._claimed: Sequence[Sequence[Claimed]] = ()
+        self.edited: list[int] = []
+        """seqs of the claimed jobs that were edited while they waited"""
+        self.kinds = texts(sorted({kind for claim in batch.claims for kind in claim.kinds}))
+        """what the claims ask for"""
+        self.met_others = False
+        """whether a claim met jobs of other kinds, and put them aside"""
+        self.stale: set[Fence] = set()
+        self.walked: str | None = None
+        """the last queue that a claim read, where it went queue by queue"""
+        self._expired: Sequence[str] = ()
+        self.watched: Sequence[str] = ()
+        """ids of watched jobs that have ended"""
+
+    def renew(self, leases: Leases) -> None:
+        """Renew the node's lease."""
+        if self.batch.lease_until is not None:
+            self._session.run(*self.renewal(leases))
+
+    def renewal(self, leases: Leases) -> tuple[str, Values]:
+        """The statement that renews the lease, with its values; it answers a row if there was a lease to renew."""
+        batch = self.batch
+        until = batch.lease_until or 0.0
+        until = until - batch.now if leases == "database" else until
+        return RENEW[leases], {"until": float(until), "node": batch.node}
+
+    def promote(self) -> None:
+        """Make ready what is due, and expire what is past its time."""
+        values = {"now": float(self.batch.now), "limit": STEP, "slot": self._slot}
+        self._promoted = self._session.run(_PROMOTE, values)
+
+    def settle(self) -> None:
+        """Write starts and settlements."""
+        if self.batch.starts:
+            self._starts = send_starts(self._session, self.batch.starts)
+        self._settling.send(self._session)
+
+    async def add(self) -> None:
+        """Store new jobs, in the hope that nothing is in conflict; raises `Conflict` when all or nothing is not all."""
+        self._adding = Adding(self.batch.adds, self._slot)
+        self._adding.send(self._session)
+        await self._adding.check(self._session)
+
+    async def add_with_care(self) -> None:
+        """Add one after another, each after a look."""
+        self._careful = [await add_with_care(self._session, add, self._slot) for add in self.batch.adds]
+
+    def claim(self, token: int, after: str) -> None:
+        """Take ready jobs; where it goes queue by queue, from behind the one named `after`."""
+        for claim in self.batch.claims:
+            values = {
+                "node": self.batch.node,
+                "now": float(self.batch.now),
+                "limit": claim.limit,
+                "kinds": texts(sorted(claim.kinds)),
+                "passed": PASSED,
+                "walked": WALKED,
+                "after": after,
+                "token": token,
+                "slot": self._slot,
+            }
+            self._claims.append(self._session.run(CLAIM, values))
+
+    def look(self) -> None:
+        """Ask how the store stands."""
+        self._asked = self._session.run(_STATE, {"node": self.batch.node, "kinds": self.kinds})
+
+    def judge(self) -> None:
+        """Learn what came of it, once it is committed."""
+        self._state = State(*self._asked.rows()[0])
+        promoted, expired = self._promoted.row() or (0, None)
+        self._settling.judge()
+        self._readied = promoted + self._settling.readied
+        self._expired = expired or ()
+        self.watched = [*self._expired, *self._settling.watched]
+        self.stale |= self._settling.stale
+        if self._starts is not None:
+            self.stale |= {(one.seq, one.claim) for one in self.batch.starts} - set(self._starts.rows())
+        self._claimed = [self._taken_by(claim) for claim in self._claims]
+
+    def _taken_by(self, claim: Result) -> Sequence[Claimed]:
+        """What a claim took."""
+        # What an update returns has no order. All that are taken share the first value of their place.
+        rows = sorted(claim.rows(), key=itemgetter(PLACE))
+        claimed = claimed_from([row[CLAIMED] for row in rows if row[MINE]])
+        self.met_others |= len(claimed) < len(rows)
+        self.edited += [row[CLAIMED][0] for row in rows if row[EDITED] and row[MINE]]
+        if rows:
+            self.walked = rows[0][LAST_WALKED]
+        return claimed
+
+    def take_edits(self, rows: Sequence[Row]) -> None:
+        """Take in what was asked of the edited jobs: the values of `Claimed`, read after the claim."""
+        now = {(one.seq, one.claim): one for one in claimed_from(rows)}
+        self._claimed = [[now.get((one.seq, one.claim), one) for one in taken] for taken in self._claimed]
+
+    @property
+    def taken(self) -> Sequence[NewJob]:
+        """The new jobs whose ids were taken."""
+        return self._adding.taken
+
+    def complete(self, taken: Sequence[Receipt]) -> None:
+        """Take in the receipts of those jobs."""
+        self._taken = taken
+
+    @cached_property
+    def _adds(self) -> Sequence[Sequence[Receipt]]:
+        return self._careful if self._careful is not None else self._adding.receipts(self._taken)
+
+    @property
+    def stored(self) -> Iterator[NewJob]:
+        """The jobs that are new."""
+        for add, receipts in zip(self.batch.adds, self._adds, strict=True):
+            yield from (job for job, one in zip(add.jobs, receipts, strict=True) if one.verdict == "stored")
+
+    @property
+    def scattered(self) -> bool:
+        """Whether the counts want to be gathered."""
+        return self._state.calls > SCATTERED
+
+    @property
+    def idle(self) -> bool | None:
+        """Whether the node has room and found too little; None: it did not ask, or has to ask again."""
+        if not self.batch.claims or not self._state.alive or self.met_others:
+            return None
+        return bool(self.lacking)
+
+    @property
+    def lacking(self) -> frozenset[str]:
+        """The kinds of those claims that found too little."""
+        pairs = zip(self.batch.claims, self._claimed, strict=True)
+        short = (claim.kinds for claim, claimed in pairs if len(claimed) < claim.limit)
+        return frozenset[str]().union(*short)
+
+    @property
+    def leaves_ready(self) -> bool:
+        """Whether there are ready jobs for other nodes.
+
+        A full claim may have left some as well: ready before, or passed over by a node that asked at the same time.
+        """
+        if self.idle or not self._state.others:
+            return False
+        if self._state.others_idle and self.idle is False:
+            return True
+        return self._readied > 0 or any(job.status is Status.QUEUED for job in self.stored)
+
+    @property
+    def left(self) -> Texts | None:
+        """The kinds of which it leaves ready jobs; None: of any. A full claim may have left more of what it took."""
+        if self._readied:
+            return None
+        queued = (job.kind for job in self.stored if job.status is Status.QUEUED)
+        taken = (job.kind for claimed in self._claimed for job in claimed)
+        return texts(sorted({*queued, *taken}))
+
+    def receipts(self, *, more_ready: bool) -> Receipts:
+        """For the caller; `more_ready`: see there."""
+        batch, state = self.batch, self._state
+        return Receipts(
+            lease_lost=bool(batch.claims or batch.lease_until is not None) and not state.alive,
+            stale=frozenset(self.stale),
+            settled=self._settling.changed,
+            adds=self._adds,
+            claims=self._claimed,
+            more_ready=more_ready,
+            waiting=state.waiting,
+            next_due=state.next_due,
+            changes=[Changed(job_id, Status.EXPIRED) for job_id in self._expired],
+            cancelling=frozenset((seq, claim) for seq, claim in state.cancelling or ()),
+        )

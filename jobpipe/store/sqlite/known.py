@@ -1,0 +1,75 @@
+"""What the writer knows of the file. It is locked, so what only this writer changes need not be asked for again."""
+
+from collections.abc import Collection, Sequence
+
+import apsw
+import msgspec
+
+from jobpipe.store.sqlite.counts import CountChanges, waiting
+from jobpipe.store.sqlite.rows import fetch, fetch_one
+
+_NODE = "select node from nodes where name = ? and lease_until is not null"
+_ANY_PAUSED = "select exists (select 1 from queues where paused = 1)"
+_SERVED = "select kinds from nodes where lease_until is not null and kinds <> '[]'"
+_NEXT_DUE = """
+select min(at)
+from (
+    select min(run_at) as at
+    from jobs indexed by jobs_later
+    where status in ('scheduled', 'retrying')
+    union all
+    select min(expires_at)
+    from jobs
+    where expires_at is not null and finished_at is null and held = 0
+)
+"""
+
+
+class Known:
+    """Asked for once, and kept until it changes here, or is to be forgotten."""
+
+    def __init__(self, db: apsw.Connection) -> None:
+        self._db = db
+        self.forget()
+
+    def forget(self) -> None:
+        """Ask the database for everything again: somebody else has written, or a transaction was undone."""
+        self._any_paused: bool | None = None
+        self._served: Sequence[frozenset[str]] | None = None
+        self._nodes: dict[str, int] = {}
+        self._waiting: int | None = None
+        self._next_due: float | None = None
+        self._due_known = False
+
+    def paused(self) -> bool:
+        """Whether a queue is paused."""
+        if self._any_paused is None:
+            self._any_paused = bool(self._db.execute(_ANY_PAUSED).get)
+        return self._any_paused
+
+    def node(self, name: str) -> int | None:
+        """The number of a node that has a lease."""
+        if name not in self._nodes and (row := fetch_one(self._db, _NODE, (name,))):
+            self._nodes[name] = row[0]
+        return self._nodes.get(name)
+
+    def not_served_by_all(self, kinds: Collection[str]) -> set[str]:
+        """Those of the kinds that some live node has no handler for: their jobs stand aside."""
+        if self._served is None:
+            self._served = [frozenset(msgspec.json.decode(served)) for (served,) in fetch(self._db, _SERVED)]
+        return {kind for kind in kinds if any(kind not in served for served in self._served)}
+
+    def waiting(self, counts: CountChanges) -> int:
+        """How many jobs wait after these changes, those held by nodes not counted."""
+        self._waiting = waiting(self._db) if self._waiting is None else self._waiting + counts.waiting
+        return self._waiting
+
+    def next_due(self) -> float | None:
+        """When the next job is to be promoted or expired."""
+        if not self._due_known:
+            self._next_due, self._due_known = self._db.execute(_NEXT_DUE).get, True
+        return self._next_due
+
+    def due_changed(self) -> None:
+        """A job came or went that waits for a time."""
+        self._due_known = False
