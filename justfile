@@ -90,6 +90,10 @@ bench-postgres *args:
 bench-ab *args: (_venv "dev")
     @exec {{bin}}/python -m benchmarks.ab "$@"
 
+# write stores as this version does, for the tests of later versions: once a release
+keep-stores: (_venv "dev")
+    {{bin}}/python -W ignore -m tests.store.writing
+
 # read the code without running it: lint, format, types, imports
 vet: (_venv "dev")
     {{bin}}/ruff check . && {{bin}}/ruff format --check . && {{bin}}/mypy && {{bin}}/lint-imports --no-cache --no-logo
