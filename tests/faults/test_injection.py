@@ -41,7 +41,17 @@ HEART = {
         "splitting",
         "worker",
     ),
-    "verbs": ("dialect", "difference", "facade", "jobs", "nodes", "queues", "retention", "transaction"),
+    "verbs": (
+        "dialect",
+        "difference",
+        "facade",
+        "jobs",
+        "nodes",
+        "queues",
+        "retention",
+        "sidelining",
+        "transaction",
+    ),
     "sqlite": (
         "adding",
         "claiming",

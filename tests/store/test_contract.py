@@ -599,6 +599,35 @@ async def test_several_askers_share_one_exchange(node: Node) -> None:
     assert receipts.waiting == 0
 
 
+async def test_the_job_that_a_claim_takes_first_is_put_out_of_the_way(node: Node) -> None:
+    """It fails in words, unrun, and is counted so; jobs of other kinds and of paused queues stay."""
+    await node.store.pause("paused")
+    await add(
+        node.store,
+        new_job("other kind", kind="demo", priority=9),
+        new_job("paused", queue="paused", priority=9),
+        new_job("second"),
+        new_job("first", priority=1, payload=b"[1,2,3]"),
+    )
+    batch = Batch(node=node.name, now=LATER, claims=wish(5, frozenset({"echo"})))
+    ids = [await node.store.sideline(batch, "it cannot be claimed") for _ in range(3)]
+    job = await get(node.store, "first")
+    counts = {queue.name: queue.counts for queue in await node.store.queues()}
+    receipts = await look(node.store)
+    pruned = [
+        await node.store.prune(LATER, msgspec.structs.replace(KEEP_ALL, size=size)) for size in (200, 0)
+    ]
+
+    assert ids == ["first", "second", None]
+    assert job.state.error == JobError("DamagedRow", "it cannot be claimed")
+    assert (job.status, job.state.attempt, job.attempts) == (Status.FAILED, 0, ())
+    assert job.state.finished_at == LATER
+    assert counts == {"default": {Status.FAILED: 2, Status.QUEUED: 1}, "paused": {Status.QUEUED: 1}}
+    assert receipts.waiting == 2
+    assert pruned == [0, 2]
+    assert [queue.counts for queue in await node.store.queues()] == [{Status.QUEUED: 1}] * 2
+
+
 async def test_no_asker_of_a_node_without_a_lease_is_served(store: Store) -> None:
     """Whichever it is."""
     await add(store, new_job("a"), new_job("b", kind="demo"))

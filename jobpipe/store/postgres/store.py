@@ -108,9 +108,6 @@ class PostgresStore(SharedVerbs):
         self.vacuum.count(len(receipts.claimed) + len(batch.settlements), len(batch.settlements))
         return receipts
 
-    async def sideline(self, batch: Batch, words: str) -> str | None:
-        return await self._writer.sideline(batch, words)
-
     async def prune(self, now: float, retained: Retention) -> int:
         pruned = await super().prune(now, retained)
         self.vacuum.count(0, pruned)

@@ -16,13 +16,13 @@ from jobpipe.store.base import LONGEST_LEASE, QueueState
 from jobpipe.store.postgres import reader
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.arrays import binaries, integers, texts
+from jobpipe.store.postgres.claiming import HEAD
 from jobpipe.store.postgres.counts import CountChanges, fold, forget_empty, mend_loudly
 from jobpipe.store.postgres.exchange import CLOCK
 from jobpipe.store.postgres.failures import ENTRYS_OWN, Overtaken
 from jobpipe.store.postgres.notifications import CANCEL, ended_words, notify
 from jobpipe.store.postgres.reader import JOB_COLUMNS
 from jobpipe.store.postgres.session import Row, Session
-from jobpipe.store.postgres.writer import SIDELINE
 from jobpipe.store.rows import encoded_error, stored_from
 from jobpipe.store.verbs.dialect import translated
 from jobpipe.store.verbs.difference import changed, ended_attempts, tags
@@ -140,6 +140,15 @@ _LIVE = frozenset(
 )
 """Columns of `live` that change."""
 
+_FAIL = """
+update jobs
+set status = 'failed',
+    finished_at = %(now)s,
+    error = %(error)s,
+    size = length(payload)
+where seq = any(%(seqs)s)
+"""
+
 _ASKED = frozenset(
     ("kind", "queue", "priority", "max_retries", "expires_at", "options", "payload", "original")
 )
@@ -229,6 +238,12 @@ class Tables:
             return []
         seqs = integers([seq for (seq,) in locked])
         return [stored_from(row) for row in await self._session.rows(_BY_SEQ, {"seqs": seqs})]
+
+    async def first_ready(self, kinds: frozenset[str], now: float) -> Stored | None:
+        found = await self._session.rows(HEAD, {"now": float(now), "kinds": texts(sorted(kinds))})
+        seqs = integers([seq for (seq,) in found])
+        rows = await self._session.rows(_BY_SEQ, {"seqs": seqs})
+        return stored_from(rows[0]) if rows else None
 
     def save(self, changes: Sequence[tuple[Stored, Stored]]) -> None:
         for before, after in changes:
@@ -336,9 +351,10 @@ class Tables:
         self._session.run(_DELETE[0], {"seqs": seqs})
         with suppress(*ENTRYS_OWN):
             async with self._session.savepoint():
-                self._session.run(SIDELINE, {"now": float(now), "error": error, "seqs": seqs})
+                self._session.run(_FAIL, {"now": float(now), "error": error, "seqs": seqs})
         counts = CountChanges(self._slot)
-        counts.move(stored.job.asked.queue, None, Status.FAILED)
+        before = None if stored.held else Status.QUEUED
+        counts.move(stored.job.asked.queue, before, Status.FAILED, size=len(stored.job.asked.payload))
         counts.write(self._session)
         if stored.watched:
             notify(self._session, self._channel, ended_words([stored.job.id]))

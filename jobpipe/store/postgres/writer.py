@@ -5,20 +5,19 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from jobpipe.errors import StoreError, StoreUnavailable, TablesLocked
-from jobpipe.job import JobError, NewJob, Status
+from jobpipe.job import NewJob, Status
 from jobpipe.store.base import LOCKED, Batch, Receipt, Receipts, Settlement
 from jobpipe.store.postgres.adding import Conflict, store_or_look
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.arrays import Texts, integers, texts
 from jobpipe.store.postgres.claiming import (
     ASKED_NOW,
-    HEAD,
     PUT_ASIDE,
     SLICE,
     SLICES,
 )
 from jobpipe.store.postgres.connections import TRIES, KeptConnection
-from jobpipe.store.postgres.counts import CountChanges, fold
+from jobpipe.store.postgres.counts import fold
 from jobpipe.store.postgres.exchange import CLOCK, Exchange
 from jobpipe.store.postgres.failures import CommitUnknown, Locked
 from jobpipe.store.postgres.locks import Aside, Locks
@@ -26,25 +25,9 @@ from jobpipe.store.postgres.notifications import ended_words, notify, wake
 from jobpipe.store.postgres.reader import any_ready
 from jobpipe.store.postgres.session import Session
 from jobpipe.store.postgres.settling import Fence, Settling, written_before
-from jobpipe.store.rows import encoded_error
 
 ROUNDS = 3
 """How often an exchange is tried that met locks of other programs."""
-
-_WAITS_NO_MORE = """
-delete from live
-where seq = any(%(seqs)s)
-returning seq, watched
-"""
-SIDELINE = """
-update jobs
-set status = 'failed',
-    finished_at = %(now)s,
-    error = %(error)s,
-    size = length(payload)
-where seq = any(%(seqs)s)
-returning id, queue, size
-"""
 
 _UNKNOWN = """
 select l.seq, j.id, l.queue, l.claim, l.attempt
@@ -201,27 +184,6 @@ class Writer:
                 except Locked:
                     return [LOCKED] * len(jobs)
         raise _others_interfere()
-
-    async def sideline(self, batch: Batch, words: str) -> str | None:
-        """See `jobpipe.store.base.EngineStore.sideline`."""
-        kinds = texts(sorted(batch.claims[0].kinds)) if batch.claims else texts([])
-
-        async def verb(session: Session) -> str | None:
-            rows = await session.rows(HEAD, {"now": float(batch.now), "kinds": kinds})
-            seqs = integers([seq for (seq,) in rows])
-            live = session.run(_WAITS_NO_MORE, {"seqs": seqs})
-            error = encoded_error(JobError("DamagedRow", words))
-            gone = session.run(SIDELINE, {"now": float(batch.now), "error": error, "seqs": seqs})
-            await session.answered()
-            counts = CountChanges(self._slot)
-            for job_id, queue, size in gone.rows():
-                counts.move(queue, Status.QUEUED, Status.FAILED, size=size)
-                if any(watched for _, watched in live.rows()):
-                    notify(session, self._channel, ended_words([job_id]))
-            counts.write(session)
-            return next((str(job_id) for job_id, _, _ in gone.rows()), None)
-
-        return await self._connection.transact(verb)
 
     def _doubt(self, batch: Batch, patience: float) -> None:
         """It may be written, and nobody is told: remember what is to be made good then."""

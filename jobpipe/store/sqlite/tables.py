@@ -11,10 +11,11 @@ from jobpipe.job import ENDED, JobError, Status
 from jobpipe.store.base import LONGEST_LEASE, QueueState
 from jobpipe.store.rows import Row, encoded_error, stored_from
 from jobpipe.store.sqlite import reader
+from jobpipe.store.sqlite.claiming import IS_SERVED, Claiming
 from jobpipe.store.sqlite.counts import HELD, CountChanges, mend_loudly
+from jobpipe.store.sqlite.known import Known
 from jobpipe.store.sqlite.opening import STORES_OWN
-from jobpipe.store.sqlite.rows import JOB_COLUMNS, fetch, transaction
-from jobpipe.store.sqlite.writer import SIDELINE
+from jobpipe.store.sqlite.rows import JOB_COLUMNS, as_json, fetch, transaction
 from jobpipe.store.verbs.dialect import translated
 from jobpipe.store.verbs.difference import changed, ended_attempts, tags
 from jobpipe.store.verbs.transaction import DeadNodes, Removal, at_once
@@ -26,8 +27,18 @@ from (select distinct node from jobs where held = 1) as held left join nodes usi
 where (lease_until is null or lease_until not between ? and ?) and name is not ?
 """
 _HELD_BY = f"select {JOB_COLUMNS} from jobs where held = 1 and jobs.node is ? limit ?"
+_SERVED = f"select {JOB_COLUMNS} from jobs where seq = :seq and {IS_SERVED}"
 _END_LEASES = "update nodes set lease_until = null where lease_until not between ? and ? and name <> ?"
 
+_FAIL = """
+update jobs
+set status = 'failed',
+    finished_at = ?,
+    error = ?,
+    size = length(payload),
+    held = 0
+where seq = ?
+"""
 _ATTEMPT = """
 insert or replace into attempts (seq, claim, number, node, started_at, finished_at, outcome, error)
 values (?, ?, ?, (select node from nodes where name = ?), ?, ?, ?, ?)
@@ -78,6 +89,12 @@ class Tables:
         rows = [row for node in dead for row in fetch(self._db, _HELD_BY, (node, limit))]
         return [stored_from(row) for row in rows[:limit]]
 
+    async def first_ready(self, kinds: frozenset[str], now: float) -> Stored | None:
+        values = {"now": now, "limit": 1, "kinds": as_json(kinds)}
+        seqs = Claiming(self._db, Known(self._db)).seqs(values)
+        rows = [row for seq in seqs for row in fetch(self._db, _SERVED, values | {"seq": seq})]
+        return stored_from(rows[0]) if rows else None
+
     def save(self, changes: Sequence[tuple[Stored, Stored]]) -> None:
         for before, after in changes:
             follows(before, after)
@@ -125,9 +142,9 @@ class Tables:
 
     async def fail(self, stored: Stored, now: float, words: str) -> None:
         error = encoded_error(JobError("DamagedRow", words))
-        self._db.execute(SIDELINE, (now, error, stored.seq))
+        self._db.execute(_FAIL, (now, error, stored.seq))
         counts = CountChanges()
-        counts.move(stored.job.asked.queue, HELD, Status.FAILED)
+        counts.move(stored.job.asked.queue, _state(stored), Status.FAILED, size=len(stored.job.asked.payload))
         counts.write(self._db)
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:

@@ -79,9 +79,6 @@ class Verbs(SharedVerbs):
     async def exchange(self, batch: Batch) -> Receipts:
         return await self._write(lambda: self._writer.exchange(batch))
 
-    async def sideline(self, batch: Batch, words: str) -> str | None:
-        return await self._write(lambda: self._writer.sideline(batch, words))
-
     async def leave(self, node: str) -> None:
         await self._change(lambda: self._nodes.leave(node))
 

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 
 import apsw
 
-from jobpipe.job import JobError, Status
+from jobpipe.job import Status
 from jobpipe.store.base import STEP, Batch, Changed, Claimed, Receipts
-from jobpipe.store.rows import encoded_error
 from jobpipe.store.sqlite.adding import Adding
-from jobpipe.store.sqlite.claiming import IS_SERVED, Claiming, Unserved
+from jobpipe.store.sqlite.claiming import Claiming, Unserved
 from jobpipe.store.sqlite.counts import CountChanges
 from jobpipe.store.sqlite.known import Known
-from jobpipe.store.sqlite.rows import as_json, fetch, transaction
+from jobpipe.store.sqlite.rows import fetch, transaction
 from jobpipe.store.sqlite.settling import Settling
 from jobpipe.store.sqlite.values import Mismatch
 
@@ -32,20 +31,6 @@ order by expires_at
 limit ?
 """
 _EXPIRE = "update jobs set status = 'expired', finished_at = ?, size = ? where seq = ?"
-SIDELINE = """
-update jobs
-set status = 'failed',
-    finished_at = ?,
-    error = ?,
-    size = length(payload),
-    held = 0
-where seq = ?
-"""
-_SIDELINED = f"""
-select id, queue, length(payload)
-from jobs
-where seq = :seq and {IS_SERVED}
-"""
 
 
 class Writer:
@@ -75,24 +60,6 @@ class Writer:
                 one_by_one = True
             except Unserved:
                 wary = True
-
-    def sideline(self, batch: Batch, words: str) -> str | None:
-        """See `jobpipe.store.base.EngineStore.sideline`."""
-        counts = CountChanges()
-        kinds = as_json(next((claim.kinds for claim in batch.claims), ()))
-        try:
-            with transaction(self.db):
-                self._promote(batch.now, counts)
-                for seq in self._claiming.seqs({"now": batch.now, "limit": 1, "kinds": kinds}):
-                    for job_id, queue, size in fetch(self.db, _SIDELINED, {"seq": seq, "kinds": kinds}):
-                        error = encoded_error(JobError("DamagedRow", words))
-                        self.db.execute(SIDELINE, (batch.now, error, seq))
-                        counts.move(queue, Status.QUEUED, Status.FAILED, size=size)
-                        counts.write(self.db)
-                        return str(job_id)
-        finally:
-            self.forget()
-        return None
 
     def _written(self, batch: Batch, *, one_by_one: bool, wary: bool) -> Receipts:
         try:

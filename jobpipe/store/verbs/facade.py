@@ -4,8 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-from jobpipe.store.base import Change, QueueChange, Rescued, Retention
-from jobpipe.store.verbs import jobs, nodes, queues, retention
+from jobpipe.store.base import Batch, Change, QueueChange, Rescued, Retention
+from jobpipe.store.verbs import jobs, nodes, queues, retention, sidelining
 from jobpipe.store.verbs.transaction import Transaction
 
 R = TypeVar("R")
@@ -28,6 +28,10 @@ class SharedVerbs(ABC):
 
     async def prune(self, now: float, retained: Retention) -> int:
         return await self._carry_out(lambda tx: retention.prune(tx, now, retained))
+
+    async def sideline(self, batch: Batch, words: str) -> str | None:
+        kinds = frozenset[str]().union(*(claim.kinds for claim in batch.claims[:1]))
+        return await self._carry_out(lambda tx: sidelining.sideline(tx, kinds, batch.now, words))
 
     async def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         return await self._carry_out(lambda tx: jobs.cancel(tx, ids, now))

@@ -60,6 +60,9 @@ class Transaction(Protocol):
         is deleted on the way.
         """
 
+    async def first_ready(self, kinds: frozenset[str], now: float) -> Stored | None:
+        """The ready job of these kinds that a claim takes first, locked; None: there is none."""
+
     def save(self, changes: Sequence[tuple[Stored, Stored]]) -> None:
         """Write what locked jobs have become, and what follows: attempts, tags, counts, notifications.
 
@@ -70,7 +73,7 @@ class Transaction(Protocol):
         """Delete jobs with all that belongs to them, and count them out."""
 
     async def fail(self, stored: Stored, now: float, words: str) -> None:
-        """End a held job that cannot be saved as `failed`, with as little of its row as that takes."""
+        """End a held or ready job that cannot be saved as `failed`, with as little of its row as that takes."""
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:
         """Where its body raises, what was done inside is undone, and that alone."""
