@@ -85,6 +85,20 @@ def retried(stored: Stored, now: float) -> Stored | None:
     return replace(stored, job=again, size=0)
 
 
+def promoted(stored: Stored, now: float) -> Stored | None:
+    """Due now instead of later, while it waits and nobody holds it; a job that is ready already stays as it is.
+
+    Its request still says when it was to run (`Options.delay`, `Options.run_at`), so that it compares as the same.
+    """
+    job = stored.job
+    if stored.held or job.status not in WAITING:
+        return None
+    if job.status is Status.QUEUED:
+        return stored
+    due = replace(job, asked=replace(job.asked, run_at=now), state=replace(job.state, status=Status.QUEUED))
+    return replace(stored, job=due)
+
+
 def edited(stored: Stored, changes: Mapping[str, Any], now: float) -> Stored | None:
     """Asked for otherwise, while it waits and nobody holds it: `changes` are fields of `NewJob` and `Options`."""
     job, asked, status = stored.job, stored.job.asked, stored.job.status

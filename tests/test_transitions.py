@@ -17,7 +17,16 @@ from jobpipe.job import (
     State,
     Status,
 )
-from jobpipe.transitions import ForbiddenError, Stored, cancelled, edited, follows, rescued, retried
+from jobpipe.transitions import (
+    ForbiddenError,
+    Stored,
+    cancelled,
+    edited,
+    follows,
+    promoted,
+    rescued,
+    retried,
+)
 
 NOW = 1_700_000_000.0
 EARLIER = AttemptRecord(
@@ -108,6 +117,40 @@ def test_an_expiry_that_is_over_is_forgotten_by_a_retry(expires_at: float | None
 
     assert after is not None
     assert after.job.asked.expires_at == left
+
+
+@pytest.mark.parametrize("status", [Status.SCHEDULED, Status.RETRYING])
+def test_a_job_that_waits_for_its_time_is_due_when_it_is_promoted(status: Status) -> None:
+    """Its attempts, its last error and what its request said stay."""
+    before = stored(status, run_at=NOW + 9, options=Options(delay=19.0))
+    after = promoted(before, NOW)
+
+    assert after is not None
+    follows(before, after)
+    due = Job(
+        replace(before.job.asked, run_at=NOW),
+        replace(before.job.state, status=Status.QUEUED),
+        before.job.attempts,
+    )
+    assert after == replace(before, job=due)
+
+
+def test_a_ready_job_that_is_promoted_keeps_its_place() -> None:
+    before = stored(Status.QUEUED)
+
+    assert promoted(before, NOW) == before
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        *(stored(status) for status in sorted(ACTIVE | ENDED)),
+        *(stored(status, held=True) for status in sorted(ACTIVE | {Status.QUEUED})),
+    ],
+    ids=lambda before: f"{before.job.status}-{before.held}",
+)
+def test_a_job_that_is_held_or_has_ended_is_not_promoted(before: Stored) -> None:
+    assert promoted(before, NOW) is None
 
 
 @pytest.mark.parametrize("status", sorted(WAITING))

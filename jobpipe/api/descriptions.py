@@ -39,7 +39,7 @@ Background jobs: enqueue them, get their results, cancel and retry them.
 
 TAGS = {
     "enqueue": "New jobs",
-    "jobs": "Get and list jobs, wait for them, cancel, retry, edit and delete them",
+    "jobs": "Get and list jobs, wait for them, cancel, retry, promote, edit and delete them",
     "queues": "List, pause, resume and delete queues",
     "service": "The service itself",
 }

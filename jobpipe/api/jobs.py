@@ -1,4 +1,4 @@
-"""`/jobs`: get and list jobs, wait for them, cancel, retry, edit and delete them."""
+"""`/jobs`: get and list jobs, wait for them, cancel, retry, promote, edit and delete them."""
 
 from datetime import datetime
 from typing import Annotated
@@ -84,6 +84,19 @@ def jobs_blueprint(node: Node) -> Blueprint:
         change = await node.control.retry(job_id)
         job = _job_of(change, "only a job that has ended can be retried")
         return respond(answer(stored_view(job, node.registry), 202))
+
+    @routes.post("/jobs/<job_id>/promote")
+    @answers(200, "The job, due now.", Content(JobView))
+    @problems(*REFUSALS)
+    async def promote_job(job_id: JobInPath) -> Response:
+        """Run a waiting job now.
+
+        A scheduled or retrying job is queued at once, instead of at its `run_at`; a queued one is returned as it is.
+        409 when the job has ended, or with `Retry-After` when a worker holds it.
+        """
+        change = await node.control.promote(job_id)
+        job = _job_of(change, "only a waiting job that no worker holds can be promoted", again=True)
+        return respond(answer(stored_view(job, node.registry)))
 
     @routes.patch("/jobs/<job_id>")
     @takes(Content(EditRequest, examples={"job": {"priority": 5, "run_at": None}}))

@@ -1,4 +1,4 @@
-"""What people ask of jobs and queues: cancel, retry, edit, delete, pause, resume."""
+"""What people ask of jobs and queues: cancel, retry, promote, edit, delete, pause, resume."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,6 +43,10 @@ class Control:
     async def retry(self, job_id: str) -> Change:
         """Queue a job that has ended once more."""
         return self._waits(await self._store.retry([job_id], self._clock.now()), "retry requested")
+
+    async def promote(self, job_id: str) -> Change:
+        """Make a waiting job due now."""
+        return self._waits(await self._store.promote([job_id], self._clock.now()), "promote requested")
 
     async def edit(self, job_id: str, edits: Mapping[str, Any]) -> Change:
         """Change what was asked of a waiting job."""

@@ -340,6 +340,9 @@ class ControlStore(Protocol):
     async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         """Queue ended jobs again, their count of attempts set back to 0. Refused for jobs that have not ended."""
 
+    async def promote(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+        """Make scheduled and retrying jobs due now: queued. Ready ones stay as they are; refused for held and ended."""
+
     async def edit(self, ids: Sequence[str], edits: Mapping[str, Any], now: float) -> Sequence[Change]:
         """Change fields of `NewJob` and `Options` of waiting jobs. Refused for held and ended ones."""
 

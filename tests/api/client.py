@@ -126,6 +126,10 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().retry(ids, now)
 
+    async def promote(self, ids, now):
+        await self._obey()
+        return await super().promote(ids, now)
+
     async def edit(self, ids, edits, now):
         await self._obey()
         return await super().edit(ids, edits, now)

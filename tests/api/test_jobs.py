@@ -1,4 +1,4 @@
-"""`/jobs`: one job and how to wait for it, lists, cancel, retry, edit, delete."""
+"""`/jobs`: one job and how to wait for it, lists, cancel, retry, promote, edit, delete."""
 
 import functools
 import threading
@@ -66,7 +66,15 @@ async def test_a_job_that_failed_is_shown_with_its_error(door, autojump_clock):
 )
 @pytest.mark.parametrize(
     ("method", "verb"),
-    [("GET", ""), ("PATCH", ""), ("DELETE", ""), ("POST", "/cancel"), ("POST", "/retry"), ("GET", "?wait=1")],
+    [
+        ("GET", ""),
+        ("PATCH", ""),
+        ("DELETE", ""),
+        ("POST", "/cancel"),
+        ("POST", "/retry"),
+        ("POST", "/promote"),
+        ("GET", "?wait=1"),
+    ],
 )
 async def test_a_job_that_is_not_there_is_told_with_404(either_door, method, verb, job_id):
     answer = await either_door.request(method, f"/jobs/{job_id}{verb}")
@@ -518,6 +526,68 @@ async def test_a_job_that_has_not_ended_cannot_be_retried(door, job, autojump_cl
     assert answer.headers["content-type"] == "application/problem+json"
 
 
+# Promote
+
+
+async def test_a_promoted_job_runs_at_once(door, autojump_clock):
+    """Whether it waited for its time or for its next attempt."""
+    backoff = {"base": 600, "jitter": "none"}
+    await door.enqueue(id="soon", delay=60)
+    await door.enqueue(id="again", kind="demo", payload={"fail": 1}, backoff=backoff)
+    await trio.sleep(10)
+    answers = [await door.post(f"/jobs/{job_id}/promote") for job_id in ("soon", "again")]
+    await trio.sleep(5)
+    jobs = [await got(door, f"/jobs/{job_id}") for job_id in ("soon", "again")]
+
+    assert [(answer.status_code, answer.json()["status"]) for answer in answers] == [(200, "queued")] * 2
+    assert [answer.json()["run_at"][:19] for answer in answers] == ["2023-11-14T22:13:30"] * 2
+    assert [(job["status"], job["attempt"]) for job in jobs] == [("done", 1), ("retrying", 2)]
+
+
+async def test_a_job_that_is_queued_already_is_promoted_as_it_is(either_door):
+    await either_door.post("/queues/default/pause")
+    before = (await either_door.enqueue(id="a")).json()
+
+    answer = await either_door.post("/jobs/a/promote")
+
+    assert (answer.status_code, answer.json()) == (200, before)
+
+
+async def test_a_job_that_is_held_or_has_ended_cannot_be_promoted(door, autojump_clock):
+    """A client may try again soon while a worker holds it."""
+    await door.enqueue(id="a", kind="play", payload="hold")
+    await trio.sleep(1)
+    running = await door.post("/jobs/a/promote")
+    await door.post("/jobs/a/cancel?wait=60")
+    ended = await door.post("/jobs/a/promote")
+
+    assert (running.status_code, running.json()["code"]) == (409, "wrong_status")
+    assert running.json()["detail"] == (
+        "job 'a' is running: only a waiting job that no worker holds can be promoted"
+    )
+    assert running.headers["Retry-After"] == "1"
+    assert (ended.status_code, ended.json()["code"]) == (409, "wrong_status")
+    assert "Retry-After" not in ended.headers
+
+
+@pytest.mark.parametrize("when", [{"delay": 3600}, {"run_at": "2100-01-01T00:00:00Z"}])
+async def test_a_request_that_is_sent_again_after_its_job_was_promoted_is_the_same_job(either_door, when):
+    """Whether or not the job has ended since."""
+    await either_door.post("/queues/default/pause")
+    await either_door.enqueue(id="a", **when)
+    promoted = await either_door.post("/jobs/a/promote")
+
+    again = await either_door.enqueue(id="a", **when)
+    other = await either_door.enqueue(id="a")
+    await either_door.post("/queues/default/resume")
+    await either_door.ended("a")
+    late = await either_door.enqueue(id="a", **when)
+
+    assert (again.status_code, again.json()) == (200, promoted.json())
+    assert (other.status_code, other.json()["code"]) == (409, "id_conflict")
+    assert (late.status_code, late.json()["status"]) == (200, "done")
+
+
 # Edit
 
 
@@ -810,6 +880,7 @@ async def test_a_deletion_over_a_socket_leaves_the_connection_as_it_was(door):
         ("GET", "/jobs/a?wait=5"),
         ("POST", "/jobs/a/cancel"),
         ("POST", "/jobs/a/retry"),
+        ("POST", "/jobs/a/promote"),
         ("PATCH", "/jobs/a"),
         ("DELETE", "/jobs/a"),
     ],

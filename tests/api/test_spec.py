@@ -354,14 +354,6 @@ async def _with_jobs(door):
     yield await door.post("/jobs/a/cancel?wait=long")
     for job_id in ("none", "a", "held"):
         yield await door.post(f"/jobs/{job_id}/retry")
-    for job_id in ("none", "a", "held", "later"):
-        yield await door.patch(f"/jobs/{job_id}", json={"tags": ["t"]})
-    await door.enqueue(id="soon", delay=1000)
-    yield await door.patch("/jobs/soon", json={"priority": 5, "payload": None})
-    yield await door.patch("/jobs/soon", json={"max_retry": 3})
-    yield await door.patch("/jobs/soon", content=b"{")
-    yield await door.patch("/jobs/soon", content=b"{}", headers={"Content-Type": "text/plain"})
-    yield await door.patch("/jobs/soon", json={}, headers=CROSS_SITE)
     await door.ended("a")
     for job_id in ("none", "a", "held"):
         yield await door.delete(f"/jobs/{job_id}")
@@ -380,6 +372,24 @@ async def _with_jobs(door):
     for path in ("/health", "/openapi.json", "/docs"):
         yield await door.get(path)
     door.stage.cleaned.set()
+
+
+async def _waiting(door):
+    """Answers about a job that waits, `soon`, and about others that cannot be changed."""
+    await door.enqueue(id="a")
+    await door.ended("a")
+    for job_id in ("none", "a"):
+        yield await door.post(f"/jobs/{job_id}/promote")
+        yield await door.patch(f"/jobs/{job_id}", json={"tags": ["t"]})
+    await door.post("/queues/default/pause")
+    await door.enqueue(id="soon", delay=1000)
+    yield await door.patch("/jobs/soon", json={"priority": 5, "payload": None})
+    yield await door.patch("/jobs/soon", json={"max_retry": 3})
+    yield await door.patch("/jobs/soon", content=b"{")
+    yield await door.patch("/jobs/soon", content=b"{}", headers={"Content-Type": "text/plain"})
+    yield await door.patch("/jobs/soon", json={}, headers=CROSS_SITE)
+    yield await door.post("/jobs/soon/promote", headers=CROSS_SITE)
+    yield await door.post("/jobs/soon/promote")
 
 
 async def _strange(door):
@@ -409,7 +419,13 @@ async def _broken(door):
     yield await door.post("/enqueue/bulk", json=[{"id": "a"}])
     for path in ("/jobs/a", "/jobs", "/queues", "/health"):
         yield await door.get(path)
-    for path in ("/jobs/a/cancel", "/jobs/a/retry", "/queues/default/pause", "/queues/default/resume"):
+    for path in (
+        "/jobs/a/cancel",
+        "/jobs/a/retry",
+        "/jobs/a/promote",
+        "/queues/default/pause",
+        "/queues/default/resume",
+    ):
         yield await door.post(path)
     yield await door.patch("/jobs/a", json={})
     yield await door.delete("/jobs/a")
@@ -422,6 +438,7 @@ async def test_routes_answer_all_that_the_spec_says_and_nothing_else(autojump_cl
     documented, seen = set(), set()
     for answers, store, limits in (
         (_with_jobs, None, {"max_body": 2000}),
+        (_waiting, None, {"max_body": 2000}),
         (_strange, None, {"max_body": 2000}),
         (_full, None, {"max_backlog": 1}),
         (_draining, None, {}),

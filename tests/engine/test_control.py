@@ -1,4 +1,4 @@
-"""What people ask of jobs: cancel, retry, delete."""
+"""What people ask of jobs: cancel, retry, promote, delete."""
 
 from typing import Any
 
@@ -257,7 +257,7 @@ async def test_a_cancel_of_no_job_is_told_so(autojump_clock) -> None:
     assert (refused.verdict, refused.job.status) == ("refused", Status.DONE)
 
 
-# --- retry and delete -------------------------------------------------------------------------------------------------
+# --- retry, promote, delete -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", ["done", "failed", "cancelled"])
@@ -291,6 +291,22 @@ async def test_a_job_that_has_not_ended_cannot_be_run_again(autojump_clock) -> N
 
     assert (waiting.verdict, active.verdict) == ("refused", "refused")
     assert (job.status, len(rig.actor.runs)) == (Status.DONE, 1)
+
+
+@pytest.mark.parametrize("step", ["done", ("retry", 1000)])
+async def test_a_promoted_job_runs_at_once(autojump_clock, step) -> None:
+    """Whether it waited for its time or for its next attempt."""
+    async with running() as rig:
+        await rig.enqueue("a", step, "done", run_at=rig.node.clock.now() + (60 if step == "done" else 0))
+        await trio.sleep(10)
+        begun = trio.current_time()
+        change = await rig.node.control.promote("a")
+        job = await rig.ended("a")
+        took = trio.current_time() - begun
+
+    assert change.job is not None
+    assert (change.verdict, change.job.status) == ("changed", Status.QUEUED)
+    assert (job.status, took < 1) == (Status.DONE, True)
 
 
 async def test_a_job_can_be_deleted_unless_a_node_holds_it(autojump_clock) -> None:
@@ -350,6 +366,9 @@ async def test_each_act_of_a_person_has_a_line_that_names_what_it_was_about(auto
         await rig.enqueue("a")
         for act in (control.cancel, control.cancel, control.retry, control.retry, control.cancel):
             await act("a")
+        await rig.enqueue("b", run_at=rig.node.clock.now() + 60)
+        await control.promote("b")
+        await control.promote("absent")
         await control.delete("a")
         await control.delete("a")
         await control.resume("default")
@@ -361,6 +380,7 @@ async def test_each_act_of_a_person_has_a_line_that_names_what_it_was_about(auto
         ("cancel requested", "a"),
         ("retry requested", "a"),
         ("cancel requested", "a"),
+        ("promote requested", "b"),
         ("job deleted", "a"),
         ("queue resumed", "default"),
     ]

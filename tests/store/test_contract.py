@@ -1555,6 +1555,81 @@ async def test_each_of_many_ids_gets_its_own_verdict(node: Node) -> None:
     assert list(await store.cancel([], NOW)) == []
 
 
+# --- promote ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", sorted(WAITING))
+async def test_a_waiting_job_is_ready_when_it_is_promoted(node: Node, status: Status) -> None:
+    """With the attempts that it has had; one that was ready keeps its place."""
+    await bring_to(node, status)
+    before = await get(node.store)
+    (change,) = await node.store.promote(["a"], NOW + 1)
+    after = await get(node.store)
+    receipts = await node.exchange(NOW + 1, claim=1)
+
+    run_at = before.asked.run_at if status is Status.QUEUED else NOW + 1
+    assert change == Change("a", "changed", after)
+    assert after == replace(
+        before,
+        asked=replace(before.asked, run_at=run_at),
+        state=replace(before.state, status=Status.QUEUED),
+    )
+    assert [(job.id, job.run_at, job.attempt) for job in receipts.claimed] == [
+        ("a", run_at, before.state.attempt)
+    ]
+
+
+@pytest.mark.parametrize("status", sorted(set(Status) - WAITING))
+async def test_what_runs_or_has_ended_is_not_promoted(node: Node, status: Status) -> None:
+    """Nor is what is not there."""
+    await bring_to(node, status)
+    before = await get(node.store)
+    changes = await node.store.promote(["a", "nobody"], LATER)
+
+    assert list(changes) == [Change("a", "refused", before), Change("nobody", "absent")]
+    assert await get(node.store) == before
+
+
+async def test_a_held_job_is_not_promoted_before_it_begins_either(node: Node) -> None:
+    await add(node.store, new_job())
+    await node.take()
+    before = await get(node.store)
+    changes = await node.store.promote(["a"], NOW)
+
+    assert list(changes) == [Change("a", "refused", before)]
+
+
+async def test_promoted_jobs_count_as_ready_and_run_in_the_usual_order(node: Node) -> None:
+    """A queue that is paused stays so."""
+    store = node.store
+    await add(store, new_job("last", run_at=LATER), new_job("x", run_at=LATER, queue="x"), new_job("first"))
+    await store.pause("x")
+    await store.promote(["x", "last"], NOW + 1)
+    queues = {one.name: (one.counts, one.oldest_queued_at) for one in await store.queues()}
+    receipts = await node.exchange(NOW + 1, claim=9)
+
+    assert queues == {"default": ({Status.QUEUED: 2}, NOW), "x": ({Status.QUEUED: 1}, NOW + 1)}
+    assert [job.id for job in receipts.claimed] == ["first", "last"]
+    assert receipts.next_due is None
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+@pytest.mark.parametrize("options", [Options(delay=1000.0), Options(run_at=LATER)])
+async def test_a_repeated_request_is_the_same_after_its_job_was_promoted(
+    store: Store, options: Options, atomic: bool
+) -> None:
+    """What it says of the time is compared as it was sent."""
+    first = new_job(run_at=LATER, expires_at=LATER + 1, options=options)
+    await add(store, first)
+    await store.promote(["a"], NOW)
+    job = await get(store)
+    (same,) = await add(store, first, atomic=atomic)
+    (other,) = await add(store, replace(first, run_at=NOW, options=Options()), atomic=atomic)
+
+    assert (same, other) == (Receipt("existing", job), Receipt("conflict", job))
+    assert (job.asked, job.original) == (replace(first, run_at=NOW), None)
+
+
 # --- edit -------------------------------------------------------------------------------------------------------------
 
 

@@ -306,6 +306,16 @@ class Model:
             entry.expires_at = None
         return "changed"
 
+    def promote(self, job_id: str, now: float) -> str:
+        entry = self.jobs.get(job_id)
+        if entry is None:
+            return "absent"
+        if entry.status not in WAITING or entry.holder is not None:
+            return "refused"
+        if entry.status is not Status.QUEUED:
+            entry.status, entry.run_at = Status.QUEUED, now
+        return "changed"
+
     def edit(self, job_id: str, edits: dict[str, Any], now: float) -> str:
         entry = self.jobs.get(job_id)
         if entry is None:
@@ -530,6 +540,12 @@ class Lives(RuleBasedStateMachine):
     def retry(self, ids: list[str]) -> None:
         self.compare(
             self.call(self.store.retry, ids, self.now), ids, lambda one: self.model.retry(one, self.now)
+        )
+
+    @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=3))
+    def promote(self, ids: list[str]) -> None:
+        self.compare(
+            self.call(self.store.promote, ids, self.now), ids, lambda one: self.model.promote(one, self.now)
         )
 
     @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=3), edits=EDITS)

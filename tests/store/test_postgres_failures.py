@@ -67,13 +67,14 @@ async def test_an_exchange_is_one_round_trip(node: Node, proxy: Proxy) -> None:
     assert proxy.trips - before == 1
 
 
-@pytest.mark.parametrize("verb", ["cancel", "retry", "edit", "delete"])
+@pytest.mark.parametrize("verb", ["cancel", "retry", "promote", "edit", "delete"])
 async def test_what_is_asked_of_a_job_is_two_round_trips(node: Node, proxy: Proxy, verb: str) -> None:
     """One locks and reads, the other writes and commits."""
     store = node.store
     asked: dict[str, Callable[[list[str]], Awaitable[Sequence[Change]]]] = {
         "cancel": lambda ids: store.cancel(ids, NOW),
         "retry": lambda ids: store.retry(ids, NOW),
+        "promote": lambda ids: store.promote(ids, NOW),
         "edit": lambda ids: store.edit(ids, {"payload": b"2"}, NOW),
         "delete": store.delete,
     }

@@ -89,7 +89,7 @@ class Life:
         """As people and housekeepers do."""
         for number in range(ROUNDS):
             ids = [f"j{self.chance.randrange(IDS)}" for _ in range(3)]
-            match self.chance.randrange(9):
+            match self.chance.randrange(10):
                 case 0:
                     await self.store.cancel(ids, NOW + number)
                 case 1 | 2:
@@ -106,6 +106,8 @@ class Life:
                     await self.store.rescue(self.name, NOW + number)
                 case 7:
                     await self.store.edit(ids, self.edits(number), NOW + number)
+                case 8:
+                    await self.store.promote(ids, NOW + number)
                 case _:
                     await self.store.queues()
 

@@ -39,6 +39,9 @@ class SharedVerbs(ABC):
     async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         return await self._carry_out(lambda tx: jobs.retry(tx, ids, now))
 
+    async def promote(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+        return await self._carry_out(lambda tx: jobs.promote(tx, ids, now))
+
     async def edit(self, ids: Sequence[str], edits: Mapping[str, Any], now: float) -> Sequence[Change]:
         return await self._carry_out(lambda tx: jobs.edit(tx, ids, edits, now))
 

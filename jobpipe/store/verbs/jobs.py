@@ -6,7 +6,7 @@ from typing import Any
 from jobpipe.store.base import Change
 from jobpipe.store.rows import shown
 from jobpipe.store.verbs.transaction import Removal, Transaction
-from jobpipe.transitions import Stored, cancelled, edited, retried
+from jobpipe.transitions import Stored, cancelled, edited, promoted, retried
 
 
 async def cancel(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Change]:
@@ -17,6 +17,11 @@ async def cancel(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Ch
 async def retry(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Change]:
     """See `jobpipe.store.base.ControlStore.retry`."""
     return await change(tx, ids, lambda stored: retried(stored, now))
+
+
+async def promote(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Change]:
+    """See `jobpipe.store.base.ControlStore.promote`."""
+    return await change(tx, ids, lambda stored: promoted(stored, now))
 
 
 async def edit(tx: Transaction, ids: Sequence[str], edits: Mapping[str, Any], now: float) -> Sequence[Change]:
