@@ -139,24 +139,23 @@ class Outcome(enum.StrEnum):
     INTERRUPTED = "interrupted"
 
 
+FirstWait = Annotated[
+    float,
+    Meta(ge=0, le=86_400, description="a number of seconds from 0 to 86400; the wait before the first retry"),
+]
+LongestWait = Annotated[
+    float, Meta(ge=0, le=31_536_000, description="a number of seconds from 0 to 31536000; the longest wait")
+]
+
+
 class Backoff(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long to wait before a retry: `base * factor ** (retry - 1)` seconds, at most `cap`, and jittered."""
 
-    base: Annotated[
-        float,
-        Meta(
-            ge=0,
-            le=86_400,
-            description="a number of seconds from 0 to 86400; the wait before the first retry",
-        ),
-    ] = 1.0
+    base: FirstWait = 1.0
     factor: Annotated[
         float, Meta(ge=1, le=100, description="a number from 1 to 100; growth from one retry to the next")
     ] = 2.0
-    cap: Annotated[
-        float,
-        Meta(ge=0, le=31_536_000, description="a number of seconds from 0 to 31536000; the longest wait"),
-    ] = 3600.0
+    cap: LongestWait = 3600.0
     jitter: Literal["full", "equal", "none"] = "full"
 
 

@@ -62,6 +62,8 @@ def dotenv(tmp_path):
         ("1.5m", 90),
         ("2h", 7200),
         ("7d", 604_800),
+        ("1h30m", 5400),
+        ("1.5d12h0m1s500ms", 172_801.5),
     ],
 )
 def test_durations_are_seconds_or_have_a_suffix(text, seconds):
@@ -70,7 +72,23 @@ def test_durations_are_seconds_or_have_a_suffix(text, seconds):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "s", "1w", "5M", "-1", "1e3", "1m30s", "inf", "nan", "1_000", "1.", "３"],  # noqa: RUF001 - is the point
+    [
+        "",
+        "s",
+        "1w",
+        "5M",
+        "-1",
+        "1e3",
+        "1m30",
+        "1m 30s",
+        "1h1w",
+        "1s1s1s1s1s1s",
+        "inf",
+        "nan",
+        "1_000",
+        "1.",
+        "３",  # noqa: RUF001 - is the point
+    ],
 )
 def test_other_durations_are_refused(text):
     with pytest.raises(ValueError):

@@ -26,7 +26,10 @@ from jobpipe.api.spec import Content, answers, describe, problems, takes, with_k
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
 
-JOB = Content(EnqueueRequest, examples={"job": {"id": "t1", "payload": "data", "max_retries": 3}})
+JOB = Content(
+    EnqueueRequest,
+    examples={"job": {"id": "t1", "payload": "data", "max_retries": 3}, "later": {"id": "t2", "delay": "5m"}},
+)
 JOBS = Content(
     Annotated[list[EnqueueRequest], Meta(max_length=bulk.MOST)],
     examples={"jobs": [{"id": "t1", "payload": 1}, {"id": "t2", "kind": "demo"}]},

@@ -26,7 +26,8 @@ from jobpipe.job import Status
 DESCRIPTION = """\
 Background jobs: enqueue them, get their results, cancel and retry them.
 
-- **JSON** in and out. Times are RFC 3339 in UTC, durations are seconds.
+- **JSON** in and out. Times are RFC 3339 in UTC, durations are seconds; requests may give them as `"90s"`, `"5m"`
+  or `"1h30m"` too.
 - **202** means that the request is stored and survives a crash.
 - **Errors** are problem details (RFC 9457, `application/problem+json`): `code` is stable, `detail` says what to do, and
   `faults` points at each wrong part of the request. An unknown path is a 404 `not_found`, an unsupported method a 405

@@ -12,6 +12,7 @@ import trio
 from msgspec import UNSET, UnsetType
 
 from jobpipe.api.answers import Answer, answer
+from jobpipe.api.durations import in_seconds
 from jobpipe.api.faults import fault_from, faults_of
 from jobpipe.api.malformed import BOM, malformed
 from jobpipe.api.numbers import may_vanish, vanishing
@@ -32,6 +33,7 @@ from jobpipe.job import (
     DEEPEST,
     DEFAULT_KIND,
     WAITING,
+    Backoff,
     Job,
     Name,
     NewJob,
@@ -51,19 +53,26 @@ TOO_LATE = Fault("/expires_at", "is not after the time at which the job could ru
 
 
 class AskedRequest(EnqueueRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A request that shows whether a kind was named."""
+    """A request as it is read, with durations in seconds; it shows whether a kind was named."""
 
     kind: Name | UnsetType = UNSET  # type: ignore[assignment]  # to clients it is a Name with a default
+    backoff: Backoff | None = None  # type: ignore[assignment]  # as it is stored and compared
 
 
-class SentRequest(EnqueueRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A request whose payload is the bytes that were sent."""
+class AskedEdit(EditRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An edit as it is read, with durations in seconds."""
+
+    backoff: Backoff | UnsetType | None = UNSET  # type: ignore[assignment]  # as it is stored and compared
+
+
+class SentRequest(msgspec.Struct, frozen=True):
+    """The payload of a valid request, as the bytes that were sent."""
 
     payload: msgspec.Raw = NULL
 
 
 _decode = msgspec.json.Decoder(AskedRequest).decode
-_decode_edit = msgspec.json.Decoder(EditRequest).decode
+_decode_edit = msgspec.json.Decoder(AskedEdit).decode
 _decode_raw = msgspec.json.Decoder(SentRequest).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -144,18 +153,21 @@ class _WithPayload(Protocol):
 R = TypeVar("R", bound=_WithPayload)
 
 
-def request_from(body: bytes, decode: Callable[[bytes], R], model: type[msgspec.Struct]) -> tuple[R, bytes]:
-    """Read one request, which clients know as `model`; also its payload as it is to be stored.
+def request_from(
+    body: bytes, decode: Callable[[bytes], R], kind: type[R], model: type[msgspec.Struct]
+) -> tuple[R, bytes]:
+    """Read one request as a `kind`, which clients know as `model`; also its payload as it is to be stored.
 
     Raises `Problem` with every fault of the body.
     """
     body = body.removeprefix(BOM)
     try:
-        request = decode(body)
+        try:
+            request = decode(body)
+        except msgspec.ValidationError as error:
+            request = _in_words(body, error, kind, model)
         # Taken apart and put together again: left as it is, a payload with bad UTF-8 or with 1e400 would pass.
         usual = b"" if request.payload is UNSET else _encode(request.payload)
-    except msgspec.ValidationError as error:
-        raise _every_fault(body, error, model) from None
     except RecursionError:
         raise too_deep() from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -183,20 +195,24 @@ def _exactly(body: bytes) -> bytes:
     return _ESCAPE.sub(_unescaped, sent) if b"\\u" in sent else sent
 
 
-def _every_fault(body: bytes, first: msgspec.ValidationError, model: type[msgspec.Struct]) -> Problem:
-    """The problem of a body whose first fault is known: all of its faults, or that it is no JSON further on."""
+def _in_words(body: bytes, first: msgspec.ValidationError, kind: type[R], model: type[msgspec.Struct]) -> R:
+    """Read a request whose first fault is known, and may be a duration that is a text: it is a number then.
+
+    Raises `Problem` with every fault of the body, or `msgspec.DecodeError` where it is no JSON further on.
+    """
     try:
         value = msgspec.json.decode(body)
-        faults = faults_of(value, model)
+        numbers = in_seconds(value, model)
+        faults = faults_of(numbers, model)
+        if numbers is not value and not faults:
+            return msgspec.convert(numbers, kind)
     except (msgspec.ValidationError, RecursionError):  # a number beyond all bounds, or too deep
         value, faults = None, []
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return malformed(body, error)
     if isinstance(value, list):
         several = "expected an object (one job), got an array: an array of jobs goes to /enqueue/bulk"
         faults = [Fault("", f"{several} as application/json")]
     # There is none when a key is given twice and the value that does not count was wrong.
-    return invalid(faults or [fault_from(first)])
+    raise invalid(faults or [fault_from(first)]) from None
 
 
 def too_deep(pointer: str = "/payload") -> Problem:
@@ -209,7 +225,7 @@ def new_job_from(node: Node, body: bytes) -> NewJob:
 
     `UnknownKind` where it names a kind that no live node is known to serve: `Served.renew`, and ask again.
     """
-    request, payload = request_from(body, _decode, EnqueueRequest)
+    request, payload = request_from(body, _decode, AskedRequest, EnqueueRequest)
     kind = DEFAULT_KIND if request.kind is UNSET else request.kind
     handler = node.registry.find(kind)
     faults: list[Fault] = []
@@ -257,7 +273,7 @@ def made(
 
 def edits_from(node: Node, job: Job, body: bytes) -> Mapping[str, Any]:
     """The fields that a body names, as a request for such a job has them. Raises `Problem` with every fault."""
-    request, payload = request_from(body, _decode_edit, EditRequest)
+    request, payload = request_from(body, _decode_edit, AskedEdit, EditRequest)
     given = {name: value for name, value in msgspec.structs.asdict(request).items() if value is not UNSET}
     handler = node.registry.find(job.asked.kind)
     faults = [*unfit(payload, request.payload, handler)] if handler and "payload" in given else []

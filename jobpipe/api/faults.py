@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from jobpipe.api.durations import WORDS, takes_text
 from jobpipe.api.problems import LISTED, Fault
 
 _PLACE = re.compile(r" - at (?:`key` in )?`\$(?P<path>[^`]*)`$")
@@ -139,7 +140,8 @@ def _whole(error: msgspec.ValidationError, value: Any, kind: Any, pointer: str) 
         return Fault(pointer, "a leap second (:60) is not supported: send the second before it")
     _, got, found = fault.detail.rpartition(", got ")
     # What follows a semicolon explains the field, and is not part of what is expected.
-    return Fault(fault.pointer, f"expected {words.partition(';')[0]}{got}{found if got else ''}")
+    expected = words.partition(";")[0] + (f" {WORDS}" if takes_text(kind) else "")
+    return Fault(fault.pointer, f"expected {expected}{got}{found if got else ''}")
 
 
 def _choices(kind: Any) -> str | None:  # noqa: ANN401 - any type

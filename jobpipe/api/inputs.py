@@ -12,6 +12,7 @@ from quart import g, request
 from quart_schema.validation import QUART_SCHEMA_QUERYSTRING_ATTRIBUTE, QUART_SCHEMA_REQUEST_ATTRIBUTE
 from quart_trio import QuartTrio
 
+from jobpipe.api.durations import in_seconds
 from jobpipe.api.faults import LONGEST_NAME, escaped, faults_of, unknown
 from jobpipe.api.malformed import BOM
 from jobpipe.api.problems import LISTED, Fault, invalid
@@ -109,7 +110,7 @@ def _pairs(raw: bytes) -> Sequence[tuple[str, str]]:
 def _value(text: str, kind: Any, pointer: str) -> tuple[Any, Sequence[Fault]]:  # noqa: ANN401 - any type
     plain = _without_meta(kind)
     try:
-        return msgspec.convert(text, kind, strict=plain not in NUMBERS), ()
+        return msgspec.convert(in_seconds(text, kind), kind, strict=plain not in NUMBERS), ()
     except msgspec.ValidationError:
         pass
     ((fault, *_),) = (faults_of(text, kind, pointer) or [Fault(pointer, "is not a number")],)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from jobpipe.api.durations import OR_TEXT
 from jobpipe.api.faults import TIME
 from jobpipe.handlers.registry import Registry
 from jobpipe.job import (
@@ -14,9 +15,11 @@ from jobpipe.job import (
     DEFAULT_QUEUE,
     AttemptRecord,
     Backoff,
+    FirstWait,
     Job,
     JobError,
     JobId,
+    LongestWait,
     Name,
     Outcome,
     Retries,
@@ -38,6 +41,13 @@ When = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 """A time as it is shown: RFC 3339, UTC, with milliseconds."""
 
 
+class BackoffRequest(Backoff, frozen=True, forbid_unknown_fields=True):
+    """How long to wait before a retry: `base * factor ** (retry - 1)` seconds, at most `cap`, and jittered."""
+
+    base: Annotated[FirstWait, OR_TEXT] = 1.0
+    cap: Annotated[LongestWait, OR_TEXT] = 3600.0
+
+
 class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A job to be run. Everything may be left out."""
 
@@ -47,10 +57,10 @@ class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     queue: Name = DEFAULT_QUEUE
     priority: Priority = 0
     max_retries: Retries | None = None
-    delay: Seconds | None = None
+    delay: Annotated[Seconds, OR_TEXT] | None = None
     run_at: Time | None = None
-    timeout: Timeout | None = None
-    backoff: Backoff | None = None
+    timeout: Annotated[Timeout, OR_TEXT] | None = None
+    backoff: BackoffRequest | None = None
     expires_at: Time | None = None
     on_crash: Literal["retry", "fail"] = "retry"
     tags: Tags = []
@@ -64,8 +74,8 @@ class EditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     priority: Priority | UnsetType = UNSET
     max_retries: Retries | UnsetType | None = UNSET
     run_at: Time | UnsetType | None = UNSET
-    timeout: Timeout | UnsetType | None = UNSET
-    backoff: Backoff | UnsetType | None = UNSET
+    timeout: Annotated[Timeout, OR_TEXT] | UnsetType | None = UNSET
+    backoff: BackoffRequest | UnsetType | None = UNSET
     expires_at: Time | UnsetType | None = UNSET
     tags: Tags | UnsetType = UNSET
 
@@ -194,7 +204,7 @@ Cursor = Annotated[str, Means("the `next_cursor` of the previous page")]
 class WaitQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long to wait for the job to end."""
 
-    wait: Annotated[float, Meta(ge=0, le=600, description="a number of seconds from 0 to 600")] = 0.0
+    wait: Annotated[float, Meta(ge=0, le=600, description="a number of seconds from 0 to 600"), OR_TEXT] = 0.0
 
 
 class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -11,6 +11,7 @@ from quart_schema import Info, OpenAPIProvider, QuartSchema, Tag, document_reque
 from quart_trio import QuartTrio
 from werkzeug.routing import Rule
 
+from jobpipe.api import durations
 from jobpipe.api.descriptions import DESCRIPTION, PROBLEMS, RETRY_LATER, TAGS
 from jobpipe.api.problems import Code, ProblemDetails
 from jobpipe.api.schemas import meaning_of
@@ -183,8 +184,10 @@ def _schemas(models: Sequence[Any]) -> tuple[Sequence[Json], Json]:
 
 
 def _portable(schema: Any) -> Any:  # noqa: ANN401 - any JSON
-    """The schema with patterns that every dialect of regular expressions reads."""
+    """The schema with patterns that every dialect of regular expressions reads, and with durations as texts too."""
     match schema:
+        case {durations.MARK: _}:
+            return _duration(schema)
         case {"pattern": _}:
             rest = {name: value for name, value in schema.items() if name != PORTABLE}
             return rest | {"pattern": schema.get(PORTABLE, schema["pattern"])}
@@ -194,6 +197,16 @@ def _portable(schema: Any) -> Any:  # noqa: ANN401 - any JSON
             return [_portable(value) for value in schema]
         case _:
             return schema
+
+
+def _duration(schema: Json) -> Json:
+    """The schema of a number of seconds that may be sent as a text."""
+    said = {name: schema[name] for name in ("description", "default") if name in schema}
+    if "description" in said:
+        expected, *meaning = said["description"].split("; ")
+        said["description"] = "; ".join([f"{expected} {durations.WORDS}", *meaning])
+    number = {name: value for name, value in schema.items() if name not in {*said, durations.MARK}}
+    return said | {"oneOf": [number, {"type": "string", "pattern": durations.PATTERN}]}
 
 
 def _without_defaults(schema: Json) -> Json:

@@ -22,10 +22,15 @@ SIZES: dict[str, Decimal | int] = {
     "": 1,
 }
 
+_WITH_UNIT = r"[0-9]{1,18}(?:\.[0-9]{1,9})?[a-z]{1,2}"
+_SEVERAL = rf"(?:{_WITH_UNIT}){{2,5}}"
+
 
 def read_duration(text: str) -> float:
-    """Seconds in `90`, `0.5`, `500ms`, `30s`, `5m`, `2h` or `7d`; ValueError when it is none of them."""
-    return float(_measured(text, DURATIONS))
+    """Seconds in `90`, `0.5`, `500ms`, `30s`, `5m`, `7d` or `1h30m`; ValueError when it is none of them."""
+    several = re.fullmatch(_SEVERAL, text) is not None
+    parts = re.findall(_WITH_UNIT, text) if several else [text]
+    return float(sum(_measured(part, DURATIONS) for part in parts))
 
 
 def read_size(text: str) -> int:

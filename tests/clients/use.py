@@ -7,7 +7,15 @@ from client import Client
 from client.api.enqueue import enqueue_job, enqueue_jobs
 from client.api.jobs import cancel_job, delete_job, get_job, list_jobs
 from client.api.queues import pause_queue
-from client.models import Backoff, BulkReceipt, EnqueueRequest, JobList, JobView, ProblemDetails, QueueView
+from client.models import (
+    BackoffRequest,
+    BulkReceipt,
+    EnqueueRequest,
+    JobList,
+    JobView,
+    ProblemDetails,
+    QueueView,
+)
 
 with Client(base_url=sys.argv[1]) as client:
     # Only what this job is about: everything else may be left out.
@@ -25,7 +33,7 @@ with Client(base_url=sys.argv[1]) as client:
     several = enqueue_jobs.sync(
         client=client,
         body=[
-            EnqueueRequest(id="py-2", delay=60, backoff=Backoff(base=5), tags=["weekly"]),
+            EnqueueRequest(id="py-2", delay="1m", backoff=BackoffRequest(base=5), tags=["weekly"]),
             EnqueueRequest(id="py-3", run_at=later),
         ],
     )
