@@ -149,8 +149,11 @@ class Committer:
         """Hand out what came of a batch. It is written: what fails here costs those whom it concerns alone."""
         with self._unforeseen.costs("what this node knows of the store comes with the next batch"):
             self._learn(entries, receipts)
-        with self._unforeseen.costs("what was claimed stays held until this node ends"):
+        try:
             self._grant(entries, receipts)
+        except Exception as error:  # noqa: BLE001 - costs these claims alone
+            self._unforeseen.tell(error, "the claimed jobs are handed back")
+            self._ledger.return_claimed(receipts.claimed)
         try:
             self._answer(entries, receipts)
         except Exception as error:  # noqa: BLE001 - costs those who have no answer yet
@@ -183,7 +186,7 @@ class Committer:
             try:
                 self._ledger.grant(claimer, entries.tenure, claimed)
             except Exception as error:  # noqa: BLE001 - costs this claim alone
-                self._unforeseen.tell(error, "the claimed jobs are handed back")
+                self._unforeseen.tell(error, "the jobs of one claim are handed back")
                 self._ledger.return_claimed(claimed)
 
     def _answer(self, entries: Gathered, receipts: Receipts) -> None:
