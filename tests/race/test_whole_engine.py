@@ -398,8 +398,8 @@ class Lives(RuleBasedStateMachine):
                 continue
             expected = {life.end} if life.end else {Status.RUNNING} if life.runs else SHOWN_AS_WAITING
             assert job.status in expected, (job, life)
-            assert job.attempt == life.attempt + life.runs, (job, life)
-            assert (job.finished_at is not None) == (job.status in ENDED)
+            assert job.state.attempt == life.attempt + life.runs, (job, life)
+            assert (job.state.finished_at is not None) == (job.status in ENDED)
         assert self.engine.running == {one for one, life in self.model.jobs.items() if life.runs}
 
 
