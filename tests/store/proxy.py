@@ -61,15 +61,18 @@ class Proxy:
     async def _forth(
         self, client: trio.SocketStream, server: trio.SocketStream, scope: trio.CancelScope
     ) -> None:
-        async for data in client:
-            if self.mode == "silent":
-                await trio.sleep_forever()
-            if self.mode == "lose the commit" and b"COMMIT\0" in data:
-                self._lose(scope)
-                return
-            self._answered = False
-            with suppress(trio.BrokenResourceError):  # the server has gone
-                await server.send_all(data)
+        try:
+            async for data in client:
+                if self.mode == "silent":
+                    await trio.sleep_forever()
+                if self.mode == "lose the commit" and b"COMMIT\0" in data:
+                    self._lose(scope)
+                    return
+                self._answered = False
+                with suppress(trio.BrokenResourceError):  # the server has gone
+                    await server.send_all(data)
+        except trio.BrokenResourceError:  # the client has gone, without a word
+            pass
         scope.cancel()
 
     async def _back(
