@@ -1,12 +1,13 @@
 """The HTTP application: Quart with every route, behind the thin front for the hot ones."""
 
+import functools
 import http
 from typing import Annotated
 
 import structlog
 from msgspec import Meta
 from quart import Response, request
-from quart_schema import tag
+from quart_schema import document_querystring, tag
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
@@ -16,12 +17,13 @@ from jobpipe.api.descriptions import LOCATION
 from jobpipe.api.docs import STATIC_MAX_AGE, docs_blueprint
 from jobpipe.api.front import Front
 from jobpipe.api.health import health_blueprint
-from jobpipe.api.inputs import check_inputs, received
+from jobpipe.api.holding import awaited
+from jobpipe.api.inputs import check_inputs, query, received
 from jobpipe.api.jobs import jobs_blueprint
 from jobpipe.api.problems import Code, Problem, ProblemDetails, internal, no_route, problem_from, too_large
 from jobpipe.api.queues import queues_blueprint
 from jobpipe.api.responses import respond
-from jobpipe.api.schemas import BulkReceipt, EnqueueRequest, JobView, LineReceipt
+from jobpipe.api.schemas import BulkReceipt, EnqueueRequest, JobView, LineReceipt, WaitQuery
 from jobpipe.api.spec import Content, answers, describe, problems, takes, with_kind_required
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
@@ -125,22 +127,28 @@ def _enqueue_routes(app: QuartTrio, node: Node) -> None:
 
     @app.post("/enqueue")
     @tag(["enqueue"])
+    @document_querystring(WaitQuery)
     @takes(JOB)
     @answers(
         200,
-        "The job as it is now: the same request stored it before.",
+        "The job as it is now: the same request stored it before; or, with `wait`, it has ended.",
         Content(JobView),
         headers=LOCATION,
     )
     @answers(202, "The job, stored so that it survives a crash.", Content(JobView), headers=LOCATION)
-    @problems(*REFUSALS)
+    @problems(*REFUSALS, Code.NO_SUCH_JOB)
     async def enqueue_job() -> Response:
         """Enqueue a job.
 
         202 once the job is stored and survives a crash. Sending the request again with the same `id` is safe: 200 and
         the job as it is now. 409 when a job with the same `id` and other content exists.
+
+        With `?wait=SECONDS` the response is held until the job ends, for at most so long: 200 when it has ended, else
+        202 and the job as it is. 404 when it was deleted meanwhile.
         """
-        return respond(await enqueue.enqueue(node, *await received()))
+        wait = query(WaitQuery).wait
+        hold = functools.partial(awaited, node, seconds=wait) if wait else None
+        return respond(await enqueue.enqueue(node, *await received(), hold))
 
     @app.post("/enqueue/bulk")
     @tag(["enqueue"])

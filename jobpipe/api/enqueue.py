@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
@@ -32,6 +33,7 @@ from jobpipe.handlers.registry import Handler
 from jobpipe.job import (
     DEEPEST,
     DEFAULT_KIND,
+    ENDED,
     WAITING,
     Backoff,
     Job,
@@ -84,20 +86,35 @@ _PAYLOAD = b'"payload":'
 _ESCAPE = re.compile(rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[0-9a-fA-F]{4}|u[0-9a-fA-F]{4}|.)", re.DOTALL)
 
 
-async def enqueue(node: Node, content_type: str, body: bytes) -> Answer:
+Hold = Callable[[str], Awaitable[Job]]
+"""Given a job's id, waits for its end; returns the job as it is then, or as it is after long enough."""
+
+
+async def enqueue(node: Node, content_type: str, body: bytes, hold: Hold | None = None) -> Answer:
     """Store one job: 202 once it survives a crash, 200 when the same request has stored it before.
 
-    Raises `Problem`, `Draining`, `QueueFull` or `StoreUnavailable`; then nothing was stored. A cancel leaves either the
-    whole job or none.
+    With `hold`, 200 means that the job has ended, and 202 that it has not. Raises `Problem`, `Draining`, `QueueFull` or
+    `StoreUnavailable`; then nothing was stored, unless the problem is that the job was deleted during `hold`. A cancel
+    leaves either the whole job or none.
     """
     check_json(content_type)
     if len(body) > node.settings.max_body:
         raise too_large(node.settings.max_body)
     new = await asked(node, body)
     (receipt,) = await node.admission.enqueue([new])
+    if hold is not None:
+        return await _held(node, new, receipt, hold)
     if receipt.verdict == "stored":
         return _answer(job_view(Job(new, State(new.status)), node.registry), 202)
     return _answer(stored_view(known(receipt), node.registry), 200)
+
+
+async def _held(node: Node, new: NewJob, receipt: Receipt, hold: Hold) -> Answer:
+    job = Job(new, State(new.status)) if receipt.verdict == "stored" else known(receipt)
+    if job.status not in ENDED:
+        with suppress(StoreUnavailable):  # which would say that nothing was stored
+            job = await hold(job.id)
+    return _answer(stored_view(job, node.registry), 200 if job.status in ENDED else 202)
 
 
 def _answer(job: JobView, status: int) -> Answer:

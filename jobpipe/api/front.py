@@ -1,8 +1,9 @@
 """The thin ASGI front: serves the hot routes from bytes to answer, and hands everything else to Quart."""
 
+import functools
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 import trio
@@ -10,12 +11,17 @@ import trio
 from jobpipe.api.answers import Answer, problem_answer
 from jobpipe.api.bulk import NDJSON, bulk_array, bulk_stream, is_ndjson
 from jobpipe.api.enqueue import enqueue
+from jobpipe.api.holding import awaited
 from jobpipe.api.hosts import Guard
 from jobpipe.api.inputs import NoQuery, query_from
 from jobpipe.api.problems import Problem, internal, no_route, problem_from, too_large
+from jobpipe.api.schemas import WaitQuery
 from jobpipe.api.spool import Files, Spool
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
+from jobpipe.job import Job
+
+T = TypeVar("T")
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -56,8 +62,11 @@ class Front:
         route = ROUTES.get(path) if method == "POST" else None
         server = scope.get("server")
         refusal = self._guard.refusal(method, headers, server[0] if server else "")
-        if refusal is None and route is not None:
-            refusal = _parameters_refused(scope["query_string"])
+        if refusal is None and route is not None and scope["query_string"]:
+            try:
+                route = self._with_parameters(path, scope["query_string"], chunks)
+            except Problem as problem:
+                refusal = problem
         if refusal is not None:
             await respond(send, problem_answer(refusal), chunks)
         elif route is not None and path == "/enqueue/bulk" and is_ndjson(_content_type(headers)):
@@ -70,6 +79,20 @@ class Front:
             await respond(send, problem_answer(no_route(f"{method} {path}")), chunks)
         else:
             await self._hand_on(_whole(scope, headers), chunks, send)
+
+    def _with_parameters(self, path: str, query_string: bytes, chunks: "Chunks") -> Route:
+        """What serves a hot route with parameters. Raises `Problem` where it does not take them."""
+        if path != "/enqueue":
+            query_from(query_string, NoQuery)
+            return ROUTES[path]
+        wait = query_from(query_string, WaitQuery).wait
+        if not wait:
+            return enqueue
+
+        async def hold(job_id: str) -> Job:
+            return await unless_gone(chunks, functools.partial(awaited, self._node, job_id, wait))
+
+        return functools.partial(enqueue, hold=hold)
 
     async def _hand_on(self, scope: Scope, chunks: "Chunks", send: Send) -> None:
         """Let Quart answer, and send the end of its answer from here.
@@ -157,6 +180,30 @@ class Chunks:
                 return
 
 
+async def unless_gone(chunks: Chunks, wait: Callable[[], Awaitable[T]]) -> T:
+    """What `wait` returns or raises; `ClientGone` when the client hangs up before that: then `wait` is cancelled."""
+    ended: list[T] = []
+    failed: list[Exception] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_watch, chunks, nursery.cancel_scope)
+        try:
+            ended.append(await wait())
+        except Exception as error:  # noqa: BLE001 - it is raised below, where no group is made of it
+            failed.append(error)
+        nursery.cancel_scope.cancel()
+    if failed:
+        raise failed[0]
+    if not ended:
+        raise ClientGone
+    return ended[0]
+
+
+async def _watch(chunks: Chunks, waits: trio.CancelScope) -> None:
+    """Cancel what waits once the client hangs up. Its request must have been read to the end."""
+    await chunks.receive()
+    waits.cancel()
+
+
 async def respond(send: Send, answer: Answer, chunks: Chunks) -> None:
     """Send an answer. What is still to come of the request is read and dropped before the connection closes."""
     headers = [(b"content-type", answer.content_type.encode()), (b"content-length", b"%d" % len(answer.body))]
@@ -179,15 +226,6 @@ async def read_body(chunks: Chunks, headers: Mapping[bytes, bytes], limit: int) 
         if size > limit:
             raise too_large(limit)
     return b"".join(parts)
-
-
-def _parameters_refused(query_string: bytes) -> Problem | None:
-    """Why a request to a hot route is refused for its parameters: those routes take none."""
-    try:
-        query_from(query_string, NoQuery)
-    except Problem as problem:
-        return problem
-    return None
 
 
 def _whole(scope: Scope, headers: Mapping[bytes, bytes]) -> Scope:

@@ -3,13 +3,13 @@
 from datetime import datetime
 from typing import Annotated
 
-import trio
 from quart import Blueprint, Response
 from quart_schema import document_querystring, tag_blueprint
 
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.cursors import cursor_of, place_of
 from jobpipe.api.enqueue import check_json, edits_from
+from jobpipe.api.holding import awaited, found
 from jobpipe.api.inputs import query, received
 from jobpipe.api.problems import RETRY_AFTER, Code, Problem, no_job
 from jobpipe.api.responses import respond
@@ -41,9 +41,9 @@ def jobs_blueprint(node: Node) -> Blueprint:
         with their tracebacks, until those take 1 MiB; the tracebacks of older attempts are null.
         """
         wait = query(WaitQuery).wait
-        job = await _found(node, job_id)
+        job = await found(node, job_id)
         if wait and job.status not in ENDED:
-            job = await _awaited(node, job_id, wait)
+            job = await awaited(node, job_id, wait)
         return respond(answer(stored_view(job, node.registry)))
 
     @routes.get("/jobs")
@@ -110,7 +110,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
         """
         content_type, body = await received()
         check_json(content_type)
-        change = await node.control.edit(job_id, edits_from(node, await _found(node, job_id), body))
+        change = await node.control.edit(job_id, edits_from(node, await found(node, job_id), body))
         job = _job_of(change, "only a waiting job that no worker holds can be edited", again=True)
         return respond(answer(stored_view(job, node.registry)))
 
@@ -130,28 +130,11 @@ def jobs_blueprint(node: Node) -> Blueprint:
     return routes
 
 
-async def _found(node: Node, job_id: str) -> Job:
-    job = await node.store.get(job_id)
-    if job is None:
-        raise no_job(job_id)
-    return job
-
-
-async def _awaited(node: Node, job_id: str, seconds: float) -> Job:
-    """The job once it has ended, or as it is after so many seconds, or when this node stops."""
-    with trio.move_on_after(seconds):
-        job = await node.waiting.ended(job_id)
-        if job is None:
-            raise no_job(job_id)
-        return job
-    return await _found(node, job_id)
-
-
 async def _cancel(node: Node, job_id: str, wait: float) -> Answer:
     change = await node.control.cancel(job_id)
     job = _job_of(change, "only a waiting or running job can be cancelled")
     if job.status is Status.CANCELLING and wait:
-        job = await _awaited(node, job_id, wait)
+        job = await awaited(node, job_id, wait)
     if job.status is Status.CANCELLING:
         return answer(stored_view(job, node.registry), 202)
     if job.status is not Status.CANCELLED:

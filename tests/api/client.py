@@ -10,6 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import httpx
 import msgspec
 import trio
+import trio.testing
 from werkzeug.routing import Rule
 
 from jobpipe.api.app import create_app
@@ -245,6 +246,18 @@ class Door(httpx.AsyncClient):
         """A connection to the application, to send bytes of one's own."""
         async with self.served() as port, await trio.open_tcp_stream("127.0.0.1", port) as stream:
             yield stream
+
+
+async def asked(nursery, call):
+    """Make a request in a task of its own; returns the list that its answer will be put into."""
+    answers = []
+
+    async def ask():
+        answers.append(await call())
+
+    nursery.start_soon(ask)
+    await trio.testing.wait_all_tasks_blocked()
+    return answers
 
 
 @contextlib.asynccontextmanager

@@ -1,5 +1,6 @@
 """`POST /enqueue`: what is taken, what is refused and how, and that the same request twice makes one job."""
 
+import functools
 import json
 import urllib.parse
 from datetime import datetime, timedelta
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from jobpipe.job import DEEPEST
 from jobpipe.store.base import Filter
-from tests.api.client import Breakable, open_door
+from tests.api.client import Breakable, asked, open_door
 
 EVERYTHING = {
     "id": "all",
@@ -392,6 +393,133 @@ async def test_a_body_of_the_longest_length_is_taken_and_a_longer_one_refused():
         assert [answer.status_code for answer in answers] == [202, 413]
         assert answers[1].json()["code"] == "too_large"
         assert await door.stored() == 1
+
+
+# Waiting for the job's end
+
+
+@pytest.mark.parametrize(("payload", "status"), [("return", "done"), ("fail", "failed")])
+async def test_with_wait_the_answer_is_the_job_once_it_has_ended(either_door, payload, status):
+    answer = await either_door.post("/enqueue?wait=30", json={"id": "a", "kind": "play", "payload": payload})
+
+    assert (answer.status_code, answer.json()["status"]) == (200, status)
+    assert answer.json() == (await either_door.get("/jobs/a")).json()
+    assert answer.headers["location"] == "/jobs/a"
+
+
+async def test_a_wait_that_is_over_is_answered_202_with_the_job_as_it_is(door, autojump_clock):
+    begun = trio.current_time()
+
+    answer = await door.post("/enqueue?wait=7500ms", json={"id": "a", "kind": "play", "payload": "hold"})
+
+    assert (answer.status_code, answer.json()["status"], answer.json()["attempt"]) == (202, "running", 1)
+    assert answer.headers["location"] == "/jobs/a"
+    assert trio.current_time() == begun + 7.5
+
+
+async def test_a_job_that_is_due_later_is_waited_for_as_well(door, autojump_clock):
+    answer = await door.post("/enqueue?wait=1m", json={"id": "a", "delay": 30, "payload": 5})
+
+    assert (answer.status_code, answer.json()["result"]) == (200, 5)
+
+
+async def test_a_request_that_is_sent_again_waits_for_the_same_job(door, autojump_clock):
+    """And is answered at once when that has ended."""
+    job = {"id": "a", "kind": "play", "payload": "hold"}
+    async with trio.open_nursery() as nursery:
+        first = await asked(nursery, functools.partial(door.post, "/enqueue?wait=600", json=job))
+        again = await asked(nursery, functools.partial(door.post, "/enqueue?wait=600", json=job))
+        short = await door.post("/enqueue?wait=1", json=job)
+        door.stage.release.set()
+    begun = trio.current_time()
+    late = await door.post("/enqueue?wait=600", json=job)
+
+    assert [answer.status_code for answer in (*first, *again, short, late)] == [200, 200, 202, 200]
+    assert trio.current_time() == begun
+    assert await door.stored() == 1
+
+
+@pytest.mark.parametrize("query", ["wait=0", "wait=0s"])
+async def test_a_wait_of_nothing_is_none(door, query):
+    answer = await door.post(f"/enqueue?{query}", json={"id": "a"})
+
+    assert (answer.status_code, answer.json()["status"]) == (202, "queued")
+
+
+async def test_a_wait_that_is_none_is_refused_and_nothing_is_stored(door):
+    for query in ("wait=soon", "wait=601", "wait=1&wait=1", "wiat=1"):
+        answer = await door.post(f"/enqueue?{query}", json={"id": "a"})
+
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+    assert await door.stored() == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type"),
+    [(b'[{"id":"a"}]', "application/json"), (b'{"id":"a"}', "application/x-ndjson")],
+)
+async def test_an_array_or_a_stream_is_not_waited_for(door, content, content_type):
+    bulk = await door.post("/enqueue/bulk?wait=1", content=content, headers={"Content-Type": content_type})
+    single = await door.post("/enqueue?wait=1", content=content, headers={"Content-Type": content_type})
+
+    assert pointers(bulk) == ["?wait"]
+    assert single.status_code in (415, 422)
+    assert await door.stored() == 0
+
+
+async def test_a_job_that_is_deleted_while_it_is_waited_for_is_told(door, autojump_clock):
+    await door.post("/queues/default/pause")
+    async with trio.open_nursery() as nursery:
+        answers = await asked(nursery, functools.partial(door.post, "/enqueue?wait=60", json={"id": "a"}))
+        await door.delete("/jobs/a")
+
+    assert (answers[0].status_code, answers[0].json()["code"]) == (404, "no_such_job")
+
+
+async def test_a_store_that_refuses_during_a_wait_has_stored_the_job_all_the_same(autojump_clock):
+    """A 503 would say that nothing was stored."""
+    store = Breakable()
+    async with open_door(store) as door:
+        await door.post("/queues/default/pause")
+        async with trio.open_nursery() as nursery:
+            answers = await asked(nursery, functools.partial(door.post, "/enqueue?wait=60", json={"id": "a"}))
+            store.refuses = True
+        store.refuses = False
+
+    assert (answers[0].status_code, answers[0].json()["status"]) == (202, "queued")
+
+
+async def test_who_enqueues_and_waits_is_answered_when_the_node_stops(door, autojump_clock):
+    async with trio.open_nursery() as nursery:
+        job = {"id": "a", "delay": 3600}
+        answers = await asked(nursery, functools.partial(door.post, "/enqueue?wait=600", json=job))
+        door.node.drain()
+
+    assert (answers[0].status_code, answers[0].json()["status"]) == (202, "scheduled")
+
+
+async def test_a_client_that_stops_waiting_leaves_its_job_alone(door, autojump_clock):
+    gone = trio.Event()
+    parts = iter([{"type": "http.request", "body": b'{"id":"a","kind":"play","payload":"hold"}'}])
+
+    async def receive():
+        if message := next(parts, None):
+            await trio.lowlevel.checkpoint()
+            return message
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(functools.partial(door.call, "/enqueue", receive, query="wait=600"))
+        await trio.testing.wait_all_tasks_blocked()
+        watched = dict(door.node.events._watches)
+        gone.set()
+    door.stage.release.set()
+    job = await door.ended("a")
+
+    assert list(watched) == ["a"]
+    assert door.node.events._watches == {}
+    assert job["status"] == "done"
 
 
 # The same request twice

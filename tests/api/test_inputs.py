@@ -110,7 +110,7 @@ async def test_a_parameter_that_is_close_to_a_known_one_is_told_so(ended, path, 
 
 
 async def test_a_route_without_parameters_says_so(ended):
-    (fault,) = (await ended.post("/enqueue?wait=5", json={})).json()["faults"]
+    (fault,) = (await ended.post("/enqueue/bulk?wait=5", json=[])).json()["faults"]
 
     assert fault == {"pointer": "?wait", "detail": "unknown parameter; this request takes no parameters"}
 

@@ -10,25 +10,13 @@ import trio.testing
 from jobpipe.api.schemas import EditRequest
 from jobpipe.engine.waiting import LOOKS_APART
 from jobpipe.store.sqlite import open_sqlite
-from tests.api.client import Breakable, open_door
+from tests.api.client import Breakable, asked, open_door
 
 
 async def got(door, path):
     answer = await door.get(path)
     assert answer.status_code == 200, answer.text
     return answer.json()
-
-
-async def asked(nursery, call):
-    """Make a request in a task of its own; returns the list that its answer will be put into."""
-    answers = []
-
-    async def ask():
-        answers.append(await call())
-
-    nursery.start_soon(ask)
-    await trio.testing.wait_all_tasks_blocked()
-    return answers
 
 
 # One job

@@ -1,5 +1,6 @@
 """`/openapi.json`: valid, whole, and what the routes really answer. `/docs`: all of it comes from this node."""
 
+import functools
 import hashlib
 import json
 import re
@@ -10,6 +11,7 @@ import httpx
 import jsonschema  # type: ignore[import-untyped]  # it has no types
 import msgspec
 import pytest
+import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openapi_spec_validator import OpenAPIV31SpecValidator
@@ -22,7 +24,7 @@ from jobpipe.api.schemas import Means
 from jobpipe.api.spec import describe
 from jobpipe.job import PORTABLE, JobError, JobId, Name, Tag
 from jobpipe.version import VERSION
-from tests.api.client import Breakable, open_door
+from tests.api.client import Breakable, asked, open_door
 
 CROSS_SITE = {"Sec-Fetch-Site": "cross-site"}
 NDJSON = {"Content-Type": "application/x-ndjson"}
@@ -340,6 +342,7 @@ async def _with_jobs(door):
     yield await door.enqueue(id="a", payload=1)
     yield await door.post("/enqueue/bulk", json=[{"id": "a"}, {"id": "later", "delay": 1000}])
     yield await door.post("/enqueue/bulk", json=[{"id": "a", "payload": 1}])
+    yield await _deleted_while_it_is_waited_for(door)
     yield await door.post(
         "/enqueue/bulk", content=b'{"id":"s"}\nwrong\n{"id":"a","payload":1}', headers=NDJSON
     )
@@ -377,6 +380,14 @@ async def _with_jobs(door):
     for path in ("/health", "/openapi.json", "/docs"):
         yield await door.get(path)
     door.stage.cleaned.set()
+
+
+async def _deleted_while_it_is_waited_for(door):
+    job = {"id": "gone", "delay": 1000}
+    async with trio.open_nursery() as nursery:
+        answers = await asked(nursery, functools.partial(door.post, "/enqueue?wait=60", json=job))
+        await door.delete("/jobs/gone")
+    return answers[0]
 
 
 async def _waiting(door):
