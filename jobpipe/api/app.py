@@ -17,13 +17,13 @@ from jobpipe.api.descriptions import LOCATION
 from jobpipe.api.docs import STATIC_MAX_AGE, docs_blueprint
 from jobpipe.api.front import Front
 from jobpipe.api.health import health_blueprint
-from jobpipe.api.holding import awaited
+from jobpipe.api.holding import awaited, check
 from jobpipe.api.inputs import check_inputs, query, received
 from jobpipe.api.jobs import jobs_blueprint
 from jobpipe.api.problems import Code, Problem, ProblemDetails, internal, no_route, problem_from, too_large
 from jobpipe.api.queues import queues_blueprint
 from jobpipe.api.responses import respond
-from jobpipe.api.schemas import BulkReceipt, EnqueueRequest, JobView, LineReceipt, WaitQuery
+from jobpipe.api.schemas import BulkReceipt, EnqueueRequest, HoldQuery, JobView, LineReceipt
 from jobpipe.api.spec import Content, answers, describe, problems, takes, with_kind_required
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
@@ -127,7 +127,7 @@ def _enqueue_routes(app: QuartTrio, node: Node) -> None:
 
     @app.post("/enqueue")
     @tag(["enqueue"])
-    @document_querystring(WaitQuery)
+    @document_querystring(HoldQuery)
     @takes(JOB)
     @answers(
         200,
@@ -144,10 +144,12 @@ def _enqueue_routes(app: QuartTrio, node: Node) -> None:
         the job as it is now. 409 when a job with the same `id` and other content exists.
 
         With `?wait=SECONDS` the response is held until the job ends, for at most so long: 200 when it has ended, else
-        202 and the job as it is. 404 when it was deleted meanwhile.
+        202 and the job as it is. 404 when it was deleted meanwhile. With `on_disconnect=cancel`, a client that hangs up
+        before has the job cancelled.
         """
-        wait = query(WaitQuery).wait
-        hold = functools.partial(awaited, node, seconds=wait) if wait else None
+        wanted = query(HoldQuery)
+        check(wanted)
+        hold = functools.partial(awaited, node, seconds=wanted.wait) if wanted.wait else None
         return respond(await enqueue.enqueue(node, *await received(), hold))
 
     @app.post("/enqueue/bulk")

@@ -225,6 +225,8 @@ class Connection:
         elif not self._reads:
             if self._lost():
                 self._hang_up(End.GONE)
+            elif self._protocol.minded:
+                self._requests.nursery.start_soon(self._protocol.ask)
         elif self._quiet:
             if self.idle(now) > limits.keep_alive or self._context.terminated.is_set():
                 self.hang_up()

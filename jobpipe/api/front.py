@@ -1,8 +1,8 @@
 """The thin ASGI front: serves the hot routes from bytes to answer, and hands everything else to Quart."""
 
-import functools
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -10,15 +10,16 @@ import trio
 
 from jobpipe.api.answers import Answer, problem_answer
 from jobpipe.api.bulk import NDJSON, bulk_array, bulk_stream, is_ndjson
+from jobpipe.api.departure import DEPARTURE, Departure
 from jobpipe.api.enqueue import enqueue
-from jobpipe.api.holding import awaited
+from jobpipe.api.holding import awaited, check
 from jobpipe.api.hosts import Guard
 from jobpipe.api.inputs import NoQuery, query_from
 from jobpipe.api.problems import Problem, internal, no_route, problem_from, too_large
-from jobpipe.api.schemas import WaitQuery
+from jobpipe.api.schemas import HoldQuery
 from jobpipe.api.spool import Files, Spool
 from jobpipe.engine.node import Node
-from jobpipe.errors import JobpipeError
+from jobpipe.errors import JobpipeError, StoreError
 from jobpipe.job import Job
 
 T = TypeVar("T")
@@ -64,7 +65,7 @@ class Front:
         refusal = self._guard.refusal(method, headers, server[0] if server else "")
         if refusal is None and route is not None and scope["query_string"]:
             try:
-                route = self._with_parameters(path, scope["query_string"], chunks)
+                route = self._with_parameters(path, scope, chunks)
             except Problem as problem:
                 refusal = problem
         if refusal is not None:
@@ -80,19 +81,39 @@ class Front:
         else:
             await self._hand_on(_whole(scope, headers), chunks, send)
 
-    def _with_parameters(self, path: str, query_string: bytes, chunks: "Chunks") -> Route:
+    def _with_parameters(self, path: str, scope: Scope, chunks: "Chunks") -> Route:
         """What serves a hot route with parameters. Raises `Problem` where it does not take them."""
         if path != "/enqueue":
-            query_from(query_string, NoQuery)
+            query_from(scope["query_string"], NoQuery)
             return ROUTES[path]
-        wait = query_from(query_string, WaitQuery).wait
-        if not wait:
+        wanted = query_from(scope["query_string"], HoldQuery)
+        check(wanted)
+        if not wanted.wait:
             return enqueue
 
         async def hold(job_id: str) -> Job:
-            return await unless_gone(chunks, functools.partial(awaited, self._node, job_id, wait))
+            departure = Departure(job_id if wanted.on_disconnect == "cancel" else None)
+            scope.get("state", {})[DEPARTURE] = departure
+            try:
+                return await unless_gone(chunks, partial(awaited, self._node, job_id, wanted.wait))
+            except ClientGone:
+                await self._part(departure)
+                raise
 
-        return functools.partial(enqueue, hold=hold)
+        return partial(enqueue, hold=hold)
+
+    async def _part(self, departure: Departure) -> None:
+        """Do what a request asked for in case its client hangs up."""
+        if departure.job_id is None:
+            return
+        try:
+            await self._node.control.cancel(departure.job_id)
+        except StoreError as error:
+            log.warning(
+                "a client hung up, and its job could not be cancelled",
+                job=departure.job_id,
+                error=str(error),
+            )
 
     async def _hand_on(self, scope: Scope, chunks: "Chunks", send: Send) -> None:
         """Let Quart answer, and send the end of its answer from here.
@@ -102,6 +123,9 @@ class Front:
         open.
         """
         end: list[Mapping[str, Any]] = []
+        departure = Departure()
+        state = scope.get("state", {})
+        state[DEPARTURE] = departure
 
         async def send_but_end(message: Mapping[str, Any]) -> None:
             if message["type"] == "http.response.body" and not message.get("more_body", False):
@@ -109,7 +133,9 @@ class Front:
             else:
                 await send(message)
 
-        await self._app(scope, chunks.receive, send_but_end)
+        await self._app({**scope, "state": state}, chunks.receive, send_but_end)
+        if chunks.gone and not end:
+            await self._part(departure)
         for message in end:
             await chunks.drop()
             await send(message)
@@ -154,11 +180,14 @@ class Chunks:
         self._receive = receive
         self.more = True
         """whether something is still to come"""
+        self.gone = False
+        """whether the client has hung up"""
 
     async def receive(self) -> Mapping[str, Any]:
         """The server's next message."""
         message = await self._receive()
-        self.more = message["type"] == "http.request" and message.get("more_body", False)
+        self.gone = message["type"] != "http.request"
+        self.more = not self.gone and message.get("more_body", False)
         return message
 
     async def next(self) -> bytes | None:

@@ -2,9 +2,16 @@
 
 import trio
 
-from jobpipe.api.problems import no_job
+from jobpipe.api.problems import Fault, invalid, no_job
+from jobpipe.api.schemas import HoldQuery
 from jobpipe.engine.node import Node
 from jobpipe.job import Job
+
+
+def check(hold: HoldQuery) -> None:
+    """Raise `Problem` where parameters go without one that they need."""
+    if hold.on_disconnect is not None and not hold.wait:
+        raise invalid([Fault("?on_disconnect", "needs a wait: send wait too, a number of seconds above 0")])
 
 
 async def found(node: Node, job_id: str) -> Job:

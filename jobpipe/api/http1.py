@@ -15,6 +15,7 @@ from hypercorn.typing import ASGISendEvent, H11SendableEvent
 from hypercorn.utils import suppress_body
 
 from jobpipe.api.answers import Answer, problem_answer
+from jobpipe.api.departure import DEPARTURE, Departure
 from jobpipe.api.heads import HEAD, Fields, read_head
 from jobpipe.api.problems import Problem, bad_request, internal, not_implemented, too_long_head
 
@@ -85,6 +86,21 @@ class Http1(H11Protocol):
         state = self.connection.their_state
         return state in (h11.SEND_BODY, h11.ERROR) or bool(self.connection.trailing_data[0])
 
+    @property
+    def minded(self) -> bool:
+        """Whether it makes a difference to the request that is answered when its client goes."""
+        departure = None if self.stream is None else self.stream.scope["state"].get(DEPARTURE)
+        return isinstance(departure, Departure) and departure.job_id is not None
+
+    async def ask(self) -> None:
+        """Find out whether a client from which nothing is read is still there: one that is gone resets what it is sent.
+
+        An interim response is what every client of HTTP/1.1 passes over (RFC 9110, section 15.2), one with this status
+        even those that do not know the rule.
+        """
+        if self.connection.our_state is h11.SEND_RESPONSE and self.connection.their_http_version == b"1.1":
+            await self._go_on()
+
     async def receive(self, data: bytes) -> None:
         """Take what the client sent; nothing, when it ended its side.
 
@@ -125,9 +141,7 @@ class Http1(H11Protocol):
         """Take from h11 what it has read, until it needs more."""
         while self.connection.their_state not in (h11.MUST_CLOSE, h11.ERROR):
             if self.connection.they_are_waiting_for_100_continue:
-                await self._send_h11_event(
-                    h11.InformationalResponse(status_code=100, headers=self._common(), reason=REASONS[100])
-                )
+                await self._go_on()
             try:
                 event = self.connection.next_event()
             except h11.RemoteProtocolError as error:
@@ -211,6 +225,12 @@ class Http1(H11Protocol):
             self._head = data
         elif data:
             await self.send(RawData(data))
+
+    async def _go_on(self) -> None:
+        """Send a `100 Continue`."""
+        await self._send_h11_event(
+            h11.InformationalResponse(status_code=100, headers=self._common(), reason=REASONS[100])
+        )
 
     def _common(self) -> Fields:
         return self.config.response_headers("h11")

@@ -1,19 +1,30 @@
 """`/jobs`: get and list jobs, wait for them, cancel, retry, promote, edit and delete them."""
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
-from quart import Blueprint, Response
+from quart import Blueprint, Response, request
 from quart_schema import document_querystring, tag_blueprint
 
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.cursors import cursor_of, place_of
+from jobpipe.api.departure import DEPARTURE, Departure
 from jobpipe.api.enqueue import check_json, edits_from
-from jobpipe.api.holding import awaited, found
+from jobpipe.api.holding import awaited, check, found
 from jobpipe.api.inputs import query, received
 from jobpipe.api.problems import RETRY_AFTER, Code, Problem, no_job
 from jobpipe.api.responses import respond
-from jobpipe.api.schemas import EditRequest, JobList, JobView, ListQuery, Means, WaitQuery, stored_view
+from jobpipe.api.schemas import (
+    EditRequest,
+    HoldQuery,
+    JobList,
+    JobView,
+    ListQuery,
+    Means,
+    WaitQuery,
+    stored_view,
+)
 from jobpipe.api.spec import Content, answers, problems, takes
 from jobpipe.engine.node import Node
 from jobpipe.job import ENDED, Job, JobId, Status
@@ -31,19 +42,17 @@ def jobs_blueprint(node: Node) -> Blueprint:
     tag_blueprint(routes, ["jobs"])
 
     @routes.get("/jobs/<job_id>")
-    @document_querystring(WaitQuery)
+    @document_querystring(HoldQuery)
     @answers(200, "The job, with its result or error so far.", Content(JobView))
     @problems(Code.NO_SUCH_JOB, Code.INVALID, Code.STORE_UNAVAILABLE)
     async def get_job(job_id: JobInPath) -> Response:
         """Get a job with its attempts.
 
-        With `?wait=SECONDS` the response is held until the job ends, for at most so long. The newest attempts come
-        with their tracebacks, until those take 1 MiB; the tracebacks of older attempts are null.
+        With `?wait=SECONDS` the response is held until the job ends, for at most so long; with `on_disconnect=cancel`,
+        a client that hangs up before has the job cancelled. The newest attempts come with their tracebacks, until those
+        take 1 MiB; the tracebacks of older attempts are null.
         """
-        wait = query(WaitQuery).wait
-        job = await found(node, job_id)
-        if wait and job.status not in ENDED:
-            job = await awaited(node, job_id, wait)
+        job = await _get(node, job_id, query(HoldQuery))
         return respond(answer(stored_view(job, node.registry)))
 
     @routes.get("/jobs")
@@ -128,6 +137,23 @@ def jobs_blueprint(node: Node) -> Blueprint:
         return respond(Answer(204, b""))
 
     return routes
+
+
+async def _get(node: Node, job_id: str, hold: HoldQuery) -> Job:
+    check(hold)
+    if hold.on_disconnect == "cancel":
+        _departure().job_id = job_id
+    job = await found(node, job_id)
+    if hold.wait and job.status not in ENDED:
+        return await awaited(node, job_id, hold.wait)
+    return job
+
+
+def _departure() -> Departure:
+    """What is to happen when the client of the request under way hangs up."""
+    state: Mapping[str, Any] = request.scope.get("state", {})  # where the front stands before the application
+    departure: Departure = state.get(DEPARTURE, Departure())
+    return departure
 
 
 async def _cancel(node: Node, job_id: str, wait: float) -> Answer:

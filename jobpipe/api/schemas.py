@@ -207,6 +207,18 @@ class WaitQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wait: Annotated[float, Meta(ge=0, le=600, description="a number of seconds from 0 to 600"), OR_TEXT] = 0.0
 
 
+class HoldQuery(WaitQuery, frozen=True, forbid_unknown_fields=True):
+    """How long to wait for the job to end, and what a client that hangs up before means by it."""
+
+    on_disconnect: (
+        Annotated[
+            Literal["cancel"],
+            Means("with `wait`: cancel the job when the client hangs up before the job has ended"),
+        ]
+        | None
+    ) = None
+
+
 class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which jobs to list."""
 

@@ -510,6 +510,103 @@ async def test_a_wait_ends_with_its_client(mock_clock, sent, half_closed):
         assert trio.lowlevel.current_statistics().tasks_living == before
 
 
+HOLD = b"GET /jobs/a?wait=600&on_disconnect=cancel HTTP/1.1\r\nHost: test\r\n\r\n"
+HOLD_NEW = (
+    b"POST /enqueue?wait=600&on_disconnect=cancel HTTP/1.1\r\nHost: test\r\nContent-Length: 41\r\n\r\n"
+    b'{"id":"a","kind":"play","payload":"hold"}'
+)
+
+
+async def looked_after(mock_clock, seconds=4):
+    """Let the server look after its connections, once a second."""
+    for _ in range(seconds):
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        mock_clock.jump(1)
+    await trio.testing.wait_all_tasks_blocked(0.05)
+
+
+@pytest.mark.parametrize("end", ["reset", "closed", "half-closed, then reset", "half-closed, then closed"])
+@pytest.mark.parametrize("sent", [HOLD, HOLD_NEW], ids=["GET", "POST"])
+async def test_a_client_that_hangs_up_has_its_job_cancelled_where_it_said_so(mock_clock, sent, end):
+    """One that closes both its sides looks like one that ends its own, until it is sent something."""
+    async with open_door() as door, door.served() as port:
+        await door.enqueue(id="a", kind="play", payload="hold")
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(sent)
+        await looked_after(mock_clock)
+        before = (await door.store.get("a")).status
+        if end.startswith("half-closed"):
+            await stream.send_eof()
+            await looked_after(mock_clock)
+        between = (await door.store.get("a")).status
+        if end.endswith("reset"):
+            stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        stream.socket.close()
+        await looked_after(mock_clock)
+        after = (await door.store.get("a")).status
+
+    assert (before, between, after) == ("running", "running", "cancelled")
+
+
+@pytest.mark.parametrize("sent", [HOLD, HOLD_NEW], ids=["GET", "POST"])
+async def test_a_client_that_only_ends_its_side_has_not_hung_up(mock_clock, sent):
+    """It may get interim responses, and then its answer."""
+    async with open_door() as door, door.connected() as stream:
+        await door.enqueue(id="a", kind="play", payload="hold")
+        await stream.send_all(sent)
+        await stream.send_eof()
+        await looked_after(mock_clock, 10)
+        between = (await door.store.get("a")).status
+        door.stage.release.set()
+        got = await exchanged(stream)
+
+    assert between == "running"
+    assert set(statuses(got)[:-1]) == {100}
+    assert statuses(got)[-1] == 200
+    assert b'"status":"done"' in got.rpartition(b"HTTP/1.1 200")[2]
+
+
+async def test_a_client_of_http_1_0_gets_no_interim_response(mock_clock):
+    async with open_door() as door, door.connected() as stream:
+        await door.enqueue(id="a", kind="play", payload="hold")
+        await stream.send_all(HOLD.replace(b"HTTP/1.1", b"HTTP/1.0"))
+        await stream.send_eof()
+        await looked_after(mock_clock)
+        door.stage.release.set()
+        got = await exchanged(stream)
+
+    assert statuses(got) == [200]
+
+
+async def test_a_client_that_hangs_up_leaves_its_job_alone_otherwise(mock_clock):
+    async with open_door() as door, door.connected() as stream:
+        await door.enqueue(id="a", kind="play", payload="hold")
+        await stream.send_all(HOLD_NEW.replace(b"&on_disconnect=cancel", b""))
+        await looked_after(mock_clock)
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        stream.socket.close()
+        await looked_after(mock_clock)
+        status = (await door.store.get("a")).status
+
+    assert status == "running"
+
+
+@pytest.mark.parametrize("sent", [HOLD, HOLD_NEW], ids=["GET", "POST"])
+async def test_a_wait_that_the_service_ends_cancels_no_job(mock_clock, sent):
+    """However much its client would have minded."""
+    async with open_door() as door, trio.open_nursery() as nursery:
+        async with door.served() as port:
+            await door.enqueue(id="a", kind="play", payload="hold")
+            stream = await trio.open_tcp_stream("127.0.0.1", port)
+            await stream.send_all(sent)
+            await looked_after(mock_clock)
+            nursery.start_soon(looked_after, mock_clock, 10)  # the server ends meanwhile, with its grace
+        status = (await door.store.get("a")).status
+        await stream.aclose()
+
+    assert status == "running"
+
+
 # A fault of jobpipe
 
 

@@ -6,6 +6,7 @@ import threading
 import pytest
 import trio
 import trio.testing
+from structlog.testing import capture_logs
 
 from jobpipe.api.schemas import EditRequest
 from jobpipe.engine.waiting import LOOKS_APART
@@ -246,6 +247,70 @@ async def test_a_client_that_hangs_up_is_waited_for_no_more(door, autojump_clock
 
     assert list(watched) == ["a"]
     assert door.node.events._watches == {}
+
+
+@pytest.mark.parametrize("path", ["/jobs/a", "/enqueue"])
+@pytest.mark.parametrize("query", ["on_disconnect=cancel", "wait=0&on_disconnect=cancel"])
+async def test_a_client_that_does_not_wait_cannot_hang_up(door, path, query):
+    """The words say what to send."""
+    send = functools.partial(door.post, json={"id": "b"}) if path == "/enqueue" else door.get
+
+    answer = await send(f"{path}?{query}")
+
+    assert (answer.status_code, answer.json()["faults"]) == (
+        422,
+        [{"pointer": "?on_disconnect", "detail": "needs a wait: send wait too, a number of seconds above 0"}],
+    )
+    assert await door.stored() == 0
+
+
+@pytest.mark.parametrize("path", ["/jobs/a", "/enqueue"])
+async def test_what_a_hang_up_means_is_one_of_few_words(door, path):
+    send = functools.partial(door.post, json={"id": "b"}) if path == "/enqueue" else door.get
+
+    (fault,) = (await send(f"{path}?wait=5&on_disconnect=stop")).json()["faults"]
+
+    assert fault == {"pointer": "?on_disconnect", "detail": "expected one of cancel, got 'stop'"}
+
+
+async def test_a_cancel_cannot_be_cancelled_by_a_hang_up(door):
+    await door.enqueue(id="a", delay=60)
+
+    (fault,) = (await door.post("/jobs/a/cancel?wait=5&on_disconnect=cancel")).json()["faults"]
+
+    assert fault == {"pointer": "?on_disconnect", "detail": "unknown parameter; known are wait"}
+    assert (await got(door, "/jobs/a"))["status"] == "scheduled"
+
+
+async def test_a_job_that_cannot_be_cancelled_when_its_client_hangs_up_goes_on(autojump_clock):
+    """The log says so."""
+    store, gone = Breakable(), trio.Event()
+    whole = iter([{"type": "http.request"}])
+
+    async def receive():
+        if message := next(whole, None):
+            await trio.lowlevel.checkpoint()
+            return message
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async with open_door(store) as door:
+        await door.enqueue(id="a", kind="play", payload="hold")
+        with capture_logs() as logs:
+            async with trio.open_nursery() as nursery:
+                query = "wait=600&on_disconnect=cancel"
+                nursery.start_soon(
+                    functools.partial(door.call, "/jobs/a", receive, method="GET", query=query)
+                )
+                await trio.testing.wait_all_tasks_blocked()
+                store.refuses = True
+                gone.set()
+            store.refuses = False
+        door.stage.release.set()
+        job = await door.ended("a")
+
+    assert job["status"] == "done"
+    assert "a client hung up, and its job could not be cancelled" in {line["event"] for line in logs}
 
 
 async def test_who_waits_is_answered_when_the_node_stops(door, autojump_clock):
