@@ -145,6 +145,25 @@ async def test_an_attempt_that_never_began_is_shown_without_a_start():
 
 
 @pytest.mark.parametrize(
+    ("column", "value", "status"),
+    [
+        ("run_at", 1e300, "done"),
+        ("error", b"[]", "done"),
+        ("options", b'{"tags":1}', "failed"),
+    ],
+)
+async def test_a_job_with_a_damaged_row_can_be_promoted(column, value, status):
+    """It runs as far as its row lets it."""
+    async with open_door() as door:
+        await door.enqueue(id="a", delay=1000)
+        harm(door.store._db, column, value)
+        promoted = await door.post("/jobs/a/promote")
+        job = await door.ended("a")
+
+    assert (promoted.status_code, job["status"]) == (200, status)
+
+
+@pytest.mark.parametrize(
     ("seconds", "shown"),
     [
         (LATEST, "9999-12-31T23:59:59.999Z"),

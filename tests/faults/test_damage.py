@@ -181,7 +181,7 @@ QUERIES = [
     *("", "payload=true", "text=luck", "kind=play&payload=true", "queue=default", "tag=tag", "limit=3"),
     *(f"status={status}&payload=true" for status in Status),
 ]
-ACTS = ["cancel", "retry", "delete", "enqueue", "stream", "bulk"]
+ACTS = ["cancel", "retry", "promote", "delete", "enqueue", "stream", "bulk"]
 
 
 async def live_through(store: Store, damager: Damager, seed: int, copies: int = 1) -> tuple[int, list[str]]:
