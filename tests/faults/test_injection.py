@@ -16,6 +16,7 @@ import trio
 
 from jobpipe.engine.unforeseen import UNFORESEEN
 from jobpipe.job import ENDED, Backoff, Job, NewJob, Options, Status
+from jobpipe.schedules import Spec
 from jobpipe.store.base import Store
 from tests.engine.conftest import Rig, Step, new_job, running
 from tests.store.conftest import OPENERS
@@ -36,12 +37,23 @@ HEART = {
         "maintenance",
         "outcomes",
         "prefetch",
+        "scheduler",
         "scope",
         "served",
         "splitting",
         "worker",
     ),
-    "verbs": ("dialect", "difference", "facade", "jobs", "nodes", "queues", "retention", "transaction"),
+    "verbs": (
+        "dialect",
+        "difference",
+        "facade",
+        "jobs",
+        "nodes",
+        "queues",
+        "retention",
+        "schedules",
+        "transaction",
+    ),
     "sqlite": (
         "adding",
         "claiming",
@@ -175,8 +187,13 @@ async def store_job(rig: Rig, job: NewJob) -> None:
 
 
 async def play(rig: Rig) -> dict[str, Job]:
-    """Jobs of every kind: that are done, retried, failed, put off, cancelled while they wait and while they run."""
+    """Jobs of every kind: that are done, retried, failed, put off, cancelled while they wait and while they run.
+
+    And the job of a schedule that fires once.
+    """
     now, name = rig.node.clock.now(), rig.node.name
+    once = Spec(every=1e6, starts_at=now + 0.05, overlap="replace")
+    await again(lambda: rig.node.control.put_schedule(f"{name}.s", once, new_job("template", options=QUICK)))
 
     def job(what: str, *steps: Step, later: float = 0.0) -> NewJob:
         times = {"created_at": now, "run_at": now + later}
@@ -198,7 +215,10 @@ async def play(rig: Rig) -> dict[str, Job]:
             await trio.sleep(0.01)
     for what in ("waits", "held back"):
         await again(functools.partial(rig.node.control.cancel, f"{name}:{what}"))
-    return await until_ended(rig, *(one.id for one in made))
+    with trio.fail_after(30):
+        while not (fired := await again(lambda: rig.store.fired_jobs(f"{name}.s", 2))):  # noqa: ASYNC110 - nobody tells of a firing
+            await trio.sleep(0.01)
+    return await until_ended(rig, *(one.id for one in (*made, *fired)))
 
 
 ENDS = {"failed": Status.FAILED, "waits": Status.CANCELLED, "held back": Status.CANCELLED}

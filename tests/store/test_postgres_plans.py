@@ -162,6 +162,9 @@ class Verbs(SharedVerbs):
 
         return await self._connection.transact(whole, repeatable=repeatable)
 
+    async def _look(self, verb: Any) -> Any:
+        return await self._carry_out(verb)
+
 
 @pytest.fixture
 def verbs(connection: Counting) -> Verbs:

@@ -7,11 +7,13 @@ from typing import Any, TypeVar
 
 import apsw
 
-from jobpipe.job import ENDED, JobError, Status
-from jobpipe.store.base import LONGEST_LEASE, QueueState
+from jobpipe.job import ENDED, JobError, NewJob, Status
+from jobpipe.store.base import LONGEST_LEASE, STORED, Add, QueueState
 from jobpipe.store.rows import Row, encoded_error, stored_from
 from jobpipe.store.sqlite import reader
+from jobpipe.store.sqlite.adding import Adding
 from jobpipe.store.sqlite.counts import HELD, CountChanges, mend_loudly
+from jobpipe.store.sqlite.known import Known
 from jobpipe.store.sqlite.opening import STORES_OWN
 from jobpipe.store.sqlite.rows import JOB_COLUMNS, fetch, transaction
 from jobpipe.store.sqlite.writer import SIDELINE
@@ -111,6 +113,12 @@ class Tables:
         for tag in new:
             self._db.execute(_TAG, (tag, after.job.asked.created_at, before.seq))
 
+    async def add(self, jobs: Sequence[NewJob]) -> Sequence[str]:
+        counts = CountChanges()
+        receipts = Adding(self._db, Known(self._db)).add(Add(jobs), counts, one_by_one=True)
+        counts.write(self._db)
+        return [job.id for job, receipt in zip(jobs, receipts, strict=True) if receipt is STORED]
+
     def erase(self, jobs: Sequence[Removal]) -> None:
         counts = CountChanges()
         for job in jobs:
@@ -165,6 +173,12 @@ class Tables:
 
 def carry_out(db: apsw.Connection, verb: Callable[[Tables], Coroutine[Any, Any, R]]) -> R:
     """Carry out a verb in a transaction."""
+    with transaction(db):
+        return at_once(verb(Tables(db)))
+
+
+def looked(db: apsw.Connection, verb: Callable[[Tables], Coroutine[Any, Any, R]]) -> R:
+    """Carry out a verb that only reads, with any connection: all from one state of the database."""
     with transaction(db):
         return at_once(verb(Tables(db)))
 
