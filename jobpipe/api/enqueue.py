@@ -142,6 +142,19 @@ class _WithPayload(Protocol):
 
 
 R = TypeVar("R", bound=_WithPayload)
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def read(body: bytes, decode: Callable[[bytes], S], model: type[msgspec.Struct]) -> S:
+    """Read a request that holds jobs further in. Raises `Problem` with every fault of the body."""
+    try:
+        return decode(body)
+    except msgspec.ValidationError as error:
+        raise _every_fault(body, error, model) from None
+    except RecursionError:
+        raise too_deep("") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise malformed(body, error) from None
 
 
 def request_from(body: bytes, decode: Callable[[bytes], R], model: type[msgspec.Struct]) -> tuple[R, bytes]:
@@ -192,7 +205,7 @@ def _every_fault(body: bytes, first: msgspec.ValidationError, model: type[msgspe
         value, faults = None, []
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return malformed(body, error)
-    if isinstance(value, list):
+    if isinstance(value, list) and issubclass(model, EnqueueRequest):
         several = "expected an object (one job), got an array: an array of jobs goes to /enqueue/bulk"
         faults = [Fault("", f"{several} as application/json")]
     # There is none when a key is given twice and the value that does not count was wrong.
@@ -232,8 +245,8 @@ def made(
     problem: type[Problem] = Problem,
 ) -> NewJob:
     """The job of a kind that a request asks for. Raises a problem where it has faults, known before or not."""
-    run_at = None if request.run_at is None else _seconds(request.run_at, "/run_at", faults)
-    expires_at = None if request.expires_at is None else _seconds(request.expires_at, "/expires_at", faults)
+    run_at = None if request.run_at is None else in_seconds(request.run_at, "/run_at", faults)
+    expires_at = None if request.expires_at is None else in_seconds(request.expires_at, "/expires_at", faults)
     if request.delay is not None and request.run_at is not None:
         faults.append(Fault("/run_at", "cannot be combined with delay: send one of them"))
     if faults:
@@ -305,7 +318,7 @@ def _unescaped(escape: re.Match[bytes]) -> bytes:
     return escape[0] if character < " " or character in '"\\' else character.encode()
 
 
-def _seconds(time: datetime, pointer: str, faults: list[Fault]) -> float:
+def in_seconds(time: datetime, pointer: str, faults: list[Fault]) -> float:
     """A time in whole milliseconds, or a fault more when no answer could show it."""
     seconds = round(time.timestamp(), 3)
     if seconds > LATEST:
