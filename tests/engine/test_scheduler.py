@@ -14,7 +14,9 @@ from jobpipe.job import Status
 from jobpipe.schedules import Spec
 from jobpipe.store.base import Store
 from jobpipe.store.memory import MemoryStore, open_memory
+from jobpipe.store.postgres import open_postgres
 from tests.engine.conftest import NOW, Rig, new_job, running, turns
+from tests.store.server import new_schema, server_url, with_query
 
 MINUTELY = Spec(cron="* * * * *", overlap="queue")
 TO_FIRST = 40.0
@@ -253,3 +255,34 @@ async def test_hundreds_that_are_due_at_once_share_transactions(autojump_clock):
         await trio.sleep(TO_FIRST + 1)
 
         assert (store.looks, store.fires) == (3, 3)
+
+
+async def test_nodes_on_postgresql_hear_of_a_schedule_and_fire_it_once():
+    """Long before they look by themselves; and also when the node that stored it has died."""
+    with new_schema() as schema:
+        await fired_by_two(with_query(server_url(), schema=schema))
+
+
+async def fired_by_two(url: str) -> None:
+    async with (
+        open_postgres(url, lease=60.0) as first,
+        open_postgres(url, lease=60.0) as second,
+        running(first, name="n1", lease=60.0) as one,
+        running(second, name="n2", lease=60.0),
+    ):
+        await put(one, "s", Spec(every=1, overlap="queue"))
+        with trio.fail_after(10):
+            while len(await second.fired_jobs("s", 10)) < 2:  # noqa: ASYNC110 - nobody tells of a firing
+                await trio.sleep(0.05)
+        await one.kill()
+        made = len(await second.fired_jobs("s", 100))
+        with trio.fail_after(10):
+            while len(await second.fired_jobs("s", 100)) < made + 2:  # noqa: ASYNC110 - likewise
+                await trio.sleep(0.05)
+        schedule = await second.schedule("s")
+        await second.delete_schedule("s")
+        times = [job.id for job in await second.fired_jobs("s", 100)]
+
+    assert schedule is not None
+    assert schedule.missed == 0
+    assert len(set(times)) == len(times)

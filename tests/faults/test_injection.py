@@ -192,8 +192,6 @@ async def play(rig: Rig) -> dict[str, Job]:
     And the job of a schedule that fires once.
     """
     now, name = rig.node.clock.now(), rig.node.name
-    once = Spec(every=1e6, starts_at=now + 0.05, overlap="replace")
-    await again(lambda: rig.node.control.put_schedule(f"{name}.s", once, new_job("template", options=QUICK)))
 
     def job(what: str, *steps: Step, later: float = 0.0) -> NewJob:
         times = {"created_at": now, "run_at": now + later}
@@ -213,6 +211,8 @@ async def play(rig: Rig) -> dict[str, Job]:
     with trio.fail_after(30):
         while not rig.actor.running(f"{name}:waits"):  # noqa: ASYNC110 - `begun` counts the others too
             await trio.sleep(0.01)
+    once = Spec(every=1e6, starts_at=rig.node.clock.now() + 0.05, overlap="replace")
+    await again(lambda: rig.node.control.put_schedule(f"{name}.s", once, new_job("template", options=QUICK)))
     for what in ("waits", "held back"):
         await again(functools.partial(rig.node.control.cancel, f"{name}:{what}"))
     with trio.fail_after(30):
