@@ -23,6 +23,7 @@ from jobpipe.api.jobs import jobs_blueprint
 from jobpipe.api.problems import Code, Problem, ProblemDetails, internal, no_route, problem_from, too_large
 from jobpipe.api.queues import queues_blueprint
 from jobpipe.api.responses import respond
+from jobpipe.api.schedules import schedules_blueprint
 from jobpipe.api.schemas import BulkReceipt, EnqueueRequest, HoldQuery, JobView, LineReceipt
 from jobpipe.api.spec import Content, answers, describe, problems, takes, with_kind_required
 from jobpipe.engine.node import Node
@@ -79,6 +80,7 @@ def create_app(node: Node) -> Front:
     for blueprint in (
         jobs_blueprint(node),
         queues_blueprint(node),
+        schedules_blueprint(node),
         health_blueprint(node),
         docs_blueprint(spec.schema if optional_kind else lambda: with_kind_required(spec.schema())),
     ):

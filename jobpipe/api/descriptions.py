@@ -14,6 +14,7 @@ from jobpipe.api.problems import (
     invalid,
     no_job,
     no_queue,
+    no_schedule,
     not_empty,
     not_json,
     too_large,
@@ -42,6 +43,7 @@ TAGS = {
     "enqueue": "New jobs",
     "jobs": "Get and list jobs, wait for them, cancel, retry, promote, edit and delete them",
     "queues": "List, pause, resume and delete queues",
+    "schedules": "Jobs that are enqueued again and again: put, get, list, pause, resume, run and delete schedules",
     "service": "The service itself",
 }
 
@@ -58,6 +60,7 @@ PROBLEMS = {
             "job 't1' is done: only a waiting or running job can be cancelled",
         ),
         no_queue("reports"),
+        no_schedule("nightly"),
         not_empty("reports", {Status.QUEUED: 3}),
         conflict(["t1"]),
         too_large(1 << 20),

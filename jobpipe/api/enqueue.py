@@ -168,6 +168,20 @@ class _WithPayload(Protocol):
 
 
 R = TypeVar("R", bound=_WithPayload)
+S = TypeVar("S")
+
+
+def read(body: bytes, decode: Callable[[bytes], S], kind: type[S], model: type[msgspec.Struct]) -> S:
+    """Read a request as a `kind`, which clients know as `model`. Raises `Problem` with every fault of the body."""
+    try:
+        try:
+            return decode(body)
+        except msgspec.ValidationError as error:
+            return _in_words(body, error, kind, model)
+    except RecursionError:
+        raise too_deep("") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise malformed(body, error) from None
 
 
 def request_from(
@@ -212,7 +226,7 @@ def _exactly(body: bytes) -> bytes:
     return _ESCAPE.sub(_unescaped, sent) if b"\\u" in sent else sent
 
 
-def _in_words(body: bytes, first: msgspec.ValidationError, kind: type[R], model: type[msgspec.Struct]) -> R:
+def _in_words(body: bytes, first: msgspec.ValidationError, kind: type[S], model: type[msgspec.Struct]) -> S:
     """Read a request whose first fault is known, and may be a duration that is a text: it is a number then.
 
     Raises `Problem` with every fault of the body, or `msgspec.DecodeError` where it is no JSON further on.
@@ -225,7 +239,7 @@ def _in_words(body: bytes, first: msgspec.ValidationError, kind: type[R], model:
             return msgspec.convert(numbers, kind)
     except (msgspec.ValidationError, RecursionError):  # a number beyond all bounds, or too deep
         value, faults = None, []
-    if isinstance(value, list):
+    if isinstance(value, list) and issubclass(model, EnqueueRequest):
         several = "expected an object (one job), got an array: an array of jobs goes to /enqueue/bulk"
         faults = [Fault("", f"{several} as application/json")]
     # There is none when a key is given twice and the value that does not count was wrong.
@@ -265,8 +279,8 @@ def made(
     problem: type[Problem] = Problem,
 ) -> NewJob:
     """The job of a kind that a request asks for. Raises a problem where it has faults, known before or not."""
-    run_at = None if request.run_at is None else _seconds(request.run_at, "/run_at", faults)
-    expires_at = None if request.expires_at is None else _seconds(request.expires_at, "/expires_at", faults)
+    run_at = None if request.run_at is None else unix_time(request.run_at, "/run_at", faults)
+    expires_at = None if request.expires_at is None else unix_time(request.expires_at, "/expires_at", faults)
     if request.delay is not None and request.run_at is not None:
         faults.append(Fault("/run_at", "cannot be combined with delay: send one of them"))
     if faults:
@@ -338,7 +352,7 @@ def _unescaped(escape: re.Match[bytes]) -> bytes:
     return escape[0] if character < " " or character in '"\\' else character.encode()
 
 
-def _seconds(time: datetime, pointer: str, faults: list[Fault]) -> float:
+def unix_time(time: datetime, pointer: str, faults: list[Fault]) -> float:
     """A time in whole milliseconds, or a fault more when no answer could show it."""
     seconds = round(time.timestamp(), 3)
     if seconds > LATEST:

@@ -44,6 +44,8 @@ class Code(enum.StrEnum):
     """no job has this id (404)"""
     NO_SUCH_QUEUE = "no_such_queue"
     """no queue has this name (404)"""
+    NO_SUCH_SCHEDULE = "no_such_schedule"
+    """no schedule has this name (404)"""
     METHOD_NOT_ALLOWED = "method_not_allowed"
     """the route supports other methods, listed in `Allow` (405)"""
     ID_CONFLICT = "id_conflict"
@@ -166,6 +168,12 @@ def no_queue(name: str) -> Problem:
     """404: no such queue."""
     detail = f"no queue {name!r} has jobs or is paused; it may have been deleted"
     return Problem(404, Code.NO_SUCH_QUEUE, "No such queue", detail)
+
+
+def no_schedule(name: str) -> Problem:
+    """404: no such schedule."""
+    detail = f"no schedule has the name {name!r}; it may have been deleted"
+    return Problem(404, Code.NO_SUCH_SCHEDULE, "No such schedule", detail)
 
 
 def not_empty(name: str, counts: Mapping[Status, int]) -> Problem:

@@ -13,6 +13,8 @@ from jobpipe.handlers.registry import Registry
 from jobpipe.job import (
     DEFAULT_KIND,
     DEFAULT_QUEUE,
+    INVISIBLE,
+    PORTABLE,
     AttemptRecord,
     Backoff,
     FirstWait,
@@ -28,7 +30,8 @@ from jobpipe.job import (
     Tag,
     Timeout,
 )
-from jobpipe.store.base import QUEUES, Unserved
+from jobpipe.schedules import CatchUp, Overlap
+from jobpipe.store.base import QUEUES, SCHEDULES, Unserved
 
 Time = Annotated[datetime, Meta(tz=True, description=TIME)]
 
@@ -166,6 +169,154 @@ class QueueList(msgspec.Struct, frozen=True):
     unserved: Sequence[UnservedView]
 
 
+class ScheduledJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What each firing enqueues. Everything may be left out."""
+
+    kind: Name = DEFAULT_KIND
+    payload: Any = None
+    queue: Name = DEFAULT_QUEUE
+    priority: Priority = 0
+    max_retries: Retries | None = None
+    timeout: Annotated[Timeout, OR_TEXT] | None = None
+    backoff: BackoffRequest | None = None
+    on_crash: Literal["retry", "fail"] = "retry"
+    tags: Tags = []
+
+
+class ScheduleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """When to enqueue which job: by a cron line or at an interval."""
+
+    cron: (
+        Annotated[
+            str,
+            Meta(
+                min_length=1,
+                max_length=200,
+                description="minute, hour, day of the month, month, day of the week; a sixth field in front: second",
+            ),
+        ]
+        | None
+    ) = None
+    timezone: (
+        Annotated[
+            str,
+            Meta(
+                min_length=1,
+                max_length=100,
+                description="of the cron line, such as Europe/Berlin; default: UTC",
+            ),
+        ]
+        | None
+    ) = None
+    every: (
+        Annotated[
+            float,
+            Meta(ge=1, le=315_360_000, description="a number of seconds from 1 to 315360000 (ten years)"),
+            OR_TEXT,
+        ]
+        | None
+    ) = None
+    starts_at: Time | None = None
+    ends_at: Time | None = None
+    job: ScheduledJob | None = None
+    overlap: Overlap = "skip"
+    catch_up: CatchUp = "one"
+    limit: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1000,
+            description='a whole number from 1 to 1000; how many missed firings "catch_up": "all" makes up for',
+        ),
+    ] = 100
+    jitter: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=86_400,
+            description="a number of seconds from 0 to 86400; a job is due up to so much after its firing",
+        ),
+        OR_TEXT,
+    ] = 0.0
+
+
+class PauseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Why a schedule is paused."""
+
+    reason: (
+        Annotated[
+            str,
+            Meta(
+                pattern=rf"^[^{INVISIBLE}]{{1,500}}\Z",
+                description="1 to 500 characters, without control and invisible characters",
+                extra_json_schema={PORTABLE: r"^[^\x00-\x1f\x7f-\x9f\xad]{1,500}$"},
+            ),
+        ]
+        | None
+    ) = None
+
+
+class ScheduledJobView(msgspec.Struct, frozen=True, kw_only=True):
+    """What each firing enqueues, as it was asked for; lists leave the payload out."""
+
+    kind: str
+    payload: msgspec.Raw | UnsetType = UNSET
+    queue: str
+    priority: int
+    max_retries: int | None
+    timeout: float | None
+    backoff: Backoff | None
+    on_crash: Literal["retry", "fail"]
+    tags: Sequence[str]
+
+
+class FiringView(msgspec.Struct, frozen=True, kw_only=True):
+    """A firing, or a run by hand, and how its job stands."""
+
+    at: When
+    id: str
+    status: str
+    started_at: When | None
+    finished_at: When | None
+
+
+class ScheduleView(msgspec.Struct, frozen=True, kw_only=True):
+    """A schedule. `next` are its next five firings, in a list the next one; none while it is paused.
+
+    `last` are its last ten firings whose jobs are still there, the newest first; lists leave them out. `missed` counts
+    the firings that made no job. `error` says what of its row in the store cannot be read.
+    """
+
+    name: str
+    version: int
+    in_words: str | None
+    cron: str | None
+    timezone: str | None
+    every: float | None
+    starts_at: When | None
+    ends_at: When | None
+    overlap: Overlap
+    catch_up: CatchUp
+    limit: int
+    jitter: float
+    job: ScheduledJobView | None
+    paused: bool
+    reason: str | None
+    missed: int
+    created_at: When
+    last_at: When | None
+    next: Sequence[When]
+    last: Sequence[FiringView] | UnsetType = UNSET
+    error: JobError | None
+
+
+class ScheduleList(msgspec.Struct, frozen=True):
+    """A page of schedules, by name. `next_cursor` is null at the end."""
+
+    schedules: Sequence[ScheduleView]
+    next_cursor: str | None
+
+
 class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whether this node works: `ok`, `draining`, or what is broken, in words."""
 
@@ -271,6 +422,17 @@ class QueueQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     cursor: Cursor | None = None
 
 
+class ScheduleQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which schedules to list."""
+
+    limit: Annotated[
+        int,
+        Meta(ge=1, le=SCHEDULES, description="a whole number from 1 to 100"),
+        Means("the most schedules in a page"),
+    ] = 100
+    cursor: Cursor | None = None
+
+
 TRACEBACKS = 1 << 20
 """The most bytes of tracebacks that are shown of one job, from the newest attempt back."""
 
@@ -289,7 +451,8 @@ def rfc3339(seconds: float) -> str:
     return datetime.fromtimestamp(shown + 0.0005, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
-def _when(seconds: float | None) -> str | None:
+def when(seconds: float | None) -> str | None:
+    """The same of a time that may not be."""
     return None if seconds is None else rfc3339(seconds)
 
 
@@ -299,8 +462,8 @@ def attempt_view(record: AttemptRecord) -> AttemptView:
         number=record.number,
         claim=record.claim,
         node=record.node,
-        started_at=_when(record.started_at),
-        finished_at=_when(record.finished_at),
+        started_at=when(record.started_at),
+        finished_at=when(record.finished_at),
         outcome=record.outcome,
         error=record.error,
     )
@@ -395,9 +558,9 @@ def job_view(job: Job, registry: Registry, *, content: bool = True, attempts: bo
         tags=options.tags,
         created_at=created_at,
         run_at=created_at if asked.run_at == asked.created_at else rfc3339(asked.run_at),
-        started_at=_when(state.started_at),
-        finished_at=_when(state.finished_at),
-        expires_at=_when(asked.expires_at),
+        started_at=when(state.started_at),
+        finished_at=when(state.finished_at),
+        expires_at=when(asked.expires_at),
         attempts=_attempt_views(job.attempts) if attempts else UNSET,
     )
 

@@ -1,4 +1,4 @@
-"""What people ask of jobs and queues: cancel, retry, promote, edit, delete, pause, resume."""
+"""What people ask of jobs, queues and schedules: cancel, retry, promote, edit, delete, pause, resume."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,11 +6,13 @@ from typing import Any
 import structlog
 
 from jobpipe.clock import Clock
-from jobpipe.engine.held import Held
 from jobpipe.engine.ledger import Ledger
+from jobpipe.engine.scheduler import Scheduler
 from jobpipe.engine.throttle import LogThrottle
 from jobpipe.events import Events
-from jobpipe.store.base import Change, ControlStore, QueueChange
+from jobpipe.job import NewJob
+from jobpipe.schedules import Schedule, Spec
+from jobpipe.store.base import Change, ControlStore, QueueChange, SchedulePut
 
 ACTS = 20
 """How many acts of people a second have a line in the log."""
@@ -21,8 +23,10 @@ log = structlog.get_logger("jobpipe")
 class Control:
     """Writes a wish to the store, then acts on it here. Every method may raise `StoreUnavailable`: nothing was done."""
 
-    def __init__(self, store: ControlStore, ledger: Ledger, held: Held, events: Events, clock: Clock) -> None:
-        self._store, self._ledger, self._held = store, ledger, held
+    def __init__(
+        self, store: ControlStore, ledger: Ledger, scheduler: Scheduler, events: Events, clock: Clock
+    ) -> None:
+        self._store, self._ledger, self._scheduler = store, ledger, scheduler
         self._events, self._clock = events, clock
         self._acts = LogThrottle(ACTS)
 
@@ -33,10 +37,7 @@ class Control:
         """
         (change,) = await self._store.cancel([job_id], self._clock.now())
         if change.verdict == "changed" and change.job is not None:
-            # Also where the store does not count it as held here any more.
-            self._ledger.stop(self._held.of_jobs([job_id]), "cancel")
-            self._events.publish(job_id, change.job.status)
-            self._ledger.look()
+            self._ledger.cancelled(job_id, change.job.status)
             self._tell("cancel requested", job=job_id, status=change.job.status.value)
         return change
 
@@ -76,6 +77,36 @@ class Control:
         await self._store.resume(queue)
         self._ledger.look()
         self._tell("queue resumed", queue=queue)
+
+    async def put_schedule(self, name: str, spec: Spec, job: NewJob) -> SchedulePut:
+        """Store a schedule, or change what it says."""
+        put = await self._store.put_schedule(name, spec, job, self._clock.now())
+        self._scheduler.wake()  # also for what was sent again, since the first time may have gone wrong here
+        if put.verdict != "same":
+            self._tell(f"schedule {put.verdict}", schedule=name)
+        return put
+
+    async def pause_schedule(self, name: str, reason: str | None) -> Schedule | None:
+        """Have a schedule fire no more; None: there is none."""
+        schedule = await self._store.pause_schedule(name, reason)
+        if schedule is not None:
+            self._tell("schedule paused", schedule=name)
+        return schedule
+
+    async def resume_schedule(self, name: str) -> Schedule | None:
+        """Have a schedule fire again, from now on; None: there is none."""
+        schedule = await self._store.resume_schedule(name, self._clock.now())
+        if schedule is not None:
+            self._scheduler.wake()
+            self._tell("schedule resumed", schedule=name)
+        return schedule
+
+    async def delete_schedule(self, name: str) -> bool:
+        """Delete a schedule, not its jobs. False: there is none."""
+        deleted = await self._store.delete_schedule(name)
+        if deleted:
+            self._tell("schedule deleted", schedule=name)
+        return deleted
 
     def _waits(self, changes: Sequence[Change], act: str) -> Change:
         """A job may wait for this node now."""

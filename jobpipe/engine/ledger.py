@@ -17,7 +17,7 @@ from jobpipe.engine.held import USUAL_BACKOFF, Held
 from jobpipe.engine.outcomes import Verdict
 from jobpipe.errors import TablesLocked
 from jobpipe.events import Events
-from jobpipe.job import Backoff, NewJob
+from jobpipe.job import Backoff, NewJob, Status
 from jobpipe.store.base import Add, Batch, Claimed, ClaimRequest, Receipt, Settlement, Start
 
 W = TypeVar("W")
@@ -153,6 +153,13 @@ class Ledger:
             attempt.stop(reason)
             if not attempt.taken:
                 self.hand_back(attempt)  # at once: a worker may be long in coming
+
+    def cancelled(self, job_id: str, status: Status) -> None:
+        """A cancel of a job is stored, which has this status now: stop it here, and tell those who wait for it."""
+        # Also where the store does not count it as held here any more.
+        self.stop(self._held.of_jobs([job_id]), "cancel")
+        self._events.publish(job_id, status)
+        self.look()
 
     def recall(self, queue: str) -> None:
         """A queue was paused: hand back its jobs that have not begun, also those that are being claimed."""

@@ -4,6 +4,7 @@ from contextlib import suppress
 from typing import assert_never
 
 from jobpipe.engine.ledger import Ledger
+from jobpipe.engine.scheduler import Scheduler
 from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.errors import StoreError
 from jobpipe.events import Events
@@ -13,9 +14,9 @@ from jobpipe.store.base import Notification, SharedStore, Store
 class Listener:
     """Listens to a shared store; with one that this process has to itself there is nothing to hear."""
 
-    def __init__(self, store: Store, ledger: Ledger, events: Events) -> None:
+    def __init__(self, store: Store, ledger: Ledger, scheduler: Scheduler, events: Events) -> None:
         self._store = store if isinstance(store, SharedStore) else None
-        self._ledger, self._events = ledger, events
+        self._ledger, self._scheduler, self._events = ledger, scheduler, events
         self._unforeseen = Unforeseen()
 
     async def run(self) -> None:
@@ -40,12 +41,15 @@ class Listener:
                 self._events.look_at(news.id)
             case "paused":
                 await self._recall_paused()
+            case "schedules":
+                self._scheduler.wake()
             case _:
                 assert_never(news.what)
 
     async def _catch_up(self) -> None:
-        """Look for whatever was told while nobody listened: ready jobs, ends, pauses, wishes to cancel."""
+        """Look for whatever was told while nobody listened: ready jobs, ends, pauses, schedules, wishes to cancel."""
         self._ledger.look()
+        self._scheduler.wake()
         self._events.recheck()
         await self._recall_paused()
         with suppress(StoreError):  # then it is told with the next one

@@ -27,6 +27,7 @@ from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.listener import Listener
 from jobpipe.engine.maintenance import Maintenance
 from jobpipe.engine.prefetch import Prefetch
+from jobpipe.engine.scheduler import Scheduler
 from jobpipe.engine.served import Served
 from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.engine.waiting import Waiting
@@ -90,8 +91,9 @@ class Node:
             threads=settings.workers,
             max_result=settings.max_body,
         )
-        self.control = Control(store, self.ledger, self.held, self.events, clock)
-        self.listener = Listener(store, self.ledger, self.events)
+        self.scheduler = Scheduler(store, self.ledger, clock, node=self.name, period=settings.lease)
+        self.control = Control(store, self.ledger, self.scheduler, self.events, clock)
+        self.listener = Listener(store, self.ledger, self.scheduler, self.events)
         self.waiting = Waiting(store, self.events, self.listener)
         self.intake = Intake(self.ledger, self.channel)
         self.lease = Lease(store, self.ledger, self.held, clock, self.name, settings.lease, registry.served)
@@ -113,7 +115,14 @@ class Node:
         await self.lease.join()
         rescued = await self.lease.rescue()
         async with trio.open_nursery() as keepers:
-            for keeper in (self.committer, self.lease, self.maintenance, self.listener, self.served):
+            for keeper in (
+                self.committer,
+                self.lease,
+                self.maintenance,
+                self.scheduler,
+                self.listener,
+                self.served,
+            ):
                 keepers.start_soon(self._unforeseen.keep, keeper.run, type(keeper).__name__.lower())
             if self.phase == "starting":  # a signal may have come already
                 self.phase = "running"

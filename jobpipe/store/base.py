@@ -21,12 +21,16 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 import msgspec
 
 from jobpipe.job import NO_OPTIONS, Job, JobError, NewJob, Options, Outcome, Status
+from jobpipe.schedules import Firing, Schedule, Spec
 
 STEP = 1000
 """The most jobs that one exchange promotes or expires, and one prune deletes, so that no transaction is long."""
 
 QUEUES = 1000
 """The most queues of one list, unless asked for fewer."""
+
+SCHEDULES = 100
+"""The most schedules of one list, and the most that are fired in one transaction."""
 
 PAGE_BYTES = 4 << 20
 """The most bytes of one page of a list; a job that is larger comes alone."""
@@ -251,6 +255,42 @@ class QueueChange(msgspec.Struct, frozen=True):
     """the queue as it is, when refused"""
 
 
+class SchedulePut(msgspec.Struct, frozen=True):
+    """What became of a schedule that was stored."""
+
+    schedule: Schedule
+    verdict: Literal["created", "changed", "same"]
+
+
+class Due(msgspec.Struct, frozen=True):
+    """Schedules that are due, and when the next of the others will be; None: none will."""
+
+    schedules: Sequence[Schedule]
+    next_at: float | None
+
+
+class Fired(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of firings."""
+
+    fired: frozenset[str] = frozenset()
+    """the names of those that were done; the others were done, edited, paused or deleted by somebody else"""
+    locked: frozenset[str] = frozenset()
+    """the names of those that somebody else is about just now, or has deleted"""
+    stored: Sequence[str] = ()
+    """the ids of the jobs that were made"""
+    cancelled: Sequence[Change] = ()
+    """jobs of earlier firings that were replaced"""
+
+
+class FiredJob(msgspec.Struct, frozen=True, kw_only=True):
+    """The job of a firing, as far as a schedule shows it."""
+
+    id: str
+    status: str
+    started_at: float | None
+    finished_at: float | None
+
+
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
     """Which jobs a list holds; None means any. Texts match parts of id, payload and error.
 
@@ -327,6 +367,22 @@ class EngineStore(Protocol):
         that have no jobs and are not paused are forgotten, some thousands at a time.
         """
 
+    async def due_schedules(
+        self, now: float, limit: int = SCHEDULES, after: tuple[float, str] | None = None
+    ) -> Due:
+        """At most `limit` schedules that are to fire by `now`, the earliest first; paused ones never are.
+
+        `after`: next_at and name of one, to go on behind it. What of a row cannot be read is in `Schedule.error`.
+        """
+
+    async def fire(self, firings: Sequence[Firing], now: float) -> Fired:
+        """Carry firings out, each if its schedule is as the firing says: its version and its `next_at`, and not paused.
+
+        Then `next_at` moves on and the jobs are stored, those whose ids are taken left as they are. So each firing is
+        done once, whoever else does the same at this time. Where the previous job has not ended: `skip` stores nothing
+        and counts the firing as missed, `replace` cancels that job, `queue` does nothing about it.
+        """
+
     async def leave(self, node: str) -> None:
         """Forget a node that has drained. Held jobs, were there any, are left to rescue."""
 
@@ -358,6 +414,21 @@ class ControlStore(Protocol):
     async def delete_queue(self, queue: str) -> QueueChange:
         """Forget a queue, also whether it is paused. Refused while it has jobs, ended ones too."""
 
+    async def put_schedule(self, name: str, spec: Spec, job: NewJob, now: float) -> SchedulePut:
+        """Store a schedule, or change what it says; with the same content nothing changes.
+
+        It fires next at the first time after `now`. A paused one stays paused; `created_at` and `missed` stay.
+        """
+
+    async def pause_schedule(self, name: str, reason: str | None) -> Schedule | None:
+        """Have a schedule fire no more; None: there is none. Repeatable: the last reason stands."""
+
+    async def resume_schedule(self, name: str, now: float) -> Schedule | None:
+        """Have a paused schedule fire again, from the first time after `now` on; None: there is none."""
+
+    async def delete_schedule(self, name: str) -> bool:
+        """Delete a schedule, not its jobs. False: there is none."""
+
 
 class ReadStore(Protocol):
     """What the API reads. Never waits for a writer.
@@ -385,6 +456,18 @@ class ReadStore(Protocol):
     async def queue(self, name: str) -> QueueState | None:
         """One queue; None when there is nothing to tell of it."""
 
+    async def schedule(self, name: str) -> Schedule | None:
+        """One schedule. What of its row cannot be read is in `Schedule.error`."""
+
+    async def schedules(self, limit: int = SCHEDULES, after: str = "") -> Sequence[Schedule]:
+        """At most `limit` schedules by name, behind the one named `after`."""
+
+    async def fired_jobs(self, name: str, limit: int) -> Sequence[FiredJob]:
+        """The jobs that a schedule has made and that are still there, the newest firing first.
+
+        They are found by their ids: `NAME@` and more.
+        """
+
     async def overview(self, kinds: frozenset[str]) -> Overview:
         """What all queues come to, for a node that serves these kinds.
 
@@ -411,9 +494,10 @@ class Store(EngineStore, ControlStore, ReadStore, Protocol):
 class Notification(msgspec.Struct, frozen=True):
     """Something that another node did, or a reason to look for oneself."""
 
-    what: Literal["look", "missed", "ended", "paused"]
+    what: Literal["look", "missed", "ended", "paused", "schedules"]
     """`look`: jobs may have become ready, or held ones may have been asked to stop; `missed`: anything may have
-    happened; `ended`: a job that is watched may have ended, or was deleted; `paused`: a queue may have been paused"""
+    happened; `ended`: a job that is watched may have ended, or was deleted; `paused`: a queue may have been paused;
+    `schedules`: a schedule may be due earlier than it was"""
     id: str = ""
 
 

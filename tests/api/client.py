@@ -139,6 +139,30 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().delete(ids)
 
+    async def put_schedule(self, *what):
+        await self._obey()
+        return await super().put_schedule(*what)
+
+    async def pause_schedule(self, *what):
+        await self._obey()
+        return await super().pause_schedule(*what)
+
+    async def resume_schedule(self, *what):
+        await self._obey()
+        return await super().resume_schedule(*what)
+
+    async def delete_schedule(self, name):
+        await self._obey()
+        return await super().delete_schedule(name)
+
+    async def schedule(self, name):
+        await self._obey()
+        return await super().schedule(name)
+
+    async def schedules(self, *page):
+        await self._obey()
+        return await super().schedules(*page)
+
     async def pause(self, queue):
         await self._obey()
         await super().pause(queue)

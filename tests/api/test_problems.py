@@ -28,6 +28,7 @@ CODES = {
     "not_found",
     "no_such_job",
     "no_such_queue",
+    "no_such_schedule",
     "queue_not_empty",
     "method_not_allowed",
     "id_conflict",

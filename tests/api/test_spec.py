@@ -175,7 +175,7 @@ async def test_schemas_are_those_of_the_structs_of_the_wire(spec):
     ]
     _, made = msgspec.json.schema_components([*structs, JobError], ref_template="#/components/schemas/{name}")
     components = json.loads(msgspec.json.encode(made))
-    queries = {"WaitQuery", "HoldQuery", "ListQuery", "QueueQuery"}  # written as parameters
+    queries = {"WaitQuery", "HoldQuery", "ListQuery", "QueueQuery", "ScheduleQuery"}  # written as parameters
 
     assert _without_defaults_and_patterns(spec.schemas) == _without_defaults_and_patterns(
         {name: schema for name, schema in components.items() if name not in queries}
@@ -190,7 +190,7 @@ async def test_no_property_has_a_default_and_none_of_a_request_is_required(spec)
         for field, of_field in schema.get("properties", {}).items()
         if "default" in of_field
     ] == []
-    for name in ("EnqueueRequest", "Backoff"):
+    for name in ("EnqueueRequest", "Backoff", "ScheduleRequest", "ScheduledJob", "PauseRequest"):
         assert spec.schemas[name]["required"] == []
     assert spec.schemas["EnqueueRequest"]["properties"]["kind"]["description"].endswith('; default: "echo"')
     assert "status" in spec.schemas["JobView"]["required"]
@@ -377,6 +377,8 @@ async def _with_jobs(door):
         yield await door.delete(f"/queues/{name}")
     yield await door.delete("/queues/default", headers=CROSS_SITE)
     yield await door.delete("/jobs/held", headers=CROSS_SITE)
+    async for response in _with_schedules(door):
+        yield response
     for path in ("/health", "/openapi.json", "/docs"):
         yield await door.get(path)
     door.stage.cleaned.set()
@@ -408,6 +410,25 @@ async def _waiting(door):
     yield await door.post("/jobs/soon/promote")
 
 
+async def _with_schedules(door):
+    for body in ({"every": 60}, {"every": 60}, {"cron": "nonsense"}):
+        yield await door.request("PUT", "/schedules/a", json=body)
+    yield await door.request("PUT", "/schedules/a", content=b"{")
+    yield await door.request("PUT", "/schedules/a", json={}, headers=CROSS_SITE)
+    yield await door.request("PUT", "/schedules/a", content=b"{}", headers={"Content-Type": "text/plain"})
+    yield await door.get("/schedules")
+    for name in ("a", "none", "-"):
+        yield await door.get(f"/schedules/{name}")
+        for verb in ("pause", "run", "resume"):
+            yield await door.post(f"/schedules/{name}/{verb}")
+            yield await door.post(f"/schedules/{name}/{verb}", headers=CROSS_SITE)
+    yield await door.post("/schedules/a/pause", content=b"{")
+    yield await door.post("/schedules/a/pause", content=b"{}", headers={"Content-Type": "text/plain"})
+    yield await door.delete("/schedules/a", headers=CROSS_SITE)
+    for name in ("a", "a", "-"):
+        yield await door.delete(f"/schedules/{name}")
+
+
 async def _strange(door):
     """Requests that no route takes: parameters that it does not have, and bodies beyond the limit."""
     for method, path in (await _spec_of(door)).operations:
@@ -417,13 +438,17 @@ async def _strange(door):
 
 
 async def _full(door):
+    await door.request("PUT", "/schedules/a", json={"every": 3600})
     await door.enqueue(id="first", delay=1000)
+    yield await door.post("/schedules/a/run")
     yield await door.enqueue(id="second", delay=1000)
     yield await door.post("/enqueue/bulk", json=[{"id": "second", "delay": 1000}])
 
 
 async def _draining(door):
+    await door.request("PUT", "/schedules/a", json={"every": 3600})
     door.node.drain()
+    yield await door.post("/schedules/a/run")
     yield await door.enqueue(id="a")
     yield await door.post("/enqueue/bulk", json=[{"id": "a"}])
     yield await door.get("/health")
@@ -443,6 +468,12 @@ async def _broken(door):
         "/queues/default/resume",
     ):
         yield await door.post(path)
+    for path in ("/schedules", "/schedules/a"):
+        yield await door.get(path)
+    for verb in ("pause", "run", "resume"):
+        yield await door.post(f"/schedules/a/{verb}")
+    yield await door.request("PUT", "/schedules/a", json={"every": 60})
+    yield await door.delete("/schedules/a")
     yield await door.patch("/jobs/a", json={})
     yield await door.delete("/jobs/a")
     yield await door.delete("/queues/default")

@@ -16,6 +16,7 @@ import trio
 
 from jobpipe.engine.unforeseen import UNFORESEEN
 from jobpipe.job import ENDED, Backoff, Job, NewJob, Options, Status
+from jobpipe.schedules import Spec
 from jobpipe.store.base import Store
 from tests.engine.conftest import Rig, Step, new_job, running
 from tests.store.conftest import OPENERS
@@ -36,6 +37,7 @@ HEART = {
         "maintenance",
         "outcomes",
         "prefetch",
+        "scheduler",
         "scope",
         "served",
         "splitting",
@@ -50,6 +52,7 @@ HEART = {
         "queues",
         "retention",
         "sidelining",
+        "schedules",
         "transaction",
     ),
     "sqlite": (
@@ -185,7 +188,10 @@ async def store_job(rig: Rig, job: NewJob) -> None:
 
 
 async def play(rig: Rig) -> dict[str, Job]:
-    """Jobs of every kind: that are done, retried, failed, put off, cancelled while they wait and while they run."""
+    """Jobs of every kind: that are done, retried, failed, put off, cancelled while they wait and while they run.
+
+    And the job of a schedule that fires once.
+    """
     now, name = rig.node.clock.now(), rig.node.name
 
     def job(what: str, *steps: Step, later: float = 0.0) -> NewJob:
@@ -206,9 +212,14 @@ async def play(rig: Rig) -> dict[str, Job]:
     with trio.fail_after(30):
         while not rig.actor.running(f"{name}:waits"):  # noqa: ASYNC110 - `begun` counts the others too
             await trio.sleep(0.01)
+    once = Spec(every=1e6, starts_at=rig.node.clock.now() + 0.05, overlap="replace")
+    await again(lambda: rig.node.control.put_schedule(f"{name}.s", once, new_job("template", options=QUICK)))
     for what in ("waits", "held back"):
         await again(functools.partial(rig.node.control.cancel, f"{name}:{what}"))
-    return await until_ended(rig, *(one.id for one in made))
+    with trio.fail_after(30):
+        while not (fired := await again(lambda: rig.store.fired_jobs(f"{name}.s", 2))):  # noqa: ASYNC110 - nobody tells of a firing
+            await trio.sleep(0.01)
+    return await until_ended(rig, *(one.id for one in (*made, *fired)))
 
 
 ENDS = {"failed": Status.FAILED, "waits": Status.CANCELLED, "held back": Status.CANCELLED}

@@ -10,6 +10,7 @@ import trio
 from structlog.testing import capture_logs
 
 from jobpipe.job import Outcome, Status
+from jobpipe.schedules import Spec
 from jobpipe.store.base import Filter, Notification
 from jobpipe.store.postgres import PostgresStore, open_postgres
 from jobpipe.store.postgres.listening import APART, Stream
@@ -66,6 +67,21 @@ async def test_a_hungry_node_is_told_of_jobs_that_another_one_leaves(pair: Any, 
 
     assert await other.next() == LOOK
     assert [job.id for job in await other.node.claim(5)] == ["a"]
+
+
+async def test_a_node_is_told_of_a_schedule_that_another_one_changes(pair: Any, schema: str) -> None:
+    """Also when it is resumed. That it fires no more, nobody needs to know."""
+    one, other = pair
+    for _ in range(2):
+        await one.store.put_schedule("a", Spec(every=60), new_job(), NOW)
+    assert await other.next() == Notification("schedules")
+    await one.store.pause_schedule("a", None)
+    await one.store.resume_schedule("a", NOW)
+    assert await other.next() == Notification("schedules")
+    await one.store.delete_schedule("a")
+
+    assert await one.next() == Notification("schedules")  # equal ones are one
+    await silence(schema, one, other)
 
 
 async def test_a_node_that_has_no_room_is_not_told(pair: Any, schema: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from jobpipe.job import Outcome, Status
+from jobpipe.schedules import Overlap, Spec, decided
 from jobpipe.store.base import STEP, Add, Batch, Filter, Place, Retention
 from jobpipe.store.postgres import migrate, reader
 from jobpipe.store.postgres.address import read_address
@@ -161,6 +162,9 @@ class Verbs(SharedVerbs):
             return await verb(Tables(session, 1, "caller", "plans"))
 
         return await self._connection.transact(whole, repeatable=repeatable)
+
+    async def _look(self, verb: Any) -> Any:
+        return await self._carry_out(verb)
 
 
 @pytest.fixture
@@ -318,6 +322,24 @@ async def test_deep_pages_cost_no_more_than_the_first(connection: Counting) -> N
 
     assert len(page.jobs) == 20
     assert (connection.whole, connection.by_index <= 300) == (0, True)
+
+
+async def test_schedules_find_their_jobs_by_id(connection: Counting, verbs: Verbs) -> None:
+    """What fires, overlaps, is replaced and is shown, among a million jobs."""
+    read = list[tuple[int, bool]]()
+    overlaps: tuple[Overlap, ...] = ("queue", "skip", "replace")
+    for overlap in overlaps:
+        await verbs.put_schedule(f"s-{overlap}", Spec(every=60, overlap=overlap), new_job(), NOW)
+    for now in (NOW + 60, NOW + 120):
+        due = (await verbs.due_schedules(now)).schedules
+        assert len(due) == 3
+        await verbs.fire([decided(schedule, now) for schedule in due], now)
+        read.append((connection.whole, connection.by_index <= 30))
+    found = await verbs.fired_jobs("s-queue", 10)
+    read.append((connection.whole, connection.by_index <= 10))
+
+    assert len(found) == 2
+    assert read == [(0, True)] * 3
 
 
 async def test_queues_are_told_from_the_counts(connection: Counting) -> None:

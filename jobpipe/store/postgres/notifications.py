@@ -21,6 +21,9 @@ CANCEL = "cancel"
 PAUSED = "paused"
 """A queue was paused."""
 
+SCHEDULES = "schedules"
+"""A schedule may be due earlier than it was."""
+
 ENDED = "ended"
 """Watched jobs have ended; their ids follow."""
 
@@ -70,6 +73,8 @@ def news(word: str) -> Sequence[Notification] | None:
             return [Notification("look")]
         case [one] if one == PAUSED:
             return [Notification("paused")]
+        case [one] if one == SCHEDULES:
+            return [Notification("schedules")]
         case [one, *ids] if one == ENDED and ids and all(ids):
             return [Notification("ended", id=job_id) for job_id in ids]
         case _:

@@ -91,6 +91,12 @@ class PostgresStore(SharedVerbs):
 
         return await self._other_connection.transact(whole, repeatable=repeatable)
 
+    async def _look(self, verb: Callable[[Transaction], Coroutine[Any, Any, R]]) -> R:
+        async def whole(session: Session) -> R:
+            return await verb(Tables(session, self._slot, self._leases, self._channel))
+
+        return await self._reading.read(whole)
+
     async def join(
         self, node: str, now: float, lease_until: float, kinds: frozenset[str] = frozenset()
     ) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
-from jobpipe.job import ENDED, JobError, Status
-from jobpipe.store.base import LONGEST_LEASE, QueueState
+from jobpipe.job import ENDED, JobError, NewJob, Status
+from jobpipe.store.base import LONGEST_LEASE, Add, QueueState
 from jobpipe.store.postgres import reader
+from jobpipe.store.postgres.adding import Adding
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.arrays import binaries, integers, texts
 from jobpipe.store.postgres.claiming import HEAD
@@ -326,6 +327,14 @@ class Tables:
             self.tell(READY)
         ended = [one.job.id for one, other in changes if one.watched and other.job.status in ENDED]
         notify(self._session, self._channel, ended_words(ended))
+
+    async def add(self, jobs: Sequence[NewJob]) -> Sequence[str]:
+        adding = Adding([Add(jobs)], self._slot)
+        adding.send(self._session)
+        await self._session.answered()
+        if any(job.status is Status.QUEUED for job in adding.stored):
+            self.tell(READY)
+        return [job.id for job in adding.stored]
 
     def erase(self, jobs: Sequence[Removal]) -> None:
         if not jobs:

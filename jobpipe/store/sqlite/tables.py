@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 import apsw
 
-from jobpipe.job import ENDED, JobError, Status
-from jobpipe.store.base import LONGEST_LEASE, QueueState
+from jobpipe.job import ENDED, JobError, NewJob, Status
+from jobpipe.store.base import LONGEST_LEASE, STORED, Add, QueueState
 from jobpipe.store.rows import Row, encoded_error, stored_from
 from jobpipe.store.sqlite import reader
+from jobpipe.store.sqlite.adding import Adding
 from jobpipe.store.sqlite.claiming import IS_SERVED, Claiming
 from jobpipe.store.sqlite.counts import HELD, CountChanges, mend_loudly
 from jobpipe.store.sqlite.known import Known
@@ -128,6 +129,12 @@ class Tables:
         for tag in new:
             self._db.execute(_TAG, (tag, after.job.asked.created_at, before.seq))
 
+    async def add(self, jobs: Sequence[NewJob]) -> Sequence[str]:
+        counts = CountChanges()
+        receipts = Adding(self._db, Known(self._db)).add(Add(jobs), counts, one_by_one=True)
+        counts.write(self._db)
+        return [job.id for job, receipt in zip(jobs, receipts, strict=True) if receipt is STORED]
+
     def erase(self, jobs: Sequence[Removal]) -> None:
         counts = CountChanges()
         for job in jobs:
@@ -182,6 +189,12 @@ class Tables:
 
 def carry_out(db: apsw.Connection, verb: Callable[[Tables], Coroutine[Any, Any, R]]) -> R:
     """Carry out a verb in a transaction."""
+    with transaction(db):
+        return at_once(verb(Tables(db)))
+
+
+def looked(db: apsw.Connection, verb: Callable[[Tables], Coroutine[Any, Any, R]]) -> R:
+    """Carry out a verb that only reads, with any connection: all from one state of the database."""
     with transaction(db):
         return at_once(verb(Tables(db)))
 

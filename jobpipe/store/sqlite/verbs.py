@@ -20,7 +20,7 @@ from jobpipe.store.base import (
 )
 from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.nodes import Nodes
-from jobpipe.store.sqlite.tables import carry_out
+from jobpipe.store.sqlite.tables import carry_out, looked
 from jobpipe.store.sqlite.writer import Writer
 from jobpipe.store.verbs.facade import SharedVerbs
 from jobpipe.store.verbs.transaction import Transaction
@@ -66,6 +66,9 @@ class Verbs(SharedVerbs):
         repeatable: bool = False,  # noqa: ARG002 - here it is always known what was committed
     ) -> R:
         return await self._change(lambda: carry_out(self._writer.db, verb))
+
+    async def _look(self, verb: Callable[[Transaction], Coroutine[Any, Any, R]]) -> R:
+        return await self._read(looked, verb)
 
     async def join(
         self,

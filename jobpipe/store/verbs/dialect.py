@@ -1,8 +1,9 @@
 """One SQL for two databases: what a shared statement may say, and what each database reads.
 
-`:name` is a value. In braces stands what the databases write differently: `{skip locked}` leaves out rows that
-somebody else has locked, and locks the others; `{total COLUMN}` is the sum of a column as a whole number, whatever
-damage is in it.
+`:name` is a value. In braces stands what the databases write differently: `{lock}` locks the rows, `{skip locked}`
+leaves out those that somebody else has locked, and locks the others; `{total COLUMN}` is the sum of a column as a whole
+number, whatever damage is in it; `{each NAME}` are the texts of a value that is a JSON array; `{shown}` has every job
+with its status.
 """
 
 import functools
@@ -16,12 +17,20 @@ _TOTAL = {
     "postgres": r"least(greatest(coalesce(sum(\1), 0), -1e15), 1e15)::bigint",
 }
 _SKIP_LOCKED = {"sqlite": "", "postgres": "for update skip locked"}
+_LOCK = {"sqlite": "", "postgres": "for update"}
+_EACH = {
+    "sqlite": r"(select value from json_each(:\1))",
+    "postgres": r"(select value from jsonb_array_elements_text(:\1::jsonb))",
+}
+_SHOWN = {"sqlite": "jobs", "postgres": "shown"}
 _VALUE = {"sqlite": r":\1", "postgres": r"%(\1)s"}
 
 
 @functools.cache
 def translated(sql: str, database: Database) -> str:
     """A shared statement as one of the databases reads it."""
+    sql = re.sub(r"\{each (\w+)\}", _EACH[database], sql)
     sql = re.sub(r"(?<!:):(\w+)", _VALUE[database], sql)
     sql = re.sub(r"\{total (\w+)\}", _TOTAL[database], sql)
+    sql = sql.replace("{shown}", _SHOWN[database]).replace("{lock}", _LOCK[database])
     return sql.replace("{skip locked}", _SKIP_LOCKED[database])

@@ -4,8 +4,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-from jobpipe.store.base import Batch, Change, QueueChange, Rescued, Retention
-from jobpipe.store.verbs import jobs, nodes, queues, retention, sidelining
+from jobpipe.job import NewJob
+from jobpipe.schedules import Firing, Schedule, Spec
+from jobpipe.store.base import (
+    SCHEDULES,
+    Batch,
+    Change,
+    Due,
+    Fired,
+    FiredJob,
+    QueueChange,
+    Rescued,
+    Retention,
+    SchedulePut,
+)
+from jobpipe.store.verbs import jobs, nodes, queues, retention, schedules, sidelining
 from jobpipe.store.verbs.transaction import Transaction
 
 R = TypeVar("R")
@@ -22,6 +35,10 @@ class SharedVerbs(ABC):
 
         One that is `repeatable` may be carried out twice, where nobody knows whether the first time was committed.
         """
+
+    @abstractmethod
+    async def _look(self, verb: Callable[[Transaction], Coroutine[Any, Any, R]]) -> R:
+        """Carry out a verb that only reads, all from one state of the database. Never waits for a writer."""
 
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
         return await self._carry_out(lambda tx: nodes.rescue(tx, node, now))
@@ -56,3 +73,32 @@ class SharedVerbs(ABC):
 
     async def delete_queue(self, queue: str) -> QueueChange:
         return await self._carry_out(lambda tx: queues.delete(tx, queue))
+
+    async def put_schedule(self, name: str, spec: Spec, job: NewJob, now: float) -> SchedulePut:
+        return await self._carry_out(lambda tx: schedules.put(tx, name, spec, job, now))
+
+    async def pause_schedule(self, name: str, reason: str | None) -> Schedule | None:
+        return await self._carry_out(lambda tx: schedules.pause(tx, name, reason), repeatable=True)
+
+    async def resume_schedule(self, name: str, now: float) -> Schedule | None:
+        return await self._carry_out(lambda tx: schedules.resume(tx, name, now))
+
+    async def delete_schedule(self, name: str) -> bool:
+        return await self._carry_out(lambda tx: schedules.delete(tx, name))
+
+    async def fire(self, firings: Sequence[Firing], now: float) -> Fired:
+        return await self._carry_out(lambda tx: schedules.fire(tx, firings, now))
+
+    async def due_schedules(
+        self, now: float, limit: int = SCHEDULES, after: tuple[float, str] | None = None
+    ) -> Due:
+        return await self._look(lambda tx: schedules.due(tx, now, limit, after))
+
+    async def schedule(self, name: str) -> Schedule | None:
+        return await self._look(lambda tx: schedules.one(tx, name))
+
+    async def schedules(self, limit: int = SCHEDULES, after: str = "") -> Sequence[Schedule]:
+        return await self._look(lambda tx: schedules.listed(tx, limit, after))
+
+    async def fired_jobs(self, name: str, limit: int) -> Sequence[FiredJob]:
+        return await self._look(lambda tx: schedules.fired_jobs(tx, name, limit))

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from jobpipe.job import NewJob
 from jobpipe.store.base import QueueState
 from jobpipe.store.rows import Row
 from jobpipe.transitions import Stored
@@ -69,6 +70,9 @@ class Transaction(Protocol):
         Raises `ForbiddenError` where a status may not follow another; then nothing is written.
         """
 
+    async def add(self, jobs: Sequence[NewJob]) -> Sequence[str]:
+        """Store new jobs, each unless its id is taken, with all that follows; returns the ids of those stored."""
+
     def erase(self, jobs: Sequence[Removal]) -> None:
         """Delete jobs with all that belongs to them, and count them out."""
 
@@ -82,7 +86,7 @@ class Transaction(Protocol):
         """Whether an error is the fault of a row, not of the database."""
 
     def tell(self, what: str) -> None:
-        """Notify other nodes at the commit, where there are any: `READY` or `PAUSED`."""
+        """Notify other nodes at the commit, where there are any: `READY`, `PAUSED` or `SCHEDULES`."""
 
     async def queue(self, name: str) -> QueueState | None:
         """How a queue stands."""
@@ -108,6 +112,9 @@ READY = "ready"
 
 PAUSED = "paused"
 """A queue was paused."""
+
+SCHEDULES = "schedules"
+"""A schedule may be due earlier than it was."""
 
 
 def at_once(verb: Coroutine[Any, Any, R]) -> R:
