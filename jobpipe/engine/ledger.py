@@ -96,7 +96,8 @@ class Ledger:
     def settle(self, settlement: Settlement) -> None:
         """Write what became of a held job with the next batch. Its place is given up at once."""
         self._noted.pop((settlement.seq, settlement.claim), None)
-        self._locked.pop((settlement.seq, settlement.claim), None)  # its start
+        if self._locked:
+            self._locked.pop((settlement.seq, settlement.claim), None)  # its start
         waiting = len(self._settlements) + 1
         if self._events.watched(settlement.id):
             self.batching.within(0.0)

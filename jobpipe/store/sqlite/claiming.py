@@ -180,7 +180,11 @@ class Claiming:
         self, batch: Batch, claim: ClaimRequest, counts: CountChanges, *, one_by_one: bool, wary: bool
     ) -> tuple[Sequence[Claimed], bool]:
         """Hold ready jobs; returns them, and whether more may be ready although fewer were taken than asked for."""
+        if self._known.none_ready(claim.kinds):
+            return (), False
         rows, more_ready = self._take(batch, claim, one_by_one=one_by_one, wary=wary)
+        if len(rows) < claim.limit and not (more_ready or one_by_one or self._walked):
+            self._known.took_all(claim.kinds)
         if any(row[_EXPIRES_AT] is not None for row in rows):
             self._known.due_changed()  # a held job does not expire
         claimed = claimed_from([row[_CLAIMED] for row in rows])
@@ -208,11 +212,12 @@ class Claiming:
     def _take_served(self, values: Values) -> tuple[list[Row], bool]:
         """Hold the next jobs of the kinds that are served. What is in their way, of other kinds, is put aside."""
         limit = values["limit"]
-        rows = self._hold(values)
+        rows, all_seen = self._hold(values)
         for _ in range(SLICES):
-            if len(rows) == limit or not self._put_aside(values | {"limit": SLICE}):
+            if all_seen or len(rows) == limit or not self._put_aside(values | {"limit": SLICE}):
                 return rows, False
-            rows += self._hold(values | {"limit": limit - len(rows)})
+            more, all_seen = self._hold(values | {"limit": limit - len(rows)})
+            rows += more
         return rows, len(rows) < limit
 
     def _take_with_care(self, values: Values) -> list[Row]:
@@ -232,10 +237,13 @@ class Claiming:
                 break
         return [seq for _, _, seq in self._next(values)]
 
-    def _hold(self, values: Values) -> list[Row]:
+    def _hold(self, values: Values) -> tuple[list[Row], bool]:
+        """Hold the next jobs that are served; also whether there were fewer, none of another kind among them."""
         if self._known.paused() or self._db.execute(_MINE_ASIDE, values).get:
-            return self._sorted(_CLAIM_THESE, values | {"seqs": _seqs(self._next(values))})
-        return self._sorted(_CLAIM_FIRST_SERVED, values)
+            near = self._next(values)
+            rows = self._sorted(_CLAIM_THESE, values | {"seqs": _seqs(near)})
+            return rows, len(rows) == len(near) < values["limit"] and not self._walked
+        return self._sorted(_CLAIM_FIRST_SERVED, values), False
 
     def _sorted(self, sql: str, values: Values) -> list[Row]:
         return sorted(

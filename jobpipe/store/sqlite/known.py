@@ -10,6 +10,7 @@ from jobpipe.store.sqlite.rows import fetch, fetch_one
 
 _NODE = "select node from nodes where name = ? and lease_until is not null"
 _ANY_PAUSED = "select exists (select 1 from queues where paused = 1)"
+_IS_PAUSED = "select exists (select 1 from queues where name = ? and paused = 1)"
 _SERVED = "select kinds from nodes where lease_until is not null and kinds <> '[]'"
 _NEXT_DUE = """
 select min(at)
@@ -40,12 +41,17 @@ class Known:
         self._waiting: int | None = None
         self._next_due: float | None = None
         self._due_known = False
+        self._drained: set[frozenset[str]] = set()
 
     def paused(self) -> bool:
         """Whether a queue is paused."""
         if self._any_paused is None:
             self._any_paused = bool(self._db.execute(_ANY_PAUSED).get)
         return self._any_paused
+
+    def is_paused(self, queue: str) -> bool:
+        """Whether this queue is paused."""
+        return self.paused() and bool(self._db.execute(_IS_PAUSED, (queue,)).get)
 
     def node(self, name: str) -> int | None:
         """The number of a node that has a lease."""
@@ -73,3 +79,15 @@ class Known:
     def due_changed(self) -> None:
         """A job came or went that waits for a time."""
         self._due_known = False
+
+    def none_ready(self, kinds: frozenset[str]) -> bool:
+        """Whether a claim of these kinds found all there was, and no job has become ready since."""
+        return kinds in self._drained
+
+    def took_all(self, kinds: frozenset[str]) -> None:
+        """A claim of these kinds found all that was ready."""
+        self._drained.add(kinds)
+
+    def ready_changed(self) -> None:
+        """A job became ready, in a queue that is not paused."""
+        self._drained.clear()

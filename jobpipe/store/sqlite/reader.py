@@ -153,6 +153,11 @@ from named cross join {ASIDE}
 group by named.kind
 order by named.kind
 """
+_OF_STATUS = "select coalesce(sum(jobs), 0) from totals where state = ?"
+_OF_QUEUE = "select coalesce(sum(jobs), 0) from counts where queue = ?"
+FEW = 1000
+"""How many jobs of a status are looked through for those of a kind; nobody knows how many jobs a kind has."""
+
 ABOVE_ALL = 1 << 40
 STATUSES = frozenset(Status)
 
@@ -209,11 +214,11 @@ def listed(db: apsw.Connection, where: Filter, limit: int, before: Place | None)
     """See `jobpipe.store.base.ReadStore.jobs`."""
     wanted = {name: value for name, value in msgspec.structs.asdict(where).items() if value is not None}
     conditions = "\n    and ".join(sql for name, sql in _CONDITIONS.items() if name in wanted) or "true"
-    looked = lists.looked(where)
     columns = LISTED_COLUMNS if where.content else BARE_JOB_COLUMNS
-    query = _LIST.format(columns=columns, looked=looked, conditions=conditions)
     pager = Pager(where, limit, before)
     with transaction(db):
+        looked = lists.looked(where, few=_are_few(db, where))
+        query = _LIST.format(columns=columns, looked=looked, conditions=conditions)
         while not pager.over:
             bounds = lists.bounds(where, pager.before)
             values = wanted | bounds | {"look": pager.look, "limit": pager.room}
@@ -221,6 +226,14 @@ def listed(db: apsw.Connection, where: Filter, limit: int, before: Place | None)
             if not pager.over:
                 pager.looked(_edge(db, looked, values))
     return pager.page()
+
+
+def _are_few(db: apsw.Connection, where: Filter) -> bool:
+    """Whether fewer jobs have the status that is asked for than are in the queue, or than are looked through."""
+    if where.status not in lists.USUAL or lists.column_of(where) is None:
+        return False
+    most = FEW if where.queue is None else db.execute(_OF_QUEUE, (where.queue,)).get
+    return bool(db.execute(_OF_STATUS, (where.status.value,)).get < most)
 
 
 def _take(rows: Generator[Row, None, None], pager: Pager) -> None:
