@@ -3,6 +3,7 @@
 import enum
 import operator
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -159,6 +160,20 @@ class Backoff(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jitter: Literal["full", "equal", "none"] = "full"
 
 
+class Scheduled(msgspec.Struct, frozen=True):
+    """The firing of a schedule that made a job."""
+
+    name: str
+    """of the schedule"""
+    at: float
+    """when it fired, in seconds since the epoch, however late the job runs"""
+
+    @property
+    def time(self) -> datetime:
+        """The same in UTC."""
+        return datetime.fromtimestamp(self.at, UTC)
+
+
 class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     """What was asked of a job beyond the usual; most jobs ask nothing, and store nothing."""
 
@@ -168,6 +183,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     tags: tuple[str, ...] = ()
     delay: float | None = None
     run_at: float | None = None
+    schedule: Scheduled | None = None
 
 
 NO_OPTIONS = Options()

@@ -52,6 +52,8 @@ class Code(enum.StrEnum):
     """another job, with other content, has this id (409)"""
     WRONG_STATUS = "wrong_status"
     """the job's status does not allow this (409)"""
+    DECLARED = "declared"
+    """the code of a live node declares the schedule (409)"""
     QUEUE_NOT_EMPTY = "queue_not_empty"
     """the queue still has jobs (409)"""
     TOO_LARGE = "too_large"
@@ -174,6 +176,12 @@ def no_schedule(name: str) -> Problem:
     """404: no such schedule."""
     detail = f"no schedule has the name {name!r}; it may have been deleted"
     return Problem(404, Code.NO_SUCH_SCHEDULE, "No such schedule", detail)
+
+
+def declared(name: str) -> Problem:
+    """409: a schedule that was to be changed or deleted is declared in code."""
+    detail = f"the code of a live node declares the schedule {name!r}: change it there, or pause it"
+    return Problem(409, Code.DECLARED, "The schedule is declared in code", detail)
 
 
 def not_empty(name: str, counts: Mapping[Status, int]) -> Problem:

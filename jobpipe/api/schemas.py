@@ -95,8 +95,18 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
     error: JobError | None
 
 
+class ScheduledView(msgspec.Struct, frozen=True):
+    """The firing of a schedule that made a job."""
+
+    name: str
+    at: When
+
+
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
-    """A job. `attempt` counts the runs so far; lists leave payload, result and attempts out unless asked."""
+    """A job. `attempt` counts the runs so far; lists leave payload, result and attempts out unless asked.
+
+    A job that a schedule made says which one and when.
+    """
 
     id: str
     kind: str
@@ -117,6 +127,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     started_at: When | None
     finished_at: When | None
     expires_at: When | None
+    schedule: ScheduledView | UnsetType = UNSET
     attempts: Sequence[AttemptView] | UnsetType = UNSET
 
 
@@ -284,7 +295,8 @@ class ScheduleView(msgspec.Struct, frozen=True, kw_only=True):
     """A schedule. `next` are its next five firings, in a list the next one; none while it is paused.
 
     `last` are its last ten firings whose jobs are still there, the newest first; lists leave them out. `missed` counts
-    the firings that made no job. `error` says what of its row in the store cannot be read.
+    the firings that made no job. `declared`: in the code of a node. `error` says what of its row in the store cannot be
+    read.
     """
 
     name: str
@@ -302,6 +314,7 @@ class ScheduleView(msgspec.Struct, frozen=True, kw_only=True):
     job: ScheduledJobView | None
     paused: bool
     reason: str | None
+    declared: bool
     missed: int
     created_at: When
     last_at: When | None
@@ -561,6 +574,9 @@ def job_view(job: Job, registry: Registry, *, content: bool = True, attempts: bo
         started_at=when(state.started_at),
         finished_at=when(state.finished_at),
         expires_at=when(asked.expires_at),
+        schedule=UNSET
+        if options.schedule is None
+        else ScheduledView(options.schedule.name, rfc3339(options.schedule.at)),
         attempts=_attempt_views(job.attempts) if attempts else UNSET,
     )
 

@@ -187,4 +187,5 @@ def _context(attempt: Attempt, deadline: float) -> Context:
         max_retries=retries_of(job.max_retries),
         claim=job.claim,
         deadline=deadline,
+        schedule=job.options.schedule,
     )

@@ -91,7 +91,9 @@ class Node:
             threads=settings.workers,
             max_result=settings.max_body,
         )
-        self.scheduler = Scheduler(store, self.ledger, clock, node=self.name, period=settings.lease)
+        self.scheduler = Scheduler(
+            store, self.ledger, clock, registry.declarations, node=self.name, period=settings.lease
+        )
         self.control = Control(store, self.ledger, self.scheduler, self.events, clock)
         self.listener = Listener(store, self.ledger, self.scheduler, self.events)
         self.waiting = Waiting(store, self.events, self.listener)

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 import msgspec
 
 from jobpipe.job import NO_OPTIONS, Job, JobError, NewJob, Options, Outcome, Status
-from jobpipe.schedules import Firing, Schedule, Spec
+from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 
 STEP = 1000
 """The most jobs that one exchange promotes or expires, and one prune deletes, so that no transaction is long."""
@@ -259,7 +259,22 @@ class SchedulePut(msgspec.Struct, frozen=True):
     """What became of a schedule that was stored."""
 
     schedule: Schedule
-    verdict: Literal["created", "changed", "same"]
+    verdict: Literal["created", "changed", "same", "declared"]
+    """`declared`: nothing was stored, since code declares a schedule of this name"""
+
+
+ScheduleDeletion = Literal["deleted", "missing", "declared"]
+"""What became of a schedule that was to be deleted; one that code declares stays."""
+
+
+class Declared(msgspec.Struct, frozen=True, kw_only=True):
+    """What declarations in code have changed: names of schedules."""
+
+    created: Sequence[str] = ()
+    changed: Sequence[str] = ()
+    """those that follow another declaration now, or one where there was none before"""
+    orphaned: Sequence[str] = ()
+    """those that no live node declares any more: they are paused"""
 
 
 class Due(msgspec.Struct, frozen=True):
@@ -383,6 +398,14 @@ class EngineStore(Protocol):
         and counts the firing as missed, `replace` cancels that job, `queue` does nothing about it.
         """
 
+    async def declare(self, declared: Sequence[Declaration], now: float, live_since: float) -> Declared:
+        """Say what this node's code declares, and have schedules follow what live nodes declare. Repeatable.
+
+        A declaration is that of a live node when a node has said so at `live_since` or later. Of several for one name
+        the one counts that was said first at the latest time, so nodes that are deployed one after another do not take
+        turns. It owns its name, and takes over a schedule that was put by hand. A pause by hand stays.
+        """
+
     async def leave(self, node: str) -> None:
         """Forget a node that has drained. Held jobs, were there any, are left to rescue."""
 
@@ -415,7 +438,7 @@ class ControlStore(Protocol):
         """Forget a queue, also whether it is paused. Refused while it has jobs, ended ones too."""
 
     async def put_schedule(self, name: str, spec: Spec, job: NewJob, now: float) -> SchedulePut:
-        """Store a schedule, or change what it says; with the same content nothing changes.
+        """Store a schedule, or change what it says; with the same content nothing changes. Refused when it is declared.
 
         It fires next at the first time after `now`. A paused one stays paused; `created_at` and `missed` stay.
         """
@@ -426,8 +449,8 @@ class ControlStore(Protocol):
     async def resume_schedule(self, name: str, now: float) -> Schedule | None:
         """Have a paused schedule fire again, from the first time after `now` on; None: there is none."""
 
-    async def delete_schedule(self, name: str) -> bool:
-        """Delete a schedule, not its jobs. False: there is none."""
+    async def delete_schedule(self, name: str) -> ScheduleDeletion:
+        """Delete a schedule, not its jobs. Refused while a live node declares it."""
 
 
 class ReadStore(Protocol):

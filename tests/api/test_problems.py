@@ -29,6 +29,7 @@ CODES = {
     "no_such_job",
     "no_such_queue",
     "no_such_schedule",
+    "declared",
     "queue_not_empty",
     "method_not_allowed",
     "id_conflict",

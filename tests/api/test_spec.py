@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from quart_trio import QuartTrio
 
+from jobpipe import schedules
 from jobpipe.api import problems, schemas
 from jobpipe.api.problems import Code
 from jobpipe.api.queues import QueueInPath
@@ -25,6 +26,7 @@ from jobpipe.api.spec import describe
 from jobpipe.job import PORTABLE, JobError, JobId, Name, Tag
 from jobpipe.version import VERSION
 from tests.api.client import Breakable, asked, open_door
+from tests.store.test_contract import new_job
 
 CROSS_SITE = {"Sec-Fetch-Site": "cross-site"}
 NDJSON = {"Content-Type": "application/x-ndjson"}
@@ -200,7 +202,7 @@ async def test_every_pattern_is_one_that_every_dialect_reads(spec):
     """RE2 has no lookaheads, JavaScript no \\Z, and they write characters beyond U+00FF differently."""
     patterns = {node["pattern"] for node in _nodes(spec.document) if isinstance(node.get("pattern"), str)}
 
-    assert len(patterns) == 4
+    assert len(patterns) == 5
     for pattern in patterns:
         assert not re.search(r"\(\?[^:]|\\[A-Zu]|\\[0-9]", pattern)
         assert pattern.isascii()
@@ -427,6 +429,10 @@ async def _with_schedules(door):
     yield await door.delete("/schedules/a", headers=CROSS_SITE)
     for name in ("a", "a", "-"):
         yield await door.delete(f"/schedules/{name}")
+    declared = schedules.Declaration(name="own", spec=schedules.Spec(every=60), job=new_job("", kind="echo"))
+    await door.node.store.declare([declared], door.node.clock.now(), door.node.clock.now())
+    yield await door.request("PUT", "/schedules/own", json={"every": 60})
+    yield await door.delete("/schedules/own")
 
 
 async def _strange(door):

@@ -44,6 +44,7 @@ HEART = {
         "worker",
     ),
     "verbs": (
+        "declarations",
         "dialect",
         "difference",
         "facade",

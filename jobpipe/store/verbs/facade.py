@@ -5,23 +5,27 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from jobpipe.job import NewJob
-from jobpipe.schedules import Firing, Schedule, Spec
+from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 from jobpipe.store.base import (
     SCHEDULES,
     Batch,
     Change,
+    Declared,
     Due,
     Fired,
     FiredJob,
     QueueChange,
     Rescued,
     Retention,
+    ScheduleDeletion,
     SchedulePut,
 )
-from jobpipe.store.verbs import jobs, nodes, queues, retention, schedules, sidelining
+from jobpipe.store.verbs import declarations, jobs, nodes, queues, retention, schedules, sidelining
 from jobpipe.store.verbs.transaction import Transaction
 
 R = TypeVar("R")
+
+NOTHING_DECLARED = Declared()
 
 
 class SharedVerbs(ABC):
@@ -83,11 +87,18 @@ class SharedVerbs(ABC):
     async def resume_schedule(self, name: str, now: float) -> Schedule | None:
         return await self._carry_out(lambda tx: schedules.resume(tx, name, now))
 
-    async def delete_schedule(self, name: str) -> bool:
+    async def delete_schedule(self, name: str) -> ScheduleDeletion:
         return await self._carry_out(lambda tx: schedules.delete(tx, name))
 
     async def fire(self, firings: Sequence[Firing], now: float) -> Fired:
         return await self._carry_out(lambda tx: schedules.fire(tx, firings, now))
+
+    async def declare(self, declared: Sequence[Declaration], now: float, live_since: float) -> Declared:
+        if not declared and not await self._look(declarations.any_declared):
+            return NOTHING_DECLARED
+        return await self._carry_out(
+            lambda tx: declarations.declare(tx, declared, now, live_since), repeatable=True
+        )
 
     async def due_schedules(
         self, now: float, limit: int = SCHEDULES, after: tuple[float, str] | None = None
