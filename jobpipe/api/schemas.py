@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from jobpipe.api.durations import OR_TEXT
 from jobpipe.api.faults import TIME
+from jobpipe.engine.attempt import Attempt
 from jobpipe.handlers.registry import Registry
 from jobpipe.job import (
     DEFAULT_KIND,
@@ -330,6 +331,16 @@ class ScheduleList(msgspec.Struct, frozen=True):
     next_cursor: str | None
 
 
+class LingeringView(msgspec.Struct, frozen=True):
+    """A job whose handler does not end: its worker cannot take another one. `asked_by`: why it should have ended."""
+
+    id: str
+    kind: str
+    attempt: int
+    asked_by: Literal["cancel", "shutdown", "lease", "pause", "timeout"]
+    seconds: float
+
+
 class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whether this node works: `ok`, `draining`, or what is broken, in words."""
 
@@ -344,6 +355,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     retrying: int | None
     unserved: Sequence[UnservedView]
     """kinds of ready jobs that no live node serves, at most 100; they do not make the node unhealthy"""
+    lingering: Sequence[LingeringView]
+    """jobs of this node whose handlers did not end within 5 seconds of a cancel or a timeout, at most 100"""
     detail: str | None = None
 
 
@@ -446,6 +459,9 @@ class ScheduleQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     cursor: Cursor | None = None
 
 
+LINGERING = 100
+"""How many jobs whose handlers do not end are shown."""
+
 TRACEBACKS = 1 << 20
 """The most bytes of tracebacks that are shown of one job, from the newest attempt back."""
 
@@ -545,6 +561,14 @@ def _told(damage: Sequence[str], error: JobError | None) -> JobError:
 def unserved_views(found: Sequence[Unserved]) -> Sequence[UnservedView]:
     """Kinds without a node, as they are shown."""
     return [UnservedView(one.kind, one.jobs, rfc3339(one.since)) for one in found]
+
+
+def lingering_views(found: Sequence[Attempt]) -> Sequence[LingeringView]:
+    """Handlers that do not end, as they are shown."""
+    return [
+        LingeringView(one.job.id, one.job.kind, one.number, one.reason or "timeout", round(one.lingers(), 1))
+        for one in found[:LINGERING]
+    ]
 
 
 def job_view(job: Job, registry: Registry, *, content: bool = True, attempts: bool = True) -> JobView:

@@ -120,6 +120,7 @@ class Executor:
             with scope:
                 attempt.scope = scope
                 if deadline < math.inf:
+                    attempt.deadline = deadline
                     scope.limit(deadline)
                 return outcomes.returned(await self.call(attempt, handler, deadline), self._max_result)
         # SystemExit, groups, a foreign Cancelled: all end the attempt only. `perform` raises the worker's own cancel.

@@ -24,6 +24,7 @@ from jobpipe.engine.held import Held
 from jobpipe.engine.intake import Intake
 from jobpipe.engine.lease import Lease
 from jobpipe.engine.ledger import Ledger
+from jobpipe.engine.lingering import Lingering
 from jobpipe.engine.listener import Listener
 from jobpipe.engine.maintenance import Maintenance
 from jobpipe.engine.prefetch import Prefetch
@@ -100,6 +101,7 @@ class Node:
         self.intake = Intake(self.ledger, self.channel)
         self.lease = Lease(store, self.ledger, self.held, clock, self.name, settings.lease, registry.served)
         self.served = Served(store, registry.served)
+        self.lingering = Lingering(self.held)
         self.maintenance = Maintenance(store, clock, _retention(settings))
         self._unforeseen = Unforeseen()
         # Run by the service: it needs the real clock.
@@ -122,6 +124,7 @@ class Node:
                 self.lease,
                 self.maintenance,
                 self.scheduler,
+                self.lingering,
                 self.listener,
                 self.served,
             ):

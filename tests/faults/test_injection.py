@@ -33,6 +33,7 @@ HEART = {
         "intake",
         "lease",
         "ledger",
+        "lingering",
         "listener",
         "maintenance",
         "outcomes",
