@@ -102,6 +102,28 @@ select exists (
             and queue not in (select name from queues where paused = 1)
     )
 """
+# The same of some queues.
+_ANY_READY_OF_QUEUES = f"""
+select exists (
+    select 1
+    from json_each(:queues) as named
+    where named.value not in (select name from queues where paused = 1)
+        and (
+            exists (
+                select 1
+                from {READY_BY_QUEUE}
+                    and jobs.queue = named.value
+                    and aside = 0
+            )
+            or exists (
+                select 1
+                from json_each(:kinds) as served cross join {ASIDE}
+                    and kind = served.value
+                    and jobs.queue = named.value
+            )
+        )
+)
+"""
 _PRIORITY = f"""
 select priority, min(run_at)
 from {READY_BY_QUEUE}
@@ -122,6 +144,12 @@ select value
 from nodes, json_each(kinds)
 where lease_until is not null
 """
+_SERVED_QUEUES = """
+select distinct named.value
+from nodes left join json_each(nodes.queues) as named
+where lease_until is not null and kinds <> '[]'
+"""
+"""Null for all of them."""
 # From one kind of which a job stands aside to the next by name.
 _NEXT_KIND = f"""
 (
@@ -275,13 +303,16 @@ def _counts(db: apsw.Connection, first: str, last: str) -> dict[str, dict[Status
     return found
 
 
-def overview(db: apsw.Connection, kinds: frozenset[str]) -> Overview:
+def overview(db: apsw.Connection, kinds: frozenset[str], queues: frozenset[str] | None = None) -> Overview:
     """See `jobpipe.store.base.ReadStore.overview`."""
     counts: dict[Status, int] = {}
     with transaction(db):
         for status, jobs in fetch(db, _TOTALS):
             counts[Status(status)] = counts.get(Status(status), 0) + jobs
-        return Overview(counts, bool(db.execute(_ANY_READY, (as_json(kinds),)).get))
+        if queues is None:
+            return Overview(counts, bool(db.execute(_ANY_READY, (as_json(kinds),)).get))
+        values = {"kinds": as_json(kinds), "queues": as_json(queues)}
+        return Overview(counts, bool(db.execute(_ANY_READY_OF_QUEUES, values).get))
 
 
 def _oldest(db: apsw.Connection, name: str) -> float | None:
@@ -298,6 +329,12 @@ def _oldest(db: apsw.Connection, name: str) -> float | None:
 def kinds(db: apsw.Connection) -> frozenset[str]:
     """See `jobpipe.store.base.ReadStore.kinds`."""
     return frozenset(kind for (kind,) in fetch(db, _KINDS))
+
+
+def served_queues(db: apsw.Connection) -> frozenset[str] | None:
+    """See `jobpipe.store.base.ReadStore.served_queues`."""
+    names = {name for (name,) in fetch(db, _SERVED_QUEUES)}
+    return None if None in names else frozenset(names)
 
 
 def unserved(db: apsw.Connection) -> Sequence[Unserved]:
