@@ -282,18 +282,24 @@ class Exchange:
 
         A full claim may have left some as well: ready before, or passed over by a node that asked at the same time.
         """
-        if not self._state.others or (self.idle and self.lacking_of is None):
+        if not self._state.others:
             return False
         full = len(self._short) < len(self.batch.claims)
         if self._state.others_idle and self.idle is not None and full:
             return True
-        return self._readied > 0 or any(True for _ in self._untaken)
+        # Jobs that became ready by time or by their outcome are of the kinds of this node, as far as it knows.
+        readied = self._readied > 0 and not (self.idle and self.lacking_of is None)
+        return readied or any(True for _ in self._untaken)
 
     @property
     def _untaken(self) -> Iterator[NewJob]:
-        """The new jobs that are ready and that no claim looked for in vain."""
-        looked = frozenset[str]().union(*(claim.names or () for claim in self._short if self.idle))
-        return (job for job in self.stored if job.status is Status.QUEUED and job.queue not in looked)
+        """The new jobs that are ready, but for those that a claim would have taken which found too little."""
+        looked = [(claim.kinds, claim.names) for claim in self._short if self.idle]
+        for job in self.stored:
+            if job.status is Status.QUEUED and not any(
+                job.kind in kinds and (names is None or job.queue in names) for kinds, names in looked
+            ):
+                yield job
 
     @property
     def left(self) -> tuple[Texts | None, Texts | None]:
