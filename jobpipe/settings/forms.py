@@ -129,6 +129,10 @@ def _numbered(text: str) -> tuple[tuple[str, int], ...]:
     return found
 
 
+def _show_weights(pairs: tuple[tuple[str, int], ...]) -> str:
+    return ",".join(name if number == 1 else f"{name}:{number}" for name, number in pairs)
+
+
 def _show_numbered(pairs: tuple[tuple[str, int], ...]) -> str:
     return ",".join(f"{name}:{number}" for name, number in pairs)
 
@@ -141,7 +145,7 @@ Weights = Annotated[
         "names of queues, each once and with a weight from 1 to 1000 where it is not 1, such as mail:3,default; "
         "* for every other queue",
         _numbered,
-        _show_numbered,
+        _show_weights,
         dict,
     ),
 ]
