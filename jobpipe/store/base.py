@@ -39,7 +39,7 @@ PAGE_BYTES = 4 << 20
 LONGEST_LEASE = 8_640_000.0
 """A lease that ends in more than a hundred days is none: no node asks for so long a one, so its row is damaged."""
 UNSERVED = 100
-"""The most kinds that are listed as served by no node."""
+"""The most kinds, and the most queues, that are listed as served by no node."""
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -510,6 +510,12 @@ class ReadStore(Protocol):
 
     async def served_queues(self) -> frozenset[str] | None:
         """Every queue from which some live node takes jobs; None: all of them."""
+
+    async def unserved_queues(self, served: frozenset[str]) -> Sequence[str]:
+        """The queues with ready jobs that are neither `served` nor paused, by name, `UNSERVED` at most.
+
+        Of the first `STEP` queues with ready jobs.
+        """
 
     async def unserved(self) -> Sequence[Unserved]:
         """The kinds of ready jobs that no live node serves, by name, `UNSERVED` at most.

@@ -109,6 +109,23 @@ async def test_a_queue_that_is_not_served_is_left_alone(autojump_clock, store: F
         assert await rig.store.served_queues() == frozenset({"a", "b"})
 
 
+async def test_jobs_of_queues_that_no_node_serves_are_told_once(autojump_clock) -> None:
+    """Until another node serves them; and again when it has left."""
+    said, store = "jobs wait: no live node takes jobs from their queue", Durable()
+    async with running(store, queues=(("a", 1),)) as rig:
+        await add(rig, "x", 2)
+        await add(rig, "a", 2)
+        await trio.sleep(60)
+        before = [line["queue"] for line in rig.logged(said)]
+        await store.join("n2", 0, rig.node.clock.now() + 1e6, frozenset({"act"}))
+        await trio.sleep(60)
+        await store.leave("n2")
+        await trio.sleep(60)
+        after = [line["queue"] for line in rig.logged(said)]
+
+    assert (before, after) == (["x"], ["x", "x"])
+
+
 async def test_a_node_with_reserved_idle_workers_is_healthy(autojump_clock, store: FaultyStore) -> None:
     """Though jobs wait that only the other workers may take."""
     async with running(store, reserve=MAIL, workers=2, grace=0) as rig:

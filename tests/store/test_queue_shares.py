@@ -240,3 +240,14 @@ async def test_the_queues_that_live_nodes_serve_are_known(store: Store) -> None:
     assert await join("n3", ECHO) is None
     await store.leave("n3")
     assert await store.served_queues() == frozenset("bcd")
+
+
+async def test_queues_with_ready_jobs_that_nobody_serves_are_found(store: Store, node: Node) -> None:
+    """Not those that are paused, empty or wait for a time."""
+    await add(store, *some("a", 2), *some("b", 2), *some("c", 2), *some("later", 1, run_at=NOW + 9))
+    await add(store, *some("held", 1), *some("paused", 1), *some("z", 1))
+    await store.pause("paused")
+    await taken(node, 1, ("held", 1))
+
+    assert await store.unserved_queues(frozenset({"b", "none"})) == ["a", "c", "z"]
+    assert await store.unserved_queues(frozenset("abcz")) == []

@@ -267,6 +267,19 @@ from nodes n cross join lateral unnest(coalesce(n.queues, array[null])) as q (na
 where n.lease_until is not null and n.kinds <> '{}'
 """
 """Null for all of them."""
+_UNSERVED_QUEUES = f"""
+with recursive walk (queue) as (
+    {FIRST_QUEUE}
+    union all
+    select n.queue
+    from walk w cross join lateral {NEXT_QUEUE.format(after="w.queue")} n
+)
+select w.queue
+from (select queue from walk limit %(walked)s) w
+where w.queue <> all (%(served)s::text[]) and {UNPAUSED.format(of="w")}
+order by w.queue
+limit %(limit)s
+"""
 
 _LIST = """
 select created_at, seq, {size}
@@ -465,6 +478,12 @@ async def served_queues(session: Session) -> frozenset[str] | None:
     """See `jobpipe.store.base.ReadStore.served_queues`."""
     names = {name for (name,) in await session.rows(_SERVED_QUEUES)}
     return None if None in names else frozenset(names)
+
+
+async def unserved_queues(session: Session, served: frozenset[str]) -> Sequence[str]:
+    """See `jobpipe.store.base.ReadStore.unserved_queues`."""
+    values = {"served": texts(sorted(served)), "walked": STEP, "limit": UNSERVED}
+    return [name for (name,) in await session.rows(_UNSERVED_QUEUES, values)]
 
 
 async def unserved(session: Session) -> Sequence[Unserved]:

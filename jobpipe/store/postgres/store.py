@@ -160,6 +160,9 @@ class PostgresStore(SharedVerbs):
     async def served_queues(self) -> frozenset[str] | None:
         return await self._reading.read(reader.served_queues)
 
+    async def unserved_queues(self, served: frozenset[str]) -> Sequence[str]:
+        return await self._reading.read(lambda session: reader.unserved_queues(session, served))
+
     async def unserved(self) -> Sequence[Unserved]:
         return await self._reading.read(reader.unserved)
 

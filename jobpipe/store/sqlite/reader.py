@@ -7,7 +7,7 @@ import apsw
 import msgspec
 
 from jobpipe.job import Job, Status
-from jobpipe.store.base import UNSERVED, Filter, Overview, Page, Place, QueueState, Unserved
+from jobpipe.store.base import STEP, UNSERVED, Filter, Overview, Page, Place, QueueState, Unserved
 from jobpipe.store.paging import Pager
 from jobpipe.store.rows import JobRow, Row, attempt_from, shown, stored_from
 from jobpipe.store.sqlite import lists
@@ -123,6 +123,22 @@ select exists (
             )
         )
 )
+"""
+_UNSERVED_QUEUES = f"""
+with recursive walked (queue) as (
+    select {FIRST_QUEUE}
+    union all
+    select {NEXT_QUEUE.format(after="walked.queue")}
+    from walked
+    where walked.queue is not null
+    limit {STEP}
+)
+select queue
+from walked
+where queue is not null
+    and queue not in (select value from json_each(?))
+    and queue not in (select name from queues where paused = 1)
+limit {UNSERVED}
 """
 _PRIORITY = f"""
 select priority, min(run_at)
@@ -335,6 +351,11 @@ def served_queues(db: apsw.Connection) -> frozenset[str] | None:
     """See `jobpipe.store.base.ReadStore.served_queues`."""
     names = {name for (name,) in fetch(db, _SERVED_QUEUES)}
     return None if None in names else frozenset(names)
+
+
+def unserved_queues(db: apsw.Connection, served: frozenset[str]) -> Sequence[str]:
+    """See `jobpipe.store.base.ReadStore.unserved_queues`."""
+    return [name for (name,) in fetch(db, _UNSERVED_QUEUES, (as_json(served),))]
 
 
 def unserved(db: apsw.Connection) -> Sequence[Unserved]:

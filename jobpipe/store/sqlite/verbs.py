@@ -107,6 +107,9 @@ class Verbs(SharedVerbs):
     async def served_queues(self) -> frozenset[str] | None:
         return await self._read(reader.served_queues)
 
+    async def unserved_queues(self, served: frozenset[str]) -> Sequence[str]:
+        return await self._read(reader.unserved_queues, served)
+
     async def unserved(self) -> Sequence[Unserved]:
         return await self._read(reader.unserved)
 
