@@ -154,10 +154,14 @@ class LineReceipt(msgspec.Struct, frozen=True):
 
 
 class QueueView(msgspec.Struct, frozen=True, kw_only=True):
-    """A queue with its counts by status; `oldest_age` is how many seconds its oldest ready job has waited."""
+    """A queue with its counts by status; `oldest_age` is how many seconds its oldest ready job has waited.
+
+    `served` is false where no live node takes jobs from it.
+    """
 
     name: str
     paused: bool
+    served: bool
     counts: dict[Status, int]
     oldest_age: float | None
 

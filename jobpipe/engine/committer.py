@@ -175,16 +175,17 @@ class Committer:
         self._ledger.commits += 1
         self._ledger.arrived(entries)
         self._ledger.waiting = receipts.waiting
-        claims = entries.batch.claims
         self._ledger.claims += any(receipts.claims)
-        full = any(len(took) == asked.limit for took, asked in zip(receipts.claims, claims, strict=True))
-        more = not claims or receipts.more_ready or full
-        self._ledger.batching.learn(entries.batch.now, due=receipts.next_due, more=more)
+        asked = zip(entries.claimers, entries.batch.claims, receipts.claims, strict=True)
+        short = [claimer for claimer, claim, took in asked if len(took) < claim.limit]
+        dry = [] if receipts.more_ready else short
+        self._ledger.batching.learn(entries.batch.now, due=receipts.next_due, dry=dry)
 
     def _grant(self, entries: Gathered, receipts: Receipts) -> None:
-        for claimer, claimed in zip(entries.claimers, receipts.claims, strict=True):
+        claims = zip(entries.claimers, entries.batch.claims, receipts.claims, strict=True)
+        for claimer, asked, claimed in claims:
             try:
-                self._ledger.grant(claimer, entries.tenure, claimed)
+                self._ledger.grant(claimer, entries.tenure, asked, claimed)
             except Exception as error:  # noqa: BLE001 - costs this claim alone
                 self._unforeseen.tell(error, "the jobs of one claim are handed back")
                 self._ledger.return_claimed(claimed)

@@ -39,7 +39,7 @@ PAGE_BYTES = 4 << 20
 LONGEST_LEASE = 8_640_000.0
 """A lease that ends in more than a hundred days is none: no node asks for so long a one, so its row is damaged."""
 UNSERVED = 100
-"""The most kinds that are listed as served by no node."""
+"""The most kinds, and the most queues, that are listed as served by no node."""
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -117,6 +117,18 @@ STORED = Receipt("stored")
 LOCKED = Receipt("locked")
 
 
+OTHERS = "*"
+"""In the place of a queue's name: every queue that is not named beside it. No queue has this name."""
+
+
+class Share(msgspec.Struct, frozen=True):
+    """How many jobs of a queue a claim takes before what is left of its limit goes to any of its queues."""
+
+    queue: str
+    """its name, or `OTHERS`"""
+    jobs: int
+
+
 class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Which ready jobs one asker wants: the workers of a node, or whoever else runs jobs under its lease."""
 
@@ -124,6 +136,17 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     """the most jobs to take, 1 or more"""
     kinds: frozenset[str]
     """the kinds that the asker can run; a job of any other kind is left where it is, unspent"""
+    queues: Sequence[Share] = ()
+    """the queues to take from; none: from all of them, as if they were one
+
+    Each gives its share at most, in this order. What is left of the limit then goes to them in the same order.
+    """
+
+    @property
+    def names(self) -> frozenset[str] | None:
+        """The queues that it takes from; None: all of them."""
+        names = frozenset(share.queue for share in self.queues)
+        return names if names and OTHERS not in names else None
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,6 +162,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     claims: Sequence[ClaimRequest] = ()
     """take ready jobs for each asker in its turn, in order of priority (highest first), run_at, arrival
 
+    With `ClaimRequest.queues` this is the order within each queue, and that in which the taken jobs are returned.
     A claim clears the job's started_at, so that a held job which has one has begun. It passes over jobs that are
     past their expires_at and not expired yet. Ready jobs of other kinds do not slow it down, however many are ahead of
     the jobs that it may take. Each is met by one claim at most; then it stands aside until a node that serves its kind
@@ -243,7 +267,8 @@ class Overview(msgspec.Struct, frozen=True):
 
     counts: dict[Status, int]
     ready: bool
-    """whether a job of the kinds asked for is ready in a queue that is not paused, or one that no claim has met yet"""
+    """whether a job of the kinds and queues asked for is ready, in a queue that is not paused; or one that no claim has
+    met yet"""
 
 
 class QueueChange(msgspec.Struct, frozen=True):
@@ -346,11 +371,17 @@ class EngineStore(Protocol):
     """whether waiting jobs survive the end of this process"""
 
     async def join(
-        self, node: str, now: float, lease_until: float, kinds: frozenset[str] = frozenset()
+        self,
+        node: str,
+        now: float,
+        lease_until: float,
+        kinds: frozenset[str] = frozenset(),
+        queues: frozenset[str] | None = None,
     ) -> None:
         """Register a node with a lease and the kinds that it serves; none for a node that only adds jobs.
 
-        Repeatable: a node that joins again has its lease and its kinds set anew.
+        `queues`: those from which it takes jobs; None: from all. Repeatable: a node that joins again has all of this
+        set anew.
         """
 
     async def exchange(self, batch: Batch) -> Receipts:
@@ -491,14 +522,23 @@ class ReadStore(Protocol):
         They are found by their ids: `NAME@` and more.
         """
 
-    async def overview(self, kinds: frozenset[str]) -> Overview:
-        """What all queues come to, for a node that serves these kinds.
+    async def overview(self, kinds: frozenset[str], queues: frozenset[str] | None = None) -> Overview:
+        """What all queues come to, for a node that serves these kinds, of these queues; None: of all.
 
         Its cost does not grow with the number of queues, but for paused ones with ready jobs.
         """
 
     async def kinds(self) -> frozenset[str]:
         """Every kind that some live node serves."""
+
+    async def served_queues(self) -> frozenset[str] | None:
+        """Every queue from which some live node takes jobs; None: all of them."""
+
+    async def unserved_queues(self, served: frozenset[str]) -> Sequence[str]:
+        """The queues with ready jobs that are neither `served` nor paused, by name, `UNSERVED` at most.
+
+        Of the first `STEP` queues with ready jobs.
+        """
 
     async def unserved(self) -> Sequence[Unserved]:
         """The kinds of ready jobs that no live node serves, by name, `UNSERVED` at most.

@@ -133,9 +133,9 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().queue(name)
 
-    async def overview(self, kinds):
+    async def overview(self, kinds, queues=None):
         await self._obey()
-        return await super().overview(kinds)
+        return await super().overview(kinds, queues)
 
     async def delete_queue(self, queue):
         await self._obey()

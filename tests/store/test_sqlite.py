@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,19 @@ from msgspec.structs import replace
 from jobpipe.errors import StoreError
 from jobpipe.job import JobError, NewJob, Options, Outcome, Status
 from jobpipe.store import paging
-from jobpipe.store.base import Add, Batch, Claimed, Filter, Place, Retention, Settlement, Start
+from jobpipe.store.base import (
+    OTHERS,
+    Add,
+    Batch,
+    Claimed,
+    ClaimRequest,
+    Filter,
+    Place,
+    Retention,
+    Settlement,
+    Share,
+    Start,
+)
 from jobpipe.store.migrations import migrations
 from jobpipe.store.sqlite import lists, open_sqlite, reader
 from jobpipe.store.sqlite.claiming import SLICE, SLICES
@@ -286,6 +299,41 @@ def test_an_add_to_a_paused_queue_costs_the_same_however_many_jobs_wait_there(db
     assert many <= 1.2 * few
 
 
+def of_queues(kinds: frozenset[str], **jobs: int) -> Sequence[ClaimRequest]:
+    """A claim of queues with so many jobs of each."""
+    shares = [Share(OTHERS if queue == "others" else queue, share) for queue, share in jobs.items()]
+    return [ClaimRequest(limit=sum(jobs.values()), kinds=kinds, queues=shares)]
+
+
+@pytest.mark.parametrize("others", [0, 4])
+@pytest.mark.parametrize("aside", [False, True])
+def test_a_claim_that_names_queues_reads_about_what_it_takes(
+    db: apsw.Connection, monkeypatch: pytest.MonkeyPatch, others: int, aside: bool
+) -> None:
+    """Among fifty thousand other queues, also where jobs of its own kinds stand aside; and nothing is sorted."""
+    monkeypatch.setattr("jobpipe.store.sqlite.claiming.PASSED", 99)
+    echo, both = frozenset({"echo"}), frozenset({"echo", "demo"})
+    writer, ask = Writer(db), Batch(node="n", now=NOW, claims=of_queues(both, b=3, a=9, others=others))
+    if aside:
+        Nodes(db).join("other", NOW + 60, echo)
+        writer.forget()
+    costs, taken, found = list[int](), list[str](), dict[str, list[str]]()
+    for count in (2000, 50_000):
+        many_queues(db, count, "queued")
+        ready = [job(f"{count}{queue}{n}", queue=queue) for queue in ("a", "b") for n in range(200)]
+        ready += [job(f"{count}d{n}", kind="demo", queue="a") for n in range(20)]
+        writer.exchange(Batch(node="n", now=NOW, adds=[Add(ready)]))
+        costs.append(steps_of(db, lambda: taken.extend(one.queue for one in writer.exchange(ask).claimed)))
+        found |= plans(db, lambda: writer.exchange(ask))
+    claims = {sql: steps for sql, steps in found.items() if "priority desc" in sql}
+
+    assert Counter(queue if queue in {"a", "b"} else "others" for queue in taken) == Counter(
+        {"a": 18, "b": 6, "others": 2 * others}
+    )
+    assert costs[1] <= 1.2 * costs[0]
+    assert faults(claims) == []
+
+
 def test_a_health_check_costs_the_same_among_fifty_thousand_queues(db: apsw.Connection) -> None:
     """So do a page of queues, and one queue."""
     costs = []
@@ -293,6 +341,7 @@ def test_a_health_check_costs_the_same_among_fifty_thousand_queues(db: apsw.Conn
         many_queues(db, count, "queued")
         acts: Sequence[Callable[[], object]] = (
             lambda: reader.overview(db, frozenset({"echo"})),
+            lambda: reader.overview(db, frozenset({"echo"}), frozenset({"q7", "none"})),
             lambda: reader.queues(db, 100, "q1"),
             lambda: reader.queue(db, "q77"),
         )

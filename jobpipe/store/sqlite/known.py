@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 import apsw
 import msgspec
 
+from jobpipe.store.base import ClaimRequest
 from jobpipe.store.sqlite.counts import CountChanges, waiting
 from jobpipe.store.sqlite.rows import fetch, fetch_one
 
@@ -41,7 +42,7 @@ class Known:
         self._waiting: int | None = None
         self._next_due: float | None = None
         self._due_known = False
-        self._drained: set[frozenset[str]] = set()
+        self._drained: set[tuple[frozenset[str], frozenset[str] | None]] = set()
 
     def paused(self) -> bool:
         """Whether a queue is paused."""
@@ -80,13 +81,13 @@ class Known:
         """A job came or went that waits for a time."""
         self._due_known = False
 
-    def none_ready(self, kinds: frozenset[str]) -> bool:
-        """Whether a claim of these kinds found all there was, and no job has become ready since."""
-        return kinds in self._drained
+    def none_ready(self, claim: ClaimRequest) -> bool:
+        """Whether a claim like this one found all there was, and no job has become ready since."""
+        return (claim.kinds, claim.names) in self._drained
 
-    def took_all(self, kinds: frozenset[str]) -> None:
-        """A claim of these kinds found all that was ready."""
-        self._drained.add(kinds)
+    def took_all(self, claim: ClaimRequest) -> None:
+        """A claim found all that was ready of its kinds and queues."""
+        self._drained.add((claim.kinds, claim.names))
 
     def ready_changed(self) -> None:
         """A job became ready, in a queue that is not paused."""

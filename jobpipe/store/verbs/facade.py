@@ -51,8 +51,7 @@ class SharedVerbs(ABC):
         return await self._carry_out(lambda tx: retention.prune(tx, now, retained))
 
     async def sideline(self, batch: Batch, words: str) -> str | None:
-        kinds = frozenset[str]().union(*(claim.kinds for claim in batch.claims[:1]))
-        return await self._carry_out(lambda tx: sidelining.sideline(tx, kinds, batch.now, words))
+        return await self._carry_out(lambda tx: sidelining.sideline(tx, batch, words))
 
     async def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         return await self._carry_out(lambda tx: jobs.cancel(tx, ids, now))

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from jobpipe.job import NewJob
-from jobpipe.store.base import QueueState
+from jobpipe.store.base import ClaimRequest, QueueState
 from jobpipe.store.rows import Row
 from jobpipe.transitions import Stored
 
@@ -61,8 +61,8 @@ class Transaction(Protocol):
         is deleted on the way.
         """
 
-    async def first_ready(self, kinds: frozenset[str], now: float) -> Stored | None:
-        """The ready job of these kinds that a claim takes first, locked; None: there is none."""
+    async def first_ready(self, claim: ClaimRequest, now: float) -> Stored | None:
+        """The ready job that a claim takes first, locked; None: there is none."""
 
     def save(self, changes: Sequence[tuple[Stored, Stored]]) -> None:
         """Write what locked jobs have become, and what follows: attempts, tags, counts, notifications.
