@@ -19,6 +19,7 @@ from jobpipe.api.problems import (
     not_empty,
     not_json,
     too_large,
+    too_many_streams,
     unavailable,
     unsupported,
 )
@@ -69,6 +70,7 @@ PROBLEMS = {
         unsupported("text/plain", "application/json"),
         invalid([Fault("/max_retry", "unknown field; known are id, kind, payload, queue, max_retries")]),
         internal(),
+        too_many_streams(500),
         unavailable(QueueFull("64 jobs are waiting already, and MAX_BACKLOG allows 64")),
         unavailable(Draining("this node is shutting down and takes no new jobs")),
         unavailable(StoreUnavailable("the disk is full")),

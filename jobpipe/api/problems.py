@@ -68,6 +68,8 @@ class Code(enum.StrEnum):
     """MAX_BACKLOG jobs are waiting already (503)"""
     DRAINING = "draining"
     """the node is shutting down (503)"""
+    TOO_MANY_STREAMS = "too_many_streams"
+    """half of MAX_CONNECTIONS are streams of events (503)"""
     STORE_UNAVAILABLE = "store_unavailable"
     """the store cannot be read or written at the moment (503)"""
 
@@ -176,6 +178,17 @@ def no_schedule(name: str) -> Problem:
     """404: no such schedule."""
     detail = f"no schedule has the name {name!r}; it may have been deleted"
     return Problem(404, Code.NO_SUCH_SCHEDULE, "No such schedule", detail)
+
+
+def too_many_streams(most: int) -> Problem:
+    """503: no room for one more stream of events."""
+    return Problem(
+        503,
+        Code.TOO_MANY_STREAMS,
+        "Too many streams",
+        f"{most} streams of events are open, and half of MAX_CONNECTIONS may be: close some, or try again later",
+        headers={"Retry-After": RETRY_AFTER},
+    )
 
 
 def declared(name: str) -> Problem:

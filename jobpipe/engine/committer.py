@@ -214,7 +214,9 @@ class Committer:
         if not (receipts.stale or self._events.has_listeners):
             return
         unwritten = receipts.stale | receipts.locked
-        with self._unforeseen.costs("the ends of some jobs are not published"):
+        with self._unforeseen.costs("what became of some jobs is not published"):
+            for attempt in self._held.of_claims((start.seq, start.claim) for start in entries.batch.starts):
+                self._events.look_at(attempt.job.id)
             for one in entries.batch.settlements:
                 if (one.seq, one.claim) not in unwritten:
                     self._events.publish(one.id, receipts.settled.get(one.seq, one.status))

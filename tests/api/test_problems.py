@@ -38,6 +38,7 @@ CODES = {
     "unsupported_media_type",
     "invalid",
     "internal",
+    "too_many_streams",
     "queue_full",
     "draining",
     "store_unavailable",

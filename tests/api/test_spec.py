@@ -12,6 +12,7 @@ import jsonschema  # type: ignore[import-untyped]  # it has no types
 import msgspec
 import pytest
 import trio
+import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openapi_spec_validator import OpenAPIV31SpecValidator
@@ -355,6 +356,11 @@ async def _with_jobs(door):
     yield await door.get("/jobs/failed")
     yield await door.get("/jobs/held")
     yield await door.get("/jobs/none")
+    yield await door.get("/jobs/a/events")
+    yield await door.get("/jobs/a/events", headers={"Last-Event-ID": "1.done"})
+    yield await door.get("/jobs/none/events")
+    async for response in _of_too_many_streams(door):
+        yield response
     yield await door.get("/jobs/a?wait=long")
     yield await door.get("/jobs")
     yield await door.get("/jobs?payload=true&limit=1")
@@ -412,6 +418,17 @@ async def _waiting(door):
     yield await door.post("/jobs/soon/promote")
 
 
+async def _of_too_many_streams(door):
+    """As many as there may be are open meanwhile."""
+    most = door.node.settings.max_connections // 2
+    async with trio.open_nursery() as nursery:
+        for _ in range(most):
+            nursery.start_soon(door.get, "/jobs/held/events")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        yield await door.get("/jobs/held/events")
+        nursery.cancel_scope.cancel()
+
+
 async def _with_schedules(door):
     for body in ({"every": 60}, {"every": 60}, {"cron": "nonsense"}):
         yield await door.request("PUT", "/schedules/a", json=body)
@@ -464,7 +481,7 @@ async def _broken(door):
     door.store.refuses = True
     yield await door.enqueue(id="a")
     yield await door.post("/enqueue/bulk", json=[{"id": "a"}])
-    for path in ("/jobs/a", "/jobs", "/queues", "/health"):
+    for path in ("/jobs/a", "/jobs/a/events", "/jobs", "/queues", "/health"):
         yield await door.get(path)
     for path in (
         "/jobs/a/cancel",
