@@ -19,6 +19,7 @@ from jobpipe.job import (
     ACTIVE,
     ENDED,
     FOLLOWS,
+    LEVELS,
     WAITING,
     AttemptRecord,
     Job,
@@ -26,6 +27,7 @@ from jobpipe.job import (
     NewJob,
     Options,
     Outcome,
+    Progress,
     State,
     Status,
     retries_of,
@@ -37,12 +39,16 @@ from jobpipe.store.base import (
     Claimed,
     ClaimRequest,
     Filter,
+    LogLine,
+    LogPage,
+    Note,
     QueueState,
     Receipts,
     Retention,
     Settlement,
     Start,
     Store,
+    StoredLine,
 )
 
 QUICK = settings(
@@ -85,6 +91,11 @@ class Entry:
     records: list[AttemptRecord] = field(default_factory=list)
     first: NewJob | None = None
     """what was asked first, where it was edited since"""
+    progress: tuple[int, Progress] | None = None
+    """under which claim, and what"""
+    log: list[StoredLine] = field(default_factory=list)
+    written: tuple[int, int] = (0, 0)
+    """the claim and the number of the last line"""
 
     @property
     def ready(self) -> bool:
@@ -108,6 +119,10 @@ class Entry:
             tuple(self.records),
             original=self.first,
         )
+
+    def with_progress(self) -> Job:
+        shown = self.progress is not None and self.progress[0] == self.claim
+        return replace(self.shown(), progress=self.progress[1] if shown and self.progress else None)
 
     @property
     def asked(self) -> NewJob:
@@ -157,6 +172,17 @@ class Model:
         entry.records.append(
             AttemptRecord(number=one.attempt, claim=one.claim, node=entry.holder, started_at=one.started_at)
         )
+
+    def note(self, entry: Entry, one: Note) -> None:
+        if one.progress is not None:
+            entry.progress = (one.claim, one.progress)
+        for line in one.lines:
+            claim, number = entry.written
+            skipped = line.number - (number if claim == one.claim else 0) - 1
+            if skipped >= 0:
+                n = (entry.log[-1].n if entry.log else 0) + skipped + 1
+                entry.log.append(StoredLine(n, line.at, one.attempt, line.level, line.text, line.fields))
+                entry.written = (one.claim, line.number)
 
     def settle(self, entry: Entry, one: Settlement) -> None:
         if entry.begun:
@@ -403,6 +429,8 @@ EDITS = st.fixed_dictionaries(
         "timeout": st.sampled_from([None, 3.0]),
     },
 )
+FRACTIONS = st.sampled_from([0.0, 0.25, 1.0])
+LINES = st.dictionaries(st.integers(1, 6), st.sampled_from(LEVELS), max_size=3)
 SETTLED_AS = {
     Outcome.DONE: Status.DONE,
     Outcome.RETRY: Status.RETRYING,
@@ -491,6 +519,10 @@ class Lives(RuleBasedStateMachine):
     def settle(self, data: st.DataObject) -> None:
         self.exchange(Batch(node="door", now=self.now, settlements=self.settlements(data)))
 
+    @rule(data=st.data())
+    def note(self, data: st.DataObject) -> None:
+        self.exchange(Batch(node="door", now=self.now, notes=self.notes(data)))
+
     @rule(
         data=st.data(),
         node=st.sampled_from(NODES),
@@ -506,6 +538,7 @@ class Lives(RuleBasedStateMachine):
             now=self.now,
             lease_until=lease_until,
             starts=self.starts(data),
+            notes=self.notes(data),
             settlements=self.settlements(data),
             adds=adds,
             claims=wishes(node, limit),
@@ -576,7 +609,9 @@ class Lives(RuleBasedStateMachine):
     @invariant()
     def each_job_is_as_the_model_has_it(self) -> None:
         found = {job_id: self.call(self.store.get, job_id) for job_id in IDS}
-        assert found == {job_id: entry and entry.shown() for job_id, entry in self.of_each_id().items()}
+        assert found == {
+            job_id: entry and entry.with_progress() for job_id, entry in self.of_each_id().items()
+        }
         self.check_transitions([(entry.arrival, found[job_id]) for job_id, entry in self.model.jobs.items()])
 
     def check_transitions(self, jobs: Sequence[tuple[int, Job]]) -> None:
@@ -588,6 +623,16 @@ class Lives(RuleBasedStateMachine):
             assert (job.state.finished_at is not None) == (job.status in ENDED)
             assert job.status not in ACTIVE or job.state.claim > 0
         self.last = dict(jobs)
+
+    @invariant()
+    def each_log_is_as_the_model_has_it(self) -> None:
+        for job_id, entry in self.of_each_id().items():
+            page: LogPage | None = self.call(self.store.log, job_id)
+            assert (page is None) == (entry is None)
+            if page is not None and entry is not None:
+                last = entry.log[-1].n if entry.log else 0
+                assert (list(page.lines), page.last) == (entry.log, last)
+                assert (page.dropped, page.ended) == (last - len(entry.log), entry.status in ENDED)
 
     @invariant()
     def each_live_node_serves_its_kinds(self) -> None:
@@ -648,6 +693,25 @@ class Lives(RuleBasedStateMachine):
             Start(job.seq, job.claim, job.attempt + 1, self.now)
             for job in self.some_claims(data)
             if (job.seq, job.claim) not in self.begun or not self.standing(job)
+        ]
+
+    def notes(self, data: st.DataObject) -> list[Note]:
+        """What handlers write: new lines, some left out before them, and some that were written before."""
+        return [
+            Note(
+                seq=job.seq,
+                id=job.id,
+                claim=job.claim,
+                attempt=job.attempt + 1,
+                progress=data.draw(
+                    st.none() | FRACTIONS.map(lambda share: Progress(share, "so far", self.now))
+                ),
+                lines=[
+                    LogLine(number, self.now, level, f"line {number}", b'{"n":1}' if number % 2 else None)
+                    for number, level in sorted(data.draw(LINES).items())
+                ],
+            )
+            for job in self.some_claims(data)
         ]
 
     def standing(self, job: Claimed) -> bool:
@@ -719,6 +783,11 @@ class Lives(RuleBasedStateMachine):
                 self.begun[one.seq, one.claim] = one.started_at
             else:
                 stale.add((one.seq, one.claim))
+        for note in batch.notes:
+            if entry := self.model.held(self.arrival, note.seq, note.claim):
+                self.model.note(entry, note)
+            else:
+                stale.add((note.seq, note.claim))
         for end in batch.settlements:
             if entry := self.model.held(self.arrival, end.seq, end.claim):
                 self.model.settle(entry, end)

@@ -16,6 +16,8 @@ from jobpipe.store.postgres.arrays import Texts, integers, texts
 from jobpipe.store.postgres.counts import bounded
 from jobpipe.store.postgres.session import Row, Session
 from jobpipe.store.rows import attempt_from, shown, stored_from
+from jobpipe.store.verbs.dialect import translated
+from jobpipe.store.verbs.notes import PROGRESS, with_progress
 from jobpipe.transitions import Stored
 
 _COLUMNS = """
@@ -87,6 +89,7 @@ left join nodes n on n.node = a.node
 where j.id = any(%(ids)s)
 order by a.seq, a.claim
 """
+_PROGRESS = translated(PROGRESS, "postgres")
 # Held jobs are not in the counts.
 _QUEUES = """
 select name, coalesce(paused, false)
@@ -311,7 +314,11 @@ async def stored(session: Session, ids: Sequence[str]) -> dict[str, Stored]:
 
 async def one(session: Session, job_id: str) -> Job | None:
     """See `jobpipe.store.base.ReadStore.get`."""
-    return (await several(session, [job_id])).get(job_id)
+    if "\0" in job_id:
+        return None  # no text here holds one
+    progress = session.run(_PROGRESS, {"id": job_id})  # answered with the rest
+    found = (await several(session, [job_id])).get(job_id)
+    return found and with_progress(found, progress.row())
 
 
 async def listed(session: Session, where: Filter, limit: int, before: Place | None) -> Page:

@@ -26,6 +26,8 @@ from jobpipe.store.sqlite.rows import (
     stream,
     transaction,
 )
+from jobpipe.store.verbs.dialect import translated
+from jobpipe.store.verbs.notes import PROGRESS, with_progress
 from jobpipe.transitions import Stored
 
 _ONE = f"""
@@ -39,6 +41,7 @@ from attempts left join nodes using (node)
 where seq = ?
 order by claim
 """
+_PROGRESS = translated(PROGRESS, "sqlite")
 _QUEUES = """
 select name, coalesce((select paused from queues where queues.name = known.name), 0)
 from (
@@ -191,8 +194,11 @@ _CONDITIONS = {
 
 def one(db: apsw.Connection, job_id: str) -> Job | None:
     """See `jobpipe.store.base.ReadStore.get`."""
-    found = stored(db, job_id)
-    return None if found is None else shown(found)
+    with transaction(db):
+        found = stored(db, job_id)
+        if found is None:
+            return None
+        return with_progress(shown(found), fetch_one(db, _PROGRESS, {"id": job_id}))
 
 
 def stored(db: apsw.Connection, job_id: str) -> Stored | None:

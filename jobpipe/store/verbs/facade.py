@@ -4,21 +4,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-from jobpipe.job import NewJob
+from jobpipe.job import LEVELS, Level, NewJob
 from jobpipe.schedules import Firing, Schedule, Spec
 from jobpipe.store.base import (
+    LOG_LINES,
     SCHEDULES,
     Batch,
     Change,
     Due,
     Fired,
     FiredJob,
+    LogPage,
     QueueChange,
     Rescued,
     Retention,
     SchedulePut,
 )
-from jobpipe.store.verbs import jobs, nodes, queues, retention, schedules, sidelining
+from jobpipe.store.verbs import jobs, nodes, notes, queues, retention, schedules, sidelining
 from jobpipe.store.verbs.transaction import Transaction
 
 R = TypeVar("R")
@@ -102,3 +104,8 @@ class SharedVerbs(ABC):
 
     async def fired_jobs(self, name: str, limit: int) -> Sequence[FiredJob]:
         return await self._look(lambda tx: schedules.fired_jobs(tx, name, limit))
+
+    async def log(
+        self, job_id: str, after: int = 0, limit: int = LOG_LINES, levels: Sequence[Level] = LEVELS
+    ) -> LogPage | None:
+        return await self._look(lambda tx: notes.log(tx, job_id, after, limit, levels))
