@@ -135,6 +135,10 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 """The levels, the least first."""
 
 
+LINE_BYTES = 4096
+"""The most bytes of one line of a job's log: its text and its fields."""
+
+
 class Outcome(enum.StrEnum):
     """What an attempt came to."""
 
@@ -264,7 +268,7 @@ class Job(msgspec.Struct, frozen=True):
     original: NewJob | None = None
     """what was asked first, where it was edited since. Lists leave it out"""
     progress: Progress | None = None
-    """of its latest claim. There where one job was asked for, and nowhere else"""
+    """of its latest claim. Lists leave it out"""
 
     @property
     def id(self) -> str:

@@ -21,9 +21,11 @@ from jobpipe.job import (
     Job,
     JobError,
     JobId,
+    Level,
     LongestWait,
     Name,
     Outcome,
+    Progress,
     Retries,
     Seconds,
     Status,
@@ -31,7 +33,7 @@ from jobpipe.job import (
     Timeout,
 )
 from jobpipe.schedules import CatchUp, Overlap
-from jobpipe.store.base import QUEUES, SCHEDULES, Unserved
+from jobpipe.store.base import LOG_LINES, QUEUES, SCHEDULES, Unserved
 
 Time = Annotated[datetime, Meta(tz=True, description=TIME)]
 
@@ -95,8 +97,19 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
     error: JobError | None
 
 
+class ProgressView(msgspec.Struct, frozen=True):
+    """How far an attempt says that it is: a fraction from 0 to 1, and a message."""
+
+    fraction: float
+    message: str
+    at: When
+
+
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
-    """A job. `attempt` counts the runs so far; lists leave payload, result and attempts out unless asked."""
+    """A job. `attempt` counts the runs so far; lists leave payload and result out unless asked.
+
+    `progress` is that of its latest attempt; lists leave it and the attempts out.
+    """
 
     id: str
     kind: str
@@ -106,6 +119,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     payload: msgspec.Raw | UnsetType = UNSET
     result: msgspec.Raw | UnsetType = UNSET
     error: JobError | None
+    progress: ProgressView | UnsetType | None = UNSET
     attempt: int
     max_retries: int
     timeout: float | None
@@ -125,6 +139,31 @@ class JobList(msgspec.Struct, frozen=True):
 
     jobs: Sequence[JobView]
     next_cursor: str | None
+
+
+class LineView(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of a job's log. `n` grows over all its attempts, and a gap is what was left out.
+
+    `fields` are what the handler gave beside the text; null when it gave nothing.
+    """
+
+    n: int
+    at: When
+    attempt: int
+    level: str
+    text: str
+    fields: msgspec.Raw | None
+
+
+class LogView(msgspec.Struct, frozen=True):
+    """A part of a job's log. `dropped` counts the lines of the whole log that were left out of its middle.
+
+    `next_after` continues it; null when the job has ended and there is no more.
+    """
+
+    lines: Sequence[LineView]
+    dropped: int
+    next_after: int | None
 
 
 class BulkReceipt(msgspec.Struct, frozen=True):
@@ -411,6 +450,31 @@ class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     payload: Annotated[bool, Meta(description="true or false; true lists payloads and results too")] = False
 
 
+class LogQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which lines of a log to return, and how long to wait for one."""
+
+    after: Annotated[
+        int,
+        Meta(ge=0, le=1 << 53, description="a whole number from 0 to 9007199254740992"),
+        Means("only lines behind the one of this number: the `next_after` of the previous page"),
+    ] = 0
+    limit: Annotated[
+        int,
+        Meta(ge=1, le=LOG_LINES, description="a whole number from 1 to 1000"),
+        Means("the most lines in a page"),
+    ] = 100
+    level: Annotated[Level, Means("only lines of this level and those above it")] = "debug"
+    wait: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=600,
+            description="a number of seconds from 0 to 600; how long to wait for a line, or the end of the job",
+        ),
+        OR_TEXT,
+    ] = 0.0
+
+
 class QueueQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which queues to list."""
 
@@ -488,6 +552,7 @@ def stored_view(job: Job, registry: Registry, *, content: bool = True, attempts:
             msgspec.structs.replace(asked, payload=payload),
             msgspec.structs.replace(state, result=result, error=_told(damage, state.error)),
             job.attempts,
+            progress=job.progress,
         )
     return job_view(job, registry, content=content, attempts=attempts)
 
@@ -550,6 +615,7 @@ def job_view(job: Job, registry: Registry, *, content: bool = True, attempts: bo
         payload=msgspec.Raw(asked.payload) if content else UNSET,
         result=(NULL if state.result is None else msgspec.Raw(state.result)) if content else UNSET,
         error=state.error,
+        progress=_progress_view(job.progress) if attempts else UNSET,
         attempt=state.attempt,
         max_retries=registry.max_retries(asked.kind) if asked.max_retries is None else asked.max_retries,
         timeout=options.timeout,
@@ -562,6 +628,12 @@ def job_view(job: Job, registry: Registry, *, content: bool = True, attempts: bo
         finished_at=when(state.finished_at),
         expires_at=when(asked.expires_at),
         attempts=_attempt_views(job.attempts) if attempts else UNSET,
+    )
+
+
+def _progress_view(progress: Progress | None) -> ProgressView | None:
+    return (
+        None if progress is None else ProgressView(progress.fraction, progress.message, rfc3339(progress.at))
     )
 
 

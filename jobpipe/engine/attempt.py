@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from jobpipe.engine.notebook import Notebook
 from jobpipe.engine.scope import ReusableScope
 from jobpipe.store.base import Claimed
 
@@ -11,7 +12,7 @@ Reason = Literal["cancel", "shutdown", "lease", "pause"]
 class Attempt:
     """A job that this node holds, and how far its run has come."""
 
-    __slots__ = ("job", "over", "reason", "scope", "started_at", "taken")
+    __slots__ = ("job", "notebook", "over", "reason", "scope", "started_at", "taken")
 
     def __init__(self, job: Claimed) -> None:
         self.job = job
@@ -23,6 +24,8 @@ class Attempt:
         self.scope: ReusableScope | None = None
         """where its handler runs, once it does"""
         self.reason: Reason | None = None
+        self.notebook: Notebook | None = None
+        """what its handler has written; None: nothing so far"""
 
     def stop(self, reason: Reason) -> None:
         """Cancel the handler, or keep it from beginning; the first reason counts."""

@@ -133,7 +133,7 @@ class Executor:
 
     async def call(self, attempt: Attempt, handler: Handler, deadline: float) -> Any:  # noqa: ANN401 - a handler may return anything
         """Call the handler, in a thread when it is not async. The watchdog knows this frame on a stack."""
-        context = _context(attempt, deadline)
+        context = self._context(attempt, deadline)
         arguments = _arguments(handler, attempt.job.payload, context)
         before = logs.performed.set(context)
         try:
@@ -142,6 +142,21 @@ class Executor:
             return await trio.to_thread.run_sync(handler.function, *arguments, limiter=self._threads)
         finally:
             logs.performed.reset(before)
+
+    def _context(self, attempt: Attempt, deadline: float) -> Context:
+        """What the handler may know, and say."""
+        job = attempt.job
+        return Context(
+            id=job.id,
+            kind=job.kind,
+            queue=job.queue,
+            attempt=attempt.number,
+            max_retries=retries_of(job.max_retries),
+            claim=job.claim,
+            deadline=deadline,
+            _notes=self._ledger.notes,
+            _run=attempt,
+        )
 
     def abandon(self) -> list[Attempt]:
         """Give up the handlers that would not end, and hand their jobs back; returns them, to be named."""
@@ -178,17 +193,3 @@ def _arguments(handler: Handler, payload: bytes, context: Context) -> tuple[Any,
         raise
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DamagedRow(f"the payload cannot be read as JSON ({error})") from None
-
-
-def _context(attempt: Attempt, deadline: float) -> Context:
-    """What the handler may know."""
-    job = attempt.job
-    return Context(
-        id=job.id,
-        kind=job.kind,
-        queue=job.queue,
-        attempt=attempt.number,
-        max_retries=retries_of(job.max_retries),
-        claim=job.claim,
-        deadline=deadline,
-    )

@@ -1,16 +1,20 @@
 """The one way to wait for a job's end, whichever node it ends on."""
 
 import math
+from collections.abc import Sequence
 
 import trio
 
 from jobpipe.engine.listener import Listener
 from jobpipe.events import Events
-from jobpipe.job import ENDED, Job
-from jobpipe.store.base import ReadStore
+from jobpipe.job import ENDED, Job, Level
+from jobpipe.store.base import LogPage, ReadStore
 
 LOOK_AGAIN = 2.0
 """Seconds after which who waits reads the job anyway: the end of a job on another node may not be announced."""
+
+LOOK_FOR_LINES = 0.5
+"""The same for one who waits for log lines: those of another node are not announced."""
 
 LOOKS_APART = 0.1
 """Seconds between two reads for one who was woken though the job had not ended: anyone may wake it."""
@@ -36,6 +40,24 @@ class Waiting:
                 if job is None or job.status in ENDED or over:
                     return job
                 with trio.move_on_after(LOOK_AGAIN):
+                    await watch.rechecked()
+                with trio.move_on_at(looked + LOOKS_APART):
+                    await watch.ended()
+                looked = trio.current_time()
+
+    async def logged(self, job_id: str, after: int, limit: int, levels: Sequence[Level]) -> LogPage | None:
+        """A part of the job's log, once it has a line, or the job has ended; what there is when this node stops.
+
+        None: there is no such job. Raises `StoreError`. The caller bounds the wait: a cancel changes nothing.
+        """
+        looked = -math.inf
+        with self._events.watch(job_id, log=True) as watch:
+            while True:
+                over = watch.over  # before the read, as above
+                page = await self._store.log(job_id, after, limit, levels)
+                if page is None or page.lines or page.ended or over:
+                    return page
+                with trio.move_on_after(LOOK_FOR_LINES):
                     await watch.rechecked()
                 with trio.move_on_at(looked + LOOKS_APART):
                     await watch.ended()

@@ -50,9 +50,6 @@ PAGE_BYTES = 4 << 20
 LOG_LINES, LOG_BYTES = 1000, 256 << 10
 """The most log lines that are kept of a job, and the most bytes: the first half and the last half of each."""
 
-LINE_BYTES = 4096
-"""The most bytes of one log line: its text and its fields."""
-
 LONGEST_LEASE = 8_640_000.0
 """A lease that ends in more than a hundred days is none: no node asks for so long a one, so its row is damaged."""
 UNSERVED = 100

@@ -175,7 +175,9 @@ async def test_schemas_are_those_of_the_structs_of_the_wire(spec):
     ]
     _, made = msgspec.json.schema_components([*structs, JobError], ref_template="#/components/schemas/{name}")
     components = json.loads(msgspec.json.encode(made))
-    queries = {"WaitQuery", "HoldQuery", "ListQuery", "QueueQuery", "ScheduleQuery"}  # written as parameters
+    queries = {  # written as parameters
+        *("WaitQuery", "HoldQuery", "ListQuery", "LogQuery", "QueueQuery", "ScheduleQuery")
+    }
 
     assert _without_defaults_and_patterns(spec.schemas) == _without_defaults_and_patterns(
         {name: schema for name, schema in components.items() if name not in queries}
@@ -354,6 +356,11 @@ async def _with_jobs(door):
     yield await door.get("/jobs/held")
     yield await door.get("/jobs/none")
     yield await door.get("/jobs/a?wait=long")
+    await door.enqueue(id="told", kind="play", payload="tell, and end")
+    yield await door.get("/jobs/told/log?wait=5")
+    yield await door.get("/jobs/told")
+    yield await door.get("/jobs/none/log")
+    yield await door.get("/jobs/a/log?level=fatal")
     yield await door.get("/jobs")
     yield await door.get("/jobs?payload=true&limit=1")
     yield await door.get("/jobs?limit=0")
@@ -458,7 +465,7 @@ async def _broken(door):
     door.store.refuses = True
     yield await door.enqueue(id="a")
     yield await door.post("/enqueue/bulk", json=[{"id": "a"}])
-    for path in ("/jobs/a", "/jobs", "/queues", "/health"):
+    for path in ("/jobs/a", "/jobs/a/log", "/jobs", "/queues", "/health"):
         yield await door.get(path)
     for path in (
         "/jobs/a/cancel",

@@ -105,6 +105,7 @@ class Entry:
         self.status, self.finished_at, self.size, self.holder = status, at, size, None
 
     def shown(self) -> Job:
+        told = self.progress is not None and self.progress[0] == self.claim
         return Job(
             self.asked,
             State(
@@ -118,11 +119,8 @@ class Entry:
             ),
             tuple(self.records),
             original=self.first,
+            progress=self.progress[1] if told and self.progress else None,
         )
-
-    def with_progress(self) -> Job:
-        shown = self.progress is not None and self.progress[0] == self.claim
-        return replace(self.shown(), progress=self.progress[1] if shown and self.progress else None)
 
     @property
     def asked(self) -> NewJob:
@@ -609,9 +607,7 @@ class Lives(RuleBasedStateMachine):
     @invariant()
     def each_job_is_as_the_model_has_it(self) -> None:
         found = {job_id: self.call(self.store.get, job_id) for job_id in IDS}
-        assert found == {
-            job_id: entry and entry.with_progress() for job_id, entry in self.of_each_id().items()
-        }
+        assert found == {job_id: entry and entry.shown() for job_id, entry in self.of_each_id().items()}
         self.check_transitions([(entry.arrival, found[job_id]) for job_id, entry in self.model.jobs.items()])
 
     def check_transitions(self, jobs: Sequence[tuple[int, Job]]) -> None:
@@ -645,7 +641,8 @@ class Lives(RuleBasedStateMachine):
     def lists_and_counts_agree_with_the_rows(self) -> None:
         page = self.call(self.store.jobs, Filter(), 100, None)
         assert list(page.jobs) == [
-            replace(entry.shown(), attempts=(), original=None) for entry in self.model.newest_first()
+            replace(entry.shown(), attempts=(), original=None, progress=None)
+            for entry in self.model.newest_first()
         ]
         queues = self.model.queues()
         assert list(self.call(self.store.queues)) == queues

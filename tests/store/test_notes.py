@@ -401,7 +401,12 @@ def asked(store: Any) -> Iterator[list[str]]:
 
             patch.setattr(Session, "run", noted)
         else:
-            store._writer.db.exec_trace = lambda _cursor, sql, _values: statements.append(sql) or True
+
+            def trace(_cursor: Any, sql: str, _values: Any) -> bool:
+                statements.append(sql)
+                return True
+
+            store._writer.db.exec_trace = trace
         yield statements
         if not isinstance(store, PostgresStore):
             store._writer.db.exec_trace = None

@@ -5,20 +5,17 @@ from typing import NamedTuple
 
 import msgspec
 
-from jobpipe.job import ENDED, Job, Level, Progress
+from jobpipe.job import ENDED, Level, Progress
 from jobpipe.store.base import LOG_BYTES, LOG_LINES, LogPage, Note, StoredLine
 from jobpipe.store.rows import Row
 from jobpipe.store.verbs.transaction import Transaction
+from jobpipe.transitions import Stored
 
 Fence = tuple[int, int]
 """seq and claim"""
 
-PROGRESS = """
-select p.claim, p.fraction, p.message, p.at
-from jobs j join progress p on p.seq = j.seq
-where j.id = :id
-"""
-"""The progress of a job, for `with_progress`: of whichever claim."""
+PROGRESS_COLUMNS = "claim, fraction, message, at"
+"""What `with_progress` takes."""
 
 _PUT_PROGRESS = """
 insert into progress (seq, claim, at, fraction, message)
@@ -165,17 +162,16 @@ def _object(fields: str | None) -> bytes | None:
         return None
 
 
-def with_progress(job: Job, row: Row | None) -> Job:
-    """A job with the progress of its latest claim, given what `PROGRESS` found."""
-    if row is None or row[0] != job.state.claim:
-        return job
+def with_progress(stored: Stored, row: Row | None) -> Stored:
+    """A job with the progress of its latest claim, given `PROGRESS_COLUMNS` of whichever claim there are."""
+    if row is None or row[0] != stored.job.state.claim:
+        return stored
+    _, fraction, message, at = row
     try:
-        progress = msgspec.convert(
-            {"fraction": row[1], "message": row[2], "at": row[3]}, Progress, strict=True
-        )
-    except msgspec.ValidationError:
-        return job
-    return msgspec.structs.replace(job, progress=progress)
+        progress = msgspec.convert({"fraction": fraction, "message": message, "at": at}, Progress)
+    except msgspec.ValidationError:  # the row is damaged
+        return stored
+    return msgspec.structs.replace(stored, job=msgspec.structs.replace(stored.job, progress=progress))
 
 
 def _as_json(rows: Sequence[object]) -> str:
