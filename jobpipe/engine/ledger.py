@@ -109,7 +109,8 @@ class Ledger:
         attempt = self._held.release(settlement)
         self._settlements.append(settlement)
         if attempt is not None:
-            self.notes.close(attempt)
+            if attempt.notebook is not None:
+                attempt.notebook.closed = True
             self._held.tell(attempt, settlement)
 
     async def renew(self) -> bool:

@@ -35,7 +35,7 @@ class Notebook:
         self.told_at: float | None = None
         """in Trio's clock: when progress was written last"""
         self.closed = False
-        """whether the attempt is over: nothing more is taken in, and all that is there is to be written"""
+        """whether the settlement is handed in: what is here is written no later than that"""
         self.size = 0
         """about how many bytes of memory its lines take"""
         self._number = self._logged = self._last_size = (

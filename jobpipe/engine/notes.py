@@ -9,6 +9,7 @@ import trio
 from jobpipe.clock import Clock
 from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.notebook import Notebook
+from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.job import Level, Progress
 from jobpipe.store.base import Note
 
@@ -33,6 +34,7 @@ class Notes:
         self._clock, self._within = clock, within
         self._open: dict[Attempt, Notebook] = {}
         self._size = 0
+        self._unforeseen = Unforeseen()
         # Held for microseconds. Reentrant, since what the collector of garbage finalizes in between may log, too.
         self._lock = threading.RLock()
         self._home: tuple[int, trio.lowlevel.TrioToken] | None = None
@@ -94,11 +96,6 @@ class Notes:
 
     # What the ledger tells and asks
 
-    def close(self, run: Attempt) -> None:
-        """An attempt is over, and its settlement is handed in: what it wrote is written no later than that."""
-        if run.notebook is not None:
-            run.notebook.closed = True
-
     def gathered(self) -> Sequence[Note]:
         """What goes into the next batch. It stays here until it is `written`."""
         if self._home is None:
@@ -110,8 +107,26 @@ class Notes:
             lost = [run for run, book in self._open.items() if run.over and not book.closed]
             for run in lost:
                 self._drop(run)
-            notes = [_note(run, book, now) for run, book in self._open.items()]
-        return [note for note in notes if note.lines or note.progress is not None]
+            notes = [self._note(run, book, now) for run, book in list(self._open.items())]
+        return [note for note in notes if note is not None]
+
+    def _note(self, run: Attempt, book: Notebook, now: float) -> Note | None:
+        """What is to be written of an attempt now; None: nothing, or it cannot be had."""
+        with self._unforeseen.costs("what a running job wrote is dropped", job=run.job.id):
+            due = book.closed or book.told_at is None or book.told_at + APART <= now
+            progress, lines = book.progress if due else None, book.lines
+            if progress is None and not lines:
+                return None
+            return Note(
+                seq=run.job.seq,
+                id=run.job.id,
+                claim=run.job.claim,
+                attempt=run.number,
+                progress=progress,
+                lines=lines,
+            )
+        self._drop(run)
+        return None
 
     def written(self, notes: Sequence[Note]) -> None:
         """Notes are written, or were refused for good; what has come meanwhile is written soon."""
@@ -126,6 +141,8 @@ class Notes:
 
     def again(self) -> None:
         """What is here is to be written soon."""
+        if not self._open:
+            return
         with self._lock:
             waiting = list(self._open)
         for run in waiting:
@@ -139,18 +156,5 @@ class Notes:
             del self._open[run]
 
     def _drop(self, run: Attempt) -> None:
-        """The claim was lost: nothing of it may be written."""
+        """Nothing of an attempt will be written: its claim was lost."""
         self._size -= self._open.pop(run).size
-
-
-def _note(run: Attempt, book: Notebook, now: float) -> Note:
-    """What is to be written of an attempt now: empty where that is nothing."""
-    due = book.closed or book.told_at is None or book.told_at + APART <= now
-    return Note(
-        seq=run.job.seq,
-        id=run.job.id,
-        claim=run.job.claim,
-        attempt=run.number,
-        progress=book.progress if due else None,
-        lines=book.lines,
-    )

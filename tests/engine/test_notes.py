@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from jobpipe.clock import VirtualClock
 from jobpipe.engine import notes as room
@@ -442,14 +443,29 @@ async def test_a_progress_waits_for_its_second(autojump_clock) -> None:
     await trio.sleep(0.3)
     writer.notes.progress(run, 0.2, "")
     early = writer.notes.gathered()
-    run.over = True
-    writer.notes.close(run)
+    assert run.notebook is not None
+    run.over = run.notebook.closed = True
     (late,) = writer.notes.gathered()
 
     assert early == []
     assert [round(seconds, 3) for seconds in writer.asked] == [DELAY, APART - 0.3]
     assert late.progress is not None
     assert late.progress.fraction == 0.2
+
+
+async def test_a_note_that_cannot_be_had_costs_itself_alone(
+    autojump_clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, broken, sound = Writer(), Attempt(claimed("a")), Attempt(claimed("b"))
+    for run in (broken, sound):
+        writer.notes.line(run, "info", run.job.id, None)
+    monkeypatch.setattr(Attempt, "number", property(lambda run: 1 // (run.job.id == "b")))
+    with capture_logs() as told:
+        notes = writer.notes.gathered()
+
+    assert [note.id for note in notes] == ["b"]
+    assert list(writer.notes._open) == [sound]
+    assert [(line["event"], line["job"]) for line in told] == [(UNFORESEEN, "a")]
 
 
 async def test_an_attempt_whose_claim_is_lost_is_dropped(autojump_clock) -> None:

@@ -384,6 +384,20 @@ async def test_what_was_written_is_pruned_with_the_job(node: Node) -> None:
     assert await node.store.prune(NOW, KEEP_ALL) == 0
 
 
+async def test_what_deleted_jobs_have_left_is_swept(node: Node, store: Any) -> None:
+    """By somebody in the database, or by a node of a version that had no notes; what belongs to a job stays."""
+
+    async def delete(tx: Any) -> None:
+        tx.run("delete from jobs where id = :id", {"id": "a"})
+
+    await ended(node, "a", "b")
+    await store._carry_out(delete)
+    await store.prune(NOW, KEEP_ALL)
+
+    assert await rows_left(store) == 2
+    assert await texts(store, "b") == ["line 1"]
+
+
 # --- an exchange without notes ----------------------------------------------------------------------------------------
 
 

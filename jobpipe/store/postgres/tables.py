@@ -351,8 +351,9 @@ class Tables:
         if pairs:
             tags_of_all, seqs = zip(*pairs, strict=True)
             self._session.run(_UNTAG, {"tags": binaries(tags_of_all), "seqs": integers(seqs)})
+        values = {"seqs": integers([job.seq for job in jobs])}
         for sql in _DELETE:
-            self._session.run(sql, {"seqs": integers([job.seq for job in jobs])})
+            self._session.run(sql, values)
         counts = CountChanges(self._slot)
         for job in jobs:
             counts.drop(job.queue, job.state, 1, job.size)

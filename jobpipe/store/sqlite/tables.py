@@ -53,10 +53,10 @@ _DELETE = (
     "delete from jobs where seq = ?",
     "delete from attempts where seq = ?",
 )
-# What only some jobs have: for all of them in one statement each.
+# What only some jobs have: for all of them in one statement, and only where some job has any.
 _DELETE_NOTES = (
-    "delete from progress where seq in (select value from json_each(?))",
-    "delete from logs where seq in (select value from json_each(?))",
+    ("select 1 from progress limit 1", "delete from progress where seq in (select value from json_each(?))"),
+    ("select 1 from logs limit 1", "delete from logs where seq in (select value from json_each(?))"),
 )
 _FORGET_QUEUE = (
     "delete from counts where queue = ?",
@@ -157,8 +157,9 @@ class Tables:
                 self._db.execute(sql, (job.seq,))
             counts.drop(job.queue, job.state, 1, job.size)
         seqs = msgspec.json.encode([job.seq for job in jobs]).decode()
-        for sql in _DELETE_NOTES:
-            self._db.execute(sql, (seqs,))
+        for any_is_there, sql in _DELETE_NOTES:
+            if self._db.execute(any_is_there).fetchone() is not None:
+                self._db.execute(sql, (seqs,))
         counts.write(self._db)
 
     async def fail(self, stored: Stored, now: float, words: str) -> None:

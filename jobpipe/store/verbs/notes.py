@@ -51,6 +51,21 @@ where seq = :seq
         or total - octet_length(text) - coalesce(octet_length(fields), 0) < :total - {LOG_BYTES // 2}
     )
 """
+# What is older than every job belongs to none.
+_OLDEST = "coalesce((select min(seq) from jobs), 9223372036854775807)"
+_SWEEP = (
+    f"""
+delete from progress
+where seq in (select seq from progress where seq < {_OLDEST} order by seq limit :limit)
+""",
+    f"""
+delete from logs
+where (seq, n) in (select seq, n from logs where seq < {_OLDEST} order by seq, n limit :limit)
+""",
+)
+SWEPT = 10_000
+"""How many rows of each table one sweep deletes."""
+
 _JOB = "select seq, status from {shown} where id = :id"
 _READ = """
 select n, at, attempt, level, text, fields
@@ -132,6 +147,12 @@ def line_rows(note: Note, last: Last) -> Sequence[LineRow]:
             what = (note.claim, line.number, note.attempt, line.at, line.level, line.text, fields, total)
             rows.append(LineRow(note.seq, n, *what))
     return rows
+
+
+def sweep(tx: Transaction) -> None:
+    """Delete what a job has left that was deleted by hand in the database, or by a node that knew nothing of notes."""
+    for sql in _SWEEP:
+        tx.run(sql, {"limit": SWEPT})
 
 
 async def log(
