@@ -55,8 +55,8 @@ _DELETE = (
 )
 # What only some jobs have: for all of them in one statement, and only where some job has any.
 _DELETE_NOTES = (
-    ("select 1 from progress limit 1", "delete from progress where seq in (select value from json_each(?))"),
-    ("select 1 from logs limit 1", "delete from logs where seq in (select value from json_each(?))"),
+    ("select min(seq) from progress", "delete from progress where seq in (select value from json_each(?))"),
+    ("select min(seq) from logs", "delete from logs where seq in (select value from json_each(?))"),
 )
 _FORGET_QUEUE = (
     "delete from counts where queue = ?",
@@ -157,8 +157,8 @@ class Tables:
                 self._db.execute(sql, (job.seq,))
             counts.drop(job.queue, job.state, 1, job.size)
         seqs = msgspec.json.encode([job.seq for job in jobs]).decode()
-        for any_is_there, sql in _DELETE_NOTES:
-            if self._db.execute(any_is_there).fetchone() is not None:
+        for first, sql in _DELETE_NOTES:
+            if self._db.execute(first).get is not None:
                 self._db.execute(sql, (seqs,))
         counts.write(self._db)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import msgspec
 
 from jobpipe.job import ENDED, Level, Progress
-from jobpipe.store.base import LOG_BYTES, LOG_LINES, LogPage, Note, StoredLine
+from jobpipe.store.base import LOG_BYTES, LOG_LINES, STEP, LogPage, Note, StoredLine
 from jobpipe.store.rows import Row
 from jobpipe.store.verbs.transaction import Transaction
 from jobpipe.transitions import Stored
@@ -51,20 +51,8 @@ where seq = :seq
         or total - octet_length(text) - coalesce(octet_length(fields), 0) < :total - {LOG_BYTES // 2}
     )
 """
-# What is older than every job belongs to none.
-_OLDEST = "coalesce((select min(seq) from jobs), 9223372036854775807)"
-_SWEEP = (
-    f"""
-delete from progress
-where seq in (select seq from progress where seq < {_OLDEST} order by seq limit :limit)
-""",
-    f"""
-delete from logs
-where (seq, n) in (select seq, n from logs where seq < {_OLDEST} order by seq, n limit :limit)
-""",
-)
-SWEPT = 10_000
-"""How many rows of each table one sweep deletes."""
+_OLDEST = "select (select min(seq) from jobs), (select min(seq) from progress), (select min(seq) from logs)"
+_SWEEP = "delete from progress where seq < :until", "delete from logs where seq < :until"
 
 _JOB = "select seq, status from {shown} where id = :id"
 _READ = """
@@ -149,10 +137,15 @@ def line_rows(note: Note, last: Last) -> Sequence[LineRow]:
     return rows
 
 
-def sweep(tx: Transaction) -> None:
-    """Delete what a job has left that was deleted by hand in the database, or by a node that knew nothing of notes."""
-    for sql in _SWEEP:
-        tx.run(sql, {"limit": SWEPT})
+async def sweep(tx: Transaction) -> None:
+    """Delete what a job has left that was deleted by hand in the database, or by a node that knew nothing of notes.
+
+    What is older than every job belongs to none. Of `STEP` jobs at the most.
+    """
+    ((oldest, *firsts),) = await tx.rows(_OLDEST, {})
+    for first, sql in zip(firsts, _SWEEP, strict=True):
+        if first is not None and (oldest is None or first < oldest):
+            tx.run(sql, {"until": first + STEP if oldest is None else min(oldest, first + STEP)})
 
 
 async def log(

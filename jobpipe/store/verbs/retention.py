@@ -33,7 +33,7 @@ async def prune(tx: Transaction, now: float, retention: Retention) -> int:
     tx.erase([_removal(row) for row in rows])
     tx.forget_empty(thoroughly=len(rows) < STEP)
     if len(rows) < STEP:
-        notes.sweep(tx)
+        await notes.sweep(tx)
     return len(rows)
 
 
