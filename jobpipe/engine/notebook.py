@@ -38,11 +38,10 @@ class Notebook:
         """whether the settlement is handed in: what is here is written no later than that"""
         self.size = 0
         """about how many bytes of memory its lines take"""
-        self._number = self._logged = self._last_size = (
-            0  # lines so far, their bytes, and the bytes of `_last`
-        )
-        self._first = deque[LogLine]()
-        self._last = deque[LogLine]()
+        self._number = self._logged = 0  # lines so far, and their bytes
+        self._first: list[LogLine] = []
+        self._last: deque[LogLine] | None = None  # made when it is needed: hardly any attempt logs so much
+        self._last_size = 0
 
     @property
     def has_lines(self) -> bool:
@@ -52,7 +51,7 @@ class Notebook:
     @property
     def lines(self) -> Sequence[LogLine]:
         """The lines that wait, in their order."""
-        return [*self._first, *self._last]
+        return [*self._first, *(self._last or ())]
 
     def log(self, at: float, level: Level, text: str, fields: bytes | None) -> None:
         """Take in a line."""
@@ -64,14 +63,15 @@ class Notebook:
         if self._number <= LOG_LINES // 2 and self._logged <= LOG_BYTES // 2:
             self._first.append(line)
             return
-        self._last.append(line)
+        last = self._last = deque() if self._last is None else self._last
+        last.append(line)
         self._last_size += size
-        while len(self._last) > LOG_LINES // 2 or self._last_size > LOG_BYTES // 2:
-            self._leave_out(self._last.popleft(), last=True)
+        while len(last) > LOG_LINES // 2 or self._last_size > LOG_BYTES // 2:
+            self._leave_out(last.popleft(), last=True)
 
     def make_room(self) -> bool:
         """Leave out a line of the middle; False: there is only one."""
-        if len(self._last) > 1:
+        if self._last is not None and len(self._last) > 1:
             self._leave_out(self._last.popleft(), last=True)
         elif self._last and self._first:
             self._leave_out(self._first.pop(), last=False)
@@ -91,8 +91,10 @@ class Notebook:
                 self.progress = None
         if lines:
             upto = lines[-1].number
-            while self._first and self._first[0].number <= upto:
-                self._leave_out(self._first.popleft(), last=False)
+            written = [line for line in self._first if line.number <= upto]
+            for line in written:
+                self._leave_out(line, last=False)
+            del self._first[: len(written)]
             while self._last and self._last[0].number <= upto:
                 self._leave_out(self._last.popleft(), last=True)
 

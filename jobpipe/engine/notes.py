@@ -1,6 +1,7 @@
 """What running jobs write between their start and their end: kept here until a batch has taken it."""
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Sequence
 
@@ -84,15 +85,16 @@ class Notes:
             with contextlib.suppress(trio.RunFinishedError):  # a thread that outlives the service
                 self._home[1].run_sync_soon(self._schedule, run)
 
-    def _schedule(self, run: Attempt) -> None:
-        book = run.notebook
-        if book is None:
-            return
-        if book.has_lines:
-            self._within(DELAY)
-        elif book.progress is not None:
-            due = DELAY if book.told_at is None else book.told_at + APART - trio.current_time()
-            self._within(max(DELAY, due))
+    def _schedule(self, *some: Attempt) -> None:
+        """Have the ledger write what some attempts have written, when the first of it is due."""
+        now, soonest = trio.current_time(), math.inf
+        for run in some:
+            if run.notebook is not None:
+                soonest = min(soonest, _wait(run.notebook, now))
+            if soonest == DELAY:
+                break
+        if soonest < math.inf:
+            self._within(soonest)
 
     # What the ledger tells and asks
 
@@ -145,8 +147,7 @@ class Notes:
             return
         with self._lock:
             waiting = list(self._open)
-        for run in waiting:
-            self._schedule(run)
+        self._schedule(*waiting)
 
     def _forget(self, run: Attempt, book: Notebook, note: Note, now: float) -> None:
         before = book.size
@@ -158,3 +159,12 @@ class Notes:
     def _drop(self, run: Attempt) -> None:
         """Nothing of an attempt will be written: its claim was lost."""
         self._size -= self._open.pop(run).size
+
+
+def _wait(book: Notebook, now: float) -> float:
+    """In how many seconds what is in a notebook is to be written; infinite: there is nothing."""
+    if book.has_lines:
+        return DELAY
+    if book.progress is None:
+        return math.inf
+    return DELAY if book.told_at is None else max(DELAY, book.told_at + APART - now)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import msgspec
 import trio
 
-from jobpipe.handlers.joblog import JobLog, clean, composed, tell_service
+from jobpipe.handlers.joblog import JobLog, clean, composed, tell_service, tells_service
 from jobpipe.job import PROGRESS_MESSAGE, Level
 
 ROUNDING = 1e-9
@@ -64,7 +64,9 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         text, encoded = composed(message, fields)
         if self._notes is not None:
             self._notes.line(self._run, level, text, encoded)
-        tell_service(level, message, fields, {"job": self.id, "kind": self.kind, "attempt": self.attempt})
+        if tells_service():
+            whose = {"job": self.id, "kind": self.kind, "attempt": self.attempt}
+            tell_service(level, message, fields, whose)
 
     def check_cancelled(self) -> None:
         """For handlers in threads: raise `trio.Cancelled` when the attempt was cancelled or has timed out."""

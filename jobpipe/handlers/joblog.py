@@ -1,5 +1,6 @@
 """The log of a job: what a handler says is made into lines that are bounded and can be stored."""
 
+import logging
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -68,6 +69,11 @@ def _checked(message: object) -> str:
             'such as job.log.info("sent", to=address)'
         )
     return message
+
+
+def tells_service() -> bool:
+    """Whether lines of this level are written into the log of the service."""
+    return bool(log.is_enabled_for(logging.DEBUG))
 
 
 def tell_service(level: Level, text: str, fields: Mapping[str, Any], whose: Mapping[str, object]) -> None:
