@@ -61,6 +61,24 @@ async def test_every_outcome(store) -> None:
     }
 
 
+async def test_what_a_job_says_is_there_while_it_runs_and_when_it_has_ended(store) -> None:
+    async with scene(store) as rig:
+        await rig.enqueue("runs", ("say", 60))
+        await rig.enqueue("ends", "say")
+        running_one = await is_now(rig, "runs", lambda job: job.progress is not None)
+        ended_one = await is_now(rig, "ends", lambda job: job.status in ENDED)
+        pages = [await rig.store.log(job_id) for job_id in ("runs", "ends")]
+        await rig.node.control.cancel("runs")
+        await is_now(rig, "runs", lambda job: job.status in ENDED)
+
+    assert [one.progress and one.progress.message for one in (running_one, ended_one)] == ["half", "half"]
+    assert [[line.text for line in page.lines] for page in pages if page is not None] == [
+        ["hello"],
+        ["hello"],
+    ]
+    assert [page.ended for page in pages if page is not None] == [False, True]
+
+
 OUTCOMES: dict[str, list[Any]] = {
     "done": ["done"],
     "error": ["error"],

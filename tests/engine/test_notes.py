@@ -14,6 +14,7 @@ from jobpipe.engine import notes as room
 from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.notes import APART, DELAY, Notes
 from jobpipe.engine.unforeseen import UNFORESEEN
+from jobpipe.errors import StoreUnavailable
 from jobpipe.handlers.context import Context
 from jobpipe.handlers.exceptions import Retry
 from jobpipe.handlers.registry import Handler
@@ -341,6 +342,36 @@ async def test_memory_is_bounded_over_all_jobs(autojump_clock, monkeypatch: pyte
     assert [len(page.lines) + page.dropped for page in pages] == [100] * 8
     assert any(page.lines[0].text == "line 0" for page in pages)
     assert rig.node.ledger.notes._size == 0
+
+
+class Doubtful(FaultyStore):
+    """A store that writes a batch with notes, and then says that it did not: the first time."""
+
+    doubts = 1
+
+    async def exchange(self, batch: Batch) -> Receipts:
+        receipts = await super().exchange(batch)
+        if batch.notes and self.doubts:
+            self.doubts -= 1
+            raise StoreUnavailable("the answer was lost")
+        return receipts
+
+
+async def test_a_line_whose_commit_was_not_answered_is_there_once(autojump_clock) -> None:
+    async def play(job: Context) -> None:
+        await trio.sleep(1)
+        job.log.info("first")
+        await trio.sleep(DELAY + 0.05)
+        job.log.info("second")
+        await trio.sleep(5)
+
+    async with running(Doubtful(), handlers=[handler(play)], expected=["the store cannot write"]) as rig:
+        await rig.enqueue(kind="play")
+        await rig.ended()
+        page = await log(rig)
+
+    assert [line.text for line in page.lines] == ["first", "second"]
+    assert page.dropped == 0
 
 
 class Unwilling(FaultyStore):
