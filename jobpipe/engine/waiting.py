@@ -14,7 +14,7 @@ LOOK_AGAIN = 2.0
 """Seconds after which who waits reads the job anyway: the end of a job on another node may not be announced."""
 
 LOOK_FOR_LINES = 0.5
-"""The same for one who waits for log lines: those of another node are not announced."""
+"""The same for log lines, where nodes share the store: those of another node are never announced."""
 
 LOOKS_APART = 0.1
 """Seconds between two reads for one who was woken though the job had not ended: anyone may wake it."""
@@ -50,6 +50,7 @@ class Waiting:
 
         None: there is no such job. Raises `StoreError`. The caller bounds the wait: a cancel changes nothing.
         """
+        patience = LOOK_AGAIN if self._news.alone else LOOK_FOR_LINES
         looked = -math.inf
         with self._events.watch(job_id, log=True) as watch:
             while True:
@@ -57,7 +58,7 @@ class Waiting:
                 page = await self._store.log(job_id, after, limit, levels)
                 if page is None or page.lines or page.ended or over:
                     return page
-                with trio.move_on_after(LOOK_FOR_LINES):
+                with trio.move_on_after(patience):
                     await watch.rechecked()
                 with trio.move_on_at(looked + LOOKS_APART):
                     await watch.ended()

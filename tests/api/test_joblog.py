@@ -170,8 +170,8 @@ async def test_a_request_that_waits_is_answered_when_the_node_stops(autojump_clo
     assert answers[0].status_code == 200
 
 
-async def test_lines_of_another_node_come_too(door, autojump_clock):
-    """Nobody tells of them, so they are looked for: twice a second."""
+async def test_lines_that_nobody_tells_of_come_too(door, autojump_clock):
+    """They are looked for, now and then."""
     await door.node.store.join("other", door.node.clock.now(), door.node.clock.now() + 1e6)
     job = await held_by_another(door)
     async with trio.open_nursery() as nursery:
@@ -183,7 +183,7 @@ async def test_lines_of_another_node_come_too(door, autojump_clock):
         await door.node.store.exchange(Batch(node="other", now=door.node.clock.now(), notes=[note]))
 
     assert texts(answers[0]) == ["from afar"]
-    assert trio.current_time() - began <= 0.5
+    assert trio.current_time() - began <= 2.0
 
 
 async def held_by_another(door):
