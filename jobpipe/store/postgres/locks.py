@@ -55,7 +55,7 @@ class Aside:
 
     @property
     def asked_seqs(self) -> Sequence[int]:
-        """The rows that starts and settlements are to write, as far as they are not known to be locked."""
+        """The rows that starts, notes and settlements are to write, as far as they are not known to be locked."""
         return sorted({seq for seq, _ in self._fences} - self.seqs)
 
     @property
@@ -63,6 +63,7 @@ class Aside:
         batch = self._batch
         return [
             *((one.seq, one.claim) for one in batch.starts),
+            *((one.seq, one.claim) for one in batch.notes),
             *((one.seq, one.claim) for one in batch.settlements),
         ]
 
@@ -74,6 +75,7 @@ class Aside:
         return msgspec.structs.replace(
             self._batch,
             starts=[one for one in self._batch.starts if one.seq not in self.seqs],
+            notes=[one for one in self._batch.notes if one.seq not in self.seqs],
             settlements=[one for one in self._batch.settlements if one.seq not in self.seqs],
             adds=[self._free(add) for add in self._batch.adds],
         )

@@ -12,7 +12,10 @@ from jobpipe.store.sqlite.counts import CountChanges
 from jobpipe.store.sqlite.known import Known
 from jobpipe.store.sqlite.rows import fetch, transaction
 from jobpipe.store.sqlite.settling import Settling
+from jobpipe.store.sqlite.tables import Tables
 from jobpipe.store.sqlite.values import Mismatch
+from jobpipe.store.verbs import notes
+from jobpipe.store.verbs.transaction import at_once
 
 _RENEW = "update nodes set lease_until = ? where name = ? and lease_until is not null"
 _DUE = """
@@ -75,6 +78,8 @@ class Writer:
         lease_lost = not self._renew(batch)
         changes = self._promote(batch.now, counts)
         stale = self._settling.start(batch.starts)
+        if batch.notes:
+            stale |= at_once(notes.write(Tables(self.db), batch.notes))
         settled = self._settling.settle(batch.settlements, counts, stale, one_by_one=one_by_one)
         adds = [self._adding.add(add, counts, one_by_one=one_by_one) for add in batch.adds]
         claims: list[Sequence[Claimed]] = [[]] * len(batch.claims)

@@ -4,9 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-from jobpipe.job import NewJob
+from jobpipe.job import LEVELS, Level, NewJob
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 from jobpipe.store.base import (
+    LOG_LINES,
     SCHEDULES,
     Batch,
     Change,
@@ -14,13 +15,14 @@ from jobpipe.store.base import (
     Due,
     Fired,
     FiredJob,
+    LogPage,
     QueueChange,
     Rescued,
     Retention,
     ScheduleDeletion,
     SchedulePut,
 )
-from jobpipe.store.verbs import declarations, jobs, nodes, queues, retention, schedules, sidelining
+from jobpipe.store.verbs import declarations, jobs, nodes, notes, queues, retention, schedules, sidelining
 from jobpipe.store.verbs.transaction import Transaction
 
 R = TypeVar("R")
@@ -112,3 +114,8 @@ class SharedVerbs(ABC):
 
     async def fired_jobs(self, name: str, limit: int) -> Sequence[FiredJob]:
         return await self._look(lambda tx: schedules.fired_jobs(tx, name, limit))
+
+    async def log(
+        self, job_id: str, after: int = 0, limit: int = LOG_LINES, levels: Sequence[Level] = LEVELS
+    ) -> LogPage | None:
+        return await self._look(lambda tx: notes.log(tx, job_id, after, limit, levels))
