@@ -168,7 +168,7 @@ OTHERS = "*"
 
 
 class Share(msgspec.Struct, frozen=True):
-    """How many jobs of a queue a claim takes before what is left of its limit goes to any of its queues."""
+    """How many jobs a claim takes from a queue before it is the next queue's turn."""
 
     queue: str
     """its name, or `OTHERS`"""
@@ -185,7 +185,8 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     queues: Sequence[Share] = ()
     """the queues to take from; none: from all of them, as if they were one
 
-    Each gives its share at most, in this order. What is left of the limit then goes to them in the same order.
+    Each gives its share at most, in this order, and then again and again, until the limit is reached or none has more.
+    Those with a share of 0 come last, one after the other. Where nodes claim at the same time, it is about so.
     """
 
     @property

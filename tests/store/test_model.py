@@ -256,19 +256,17 @@ class Model:
         return taken
 
     def dealt(self, claim: ClaimRequest, ready: list[Entry]) -> list[Entry]:
-        """Of each queue its share, then what is left of the limit in the order of the queues."""
+        """Of each queue its share, again and again; then of those that have none."""
         named = {share.queue for share in claim.queues} - {OTHERS}
         taken: list[Entry] = []
-        for rest in (False, True):
-            for share in claim.queues:
-                of_queue = [
-                    entry
-                    for entry in ready
-                    if entry not in taken
-                    and (entry.new.queue if entry.new.queue in named else OTHERS) == share.queue
-                ]
-                most = claim.limit - len(taken)
-                taken += of_queue[: most if rest else min(share.jobs, most)]
+        for share in [*[one for one in claim.queues if one.jobs] * claim.limit, *claim.queues]:
+            of_queue = [
+                entry
+                for entry in ready
+                if entry not in taken
+                and (entry.new.queue if entry.new.queue in named else OTHERS) == share.queue
+            ]
+            taken += of_queue[: min(share.jobs or claim.limit, claim.limit - len(taken))]
         return [entry for entry in ready if entry in taken]
 
     def rescue(self, node: str, now: float) -> set[tuple[str, str, Status, bool]]:

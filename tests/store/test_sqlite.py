@@ -429,7 +429,9 @@ def test_reads_walk_indexes(db: apsw.Connection) -> None:
         reader.queues(db, 10, "")
         reader.queue(db, "default")
         reader.overview(db, frozenset({"echo"}))
+        reader.overview(db, frozenset({"echo"}), frozenset({"mail"}))
         reader.unserved(db)
+        reader.unserved_queues(db, frozenset({"mail"}))
 
     found = plans(db, act)
 
