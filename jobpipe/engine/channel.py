@@ -113,7 +113,7 @@ class Channel:
     def take(self, asked: ClaimRequest, attempts: Sequence[Attempt]) -> None:
         """Send claimed jobs to the workers."""
         if self._shares is not None:
-            self._shares.took(asked.queues, Counter(attempt.job.queue for attempt in attempts))
+            self._shares.took(asked.queues, asked.limit, Counter(attempt.job.queue for attempt in attempts))
         for attempt in attempts:
             try:
                 self.send.send_nowait(attempt)

@@ -20,7 +20,7 @@ def taken(shares: Shares, limit: int, ready: Mapping[str, int]) -> Counter[str]:
     for share in [*[one for one in asked if one.jobs] * limit, *asked]:
         left = ready.get(share.queue, 0) - got[share.queue]
         got[share.queue] += min(share.jobs or limit, left, limit - got.total())
-    shares.took(asked, got)
+    shares.took(asked, limit, got)
     return got
 
 
@@ -35,10 +35,20 @@ def test_shares_add_up_to_the_limit_and_are_the_part_of_each_rounded(weights, li
     shares = Shares(weights)
     for limit in limits:
         asked = shares.of(limit)
-        assert sum(share.jobs for share in asked) == limit
+        assert sum(share.jobs for share in asked) == limit  # all have enough
         for share in asked:
             assert abs(share.jobs - limit * weights[share.queue] / sum(weights.values())) < 1
         taken(shares, limit, dict.fromkeys(weights, 10_000))
+
+
+def test_empty_queues_with_large_weights_do_not_stand_before_others() -> None:
+    """Nor do queues that always have a job or three."""
+    weights = {"a": 47, "b": 10, "c": 5, "d": 1000, "e": 3, "f": 2, OTHERS: 5}
+    few = {"a": 1, "b": 3, "c": 1}
+    for ready in ({"e": 10**6, OTHERS: 10**6}, few | {"e": 10**6, OTHERS: 10**6}):
+        got = taken_over(Shares(weights), [18, 11, 29, 19, 10, 21, 6, 4, 26, 13] * 100, ready)
+
+        assert abs(got["e"] / 3 - got[OTHERS] / 5) < 29 / 3
 
 
 @given(WEIGHTS, st.lists(st.integers(1, 30), min_size=1, max_size=60), st.data())
@@ -97,7 +107,7 @@ def test_jobs_of_queues_without_a_name_count_as_the_others() -> None:
     """All of them together have one weight."""
     shares = Shares({"a": 1, OTHERS: 1})
     asked = shares.of(2)
-    shares.took(asked, {"x": 1, "y": 1})
+    shares.took(asked, 2, {"x": 1, "y": 1})
 
-    assert shares.of(1) == [Share("a", 1), Share(OTHERS, 0)]
+    assert shares.of(1) == [Share("a", 1), Share(OTHERS, 1)]
     assert (shares.names, Shares({"a": 1, "b": 2}).names) == (None, frozenset("ab"))
