@@ -181,7 +181,7 @@ def test_a_waiting_job_is_asked_for_otherwise(status: Status) -> None:
     assert again.job.original == before.job.asked
 
 
-@pytest.mark.parametrize("status", sorted(WAITING))
+@pytest.mark.parametrize("status", sorted(WAITING - {Status.BLOCKED}))
 @pytest.mark.parametrize("later", [-1, 0, 1])
 def test_a_new_time_makes_a_job_ready_or_wait(status: Status, later: int) -> None:
     """One that waits for its next attempt waits for that, not as if it had never run."""

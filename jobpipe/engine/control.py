@@ -55,7 +55,7 @@ class Control:
 
     async def delete(self, job_id: str) -> Change:
         """Delete a job that no node holds."""
-        (change,) = await self._store.delete([job_id])
+        (change,) = await self._store.delete([job_id], self._clock.now())
         if change.verdict == "changed":
             self._events.wake(job_id)  # who waits for its end waits for nothing now
             self._tell("job deleted", job=job_id)

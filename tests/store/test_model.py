@@ -560,7 +560,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=2))
     def delete(self, ids: list[str]) -> None:
-        self.compare(self.call(self.store.delete, ids), ids, self.model.delete)
+        self.compare(self.call(self.store.delete, ids, self.now), ids, self.model.delete)
 
     @rule(queue=st.sampled_from(QUEUES), paused=st.booleans())
     def pause_or_resume(self, queue: str, paused: bool) -> None:

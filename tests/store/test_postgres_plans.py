@@ -155,16 +155,17 @@ class Verbs(SharedVerbs):
     """The verbs over a connection that counts."""
 
     def __init__(self, connection: Counting) -> None:
+        super().__init__()
         self._connection = connection
 
-    async def _carry_out(self, verb: Any, *, repeatable: bool = False) -> Any:
+    async def _transact(self, verb: Any, *, repeatable: bool = False) -> Any:
         async def whole(session: Session) -> Any:
             return await verb(Tables(session, 1, "caller", "plans"))
 
         return await self._connection.transact(whole, repeatable=repeatable)
 
     async def _look(self, verb: Any) -> Any:
-        return await self._carry_out(verb)
+        return await self._transact(verb)
 
 
 @pytest.fixture
@@ -246,7 +247,7 @@ async def test_what_is_asked_of_a_job_reads_that_job(connection: Counting, verbs
         case "retry":
             await verbs.retry(["e9999"], NOW)
         case "delete":
-            await verbs.delete(["e9998"])
+            await verbs.delete(["e9998"], NOW)
         case "cancel ended":
             await verbs.cancel(["e9997"], NOW)
         case _:

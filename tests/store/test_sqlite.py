@@ -24,7 +24,7 @@ from jobpipe.store.sqlite.nodes import Nodes
 from jobpipe.store.sqlite.opening import check_path
 from jobpipe.store.sqlite.tables import carry_out
 from jobpipe.store.sqlite.writer import Writer
-from jobpipe.store.verbs import jobs, nodes, queues, retention
+from jobpipe.store.verbs import dependencies, jobs, nodes, queues, retention
 from tests.store.test_contract import wish
 
 NOW = 1_700_000_000.0
@@ -287,7 +287,7 @@ def test_control_walks_indexes(db: apsw.Connection) -> None:
 
     def act() -> None:
         carry_out(db, lambda tx: jobs.cancel(tx, ["a", "b", "later", "mail", "none"], NOW))
-        carry_out(db, lambda tx: jobs.retry(tx, ["a", "late"], NOW))
+        carry_out(db, lambda tx: dependencies.retry(tx, ["a", "late"], NOW))
         carry_out(db, lambda tx: jobs.delete(tx, ["later"]))
         carry_out(db, lambda tx: nodes.rescue(tx, "other", NOW + 1e6))
 
