@@ -10,6 +10,7 @@ from jobpipe.api.problems import (
     Problem,
     conflict,
     cross_site,
+    dependency_failed,
     internal,
     invalid,
     no_job,
@@ -19,6 +20,7 @@ from jobpipe.api.problems import (
     not_json,
     too_large,
     unavailable,
+    unknown_dependency,
     unsupported,
 )
 from jobpipe.errors import Draining, QueueFull, StoreUnavailable
@@ -63,6 +65,8 @@ PROBLEMS = {
         no_schedule("nightly"),
         not_empty("reports", {Status.QUEUED: 3}),
         conflict(["t1"]),
+        dependency_failed(["t1"]),
+        unknown_dependency(["t1"]),
         too_large(1 << 20),
         unsupported("text/plain", "application/json"),
         invalid([Fault("/max_retry", "unknown field; known are id, kind, payload, queue, max_retries")]),

@@ -23,6 +23,7 @@ from jobpipe.job import (
     JobId,
     LongestWait,
     Name,
+    Needs,
     Outcome,
     Retries,
     Seconds,
@@ -39,6 +40,10 @@ Priority = Annotated[
     int, Meta(ge=-1000, le=1000, description="a whole number from -1000 to 1000; higher runs first")
 ]
 Tags = Annotated[list[Tag], Meta(max_length=20, description="an array of at most 20 tags")]
+
+DependsOn = Annotated[
+    list[JobId], Meta(max_length=1000, description="an array of at most 1000 ids of jobs that it waits for")
+]
 
 When = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 """A time as it is shown: RFC 3339, UTC, with milliseconds."""
@@ -67,6 +72,8 @@ class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     expires_at: Time | None = None
     on_crash: Literal["retry", "fail"] = "retry"
     tags: Tags = []
+    depends_on: DependsOn = []
+    needs: Needs = "done"
 
 
 class EditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -95,8 +102,20 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
     error: JobError | None
 
 
+class WaitsFor(msgspec.Struct, frozen=True, kw_only=True):
+    """What a blocked job waits for: how many jobs have not ended yet, and the first of them by arrival."""
+
+    reason: Literal["dependencies"] = "dependencies"
+    open: Sequence[str]
+    count: int
+
+
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
-    """A job. `attempt` counts the runs so far; lists leave payload, result and attempts out unless asked."""
+    """A job. `attempt` counts the runs so far; lists leave payload, result and attempts out unless asked.
+
+    `depends_on` and `needs` are left out where it depends on no other job. `waits_for` is there while a job is blocked,
+    where one job is asked for.
+    """
 
     id: str
     kind: str
@@ -117,6 +136,9 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     started_at: When | None
     finished_at: When | None
     expires_at: When | None
+    depends_on: Sequence[str] | UnsetType = UNSET
+    needs: Needs | UnsetType = UNSET
+    waits_for: WaitsFor | UnsetType = UNSET
     attempts: Sequence[AttemptView] | UnsetType = UNSET
 
 
@@ -329,6 +351,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     queued: int | None
     scheduled: int | None
     retrying: int | None
+    blocked: int | None
     unserved: Sequence[UnservedView]
     """kinds of ready jobs that no live node serves, at most 100; they do not make the node unhealthy"""
     detail: str | None = None
@@ -561,6 +584,8 @@ def job_view(job: Job, registry: Registry, *, content: bool = True, attempts: bo
         started_at=when(state.started_at),
         finished_at=when(state.finished_at),
         expires_at=when(asked.expires_at),
+        depends_on=options.depends_on or UNSET,
+        needs=options.needs if options.depends_on else UNSET,
         attempts=_attempt_views(job.attempts) if attempts else UNSET,
     )
 

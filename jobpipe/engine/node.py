@@ -20,6 +20,7 @@ from jobpipe.engine.channel import Channel
 from jobpipe.engine.committer import Committer
 from jobpipe.engine.control import Control
 from jobpipe.engine.executor import Executor
+from jobpipe.engine.follower import Follower
 from jobpipe.engine.held import Held
 from jobpipe.engine.intake import Intake
 from jobpipe.engine.lease import Lease
@@ -73,7 +74,10 @@ class Node:
         self.events = Events()
         self.held = Held(clock, registry.max_retries, self.rng)
         self.ledger = Ledger(self.name, clock, self.events, self.held, lease=settings.lease)
-        self.committer = Committer(store, self.name, self.ledger, self.held, self.events, clock)
+        self.follower = Follower(store, self.ledger, self.events, clock, period=settings.lease)
+        self.committer = Committer(
+            store, self.name, self.ledger, self.held, self.follower, self.events, clock
+        )
         self.channel = Channel(
             self.ledger,
             # While a node drains over a volatile store it runs what is in the channel: that is kept full there.
@@ -81,7 +85,7 @@ class Node:
             size=settings.queue_size,
             kinds=registry.served,
         )
-        self.backlog = Backlog(self.ledger, self.channel, max_backlog=settings.max_backlog)
+        self.backlog = Backlog(store, self.ledger, self.channel, max_backlog=settings.max_backlog)
         self.admission = Admission(self.backlog, store, clock, self.rng.getrandbits)
         self.executor = Executor(
             self.ledger,
@@ -91,12 +95,23 @@ class Node:
             threads=settings.workers,
             max_result=settings.max_body,
         )
-        self.scheduler = Scheduler(store, self.ledger, clock, node=self.name, period=settings.lease)
-        self.control = Control(store, self.ledger, self.scheduler, self.events, clock)
+        self.scheduler = Scheduler(
+            store, self.ledger, self.follower, clock, node=self.name, period=settings.lease
+        )
+        self.control = Control(store, self.ledger, self.follower, self.scheduler, self.events, clock)
         self.listener = Listener(store, self.ledger, self.scheduler, self.events)
         self.waiting = Waiting(store, self.events, self.listener)
         self.intake = Intake(self.ledger, self.channel)
-        self.lease = Lease(store, self.ledger, self.held, clock, self.name, settings.lease, registry.served)
+        self.lease = Lease(
+            store,
+            self.ledger,
+            self.held,
+            self.follower,
+            clock,
+            self.name,
+            settings.lease,
+            registry.served,
+        )
         self.served = Served(store, registry.served)
         self.maintenance = Maintenance(store, clock, _retention(settings))
         self._unforeseen = Unforeseen()
@@ -119,6 +134,7 @@ class Node:
                 self.committer,
                 self.lease,
                 self.maintenance,
+                self.follower,
                 self.scheduler,
                 self.listener,
                 self.served,

@@ -11,6 +11,7 @@ import structlog
 import trio
 
 from jobpipe.clock import Clock
+from jobpipe.engine.follower import Follower
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.errors import StoreError
@@ -32,8 +33,18 @@ log = structlog.get_logger("jobpipe")
 class Scheduler:
     """Runs as one task. Where there are no schedules it looks at the store once in `period` seconds."""
 
-    def __init__(self, store: EngineStore, ledger: Ledger, clock: Clock, *, node: str, period: float) -> None:
-        self._store, self._ledger, self._clock, self._period = store, ledger, clock, period
+    def __init__(
+        self,
+        store: EngineStore,
+        ledger: Ledger,
+        follower: Follower,
+        clock: Clock,
+        *,
+        node: str,
+        period: float,
+    ) -> None:
+        self._store, self._ledger, self._follower = store, ledger, follower
+        self._clock, self._period = clock, period
         self._apart = (
             zlib.crc32(node.encode()) % 1000 / 1000 * APART if isinstance(store, SharedStore) else 0.0
         )
@@ -124,6 +135,7 @@ class Scheduler:
         for change in fired.cancelled:
             if change.verdict == "changed" and change.job is not None:
                 self._ledger.cancelled(change.id, change.job.status)
+        self._follower.look()
         if fired.stored:
             self._ledger.look()
         if fired.locked:

@@ -115,14 +115,17 @@ class Receipt(msgspec.Struct, frozen=True):
         "late",
         "unknown_dependency",
         "dependency_failed",
+        "dependency_cycle",
     ]
     """`refused`: nothing wrong with this one, but it shared an atomic add with one that was not stored;
     `locked`: an unfinished transaction of another program stores or deletes a job of this id, so nothing can be said
-    yet; `late`: the job is new and expires before it could start (the engine says so, and hands no store such a job)"""
+    yet; `late`: the job is new and expires before it could start; `dependency_cycle`: it waits for itself, by way of
+    others of the same add (both are said by the engine, which hands no store such a job); `unknown_dependency` and
+    `dependency_failed`: a job that it depends on is not there, or did not end as needed"""
     job: Job | None = None
     """also where it is `stored`, and waits for other jobs"""
     dependencies: Sequence[str] = ()
-    """the jobs that it depends on and that are not there, or did not end as needed"""
+    """the jobs that it depends on and that are not there, or did not end as needed; or those of a cycle"""
 
 
 STORED = Receipt("stored")

@@ -349,6 +349,10 @@ async def _with_jobs(door):
     await door.enqueue(id="held", kind="play", payload="hold, then clean up")
     await door.enqueue(id="failed", kind="play", payload="fail")
     await door.ended("failed")
+    for depends_on in ("failed", "nobody", "held"):
+        yield await door.enqueue(id=f"after-{depends_on}", depends_on=[depends_on])
+        yield await door.post("/enqueue/bulk", json=[{"depends_on": [depends_on]}])
+    yield await door.get("/jobs/after-held")
     yield await door.get("/jobs/a")
     yield await door.get("/jobs/failed")
     yield await door.get("/jobs/held")
