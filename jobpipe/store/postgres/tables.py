@@ -46,7 +46,7 @@ order by seq
 for no key update
 """
 
-# Those of the jobs whose rows in "live" somebody else has locked; all others are locked by this.
+# Locks the rows in "live" that nobody else has locked; tells of each whether it is locked by this.
 _LOCK_STANDING = """
 with wanted as materialized (
     select l.seq
@@ -59,11 +59,9 @@ free as materialized (
     where l.seq = any (array(select seq from wanted))
     for no key update of l skip locked
 )
-select w.seq
-from wanted w
-where not exists (select from free f where f.seq = w.seq)
+select w.seq, f.seq is not null
+from wanted w left join free f on f.seq = w.seq
 order by w.seq
-limit 1
 """
 _LOCK_ONE = "select seq from live where seq = %(seq)s for no key update"
 _STANDING = """
@@ -284,24 +282,20 @@ class Tables:
         return await self._locked(_LOCK_HELD, values)
 
     async def lock_standing(self, ids: Sequence[str]) -> Mapping[str, Standing]:
+        """Where a row is locked by somebody else, all are let go, that one is waited for, and kept for the next try."""
         values = {"ids": texts([job_id for job_id in ids if "\0" not in job_id])}
-        await self._lock_alive(values)
-        # A new statement: it sees whoever has ended or was retried before its row was locked.
-        rows = await self._session.rows(_STANDING, values)
-        return {job_id: Standing(seq, status) for job_id, seq, status, _ in rows}
-
-    async def _lock_alive(self, values: Values) -> None:
-        """Lock rows in `live` without ever waiting for one while another is held: so there is no deadlock.
-
-        Where one is locked by somebody else, all are let go, that one is waited for, and kept while the rest are tried.
-        """
+        self._session.run("savepoint part", prepare=False)
         for _ in range(ROUNDS):
-            self._session.run("savepoint part", prepare=False)
-            locked = await self._session.row(_LOCK_STANDING, values)
-            if locked is None:
-                return
-            self._session.run("rollback to savepoint part", prepare=False)
-            await self._session.row(_LOCK_ONE, {"seq": locked[0]})
+            wanted: dict[int, bool] = dict(await self._session.rows(_LOCK_STANDING, values))
+            if missing := [seq for seq, locked in wanted.items() if not locked]:
+                self._session.run("rollback to savepoint part", prepare=False)
+                await self._session.row(_LOCK_ONE, {"seq": missing[0]})
+                continue
+            # A new statement: it sees whoever has ended before its row was locked; and who came or was retried since
+            # the others were.
+            rows = await self._session.rows(_STANDING, values)
+            if all(seq in wanted for _, seq, _, lives in rows if lives):
+                return {job_id: Standing(seq, status) for job_id, seq, status, _ in rows}
         raise Locked("other requests keep changing the jobs that this one depends on: try again")
 
     async def lock_blocked(self, seqs: Sequence[int]) -> Mapping[int, Stored | None]:

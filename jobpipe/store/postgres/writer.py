@@ -109,30 +109,40 @@ class Writer:
     async def _settle_followed(self, exchange: Exchange) -> frozenset[Fence]:
         """End the jobs that others wait for, with what follows, in one transaction.
 
-        Returns the fences of those settlements for which that failed, to be tried again: nothing of it is written.
+        Returns the fences of those settlements that were not written, and are to be tried again: another program has
+        locked their rows, or the transaction failed.
         """
-        late, now = exchange.unsettled, exchange.batch.now
+        late = exchange.unsettled
         if not (late or exchange.overdue):
             return frozenset()
+        aside = Aside(
+            Batch(node=exchange.batch.node, now=exchange.batch.now, settlements=late), set(), doubtful=False
+        )
+        try:
+            for _ in range(ROUNDS):
+                with suppress(Locked):
+                    await self._settle_rest(exchange, aside.rest.settlements)
+                    return aside.locked
+                await self._locks.probe(aside)
+        except StoreError as error:
+            log.warning("jobs that others wait for could not be settled: trying again", error=str(error))
+        exchange.stale -= aside.fences
+        return aside.fences
+
+    async def _settle_rest(self, exchange: Exchange, settlements: Sequence[Settlement]) -> None:
+        now = exchange.batch.now
 
         async def verb(session: Session) -> tuple[Settling, Sequence[str], Followed]:
             tables = self._tables(session)
-            settling = await _settled(tables, session, late, self._slot)
+            settling = await _settled(tables, session, settlements, self._slot)
             expired = await tables.expire_followed(now, STEP) if exchange.overdue else ()
             followed = await followers.finish(tables, now)
             exchange.look(session)
             return settling, [one.job.id for one in expired], followed
 
-        try:
-            settling, expired, followed = await self._connection.transact(verb)
-        except StoreError as error:
-            log.warning("jobs that others wait for could not be settled: trying again", error=str(error))
-            fences = frozenset((one.seq, one.claim) for one in late)
-            exchange.stale -= fences
-            return fences
+        settling, expired, followed = await self._connection.transact(verb)
         exchange.take_followed(settling, expired, followed)
         exchange.watched = [*exchange.watched, *settling.watched]
-        return frozenset()
 
     def _tables(self, session: Session) -> Tables:
         return Tables(session, self._slot, self._leases, self._channel)
