@@ -217,6 +217,48 @@ async def test_two_nodes_that_end_the_last_two_at_once_release_the_job(node: Nod
     assert await statuses(node.store, "x") == ["queued"]
 
 
+# --- what it costs others ---------------------------------------------------------------------------------------------
+
+
+async def test_a_batch_that_ends_no_job_for_which_others_wait_runs_not_one_statement_more(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor a transaction more, whoever waits for what."""
+    await add(node.store, *(new_job(f"a{number}") for number in range(6)), new_job("b", run_at=NOW + 60))
+    claimed = list(await node.claim(6))
+    ran: list[str] = []
+    run, begin = Session.run, Session.begin
+
+    def counted(self: Session, sql: str, *values: Any, **how: Any) -> Any:
+        ran.append(sql)
+        return run(self, sql, *values, **how)
+
+    def begun(self: Session, command: bytes) -> None:
+        ran.append("begin")
+        begin(self, command)
+
+    monkeypatch.setattr(Session, "run", counted)
+    monkeypatch.setattr(Session, "begin", begun)
+
+    async def batch() -> list[str]:
+        """What a busy node's exchange runs."""
+        ran.clear()
+        ends = [
+            settlement(claimed.pop(), Outcome.DONE),
+            settlement(claimed.pop(), Outcome.FAIL),
+            settlement(claimed.pop(), None),
+        ]
+        await node.exchange(settlements=ends, adds=[Add([new_job(f"c{len(claimed)}")])])
+        return list(ran)
+
+    alone = await batch()
+    await enqueue(node.store, dependent("x", "b"))
+    beside = await batch()
+
+    assert beside == alone
+    assert alone.count("begin") == 1
+
+
 # --- several nodes at once --------------------------------------------------------------------------------------------
 
 NODES, ROUNDS = 3, 40
