@@ -2,16 +2,29 @@
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from structlog.testing import capture_logs
 
 from jobpipe.job import ENDED, Job, JobError, NewJob, Options, Outcome, State, Status
 from jobpipe.schedules import Spec, decided
-from jobpipe.store.base import Batch, Change, Changed, Filter, Followed, OpenDependencies, Receipt, Store
+from jobpipe.store.base import (
+    Batch,
+    Change,
+    Changed,
+    Filter,
+    Followed,
+    OpenDependencies,
+    Receipt,
+    SharedStore,
+    Store,
+)
 from jobpipe.store.verbs.followers import LEVELS, MOST
+from tests.store.server import ask
 from tests.store.test_contract import (
     KEEP_ALL,
     LATER,
@@ -572,3 +585,53 @@ async def test_ids_may_be_odd(node: Node) -> None:
 
     assert await statuses(node.store, "x") == ["queued"]
     assert await node.store.retry(["\0"], NOW) == [Change("\0", "absent")]
+
+
+async def test_a_job_that_cannot_go_on_fails_alone(open_store: Any) -> None:
+    """Neither the job that has ended pays for it, nor the others that waited."""
+    async with open_store() as store, broken_row(store, "x"):
+        node = Node(store)
+        await node.join()
+        await add(store, new_job("a"))
+        await enqueue(store, *(dependent(job_id, "a") for job_id in "wxyz"), dependent("u", "x"))
+        with capture_logs() as log:
+            receipts = await node.settle(await node.take(), Outcome.DONE)
+        x = await get(store, "x")
+        waiting = (await look(store)).waiting
+
+        assert await statuses(store, "awxyzu") == [
+            "done",
+            "queued",
+            "failed",
+            "queued",
+            "queued",
+            "cancelled",
+        ]
+        assert x.state.error is not None
+        assert x.state.error.message.startswith("the job could not go on once others had ended (")
+        assert receipts.stale == frozenset()
+        assert waiting == 3
+        assert [line["job"] for line in log if line["log_level"] == "error"] == ["x"]
+
+
+@asynccontextmanager
+async def broken_row(store: Any, job_id: str) -> AsyncIterator[None]:
+    """Nothing can make this job ready: somebody's trigger has it so."""
+    if isinstance(store, SharedStore):
+        schema = store.name.rpartition("schema=")[2]
+        ask(
+            f"create function {schema}.refuse() returns trigger language plpgsql as "
+            f"$$ begin if old.status = 'blocked' and new.status = 'queued' "
+            f"and (select id from {schema}.jobs where seq = new.seq) = '{job_id}' "
+            "then raise exception 'refused'; end if; return new; end $$"
+        )
+        ask(
+            f"create trigger refuse before update on {schema}.live for each row execute function {schema}.refuse()"
+        )
+    else:
+        db = store._db if store.name == "memory:" else store._database.writer
+        db.execute(
+            f"create trigger refuse before update on jobs when new.id = '{job_id}' and new.status = 'queued' "
+            "begin select raise(abort, 'refused'); end"
+        )
+    yield

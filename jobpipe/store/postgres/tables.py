@@ -467,7 +467,7 @@ class Tables:
             async with self._session.savepoint():
                 self._session.run(_FAIL, {"now": float(now), "error": error, "seqs": seqs})
         counts = CountChanges(self._slot)
-        before = None if stored.held else Status.QUEUED
+        before = None if stored.held else stored.job.status
         counts.move(stored.job.asked.queue, before, Status.FAILED, size=len(stored.job.asked.payload))
         counts.write(self._session)
         if stored.followed:

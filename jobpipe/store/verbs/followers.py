@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
+import structlog
 
 from jobpipe.job import Status
 from jobpipe.store.base import Changed, Followed
@@ -17,6 +18,8 @@ from jobpipe.store.verbs.transaction import Ended, Transaction
 from jobpipe.transitions import Stored, forsaken, released
 
 R = TypeVar("R")
+
+log = structlog.get_logger("jobpipe")
 
 MOST = 500
 """How many waiting jobs one transaction releases or cancels, about."""
@@ -141,8 +144,41 @@ async def follow(tx: Transaction, now: float) -> Followed:
 async def _step(tx: Transaction, seqs: Sequence[int], now: float, limit: int) -> Sequence[Changed]:
     """Do what follows some noted ends, for so many waits at the most; returns what became of the jobs that waited."""
     waits = list(map(_wait, await tx.rows(_WAITING, {"seqs": as_json(seqs), "limit": limit})))
-    if not waits:
+    return await _carefully(tx, waits, now) if waits else []
+
+
+async def _carefully(tx: Transaction, waits: Sequence[Wait], now: float) -> Sequence[Changed]:
+    """Release or cancel jobs, all at once; where a row of them does not allow that, one by one: that job fails.
+
+    So it costs neither the others nor the job that has ended.
+    """
+    try:
+        async with tx.savepoint():
+            return await _changed(tx, waits, now)
+    except Exception as error:
+        if not tx.blames(error):
+            raise
+        seqs = sorted({one.seq for one in waits})
+        if len(seqs) == 1:
+            return await _fail(tx, seqs[0], now, error)
+        middle = seqs[len(seqs) // 2]
+        first = await _carefully(tx, [one for one in waits if one.seq < middle], now)
+        return [*first, *await _carefully(tx, [one for one in waits if one.seq >= middle], now)]
+
+
+async def _fail(tx: Transaction, seq: int, now: float, error: Exception) -> Sequence[Changed]:
+    stored = (await tx.lock_blocked([seq])).get(seq)
+    if stored is None:
         return []
+    log.error("a job that waited for others cannot go on: it fails", job=stored.job.id, exc_info=error)
+    reason = (str(error).splitlines() or [""])[0]
+    words = f"the job could not go on once others had ended ({type(error).__name__}: {reason})"
+    tx.run(FORGET, {"seqs": as_json([seq])})
+    await tx.fail(stored, now, words[:500])
+    return [Changed(stored.job.id, Status.FAILED)]
+
+
+async def _changed(tx: Transaction, waits: Sequence[Wait], now: float) -> Sequence[Changed]:
     locked = await tx.lock_blocked(sorted({one.seq for one in waits}))
     gone = [
         seq for seq, stored in locked.items() if stored is None or stored.job.status is not Status.BLOCKED

@@ -127,7 +127,10 @@ class Transaction(Protocol):
         """Delete jobs with all that belongs to them, and count them out."""
 
     async def fail(self, stored: Stored, now: float, words: str) -> None:
-        """End a held or ready job that cannot be saved as `failed`, with as little of its row as that takes."""
+        """End a job that cannot be saved as `failed`, with as little of its row as that takes.
+
+        It is held, ready, or blocked.
+        """
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:
         """Where its body raises, what was done inside is undone, and that alone."""
