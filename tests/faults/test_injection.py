@@ -9,7 +9,7 @@ import importlib
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import trio
@@ -212,8 +212,8 @@ async def play(rig: Rig) -> dict[str, Job]:
         job("held back", later=3600),
     ]
     behind = [
-        *(depending(job(f"after {what}"), f"{name}:{what}") for what in ("done 0", "scheduled")),
-        depending(job("in vain"), f"{name}:held back"),
+        *(depending(job(f"after {what}"), f"{name}:{what}", "ended") for what in ("done 0", "scheduled")),
+        depending(job("in vain"), f"{name}:held back", "done"),
     ]
     for one in made:
         await store_job(rig, one)
@@ -231,8 +231,8 @@ async def play(rig: Rig) -> dict[str, Job]:
     return await until_ended(rig, *(one.id for one in (*made, *behind, *fired)))
 
 
-def depending(job: NewJob, job_id: str) -> NewJob:
-    return replace(job, options=replace(job.options, depends_on=(job_id,)))
+def depending(job: NewJob, job_id: str, needs: Literal["done", "ended"]) -> NewJob:
+    return replace(job, options=replace(job.options, depends_on=(job_id,), needs=needs))
 
 
 ENDS = {
@@ -256,7 +256,13 @@ def wrong_ends(jobs: dict[str, Job]) -> list[str]:
 async def scene(name: str, store: Store) -> AsyncIterator[Rig]:
     async with running(
         store,
-        expected=(UNFORESEEN, "the store cannot write", "the end of a job", "a request failed"),
+        expected=(
+            UNFORESEEN,
+            "the store cannot write",
+            "the end of a job",
+            "a job that waited for others",
+            "a request failed",
+        ),
         patience=30,
         name=name,
     ) as rig:
