@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 from structlog.testing import capture_logs
 
+from jobpipe.errors import StoreUnavailable
 from jobpipe.job import ENDED, Job, JobError, NewJob, Options, Outcome, State, Status
 from jobpipe.schedules import Spec, decided
 from jobpipe.store.base import (
@@ -482,6 +483,25 @@ async def test_what_is_added_after_a_retry_waits_for_the_new_end(node: Node) -> 
     assert receipts.following
     assert between == (waiting, ["blocked"])
     assert await statuses(store, "y") == ["queued"]
+
+
+async def test_a_retry_comes_too_early_while_an_end_is_still_being_told(node: Node) -> None:
+    """Or it would be told once more to those that wait for the new one; nothing is changed."""
+    store = node.store
+    await add(store, new_job("a"))
+    await enqueue(store, *(dependent(f"x{number}", "a") for number in range(MOST + 20)))
+    await node.settle(await node.take(), Outcome.FAIL)
+    await store.retry(["a"], NOW)
+    before = await get(store, "x0")
+    with pytest.raises(StoreUnavailable, match="try again"):
+        await store.retry(["x0"], NOW)
+    left = await get(store, "x0")
+    await followed(store)
+    (change,) = await store.retry(["x0"], NOW)
+
+    assert left == before
+    assert change.job is not None
+    assert change.job.status is Status.BLOCKED
 
 
 # --- bounds -----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 A job that has not ended stands in two rows: what was asked of it in `jobs`, how it stands in `live`. Rows are locked
 in one order: first those in `live`, then those in `jobs`, each by seq; then those of the counts. An exchange keeps to
 it within each statement that starts or settles. Where it does both, it may be in a deadlock with a verb that locks
-several jobs: whoever has waited long enough gives up first.
+several jobs: whoever has waited long enough gives up first. What follows the end of a job waits for no lock, and a job
+that is to depend on others waits for none while it holds one.
 """
 
 import functools

@@ -19,6 +19,12 @@ from {rows waits}
 where true
 on conflict (on_seq, seq) do nothing
 """
+_STILL_FOLLOWED = """
+select 1
+from follow_ups f join waits w on w.on_seq = f.seq
+where w.seq {among seqs} and w.seq <= f.upto
+limit 1
+"""
 _OPEN = """
 select j.id
 from waits w join jobs j on j.seq = w.on_seq
@@ -124,7 +130,10 @@ async def retry(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Cha
     if waits := {
         job_id: (asked[job_id], still[job_id]) for job_id in asked if job_id in changed and still[job_id]
     }:
-        await _wait(tx, waits)
+        seqs = await _wait(tx, waits)
+        # A note of an earlier end would take them for jobs that have waited since then.
+        if await tx.rows(_STILL_FOLLOWED, {"seqs": _as_json([seqs[job_id] for job_id in waits])}):
+            raise Overtaken("the last end of a job that this one depends on is still being told: try again")
     return changes
 
 
