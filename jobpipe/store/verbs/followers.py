@@ -110,19 +110,22 @@ async def carried_out(
 
 
 async def finish(tx: Transaction, now: float) -> Followed:
-    """Do what follows the ends of jobs in this transaction. To be called before its commit."""
+    """Do what follows the ends of jobs in this transaction. To be called before its commit.
+
+    Whatever else is to follow the end of a job belongs here: a further step for each level of ends.
+    """
     changes, seqs = list[Changed](), set[int]()
     for _ in range(LEVELS):
         if not tx.ended or len(changes) >= MOST:
             break
-        level = note(tx)
+        level = _note(tx)
         seqs.update(level)
         changes += await _step(tx, level, now, MOST - len(changes))
-    seqs.update(note(tx))
+    seqs.update(_note(tx))
     return Followed(changes, more=bool(seqs) and await _tidied(tx, seqs))
 
 
-def note(tx: Transaction) -> Sequence[int]:
+def _note(tx: Transaction) -> Sequence[int]:
     """Note the ends of jobs in this transaction, those that others wait for; returns their numbers."""
     ended, tx.ended = tx.ended, []
     for one in ended:
@@ -144,10 +147,10 @@ async def follow(tx: Transaction, now: float) -> Followed:
 async def _step(tx: Transaction, seqs: Sequence[int], now: float, limit: int) -> Sequence[Changed]:
     """Do what follows some noted ends, for so many waits at the most; returns what became of the jobs that waited."""
     waits = list(map(_wait, await tx.rows(_WAITING, {"seqs": as_json(seqs), "limit": limit})))
-    return await _carefully(tx, waits, now) if waits else []
+    return await _changed_carefully(tx, waits, now) if waits else []
 
 
-async def _carefully(tx: Transaction, waits: Sequence[Wait], now: float) -> Sequence[Changed]:
+async def _changed_carefully(tx: Transaction, waits: Sequence[Wait], now: float) -> Sequence[Changed]:
     """Release or cancel jobs, all at once; where a row of them does not allow that, one by one: that job fails.
 
     So it costs neither the others nor the job that has ended.
@@ -162,8 +165,8 @@ async def _carefully(tx: Transaction, waits: Sequence[Wait], now: float) -> Sequ
         if len(seqs) == 1:
             return await _fail(tx, seqs[0], now, error)
         middle = seqs[len(seqs) // 2]
-        first = await _carefully(tx, [one for one in waits if one.seq < middle], now)
-        return [*first, *await _carefully(tx, [one for one in waits if one.seq >= middle], now)]
+        first = await _changed_carefully(tx, [one for one in waits if one.seq < middle], now)
+        return [*first, *await _changed_carefully(tx, [one for one in waits if one.seq >= middle], now)]
 
 
 async def _fail(tx: Transaction, seq: int, now: float, error: Exception) -> Sequence[Changed]:
@@ -179,6 +182,7 @@ async def _fail(tx: Transaction, seq: int, now: float, error: Exception) -> Sequ
 
 
 async def _changed(tx: Transaction, waits: Sequence[Wait], now: float) -> Sequence[Changed]:
+    """Release or cancel those of the jobs that nobody else has locked."""
     locked = await tx.lock_blocked(sorted({one.seq for one in waits}))
     gone = [
         seq for seq, stored in locked.items() if stored is None or stored.job.status is not Status.BLOCKED
@@ -204,13 +208,13 @@ def _cancelled(
     """What those become that wait in vain. The first end that was not as needed is the one that is named."""
     in_vain = {one.seq: one.ended for one in reversed(waits) if one.in_vain}
     return [
-        (one, forsaken(one, now, in_words(in_vain[seq].id, in_vain[seq].status)))
+        (one, forsaken(one, now, _in_words(in_vain[seq].id, in_vain[seq].status)))
         for seq, one in blocked.items()
         if seq in in_vain
     ]
 
 
-def in_words(job_id: str, ended: str) -> str:
+def _in_words(job_id: str, ended: str) -> str:
     """Why a job cannot run that depends on one which has ended so."""
     return f"the job depends on {job_id!r}, which {_WORDS[ended]}"
 

@@ -93,7 +93,7 @@ class Transaction(Protocol):
     async def lock_standing(self, ids: Sequence[str]) -> Mapping[str, Standing]:
         """How those of the jobs stand that are there; none of them ends until the commit.
 
-        To be asked first in a transaction: it never waits for a lock while another one is held.
+        It waits for a lock on one of them only while it holds none on the others: so it is in no deadlock.
         """
 
     async def lock_blocked(self, seqs: Sequence[int]) -> Mapping[int, Stored | None]:

@@ -63,7 +63,10 @@ language plpgsql as $$
 #variable_conflict use_column
 begin
     left_followed := exists (
-        select from live where expires_at is not null and node is null and expires_at <= at_time and followed);
+        select from (
+            select followed from live where expires_at is not null and node is null and expires_at <= at_time
+            order by expires_at limit step) overdue
+        where followed);
     with overdue as (
         select l.seq, l.status
         from live l join jobs j on j.seq = l.seq
