@@ -170,17 +170,13 @@ def _as_json(loaded: Loaded) -> str:
     return json.dumps(
         {
             each.name: {
-                "value": _plain(each, getattr(loaded.settings, each.name)),
+                "value": each.form.plain(getattr(loaded.settings, each.name)),
                 "origin": loaded.origins[each.name],
             }
             for each in SETTINGS
         },
         indent=2,
     )
-
-
-def _plain(setting: Setting, value: object) -> object:
-    return setting.form.show(value) if isinstance(value, str) else value
 
 
 @app.command

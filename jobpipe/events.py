@@ -9,7 +9,7 @@ from jobpipe.job import ENDED, Status
 
 
 class Watch:
-    """Waits for one job to end."""
+    """Waits for one job to end, or to become something else."""
 
     def __init__(self) -> None:
         self._woken = trio.Event()
@@ -24,7 +24,7 @@ class Watch:
                 return
 
     async def rechecked(self) -> None:
-        """The same, or the job may have ended unheard: look at it, and wait again. Each reason to look wakes once."""
+        """The same, or the job may have changed: look at it, and wait again. Each reason to look wakes once."""
         await self._woken.wait()
         if not self.over:
             self._woken = trio.Event()
@@ -74,6 +74,8 @@ class Events:
         """Tell that a job has a status now, as stored."""
         if status in ENDED:
             self.wake(job_id)
+        else:
+            self.look_at(job_id)
 
     def wake(self, job_id: str) -> None:
         """Tell those who watch a job that it has ended, or was deleted, by this node."""
@@ -81,7 +83,7 @@ class Events:
             watch.tell()
 
     def look_at(self, job_id: str) -> None:
-        """Have those who watch a job look at it: it may have ended elsewhere."""
+        """Have those who watch a job look at it: it is not what it was, or may have ended elsewhere."""
         for watch in self._watches.get(job_id, ()):
             watch.recheck()
 

@@ -3,6 +3,7 @@
 import enum
 import operator
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -168,6 +169,20 @@ Needs = Literal["done", "ended"]
 """What a job needs of those that it depends on: that they are done, or that they have ended, however that was."""
 
 
+class Scheduled(msgspec.Struct, frozen=True):
+    """The firing of a schedule that made a job."""
+
+    name: str
+    """of the schedule"""
+    at: float
+    """when it fired, in seconds since the epoch, however late the job runs"""
+
+    @property
+    def time(self) -> datetime:
+        """The same in UTC."""
+        return datetime.fromtimestamp(self.at, UTC)
+
+
 class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     """What was asked of a job beyond the usual; most jobs ask nothing, and store nothing."""
 
@@ -177,6 +192,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     tags: tuple[str, ...] = ()
     delay: float | None = None
     run_at: float | None = None
+    schedule: Scheduled | None = None
     depends_on: tuple[str, ...] = ()
     """ids of the jobs that it waits for"""
     needs: Needs = "done"

@@ -17,7 +17,7 @@ import msgspec
 from cronsim import CronSim, CronSimError
 from msgspec import Meta
 
-from jobpipe.job import JobError, NewJob
+from jobpipe.job import JobError, NewJob, Scheduled
 
 Overlap = Literal["skip", "queue", "replace"]
 CatchUp = Literal["none", "one", "all"]
@@ -80,8 +80,26 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """the last firing that made a job"""
     missed: int = 0
     """how many firings made no job"""
+    declared: bool = False
+    """whether code declares it, or did: it owns its name"""
+    orphaned: bool = False
+    """whether code declared it, and no live node does any more: it is paused then"""
     error: JobError | None = None
     """what of its row cannot be read: it does not fire then"""
+
+
+class Declaration(msgspec.Struct, frozen=True, kw_only=True):
+    """A schedule that the code of a node declares."""
+
+    name: str
+    spec: Spec
+    job: NewJob
+
+    @property
+    def digest(self) -> str:
+        """Tells one from another for the same name."""
+        content = msgspec.json.encode((self.spec, template(self.job)))
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 class Firing(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,6 +246,11 @@ def _newest(schedule: Schedule, since: float, now: float, most: int) -> Sequence
         width *= 2
 
 
+def template(job: NewJob) -> NewJob:
+    """What each firing enqueues, without what each makes anew."""
+    return msgspec.structs.replace(job, id="", created_at=0.0, run_at=0.0)
+
+
 def firing_id(name: str, at: float) -> str:
     """The id of the job that a firing makes: it sorts by time."""
     form = "seconds" if at == math.floor(at) else "milliseconds"
@@ -237,7 +260,10 @@ def firing_id(name: str, at: float) -> str:
 def firing_job(name: str, job: NewJob, at: float, now: float, jitter: float = 0.0) -> NewJob:
     """The job of one firing, made `now`."""
     run_at = max(now, round(at + jitter * _fraction(name, at), 3))
-    return msgspec.structs.replace(job, id=firing_id(name, at), created_at=now, run_at=run_at)
+    options = msgspec.structs.replace(job.options, schedule=Scheduled(name, at))
+    return msgspec.structs.replace(
+        job, id=firing_id(name, at), created_at=now, run_at=run_at, options=options
+    )
 
 
 def run_by_hand(schedule: Schedule, now: float) -> NewJob | None:
@@ -245,7 +271,8 @@ def run_by_hand(schedule: Schedule, now: float) -> NewJob | None:
     if schedule.job is None:
         return None
     time = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")[:-6]
-    return msgspec.structs.replace(schedule.job, id=f"{schedule.name}@{time}Z", created_at=now, run_at=now)
+    made = firing_job(schedule.name, schedule.job, now, now)
+    return msgspec.structs.replace(made, id=f"{schedule.name}@{time}Z")
 
 
 def _fraction(name: str, at: float) -> float:

@@ -1,6 +1,7 @@
 """Settings: how values are written, where they come from, and what is said when they are wrong."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,8 @@ def test_the_page_on_settings_names_each_with_flag_and_default(setting):
         "max_connections",
         "handlers",
         "allowed_hosts",
+        "queues",
+        "reserve",
     }
 
 
@@ -261,6 +264,48 @@ def test_each_kind_of_value_is_read():
     assert settings.handlers == ("shop.mail", "shop.images")
     assert (settings.grace, settings.max_body, settings.log_level) == (90.0, 2**21, "warning")
     assert (settings.store, settings.host) == ("sqlite:some where/jobs.db", ("::1", "10.0.0.1"))
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        ("", ()),
+        ("a", (("a", 1),)),
+        (" critical:3, default ,", (("critical", 3), ("default", 1))),
+        ("a.b-c_1:1000,*:7", (("a.b-c_1", 1000), ("*", 7))),
+        ("*", (("*", 1),)),
+    ],
+)
+def test_queues_have_weights(text, weights):
+    settings = loaded({"queues": text}).settings
+
+    assert settings.queues == weights
+    assert loaded({"queues": form_of("queues").show(weights)}).settings.queues == weights
+
+
+def form_of(name):
+    return next(setting.form for setting in SETTINGS if setting.name == name)
+
+
+def test_workers_may_be_reserved_for_queues_that_are_served():
+    some = loaded({"queues": "mail,sms", "reserve": "mail:2,sms", "workers": "4"}).settings
+    others = loaded({"queues": "mail,*", "reserve": "sms"}).settings
+
+    assert (some.reserve, others.reserve) == ((("mail", 2), ("sms", 1)), (("sms", 1),))
+    assert loaded({"reserve": "sms"}).settings.reserve == (("sms", 1),)
+
+
+@pytest.mark.parametrize("reserve", ["mail:4", "mail:2,sms:2", "mail:1000"])
+def test_a_worker_must_be_left_that_is_not_reserved(reserve):
+    (fault,) = faults({"reserve": reserve, "workers": "4"})
+
+    assert re.match(r"RESERVE: \d+ of 4 workers would be reserved; allowed: fewer than WORKERS", fault)
+
+
+def test_a_queue_that_is_not_served_has_no_workers():
+    (fault,) = faults({"queues": "mail,sms", "reserve": "sms,reports"})
+
+    assert fault == "RESERVE: 'reports' is not in QUEUES, so this node would never take a job from it"
 
 
 def test_an_empty_flag_takes_handlers_away():
@@ -379,6 +424,11 @@ def test_all_faults_are_told_at_once_each_with_value_origin_and_what_is_allowed(
     + [("host", each) for each in ("http://here", "localhost:8080", "127.0.0.1:80", "[::1]", "a b", "", ",")]
     + [("allowed_hosts", each) for each in ("http://here", "here:80", "a*", "*.*", "**", "[::1]", "a b")]
     + [("max_connections", each) for each in ("0", "1000001", "many")]
+    + [
+        ("queues", each)
+        for each in ("a:0", "a:1001", "a:-1", "a:b", "a:1.5", "a,a:2", "a b", "-a", ":3", "a:2:3")
+    ]
+    + [("reserve", each) for each in ("*:1", "a:0", "a,a", "a:x")]
     + [("handlers", each) for each in ("shop/mail.py", "mail.py", "shop mail", "2fast", "shop..mail")],
 )
 def test_values_that_are_not_allowed_are_refused(name, text):

@@ -26,6 +26,7 @@ from jobpipe.api.responses import respond
 from jobpipe.api.schedules import schedules_blueprint
 from jobpipe.api.schemas import BulkReceipt, EnqueueRequest, HoldQuery, JobView, LineReceipt
 from jobpipe.api.spec import Content, answers, describe, problems, takes, with_kind_required
+from jobpipe.api.streams import streams_blueprint
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
 
@@ -88,6 +89,7 @@ def create_app(node: Node) -> Front:
     _enqueue_routes(app, node)
     for blueprint in (
         jobs_blueprint(node),
+        streams_blueprint(node),
         queues_blueprint(node),
         schedules_blueprint(node),
         health_blueprint(node),

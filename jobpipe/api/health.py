@@ -7,7 +7,7 @@ from jobpipe.api.answers import Answer, answer
 from jobpipe.api.descriptions import RETRY_LATER
 from jobpipe.api.problems import RETRY_AFTER
 from jobpipe.api.responses import respond
-from jobpipe.api.schemas import Health, unserved_views
+from jobpipe.api.schemas import Health, lingering_views, unserved_views
 from jobpipe.api.spec import Content, answers, problems
 from jobpipe.engine.node import Node
 from jobpipe.engine.probe import prove
@@ -50,6 +50,7 @@ async def check(node: Node) -> Answer:
         retrying=proof.count(Status.RETRYING),
         blocked=proof.count(Status.BLOCKED),
         unserved=unserved_views(proof.unserved),
+        lingering=lingering_views(node.lingering.attempts()),
         detail=proof.detail,
     )
     return answer(body) if proof.status == "ok" else answer(body, 503, {"Retry-After": RETRY_AFTER})

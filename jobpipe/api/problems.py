@@ -54,6 +54,8 @@ class Code(enum.StrEnum):
     """a job that the new one needs has ended, and not as needed (409)"""
     WRONG_STATUS = "wrong_status"
     """the job's status does not allow this (409)"""
+    DECLARED = "declared"
+    """the code of a live node declares the schedule (409)"""
     QUEUE_NOT_EMPTY = "queue_not_empty"
     """the queue still has jobs (409)"""
     TOO_LARGE = "too_large"
@@ -70,6 +72,8 @@ class Code(enum.StrEnum):
     """MAX_BACKLOG jobs are waiting already (503)"""
     DRAINING = "draining"
     """the node is shutting down (503)"""
+    TOO_MANY_STREAMS = "too_many_streams"
+    """half of MAX_CONNECTIONS are streams of events (503)"""
     STORE_UNAVAILABLE = "store_unavailable"
     """the store cannot be read or written at the moment (503)"""
 
@@ -178,6 +182,23 @@ def no_schedule(name: str) -> Problem:
     """404: no such schedule."""
     detail = f"no schedule has the name {name!r}; it may have been deleted"
     return Problem(404, Code.NO_SUCH_SCHEDULE, "No such schedule", detail)
+
+
+def too_many_streams(most: int) -> Problem:
+    """503: no room for one more stream of events."""
+    return Problem(
+        503,
+        Code.TOO_MANY_STREAMS,
+        "Too many streams",
+        f"{most} streams of events are open, and half of MAX_CONNECTIONS may be: close some, or try again later",
+        headers={"Retry-After": RETRY_AFTER},
+    )
+
+
+def declared(name: str) -> Problem:
+    """409: a schedule that was to be changed or deleted is declared in code."""
+    detail = f"the code of a live node declares the schedule {name!r}: change it there, or pause it"
+    return Problem(409, Code.DECLARED, "The schedule is declared in code", detail)
 
 
 def not_empty(name: str, counts: Mapping[Status, int]) -> Problem:

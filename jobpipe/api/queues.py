@@ -33,7 +33,7 @@ def queues_blueprint(node: Node) -> Blueprint:
         """List the queues.
 
         By name, with the number of their jobs in each status. A queue is listed while it has jobs or is paused; an
-        empty one drops out of the list within minutes.
+        empty one drops out of the list within minutes. `served` is false where no live node takes jobs from it.
         """
         return respond(await _list(node, query(QueueQuery)))
 
@@ -80,7 +80,7 @@ def queues_blueprint(node: Node) -> Blueprint:
         state = await node.store.queue(name)
         # A queue that was resumed and is empty may be forgotten by now.
         shown = state or QueueState(name=name, paused=paused, counts={})
-        return respond(answer(_view(shown, node.clock.now())))
+        return respond(answer(_view(shown, await node.store.served_queues(), node.clock.now())))
 
     return routes
 
@@ -92,14 +92,21 @@ def _check(name: str) -> None:
 
 async def _list(node: Node, wanted: QueueQuery) -> Answer:
     states = await node.store.queues(wanted.limit + 1, place_of(wanted.cursor, str) or "")
-    unserved = await node.served.unserved()
+    served, unserved = await node.store.served_queues(), await node.served.unserved()
     now = node.clock.now()
     shown = states[: wanted.limit]
     more = len(states) > len(shown)
     cursor = cursor_of(shown[-1].name) if more else None
-    return answer(QueueList([_view(state, now) for state in shown], cursor, unserved_views(unserved)))
+    return answer(QueueList([_view(state, served, now) for state in shown], cursor, unserved_views(unserved)))
 
 
-def _view(state: QueueState, now: float) -> QueueView:
+def _view(state: QueueState, served: frozenset[str] | None, now: float) -> QueueView:
+    """A queue as it is shown; `served`: the queues from which live nodes take jobs, None: all."""
     age = None if state.oldest_queued_at is None else max(0.0, round(now - state.oldest_queued_at, 3))
-    return QueueView(name=state.name, paused=state.paused, counts=state.counts, oldest_age=age)
+    return QueueView(
+        name=state.name,
+        paused=state.paused,
+        served=served is None or state.name in served,
+        counts=state.counts,
+        oldest_age=age,
+    )

@@ -18,7 +18,7 @@ from jobpipe.api.enqueue import asked, check_json, known, read, unix_time
 from jobpipe.api.faults import faults_of
 from jobpipe.api.inputs import query, received
 from jobpipe.api.malformed import BOM
-from jobpipe.api.problems import Code, Fault, Problem, invalid, no_schedule
+from jobpipe.api.problems import Code, Fault, Problem, declared, invalid, no_schedule
 from jobpipe.api.responses import respond
 from jobpipe.api.schemas import (
     FiringView,
@@ -103,6 +103,7 @@ def schedules_blueprint(node: Node) -> Blueprint:
     @problems(
         Code.NOT_JSON,
         Code.CROSS_SITE,
+        Code.DECLARED,
         Code.UNSUPPORTED_MEDIA_TYPE,
         Code.INVALID,
         Code.STORE_UNAVAILABLE,
@@ -112,13 +113,12 @@ def schedules_blueprint(node: Node) -> Blueprint:
 
         Each firing enqueues `job`, whose id is the schedule's name, `@` and the time of the firing. A firing is done
         once, however many nodes there are. A changed schedule fires at the first time after now, and stays paused if
-        it was.
+        it was. 409 while the code of a live node declares a schedule of this name.
         """
         _check(name)
         content_type, body = await received()
         check_json(content_type)
-        put = await node.control.put_schedule(name, *await _asked(node, body.removeprefix(BOM)))
-        return respond(answer(_view(put.schedule), 201 if put.verdict == "created" else 200))
+        return respond(await _put(node, name, body.removeprefix(BOM)))
 
     @routes.post("/schedules/<name>/pause")
     @takes(Content(PauseRequest, examples={"reason": {"reason": "the printer is broken"}}))
@@ -172,15 +172,14 @@ def schedules_blueprint(node: Node) -> Blueprint:
 
     @routes.delete("/schedules/<name>")
     @answers(204, "The schedule is deleted.")
-    @problems(Code.CROSS_SITE, Code.NO_SUCH_SCHEDULE, Code.INVALID, Code.STORE_UNAVAILABLE)
+    @problems(Code.CROSS_SITE, Code.NO_SUCH_SCHEDULE, Code.DECLARED, Code.INVALID, Code.STORE_UNAVAILABLE)
     async def delete_schedule(name: ScheduleInPath) -> Response:
         """Delete a schedule.
 
-        It does not fire any more; the jobs that it has made stay.
+        It does not fire any more; the jobs that it has made stay. 409 while the code of a live node declares it.
         """
         _check(name)
-        if not await node.control.delete_schedule(name):
-            raise no_schedule(name)
+        await _delete(node, name)
         return respond(Answer(204, b""))
 
     return routes
@@ -241,6 +240,21 @@ def _spec(request: ScheduleRequest, faults: list[Fault]) -> Spec:
     )
 
 
+async def _put(node: Node, name: str, body: bytes) -> Answer:
+    put = await node.control.put_schedule(name, *await _asked(node, body))
+    if put.verdict == "declared":
+        raise declared(name)
+    return answer(_view(put.schedule), 201 if put.verdict == "created" else 200)
+
+
+async def _delete(node: Node, name: str) -> None:
+    match await node.control.delete_schedule(name):
+        case "missing":
+            raise no_schedule(name)
+        case "declared":
+            raise declared(name)
+
+
 async def _run(node: Node, schedule: Schedule) -> Answer:
     new = run_by_hand(schedule, node.clock.now())
     if new is None:
@@ -278,6 +292,7 @@ def _view(schedule: Schedule, fired: Sequence[FiredJob] | None = None, *, whole:
         job=None if schedule.job is None else _job_view(schedule.job, whole=whole),
         paused=schedule.paused,
         reason=schedule.reason,
+        declared=schedule.declared,
         missed=schedule.missed,
         created_at=rfc3339(schedule.created_at),
         last_at=when(schedule.last_at),

@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from jobpipe.api.durations import OR_TEXT
 from jobpipe.api.faults import TIME
+from jobpipe.engine.attempt import Attempt
 from jobpipe.handlers.registry import Registry
 from jobpipe.job import (
     DEFAULT_KIND,
@@ -110,11 +111,18 @@ class WaitsFor(msgspec.Struct, frozen=True, kw_only=True):
     count: int
 
 
+class ScheduledView(msgspec.Struct, frozen=True):
+    """The firing of a schedule that made a job."""
+
+    name: str
+    at: When
+
+
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """A job. `attempt` counts the runs so far; lists leave payload, result and attempts out unless asked.
 
-    `depends_on` and `needs` are left out where it depends on no other job. `waits_for` is there while a job is blocked,
-    where one job is asked for.
+    A job that a schedule made says which one and when. `depends_on` and `needs` are left out where a job depends on no
+    other. `waits_for` is there while a job is blocked, where one job is asked for.
     """
 
     id: str
@@ -139,6 +147,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     depends_on: Sequence[str] | UnsetType = UNSET
     needs: Needs | UnsetType = UNSET
     waits_for: WaitsFor | UnsetType = UNSET
+    schedule: ScheduledView | UnsetType = UNSET
     attempts: Sequence[AttemptView] | UnsetType = UNSET
 
 
@@ -164,10 +173,14 @@ class LineReceipt(msgspec.Struct, frozen=True):
 
 
 class QueueView(msgspec.Struct, frozen=True, kw_only=True):
-    """A queue with its counts by status; `oldest_age` is how many seconds its oldest ready job has waited."""
+    """A queue with its counts by status; `oldest_age` is how many seconds its oldest ready job has waited.
+
+    `served` is false where no live node takes jobs from it.
+    """
 
     name: str
     paused: bool
+    served: bool
     counts: dict[Status, int]
     oldest_age: float | None
 
@@ -306,7 +319,8 @@ class ScheduleView(msgspec.Struct, frozen=True, kw_only=True):
     """A schedule. `next` are its next five firings, in a list the next one; none while it is paused.
 
     `last` are its last ten firings whose jobs are still there, the newest first; lists leave them out. `missed` counts
-    the firings that made no job. `error` says what of its row in the store cannot be read.
+    the firings that made no job. `declared`: in the code of a node. `error` says what of its row in the store cannot be
+    read.
     """
 
     name: str
@@ -324,6 +338,7 @@ class ScheduleView(msgspec.Struct, frozen=True, kw_only=True):
     job: ScheduledJobView | None
     paused: bool
     reason: str | None
+    declared: bool
     missed: int
     created_at: When
     last_at: When | None
@@ -337,6 +352,16 @@ class ScheduleList(msgspec.Struct, frozen=True):
 
     schedules: Sequence[ScheduleView]
     next_cursor: str | None
+
+
+class LingeringView(msgspec.Struct, frozen=True):
+    """A job whose handler does not end: its worker cannot take another one. `asked_by`: why it should have ended."""
+
+    id: str
+    kind: str
+    attempt: int
+    asked_by: Literal["cancel", "shutdown", "lease", "pause", "timeout"]
+    seconds: float
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -354,6 +379,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     blocked: int | None
     unserved: Sequence[UnservedView]
     """kinds of ready jobs that no live node serves, at most 100; they do not make the node unhealthy"""
+    lingering: Sequence[LingeringView]
+    """jobs of this node whose handlers did not end within 5 seconds of a cancel or a timeout, at most 100"""
     detail: str | None = None
 
 
@@ -456,6 +483,9 @@ class ScheduleQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     cursor: Cursor | None = None
 
 
+LINGERING = 100
+"""How many jobs whose handlers do not end are shown."""
+
 TRACEBACKS = 1 << 20
 """The most bytes of tracebacks that are shown of one job, from the newest attempt back."""
 
@@ -557,6 +587,14 @@ def unserved_views(found: Sequence[Unserved]) -> Sequence[UnservedView]:
     return [UnservedView(one.kind, one.jobs, rfc3339(one.since)) for one in found]
 
 
+def lingering_views(found: Sequence[Attempt]) -> Sequence[LingeringView]:
+    """Handlers that do not end, as they are shown."""
+    return [
+        LingeringView(one.job.id, one.job.kind, one.number, one.reason or "timeout", round(one.lingers(), 1))
+        for one in found[:LINGERING]
+    ]
+
+
 def job_view(job: Job, registry: Registry, *, content: bool = True, attempts: bool = True) -> JobView:
     """A sound job as it is shown; with its payload and result if `content`.
 
@@ -586,6 +624,9 @@ def job_view(job: Job, registry: Registry, *, content: bool = True, attempts: bo
         expires_at=when(asked.expires_at),
         depends_on=options.depends_on or UNSET,
         needs=options.needs if options.depends_on else UNSET,
+        schedule=UNSET
+        if options.schedule is None
+        else ScheduledView(options.schedule.name, rfc3339(options.schedule.at)),
         attempts=_attempt_views(job.attempts) if attempts else UNSET,
     )
 

@@ -1,6 +1,9 @@
 """One run of a handler, from the claim of its job to the settlement."""
 
+import math
 from typing import Literal
+
+import trio
 
 from jobpipe.engine.scope import ReusableScope
 from jobpipe.store.base import Claimed
@@ -11,7 +14,7 @@ Reason = Literal["cancel", "shutdown", "lease", "pause"]
 class Attempt:
     """A job that this node holds, and how far its run has come."""
 
-    __slots__ = ("job", "over", "reason", "scope", "started_at", "taken")
+    __slots__ = ("deadline", "job", "over", "reason", "scope", "started_at", "stopped_at", "taken")
 
     def __init__(self, job: Claimed) -> None:
         self.job = job
@@ -23,13 +26,20 @@ class Attempt:
         self.scope: ReusableScope | None = None
         """where its handler runs, once it does"""
         self.reason: Reason | None = None
+        self.stopped_at = self.deadline = math.inf
+        """when it was stopped, and when it times out, in Trio's clock"""
 
     def stop(self, reason: Reason) -> None:
         """Cancel the handler, or keep it from beginning; the first reason counts."""
         if self.reason is None:
             if self.scope is not None:
                 self.scope.cancel()
+            self.stopped_at = trio.current_time()
             self.reason = reason  # last, so that a cancel that failed can be tried again
+
+    def lingers(self) -> float:
+        """For how many seconds its handler has not ended although it should; not above 0: it may run."""
+        return trio.current_time() - min(self.stopped_at, self.deadline)
 
     @property
     def number(self) -> int:

@@ -12,8 +12,12 @@ from jobpipe.store.base import EngineStore, Receipt
 class Backlog:
     """Stores jobs through the ledger, while there is room; those that wait for others in a transaction of their own."""
 
-    def __init__(self, store: EngineStore, ledger: Ledger, channel: Channel, *, max_backlog: int) -> None:
-        self._store, self._ledger, self._channel, self._max_backlog = store, ledger, channel, max_backlog
+    def __init__(
+        self, store: EngineStore, ledger: Ledger, channels: Sequence[Channel], *, max_backlog: int
+    ) -> None:
+        self._store, self._ledger, self._channels, self._max_backlog = store, ledger, channels, max_backlog
+        self.draining = False
+        """whether the node drains, so that no new job is taken in"""
 
     async def enqueue(self, jobs: Sequence[NewJob], *, atomic: bool = False) -> Sequence[Receipt]:
         """Store jobs, and return a receipt for each once they survive a crash.
@@ -37,12 +41,15 @@ class Backlog:
             self._ledger.look()
 
     def _check(self, jobs: int) -> None:
-        if self._channel.draining:
+        if self.draining:
             raise Draining("this node is shutting down and takes no new jobs")
         if (waiting := self.waiting + self._ledger.arriving) + jobs > self._max_backlog:
             raise QueueFull(f"{waiting} jobs are waiting already, and MAX_BACKLOG allows {self._max_backlog}")
 
     @property
     def waiting(self) -> int:
-        """How many jobs wait, in the store and in the channel."""
-        return self._ledger.waiting + self._channel.buffered
+        """How many jobs wait, in the store and in the channels."""
+        waiting = self._ledger.waiting
+        for channel in self._channels:
+            waiting += channel.buffered
+        return waiting

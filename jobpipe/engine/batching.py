@@ -1,7 +1,7 @@
 """When the ledger writes, and how much of what waits goes into one batch. Pure, but for the time."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import trio
 
@@ -48,8 +48,8 @@ class Batching:
         self._gather_until = math.inf  # in Trio's clock
         self._adding_until = -math.inf  # in Trio's clock
         self._added = 0  # with the last batch that had any
-        # What is known of the jobs in the store: whether some may be ready, and when the next one is due.
-        self._maybe_ready = True
+        # What is known of the jobs in the store: for which claimers none is ready, and when the next one is due.
+        self._dry: Collection[Claimer] = ()
         self._look_again = False
         self._next_due = self._was_due = -math.inf
         self._pause = 0.0
@@ -83,9 +83,9 @@ class Batching:
         """Something was handed in that may have to be written now."""
         self._woken.set()
 
-    def hurry(self) -> None:
+    def hurry(self, claimer: Claimer) -> None:
         """A claim may pay now, or press."""
-        if self._maybe_ready:
+        if claimer not in self._dry:
             self.wake()
 
     @property
@@ -99,7 +99,7 @@ class Batching:
 
     def presses(self, claimer: Claimer) -> bool:
         """Whether to write for a claim alone."""
-        return self._maybe_ready and claimer.wanted() > 0 and claimer.pressing()
+        return claimer not in self._dry and claimer.wanted() > 0 and claimer.pressing()
 
     def within(self, seconds: float) -> None:
         """Write what is there in so many seconds, unless there is a reason to do it before."""
@@ -168,13 +168,13 @@ class Batching:
         self._pause = min(LONGEST_PAUSE, self._lease / 6, self._pause * 2 or 0.1)  # renewals wait behind this
         return self._pause
 
-    def learn(self, now: float, *, due: float | None, more: bool) -> None:
-        """A batch of the time `now` is written. `due`: when the next job is; `more`: whether more may be ready."""
+    def learn(self, now: float, *, due: float | None, dry: Collection[Claimer]) -> None:
+        """A batch of the time `now` is written. `due`: when the next job is; `dry`: who asked and found too little."""
         self._pause = 0.0
-        self._next_due, self._maybe_ready = self._believed(now, due), more
+        self._next_due, self._dry = self._believed(now, due), dry
         if self._look_again:
             # Somebody said so meanwhile: this batch may have looked before there was anything.
-            self._next_due, self._maybe_ready = -math.inf, True
+            self._next_due, self._dry = -math.inf, ()
 
     def _believed(self, now: float, due: float | None) -> float:
         """When to look for due jobs again, given when the next one is due. A time that is no time counts as none."""
@@ -187,7 +187,7 @@ class Batching:
 
     def look(self) -> None:
         """Jobs may have become ready or due: look with the next batch."""
-        self._maybe_ready, self._next_due, self._look_again = True, -math.inf, True
+        self._dry, self._next_due, self._look_again = (), -math.inf, True
         self.wake()
 
     def _due_at(self, now: float) -> float:

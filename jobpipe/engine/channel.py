@@ -1,6 +1,8 @@
 """The channel to the workers, and how much of it is filled: it claims for them."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import trio
 
@@ -8,21 +10,32 @@ from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.batching import SETTLE_DELAY
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.prefetch import Prefetch
+from jobpipe.engine.shares import Shares
 from jobpipe.engine.unforeseen import Unforeseen
+from jobpipe.store.base import ClaimRequest
 
 
 class Channel:
-    """Holds both ends, and claims as many jobs as are worth it for the workers: the ledger's `Claimer`.
+    """Holds both ends, and claims as many jobs as are worth it for its workers: the ledger's `Claimer`.
 
     `prefetch` says how much of the channel is filled; with None all of it, for a store that would lose at the end
-    what is not in it.
+    what is not in it. `shares` says which queues it takes from; None: from all.
     """
 
     def __init__(
-        self, ledger: Ledger, prefetch: Prefetch | None, *, size: int, kinds: frozenset[str]
+        self,
+        ledger: Ledger,
+        prefetch: Prefetch | None,
+        shares: Shares | None = None,
+        *,
+        size: int,
+        workers: int,
+        kinds: frozenset[str],
     ) -> None:
-        self._ledger, self.prefetch, self._size, self.kinds = ledger, prefetch, size, kinds
+        self._ledger, self.prefetch, self._shares = ledger, prefetch, shares
+        self._size, self.workers, self._kinds = size, workers, kinds
         self.send, self.receive = trio.open_memory_channel[Attempt](size)
+        self._own = self.receive.clone()
         self._short = 0
         self._unforeseen = Unforeseen()
         self.sent = 0
@@ -30,7 +43,7 @@ class Channel:
         self.filled = trio.Event()
         """set while jobs wait in the channel, and for a while longer"""
         self.draining = False
-        """whether the node drains: nothing more is claimed, and no new job is taken in"""
+        """whether the node drains: nothing more is claimed, and what waits in the channel goes back"""
 
     @property
     def buffered(self) -> int:
@@ -42,13 +55,24 @@ class Channel:
         """How many workers wait for a job."""
         return self.send.statistics().tasks_waiting_receive
 
+    @property
+    def queues(self) -> frozenset[str] | None:
+        """The queues that it takes from; None: all."""
+        return None if self._shares is None else self._shares.names
+
+    @contextmanager
+    def claiming(self) -> Iterator[None]:
+        """Claim jobs as long as the context is open. Then it ends: the workers come to the end of the channel."""
+        with self.send, self._own, self._ledger.claiming(self):
+            yield
+
     # What workers tell
 
     def took(self) -> None:
         """There is one place more: a worker took a job that waited in the channel, or is about to wait for one."""
         self._short -= 1
         if self._short == 0:
-            self._ledger.hurry()
+            self._ledger.hurry(self)
 
     def worked(self, jobs: int, seconds: float) -> None:
         """A worker was busy for `seconds` with so many jobs, which are over."""
@@ -60,7 +84,7 @@ class Channel:
         if self.prefetch is not None:
             self.prefetch.idle()
         self.took()
-        self._ledger.hurry()
+        self._ledger.hurry(self)
 
     # What the ledger asks
 
@@ -80,8 +104,16 @@ class Channel:
             return True
         return self.prefetch.runs_dry(self.buffered, self._ledger.exchange_seconds + SETTLE_DELAY)
 
-    def take(self, attempts: Sequence[Attempt]) -> None:
+    def request(self, limit: int) -> ClaimRequest:
+        """What to ask the store for: each queue with its share, where it takes from some."""
+        if self._shares is None:
+            return ClaimRequest(limit=limit, kinds=self._kinds)
+        return ClaimRequest(limit=limit, kinds=self._kinds, queues=self._shares.of(limit))
+
+    def take(self, asked: ClaimRequest, attempts: Sequence[Attempt]) -> None:
         """Send claimed jobs to the workers."""
+        if self._shares is not None:
+            self._shares.took(asked.queues, Counter(attempt.job.queue for attempt in attempts))
         for attempt in attempts:
             try:
                 self.send.send_nowait(attempt)
@@ -94,6 +126,16 @@ class Channel:
                 self.sent += 1
         if self.buffered:
             self.filled.set()
+
+    # What the intake does
+
+    def withdraw(self, keep: int) -> Sequence[Attempt]:
+        """Take what waits in the channel out of it, but for the first so many jobs."""
+        waiting = [self._own.receive_nowait() for _ in range(self.buffered)]
+        self.sent -= len(waiting) - keep
+        for attempt in waiting[:keep]:
+            self.send.send_nowait(attempt)
+        return waiting[keep:]
 
     def _ahead(self, free: int) -> int:
         if self.prefetch is None:

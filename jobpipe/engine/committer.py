@@ -186,16 +186,17 @@ class Committer:
         self._ledger.waiting = receipts.waiting
         if receipts.following:
             self._follower.wake()
-        claims = entries.batch.claims
         self._ledger.claims += any(receipts.claims)
-        full = any(len(took) == asked.limit for took, asked in zip(receipts.claims, claims, strict=True))
-        more = not claims or receipts.more_ready or full
-        self._ledger.batching.learn(entries.batch.now, due=receipts.next_due, more=more)
+        asked = zip(entries.claimers, entries.batch.claims, receipts.claims, strict=True)
+        short = [claimer for claimer, claim, took in asked if len(took) < claim.limit]
+        dry = [] if receipts.more_ready else short
+        self._ledger.batching.learn(entries.batch.now, due=receipts.next_due, dry=dry)
 
     def _grant(self, entries: Gathered, receipts: Receipts) -> None:
-        for claimer, claimed in zip(entries.claimers, receipts.claims, strict=True):
+        claims = zip(entries.claimers, entries.batch.claims, receipts.claims, strict=True)
+        for claimer, asked, claimed in claims:
             try:
-                self._ledger.grant(claimer, entries.tenure, claimed)
+                self._ledger.grant(claimer, entries.tenure, asked, claimed)
             except Exception as error:  # noqa: BLE001 - costs this claim alone
                 self._unforeseen.tell(error, "the jobs of one claim are handed back")
                 self._ledger.return_claimed(claimed)
@@ -224,7 +225,9 @@ class Committer:
         if not (receipts.stale or self._events.has_listeners):
             return
         unwritten = receipts.stale | receipts.locked
-        with self._unforeseen.costs("the ends of some jobs are not published"):
+        with self._unforeseen.costs("what became of some jobs is not published"):
+            for attempt in self._held.of_claims((start.seq, start.claim) for start in entries.batch.starts):
+                self._events.look_at(attempt.job.id)
             for one in entries.batch.settlements:
                 if (one.seq, one.claim) not in unwritten:
                     self._events.publish(one.id, receipts.settled.get(one.seq, one.status))

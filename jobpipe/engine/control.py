@@ -13,7 +13,7 @@ from jobpipe.engine.throttle import LogThrottle
 from jobpipe.events import Events
 from jobpipe.job import NewJob
 from jobpipe.schedules import Schedule, Spec
-from jobpipe.store.base import Change, ControlStore, QueueChange, SchedulePut
+from jobpipe.store.base import Change, ControlStore, QueueChange, ScheduleDeletion, SchedulePut
 
 ACTS = 20
 """How many acts of people a second have a line in the log."""
@@ -91,7 +91,7 @@ class Control:
         """Store a schedule, or change what it says."""
         put = await self._store.put_schedule(name, spec, job, self._clock.now())
         self._scheduler.wake()  # also for what was sent again, since the first time may have gone wrong here
-        if put.verdict != "same":
+        if put.verdict in ("created", "changed"):
             self._tell(f"schedule {put.verdict}", schedule=name)
         return put
 
@@ -110,12 +110,12 @@ class Control:
             self._tell("schedule resumed", schedule=name)
         return schedule
 
-    async def delete_schedule(self, name: str) -> bool:
-        """Delete a schedule, not its jobs. False: there is none."""
-        deleted = await self._store.delete_schedule(name)
-        if deleted:
+    async def delete_schedule(self, name: str) -> ScheduleDeletion:
+        """Delete a schedule, not its jobs; one that code declares stays."""
+        deletion = await self._store.delete_schedule(name)
+        if deletion == "deleted":
             self._tell("schedule deleted", schedule=name)
-        return deleted
+        return deletion
 
     def _waits(self, changes: Sequence[Change], act: str) -> Change:
         """A job may wait for this node now."""

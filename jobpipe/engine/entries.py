@@ -7,7 +7,7 @@ import msgspec
 import trio
 
 from jobpipe.engine.attempt import Attempt
-from jobpipe.store.base import Add, Batch, Receipt, Start
+from jobpipe.store.base import Add, Batch, ClaimRequest, Receipt, Start
 
 W = TypeVar("W")
 R = TypeVar("R")
@@ -44,17 +44,20 @@ class Entry(Generic[W, R]):
 class Claimer(Protocol):
     """Who claims jobs, for as long as the ledger knows of it. It is asked anew for each batch."""
 
-    kinds: frozenset[str]
-    """the kinds that it can run"""
-
     def wanted(self) -> int:
         """How many jobs to take at most at this moment; nothing is claimed when less than one."""
 
     def pressing(self) -> bool:
         """Whether the claim is worth a commit of its own; else it waits for something else to be written."""
 
-    def take(self, attempts: Sequence[Attempt]) -> None:
-        """Take over claimed jobs, which this node holds. Raises nothing: a job that it cannot take it hands back."""
+    def request(self, limit: int) -> ClaimRequest:
+        """What to ask the store for, where it may have so many jobs."""
+
+    def take(self, asked: ClaimRequest, attempts: Sequence[Attempt]) -> None:
+        """Take over jobs that a request claimed, and that this node holds.
+
+        Raises nothing: a job that it cannot take it hands back.
+        """
 
 
 class Gathered(msgspec.Struct, frozen=True):

@@ -54,19 +54,15 @@ class Executor:
             return
         attempt.taken = True
         try:
-            await self._perform(attempt, scope)
+            handler = self._found(attempt)
+            if handler is not None and await self._started(attempt):  # else settled without a run
+                verdict = await self._run(attempt, handler, scope)
+                policy = attempt.job.options.backoff or handler.backoff or USUAL_BACKOFF
+                self._ledger.end(attempt, verdict, policy)
         except Exception as error:  # noqa: BLE001 - a fault of jobpipe's own: costs this job
             self._unforeseen.tell(error, "the job fails", job=attempt.job.id)
             self._ledger.end(attempt, outcomes.broken(error))
         await trio.lowlevel.checkpoint_if_cancelled()
-
-    async def _perform(self, attempt: Attempt, scope: ReusableScope) -> None:
-        """Find the handler, write the start, run the handler, judge what came of it, settle the job."""
-        handler = self._found(attempt)
-        if handler is None or not await self._started(attempt):
-            return  # settled without a run
-        verdict = await self._run(attempt, handler, scope)
-        self._ledger.end(attempt, verdict, attempt.job.options.backoff or handler.backoff or USUAL_BACKOFF)
 
     def _found(self, attempt: Attempt) -> Handler | None:
         """The handler to run; None: the attempt ends without one, and has been settled."""
@@ -124,6 +120,7 @@ class Executor:
             with scope:
                 attempt.scope = scope
                 if deadline < math.inf:
+                    attempt.deadline = deadline
                     scope.limit(deadline)
                 return outcomes.returned(await self.call(attempt, handler, deadline), self._max_result)
         # SystemExit, groups, a foreign Cancelled: all end the attempt only. `perform` raises the worker's own cancel.
@@ -134,7 +131,10 @@ class Executor:
     async def call(self, attempt: Attempt, handler: Handler, deadline: float) -> Any:  # noqa: ANN401 - a handler may return anything
         """Call the handler, in a thread when it is not async. The watchdog knows this frame on a stack."""
         context = _context(attempt, deadline)
-        arguments = _arguments(handler, attempt.job.payload, context)
+        try:
+            arguments = handler.arguments(attempt.job.payload, context)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise _unreadable(error) from None
         before = logs.performed.set(context)
         try:
             if handler.is_async:
@@ -170,14 +170,11 @@ def _stopped(attempt: Attempt) -> Verdict | None:
     return None
 
 
-def _arguments(handler: Handler, payload: bytes, context: Context) -> tuple[Any, ...]:
-    """What the handler is called with; raises `DamagedRow` where the payload is no JSON, which no retry can change."""
-    try:
-        return handler.arguments(payload, context)
-    except msgspec.ValidationError:  # JSON, but not of the handler's type
-        raise
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DamagedRow(f"the payload cannot be read as JSON ({error})") from None
+def _unreadable(error: Exception) -> Exception:
+    """Why a handler cannot be called: where its payload is no JSON, the row is damaged, which no retry can change."""
+    if isinstance(error, msgspec.ValidationError):  # JSON, but not of the handler's type
+        return error
+    return DamagedRow(f"the payload cannot be read as JSON ({error})")
 
 
 def _context(attempt: Attempt, deadline: float) -> Context:
@@ -191,4 +188,5 @@ def _context(attempt: Attempt, deadline: float) -> Context:
         max_retries=retries_of(job.max_retries),
         claim=job.claim,
         deadline=deadline,
+        schedule=job.options.schedule,
     )

@@ -1,4 +1,7 @@
-"""The task that has ready jobs claimed for the channel, and hands back those that the workers do not come to."""
+"""The task that has ready jobs claimed for the channels, and hands back those that the workers do not come to."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 import trio
 
@@ -9,46 +12,44 @@ from jobpipe.engine.unforeseen import Unforeseen
 
 
 class Intake:
-    """Owns the intake scope: when that is cancelled, the send channel closes, and the workers end after their jobs."""
+    """Owns the intake scope: when that is cancelled, the send channels close, and the workers end after their jobs.
 
-    def __init__(self, ledger: Ledger, channel: Channel) -> None:
-        self._ledger, self._channel = ledger, channel
+    The channels claim in their order, so of two that want the same job the first gets it.
+    """
+
+    def __init__(self, ledger: Ledger, channels: Sequence[Channel]) -> None:
+        self._ledger, self._channels = ledger, channels
         self.scope = trio.CancelScope()
-        self._own = channel.receive.clone()
         self._unforeseen = Unforeseen()
 
     async def run(self) -> None:
         """Have jobs claimed until the scope is cancelled; those that are just being claimed go back."""
-        with self.scope, self._channel.send, self._own, self._ledger.claiming(self._channel):
-            if self._channel.prefetch is None:
-                await trio.sleep_forever()
-            else:
-                await self._watch(self._channel.prefetch)
+        with self.scope, ExitStack() as claiming:
+            for channel in self._channels:
+                claiming.enter_context(channel.claiming())
+            async with trio.open_nursery() as watches:
+                for channel in self._channels:
+                    watches.start_soon(self._watch, channel)
 
-    async def _watch(self, prefetch: Prefetch) -> None:
-        """Look every `HOLD` seconds, as long as jobs wait in the channel, whether the workers come to them."""
+    async def _watch(self, channel: Channel) -> None:
+        """Look every `HOLD` seconds, as long as jobs wait in a channel, whether the workers come to them."""
+        if channel.prefetch is None:
+            await trio.sleep_forever()
+            return
         while True:
-            await self._channel.filled.wait()
-            before = self._channel.sent - self._channel.buffered
+            await channel.filled.wait()
+            before = channel.sent - channel.buffered
             await trio.sleep(HOLD)
             with self._unforeseen.costs("what waits in the channel is looked at again soon"):
-                self._trim(prefetch, self._channel.sent - self._channel.buffered - before)
-            if not self._channel.buffered:
-                self._channel.filled = trio.Event()
+                self._trim(channel, channel.prefetch, channel.sent - channel.buffered - before)
+            if not channel.buffered:
+                channel.filled = trio.Event()
 
-    def _trim(self, prefetch: Prefetch, taken: int) -> None:
+    def _trim(self, channel: Channel, prefetch: Prefetch, taken: int) -> None:
         """Hand back what the workers do not come to, given how many jobs they took of late."""
         keep = round(taken * horizon(self._ledger.exchange_seconds) / HOLD)
-        if self._channel.buffered > 2 * keep:
-            self._hand_back(keep)
+        if channel.buffered > 2 * keep:
+            for attempt in channel.withdraw(keep):
+                self._ledger.hand_back(attempt)
             prefetch.forget()
-            self._ledger.hurry()
-
-    def _hand_back(self, keep: int) -> None:
-        """Hand back what waits in the channel, but for the first so many jobs."""
-        waiting = [self._own.receive_nowait() for _ in range(self._channel.buffered)]
-        self._channel.sent -= len(waiting) - keep
-        for attempt in waiting[:keep]:
-            self._channel.send.send_nowait(attempt)
-        for attempt in waiting[keep:]:
-            self._ledger.hand_back(attempt)
+            self._ledger.hurry(channel)

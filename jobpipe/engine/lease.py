@@ -29,7 +29,7 @@ log = structlog.get_logger("jobpipe")
 class Lease:
     """Keeps the node's lease. Renewals go through the ledger, and never wait behind handlers."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what it works with, and three constants of the node
+    def __init__(  # noqa: PLR0913, PLR0917 - what it works with, and four constants of the node
         self,
         store: EngineStore,
         ledger: Ledger,
@@ -39,10 +39,12 @@ class Lease:
         node: str,
         seconds: float,
         kinds: frozenset[str] = frozenset(),
+        queues: frozenset[str] | None = None,
     ) -> None:
         self._store, self._ledger, self._held, self._clock = store, ledger, held, clock
         self._follower = follower
-        self._node, self._seconds, self._kinds = node, seconds, kinds
+        self._node, self._seconds = node, seconds
+        self._kinds, self._queues = kinds, queues
         self._shared = isinstance(store, SharedStore)
         self._renewed_at = 0.0
         self.heartbeat = Heartbeat(store, clock, node, seconds)
@@ -52,13 +54,13 @@ class Lease:
         self._unforeseen = Unforeseen()
 
     async def join(self) -> None:
-        """Register the node and its kinds, with a lease that has not ended by the time it is written.
+        """Register the node, its kinds and its queues, with a lease that has not ended by the time it is written.
 
         Raises `StoreUnavailable`.
         """
         while True:
             begun, now = trio.current_time(), self._clock.now()
-            await self._store.join(self._node, now, now + self._seconds, self._kinds)
+            await self._store.join(self._node, now, now + self._seconds, self._kinds, self._queues)
             self._renewed_at = begun
             self.heartbeat.armed = True
             if trio.current_time() < begun + self._seconds * SAFE:

@@ -96,7 +96,8 @@ class Ledger:
     def settle(self, settlement: Settlement) -> None:
         """Write what became of a held job with the next batch. Its place is given up at once."""
         self._noted.pop((settlement.seq, settlement.claim), None)
-        self._locked.pop((settlement.seq, settlement.claim), None)  # its start
+        if self._locked:
+            self._locked.pop((settlement.seq, settlement.claim), None)  # its start
         waiting = len(self._settlements) + 1
         if self._events.watched(settlement.id):
             self.batching.within(0.0)
@@ -169,10 +170,10 @@ class Ledger:
 
     # When there is something to take
 
-    def hurry(self) -> None:
+    def hurry(self, claimer: Claimer) -> None:
         """A claimer wants more than it did, or cannot wait any longer."""
         if self._claimers:
-            self.batching.hurry()
+            self.batching.hurry(claimer)
 
     def look(self) -> None:
         """Somebody else may have made jobs ready or due: look with the next batch."""
@@ -262,7 +263,7 @@ class Ledger:
         claims: dict[Claimer, ClaimRequest] = {}
         for claimer in self._claimers if not self._suspended else ():
             if (limit := min(claimer.wanted(), most)) > 0:
-                claims[claimer] = ClaimRequest(limit=limit, kinds=claimer.kinds)
+                claims[claimer] = claimer.request(limit)
                 most -= limit
         return claims
 
@@ -301,7 +302,7 @@ class Ledger:
         if self._locked:
             self.batching.locked()
 
-    def grant(self, claimer: Claimer, tenure: int, claimed: Sequence[Claimed]) -> None:
+    def grant(self, claimer: Claimer, tenure: int, asked: ClaimRequest, claimed: Sequence[Claimed]) -> None:
         """Hold jobs that were claimed, and hand them to their claimer.
 
         Those that nobody may have any more go back: the claimer has gone, the lease was lost, the queue was paused.
@@ -311,7 +312,7 @@ class Ledger:
         if len(granted) < len(claimed):
             self.return_claimed([job for job in claimed if lost or job.queue in self._recalled])
         if granted:
-            claimer.take(self._held.hold(granted))
+            claimer.take(asked, self._held.hold(granted))
 
     def return_claimed(self, jobs: Sequence[Claimed]) -> None:
         """Put jobs that were claimed for nobody back, unspent."""

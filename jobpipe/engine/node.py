@@ -25,11 +25,13 @@ from jobpipe.engine.held import Held
 from jobpipe.engine.intake import Intake
 from jobpipe.engine.lease import Lease
 from jobpipe.engine.ledger import Ledger
+from jobpipe.engine.lingering import Lingering
 from jobpipe.engine.listener import Listener
 from jobpipe.engine.maintenance import Maintenance
 from jobpipe.engine.prefetch import Prefetch
 from jobpipe.engine.scheduler import Scheduler
 from jobpipe.engine.served import Served
+from jobpipe.engine.shares import Shares
 from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.engine.waiting import Waiting
 from jobpipe.engine.watchdog import Watchdog
@@ -39,7 +41,7 @@ from jobpipe.events import Events
 from jobpipe.handlers.registry import Registry
 from jobpipe.job import Outcome
 from jobpipe.settings import Settings
-from jobpipe.store.base import Rescued, Retention, Store
+from jobpipe.store.base import OTHERS, Rescued, Retention, Store
 
 CLEANUP = 5.0
 """Seconds that handlers have for their cleanup once they are cancelled, and the store for its last writes."""
@@ -78,14 +80,10 @@ class Node:
         self.committer = Committer(
             store, self.name, self.ledger, self.held, self.follower, self.events, clock
         )
-        self.channel = Channel(
-            self.ledger,
-            # While a node drains over a volatile store it runs what is in the channel: that is kept full there.
-            Prefetch(settings.queue_size, settings.workers) if store.durable else None,
-            size=settings.queue_size,
-            kinds=registry.served,
-        )
-        self.backlog = Backlog(store, self.ledger, self.channel, max_backlog=settings.max_backlog)
+        *reserved, self.channel = self._channels()
+        self.channels = [*reserved, self.channel]
+        """in the order in which they claim: those of reserved workers first, so that those are used first"""
+        self.backlog = Backlog(store, self.ledger, self.channels, max_backlog=settings.max_backlog)
         self.admission = Admission(self.backlog, store, clock, self.rng.getrandbits)
         self.executor = Executor(
             self.ledger,
@@ -96,12 +94,18 @@ class Node:
             max_result=settings.max_body,
         )
         self.scheduler = Scheduler(
-            store, self.ledger, self.follower, clock, node=self.name, period=settings.lease
+            store,
+            self.ledger,
+            self.follower,
+            clock,
+            registry.declarations,
+            node=self.name,
+            period=settings.lease,
         )
         self.control = Control(store, self.ledger, self.follower, self.scheduler, self.events, clock)
         self.listener = Listener(store, self.ledger, self.scheduler, self.events)
         self.waiting = Waiting(store, self.events, self.listener)
-        self.intake = Intake(self.ledger, self.channel)
+        self.intake = Intake(self.ledger, self.channels)
         self.lease = Lease(
             store,
             self.ledger,
@@ -111,14 +115,39 @@ class Node:
             self.name,
             settings.lease,
             registry.served,
+            self.channel.queues,
         )
         self.served = Served(store, registry.served)
+        self.lingering = Lingering(self.held)
         self.maintenance = Maintenance(store, clock, _retention(settings))
         self._unforeseen = Unforeseen()
         # Run by the service: it needs the real clock.
         self.watchdog = Watchdog(self.lease.heartbeat, max_blocked=settings.max_blocked)
         self._crew = trio.CancelScope()
         self._tally_at_drain: Counter[Outcome | None] = Counter()
+
+    def _channels(self) -> Sequence[Channel]:
+        """One for each reservation, and at last that of all other workers."""
+        settings = self.settings
+        weights = dict(settings.queues)
+        rest = settings.workers - sum(workers for _, workers in settings.reserve)
+        some = None if set(weights) <= {OTHERS} else Shares(weights)
+        size = settings.queue_size
+        parts = [(Shares({queue: 1}), workers) for queue, workers in settings.reserve]
+        sizes = [size * workers // settings.workers for _, workers in parts]
+        return [
+            self._channel(shares, workers, part)
+            for (shares, workers), part in zip(
+                [*parts, (some, rest)], [*sizes, size - sum(sizes)], strict=True
+            )
+        ]
+
+    def _channel(self, shares: Shares | None, workers: int, size: int) -> Channel:
+        # While a node drains over a volatile store it runs what is in the channel: that is kept full there. Not with
+        # reserved workers: jobs of theirs would wait in the channel of the others.
+        kept_full = not self.store.durable and not self.settings.reserve
+        prefetch = None if kept_full else Prefetch(size, workers)
+        return Channel(self.ledger, prefetch, shares, size=size, workers=workers, kinds=self.registry.served)
 
     async def run(
         self, *, task_status: trio.TaskStatus[Sequence[Rescued]] = trio.TASK_STATUS_IGNORED
@@ -136,6 +165,7 @@ class Node:
                 self.maintenance,
                 self.follower,
                 self.scheduler,
+                self.lingering,
                 self.listener,
                 self.served,
             ):
@@ -153,15 +183,17 @@ class Node:
         run_buffered = not self.store.durable
         with self._crew:
             async with trio.open_nursery() as crew:
-                for _ in range(self.settings.workers):
-                    clone = self.channel.receive.clone()
-                    crew.start_soon(
-                        lambda end: work(
-                            end, self.channel, self.ledger, self.executor, run_buffered=run_buffered
-                        ),
-                        clone,
-                    )
-                self.channel.receive.close()
+                for channel in self.channels:
+                    for _ in range(channel.workers):
+                        clone = channel.receive.clone()
+                        crew.start_soon(
+                            lambda end, channel: work(
+                                end, channel, self.ledger, self.executor, run_buffered=run_buffered
+                            ),
+                            clone,
+                            channel,
+                        )
+                    channel.receive.close()
                 crew.start_soon(self.intake.run)
 
     async def settle_up(self) -> None:
@@ -190,7 +222,9 @@ class Node:
     def drain(self) -> None:
         """Take no new job, let active ones finish for `GRACE` seconds, then stop them."""
         if self.phase in ("starting", "running"):
-            self.phase, self.channel.draining = "draining", True
+            self.phase, self.backlog.draining = "draining", True
+            for channel in self.channels:
+                channel.draining = True
             self._tally_at_drain = self.held.tally.copy()
             self.intake.scope.cancel()
             if self.store.durable:

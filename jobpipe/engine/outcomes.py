@@ -78,6 +78,7 @@ class Verdict(msgspec.Struct, frozen=True):
     after: float | None = None
 
 
+DONE_WITHOUT_RESULT = Verdict(Outcome.DONE, result=b"null")
 HANDED_BACK = Verdict(None)
 CANCELLED = Verdict(Outcome.CANCELLED)
 INTERRUPTED = Verdict(Outcome.INTERRUPTED)
@@ -87,6 +88,8 @@ SPENT = Verdict(None, error=DIED_LAST)
 
 def returned(value: Any, max_result: int) -> Verdict:  # noqa: ANN401 - a handler may return anything
     """Judge a return value: done if JSON can hold it within the limits, else failed, since no retry would help."""
+    if value is None:
+        return DONE_WITHOUT_RESULT
     try:
         result = msgspec.json.encode(value)
         if len(result) > max_result:

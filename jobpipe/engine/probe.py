@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 import trio
 
+from jobpipe.engine.channel import Channel
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
 from jobpipe.job import Status
@@ -67,7 +68,7 @@ class Probe:
         # From before the look at the queues: what is ready there may be taken meanwhile.
         claims = self._node.ledger.claims
         try:
-            self.seen = await self._node.store.overview(self._node.registry.served)
+            self.seen = await self._overview()
             self.unserved = await self._node.served.unserved()
         except JobpipeError as error:
             self.broken = f"the store cannot be read: {error}"
@@ -96,15 +97,26 @@ class Probe:
         await _until(lambda: ledger.commits > commits or ledger.trouble is not None)
 
     async def _taken(self, claims: int) -> None:
-        """Wait until the node has claimed jobs, as long as some that it may take are ready and workers are idle."""
-        node, nap = self._node, SHORTEST_NAP
+        """Wait until the node has claimed jobs, as long as some are ready that an idle worker may take."""
+        nap = SHORTEST_NAP
         while self.seen and self.seen.ready:
-            if node.ledger.claims > claims or node.held.busy >= node.settings.workers:
+            if self._node.ledger.claims > claims or not self._idle():
                 return
             await trio.sleep(nap)
             nap = min(LONGEST_NAP, nap * 2)
             with suppress(JobpipeError):  # another node may have taken them
-                self.seen = await node.store.overview(node.registry.served)
+                self.seen = await self._overview()
+
+    def _idle(self) -> Sequence[Channel]:
+        """The channels whose workers are not all busy."""
+        return [channel for channel in self._node.channels if channel.free]
+
+    async def _overview(self) -> Overview:
+        """What the store has, for the idle workers; where there are none, for all of them."""
+        queues = [channel.queues for channel in self._idle() or self._node.channels]
+        named = [some for some in queues if some is not None]
+        of = frozenset[str]().union(*named) if len(named) == len(queues) else None
+        return await self._node.store.overview(self._node.registry.served, of)
 
 
 async def _until(true: Callable[[], bool]) -> None:

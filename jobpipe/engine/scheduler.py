@@ -15,8 +15,8 @@ from jobpipe.engine.follower import Follower
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.errors import StoreError
-from jobpipe.schedules import Firing, Schedule, decided
-from jobpipe.store.base import SCHEDULES, EngineStore, Fired, SharedStore
+from jobpipe.schedules import Declaration, Firing, Schedule, decided
+from jobpipe.store.base import SCHEDULES, Declared, EngineStore, Fired, SharedStore
 
 RETRY = 1.0
 """Seconds before what could not be fired is tried again: the store cannot write, or another node is about it."""
@@ -27,24 +27,33 @@ POSTPONED = 5.0
 APART = 0.05
 """Nodes wake up to so many seconds apart, so that the first has fired when the others look."""
 
+LIVE = 60.0
+"""Seconds for which a node that has said so counts as one that declares a schedule, on a store with other nodes."""
+
 log = structlog.get_logger("jobpipe")
 
 
 class Scheduler:
-    """Runs as one task. Where there are no schedules it looks at the store once in `period` seconds."""
+    """Runs as one task. Where there are no schedules it looks at the store once in `period` seconds.
 
-    def __init__(
+    As often it says which schedules the code of this node declares.
+    """
+
+    def __init__(  # noqa: PLR0913 - what it works with, and two constants of the node
         self,
         store: EngineStore,
         ledger: Ledger,
         follower: Follower,
         clock: Clock,
+        declarations: Sequence[Declaration] = (),
         *,
         node: str,
         period: float,
     ) -> None:
         self._store, self._ledger, self._follower = store, ledger, follower
         self._clock, self._period = clock, period
+        self._declarations, self._declare_at = declarations, -math.inf
+        self._live = max(LIVE, 4 * period) if isinstance(store, SharedStore) else 0.0
         self._apart = (
             zlib.crc32(node.encode()) % 1000 / 1000 * APART if isinstance(store, SharedStore) else 0.0
         )
@@ -66,6 +75,7 @@ class Scheduler:
             self._again_at = min(self._postponed.values(), default=math.inf)
             next_at: float | None = None
             try:
+                await self._declare()
                 next_at = await self._fire_due()
             except StoreError as error:
                 log.warning("could not fire schedules: trying again", error=str(error))
@@ -82,6 +92,24 @@ class Scheduler:
                     return
             with trio.move_on_after(left):
                 await self._woken.wait()
+
+    async def _declare(self) -> None:
+        """Say what this node declares, once in `period` seconds, so that it stays known. Raises `StoreError`."""
+        if trio.current_time() < self._declare_at:
+            return
+        now = self._clock.now()
+        try:
+            done = await self._store.declare(self._declarations, now, now - self._live)
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 - costs these declarations a while, and no firing
+            self._unforeseen.tell(error, "declared schedules stay as they are", seconds=self._period)
+            done = Declared()
+        self._declare_at = trio.current_time() + self._period
+        for name in (*done.created, *done.changed):
+            log.info("a schedule follows its declaration", schedule=name)
+        for name in done.orphaned:
+            log.warning("a schedule is paused: no live node declares it any more", schedule=name)
 
     def _look_in(self, seconds: float) -> None:
         self._again_at = min(self._again_at, trio.current_time() + seconds)

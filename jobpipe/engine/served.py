@@ -1,6 +1,6 @@
-"""Which kinds the live nodes serve together, and which jobs wait for a node that serves theirs."""
+"""Which kinds and queues the live nodes serve together, and which jobs wait for a node that serves theirs."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 import structlog
@@ -25,7 +25,7 @@ log = structlog.get_logger("jobpipe")
 
 
 class Served:
-    """Remembers what the store said of kinds, and warns of the jobs that no live node can run."""
+    """Remembers what the store said of kinds, and warns of the jobs that no live node can run, or would take."""
 
     def __init__(self, store: Store, own: frozenset[str]) -> None:
         self._store, self._own = store, own
@@ -35,6 +35,7 @@ class Served:
         self._asked_at = self._known_at = self._look_at = -FRESH
         self._asking, self._looking = trio.Lock(), trio.Lock()
         self._told: dict[str, tuple[int, float]] = {}
+        self._told_queues: Collection[str] = ()
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -76,9 +77,20 @@ class Served:
             try:
                 await self.renew(trio.current_time())
                 self._tell(await self.unserved())
+                self._tell_queues(await self._unserved_queues())
             except StoreError as error:
                 log.debug("could not look for jobs that no node serves", error=str(error))
             await trio.sleep(PERIOD)
+
+    async def _unserved_queues(self) -> Sequence[str]:
+        served = await self._store.served_queues()
+        return [] if served is None else await self._store.unserved_queues(served)
+
+    def _tell_queues(self, found: Sequence[str]) -> None:
+        """A warning for each queue that is new."""
+        for name in [name for name in found if name not in self._told_queues][:TOLD]:
+            log.warning("jobs wait: no live node takes jobs from their queue", queue=name)
+        self._told_queues = found
 
     def _tell(self, found: Sequence[Unserved]) -> None:
         """A warning for each kind that is new, and now and then for one whose count has changed."""

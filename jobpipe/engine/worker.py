@@ -48,13 +48,19 @@ async def work(
                 await trio.sleep(PAUSE)
 
 
+TOLD, WORTH_TELLING = 8, 0.001
+"""After so many jobs, or so many seconds, a worker that is busy says how long its jobs take."""
+
+
 class Source:
     """Where a worker has its attempts from, each with a context that no handler has touched."""
 
     def __init__(self, receive: trio.MemoryReceiveChannel[Attempt], channel: Channel) -> None:
         self._receive, self._channel = receive, channel
         self._task, self._clean = trio.lowlevel.current_task(), contextvars.copy_context()
-        self._begun, self._jobs = trio.current_time(), 0
+        self._begun = trio.current_time()
+        # What the channel has not been told of.
+        self._jobs, self._busy = 0, 0.0
         self.last: Attempt | None = None
         """what came out of the channel last: somebody must settle it, whatever happens to this worker"""
 
@@ -74,22 +80,28 @@ class Source:
 
     async def _give_way(self) -> None:
         self._end_turn()
+        if self._jobs >= TOLD or self._busy >= WORTH_TELLING:
+            self._tell()
         await trio.lowlevel.checkpoint()
         self._begun = trio.current_time()
 
     async def _wait(self) -> Attempt | None:
         self._end_turn()
+        if self._jobs:
+            self._tell()
         self._channel.idle()
         try:
             attempt = self.last = await self._receive.receive()
         except trio.EndOfChannel:
             return None
-        self._begun, self._jobs = trio.current_time(), 1
+        self._begun, self._jobs, self._busy = trio.current_time(), 1, 0.0
         return attempt
 
     def _end_turn(self) -> None:
         # What one handler binds, to its log lines say, must not reach the next job. Counts from the next wait on.
         self._task.context = self._clean.copy()
-        if self._jobs:
-            self._channel.worked(self._jobs, trio.current_time() - self._begun)
-            self._jobs = 0
+        self._busy += trio.current_time() - self._begun
+
+    def _tell(self) -> None:
+        self._channel.worked(self._jobs, self._busy)
+        self._jobs, self._busy = 0, 0.0

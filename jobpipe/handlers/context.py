@@ -6,6 +6,8 @@ import msgspec
 import structlog
 import trio
 
+from jobpipe.job import Scheduled
+
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
     """The job's side of one attempt."""
@@ -20,6 +22,8 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     """grows with every claim of the job: hand it on as a fencing token, so that a late worker's write can be refused"""
     deadline: float
     """when the attempt times out, in Trio's clock (`trio.current_time()`); infinity: never"""
+    schedule: Scheduled | None = None
+    """the firing of a schedule that made the job: its `name`, and when, as `at` and as `time`"""
 
     @property
     def log(self) -> Any:  # noqa: ANN401 - structlog's loggers have no common type

@@ -16,7 +16,8 @@ import msgspec
 from jobpipe.errors import HandlerError
 from jobpipe.handlers.context import Context
 from jobpipe.handlers.signature import name_of, read_signature
-from jobpipe.job import Backoff, Name, Retries, Timeout, retries_of
+from jobpipe.job import DEFAULT_QUEUE, Backoff, Name, NewJob, Retries, Timeout, retries_of
+from jobpipe.schedules import CatchUp, Declaration, Overlap, Spec, wrong
 from jobpipe.settings import read_duration
 
 SHIPPED = ("jobpipe.handlers.echo", "jobpipe.handlers.demo")
@@ -43,6 +44,8 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float | None = None
     max_retries: int | None = None
     backoff: Backoff | None = None
+    schedule: Spec | None = None
+    """when jobs of this kind are made by themselves"""
 
     def typed(self, payload: Any) -> Any:  # noqa: ANN401 - a payload is any JSON
         """The payload as the type that the handler is annotated with; raises `msgspec.ValidationError`."""
@@ -68,19 +71,30 @@ class _Asked(msgspec.Struct, frozen=True, kw_only=True):
     backoff: Backoff | None
 
 
-def handler(
+def handler(  # noqa: PLR0913 - all by name
     kind: str,
     *,
     timeout: Duration | None = None,
     max_retries: int | None = None,
     backoff: Backoff | None = None,
+    cron: str | None = None,
+    every: Duration | None = None,
+    timezone: str | None = None,
+    overlap: Overlap | None = None,
+    catch_up: CatchUp | None = None,
+    jitter: Duration | None = None,
 ) -> Callable[[Function], Function]:
     """Let a function, async or not, perform the jobs of `kind`. It stays callable as it is.
 
     The function takes the payload, checked against its annotation, or nothing, and optionally the job's `Context`; what
     it returns, as JSON, is the job's result. A function that is not async runs in a thread. `timeout` is how long an
     attempt may take, in seconds or as `"5m"`; it, `max_retries` and `backoff` count where the job itself says nothing
-    else. Raises `HandlerError` at once when the function cannot be called so.
+    else.
+
+    `cron` (with `timezone`) or `every` declares a schedule named like the kind, whose jobs have no payload; `overlap`,
+    `catch_up` and `jitter` are as in `PUT /schedules/NAME`. Every node that has the handler declares it.
+
+    Raises `HandlerError` at once when the function cannot be called so, or what is asked for makes no sense.
     """
     if not isinstance(kind, str):
         name = name_of(kind) if callable(kind) else ""
@@ -92,12 +106,24 @@ def handler(
         )
         asked["backoff"] = _in_seconds(asked["backoff"])
         checked = msgspec.convert(asked, _Asked)
+        schedule = _schedule(
+            cron=cron,
+            every=_seconds(every),
+            timezone=timezone,
+            overlap=overlap,
+            catch_up=catch_up,
+            jitter=_seconds(jitter),
+        )
     except (msgspec.ValidationError, TypeError, ValueError) as error:
         raise HandlerError(f"@handler({kind!r}): {error}") from None
 
     def mark(function: Function) -> Function:
         called = read_signature(function)
-        described = Handler(**msgspec.structs.asdict(called), **msgspec.structs.asdict(checked))
+        described = Handler(
+            **msgspec.structs.asdict(called), **msgspec.structs.asdict(checked), schedule=schedule
+        )
+        if schedule is not None:
+            _check_needs_nothing(described)
         try:
             setattr(function, _MARK, described)
         except (AttributeError, TypeError):  # a method, a builtin: it takes no mark of its own
@@ -107,6 +133,27 @@ def handler(
         return function
 
     return mark
+
+
+def _schedule(**asked: object) -> Spec | None:
+    """The schedule that was asked for; None: none was. Raises `ValueError` or `msgspec.ValidationError`."""
+    given = {name: value for name, value in asked.items() if value is not None}
+    if not given:
+        return None
+    spec = msgspec.convert(given, Spec)
+    for field, words in wrong(spec):
+        raise ValueError(f"{field} {words}")
+    return spec
+
+
+def _check_needs_nothing(described: Handler) -> None:
+    try:
+        described.typed(None)
+    except msgspec.ValidationError:
+        raise HandlerError(
+            f"handler {name_of(described.function)}: the jobs of its schedule have no payload, and it needs one: "
+            "let the parameter be None by default, or PUT a schedule with a payload"
+        ) from None
 
 
 def _in_seconds(backoff: Any) -> Any:  # noqa: ANN401 - whatever was given; it is checked afterwards
@@ -158,9 +205,32 @@ class Registry:
         return sorted(self._by_kind)
 
     @property
+    def declarations(self) -> Sequence[Declaration]:
+        """The schedules that handlers declare."""
+        return [
+            Declaration(name=one.kind, spec=one.schedule, job=_job_of(one))
+            for one in self._by_kind.values()
+            if one.schedule is not None
+        ]
+
+    @property
     def served(self) -> frozenset[str]:
         """Every kind that has a handler."""
         return frozenset(self._by_kind)
+
+
+def _job_of(one: Handler) -> NewJob:
+    """What a schedule of a handler enqueues."""
+    return NewJob(
+        id="",
+        kind=one.kind,
+        queue=DEFAULT_QUEUE,
+        payload=b"null",
+        priority=0,
+        max_retries=None,
+        created_at=0.0,
+        run_at=0.0,
+    )
 
 
 def load(modules: Iterable[str], *, shipped: bool = True) -> Registry:

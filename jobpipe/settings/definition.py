@@ -4,12 +4,26 @@ import dataclasses
 import resource
 import sys
 import typing
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from jobpipe.settings.forms import DAY, AllowedHosts, Duration, Form, Hosts, Modules, Size, Store, Whole
+from jobpipe.settings.forms import (
+    DAY,
+    EVERY_OTHER,
+    AllowedHosts,
+    Duration,
+    Form,
+    Hosts,
+    Modules,
+    Reserved,
+    Size,
+    Store,
+    Weights,
+    Whole,
+)
 
 PREFIX = "JOBPIPE_"
 
@@ -54,6 +68,10 @@ class Settings:
             default=0, metadata={"default": "what `ulimit -n` allows with room for handlers, at most 10000"}
         )
     )
+    queues: Annotated[Weights, about("The queues from which jobs are taken, and with what weights.")] = (
+        dataclasses.field(default=(), metadata={"default": "all of them, by priority"})
+    )
+    reserve: Annotated[Reserved, about("How many of the workers run jobs of one queue only.")] = ()
     handlers: Annotated[Modules, about("The Python modules that define your handlers.")] = ()
     shipped_kinds: Annotated[
         Literal["on", "off"],
@@ -101,6 +119,21 @@ class Settings:
             object.__setattr__(self, "max_backlog", default)
         if self.max_connections == 0:
             object.__setattr__(self, "max_connections", connections_for(open_files()))
+
+
+def conflicts(settings: Settings) -> Iterator[str]:
+    """What is wrong with settings that are each allowed but do not fit together, in words."""
+    reserved = sum(workers for _, workers in settings.reserve)
+    if reserved >= settings.workers:
+        yield (
+            f"RESERVE: {reserved} of {settings.workers} workers would be reserved; allowed: fewer than WORKERS, so "
+            "that some are left for other jobs"
+        )
+    served = {queue for queue, _ in settings.queues}
+    if served and EVERY_OTHER not in served:
+        for queue, _ in settings.reserve:
+            if queue not in served:
+                yield f"RESERVE: {queue!r} is not in QUEUES, so this node would never take a job from it"
 
 
 def open_files() -> int:

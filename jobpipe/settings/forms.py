@@ -79,11 +79,15 @@ def _names(text: str) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How the values of a setting are written; `read` raises ValueError for a text that is not of this form."""
+    """How the values of a setting are written; `read` raises ValueError for a text that is not of this form.
+
+    `plain` makes the value for JSON.
+    """
 
     words: str
     read: Callable[[str], object]
     show: Callable[[Any], str] = str
+    plain: Callable[[Any], object] = lambda value: value
 
 
 Whole = Annotated[int, Form("a whole number", _whole)]
@@ -93,7 +97,7 @@ Size = Annotated[int, Form("bytes, or a number with KB, MB, GB, KiB, MiB or GiB"
 Store = Annotated[
     str,
     Meta(pattern=r"^(memory:|sqlite:(?!//|:memory:).+|postgres(ql)?://\S*)$"),
-    Form("memory:, sqlite:PATH or postgresql://USER@HOST/DATABASE", str, mask),
+    Form("memory:, sqlite:PATH or postgresql://USER@HOST/DATABASE", str, mask, mask),
 ]
 Hosts = Annotated[
     tuple[
@@ -110,6 +114,50 @@ AllowedHosts = Annotated[
     ],
     Meta(max_length=MOST_HOSTS),
     Form("* or host names, *.DOMAIN or IP addresses, without a port, separated by commas", _names, ",".join),
+]
+_QUEUE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+EVERY_OTHER = "*"
+"""In QUEUES: every queue that is not named."""
+
+
+def _numbered(text: str) -> tuple[tuple[str, int], ...]:
+    """Names with a number each, as in `mail:3,default`; 1 where there is none."""
+    pairs = [name.rpartition(":") if ":" in name else (name, ":", "1") for name in _names(text)]
+    found = tuple((name.strip(), _whole(number.strip())) for name, _, number in pairs)
+    if len({name for name, _ in found}) < len(found):
+        raise ValueError(text)  # twice the same
+    return found
+
+
+def _show_weights(pairs: tuple[tuple[str, int], ...]) -> str:
+    return ",".join(name if number == 1 else f"{name}:{number}" for name, number in pairs)
+
+
+def _show_numbered(pairs: tuple[tuple[str, int], ...]) -> str:
+    return ",".join(f"{name}:{number}" for name, number in pairs)
+
+
+_Number = Annotated[int, Meta(ge=1, le=1000)]
+Weights = Annotated[
+    tuple[tuple[Annotated[str, Meta(pattern=rf"^({_QUEUE}|\*)$")], _Number], ...],
+    Meta(max_length=100),
+    Form(
+        "names of queues, each once and with a weight from 1 to 1000 where it is not 1, such as mail:3,default; "
+        "* for every other queue",
+        _numbered,
+        _show_weights,
+        dict,
+    ),
+]
+Reserved = Annotated[
+    tuple[tuple[Annotated[str, Meta(pattern=rf"^{_QUEUE}$")], _Number], ...],
+    Meta(max_length=100),
+    Form(
+        "names of queues, each once and with a number of workers where it is not 1, such as mail:2",
+        _numbered,
+        _show_numbered,
+        dict,
+    ),
 ]
 Modules = Annotated[
     tuple[Annotated[str, Meta(pattern=r"^(?!.*\.py$)[^\W\d]\w*(\.[^\W\d]\w*)*$")], ...],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobpipe.errors import SettingsError
-from jobpipe.settings.definition import PREFIX, SETTINGS, Setting, Settings
+from jobpipe.settings.definition import PREFIX, SETTINGS, Setting, Settings, conflicts
 from jobpipe.settings.forms import mask
 
 if TYPE_CHECKING:
@@ -95,9 +95,12 @@ def load(
     found = [(setting, hit) for setting in SETTINGS if (hit := sources.find(setting))]
     values: dict[str, Any] = {setting.name: sources.read(setting, hit) for setting, hit in found}
     sources.check()
+    settings = Settings(**values)
+    sources.faults.extend(conflicts(settings))
+    sources.check()
     origins = {setting.name: "default" for setting in SETTINGS}
     origins |= {setting.name: hit.origin for setting, hit in found}
-    return Loaded(Settings(**values), origins)
+    return Loaded(settings, origins)
 
 
 def service_url(

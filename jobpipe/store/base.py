@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 import msgspec
 
 from jobpipe.job import NO_OPTIONS, Job, JobError, NewJob, Options, Outcome, Status
-from jobpipe.schedules import Firing, Schedule, Spec
+from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 
 STEP = 1000
 """The most jobs that one exchange promotes or expires, and one prune deletes, so that no transaction is long."""
@@ -39,7 +39,7 @@ PAGE_BYTES = 4 << 20
 LONGEST_LEASE = 8_640_000.0
 """A lease that ends in more than a hundred days is none: no node asks for so long a one, so its row is damaged."""
 UNSERVED = 100
-"""The most kinds that are listed as served by no node."""
+"""The most kinds, and the most queues, that are listed as served by no node."""
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -132,6 +132,18 @@ STORED = Receipt("stored")
 LOCKED = Receipt("locked")
 
 
+OTHERS = "*"
+"""In the place of a queue's name: every queue that is not named beside it. No queue has this name."""
+
+
+class Share(msgspec.Struct, frozen=True):
+    """How many jobs of a queue a claim takes before what is left of its limit goes to any of its queues."""
+
+    queue: str
+    """its name, or `OTHERS`"""
+    jobs: int
+
+
 class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Which ready jobs one asker wants: the workers of a node, or whoever else runs jobs under its lease."""
 
@@ -139,6 +151,17 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     """the most jobs to take, 1 or more"""
     kinds: frozenset[str]
     """the kinds that the asker can run; a job of any other kind is left where it is, unspent"""
+    queues: Sequence[Share] = ()
+    """the queues to take from; none: from all of them, as if they were one
+
+    Each gives its share at most, in this order. What is left of the limit then goes to them in the same order.
+    """
+
+    @property
+    def names(self) -> frozenset[str] | None:
+        """The queues that it takes from; None: all of them."""
+        names = frozenset(share.queue for share in self.queues)
+        return names if names and OTHERS not in names else None
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,6 +177,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     claims: Sequence[ClaimRequest] = ()
     """take ready jobs for each asker in its turn, in order of priority (highest first), run_at, arrival
 
+    With `ClaimRequest.queues` this is the order within each queue, and that in which the taken jobs are returned.
     A claim clears the job's started_at, so that a held job which has one has begun. It passes over jobs that are
     past their expires_at and not expired yet. Ready jobs of other kinds do not slow it down, however many are ahead of
     the jobs that it may take. Each is met by one claim at most; then it stands aside until a node that serves its kind
@@ -278,7 +302,8 @@ class Overview(msgspec.Struct, frozen=True):
 
     counts: dict[Status, int]
     ready: bool
-    """whether a job of the kinds asked for is ready in a queue that is not paused, or one that no claim has met yet"""
+    """whether a job of the kinds and queues asked for is ready, in a queue that is not paused; or one that no claim has
+    met yet"""
 
 
 class QueueChange(msgspec.Struct, frozen=True):
@@ -294,7 +319,22 @@ class SchedulePut(msgspec.Struct, frozen=True):
     """What became of a schedule that was stored."""
 
     schedule: Schedule
-    verdict: Literal["created", "changed", "same"]
+    verdict: Literal["created", "changed", "same", "declared"]
+    """`declared`: nothing was stored, since code declares a schedule of this name"""
+
+
+ScheduleDeletion = Literal["deleted", "missing", "declared"]
+"""What became of a schedule that was to be deleted; one that code declares stays."""
+
+
+class Declared(msgspec.Struct, frozen=True, kw_only=True):
+    """What declarations in code have changed: names of schedules."""
+
+    created: Sequence[str] = ()
+    changed: Sequence[str] = ()
+    """those that follow another declaration now, or one where there was none before"""
+    orphaned: Sequence[str] = ()
+    """those that no live node declares any more: they are paused"""
 
 
 class Due(msgspec.Struct, frozen=True):
@@ -368,11 +408,17 @@ class EngineStore(Protocol):
     """whether `follow` has something to tell: verbs other than `exchange` have ended jobs that others waited for"""
 
     async def join(
-        self, node: str, now: float, lease_until: float, kinds: frozenset[str] = frozenset()
+        self,
+        node: str,
+        now: float,
+        lease_until: float,
+        kinds: frozenset[str] = frozenset(),
+        queues: frozenset[str] | None = None,
     ) -> None:
         """Register a node with a lease and the kinds that it serves; none for a node that only adds jobs.
 
-        Repeatable: a node that joins again has its lease and its kinds set anew.
+        `queues`: those from which it takes jobs; None: from all. Repeatable: a node that joins again has all of this
+        set anew.
         """
 
     async def exchange(self, batch: Batch) -> Receipts:
@@ -438,6 +484,14 @@ class EngineStore(Protocol):
         and counts the firing as missed, `replace` cancels that job, `queue` does nothing about it.
         """
 
+    async def declare(self, declared: Sequence[Declaration], now: float, live_since: float) -> Declared:
+        """Say what this node's code declares, and have schedules follow what live nodes declare. Repeatable.
+
+        A declaration is that of a live node when a node has said so at `live_since` or later. Of several for one name
+        the one counts that was said first at the latest time, so nodes that are deployed one after another do not take
+        turns. It owns its name, and takes over a schedule that was put by hand. A pause by hand stays.
+        """
+
     async def leave(self, node: str) -> None:
         """Forget a node that has drained. Held jobs, were there any, are left to rescue."""
 
@@ -477,7 +531,7 @@ class ControlStore(Protocol):
         """Forget a queue, also whether it is paused. Refused while it has jobs, ended ones too."""
 
     async def put_schedule(self, name: str, spec: Spec, job: NewJob, now: float) -> SchedulePut:
-        """Store a schedule, or change what it says; with the same content nothing changes.
+        """Store a schedule, or change what it says; with the same content nothing changes. Refused when it is declared.
 
         It fires next at the first time after `now`. A paused one stays paused; `created_at` and `missed` stay.
         """
@@ -488,8 +542,8 @@ class ControlStore(Protocol):
     async def resume_schedule(self, name: str, now: float) -> Schedule | None:
         """Have a paused schedule fire again, from the first time after `now` on; None: there is none."""
 
-    async def delete_schedule(self, name: str) -> bool:
-        """Delete a schedule, not its jobs. False: there is none."""
+    async def delete_schedule(self, name: str) -> ScheduleDeletion:
+        """Delete a schedule, not its jobs. Refused while a live node declares it."""
 
 
 class ReadStore(Protocol):
@@ -533,14 +587,23 @@ class ReadStore(Protocol):
         They are found by their ids: `NAME@` and more.
         """
 
-    async def overview(self, kinds: frozenset[str]) -> Overview:
-        """What all queues come to, for a node that serves these kinds.
+    async def overview(self, kinds: frozenset[str], queues: frozenset[str] | None = None) -> Overview:
+        """What all queues come to, for a node that serves these kinds, of these queues; None: of all.
 
         Its cost does not grow with the number of queues, but for paused ones with ready jobs.
         """
 
     async def kinds(self) -> frozenset[str]:
         """Every kind that some live node serves."""
+
+    async def served_queues(self) -> frozenset[str] | None:
+        """Every queue from which some live node takes jobs; None: all of them."""
+
+    async def unserved_queues(self, served: frozenset[str]) -> Sequence[str]:
+        """The queues with ready jobs that are neither `served` nor paused, by name, `UNSERVED` at most.
+
+        Of the first `STEP` queues with ready jobs.
+        """
 
     async def unserved(self) -> Sequence[Unserved]:
         """The kinds of ready jobs that no live node serves, by name, `UNSERVED` at most.

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import math
 import socket
 import types
 from typing import Annotated, Any, NamedTuple
@@ -45,6 +46,21 @@ class Stage:
         """lets the cleanup of `hold` end"""
         self.begun = trio.Event()
         """set once a handler has begun"""
+        self.children, self.last_cleanup = 0, math.inf
+        """how many child tasks of a handler are there, and when the last one ended"""
+
+    async def child(self, number):
+        """A child task that takes its time to clean up, up to a second."""
+        self.children += 1
+        if number == 0:
+            self.begun.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(number / 1000)
+            self.children -= 1
+            self.last_cleanup = trio.current_time()
 
     def registry(self):
         @handler("play")
@@ -63,12 +79,18 @@ class Stage:
                             await self.cleaned.wait()
             return payload
 
+        @handler("family")
+        async def family(payload: int) -> None:
+            async with trio.open_nursery() as nursery:
+                for number in range(payload):
+                    nursery.start_soon(self.child, number)
+
         @handler("mail", max_retries=7)
         async def mail(payload: Mail) -> None:
             assert "@" in payload.to
 
         module = types.ModuleType("stage")
-        module.__dict__.update(play=play, mail=mail)
+        module.__dict__.update(play=play, family=family, mail=mail)
         shipped = [one for name in SHIPPED for one in handlers_of(importlib.import_module(name))]
         return Registry([*shipped, *handlers_of(module)])
 
@@ -111,9 +133,9 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().queue(name)
 
-    async def overview(self, kinds):
+    async def overview(self, kinds, queues=None):
         await self._obey()
-        return await super().overview(kinds)
+        return await super().overview(kinds, queues)
 
     async def delete_queue(self, queue):
         await self._obey()

@@ -14,7 +14,8 @@ async def door():
         yield opened
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+# Both are SQLite: over a file the tests are slow ones.
+@pytest.fixture(params=["memory", pytest.param("sqlite", marks=pytest.mark.slow)])
 async def either_door(request, tmp_path):
     """A door, once with each store behind it."""
     if request.param == "memory":

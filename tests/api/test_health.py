@@ -160,3 +160,22 @@ async def test_nothing_is_left_behind_by_one_who_asks_and_hangs_up(autojump_cloc
 
         assert answer.status is None
         assert (await asked(door))[0] == 200
+
+
+async def test_a_handler_that_ignores_its_cancel_is_shown(door, autojump_clock):
+    """The node is well; its worker has not been given away."""
+    await door.enqueue(id="a", kind="play", payload="hold, then clean up")
+    await door.stage.begun.wait()
+    await door.post("/jobs/a/cancel")
+    soon = (await door.get("/health")).json()["lingering"]
+    await trio.sleep(5)
+    late = await door.get("/health")
+    door.stage.cleaned.set()
+    await door.ended("a")
+    over = (await door.get("/health")).json()["lingering"]
+
+    assert (soon, over) == ([], [])
+    assert late.status_code == 200
+    assert [one | {"seconds": 0} for one in late.json()["lingering"]] == [
+        {"id": "a", "kind": "play", "attempt": 1, "asked_by": "cancel", "seconds": 0}
+    ]

@@ -500,6 +500,20 @@ async def test_cancel_with_wait_answers_200_only_after_the_cleanup(door, autojum
     assert (answers[0].status_code, answers[0].json()["status"]) == (200, "cancelled")
 
 
+async def test_a_cancel_is_answered_once_a_thousand_child_tasks_have_cleaned_up(door, autojump_clock):
+    """Cancelled means stopped, all the way down, and the client hears of it at once."""
+    await door.enqueue(id="a", kind="family", payload=1000)
+    await door.stage.begun.wait()
+    await trio.sleep(1)
+    before = door.stage.children
+    answer = await door.post("/jobs/a/cancel?wait=60")
+
+    assert before == 1000
+    assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+    assert door.stage.children == 0
+    assert trio.current_time() - door.stage.last_cleanup <= 0.1
+
+
 async def test_cancel_with_wait_answers_202_when_the_cleanup_takes_longer(door, autojump_clock):
     await door.enqueue(id="a", kind="play", payload="hold, then clean up")
     await door.stage.begun.wait()

@@ -51,11 +51,11 @@ async def test_a_handler_of_this_node_checks_whatever_others_serve(door):
     [
         (
             "ecko",
-            "no live node has a handler for 'ecko'; did you mean 'echo'? served are demo, echo, mail, play",
+            "no live node has a handler for 'ecko'; did you mean 'echo'? served are demo, echo, family, mail, play",
         ),
         (
             "nothing.like.it",
-            "no live node has a handler for 'nothing.like.it'; served are demo, echo, mail, play",
+            "no live node has a handler for 'nothing.like.it'; served are demo, echo, family, mail, play",
         ),
     ],
 )

@@ -231,4 +231,26 @@ async def test_a_resumed_queue_is_shown_though_it_is_forgotten(door, monkeypatch
     monkeypatch.setattr(door.store, "queue", forgotten)
     answer = await door.post("/queues/mail/resume")
 
-    assert answer.json() == {"name": "mail", "paused": False, "counts": {}, "oldest_age": None}
+    assert answer.json() == {
+        "name": "mail",
+        "paused": False,
+        "served": True,
+        "counts": {},
+        "oldest_age": None,
+    }
+
+
+async def test_a_queue_says_whether_a_live_node_takes_jobs_from_it(tmp_path):
+    """This one or another one."""
+    async with open_door(queues=(("mail", 1),)) as door:
+        await door.post("/queues/mail/pause")
+        resumed = (await door.post("/queues/reports/resume")).json()
+        for queue in ("mail", "reports"):
+            await door.enqueue(queue=queue)
+        alone = {name: told["served"] for name, told in (await queues(door)).items()}
+        await door.store.join("n2", 0, 1e12, frozenset({"echo"}))
+        together = {name: told["served"] for name, told in (await queues(door)).items()}
+
+    assert alone == {"mail": True, "reports": False}
+    assert together == {"mail": True, "reports": True}
+    assert resumed["served"] is False

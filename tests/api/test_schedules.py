@@ -3,6 +3,9 @@
 import pytest
 import trio
 
+from jobpipe.schedules import Declaration, Spec
+from tests.store.test_contract import new_job
+
 DAILY = {"cron": "30 2 * * *", "timezone": "Europe/Berlin", "job": {"payload": {"n": 1}, "queue": "reports"}}
 
 
@@ -148,7 +151,8 @@ async def test_an_absent_schedule_is_404_and_a_name_that_cannot_be_422(door, met
         ({"cron": "* * * * *", "timezone": "Europe/Atlantis"}, ["/timezone"]),
         ({"every": 60, "timezone": "Europe/Berlin"}, ["/timezone"]),
         ({"every": 0.5}, ["/every"]),
-        ({"every": "5m"}, ["/every"]),
+        ({"every": "500ms"}, ["/every"]),
+        ({"every": "soon", "jitter": "5 min"}, ["/every", "/jitter"]),
         ({"every": 60, "jitter": -1, "limit": 0, "overlap": "x"}, ["/overlap", "/limit", "/jitter"]),
         ({"every": 60, "catch_up": "all"}, ["/catch_up"]),
         ({"every": 60, "starts_at": "2030-01-01"}, ["/starts_at"]),
@@ -220,3 +224,40 @@ async def test_a_damaged_schedule_is_shown_and_can_be_put_again(door):
     assert (shown["next"], shown["in_words"]) == ([], None)
     assert pointers(ran) == ["?name"]
     assert (again.status_code, again.json()["error"], again.json()["cron"]) == (200, None, "30 2 * * *")
+
+
+async def test_durations_may_be_texts(door):
+    job = {"timeout": "1m", "backoff": {"base": "2s"}}
+    shown = (await put(door, "a", {"every": "5m", "jitter": "1m30s", "job": job})).json()
+
+    assert (shown["every"], shown["jitter"], shown["job"]["timeout"]) == (300, 90, 60)
+    assert shown["job"]["backoff"]["base"] == 2
+
+
+async def test_a_job_says_which_schedule_made_it_and_when(door, autojump_clock):
+    await put(door, "often", {"every": 60})
+    await trio.sleep(60)
+    last = (await door.get("/schedules/often")).json()["last"][0]
+    by_hand = (await door.post("/schedules/often/run")).json()
+    await door.enqueue(id="plain")
+
+    assert (await door.get(f"/jobs/{last['id']}")).json()["schedule"] == {"name": "often", "at": last["at"]}
+    assert by_hand["schedule"]["name"] == "often"
+    assert "schedule" not in (await door.get("/jobs/plain")).json()
+
+
+async def test_a_schedule_that_is_declared_in_code_is_changed_there(door):
+    declared = Declaration(name="a", spec=Spec(every=60), job=new_job("", kind="echo"))
+    now = door.node.clock.now()
+    await door.node.store.declare([declared], now, now)
+    shown = (await door.get("/schedules/a")).json()
+    refused = [await put(door, "a"), await door.delete("/schedules/a")]
+    paused = await door.post("/schedules/a/pause", json={"reason": "by hand"})
+    ran = await door.post("/schedules/a/run")
+    resumed = await door.post("/schedules/a/resume")
+
+    assert (shown["declared"], shown["every"]) == (True, 60)
+    for answer in refused:
+        assert (answer.status_code, answer.json()["code"]) == (409, "declared")
+    assert (paused.json()["paused"], paused.json()["reason"]) == (True, "by hand")
+    assert (ran.status_code, resumed.json()["paused"]) == (202, False)

@@ -12,11 +12,13 @@ import jsonschema  # type: ignore[import-untyped]  # it has no types
 import msgspec
 import pytest
 import trio
+import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from quart_trio import QuartTrio
 
+from jobpipe import schedules
 from jobpipe.api import problems, schemas
 from jobpipe.api.problems import Code
 from jobpipe.api.queues import QueueInPath
@@ -25,6 +27,7 @@ from jobpipe.api.spec import describe
 from jobpipe.job import PORTABLE, JobError, JobId, Name, Tag
 from jobpipe.version import VERSION
 from tests.api.client import Breakable, asked, open_door
+from tests.store.test_contract import new_job
 
 CROSS_SITE = {"Sec-Fetch-Site": "cross-site"}
 NDJSON = {"Content-Type": "application/x-ndjson"}
@@ -200,7 +203,7 @@ async def test_every_pattern_is_one_that_every_dialect_reads(spec):
     """RE2 has no lookaheads, JavaScript no \\Z, and they write characters beyond U+00FF differently."""
     patterns = {node["pattern"] for node in _nodes(spec.document) if isinstance(node.get("pattern"), str)}
 
-    assert len(patterns) == 4
+    assert len(patterns) == 5
     for pattern in patterns:
         assert not re.search(r"\(\?[^:]|\\[A-Zu]|\\[0-9]", pattern)
         assert pattern.isascii()
@@ -349,14 +352,15 @@ async def _with_jobs(door):
     await door.enqueue(id="held", kind="play", payload="hold, then clean up")
     await door.enqueue(id="failed", kind="play", payload="fail")
     await door.ended("failed")
-    for depends_on in ("failed", "nobody", "held"):
-        yield await door.enqueue(id=f"after-{depends_on}", depends_on=[depends_on])
-        yield await door.post("/enqueue/bulk", json=[{"depends_on": [depends_on]}])
-    yield await door.get("/jobs/after-held")
     yield await door.get("/jobs/a")
     yield await door.get("/jobs/failed")
     yield await door.get("/jobs/held")
     yield await door.get("/jobs/none")
+    yield await door.get("/jobs/a/events")
+    yield await door.get("/jobs/a/events", headers={"Last-Event-ID": "1.done"})
+    yield await door.get("/jobs/none/events")
+    async for response in _of_too_many_streams(door):
+        yield response
     yield await door.get("/jobs/a?wait=long")
     yield await door.get("/jobs")
     yield await door.get("/jobs?payload=true&limit=1")
@@ -381,11 +385,21 @@ async def _with_jobs(door):
         yield await door.delete(f"/queues/{name}")
     yield await door.delete("/queues/default", headers=CROSS_SITE)
     yield await door.delete("/jobs/held", headers=CROSS_SITE)
-    async for response in _with_schedules(door):
+    async for response in _with_dependents(door):
         yield response
     for path in ("/health", "/openapi.json", "/docs"):
         yield await door.get(path)
     door.stage.cleaned.set()
+
+
+async def _with_dependents(door):
+    """Answers about jobs that wait for others, and about schedules."""
+    for depends_on in ("failed", "nobody", "held"):
+        yield await door.enqueue(id=f"after-{depends_on}", depends_on=[depends_on])
+        yield await door.post("/enqueue/bulk", json=[{"depends_on": [depends_on]}])
+    yield await door.get("/jobs/after-held")
+    async for response in _with_schedules(door):
+        yield response
 
 
 async def _deleted_while_it_is_waited_for(door):
@@ -414,6 +428,17 @@ async def _waiting(door):
     yield await door.post("/jobs/soon/promote")
 
 
+async def _of_too_many_streams(door):
+    """As many as there may be are open meanwhile."""
+    most = door.node.settings.max_connections // 2
+    async with trio.open_nursery() as nursery:
+        for _ in range(most):
+            nursery.start_soon(door.get, "/jobs/held/events")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        yield await door.get("/jobs/held/events")
+        nursery.cancel_scope.cancel()
+
+
 async def _with_schedules(door):
     for body in ({"every": 60}, {"every": 60}, {"cron": "nonsense"}):
         yield await door.request("PUT", "/schedules/a", json=body)
@@ -431,6 +456,10 @@ async def _with_schedules(door):
     yield await door.delete("/schedules/a", headers=CROSS_SITE)
     for name in ("a", "a", "-"):
         yield await door.delete(f"/schedules/{name}")
+    declared = schedules.Declaration(name="own", spec=schedules.Spec(every=60), job=new_job("", kind="echo"))
+    await door.node.store.declare([declared], door.node.clock.now(), door.node.clock.now())
+    yield await door.request("PUT", "/schedules/own", json={"every": 60})
+    yield await door.delete("/schedules/own")
 
 
 async def _strange(door):
@@ -462,7 +491,7 @@ async def _broken(door):
     door.store.refuses = True
     yield await door.enqueue(id="a")
     yield await door.post("/enqueue/bulk", json=[{"id": "a"}])
-    for path in ("/jobs/a", "/jobs", "/queues", "/health"):
+    for path in ("/jobs/a", "/jobs/a/events", "/jobs", "/queues", "/health"):
         yield await door.get(path)
     for path in (
         "/jobs/a/cancel",

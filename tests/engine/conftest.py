@@ -170,10 +170,15 @@ class FaultyStore(MemoryStore):
         return receipts
 
     async def join(
-        self, node: str, now: float, lease_until: float, kinds: frozenset[str] = frozenset()
+        self,
+        node: str,
+        now: float,
+        lease_until: float,
+        kinds: frozenset[str] = frozenset(),
+        queues: frozenset[str] | None = None,
     ) -> None:
         self._fail()
-        await super().join(node, now, lease_until, kinds)
+        await super().join(node, now, lease_until, kinds, queues)
 
     async def leave(self, node: str) -> None:
         self._fail()

@@ -23,7 +23,7 @@ from jobpipe.engine.batching import (
     Batching,
 )
 from jobpipe.engine.entries import Entry
-from jobpipe.store.base import Add, Receipt
+from jobpipe.store.base import Add, ClaimRequest, Receipt
 from tests.engine.conftest import NOW, new_job
 
 
@@ -31,7 +31,7 @@ def batching(*, due: float | None = None, added: int = 0) -> Batching:
     """After a batch with so many adds; nothing waits, and nothing is ready."""
     made = Batching(VirtualClock(NOW), lease=15)
     made.gathered(added, left=False)
-    made.learn(NOW, due=due, more=False)
+    made.learn(NOW, due=due, dry=())
     return made
 
 
@@ -43,8 +43,6 @@ def wait(made: Batching, adds: int = 0, *, presses: bool = False) -> float:
 class Claimer:
     """Who claims jobs."""
 
-    kinds: frozenset[str] = frozenset()
-
     def __init__(self, wanted: int, *, pressing: bool) -> None:
         self._wanted, self._pressing = wanted, pressing
 
@@ -54,7 +52,10 @@ class Claimer:
     def pressing(self) -> bool:
         return self._pressing
 
-    def take(self, attempts: Sequence[Attempt]) -> None:
+    def request(self, limit: int) -> ClaimRequest:
+        raise NotImplementedError
+
+    def take(self, asked: ClaimRequest, attempts: Sequence[Attempt]) -> None:
         raise NotImplementedError
 
 
@@ -139,18 +140,19 @@ async def test_what_is_due_still_is_not_asked_for_again_at_once(autojump_clock) 
     """It may be locked."""
     made = batching(due=NOW - 1)
     first = wait(made)
-    made.learn(NOW, due=NOW - 1, more=False)
+    made.learn(NOW, due=NOW - 1, dry=())
 
     assert [first, wait(made)] == pytest.approx([0, STUCK])
 
 
 async def test_a_claim_presses_while_jobs_may_be_ready(autojump_clock) -> None:
     """And where the claimer does not wait for others to share a commit with."""
-    made, claimer = batching(), Claimer(1, pressing=True)
-    nothing = made.presses(claimer)
+    made, claimer, other = batching(), Claimer(1, pressing=True), Claimer(1, pressing=True)
+    made.learn(NOW, due=None, dry=[claimer])
+    told = [made.presses(claimer), made.presses(other)]
     made.look()
 
-    assert not nothing
+    assert told == [False, True]
     assert made.presses(claimer)
     assert not made.presses(Claimer(0, pressing=True))
     assert not made.presses(Claimer(1, pressing=False))
@@ -161,10 +163,10 @@ async def test_a_look_asked_for_while_a_batch_is_written_outlasts_it(autojump_cl
     made = batching()
     made.look()
     made.gathered(0, left=False)
-    made.learn(NOW, due=None, more=False)
+    made.learn(NOW, due=None, dry=())
     done = wait(made)
     made.look()
-    made.learn(NOW, due=None, more=False)
+    made.learn(NOW, due=None, dry=())
 
     assert (done, wait(made)) == (math.inf, 0)
 
@@ -198,7 +200,7 @@ async def test_a_store_that_cannot_write_is_tried_again_less_and_less_often(auto
     """But often enough for the lease; and anew after a batch that was written."""
     made = batching()
     pauses = [made.pause() for _ in range(10)]
-    made.learn(NOW, due=None, more=False)
+    made.learn(NOW, due=None, dry=())
 
     assert pauses == [*sorted(pauses[:-1]), min(LONGEST_PAUSE, 15 / 6)]
     assert made.pause() == pauses[0] == 0.1

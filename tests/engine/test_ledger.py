@@ -28,7 +28,7 @@ from jobpipe.engine.ledger import Ledger
 from jobpipe.errors import StoreUnavailable, TablesLocked
 from jobpipe.events import Events
 from jobpipe.job import Outcome, Status
-from jobpipe.store.base import Add, Batch, Claimed, Receipts, Settlement, Start
+from jobpipe.store.base import Add, Batch, Claimed, ClaimRequest, Receipts, Settlement, Start
 from tests.engine.conftest import NOW, FaultyStore, new_job, turns
 
 
@@ -62,7 +62,10 @@ class Taker:
     def pressing(self) -> bool:
         return self.presses
 
-    def take(self, attempts: Sequence[Attempt]) -> None:
+    def request(self, limit: int) -> ClaimRequest:
+        return ClaimRequest(limit=limit, kinds=self.kinds)
+
+    def take(self, asked: ClaimRequest, attempts: Sequence[Attempt]) -> None:
         self.jobs += [attempt.job for attempt in attempts]
         self.served.set()
 
@@ -243,8 +246,8 @@ async def test_a_claimer_that_fails_to_take_its_jobs_gives_them_back(autojump_cl
     """And costs the others nothing."""
 
     class Broken(Taker):
-        def take(self, attempts: Sequence[Attempt]) -> None:
-            super().take(attempts)
+        def take(self, asked: ClaimRequest, attempts: Sequence[Attempt]) -> None:
+            super().take(asked, attempts)
             raise ValueError("no hands")
 
     broken, sound = Broken(10), Taker(10, frozenset({"other"}))

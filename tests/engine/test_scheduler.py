@@ -1,6 +1,7 @@
 """The keeper of schedules: fires on time, once over all nodes, and costs nothing where there are none."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from jobpipe.engine.scheduler import POSTPONED, RETRY, Scheduler
 from jobpipe.engine.unforeseen import UNFORESEEN
 from jobpipe.errors import StoreUnavailable
 from jobpipe.events import Events
-from jobpipe.job import Status
+from jobpipe.handlers.context import Context
+from jobpipe.handlers.registry import handler, handlers_of
+from jobpipe.job import Scheduled, Status
 from jobpipe.schedules import Spec
 from jobpipe.store.base import Store
 from jobpipe.store.memory import MemoryStore, open_memory
@@ -290,3 +293,80 @@ async def fired_by_two(url: str) -> None:
     assert schedule is not None
     assert schedule.missed == 0
     assert len(set(times)) == len(times)
+
+
+class Report:
+    """A handler that declares when it runs, and keeps what it was told."""
+
+    def __init__(self, **schedule: Any) -> None:
+        self.firings: list[Scheduled | None] = []
+
+        @handler("report", **schedule)
+        async def report(context: Context) -> None:
+            self.firings.append(context.schedule)
+
+        (self.handler,) = handlers_of(SimpleNamespace(report=report))  # type: ignore[arg-type]
+
+
+async def test_a_schedule_declared_at_a_handler_fires_and_tells_it_when(autojump_clock):
+    report = Report(cron="* * * * *", overlap="queue")
+    async with running(handlers=[report.handler]) as rig:
+        await trio.sleep(TO_FIRST + 65)
+        schedule = await rig.store.schedule("report")
+
+    first = NOW + TO_FIRST
+    assert report.firings == [Scheduled("report", first), Scheduled("report", first + 60)]
+    assert Scheduled("report", first).time.isoformat() == "2023-11-14T22:14:00+00:00"
+    assert schedule is not None
+    assert schedule.declared
+
+
+async def test_a_restart_changes_nothing_about_a_declared_schedule(autojump_clock):
+    """What was missed meanwhile is made up for, as for one that was put."""
+    report, clock = Report(every=600), VirtualClock(NOW)
+    async with open_memory() as store:
+        for _ in range(3):
+            async with running(store, handlers=[report.handler], clock=clock):
+                await trio.sleep(1)
+            await trio.sleep(600)
+        schedule = await store.schedule("report")
+
+    assert schedule is not None
+    assert (schedule.version, schedule.paused) == (1, False)
+    assert len(report.firings) == 2
+
+
+async def test_a_schedule_that_the_code_no_longer_declares_is_paused(autojump_clock):
+    report, clock = Report(every=60), VirtualClock(NOW)
+    async with open_memory() as store:
+        async with running(store, handlers=[report.handler], clock=clock):
+            await trio.sleep(65)
+        async with running(store, clock=clock) as rig:
+            await trio.sleep(200)
+            warnings = [one["event"] for one in rig.log if one["log_level"] == "warning"]
+        schedule = await store.schedule("report")
+
+    assert schedule is not None
+    assert (schedule.paused, schedule.reason) == (True, "no live node declares it any more")
+    assert warnings == ["a schedule is paused: no live node declares it any more"]
+    assert len(report.firings) == 1
+
+
+async def test_a_store_that_cannot_declare_is_tried_again(autojump_clock):
+    """And schedules that are there fire meanwhile, unless the store is away."""
+
+    class Broken(MemoryStore):
+        faults = 2
+
+        async def declare(self, *args: Any) -> Any:
+            self.faults -= 1
+            if self.faults >= 0:
+                raise ZeroDivisionError("as told") if self.faults else StoreUnavailable("as told")
+            return await super().declare(*args)
+
+    report, store = Report(every=60), Broken()
+    async with running(store, handlers=[report.handler], expected=[UNFORESEEN], lease=10.0):
+        await trio.sleep(125)
+
+    assert store.faults < 0
+    assert report.firings

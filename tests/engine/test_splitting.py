@@ -13,7 +13,7 @@ from jobpipe.engine.splitting import halves, parts
 from jobpipe.engine.unforeseen import LINES, UNFORESEEN, Unforeseen, in_words
 from jobpipe.errors import StoreUnavailable
 from jobpipe.job import NewJob, Outcome, Status
-from jobpipe.store.base import Add, Batch, Receipts, Settlement, Start
+from jobpipe.store.base import Add, Batch, ClaimRequest, Receipts, Settlement, Start
 from jobpipe.store.memory import MemoryStore
 from tests.engine.conftest import PLAIN, new_job, running
 
@@ -158,7 +158,10 @@ class Asker:
     def pressing(self) -> bool:
         return False
 
-    def take(self, attempts: Sequence[Attempt]) -> None:
+    def request(self, limit: int) -> ClaimRequest:
+        return ClaimRequest(limit=limit, kinds=self.kinds)
+
+    def take(self, asked: ClaimRequest, attempts: Sequence[Attempt]) -> None:
         raise NotImplementedError
 
 

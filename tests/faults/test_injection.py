@@ -35,6 +35,7 @@ HEART = {
         "intake",
         "lease",
         "ledger",
+        "lingering",
         "listener",
         "maintenance",
         "outcomes",
@@ -46,6 +47,7 @@ HEART = {
         "worker",
     ),
     "verbs": (
+        "declarations",
         "dependencies",
         "dialect",
         "difference",

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal, NamedTuple, Optional, TypedDict
 
 import msgspec
@@ -23,6 +24,7 @@ from jobpipe.errors import HandlerError
 from jobpipe.handlers.context import Context
 from jobpipe.handlers.registry import FRAMES, Handler, Registry, handler, handlers_of, load
 from jobpipe.job import Backoff
+from jobpipe.schedules import Spec
 
 
 class Mail(msgspec.Struct, forbid_unknown_fields=True):
@@ -882,3 +884,45 @@ def test_a_wrapped_handler_is_found_as_what_was_decorated(folder: Path) -> None:
 def test_the_public_names_are_enough_to_write_handlers() -> None:
     """Nothing else of jobpipe is needed."""
     assert set(jobpipe.__all__) == {"Backoff", "Context", "Fail", "Retry", "Snooze", "handler"}
+
+
+def test_a_handler_may_declare_a_schedule() -> None:
+    @handler("report", cron="30 2 * * *", timezone="Europe/Berlin", jitter="5m")
+    def report() -> None: ...
+
+    @handler("poll", every=dt.timedelta(minutes=1), overlap="queue", catch_up="all")
+    def poll(payload: Mail | None) -> None: ...
+
+    registry = Registry(handlers_of(SimpleNamespace(report=report, poll=poll)))  # type: ignore[arg-type]
+    declared = {one.name: one for one in registry.declarations}
+
+    assert declared["report"].spec == Spec(cron="30 2 * * *", timezone="Europe/Berlin", jitter=300.0)
+    assert declared["poll"].spec == Spec(every=60.0, overlap="queue", catch_up="all")
+    assert (declared["poll"].job.kind, declared["poll"].job.payload) == ("poll", b"null")
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"cron": "61 * * * *"}, "cron"),
+        ({"cron": "* * * * *", "every": 60}, "either cron or every"),
+        ({"cron": "* * * * *", "timezone": "Europe/Atlantis"}, "unknown time zone"),
+        ({"timezone": "Europe/Berlin"}, "either cron or every"),
+        ({"every": 0.1}, "every"),
+        ({"every": "often"}, "is not a duration"),
+        ({"cron": "* * * * *", "overlap": "sometimes"}, "overlap"),
+        ({"cron": "* * * * *", "catch_up": "all"}, "overlap"),
+        ({"jitter": 5}, "either cron or every"),
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_refused_at_once(asked: dict[str, Any], words: str) -> None:
+    with pytest.raises(HandlerError, match=words):
+        handler("report", **asked)
+
+
+def test_a_handler_that_needs_a_payload_declares_no_schedule() -> None:
+    """Its jobs have none."""
+    with pytest.raises(HandlerError, match="have no payload"):
+
+        @handler("mail", every=60)
+        def mail(payload: Mail) -> None: ...

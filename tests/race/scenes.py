@@ -368,10 +368,15 @@ class Line(MemoryStore):
         return receipts
 
     async def join(
-        self, node: str, now: float, lease_until: float, kinds: frozenset[str] = frozenset()
+        self,
+        node: str,
+        now: float,
+        lease_until: float,
+        kinds: frozenset[str] = frozenset(),
+        queues: frozenset[str] | None = None,
     ) -> None:
         await self._before.wait()
-        await super().join(node, now, lease_until, kinds)
+        await super().join(node, now, lease_until, kinds, queues)
         await self._after.wait()
 
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:

@@ -159,7 +159,7 @@ class Witness:
         finally:
             run.ended = True
             run.ended_while_draining = any(
-                node.name == node_name and node.channel.draining for node in self.nodes
+                node.name == node_name and node.backlog.draining for node in self.nodes
             )
 
     def _begin(self, node_name: str, context: Context) -> Run:

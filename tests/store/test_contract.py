@@ -1,7 +1,7 @@
 """The store contract, promise by promise, over every store."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -755,6 +755,37 @@ async def test_nothing_is_claimed_from_a_paused_queue(node: Node) -> None:
     assert while_paused == ["b"]
     assert waiting == 1
     assert after == ["a"]
+
+
+READY: Mapping[str, Callable[[Node, Claimed], Awaitable[object]]] = {
+    "added": lambda node, _: add(node.store, new_job("new")),
+    "due, in another exchange": lambda node, _: look(node.store, NOW + 9),
+    "due, with the claim": lambda node, _: node.store.ping(),
+    "handed back": lambda node, held: node.settle(held, None),
+    "snoozed": lambda node, held: node.settle(held, Outcome.SNOOZE, run_at=NOW + 1),
+    "to be retried": lambda node, held: node.settle(held, Outcome.RETRY, run_at=NOW),
+    "its queue resumed": lambda node, _: node.store.resume("paused"),
+    "promoted": lambda node, _: node.store.promote(["later"], NOW),
+    "retried by hand": lambda node, _: node.store.retry(["over"], NOW),
+    "moved": lambda node, _: node.store.edit(["waits"], {"queue": "default"}, NOW),
+}
+
+
+@pytest.mark.parametrize("how", READY)
+async def test_a_job_that_becomes_ready_is_found_by_a_node_that_found_none(node: Node, how: str) -> None:
+    """Also where a store remembers that there was none."""
+    await add(node.store, new_job("over"))
+    await node.settle(await node.take(), Outcome.DONE)
+    await add(node.store, new_job("held"))
+    held = await node.take()
+    await node.store.pause("paused")
+    await add(node.store, new_job("waits", queue="paused"), new_job("later", run_at=NOW + 9))
+    nothing = [list(await node.claim(10)) for _ in range(2)]
+    await READY[how](node, held)
+    claimed = await node.claim(10, NOW + 9 if how.startswith("due") else NOW + 1)
+
+    assert nothing == [[], []]
+    assert claimed
 
 
 async def test_a_queue_can_be_paused_before_it_has_jobs(node: Node) -> None:

@@ -637,21 +637,25 @@ async def test_a_job_that_cannot_go_on_fails_alone(open_store: Any) -> None:
 @asynccontextmanager
 async def broken_row(store: Any, job_id: str) -> AsyncIterator[None]:
     """Nothing can make this job ready: somebody's trigger has it so."""
-    if isinstance(store, SharedStore):
-        schema = store.name.rpartition("schema=")[2]
-        ask(
-            f"create function {schema}.refuse() returns trigger language plpgsql as "
-            f"$$ begin if old.status = 'blocked' and new.status = 'queued' "
-            f"and (select id from {schema}.jobs where seq = new.seq) = '{job_id}' "
-            "then raise exception 'refused'; end if; return new; end $$"
-        )
-        ask(
-            f"create trigger refuse before update on {schema}.live for each row execute function {schema}.refuse()"
-        )
-    else:
+    if not isinstance(store, SharedStore):
         db = store._db if store.name == "memory:" else store._database.writer
         db.execute(
             f"create trigger refuse before update on jobs when new.id = '{job_id}' and new.status = 'queued' "
             "begin select raise(abort, 'refused'); end"
         )
-    yield
+        yield
+        return
+    schema = store.name.rpartition("schema=")[2]
+    ask(
+        f"create function {schema}.refuse() returns trigger language plpgsql as "
+        f"$$ begin if old.status = 'blocked' and new.status = 'queued' "
+        f"and (select id from {schema}.jobs where seq = new.seq) = '{job_id}' "
+        "then raise exception 'refused'; end if; return new; end $$"
+    )
+    ask(
+        f"create trigger refuse before update on {schema}.live for each row execute function {schema}.refuse()"
+    )
+    try:
+        yield
+    finally:  # the schema is used by other tests, too
+        ask(f"drop function {schema}.refuse() cascade")

@@ -31,6 +31,7 @@ from jobpipe.job import (
     retries_of,
 )
 from jobpipe.store.base import (
+    OTHERS,
     Add,
     Batch,
     Change,
@@ -41,6 +42,7 @@ from jobpipe.store.base import (
     Receipts,
     Retention,
     Settlement,
+    Share,
     Start,
     Store,
 )
@@ -291,9 +293,26 @@ class Model:
             and not (entry.expires_at is not None and entry.expires_at <= batch.now)
         ]
         ready.sort(key=lambda entry: (-entry.new.priority, entry.run_at, entry.arrival))
-        for entry in ready[: claim.limit]:
+        taken = self.dealt(claim, ready) if claim.queues else ready[: claim.limit]
+        for entry in taken:
             entry.claim, entry.holder, entry.started_at = entry.claim + 1, batch.node, None
-        return ready[: claim.limit]
+        return taken
+
+    def dealt(self, claim: ClaimRequest, ready: list[Entry]) -> list[Entry]:
+        """Of each queue its share, then what is left of the limit in the order of the queues."""
+        named = {share.queue for share in claim.queues} - {OTHERS}
+        taken: list[Entry] = []
+        for rest in (False, True):
+            for share in claim.queues:
+                of_queue = [
+                    entry
+                    for entry in ready
+                    if entry not in taken
+                    and (entry.new.queue if entry.new.queue in named else OTHERS) == share.queue
+                ]
+                most = claim.limit - len(taken)
+                taken += of_queue[: most if rest else min(share.jobs, most)]
+        return [entry for entry in ready if entry in taken]
 
     def rescue(self, node: str, now: float) -> set[tuple[str, str, Status, bool]]:
         self.leases = {name: until for name, until in self.leases.items() if until > now or name == node}
@@ -483,6 +502,11 @@ EDITS = st.fixed_dictionaries(
         "timeout": st.sampled_from([None, 3.0]),
     },
 )
+SHARES = st.lists(
+    st.builds(Share, queue=st.sampled_from([*QUEUES, "none", OTHERS]), jobs=st.integers(0, 3)),
+    min_size=1,
+    unique_by=lambda share: share.queue,
+)
 SETTLED_AS = {
     Outcome.DONE: Status.DONE,
     Outcome.RETRY: Status.RETRYING,
@@ -587,6 +611,12 @@ class Lives(RuleBasedStateMachine):
         pairs = zip(limits, sorted(SERVES["n1"]), strict=False)
         claims = [ClaimRequest(limit=limit, kinds=frozenset({kind})) for limit, kind in pairs]
         self.exchange(Batch(node="n1", now=self.now, claims=claims))
+
+    @rule(limit=st.integers(1, 4), shares=SHARES)
+    def claim_of_queues(self, limit: int, shares: list[Share]) -> None:
+        """By a node that serves all kinds: one that meets others may ask again, and deals anew then."""
+        claim = ClaimRequest(limit=limit, kinds=SERVES["n1"], queues=shares)
+        self.exchange(Batch(node="n1", now=self.now, claims=[claim, *wishes("n1", limit - 1)]))
 
     @rule(data=st.data())
     def start(self, data: st.DataObject) -> None:
@@ -723,9 +753,10 @@ class Lives(RuleBasedStateMachine):
             for status in Status
             if (total := sum(queue.counts.get(status, 0) for queue in queues))
         }
-        assert overview.ready == any(
-            queue.oldest_queued_at is not None and not queue.paused for queue in queues
-        )
+        ready = {queue.name for queue in queues if queue.oldest_queued_at is not None and not queue.paused}
+        assert overview.ready == bool(ready)
+        for name in QUEUES:
+            assert self.call(self.store.overview, SERVES["n1"], frozenset({name})).ready == (name in ready)
 
     # how
 

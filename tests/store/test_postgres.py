@@ -2,7 +2,8 @@
 
 import socket
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -14,8 +15,8 @@ from jobpipe.errors import StoreError, StoreUnavailable
 from jobpipe.job import Options, Outcome, Status
 from jobpipe.store import factory
 from jobpipe.store.base import Claimed, SharedStore, Store
-from jobpipe.store.migrations import migrations
-from jobpipe.store.postgres import PostgresStore, migrate, open_postgres
+from jobpipe.store.migrations import GO_ON, MUST_HAVE_STOPPED, migrations
+from jobpipe.store.postgres import PostgresStore, migrate, open_postgres, opening
 from jobpipe.store.postgres.address import read_address
 from jobpipe.store.postgres.claiming import CLAIM
 from jobpipe.store.postgres.connector import Connector, Limits
@@ -363,6 +364,59 @@ def test_to_migrate_twice_changes_nothing(schema: str) -> None:
 
     assert f"schema {schema} went from version 0 to {newest}" in first
     assert f"is at version {newest} already" in second
+
+
+@pytest.fixture
+def next_version(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], int]:
+    """Makes a migration that comes after all others, with this first line; returns its number."""
+
+    def made(first_line: str) -> int:
+        known = migrations("jobpipe.store.postgres")
+        number = known[-1][0] + 1
+        new = (number, f"{first_line}\ncreate table more (a int);\n")
+        monkeypatch.setattr(opening, "migrations", lambda _: [*known, new])
+        return number
+
+    return made
+
+
+async def test_a_migration_that_older_nodes_would_not_survive_waits_until_they_have_stopped(
+    schema: str, next_version: Callable[[str], int]
+) -> None:
+    """It names them, and changes nothing; a start that waits for the database waits for them too."""
+    async with open_postgres(url_of(schema)) as store:
+        now = time.time()
+        for name, lease in (("old-1", 60.0), ("old-2", 60.0), ("dead", -1.0)):
+            await store.join(name, now, now + lease)
+        number = next_version(MUST_HAVE_STOPPED)
+        with pytest.raises(StoreUnavailable, match=r"stop old-1, old-2$"):
+            migrate(url_of(schema))
+        left = ask(f"select to_regclass(%s), (select max(version) from {schema}.versions)", f"{schema}.more")
+        for name in ("old-1", "old-2"):
+            await store.leave(name)
+        done = migrate(url_of(schema))
+
+    assert left == [(None, number - 1)]
+    assert f"to {number}" in done
+
+
+async def test_a_migration_that_older_nodes_do_not_notice_is_applied_beside_them(
+    schema: str, next_version: Callable[[str], int]
+) -> None:
+    async with open_postgres(url_of(schema)) as store:
+        await store.join("old", time.time(), time.time() + 60)
+        number = next_version(GO_ON)
+
+        assert f"to {number}" in migrate(url_of(schema))
+
+
+def test_each_migration_says_what_it_means_for_older_nodes() -> None:
+    """The first has none before it."""
+    _, *later = migrations("jobpipe.store.postgres")
+
+    assert [
+        text.splitlines()[0] for _, text in later if not text.startswith((GO_ON, MUST_HAVE_STOPPED))
+    ] == []
 
 
 # --- roles and words --------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What nodes on one PostgreSQL tell one another, and what happens when nothing is told."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,13 +11,13 @@ from structlog.testing import capture_logs
 
 from jobpipe.job import Outcome, Status
 from jobpipe.schedules import Spec
-from jobpipe.store.base import Filter, Notification
+from jobpipe.store.base import Batch, ClaimRequest, Filter, Notification, Share
 from jobpipe.store.postgres import PostgresStore, open_postgres
 from jobpipe.store.postgres.listening import APART, Stream
 from jobpipe.store.postgres.notifications import LONGEST, ended_words, news
 from tests.api.client import open_door
 from tests.store.server import ask, server_url, with_query
-from tests.store.test_contract import LATER, NOW, Node, add, get, new_job
+from tests.store.test_contract import KINDS, LATER, NOW, Node, add, get, new_job, wish
 
 LOOK, MISSED = Notification("look"), Notification("missed")
 
@@ -107,6 +107,67 @@ def _add(*jobs: Any) -> Any:
     from jobpipe.store.base import Add  # noqa: PLC0415 - the only use
 
     return Add(jobs)
+
+
+async def test_a_node_leaves_what_it_does_not_serve_to_those_that_do(pair: Any, schema: str) -> None:
+    """Though it is idle itself."""
+    one, other = pair
+    for listener, kind in ((one, "echo"), (other, "demo")):
+        listener.node.kinds = frozenset({kind})
+        await listener.node.join(lease_until=NOW + 100)
+        assert not await listener.node.claim(5)
+    await one.node.exchange(adds=[_add(new_job("a"))], claim=5)
+    await silence(schema, other)
+    await one.node.exchange(adds=[_add(new_job("b", kind="demo"))], claim=5)
+
+    assert await other.next() == LOOK
+
+
+def of(limit: int, *queues: str) -> Any:
+    """A claim of these queues."""
+    return [ClaimRequest(limit=limit, kinds=KINDS, queues=[Share(queue, limit) for queue in queues])]
+
+
+async def exchange(listener: Listener, *jobs: Any, claims: Any) -> Sequence[str]:
+    batch = Batch(node=listener.node.name, now=NOW, adds=[_add(*jobs)] if jobs else [], claims=claims)
+    return [job.id for job in (await listener.store.exchange(batch)).claimed]
+
+
+async def test_a_node_is_woken_for_the_queues_that_it_lacks_jobs_of(pair: Any, schema: str) -> None:
+    """And no other ones, whether the other node takes from all queues, or looked for jobs of its own in vain."""
+    one, other = pair
+    assert not await exchange(other, claims=of(5, "mail", "sms"))
+    await add(one.store, new_job("a", queue="reports"))
+    assert await exchange(one, new_job("b", queue="reports"), claims=of(1, "reports")) == ["a"]
+    await silence(schema, other)
+    await add(one.store, new_job("c", queue="sms"))
+    assert await other.next() == LOOK
+    assert await exchange(other, claims=of(5, "mail", "sms")) == ["c"]
+    assert not await exchange(one, new_job("d", queue="mail"), claims=of(5, "other"))
+
+    assert await other.next() == LOOK
+
+
+async def test_a_node_whose_reserved_worker_is_idle_is_not_woken_for_others(pair: Any, schema: str) -> None:
+    """Until another of its workers asks in vain."""
+    one, other = pair
+    assert not await exchange(other, claims=of(1, "mail"))
+    await add(one.store, new_job("a"))
+    await silence(schema, other)
+    assert await exchange(other, claims=[*of(1, "mail"), *wish(2)]) == ["a"]
+    await add(one.store, new_job("b"))
+
+    assert await other.next() == LOOK
+
+
+async def test_a_node_that_finds_nothing_in_its_queues_does_not_look_again(store: Any) -> None:
+    """However much is ready elsewhere."""
+    node = Node(store)
+    await node.join()
+    await add(store, new_job("a", queue="reports"))
+    batch = Batch(node=node.name, now=NOW, claims=of(5, "mail"))
+
+    assert [(await store.exchange(batch)).more_ready for _ in range(3)] == [False] * 3
 
 
 async def test_a_node_that_takes_all_it_can_wakes_one_that_found_nothing(pair: Any, schema: str) -> None:

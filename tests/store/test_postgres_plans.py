@@ -1,5 +1,6 @@
 """The cost of a verb does not grow with the tables: with a million jobs each reads a handful of rows by an index."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,9 +9,20 @@ import trio
 
 from jobpipe.job import Options, Outcome, Status
 from jobpipe.schedules import Overlap, Spec, decided
-from jobpipe.store.base import STEP, Add, Batch, Filter, Place, Retention
+from jobpipe.store.base import (
+    OTHERS,
+    STEP,
+    Add,
+    Batch,
+    ClaimRequest,
+    Filter,
+    Place,
+    Retention,
+    Share,
+)
 from jobpipe.store.postgres import migrate, reader
 from jobpipe.store.postgres.address import read_address
+from jobpipe.store.postgres.arrays import texts
 from jobpipe.store.postgres.connections import KeptConnection
 from jobpipe.store.postgres.connector import Connector, Limits, Verb
 from jobpipe.store.postgres.nodes import Nodes
@@ -453,3 +465,57 @@ async def test_an_add_of_a_kind_that_no_node_serves_reads_no_jobs(
 
     assert (read[0], read[1] <= 10) == (0, True), read
     assert (connection.whole, connection.by_index <= ASIDE_JOBS + 100) == (0, True)
+
+
+def shares(kinds: frozenset[str], **jobs: int) -> Sequence[ClaimRequest]:
+    """A claim of queues with so many jobs of each."""
+    queues = [Share(OTHERS if queue == "others" else queue, share) for queue, share in jobs.items()]
+    return [ClaimRequest(limit=sum(jobs.values()), kinds=kinds, queues=queues)]
+
+
+CLAIMS: dict[str, tuple[Sequence[ClaimRequest], dict[str, int]]] = {
+    "shares": (shares(ECHO, q1=20, q2=10), {"q1": 20, "q2": 10}),
+    "one": (shares(ECHO, q2=1, q1=0), {"q2": 1}),
+    "left": (shares(ECHO, nothing=20, q2=5, q1=5), {"q2": 25, "q1": 5}),
+    "nothing": (shares(ECHO, nothing=20, neither=10), {}),
+    "aside": (shares(ECHO | DEMO, q0=5, q1=5), {"q0": 5, "q1": 5}),
+    "of others": (shares(ECHO | DEMO, q2=5, q1=5), {"q2": 5, "q1": 5}),
+    "rare": (shares(ECHO, rare=5, nothing=5), {"rare": 10}),
+    "others": (shares(ECHO, q1=5, others=5), {"q1": 5, "q2": 5}),
+    "few others": (shares(ECHO, q0=1, q1=1, q2=1, others=7), {"q0": 1, "q1": 1, "q2": 1, "others": 7}),
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+async def test_a_claim_that_names_queues_reads_about_what_it_takes(
+    connection: Counting, writer: Writer, claim: str
+) -> None:
+    """Beside 250,000 jobs of other queues, and 100,000 that stand aside."""
+    asked, expected = CLAIMS[claim]
+    first = (await writer.exchange(Batch(node="n", now=NOW, claims=asked), 1.0)).claimed
+    read = (connection.whole, connection.by_index, connection.counts)
+
+    if claim == "others":  # the most urgent, of whichever queue
+        assert Counter(job.queue == "q1" for job in first) == {True: 5, False: 5}
+    else:
+        named = {share.queue for share in asked[0].queues}
+        assert Counter(job.queue if job.queue in named else "others" for job in first) == expected
+    assert read[0] == 0
+    assert read[1] <= 20 * asked[0].limit + 50, read
+    assert read[2] <= 100, read
+
+
+async def test_whether_some_queues_have_ready_jobs_is_seen_from_their_first(connection: Counting) -> None:
+    """For a health check, and for a node that finds nothing."""
+
+    async def ready(*queues: str) -> tuple[bool, int]:
+        kinds, of = texts(["demo", "echo"]), texts(queues)
+        found = await connection.transact(lambda session: reader.any_ready(session, kinds, of))
+        assert connection.by_index <= 10
+        return found, connection.whole
+
+    assert [await ready("q0", "q1"), await ready("rare", "none"), await ready("none", "neither")] == [
+        (True, 0),
+        (True, 0),
+        (False, 0),
+    ]

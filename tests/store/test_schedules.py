@@ -324,7 +324,7 @@ async def test_a_deleted_schedule_is_gone_and_its_jobs_stay(store: Store) -> Non
     await put(store)
     await fire(store, FIRST)
 
-    assert [await store.delete_schedule("a") for _ in range(2)] == [True, False]
+    assert [await store.delete_schedule("a") for _ in range(2)] == ["deleted", "missing"]
     assert await store.schedule("a") is None
     assert (await get(store, FIRST_ID)).status is Status.QUEUED
     assert (await put(store)).schedule.version == 1

@@ -1,9 +1,11 @@
 """What is SQLite's own: which index each statement walks, the file's schema, and that a commit is a commit."""
 
 import functools
+import itertools
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,13 +13,26 @@ from typing import Any, Literal
 
 import apsw
 import pytest
+from msgspec.structs import replace
 
 from jobpipe.errors import StoreError
 from jobpipe.job import JobError, NewJob, Options, Outcome, Status
 from jobpipe.store import paging
-from jobpipe.store.base import Add, Batch, Claimed, Filter, Place, Retention, Settlement, Start
+from jobpipe.store.base import (
+    OTHERS,
+    Add,
+    Batch,
+    Claimed,
+    ClaimRequest,
+    Filter,
+    Place,
+    Retention,
+    Settlement,
+    Share,
+    Start,
+)
 from jobpipe.store.migrations import migrations
-from jobpipe.store.sqlite import open_sqlite, reader
+from jobpipe.store.sqlite import lists, open_sqlite, reader
 from jobpipe.store.sqlite.claiming import SLICE, SLICES
 from jobpipe.store.sqlite.database import open_database
 from jobpipe.store.sqlite.known import KEPT
@@ -361,6 +376,59 @@ def test_an_exchange_costs_the_same_among_fifty_thousand_queues(
     assert costs[1] <= 1.2 * costs[0]
 
 
+def test_an_add_to_a_paused_queue_costs_the_same_however_many_jobs_wait_there(db: apsw.Connection) -> None:
+    """A node that is hungry claims with each batch; that nothing is ready is known."""
+    carry_out(db, lambda tx: queues.pause(tx, "default"))
+    writer, numbers = Writer(db), itertools.count()
+
+    def add(count: int) -> None:
+        for _ in range(count):
+            new = [job(f"j{next(numbers)}")]
+            writer.exchange(Batch(node="n", now=NOW, lease_until=NOW + 60, adds=[Add(new)], claims=wish(4)))
+
+    add(5)  # with what the first claim asks for
+    few = steps_of(db, functools.partial(add, 5))
+    add(1000)
+    many = steps_of(db, functools.partial(add, 5))
+
+    assert many <= 1.2 * few
+
+
+def of_queues(kinds: frozenset[str], **jobs: int) -> Sequence[ClaimRequest]:
+    """A claim of queues with so many jobs of each."""
+    shares = [Share(OTHERS if queue == "others" else queue, share) for queue, share in jobs.items()]
+    return [ClaimRequest(limit=sum(jobs.values()), kinds=kinds, queues=shares)]
+
+
+@pytest.mark.parametrize("others", [0, 4])
+@pytest.mark.parametrize("aside", [False, True])
+def test_a_claim_that_names_queues_reads_about_what_it_takes(
+    db: apsw.Connection, monkeypatch: pytest.MonkeyPatch, others: int, aside: bool
+) -> None:
+    """Among fifty thousand other queues, also where jobs of its own kinds stand aside; and nothing is sorted."""
+    monkeypatch.setattr("jobpipe.store.sqlite.claiming.PASSED", 99)
+    echo, both = frozenset({"echo"}), frozenset({"echo", "demo"})
+    writer, ask = Writer(db), Batch(node="n", now=NOW, claims=of_queues(both, b=3, a=9, others=others))
+    if aside:
+        Nodes(db).join("other", NOW + 60, echo)
+        writer.forget()
+    costs, taken, found = list[int](), list[str](), dict[str, list[str]]()
+    for count in (2000, 50_000):
+        many_queues(db, count, "queued")
+        ready = [job(f"{count}{queue}{n}", queue=queue) for queue in ("a", "b") for n in range(200)]
+        ready += [job(f"{count}d{n}", kind="demo", queue="a") for n in range(20)]
+        writer.exchange(Batch(node="n", now=NOW, adds=[Add(ready)]))
+        costs.append(steps_of(db, lambda: taken.extend(one.queue for one in writer.exchange(ask).claimed)))
+        found |= plans(db, lambda: writer.exchange(ask))
+    claims = {sql: steps for sql, steps in found.items() if "priority desc" in sql}
+
+    assert Counter(queue if queue in {"a", "b"} else "others" for queue in taken) == Counter(
+        {"a": 18, "b": 6, "others": 2 * others}
+    )
+    assert costs[1] <= 1.2 * costs[0]
+    assert faults(claims) == []
+
+
 def test_a_health_check_costs_the_same_among_fifty_thousand_queues(db: apsw.Connection) -> None:
     """So do a page of queues, and one queue."""
     costs = []
@@ -368,6 +436,7 @@ def test_a_health_check_costs_the_same_among_fifty_thousand_queues(db: apsw.Conn
         many_queues(db, count, "queued")
         acts: Sequence[Callable[[], object]] = (
             lambda: reader.overview(db, frozenset({"echo"})),
+            lambda: reader.overview(db, frozenset({"echo"}), frozenset({"q7", "none"})),
             lambda: reader.queues(db, 100, "q1"),
             lambda: reader.queue(db, "q77"),
         )
@@ -421,11 +490,15 @@ EACH_LIST = [
 
 @pytest.mark.parametrize("where", EACH_LIST, ids=str)
 def test_a_list_walks_the_index_of_its_filters(db: apsw.Connection, where: dict[str, Any]) -> None:
-    """In its order, from the first entry that may be shown; nothing is sorted."""
+    """In its order, from the first entry that may be shown; nothing is sorted. Not few have a usual status."""
+    db.execute("insert or replace into totals values ('queued', 2000, 0), ('done', 2000, 0)")
     found = plans(db, lambda: reader.listed(db, Filter(**where), 10, Place(NOW, 5)))
     (steps,) = (steps for sql, steps in found.items() if "as looked" in sql)
     first = next((name for name in ("queue", "kind") if name in where), "status")
-    index = "PRIMARY KEY (tag=?" if "tag" in where else f"jobs_by_{first} ({first}=?"
+    unusual = first != "status" and where["status"] not in (None, *lists.USUAL)
+    index = f"jobs_unusual_by_{first} ({first}=? AND status=?" if unusual else f"jobs_by_{first} ({first}=?"
+    if "tag" in where:
+        index = "PRIMARY KEY (tag=?"
 
     assert faults(found) == []
     assert any(index in step and "created_at" in step.partition(index)[2] for step in steps)
@@ -475,6 +548,8 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[apsw.Connectio
             "?2 + 1000 + i, iif(i % 2, ?2, null), x'31' from n",
             (NEWER, NOW),
         )
+        db.execute("insert into counts select queue, status, count(*), 0 from jobs group by queue, status")
+        db.execute("insert or replace into totals select status, count(*), 0 from jobs group by status")
         yield db
 
 
@@ -484,9 +559,13 @@ LISTS: Sequence[dict[str, Any]] = [
     {"kind": "rare"},
     {"queue": "mail"},
     {"created_before": NOW + 900},
-    {"queue": "mail", "status": Status.QUEUED, "created_before": NOW + 900},
     *({"status": status} for status in Status),
-    *({"status": status, name: "rare"} for status in Status for name in ("queue", "kind")),
+    *(
+        {"status": status, name: "rare"}
+        for status in Status
+        for name in ("queue", "kind")
+        if status not in lists.USUAL
+    ),
     *({"status": status, "created_before": NOW + 900} for status in Status),
 ]
 
@@ -501,6 +580,41 @@ def test_a_list_among_very_many_jobs_reads_what_it_shows(
 
     assert len(pages[0].jobs) == 50
     assert steps < 100 * 50
+
+
+USUAL_LISTS: Sequence[dict[str, Any]] = [
+    *({"status": status, name: "rare"} for status in lists.USUAL for name in ("queue", "kind")),
+    {"queue": "mail", "status": Status.QUEUED, "created_before": NOW + 900},
+]
+
+
+@pytest.mark.parametrize("where", USUAL_LISTS, ids=str)
+def test_a_list_with_a_usual_status_looks_at_the_jobs_of_its_queue_or_kind(
+    crowded: apsw.Connection, where: dict[str, Any]
+) -> None:
+    """No index has the two together: it would change with each job that runs."""
+    pages: list[Any] = []
+    steps = steps_of(crowded, lambda: pages.append(reader.listed(crowded, Filter(**where), 50, None)))
+
+    assert len(pages[0].jobs) == 50
+    assert steps < 100 * 1000
+
+
+def test_a_list_with_a_usual_status_looks_at_those_who_have_it_where_they_are_fewer(
+    db: apsw.Connection,
+) -> None:
+    """A few that wait below a million that are done: of the queue, and of the kind."""
+    Writer(db).exchange(Batch(node="n", now=NOW, adds=[Add([job(f"j{n}") for n in range(9)])]))
+    for column, value in (("queue", "default"), ("kind", "echo")):
+        where = replace(Filter(status=Status.QUEUED), **{column: value})
+        listed = functools.partial(reader.listed, db, where, 10, None)
+        db.execute("update totals set jobs = 8 where state = 'queued'")
+        few = plans(db, listed)
+        db.execute("update totals set jobs = 1000 where state = 'queued'")
+        many = plans(db, listed)
+
+        assert any("jobs_by_status" in step for steps in few.values() for step in steps)
+        assert any(f"jobs_by_{column}" in step for steps in many.values() for step in steps)
 
 
 def test_deep_pages_cost_no_more_than_the_first(crowded: apsw.Connection) -> None:

@@ -2,8 +2,10 @@
 
 While nothing is in its way, a claim reads the first entries of one index over all queues. Many ready jobs of paused
 queues make it go queue by queue. It puts jobs of other kinds aside, where only claims for their kind look.
+A claim that names queues is another statement, which reads each of them about as far as it takes from it.
 """
 
+from jobpipe.store.base import OTHERS
 from jobpipe.store.postgres.counts import counting
 from jobpipe.store.postgres.reader import (
     ASIDE,
@@ -32,6 +34,15 @@ SPARE = 4
 _STILL_READY = "l.status = 'queued' and coalesce(l.node, 0) = 0"
 _FRESH = "(l.expires_at is null or l.expires_at > %(now)s)"
 _UNPAUSED = UNPAUSED.format(of="l")
+_PASSED_OVER = """
+array(
+    select name from queues where paused
+    union all
+    select unnest(%(queues)s::text[])
+)
+"""
+_OTHERS = f"{{of}}.queue <> all ({_PASSED_OVER})"
+"""Neither paused nor named by the claim."""
 _IN_ORDER = ORDER.format(of="l")
 
 # The server takes one of three ways. It reads one index over all queues, and passes over the jobs of paused ones; or,
@@ -107,7 +118,7 @@ heads as materialized (
         {_IN_ORDER}
         limit 1
     ) r
-    where w.round >= 0 and {UNPAUSED.format(of="w")}
+    where w.round >= 0 and {{passing}}
     limit %(walked)s
 )
 """
@@ -138,9 +149,9 @@ near as (
     select l.priority, l.run_at, l.seq
     from live l
     where {READY}
-        and {_UNPAUSED}
+        and {{passing}}
         and {_FRESH}
-        and (select aside and not by_queue from way)
+        and (select {{when}} from way)
     {_IN_ORDER}
     limit {SPARE} * %(limit)s
 )
@@ -153,7 +164,7 @@ of_kinds as (
         from live l
         where {ASIDE}
             and l.kind = k.kind
-            and {_UNPAUSED}
+            and {{passing}}
             and {_FRESH}
         {_IN_ORDER}
         limit {SPARE} * %(limit)s
@@ -199,46 +210,58 @@ taken as (
 """
 _COUNT_TAKEN = counting("select queue, 'queued', -1, 0 from taken where mine")
 # The node's row is locked, so that no rescue can take it for dead before what is claimed here is committed.
-CLAIM = f"""
-with recursive me as (
+_ME = """
+me as (
     select node
     from nodes
     where name = %(node)s and lease_until is not null
     for share
-),
+)
+"""
+_READY_ROWS = """
+ready as (
+    select j.seq, j.id, j.kind, j.payload, j.max_retries, j.options, j.kind = any (%(kinds)s) as mine
+    from found
+    join jobs j on j.seq = found.seq
+)
+"""
+_ANSWER = """
+select
+    mine,
+    -priority::bigint, run_at,
+    seq, id, kind, queue, case when mine then payload end, priority, run_at,
+    attempt, max_retries, claim, rescued, options,
+    {last_walked},
+    edited
+from taken
+"""
+_LAST_WALKED = """
+(
+    select h.queue
+    from heads h
+    order by h.round desc, h.queue desc
+    limit 1
+)
+"""
+CLAIM = f"""
+with recursive {_ME},
 {_WAY},
 {_FIRST},
 {_WALK},
-{_HEADS},
+{_HEADS.format(passing=UNPAUSED.format(of="w"))},
 {_OF_QUEUES},
-{_NEAR},
-{_OF_KINDS},
+{_NEAR.format(passing=_UNPAUSED, when="aside and not by_queue")},
+{_OF_KINDS.format(passing=_UNPAUSED)},
 {_MERGED},
 found as (
     select seq from first
     union all
     select seq from merged
 ),
-ready as (
-    select j.seq, j.id, j.kind, j.payload, j.max_retries, j.options, j.kind = any (%(kinds)s) as mine
-    from found
-    join jobs j on j.seq = found.seq
-),
+{_READY_ROWS},
 {_TAKEN},
 {_COUNT_TAKEN}
-select
-    mine,
-    -priority::bigint, run_at,
-    seq, id, kind, queue, case when mine then payload end, priority, run_at,
-    attempt, max_retries, claim, rescued, options,
-    (
-        select h.queue
-        from heads h
-        order by h.round desc, h.queue desc
-        limit 1
-    ),
-    edited
-from taken
+{_ANSWER.format(last_walked=_LAST_WALKED)}
 """
 MINE, PLACE, CLAIMED, LAST_WALKED, EDITED = 0, slice(4), slice(3, -2), -2, -1
 """In a row of it: whether the job is taken, where it stands in line, the values of `Claimed`, the last queue walked to,
@@ -246,6 +269,143 @@ whether the job was edited.
 
 A job's place in line ends with seq, with which the values of `Claimed` begin.
 """
+
+# A claim that names queues. Each gives its share at first, in the order of the claim.
+_ASKED = f"""
+asked as materialized (
+    select a.queue, a.share, a.place
+    from unnest(%(queues)s::text[], %(shares)s::bigint[]) with ordinality as a (queue, share, place)
+    where {UNPAUSED.format(of="a")}
+)
+"""
+_WAY_BY_NAME = f"""
+way as materialized (
+    select {MINE_ASIDE.format(which="true")} as aside
+)
+"""
+_WAY_AROUND = f"""
+way as materialized (
+    select
+        coalesce(
+            (
+                select sum(c.jobs)
+                from counts c
+                where c.state = 'queued' and c.queue = any ({_PASSED_OVER})
+            ) > %(passed)s,
+            false
+        ) as by_queue,
+        {MINE_ASIDE.format(which="true")} as aside
+)
+"""
+_AROUND = f"""
+others as materialized (
+    select *
+    from (
+        select * from of_queues
+        union all
+        select * from near
+        union all
+        select * from of_kinds
+    ) o
+    {ORDER.format(of="o")}
+    limit {SPARE} * %(limit)s
+)
+"""
+# What a queue has for the claim, as far as it is read.
+_OF_NAMED = f"""
+(
+    select l.priority, l.run_at, l.seq
+    from live l
+    where {READY}
+        and l.queue = a.queue
+        and {NOT_ASIDE}
+        and {_FRESH}
+    {_IN_ORDER}
+    limit {{most}}
+)
+union all
+select r.*
+from unnest(%(kinds)s) as k (kind) cross join lateral (
+    select l.priority, l.run_at, l.seq
+    from live l
+    where {ASIDE}
+        and l.queue = a.queue
+        and l.kind = k.kind
+        and {_FRESH}
+    {_IN_ORDER}
+    limit {{most}}
+) r
+where (select aside from way)
+"""
+_OF_OTHERS = f"""
+union all
+select o.priority, o.run_at, o.seq
+from others o
+where a.queue = '{OTHERS}'
+"""
+_GIVES = """
+select a.place, g.nth > a.share as beyond, g.priority, g.run_at, g.seq
+from asked a cross join lateral (
+    select o.*, row_number() over (order by o.priority desc, o.run_at, o.seq) as nth
+    from ({of_queue}) o
+    order by o.priority desc, o.run_at, o.seq
+    limit {most}
+    offset {after}
+) g
+"""
+
+
+def _by_queue(*, others: bool) -> str:
+    """The statement of a claim that names queues, and perhaps all `others` with them."""
+    of_queue = _OF_NAMED + (_OF_OTHERS if others else "")
+    share, most = f"{SPARE} * a.share", f"{SPARE} * (a.share + %(limit)s)"
+    # Beyond its share a queue is read only as far as the others fall short: the second part is cut off by the limit.
+    dealt = f"""
+    dealt as (
+        select d.*
+        from (
+            select * from ({_GIVES.format(of_queue=of_queue.format(most=share), most=share, after=0)}) at_first
+            union all
+            select * from ({_GIVES.format(of_queue=of_queue.format(most=most), most=most, after=share)}) then_more
+        ) d
+        limit {SPARE} * %(limit)s
+    )
+    """
+    around = [
+        _WALK,
+        _HEADS.format(passing=_OTHERS.format(of="w")),
+        _OF_QUEUES,
+        _NEAR.format(passing=_OTHERS.format(of="l"), when="not by_queue"),
+        _OF_KINDS.format(passing=_OTHERS.format(of="l")),
+        _AROUND,
+    ]
+    parts = [
+        _ME,
+        _ASKED,
+        *([_WAY_AROUND, *around] if others else [_WAY_BY_NAME]),
+        dealt,
+        _FOUND_BY_QUEUE,
+        _READY_ROWS,
+        _TAKEN,
+        _COUNT_TAKEN,
+    ]
+    last_walked = _LAST_WALKED if others else "null"
+    return f"with recursive {','.join(parts)} {_ANSWER.format(last_walked=last_walked)}"
+
+
+_FOUND_BY_QUEUE = f"""
+found as materialized (
+    select l.seq
+    from dealt d
+    join live l on l.seq = d.seq
+    where {_STILL_READY} and exists (select from me)
+    order by d.beyond, d.place, d.priority desc, d.run_at, d.seq
+    limit %(limit)s
+    for update of l skip locked
+)
+"""
+CLAIM_OF_QUEUES, CLAIM_WITH_OTHERS = _by_queue(others=False), _by_queue(others=True)
+"""The claim of named queues, and of those and all others: their rows are those of `CLAIM`."""
 
 # The values of `Claimed`, of jobs that "live" says were edited: their claim may have joined them as they were before.
 ASKED_NOW = """
@@ -258,13 +418,9 @@ where l.seq = any (%(seqs)s)
 """
 
 # Done in slices behind a claim that met a job of another kind, so that the next claim meets few.
-PUT_ASIDE = f"""
+_PUT_ASIDE = f"""
 with near as materialized (
-    select l.seq
-    from live l
-    where {READY} and {_UNPAUSED}
-    {_IN_ORDER}
-    limit %(slice)s
+    {{near}}
 ),
 others as materialized (
     select l.seq, j.kind
@@ -281,15 +437,34 @@ from others o
 where l.seq = o.seq
 returning 1
 """
+_FRONT = f"""
+    select l.seq
+    from live l
+    where {READY} and {_UNPAUSED}
+    {_IN_ORDER}
+    limit %(slice)s
+"""
+_FRONT_OF_QUEUES = f"""
+    select r.seq
+    from unnest(%(queues)s::text[]) as a (queue) cross join lateral (
+        select l.seq
+        from live l
+        where {READY} and l.queue = a.queue and {NOT_ASIDE}
+        {_IN_ORDER}
+        limit %(slice)s
+    ) r
+    where {UNPAUSED.format(of="a")}
+"""
+PUT_ASIDE, PUT_ASIDE_OF_QUEUES = _PUT_ASIDE.format(near=_FRONT), _PUT_ASIDE.format(near=_FRONT_OF_QUEUES)
 
 # The job that a claim of one job would take.
-HEAD = f"""
+_HEAD = f"""
 with near as (
     select l.priority, l.run_at, l.seq
     from live l
     join jobs j on j.seq = l.seq
     where {READY}
-        and {_UNPAUSED}
+        and {{passing}}
         and {_FRESH}
         and j.kind = any (%(kinds)s)
     {_IN_ORDER}
@@ -302,7 +477,7 @@ of_kinds as (
         from live l
         where {ASIDE}
             and l.kind = k.kind
-            and {_UNPAUSED}
+            and {{passing}}
             and {_FRESH}
         {_IN_ORDER}
         limit 1
@@ -319,3 +494,6 @@ from (
 join live l on l.seq = c.seq
 for update of l skip locked
 """
+HEAD = _HEAD.format(passing=_UNPAUSED)
+HEAD_OF_QUEUE = _HEAD.format(passing=f"l.queue = %(name)s and {_UNPAUSED}")
+HEAD_OF_OTHERS = _HEAD.format(passing=_OTHERS.format(of="l"))

@@ -6,12 +6,24 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from jobpipe.job import NewJob, Status
-from jobpipe.store.base import STEP, Batch, Changed, Claimed, Followed, Receipt, Receipts, Settlement
+from jobpipe.store.base import (
+    STEP,
+    Batch,
+    Changed,
+    Claimed,
+    ClaimRequest,
+    Followed,
+    Receipt,
+    Receipts,
+    Settlement,
+)
 from jobpipe.store.postgres.adding import Adding, add_with_care
 from jobpipe.store.postgres.address import Leases
-from jobpipe.store.postgres.arrays import Texts, texts
+from jobpipe.store.postgres.arrays import Texts, integers, texts
 from jobpipe.store.postgres.claiming import (
     CLAIM,
+    CLAIM_OF_QUEUES,
+    CLAIM_WITH_OTHERS,
     CLAIMED,
     EDITED,
     LAST_WALKED,
@@ -61,7 +73,7 @@ coalesce(sum(jobs), 0)
 + (select coalesce(sum(jobs), 0) from totals where state in ('blocked', 'scheduled', 'queued', 'retrying'))
 """
 # The columns of `State`. Most often all nodes serve the same kinds, which is quickly seen.
-_STATE = f"""
+_STATE_FOR = f"""
 select
     c.waiting,
     c.calls,
@@ -82,13 +94,15 @@ from (
         max(node) filter (where name = %(node)s) as me,
         coalesce(bool_or(name <> %(node)s), false) as others,
         coalesce(
-            bool_or(idle and name <> %(node)s and (kinds = %(kinds)s or kinds && %(kinds)s)),
+            bool_or(idle and name <> %(node)s and (kinds = %(kinds)s or kinds && %(kinds)s){{and_queues}}),
             false
         ) as idle
     from nodes
     where lease_until is not null
 ) n
 """
+_STATE = _STATE_FOR.format(and_queues="")
+_STATE_OF_QUEUES = _STATE_FOR.format(and_queues=" and (idle_for is null or idle_for && %(queues)s)")
 
 
 class State(NamedTuple):
@@ -123,6 +137,8 @@ class Exchange:
         """seqs of the claimed jobs that were edited while they waited"""
         self.kinds = texts(sorted({kind for claim in batch.claims for kind in claim.kinds}))
         """what the claims ask for"""
+        self.queues = _queues_of(batch.claims)
+        """the queues that they name; None: they ask for all"""
         self.met_others = False
         """whether a claim met jobs of other kinds, and put them aside"""
         self.stale: set[Fence] = set()
@@ -182,12 +198,20 @@ class Exchange:
                 "token": token,
                 "slot": self._slot,
             }
-            self._claims.append(self._session.run(CLAIM, values))
+            sql = CLAIM
+            if claim.queues:
+                values["queues"] = texts([share.queue for share in claim.queues])
+                values["shares"] = integers([share.jobs for share in claim.queues])
+                sql = CLAIM_WITH_OTHERS if claim.names is None else CLAIM_OF_QUEUES
+            self._claims.append(self._session.run(sql, values))
 
     def look(self, session: Session | None = None) -> None:
         """Ask how the store stands; once more, where something is written after the exchange."""
-        values = {"node": self.batch.node, "kinds": self.kinds}
-        self._asked = (session or self._session).run(_STATE, values)
+        values: dict[str, object] = {"node": self.batch.node, "kinds": self.kinds}
+        sql = _STATE
+        if self.queues is not None:
+            sql, values["queues"] = _STATE_OF_QUEUES, self.queues
+        self._asked = (session or self._session).run(sql, values)
 
     def judge(self) -> None:
         """Learn what came of it, once it is committed."""
@@ -268,14 +292,23 @@ class Exchange:
         """Whether the node has room and found too little; None: it did not ask, or has to ask again."""
         if not self.batch.claims or not self._state.alive or self.met_others:
             return None
-        return bool(self.lacking)
+        return bool(self._short)
+
+    @cached_property
+    def _short(self) -> Sequence[ClaimRequest]:
+        """The claims that found too little."""
+        pairs = zip(self.batch.claims, self._claimed, strict=True)
+        return [claim for claim, claimed in pairs if len(claimed) < claim.limit]
 
     @property
-    def lacking(self) -> frozenset[str]:
-        """The kinds of those claims that found too little."""
-        pairs = zip(self.batch.claims, self._claimed, strict=True)
-        short = (claim.kinds for claim, claimed in pairs if len(claimed) < claim.limit)
-        return frozenset[str]().union(*short)
+    def lacking(self) -> Texts:
+        """The kinds of those claims."""
+        return texts(sorted({kind for claim in self._short for kind in claim.kinds}))
+
+    @property
+    def lacking_of(self) -> Texts | None:
+        """The queues of those claims; None: all of them."""
+        return _queues_of(self._short)
 
     @property
     def leaves_ready(self) -> bool:
@@ -283,20 +316,39 @@ class Exchange:
 
         A full claim may have left some as well: ready before, or passed over by a node that asked at the same time.
         """
-        if self.idle or not self._state.others:
+        if not self._state.others:
             return False
-        if self._state.others_idle and self.idle is False:
+        full = len(self._short) < len(self.batch.claims)
+        if self._state.others_idle and self.idle is not None and full:
             return True
-        return self._readied > 0 or any(job.status is Status.QUEUED for job in self.stored)
+        # Jobs that became ready by time or by their outcome are of the kinds of this node, as far as it knows.
+        readied = self._readied > 0 and not (self.idle and self.lacking_of is None)
+        return readied or any(True for _ in self._untaken)
 
     @property
-    def left(self) -> Texts | None:
-        """The kinds of which it leaves ready jobs; None: of any. A full claim may have left more of what it took."""
+    def _untaken(self) -> Iterator[NewJob]:
+        """The new jobs that are ready, but for those that a claim would have taken which found too little."""
+        looked = [(claim.kinds, claim.names) for claim in self._short if self.idle]
+        for job in self.stored:
+            if job.status is Status.QUEUED and not any(
+                job.kind in kinds and (names is None or job.queue in names) for kinds, names in looked
+            ):
+                yield job
+
+    @property
+    def left(self) -> tuple[Texts | None, Texts | None]:
+        """The kinds and the queues of which it leaves ready jobs; None: of any.
+
+        A full claim may have left more of what it took.
+        """
         if self._readied:
-            return None
-        queued = (job.kind for job in self.stored if job.status is Status.QUEUED)
-        taken = (job.kind for claimed in self._claimed for job in claimed)
-        return texts(sorted({*queued, *taken}))
+            return None, None
+        kinds = {job.kind for job in self._untaken}
+        queues = {job.queue for job in self._untaken}
+        for claimed in self._claimed:
+            kinds.update(job.kind for job in claimed)
+            queues.update(job.queue for job in claimed)
+        return texts(sorted(kinds)), texts(sorted(queues))
 
     def receipts(self, *, more_ready: bool) -> Receipts:
         """For the caller; `more_ready`: see there."""
@@ -317,3 +369,11 @@ class Exchange:
             following=self._followed.more,
             cancelling=frozenset((seq, claim) for seq, claim in state.cancelling or ()),
         )
+
+
+def _queues_of(claims: Sequence[ClaimRequest]) -> Texts | None:
+    """The queues that claims name; None where one of them asks for all, and where there is none."""
+    names = [claim.names for claim in claims]
+    if not names or None in names:
+        return None
+    return texts(sorted(frozenset[str]().union(*(some for some in names if some is not None))))

@@ -1,4 +1,4 @@
-"""The rows of nodes: their leases, and the kinds that they serve."""
+"""The rows of nodes: their leases, and the kinds and queues that they serve."""
 
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.arrays import texts
@@ -11,12 +11,13 @@ from jobpipe.store.postgres.session import Session
 from jobpipe.store.postgres.writer import clock_offset
 
 _JOIN = """
-insert into nodes (name, lease_until, kinds)
-values (%(node)s, {until}, %(kinds)s)
+insert into nodes (name, lease_until, kinds, queues)
+values (%(node)s, {until}, %(kinds)s, %(queues)s)
 on conflict (name) do update set
     lease_until = excluded.lease_until,
     idle = false,
-    kinds = excluded.kinds
+    kinds = excluded.kinds,
+    queues = excluded.queues
 """
 _JOIN_BY = {
     "database": _JOIN.format(until=f"{CLOCK} + %(until)s"),
@@ -32,11 +33,21 @@ class Nodes:
         self._connection, self._leases, self._channel = connection, leases, channel
 
     async def join(
-        self, node: str, now: float, lease_until: float, kinds: frozenset[str] = frozenset()
+        self,
+        node: str,
+        now: float,
+        lease_until: float,
+        kinds: frozenset[str] = frozenset(),
+        queues: frozenset[str] | None = None,
     ) -> float:
         """See `jobpipe.store.base.EngineStore.join`. Returns how far the database's clock is ahead."""
         until = lease_until - now if self._leases == "database" else lease_until
-        values = {"node": node, "until": float(until), "kinds": texts(sorted(kinds))}
+        values = {
+            "node": node,
+            "until": float(until),
+            "kinds": texts(sorted(kinds)),
+            "queues": None if queues is None else texts(sorted(queues)),
+        }
         await self._connection.run(_JOIN_BY[self._leases], values)
         await self._connection.transact(mend_loudly)
         return await self._connection.transact(clock_offset)

@@ -36,6 +36,7 @@ where exists (
         and lease_until is not null
         and name <> %(node)s
         and (%(kinds)s::text[] is null or kinds && %(kinds)s::text[])
+        and (%(queues)s::text[] is null or idle_for is null or idle_for && %(queues)s::text[])
 )
 """
 
@@ -46,9 +47,12 @@ def notify(session: Session, channel: str, words: Sequence[str]) -> None:
         session.run(_NOTIFY, {"channel": channel, "word": word})
 
 
-def wake(session: Session, channel: str, node: str, kinds: Texts | None) -> None:
-    """Tell that jobs of these kinds are ready, or of any, if another node that serves one has room for them."""
-    session.run(_WAKE, {"channel": channel, "word": READY, "node": node, "kinds": kinds})
+def wake(session: Session, channel: str, node: str, kinds: Texts | None, queues: Texts | None) -> None:
+    """Tell that jobs of these kinds and queues are ready, if another node that serves one has room for them.
+
+    None: they may be of any.
+    """
+    session.run(_WAKE, {"channel": channel, "word": READY, "node": node, "kinds": kinds, "queues": queues})
 
 
 def ended_words(ids: Sequence[str]) -> Sequence[str]:

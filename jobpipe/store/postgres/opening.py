@@ -7,8 +7,8 @@ import structlog
 from psycopg import pq, sql
 from psycopg.conninfo import make_conninfo
 
-from jobpipe.errors import StoreError
-from jobpipe.store.migrations import UNRELEASED, migrations
+from jobpipe.errors import StoreError, StoreUnavailable
+from jobpipe.store.migrations import MUST_HAVE_STOPPED, UNRELEASED, migrations
 from jobpipe.store.postgres.address import Address, read_address
 from jobpipe.store.postgres.connector import Connector, Limits
 from jobpipe.store.postgres.failures import mapped
@@ -34,6 +34,13 @@ where n.nspname = %(schema)s and c.relname = 'versions'
 """
 _NEWEST_VERSION = "select coalesce(max(version), 0) from {versions}"
 _APPLIED = "insert into versions (version) values (%(version)s)"
+_LIVE_NODES = """
+select name
+from nodes
+where lease_until > extract(epoch from clock_timestamp())
+order by name
+limit 10
+"""
 _HAS_SCHEMA = "select from pg_catalog.pg_namespace where nspname = %(schema)s"
 _ALONE = "select pg_advisory_xact_lock(hashtextextended(%(channel)s, 0))"
 _PATIENTLY = f"""
@@ -163,8 +170,20 @@ def _apply_after(connection: Connection, schema: str, version: int) -> None:
     connection.execute(_VERSIONS)
     for number, text in migrations("jobpipe.store.postgres"):
         if number > version:
+            if version and text.startswith(MUST_HAVE_STOPPED):
+                _check_nobody_lives(connection, number)
             connection.execute(text.encode())
             connection.execute(_APPLIED, {"version": number})
+
+
+def _check_nobody_lives(connection: Connection, number: int) -> None:
+    """Raise `StoreUnavailable`, which is waited for, while nodes of an older version run on these tables."""
+    names = [name for (name,) in connection.execute(_LIVE_NODES).fetchall()]
+    if names:
+        raise StoreUnavailable(
+            f"nodes of an older jobpipe run on this database, and cannot work with schema version {number}: "
+            f"stop {', '.join(names)}"
+        )
 
 
 def _exists(connection: Connection, schema: str) -> bool:

@@ -14,7 +14,7 @@ from jobpipe.store.paging import Pager
 from jobpipe.store.postgres import lists
 from jobpipe.store.postgres.arrays import Texts, integers, texts
 from jobpipe.store.postgres.counts import bounded
-from jobpipe.store.postgres.session import Row, Session
+from jobpipe.store.postgres.session import Result, Row, Session
 from jobpipe.store.rows import attempt_from, shown, stored_from
 from jobpipe.transitions import Stored
 
@@ -234,6 +234,52 @@ select exists (
     )
     or {MINE_ASIDE.format(which=UNPAUSED.format(of="l"))}
 """
+# The same of some queues.
+_ANY_READY_OF_QUEUES = f"""
+select exists (
+    select
+    from unnest(%(queues)s::text[]) as q (queue)
+    where {UNPAUSED.format(of="q")}
+        and (
+            exists (
+                select
+                from live l
+                where {READY} and l.queue = q.queue and {NOT_ASIDE}
+                {ORDER.format(of="l")}
+                limit 1
+            )
+            or exists (
+                select
+                from unnest(%(kinds)s::text[]) as k (kind) cross join lateral (
+                    select
+                    from live l
+                    where {ASIDE} and l.queue = q.queue and l.kind = k.kind
+                    {ORDER.format(of="l")}
+                    limit 1
+                ) a
+            )
+        )
+)
+"""
+_SERVED_QUEUES = """
+select distinct q.name
+from nodes n cross join lateral unnest(coalesce(n.queues, array[null])) as q (name)
+where n.lease_until is not null and n.kinds <> '{}'
+"""
+"""Null for all of them."""
+_UNSERVED_QUEUES = f"""
+with recursive walk (queue) as (
+    {FIRST_QUEUE}
+    union all
+    select n.queue
+    from walk w cross join lateral {NEXT_QUEUE.format(after="w.queue")} n
+)
+select w.queue
+from (select queue from walk limit %(walked)s) w
+where w.queue <> all (%(served)s::text[]) and {UNPAUSED.format(of="w")}
+order by w.queue
+limit %(limit)s
+"""
 
 _LIST = """
 select created_at, seq, {size}
@@ -390,9 +436,10 @@ def _counts(rows: Sequence[Row]) -> dict[str, dict[Status, int]]:
     return counts
 
 
-async def overview(session: Session, kinds: frozenset[str]) -> Overview:
+async def overview(session: Session, kinds: frozenset[str], queues: frozenset[str] | None = None) -> Overview:
     """See `jobpipe.store.base.ReadStore.overview`."""
-    totals, ready = session.run(_TOTALS), session.run(_ANY_READY, {"kinds": texts(sorted(kinds))})
+    totals = session.run(_TOTALS)
+    ready = _look_for_ready(session, texts(sorted(kinds)), None if queues is None else texts(sorted(queues)))
     await session.answered()
     counts: dict[Status, int] = {}
     for status, jobs in totals.rows():
@@ -401,10 +448,20 @@ async def overview(session: Session, kinds: frozenset[str]) -> Overview:
     return Overview(counts, ready.rows()[0][0])
 
 
-async def any_ready(session: Session, kinds: Texts) -> bool:
-    """Whether a job of these kinds is ready, or one that no claim has met yet, in a queue that is not paused."""
-    row = await session.row(_ANY_READY, {"kinds": kinds})
-    return bool(row and row[0])
+async def any_ready(session: Session, kinds: Texts, queues: Texts | None) -> bool:
+    """Whether a job of these kinds is ready, or one that no claim has met yet, in a queue that is not paused.
+
+    And in one of `queues`; None: in any.
+    """
+    answer = _look_for_ready(session, kinds, queues)
+    await session.answered()
+    return bool(answer.rows()[0][0])
+
+
+def _look_for_ready(session: Session, kinds: Texts, queues: Texts | None) -> Result:
+    if queues is None:
+        return session.run(_ANY_READY, {"kinds": kinds})
+    return session.run(_ANY_READY_OF_QUEUES, {"kinds": kinds, "queues": queues})
 
 
 async def paused(session: Session) -> Sequence[str]:
@@ -415,6 +472,18 @@ async def paused(session: Session) -> Sequence[str]:
 async def kinds(session: Session) -> frozenset[str]:
     """See `jobpipe.store.base.ReadStore.kinds`."""
     return frozenset(kind for (kind,) in await session.rows(_KINDS))
+
+
+async def served_queues(session: Session) -> frozenset[str] | None:
+    """See `jobpipe.store.base.ReadStore.served_queues`."""
+    names = {name for (name,) in await session.rows(_SERVED_QUEUES)}
+    return None if None in names else frozenset(names)
+
+
+async def unserved_queues(session: Session, served: frozenset[str]) -> Sequence[str]:
+    """See `jobpipe.store.base.ReadStore.unserved_queues`."""
+    values = {"served": texts(sorted(served)), "walked": STEP, "limit": UNSERVED}
+    return [name for (name,) in await session.rows(_UNSERVED_QUEUES, values)]
 
 
 async def unserved(session: Session) -> Sequence[Unserved]:

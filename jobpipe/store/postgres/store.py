@@ -99,9 +99,14 @@ class PostgresStore(SharedVerbs):
         return await self._reading.read(whole)
 
     async def join(
-        self, node: str, now: float, lease_until: float, kinds: frozenset[str] = frozenset()
+        self,
+        node: str,
+        now: float,
+        lease_until: float,
+        kinds: frozenset[str] = frozenset(),
+        queues: frozenset[str] | None = None,
     ) -> None:
-        self.clock_offset = await self._nodes.join(node, now, lease_until, kinds)
+        self.clock_offset = await self._nodes.join(node, now, lease_until, kinds, queues)
         self._writer.forget(node)
 
     def renew_from_thread(self, node: str, now: float, lease_until: float) -> bool:
@@ -147,11 +152,17 @@ class PostgresStore(SharedVerbs):
     async def queue(self, name: str) -> QueueState | None:
         return await self._reading.read(lambda session: reader.queue(session, name))
 
-    async def overview(self, kinds: frozenset[str]) -> Overview:
-        return await self._reading.read(lambda session: reader.overview(session, kinds))
+    async def overview(self, kinds: frozenset[str], queues: frozenset[str] | None = None) -> Overview:
+        return await self._reading.read(lambda session: reader.overview(session, kinds, queues))
 
     async def kinds(self) -> frozenset[str]:
         return await self._reading.read(reader.kinds)
+
+    async def served_queues(self) -> frozenset[str] | None:
+        return await self._reading.read(reader.served_queues)
+
+    async def unserved_queues(self, served: frozenset[str]) -> Sequence[str]:
+        return await self._reading.read(lambda session: reader.unserved_queues(session, served))
 
     async def unserved(self) -> Sequence[Unserved]:
         return await self._reading.read(reader.unserved)

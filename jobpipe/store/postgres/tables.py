@@ -13,12 +13,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from typing import Any
 
 from jobpipe.job import ENDED, Job, JobError, NewJob, Status
-from jobpipe.store.base import LONGEST_LEASE, Add, QueueState
+from jobpipe.store.base import LONGEST_LEASE, OTHERS, Add, ClaimRequest, QueueState
 from jobpipe.store.postgres import reader
 from jobpipe.store.postgres.adding import Adding
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.arrays import binaries, integers, texts
-from jobpipe.store.postgres.claiming import HEAD
+from jobpipe.store.postgres.claiming import HEAD, HEAD_OF_OTHERS, HEAD_OF_QUEUE
 from jobpipe.store.postgres.counts import CountChanges, fold, forget_empty, mend_loudly
 from jobpipe.store.postgres.exchange import CLOCK
 from jobpipe.store.postgres.failures import ENTRYS_OWN, Locked
@@ -328,11 +328,19 @@ class Tables:
     async def twins(self, ids: Sequence[str]) -> Mapping[str, Job]:
         return await reader.several(self._session, ids)
 
-    async def first_ready(self, kinds: frozenset[str], now: float) -> Stored | None:
-        found = await self._session.rows(HEAD, {"now": float(now), "kinds": texts(sorted(kinds))})
-        seqs = integers([seq for (seq,) in found])
-        rows = await self._session.rows(_BY_SEQ, {"seqs": seqs})
-        return stored_from(rows[0]) if rows else None
+    async def first_ready(self, claim: ClaimRequest, now: float) -> Stored | None:
+        values = {"now": float(now), "kinds": texts(sorted(claim.kinds))}
+        named = {"queues": texts([share.queue for share in claim.queues])}
+        heads: list[tuple[str, Values]] = [
+            (HEAD_OF_OTHERS, named) if share.queue == OTHERS else (HEAD_OF_QUEUE, {"name": share.queue})
+            for share in claim.queues
+        ]
+        for head, of_queue in heads or [(HEAD, {})]:
+            if found := await self._session.rows(head, {**values, **of_queue}):
+                seqs = integers([seq for (seq,) in found])
+                rows = await self._session.rows(_BY_SEQ, {"seqs": seqs})
+                return stored_from(rows[0]) if rows else None
+        return None
 
     def save(self, changes: Sequence[tuple[Stored, Stored]]) -> None:
         for before, after in changes:

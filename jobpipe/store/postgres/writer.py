@@ -12,10 +12,11 @@ from jobpipe.job import NewJob, Status
 from jobpipe.store.base import LOCKED, STEP, Batch, Followed, Receipt, Receipts, Settlement
 from jobpipe.store.postgres.adding import Conflict, store_or_look
 from jobpipe.store.postgres.address import Leases
-from jobpipe.store.postgres.arrays import Texts, integers, texts
+from jobpipe.store.postgres.arrays import Texts, integers
 from jobpipe.store.postgres.claiming import (
     ASKED_NOW,
     PUT_ASIDE,
+    PUT_ASIDE_OF_QUEUES,
     SLICE,
     SLICES,
 )
@@ -44,7 +45,7 @@ where l.node = (select node from nodes where name = %(node)s)
     and l.token = any(%(tokens)s)
 for update of l skip locked
 """
-_IDLE = "update nodes set idle = %(idle)s where name = %(node)s"
+_IDLE = "update nodes set idle = %(idle)s, idle_for = %(queues)s where name = %(node)s"
 _READ_CLOCK = f"select {CLOCK}"
 
 
@@ -66,7 +67,7 @@ class Writer:
         self._connection, self._slot, self._leases, self._channel = connection, slot, leases, channel
         self._locks = Locks(connection)
         self._walked = ""
-        self._idle: dict[str, bool] = {}
+        self._idle: dict[str, tuple[bool, Texts | None]] = {}
         self._token = time.time_ns()  # larger than any of an earlier run
         self._unknown: dict[int, float] = {}
         self._doubtful: dict[Fence, Settlement] = {}
@@ -93,7 +94,7 @@ class Writer:
             self._learn(exchange)
             more_ready = await self._tell(exchange)
             if exchange.met_others:
-                await self._put_aside(exchange.kinds)
+                await self._put_aside(exchange.kinds, exchange.queues)
                 more_ready = True
             receipts = exchange.receipts(more_ready=more_ready or exchange.released)
         except StoreError as error:
@@ -262,7 +263,7 @@ class Writer:
         lost = await _settled(tables, session, back, self._slot)
         await followers.finish(tables, batch.now)
         if rows:
-            wake(session, self._channel, batch.node, None)
+            wake(session, self._channel, batch.node, None, None)
             notify(session, self._channel, ended_words(lost.watched))
 
     def _learn(self, exchange: Exchange) -> None:
@@ -273,13 +274,14 @@ class Writer:
         now = time.monotonic()
         self._unknown = {token: until for token, until in self._unknown.items() if until > now}
 
-    async def _put_aside(self, kinds: Texts) -> None:
+    async def _put_aside(self, kinds: Texts, queues: Texts | None) -> None:
         """Put ready jobs of other kinds aside that are in front: only the first claim of a node meets many of them."""
-        values = {"kinds": kinds, "slice": SLICE}
+        values = {"kinds": kinds, "slice": SLICE, "queues": queues}
+        sql = PUT_ASIDE if queues is None else PUT_ASIDE_OF_QUEUES
         # What is left is met by the next claim.
         with suppress(StoreError):
             for _ in range(SLICES):
-                if not await self._connection.transact(lambda session: session.row(PUT_ASIDE, values)):
+                if not await self._connection.transact(lambda session: session.row(sql, values)):
                     return
 
     async def _tell(self, exchange: Exchange) -> bool:
@@ -293,11 +295,12 @@ class Writer:
         node, idle, more_ready = exchange.batch.node, exchange.idle, False
         # The exchange itself is done: a failure here costs a slow wake-up.
         with suppress(StoreError):
-            if idle is not None and self._idle.get(node) is not idle:
-                await self._connection.run(_IDLE, {"idle": idle, "node": node})
-                self._idle[node] = idle
+            stands = idle, exchange.lacking_of
+            if idle is not None and self._idle.get(node) != stands:
+                await self._connection.run(_IDLE, {"idle": idle, "queues": exchange.lacking_of, "node": node})
+                self._idle[node] = idle, exchange.lacking_of
                 more_ready = idle and await self._connection.transact(
-                    lambda session: any_ready(session, texts(sorted(exchange.lacking)))
+                    lambda session: any_ready(session, exchange.lacking, exchange.lacking_of)
                 )
             if exchange.leaves_ready or exchange.watched:
                 await self._connection.transact(lambda session: self._notify(session, exchange))
@@ -305,7 +308,7 @@ class Writer:
 
     async def _notify(self, session: Session, exchange: Exchange) -> None:
         if exchange.leaves_ready:
-            wake(session, self._channel, exchange.batch.node, exchange.left)
+            wake(session, self._channel, exchange.batch.node, *exchange.left)
         notify(session, self._channel, ended_words(exchange.watched))
 
     def forget(self, node: str) -> None:

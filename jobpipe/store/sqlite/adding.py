@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 import apsw
 
-from jobpipe.job import Job, NewJob, State
+from jobpipe.job import Job, NewJob, State, Status
 from jobpipe.store.base import STORED, Add, Receipt
 from jobpipe.store.rows import compared
 from jobpipe.store.sqlite import reader
@@ -70,6 +70,8 @@ class Adding:
         """Count new jobs, and make their tags known."""
         for (queue, status), jobs in Counter([(job.queue, job.status) for job in stored]).items():
             counts.move(queue, None, status, jobs)
+            if status is Status.QUEUED and not self._known.is_paused(queue):
+                self._known.ready_changed()
         for job in stored:
             if job.run_at > job.created_at or job.expires_at is not None:
                 self._known.due_changed()

@@ -2,19 +2,20 @@
 
 While nothing is in its way, a claim reads the first entries of one index over all queues. Many ready jobs of paused
 queues make it go queue by queue. It puts jobs of other kinds aside, where only claims for their kind look.
+A claim that names queues reads each of them as far as it takes from it.
 """
 
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import apsw
 import msgspec
 
 from jobpipe.job import Status
-from jobpipe.store.base import Batch, Claimed, ClaimRequest
+from jobpipe.store.base import OTHERS, Batch, Claimed, ClaimRequest, Share
 from jobpipe.store.rows import Row, claimed_from
 from jobpipe.store.sqlite.counts import HELD, CountChanges
 from jobpipe.store.sqlite.known import Known
@@ -40,7 +41,8 @@ WALKED = 1_000
 SLICE, SLICES = 1_000, 5
 """How many ready jobs are looked at in one step to put aside those of other kinds, and how often in one exchange."""
 
-_IS_PAUSED = "queue in (select name from queues where paused = 1)"
+_PAUSED = "select name from queues where paused = 1"
+_PAUSED_OR_NAMED = f"{_PAUSED} union all select value from json_each(:named)"
 _FRESH = "(expires_at is null or expires_at > :now)"
 _ORDER = "order by priority desc, run_at, seq"
 _FIRST = f"""
@@ -50,8 +52,9 @@ from {READY}
 {_ORDER}
 limit :limit
 """
+# These pass over the queues of `{passed}`.
 # The inner query reads only its index, where passing over an entry costs a tenth of a microsecond.
-_FIRST_UNPAUSED = f"""
+_FIRST_AROUND = f"""
 select -priority, run_at, seq
 from (
     select seq, queue
@@ -60,7 +63,7 @@ from (
     limit :look
 ) as near
 cross join jobs using (seq)
-where not near.{_IS_PAUSED}
+where near.queue not in ({{passed}})
     and {_FRESH}
 limit :limit
 """
@@ -80,23 +83,32 @@ from {READY_BY_QUEUE}
 {_ORDER}
 limit :limit
 """
-_OF_KIND = f"""
+_OF_KIND_AROUND = f"""
 select -priority, run_at, seq
 from {ASIDE}
     and kind = :name
-    and not {_IS_PAUSED}
+    and queue not in ({{passed}})
     and {_FRESH}
 {_ORDER}
 limit :limit
 """
-_KIND_HEADS = f"""
+_OF_KIND_IN_QUEUE = f"""
+select -priority, run_at, seq
+from {ASIDE}
+    and kind = :name
+    and queue = :queue
+    and {_FRESH}
+{_ORDER}
+limit :limit
+"""
+_KIND_HEADS_AROUND = f"""
 select -j.priority, j.run_at, j.seq, served.value
 from json_each(:kinds) as served
 cross join jobs j on j.seq = (
     select seq
     from {ASIDE}
         and kind = served.value
-        and not {_IS_PAUSED}
+        and queue not in ({{passed}})
         and {_FRESH}
     {_ORDER}
     limit 1
@@ -110,7 +122,7 @@ select exists (
         and kind = served.value
 )
 """
-_HEADS = f"""
+_HEADS_AROUND = f"""
 with recursive walked (queue) as (
     select {NEXT_QUEUE.format(after=":after")}
     union all
@@ -129,11 +141,13 @@ cross join jobs j on j.seq = (
     {_ORDER}
     limit 1
 )
-where walked.queue <= :until and not walked.{_IS_PAUSED}
+where walked.queue <= :until and walked.queue not in ({{passed}})
 limit :queues
 """
 LAST_NAME = chr(0x10FFFF)
 """Sorts behind the name of every queue."""
+
+_PAUSED_OF_NAMED = f"{_PAUSED} and name in (select value from json_each(:named))"
 
 IS_SERVED = "kind in (select value from json_each(:kinds))"
 _CLAIM = """
@@ -150,8 +164,8 @@ _CLAIM_FIRST = _CLAIM.format(which=f"in ({_FIRST})", columns=CLAIMED_COLUMNS)
 _CLAIM_FIRST_SERVED = _CLAIM.format(which=f"in ({_FIRST}) and {IS_SERVED}", columns=CLAIMED_COLUMNS)
 _CLAIM_THESE = _CLAIM.format(which=f"{_THESE} and {IS_SERVED}", columns=CLAIMED_COLUMNS)
 _CLAIM_AS_BYTES = _CLAIM.format(which=f"= :seq and {IS_SERVED}", columns=CLAIMED_AS_BYTES)
-_CLAIMED, _KIND, _EXPIRES_AT = slice(2, -1), 4, -1
-"""In what is returned: the values of `Claimed`, and where kind and expires_at stand."""
+_CLAIMED, _KIND, _QUEUE, _EXPIRES_AT = slice(2, -1), 4, 5, -1
+"""In what is returned: the values of `Claimed`, and where kind, queue and expires_at stand."""
 
 _PUT_ASIDE = f"""
 update jobs
@@ -169,6 +183,18 @@ class Unserved(Exception):  # noqa: N818 - no error: it is caught where it is ra
 Values = dict[str, Any]
 
 
+class Around:
+    """The statements that read ready jobs, but pass over some queues."""
+
+    def __init__(self, passed: str) -> None:
+        self.first, self.heads = _FIRST_AROUND.format(passed=passed), _HEADS_AROUND.format(passed=passed)
+        self.of_kind = _OF_KIND_AROUND.format(passed=passed)
+        self.kind_heads = _KIND_HEADS_AROUND.format(passed=passed)
+
+
+PAUSED, PAUSED_OR_NAMED = Around(_PAUSED), Around(_PAUSED_OR_NAMED)
+
+
 class Claiming:
     """Takes ready jobs."""
 
@@ -180,7 +206,11 @@ class Claiming:
         self, batch: Batch, claim: ClaimRequest, counts: CountChanges, *, one_by_one: bool, wary: bool
     ) -> tuple[Sequence[Claimed], bool]:
         """Hold ready jobs; returns them, and whether more may be ready although fewer were taken than asked for."""
+        if self._known.none_ready(claim):
+            return (), False
         rows, more_ready = self._take(batch, claim, one_by_one=one_by_one, wary=wary)
+        if len(rows) < claim.limit and not (more_ready or one_by_one or self._walked):
+            self._known.took_all(claim)
         if any(row[_EXPIRES_AT] is not None for row in rows):
             self._known.due_changed()  # a held job does not expire
         claimed = claimed_from([row[_CLAIMED] for row in rows])
@@ -193,11 +223,15 @@ class Claiming:
     ) -> tuple[list[Row], bool]:
         """Hold the next jobs; returns their rows in order, and whether more may be ready.
 
-        Raises `_Unserved` when one of them is of another kind, unless it is `wary` of that.
+        Raises `Unserved` when one of them is of another kind, unless it is `wary` of that.
         """
-        values = {"node": self._known.node(batch.node), "now": batch.now, "limit": claim.limit}
+        values: Values = {"node": self._known.node(batch.node), "now": batch.now, "limit": claim.limit}
+        if claim.queues:
+            values["kinds"] = as_json(claim.kinds)
+            return self._take_by_queue(claim, values, one_by_one=one_by_one)
         if one_by_one:
-            return self._take_with_care(values | {"kinds": as_json(claim.kinds)}), False
+            values["kinds"] = as_json(claim.kinds)
+            return self._take_with_care(values, self._seqs_in_order(values)), False
         if wary or self._known.paused() or self._db.execute(_ANY_ASIDE).get:
             return self._take_served(values | {"kinds": as_json(claim.kinds)})
         rows = self._sorted(_CLAIM_FIRST, values)
@@ -208,34 +242,108 @@ class Claiming:
     def _take_served(self, values: Values) -> tuple[list[Row], bool]:
         """Hold the next jobs of the kinds that are served. What is in their way, of other kinds, is put aside."""
         limit = values["limit"]
-        rows = self._hold(values)
+        rows, all_seen = self._hold(values)
         for _ in range(SLICES):
-            if len(rows) == limit or not self._put_aside(values | {"limit": SLICE}):
+            if all_seen or len(rows) == limit or not self._put_aside(values | {"limit": SLICE}):
                 return rows, False
-            rows += self._hold(values | {"limit": limit - len(rows)})
+            more, all_seen = self._hold(values | {"limit": limit - len(rows)})
+            rows += more
         return rows, len(rows) < limit
 
-    def _take_with_care(self, values: Values) -> list[Row]:
-        """Hold the next jobs one by one: some of their text may not be UTF-8."""
+    def _take_by_queue(
+        self, claim: ClaimRequest, values: Values, *, one_by_one: bool
+    ) -> tuple[list[Row], bool]:
+        """Hold the next jobs of the queues that are asked for; see `_take`. What is in their way is put aside."""
         rows: list[Row] = []
-        for seq in self.seqs(values):
+        for _ in range(SLICES):
+            limit = claim.limit - len(rows)
+            seqs = _seqs(dealt(self._queues(claim, values | {"limit": limit}, without=rows), limit))
+            if one_by_one:
+                held = self._take_with_care(values, seqs)
+            else:
+                held = fetch(self._db, _CLAIM_THESE, values | {"seqs": as_numbers(seqs)})
+            rows = sorted(rows + held, key=lambda row: row[:3])
+            if len(rows) == claim.limit or len(held) == len(seqs):
+                return rows, False
+            self._clear(claim, values)
+        return rows, True
+
+    def _clear(self, claim: ClaimRequest, values: Values) -> bool:
+        """Put jobs of other kinds aside that are in front of the queues asked for; whether there were any."""
+        queues = self._queues(claim, values | {"limit": SLICE}, without=())
+        near = [row for _, queue in queues for row in itertools.islice(queue, SLICE)]
+        self._db.execute(_PUT_THESE_ASIDE, values | {"seqs": as_numbers(_seqs(near))})
+        return bool(self._db.changes())
+
+    def first(self, claim: ClaimRequest, now: float) -> Sequence[int]:
+        """The job that a claim takes first, if there is one; what is in its way is put aside, a bounded number."""
+        values = {"now": now, "limit": 1, "kinds": as_json(claim.kinds)}
+        if not claim.queues:
+            return self._seqs_in_order(values)
+        for _ in range(SLICES):
+            if not self._clear(claim, values):
+                break
+        return _seqs(dealt(self._queues(claim, values, without=()), 1))
+
+    def _queues(
+        self, claim: ClaimRequest, values: Values, *, without: Sequence[Row]
+    ) -> Sequence[tuple[int, Iterator[Row]]]:
+        """What each queue gives at first, less the jobs `without`, and its ready jobs in order, read when asked for."""
+        named = {share.queue for share in claim.queues} - {OTHERS}
+        values = values | {"named": as_json(named)}
+        paused = (
+            {name for (name,) in fetch(self._db, _PAUSED_OF_NAMED, values)} if self._known.paused() else ()
+        )
+        aside = sorted(claim.kinds) if self._db.execute(_MINE_ASIDE, values).get else ()
+        taken = Counter(row[_QUEUE] if row[_QUEUE] in named else OTHERS for row in without)
+        return [
+            (max(0, share.jobs - taken[share.queue]), self._queue(share, aside, values))
+            for share in claim.queues
+            if share.queue not in paused
+        ]
+
+    def _queue(self, share: Share, aside: Collection[str], values: Values) -> Iterator[Row]:
+        """The ready jobs of a queue in order, with those of the kinds that may stand `aside`."""
+        if share.queue == OTHERS:
+            yield from self._next(values, PAUSED_OR_NAMED)
+            return
+        ready = self._read(_OF_QUEUE, max(1, share.jobs), values | {"name": share.queue})
+        of_kinds = (
+            self._read(_OF_KIND_IN_QUEUE, 1, values | {"name": kind, "queue": share.queue}) for kind in aside
+        )
+        yield from heapq.merge(ready, *of_kinds)
+
+    def _read(self, sql: str, first: int, values: Values) -> Iterator[Row]:
+        """The rows of a query: the first few, and when more are asked for the others."""
+        rows = fetch(self._db, sql, values | {"limit": first})
+        yield from rows
+        if len(rows) == first < values["limit"]:
+            yield from fetch(self._db, sql, values)[first:]
+
+    def _take_with_care(self, values: Values, seqs: Iterable[int]) -> list[Row]:
+        """Hold jobs one by one: some of their text may not be UTF-8."""
+        rows: list[Row] = []
+        for seq in seqs:
             found = self._db.execute(_CLAIM_AS_BYTES, values | {"seq": seq}).fetchall()
             for minus_priority, run_at, _, job_id, kind, queue, *rest in found:
                 names = (as_text(1, name) for name in (job_id, kind, queue))
                 rows.append((minus_priority, run_at, seq, *names, *rest))
         return rows
 
-    def seqs(self, values: Values) -> Sequence[int]:
+    def _seqs_in_order(self, values: Values) -> Sequence[int]:
         """The next jobs of the served kinds; what is in their way is put aside, a bounded number."""
         for _ in range(SLICES):
             if not self._put_aside(values | {"limit": SLICE}):
                 break
-        return [seq for _, _, seq in self._next(values)]
+        return _seqs(self._next(values, PAUSED))
 
-    def _hold(self, values: Values) -> list[Row]:
+    def _hold(self, values: Values) -> tuple[list[Row], bool]:
+        """Hold the next jobs that are served; also whether there were fewer, none of another kind among them."""
         if self._known.paused() or self._db.execute(_MINE_ASIDE, values).get:
-            return self._sorted(_CLAIM_THESE, values | {"seqs": _seqs(self._next(values))})
-        return self._sorted(_CLAIM_FIRST_SERVED, values)
+            near = _seqs(self._next(values, PAUSED))
+            rows = self._sorted(_CLAIM_THESE, values | {"seqs": as_numbers(near)})
+            return rows, len(rows) == len(near) < values["limit"] and not self._walked
+        return self._sorted(_CLAIM_FIRST_SERVED, values), False
 
     def _sorted(self, sql: str, values: Values) -> list[Row]:
         return sorted(
@@ -245,41 +353,43 @@ class Claiming:
     def _put_aside(self, values: Values) -> bool:
         """Put jobs of other kinds aside that are in front; whether there were any."""
         if self._known.paused():
-            self._db.execute(_PUT_THESE_ASIDE, values | {"seqs": _seqs(self._unpaused(values))})
+            self._db.execute(
+                _PUT_THESE_ASIDE, values | {"seqs": as_numbers(_seqs(self._around(values, PAUSED)))}
+            )
         else:
             self._db.execute(_PUT_FIRST_ASIDE, values)
         return bool(self._db.changes())
 
-    def _next(self, values: Values) -> Sequence[Row]:
-        """The next jobs, merged with those of the served kinds that stand aside."""
+    def _next(self, values: Values, around: Around) -> Sequence[Row]:
+        """The next jobs around some queues, merged with those of the served kinds that stand aside."""
         limit = values["limit"]
-        heads = fetch(self._db, _KIND_HEADS, values)
-        aside = [self._from(head, _OF_KIND, _share(limit, heads), values) for head in heads]
-        return list(itertools.islice(heapq.merge(self._unpaused(values), *aside), limit))
+        heads = fetch(self._db, around.kind_heads, values)
+        aside = [self._from(head, around.of_kind, _share(limit, heads), values) for head in heads]
+        return list(itertools.islice(heapq.merge(self._around(values, around), *aside), limit))
 
-    def _unpaused(self, values: Values) -> Sequence[Row]:
-        """The next jobs while queues are paused, those that stand aside left out.
+    def _around(self, values: Values, around: Around) -> Sequence[Row]:
+        """The next jobs around some queues, those that stand aside left out.
 
-        They are read from the index over all queues, unless too many jobs of paused queues are in the way.
+        They are read from the index over all queues, unless too many jobs of those queues are in the way.
         """
         limit = values["limit"]
         looked = values | {"look": limit + PASSED}
-        near = fetch(self._db, _FIRST_UNPAUSED, looked)
+        near = fetch(self._db, around.first, looked)
         if len(near) == limit or fetch_one(self._db, _ANY_BEHIND, looked) is None:
             return near
-        heads = sorted(self._heads(values["now"]))[:limit]
+        heads = sorted(self._heads(values, around))[:limit]
         merged = heapq.merge(*(self._from(head, _OF_QUEUE, _share(limit, heads), values) for head in heads))
         return list(itertools.islice(merged, limit))
 
-    def _heads(self, now: float) -> list[Row]:
-        """The first ready job of each queue that is not paused, of `WALKED` queues at most: each in its turn.
+    def _heads(self, values: Values, around: Around) -> list[Row]:
+        """The first ready job of each of the other queues, of `WALKED` queues at most: each in its turn.
 
         Among more queues than that, priorities hold among those that are read together.
         """
         heads: list[Row] = []
         for after, until in ((self._walked, LAST_NAME), ("", self._walked)):
-            values = {"now": now, "after": after, "until": until, "queues": WALKED - len(heads)}
-            heads += fetch(self._db, _HEADS, values)
+            part = {"after": after, "until": until, "queues": WALKED - len(heads)}
+            heads += fetch(self._db, around.heads, values | part)
         self._walked = ""
         if len(heads) == WALKED:
             *_, self._walked = heads[-1]
@@ -300,5 +410,20 @@ def _share(limit: int, heads: Sequence[Row]) -> int:
     return 2 * limit // max(len(heads), 1) + 1
 
 
-def _seqs(rows: Sequence[Row]) -> str:
-    return msgspec.json.encode([seq for _, _, seq in rows]).decode()
+def _seqs(rows: Sequence[Row]) -> Sequence[int]:
+    return [seq for _, _, seq in rows]
+
+
+def as_numbers(seqs: Sequence[int]) -> str:
+    """Numbers of jobs as one value; a statement reads them with `json_each`."""
+    return msgspec.json.encode(seqs).decode()
+
+
+def dealt(queues: Sequence[tuple[int, Iterator[Row]]], limit: int) -> Sequence[Row]:
+    """So many rows of several queues: of each its share at most, then in the same order what is left of the limit."""
+    rows: list[Row] = []
+    for share, queue in queues:
+        rows += itertools.islice(queue, min(share, limit - len(rows)))
+    for _, queue in queues:
+        rows += itertools.islice(queue, limit - len(rows))
+    return rows

@@ -5,11 +5,13 @@ from collections.abc import Collection, Sequence
 import apsw
 import msgspec
 
+from jobpipe.store.base import ClaimRequest
 from jobpipe.store.sqlite.counts import CountChanges, waiting
 from jobpipe.store.sqlite.rows import fetch, fetch_one
 
 _NODE = "select node from nodes where name = ? and lease_until is not null"
 _ANY_PAUSED = "select exists (select 1 from queues where paused = 1)"
+_IS_PAUSED = "select exists (select 1 from queues where name = ? and paused = 1)"
 _SERVED = "select kinds from nodes where lease_until is not null and kinds <> '[]'"
 _FOLLOWED = "select distinct on_seq from waits limit ?"
 _FOLLOWED_OF = "select distinct on_seq from waits where on_seq in (select value from json_each(?))"
@@ -45,12 +47,17 @@ class Known:
         self._next_due: float | None = None
         self._due_known = False
         self._followed: frozenset[int] | None = None
+        self._drained: set[tuple[frozenset[str], frozenset[str] | None]] = set()
 
     def paused(self) -> bool:
         """Whether a queue is paused."""
         if self._any_paused is None:
             self._any_paused = bool(self._db.execute(_ANY_PAUSED).get)
         return self._any_paused
+
+    def is_paused(self, queue: str) -> bool:
+        """Whether this queue is paused."""
+        return self.paused() and bool(self._db.execute(_IS_PAUSED, (queue,)).get)
 
     def node(self, name: str) -> int | None:
         """The number of a node that has a lease."""
@@ -95,3 +102,15 @@ class Known:
     def due_changed(self) -> None:
         """A job came or went that waits for a time."""
         self._due_known = False
+
+    def none_ready(self, claim: ClaimRequest) -> bool:
+        """Whether a claim like this one found all there was, and no job has become ready since."""
+        return (claim.kinds, claim.names) in self._drained
+
+    def took_all(self, claim: ClaimRequest) -> None:
+        """A claim found all that was ready of its kinds and queues."""
+        self._drained.add((claim.kinds, claim.names))
+
+    def ready_changed(self) -> None:
+        """A job became ready, in a queue that is not paused."""
+        self._drained.clear()

@@ -7,7 +7,7 @@ import apsw
 import msgspec
 
 from jobpipe.job import Job, Status
-from jobpipe.store.base import UNSERVED, Filter, Overview, Page, Place, QueueState, Unserved
+from jobpipe.store.base import STEP, UNSERVED, Filter, Overview, Page, Place, QueueState, Unserved
 from jobpipe.store.paging import Pager
 from jobpipe.store.rows import JobRow, Row, attempt_from, shown, stored_from
 from jobpipe.store.sqlite import lists
@@ -102,6 +102,44 @@ select exists (
             and queue not in (select name from queues where paused = 1)
     )
 """
+# The same of some queues.
+_ANY_READY_OF_QUEUES = f"""
+select exists (
+    select 1
+    from json_each(:queues) as named
+    where named.value not in (select name from queues where paused = 1)
+        and (
+            exists (
+                select 1
+                from {READY_BY_QUEUE}
+                    and jobs.queue = named.value
+                    and aside = 0
+            )
+            or exists (
+                select 1
+                from json_each(:kinds) as served cross join {ASIDE}
+                    and kind = served.value
+                    and jobs.queue = named.value
+            )
+        )
+)
+"""
+_UNSERVED_QUEUES = f"""
+with recursive walked (queue) as (
+    select {FIRST_QUEUE}
+    union all
+    select {NEXT_QUEUE.format(after="walked.queue")}
+    from walked
+    where walked.queue is not null
+    limit {STEP}
+)
+select queue
+from walked
+where queue is not null
+    and queue not in (select value from json_each(?))
+    and queue not in (select name from queues where paused = 1)
+limit {UNSERVED}
+"""
 _PRIORITY = f"""
 select priority, min(run_at)
 from {READY_BY_QUEUE}
@@ -122,6 +160,12 @@ select value
 from nodes, json_each(kinds)
 where lease_until is not null
 """
+_SERVED_QUEUES = """
+select distinct named.value
+from nodes left join json_each(nodes.queues) as named
+where lease_until is not null and kinds <> '[]'
+"""
+"""Null for all of them."""
 # From one kind of which a job stands aside to the next by name.
 _NEXT_KIND = f"""
 (
@@ -153,6 +197,11 @@ from named cross join {ASIDE}
 group by named.kind
 order by named.kind
 """
+_OF_STATUS = "select coalesce(sum(jobs), 0) from totals where state = ?"
+_OF_QUEUE = "select coalesce(sum(jobs), 0) from counts where queue = ?"
+FEW = 1000
+"""How many jobs of a status are looked through for those of a kind; nobody knows how many jobs a kind has."""
+
 ABOVE_ALL = 1 << 40
 STATUSES = frozenset(Status)
 
@@ -209,11 +258,11 @@ def listed(db: apsw.Connection, where: Filter, limit: int, before: Place | None)
     """See `jobpipe.store.base.ReadStore.jobs`."""
     wanted = {name: value for name, value in msgspec.structs.asdict(where).items() if value is not None}
     conditions = "\n    and ".join(sql for name, sql in _CONDITIONS.items() if name in wanted) or "true"
-    looked = lists.looked(where)
     columns = LISTED_COLUMNS if where.content else BARE_JOB_COLUMNS
-    query = _LIST.format(columns=columns, looked=looked, conditions=conditions)
     pager = Pager(where, limit, before)
     with transaction(db):
+        looked = lists.looked(where, few=_are_few(db, where))
+        query = _LIST.format(columns=columns, looked=looked, conditions=conditions)
         while not pager.over:
             bounds = lists.bounds(where, pager.before)
             values = wanted | bounds | {"look": pager.look, "limit": pager.room}
@@ -221,6 +270,14 @@ def listed(db: apsw.Connection, where: Filter, limit: int, before: Place | None)
             if not pager.over:
                 pager.looked(_edge(db, looked, values))
     return pager.page()
+
+
+def _are_few(db: apsw.Connection, where: Filter) -> bool:
+    """Whether fewer jobs have the status that is asked for than are in the queue, or than are looked through."""
+    if where.status not in lists.USUAL or lists.column_of(where) is None:
+        return False
+    most = FEW if where.queue is None else db.execute(_OF_QUEUE, (where.queue,)).get
+    return bool(db.execute(_OF_STATUS, (where.status.value,)).get < most)
 
 
 def _take(rows: Generator[Row, None, None], pager: Pager) -> None:
@@ -275,13 +332,16 @@ def _counts(db: apsw.Connection, first: str, last: str) -> dict[str, dict[Status
     return found
 
 
-def overview(db: apsw.Connection, kinds: frozenset[str]) -> Overview:
+def overview(db: apsw.Connection, kinds: frozenset[str], queues: frozenset[str] | None = None) -> Overview:
     """See `jobpipe.store.base.ReadStore.overview`."""
     counts: dict[Status, int] = {}
     with transaction(db):
         for status, jobs in fetch(db, _TOTALS):
             counts[Status(status)] = counts.get(Status(status), 0) + jobs
-        return Overview(counts, bool(db.execute(_ANY_READY, (as_json(kinds),)).get))
+        if queues is None:
+            return Overview(counts, bool(db.execute(_ANY_READY, (as_json(kinds),)).get))
+        values = {"kinds": as_json(kinds), "queues": as_json(queues)}
+        return Overview(counts, bool(db.execute(_ANY_READY_OF_QUEUES, values).get))
 
 
 def _oldest(db: apsw.Connection, name: str) -> float | None:
@@ -298,6 +358,17 @@ def _oldest(db: apsw.Connection, name: str) -> float | None:
 def kinds(db: apsw.Connection) -> frozenset[str]:
     """See `jobpipe.store.base.ReadStore.kinds`."""
     return frozenset(kind for (kind,) in fetch(db, _KINDS))
+
+
+def served_queues(db: apsw.Connection) -> frozenset[str] | None:
+    """See `jobpipe.store.base.ReadStore.served_queues`."""
+    names = {name for (name,) in fetch(db, _SERVED_QUEUES)}
+    return None if None in names else frozenset(names)
+
+
+def unserved_queues(db: apsw.Connection, served: frozenset[str]) -> Sequence[str]:
+    """See `jobpipe.store.base.ReadStore.unserved_queues`."""
+    return [name for (name,) in fetch(db, _UNSERVED_QUEUES, (as_json(served),))]
 
 
 def unserved(db: apsw.Connection) -> Sequence[Unserved]:

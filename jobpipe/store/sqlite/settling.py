@@ -117,6 +117,7 @@ class Settling:
         if status is not one.status:
             changed[one.seq] = status
         self._known.due_changed()
+        self._known.ready_changed()
         counts.move(one.queue, HELD, status, size=one.size if status in ENDED else 0)
         self._record(one, status)
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import apsw
 
 from jobpipe.job import ENDED, Job, JobError, NewJob, Status
-from jobpipe.store.base import LONGEST_LEASE, STORED, Add, QueueState
+from jobpipe.store.base import LONGEST_LEASE, STORED, Add, ClaimRequest, QueueState
 from jobpipe.store.rows import Row, encoded_error, stored_from
 from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.adding import Adding
@@ -108,10 +108,10 @@ class Tables:
         found = {job_id: reader.one(self._db, job_id) for job_id in ids}
         return {job_id: job for job_id, job in found.items() if job is not None}
 
-    async def first_ready(self, kinds: frozenset[str], now: float) -> Stored | None:
-        values = {"now": now, "limit": 1, "kinds": as_json(kinds)}
-        seqs = Claiming(self._db, Known(self._db)).seqs(values)
-        rows = [row for seq in seqs for row in fetch(self._db, _SERVED, values | {"seq": seq})]
+    async def first_ready(self, claim: ClaimRequest, now: float) -> Stored | None:
+        seqs = Claiming(self._db, Known(self._db)).first(claim, now)
+        kinds = as_json(claim.kinds)
+        rows = [row for seq in seqs for row in fetch(self._db, _SERVED, {"seq": seq, "kinds": kinds})]
         return stored_from(rows[0]) if rows else None
 
     def save(self, changes: Sequence[tuple[Stored, Stored]]) -> None:

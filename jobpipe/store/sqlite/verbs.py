@@ -76,8 +76,9 @@ class Verbs(SharedVerbs):
         now: float,  # noqa: ARG002 - the contract's `now`
         lease_until: float,
         kinds: frozenset[str] = frozenset(),
+        queues: frozenset[str] | None = None,
     ) -> None:
-        await self._change(lambda: self._nodes.join(node, lease_until, kinds))
+        await self._change(lambda: self._nodes.join(node, lease_until, kinds, queues))
 
     async def exchange(self, batch: Batch) -> Receipts:
         return await self._write(lambda: self._writer.exchange(batch))
@@ -97,11 +98,17 @@ class Verbs(SharedVerbs):
     async def queue(self, name: str) -> QueueState | None:
         return await self._read(reader.queue, name)
 
-    async def overview(self, kinds: frozenset[str]) -> Overview:
-        return await self._read(reader.overview, kinds)
+    async def overview(self, kinds: frozenset[str], queues: frozenset[str] | None = None) -> Overview:
+        return await self._read(reader.overview, kinds, queues)
 
     async def kinds(self) -> frozenset[str]:
         return await self._read(reader.kinds)
+
+    async def served_queues(self) -> frozenset[str] | None:
+        return await self._read(reader.served_queues)
+
+    async def unserved_queues(self, served: frozenset[str]) -> Sequence[str]:
+        return await self._read(reader.unserved_queues, served)
 
     async def unserved(self) -> Sequence[Unserved]:
         return await self._read(reader.unserved)

@@ -154,4 +154,5 @@ class Writer:
         for _, queue, status in due:
             counts.move(queue, status, Status.QUEUED)
         self._known.due_changed()
+        self._known.ready_changed()
         return [Ended(seq, job_id, Status.EXPIRED) for seq, job_id, _, _, _ in overdue]

@@ -6,12 +6,13 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from jobpipe.job import NewJob
-from jobpipe.schedules import Firing, Schedule, Spec
+from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 from jobpipe.store.base import (
     SCHEDULES,
     Batch,
     Change,
     Changed,
+    Declared,
     Due,
     Fired,
     FiredJob,
@@ -21,12 +22,25 @@ from jobpipe.store.base import (
     Receipt,
     Rescued,
     Retention,
+    ScheduleDeletion,
     SchedulePut,
 )
-from jobpipe.store.verbs import dependencies, followers, jobs, nodes, queues, retention, schedules, sidelining
+from jobpipe.store.verbs import (
+    declarations,
+    dependencies,
+    followers,
+    jobs,
+    nodes,
+    queues,
+    retention,
+    schedules,
+    sidelining,
+)
 from jobpipe.store.verbs.transaction import Transaction
 
 R = TypeVar("R")
+
+NOTHING_DECLARED = Declared()
 
 
 TOLD = 10_000
@@ -89,8 +103,7 @@ class SharedVerbs(ABC):
         return await self._carry_out(lambda tx: retention.prune(tx, now, retained), now)
 
     async def sideline(self, batch: Batch, words: str) -> str | None:
-        kinds = frozenset[str]().union(*(claim.kinds for claim in batch.claims[:1]))
-        return await self._carry_out(lambda tx: sidelining.sideline(tx, kinds, batch.now, words), batch.now)
+        return await self._carry_out(lambda tx: sidelining.sideline(tx, batch, words), batch.now)
 
     async def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         return await self._carry_out(lambda tx: jobs.cancel(tx, ids, now), now)
@@ -125,11 +138,18 @@ class SharedVerbs(ABC):
     async def resume_schedule(self, name: str, now: float) -> Schedule | None:
         return await self._carry_out(lambda tx: schedules.resume(tx, name, now))
 
-    async def delete_schedule(self, name: str) -> bool:
+    async def delete_schedule(self, name: str) -> ScheduleDeletion:
         return await self._carry_out(lambda tx: schedules.delete(tx, name))
 
     async def fire(self, firings: Sequence[Firing], now: float) -> Fired:
         return await self._carry_out(lambda tx: schedules.fire(tx, firings, now), now)
+
+    async def declare(self, declared: Sequence[Declaration], now: float, live_since: float) -> Declared:
+        if not declared and not await self._look(declarations.any_declared):
+            return NOTHING_DECLARED
+        return await self._carry_out(
+            lambda tx: declarations.declare(tx, declared, now, live_since), repeatable=True
+        )
 
     async def due_schedules(
         self, now: float, limit: int = SCHEDULES, after: tuple[float, str] | None = None

@@ -6,24 +6,29 @@ from typing import Any
 import msgspec
 
 from jobpipe.job import ENDED, JobError, NewJob
-from jobpipe.schedules import Firing, Schedule, Spec, next_after
-from jobpipe.store.base import Due, Fired, FiredJob, SchedulePut
+from jobpipe.schedules import Firing, Schedule, Spec, next_after, template
+from jobpipe.store.base import Due, Fired, FiredJob, ScheduleDeletion, SchedulePut
 from jobpipe.store.rows import Row
 from jobpipe.store.verbs import jobs
 from jobpipe.store.verbs.transaction import SCHEDULES, Transaction
 
-_COLUMNS = "name, version, spec, job, paused, reason, next_at, last_at, missed, created_at"
-_ONE = f"select {_COLUMNS} from schedules where name = :name"
+BY_HAND, ORPHANED = 1, 2
+"""Why a schedule is paused: added up."""
+
+ORPHANED_SINCE = "no live node declares it any more"
+
+COLUMNS = "name, version, spec, job, paused, reason, next_at, last_at, missed, created_at, declared"
+_ONE = f"select {COLUMNS} from schedules where name = :name"
 _LOCK_ONE = f"{_ONE} {{lock}}"
 _LIST = f"""
-select {_COLUMNS}
+select {COLUMNS}
 from schedules
 where name > :after
 order by name
 limit :limit
 """
 _DUE = f"""
-select {_COLUMNS}
+select {COLUMNS}
 from schedules
 where paused = 0 and next_at <= :now and (next_at, name) > (:at, :name)
 order by next_at, name
@@ -41,25 +46,27 @@ on conflict (name) do update set
     version = schedules.version + 1,
     spec = excluded.spec,
     job = excluded.job,
-    next_at = excluded.next_at
-returning {_COLUMNS}
+    next_at = excluded.next_at,
+    paused = schedules.paused & {BY_HAND},
+    declared = null
+returning {COLUMNS}
 """
 _PAUSE = f"""
 update schedules
-set paused = 1,
+set paused = paused | {BY_HAND},
     reason = :reason
 where name = :name
-returning {_COLUMNS}
+returning {COLUMNS}
 """
 _RESUME = f"""
 update schedules
-set paused = 0,
+set paused = paused & {ORPHANED},
     reason = null,
     next_at = :next_at
 where name = :name
-returning {_COLUMNS}
+returning {COLUMNS}
 """
-_DELETE = "delete from schedules where name = :name returning name"
+_DELETE = "delete from schedules where name = :name"
 _LOCK_DUE = """
 select name, version, next_at, paused
 from schedules
@@ -84,17 +91,17 @@ order by id desc
 limit :limit
 """
 
-_spec = msgspec.json.Decoder(Spec).decode
-_job = msgspec.json.Decoder(NewJob).decode
-_encode = msgspec.json.Encoder().encode
+spec_of = msgspec.json.Decoder(Spec).decode
+job_of = msgspec.json.Decoder(NewJob).decode
+encode = msgspec.json.Encoder().encode
 
 
 def schedule_from(row: Row) -> Schedule:
     """A schedule from its columns. What cannot be read of it is left out and named."""
-    name, version, spec, job, paused, reason, next_at, last_at, missed, created_at = row
+    name, version, spec, job, paused, reason, next_at, last_at, missed, created_at, declared = row
     read_spec, read_job, error = Spec(), None, None
     try:
-        read_spec, read_job = _spec(spec), _job(job)
+        read_spec, read_job = spec_of(spec), job_of(job)
     except Exception as wrong:  # noqa: BLE001 - whatever stands there
         words = (str(wrong).splitlines() or [""])[0][:200]
         error = JobError("DamagedRow", f"the schedule's row cannot be read ({words}): PUT it again")
@@ -105,10 +112,12 @@ def schedule_from(row: Row) -> Schedule:
         job=read_job,
         created_at=created_at,
         paused=bool(paused),
-        reason=reason,
+        reason=reason or (ORPHANED_SINCE if paused & ORPHANED else None),
         next_at=next_at,
         last_at=last_at,
         missed=missed,
+        declared=declared is not None,
+        orphaned=bool(paused & ORPHANED),
         error=error,
     )
 
@@ -134,15 +143,22 @@ async def fired_jobs(tx: Transaction, name: str, limit: int) -> Sequence[FiredJo
 
 async def put(tx: Transaction, name: str, spec: Spec, job: NewJob, now: float) -> SchedulePut:
     """See `jobpipe.store.base.ControlStore.put_schedule`."""
-    template = msgspec.structs.replace(job, id="", created_at=0.0, run_at=0.0)
+    job = template(job)
     before = _first(await tx.rows(_LOCK_ONE, {"name": name}))
-    if before is not None and before.error is None and (before.spec, before.job) == (spec, template):
+    if before is not None and before.declared and not before.orphaned:
+        return SchedulePut(before, "declared")
+    if before is not None and (before.spec, before.job, before.error, before.declared) == (
+        spec,
+        job,
+        None,
+        False,
+    ):
         return SchedulePut(before, "same")
     created_at = now if before is None else before.created_at
     values = {
         "name": name,
-        "spec": _encode(spec),
-        "job": _encode(template),
+        "spec": encode(spec),
+        "job": encode(job),
         "next_at": next_after(spec, created_at, now),
         "now": float(now),
     }
@@ -161,15 +177,22 @@ async def resume(tx: Transaction, name: str, now: float) -> Schedule | None:
     before = _first(await tx.rows(_LOCK_ONE, {"name": name}))
     if before is None or not before.paused:
         return before
+    # Where it is paused by hand no more, and no node declares it, it stays paused.
     next_at = None if before.error else next_after(before.spec, before.created_at, now)
     rows = await tx.rows(_RESUME, {"name": name, "next_at": next_at})
     tx.tell(SCHEDULES)
     return _first(rows)
 
 
-async def delete(tx: Transaction, name: str) -> bool:
+async def delete(tx: Transaction, name: str) -> ScheduleDeletion:
     """See `jobpipe.store.base.ControlStore.delete_schedule`."""
-    return bool(await tx.rows(_DELETE, {"name": name}))
+    before = _first(await tx.rows(_LOCK_ONE, {"name": name}))
+    if before is None:
+        return "missing"
+    if before.declared and not before.orphaned:
+        return "declared"
+    tx.run(_DELETE, {"name": name})
+    return "deleted"
 
 
 async def due(tx: Transaction, now: float, limit: int, after: tuple[float, str] | None) -> Due:
@@ -186,7 +209,7 @@ async def fire(tx: Transaction, firings: Sequence[Firing], now: float) -> Fired:
 
     Rows that somebody else has locked are passed over: whoever it is fires them, or has changed them.
     """
-    names = _as_json([one.name for one in firings])
+    names = as_json([one.name for one in firings])
     locked = {name: rest for name, *rest in await tx.rows(_LOCK_DUE, {"names": names})}
     hits = [one for one in firings if locked.get(one.name) == [one.version, one.due_at, 0]]
     unfinished = await _unfinished(tx, [one.previous for one in hits if one.previous is not None])
@@ -218,11 +241,12 @@ async def _unfinished(tx: Transaction, ids: Sequence[str]) -> frozenset[str]:
     """Those of the jobs that are there and have not ended."""
     if not ids:
         return frozenset()
-    rows = await tx.rows(_UNFINISHED, {"ids": _as_json(ids)})
+    rows = await tx.rows(_UNFINISHED, {"ids": as_json(ids)})
     return frozenset(job_id for job_id, status in rows if status not in ENDED)
 
 
-def _as_json(texts: Sequence[str]) -> str:
+def as_json(texts: Sequence[str]) -> str:
+    """Texts as a value for `{each NAME}`: see `jobpipe.store.verbs.dialect`."""
     return msgspec.json.encode(texts).decode()
 
 

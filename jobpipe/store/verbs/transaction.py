@@ -15,7 +15,7 @@ import msgspec
 
 from jobpipe.errors import StoreUnavailable
 from jobpipe.job import Job, NewJob
-from jobpipe.store.base import QueueState
+from jobpipe.store.base import ClaimRequest, QueueState
 from jobpipe.store.rows import Row
 from jobpipe.transitions import Stored
 
@@ -105,8 +105,8 @@ class Transaction(Protocol):
     async def twins(self, ids: Sequence[str]) -> Mapping[str, Job]:
         """Those of the jobs that are there, to be compared with new ones of the same ids."""
 
-    async def first_ready(self, kinds: frozenset[str], now: float) -> Stored | None:
-        """The ready job of these kinds that a claim takes first, locked; None: there is none."""
+    async def first_ready(self, claim: ClaimRequest, now: float) -> Stored | None:
+        """The ready job that a claim takes first, locked; None: there is none."""
 
     def save(self, changes: Sequence[tuple[Stored, Stored]]) -> None:
         """Write what locked jobs have become, and what follows: attempts, tags, counts, notifications.
