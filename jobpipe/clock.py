@@ -47,12 +47,15 @@ class VirtualClock:
     def __init__(self, start: float = 1_700_000_000.0) -> None:
         self._start = start
         self._origin: float | None = None
+        self._last = 0.0
 
     def now(self) -> float:
-        """Seconds since the epoch, from `start` on."""
+        """Seconds since the epoch, from `start` on. In a thread, which cannot ask Trio, the last time that was told."""
+        if trio.lowlevel.in_trio_run():
+            self._last = trio.current_time()
         if self._origin is None:
-            self._origin = trio.current_time()
-        return round(self._start + trio.current_time() - self._origin, 3)
+            self._origin = self._last
+        return round(self._start + self._last - self._origin, 3)
 
     def nap(self, until: float) -> float:
         """The whole wait: nothing but Trio's clock moves this one."""

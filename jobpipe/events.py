@@ -9,9 +9,10 @@ from jobpipe.job import ENDED, Status
 
 
 class Watch:
-    """Waits for one job to end, or to become something else."""
+    """Waits for one job to end or to change, and for what it logs if asked to."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, log: bool) -> None:
+        self.log = log
         self._woken = trio.Event()
         self.over = False
         """whether the job has ended, or this node stops and can tell no more"""
@@ -47,9 +48,9 @@ class Events:
         self._closed = False
 
     @contextmanager
-    def watch(self, job_id: str) -> Iterator[Watch]:
-        """Listen to one job. Read the job after this, so that no change falls between."""
-        watch = Watch()
+    def watch(self, job_id: str, *, log: bool = False) -> Iterator[Watch]:
+        """Listen to one job, and to its `log`. Read the job after this, so that no change falls between."""
+        watch = Watch(log=log)
         if self._closed:
             watch.tell()
         self._watches.setdefault(job_id, set()).add(watch)
@@ -86,6 +87,12 @@ class Events:
         """Have those who watch a job look at it: it is not what it was, or may have ended elsewhere."""
         for watch in self._watches.get(job_id, ()):
             watch.recheck()
+
+    def logged(self, job_id: str) -> None:
+        """Have those who watch the log of a job look at it: there is more of it, or of its progress."""
+        for watch in self._watches.get(job_id, ()):
+            if watch.log:
+                watch.recheck()
 
     def recheck(self) -> None:
         """Have every watcher look at its job: the end may not have been told."""

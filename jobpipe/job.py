@@ -4,7 +4,7 @@ import enum
 import operator
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -134,6 +134,17 @@ FOLLOWS: dict[Status, frozenset[Status]] = {
 """Which status may follow which; from an ended one only a retry by hand leads on."""
 
 
+Level = Literal["debug", "info", "warning", "error"]
+"""How much a log line of a job matters."""
+
+LEVELS: tuple[Level, ...] = get_args(Level)
+"""The levels, the least first."""
+
+
+LINE_BYTES = 4096
+"""The most bytes of one line of a job's log: its text and its fields."""
+
+
 class Outcome(enum.StrEnum):
     """What an attempt came to."""
 
@@ -231,6 +242,18 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
         return Status.SCHEDULED if self.run_at > self.created_at else Status.QUEUED
 
 
+PROGRESS_MESSAGE = 200
+"""The most characters of the message of a progress."""
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far an attempt says that it is."""
+
+    fraction: Annotated[float, Meta(ge=0, le=1)]
+    message: Annotated[str, Meta(max_length=PROGRESS_MESSAGE)]
+    at: float
+
+
 class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One run of a job's handler, as it is kept. `outcome` is None while it runs."""
 
@@ -272,6 +295,8 @@ class Job(msgspec.Struct, frozen=True):
     """what of its row cannot be read, in words; shown with the error. Of this reading alone: it is stored nowhere"""
     original: NewJob | None = None
     """what was asked first, where it was edited since. Lists leave it out"""
+    progress: Progress | None = None
+    """of its latest claim. Lists leave it out"""
 
     @property
     def id(self) -> str:

@@ -20,7 +20,7 @@ from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.node import CLEANUP, Node
 from jobpipe.errors import StoreUnavailable
 from jobpipe.handlers.registry import load, without_handlers
-from jobpipe.settings import Settings, show_duration
+from jobpipe.settings import Settings, show_duration, show_numbered, show_weights
 from jobpipe.settings.definition import open_files
 from jobpipe.store import factory
 from jobpipe.store.base import Rescued, SharedStore, Store
@@ -225,6 +225,10 @@ def _announce(node: Node, found_at: Sequence[str], rescued: Sequence[Rescued]) -
     else:
         log.warning("kinds: none, so this node can run no job: name modules with handlers in HANDLERS")
     log.info(f"workers: {node.settings.workers}", queue_size=node.settings.queue_size)
+    if node.settings.queues:
+        log.info(f"queues: {show_weights(node.settings.queues)}")
+    if node.settings.reserve:
+        log.info(f"reserved workers: {show_numbered(node.settings.reserve)}")
     if node.settings.max_connections >= open_files():
         log.warning(
             f"MAX_CONNECTIONS is {node.settings.max_connections}, but this process may open {open_files()} files only: "

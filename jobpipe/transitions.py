@@ -117,7 +117,7 @@ def edited(stored: Stored, changes: Mapping[str, Any], now: float) -> Stored | N
         status = Status.SCHEDULED if asked.run_at > now else Status.QUEUED
     original = job.original or (None if asked == job.asked else job.asked)
     state = replace(job.state, status=status)
-    return replace(stored, job=Job(asked, state, job.attempts, original=original))
+    return replace(stored, job=replace(job, asked=asked, state=state, original=original))
 
 
 def expired(stored: Stored, now: float) -> Stored | None:

@@ -23,13 +23,13 @@ from jobpipe.api.schemas import (
     QueueView,
 )
 from jobpipe.clock import WallClock
-from jobpipe.engine import watchdog
+from jobpipe.engine import notes, watchdog
 from jobpipe.engine.node import Node
 from jobpipe.engine.outcomes import MESSAGE, TRACEBACK
 from jobpipe.handlers.registry import SHIPPED, load
-from jobpipe.job import ATTEMPTS_KEPT, DEEPEST, FOLLOWS, Backoff, Outcome
+from jobpipe.job import ATTEMPTS_KEPT, DEEPEST, FOLLOWS, LINE_BYTES, PROGRESS_MESSAGE, Backoff, Outcome
 from jobpipe.settings import SETTINGS, Settings
-from jobpipe.store.base import PAGE_BYTES
+from jobpipe.store.base import LOG_BYTES, LOG_LINES, PAGE_BYTES
 from jobpipe.store.memory import MemoryStore
 from jobpipe.store.paging import LOOK
 from tests.docs.pages import DOCS, FENCE, PAGES, README, ROOT, first_cells, quoted, read, rows, section
@@ -197,6 +197,11 @@ def test_docs_name_every_field_of_a_job_of_its_attempts_and_of_a_problem():
         ("handlers.md", f"deeper than {DEEPEST} levels"),
         ("handlers.md", f"at most {MESSAGE:,} characters"),
         ("life-of-a-job.md", f"at most the newest {ATTEMPTS_KEPT}"),
+        ("progress.md", f"{LOG_LINES:,} lines and {LOG_BYTES >> 10} KiB a job"),
+        ("progress.md", f"{LINE_BYTES >> 10} KiB a line"),
+        ("progress.md", f"of which {PROGRESS_MESSAGE} characters are kept"),
+        ("progress.md", f"{notes.DELAY} seconds | after which a line is written"),
+        ("progress.md", f"{notes.MEMORY >> 20} MiB a node"),
     ],
 )
 def test_limits_in_the_docs_are_those_in_force(page, words):
@@ -244,7 +249,8 @@ def test_docs_name_what_handlers_may_use():
     context = first_cells(section(page, "## The function"))
 
     assert sorted(public) == sorted(jobpipe.__all__)
-    assert set(context) == names(jobpipe.Context) | {"check_cancelled()", "log"}
+    told = {name for name in names(jobpipe.Context) if not name.startswith("_")}
+    assert set(context) == told | {"check_cancelled()", "log", "progress()"}
     assert set(first_cells(section(page, "## Shipped kinds"))) == set(load([]).kinds)
     assert len(load([]).kinds) == len(SHIPPED)
 

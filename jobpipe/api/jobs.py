@@ -1,4 +1,4 @@
-"""`/jobs`: get and list jobs, wait for them, cancel, retry, promote, edit and delete them."""
+"""`/jobs`: get and list jobs and their logs, wait for them, cancel, retry, promote, edit and delete them."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -14,6 +14,7 @@ from jobpipe.api.departure import DEPARTURE, Departure
 from jobpipe.api.enqueue import check_json, edits_from
 from jobpipe.api.holding import awaited, check, found
 from jobpipe.api.inputs import query, received
+from jobpipe.api.joblog import page_of
 from jobpipe.api.problems import RETRY_AFTER, Code, Problem, no_job
 from jobpipe.api.responses import respond
 from jobpipe.api.schemas import (
@@ -22,6 +23,8 @@ from jobpipe.api.schemas import (
     JobList,
     JobView,
     ListQuery,
+    LogQuery,
+    LogView,
     Means,
     WaitQuery,
     WaitsFor,
@@ -37,6 +40,21 @@ OPEN_SHOWN = 100
 
 REFUSALS = (Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.STORE_UNAVAILABLE)
 """The problems of every route that changes a job."""
+
+LOG_EXAMPLE: Mapping[str, Any] = {
+    "lines": [
+        {
+            "n": 1,
+            "at": "2030-01-31T12:00:00.000Z",
+            "attempt": 1,
+            "level": "info",
+            "text": "sent",
+            "fields": {"to": "ann@example.com"},
+        }
+    ],
+    "dropped": 0,
+    "next_after": 1,
+}
 
 JobInPath = Annotated[JobId, Means("the job's id")]
 
@@ -59,6 +77,19 @@ def jobs_blueprint(node: Node) -> Blueprint:
         """
         job = await _get(node, job_id, query(HoldQuery))
         return respond(answer(await _shown(node, job)))
+
+    @routes.get("/jobs/<job_id>/log")
+    @document_querystring(LogQuery)
+    @answers(200, "A part of the log.", Content(LogView, examples={"log": LOG_EXAMPLE}))
+    @problems(Code.NO_SUCH_JOB, Code.INVALID, Code.STORE_UNAVAILABLE)
+    async def get_job_log(job_id: JobInPath) -> Response:
+        """Get what a job has logged.
+
+        The lines that its handler wrote with `job.log`, in order. Of a long log the first and the last 500 lines and
+        128 KiB each are kept. With `?wait=SECONDS` the response is held until there is a line behind `after`, or the
+        job has ended, for at most so long: follow `next_after` until it is null to see the log as it grows.
+        """
+        return respond(answer(await page_of(node, job_id, query(LogQuery))))
 
     @routes.get("/jobs")
     @document_querystring(ListQuery)

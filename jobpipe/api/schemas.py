@@ -22,10 +22,12 @@ from jobpipe.job import (
     Job,
     JobError,
     JobId,
+    Level,
     LongestWait,
     Name,
     Needs,
     Outcome,
+    Progress,
     Retries,
     Seconds,
     Status,
@@ -33,7 +35,7 @@ from jobpipe.job import (
     Timeout,
 )
 from jobpipe.schedules import CatchUp, Overlap
-from jobpipe.store.base import QUEUES, SCHEDULES, Unserved
+from jobpipe.store.base import LOG_LINES, QUEUES, SCHEDULES, Unserved
 
 Time = Annotated[datetime, Meta(tz=True, description=TIME)]
 
@@ -118,11 +120,20 @@ class ScheduledView(msgspec.Struct, frozen=True):
     at: When
 
 
-class JobView(msgspec.Struct, frozen=True, kw_only=True):
-    """A job. `attempt` counts the runs so far; lists leave payload, result and attempts out unless asked.
+class ProgressView(msgspec.Struct, frozen=True):
+    """How far an attempt says that it is: a fraction from 0 to 1, and a message."""
 
-    A job that a schedule made says which one and when. `depends_on` and `needs` are left out where a job depends on no
-    other. `waits_for` is there while a job is blocked, where one job is asked for.
+    fraction: float
+    message: str
+    at: When
+
+
+class JobView(msgspec.Struct, frozen=True, kw_only=True):
+    """A job. `attempt` counts the runs so far; lists leave payload and result out unless asked.
+
+    `progress` is that of its latest attempt; lists leave it and the attempts out. A job that a schedule made says which
+    one and when. `depends_on` and `needs` are left out where a job depends on no other. `waits_for` is there while a
+    job is blocked, where one job is asked for.
     """
 
     id: str
@@ -133,6 +144,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     payload: msgspec.Raw | UnsetType = UNSET
     result: msgspec.Raw | UnsetType = UNSET
     error: JobError | None
+    progress: ProgressView | UnsetType | None = UNSET
     attempt: int
     max_retries: int
     timeout: float | None
@@ -156,6 +168,31 @@ class JobList(msgspec.Struct, frozen=True):
 
     jobs: Sequence[JobView]
     next_cursor: str | None
+
+
+class LineView(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of a job's log. `n` grows over all its attempts, and a gap is what was left out.
+
+    `fields` are what the handler gave beside the text; null when it gave nothing.
+    """
+
+    n: int
+    at: When
+    attempt: int
+    level: str
+    text: str
+    fields: msgspec.Raw | None
+
+
+class LogView(msgspec.Struct, frozen=True):
+    """A part of a job's log. `dropped` counts the lines of the whole log that were left out of its middle.
+
+    `next_after` continues it; null when the job has ended and there is no more.
+    """
+
+    lines: Sequence[LineView]
+    dropped: int
+    next_after: int | None
 
 
 class BulkReceipt(msgspec.Struct, frozen=True):
@@ -461,6 +498,31 @@ class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     payload: Annotated[bool, Meta(description="true or false; true lists payloads and results too")] = False
 
 
+class LogQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which lines of a log to return, and how long to wait for one."""
+
+    after: Annotated[
+        int,
+        Meta(ge=0, le=1 << 53, description="a whole number from 0 to 9007199254740992"),
+        Means("only lines behind the one of this number: the `next_after` of the previous page"),
+    ] = 0
+    limit: Annotated[
+        int,
+        Meta(ge=1, le=LOG_LINES, description="a whole number from 1 to 1000"),
+        Means("the most lines in a page"),
+    ] = 100
+    level: Annotated[Level, Means("only lines of this level and those above it")] = "debug"
+    wait: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=600,
+            description="a number of seconds from 0 to 600; how long to wait for a line, or the end of the job",
+        ),
+        OR_TEXT,
+    ] = 0.0
+
+
 class QueueQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which queues to list."""
 
@@ -522,7 +584,9 @@ def attempt_view(record: AttemptRecord) -> AttemptView:
     )
 
 
-def stored_view(job: Job, registry: Registry, *, content: bool = True, attempts: bool = True) -> JobView:
+def stored_view(
+    job: Job, registry: Registry, *, content: bool = True, attempts: bool = True, progress: bool = False
+) -> JobView:
     """A stored job as it is shown. Parts of its row that cannot be shown are null or left out; its error names them.
 
     That error has the type `DamagedRow`.
@@ -541,8 +605,9 @@ def stored_view(job: Job, registry: Registry, *, content: bool = True, attempts:
             msgspec.structs.replace(asked, payload=payload),
             msgspec.structs.replace(state, result=result, error=_told(damage, state.error)),
             job.attempts,
+            progress=job.progress,
         )
-    return job_view(job, registry, content=content, attempts=attempts)
+    return job_view(job, registry, content=content, attempts=attempts, progress=progress)
 
 
 def _is_json(stored: bytes) -> bool:
@@ -595,8 +660,10 @@ def lingering_views(found: Sequence[Attempt]) -> Sequence[LingeringView]:
     ]
 
 
-def job_view(job: Job, registry: Registry, *, content: bool = True, attempts: bool = True) -> JobView:
-    """A sound job as it is shown; with its payload and result if `content`.
+def job_view(
+    job: Job, registry: Registry, *, content: bool = True, attempts: bool = True, progress: bool = False
+) -> JobView:
+    """A sound job as it is shown; with its payload and result if `content`, its progress if that or `attempts`.
 
     Where the job does not say how often it is retried, its handler in `registry` does.
     """
@@ -611,6 +678,7 @@ def job_view(job: Job, registry: Registry, *, content: bool = True, attempts: bo
         payload=msgspec.Raw(asked.payload) if content else UNSET,
         result=(NULL if state.result is None else msgspec.Raw(state.result)) if content else UNSET,
         error=state.error,
+        progress=_progress_view(job.progress) if attempts or progress else UNSET,
         attempt=state.attempt,
         max_retries=registry.max_retries(asked.kind) if asked.max_retries is None else asked.max_retries,
         timeout=options.timeout,
@@ -628,6 +696,12 @@ def job_view(job: Job, registry: Registry, *, content: bool = True, attempts: bo
         if options.schedule is None
         else ScheduledView(options.schedule.name, rfc3339(options.schedule.at)),
         attempts=_attempt_views(job.attempts) if attempts else UNSET,
+    )
+
+
+def _progress_view(progress: Progress | None) -> ProgressView | None:
+    return (
+        None if progress is None else ProgressView(progress.fraction, progress.message, rfc3339(progress.at))
     )
 
 

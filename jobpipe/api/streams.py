@@ -20,7 +20,7 @@ from jobpipe.api.schemas import JobView, stored_view
 from jobpipe.api.spec import Content, answers, problems
 from jobpipe.engine.node import Node
 from jobpipe.errors import StoreError
-from jobpipe.job import ENDED, Job
+from jobpipe.job import ENDED, Job, Status
 
 EVENTS = "text/event-stream"
 
@@ -69,8 +69,9 @@ def streams_blueprint(node: Node) -> Blueprint:
     async def watch_job(job_id: JobInPath) -> Response:
         """Watch a job.
 
-        Server-sent events: the job as it is, and again each time its status has changed, until it has ended. Payload
-        and result come with the last event only. A client that connects again with `Last-Event-ID` gets what is new.
+        Server-sent events: the job as it is, and again each time its status or its progress has changed, until it has
+        ended. Payload and result come with the last event only. A client that connects again with `Last-Event-ID` gets
+        what is new.
         """
         job = await found(node, job_id)
         seen = request.headers.get("Last-Event-ID")
@@ -103,7 +104,7 @@ async def job_events(node: Node, job_id: str, seen: str | None) -> AsyncGenerato
     yield b"retry: %d\n\n" % RETRY
     said_at = trio.current_time()
     try:
-        async with node.waiting.following(job_id) as following:
+        async with node.waiting.following(job_id, progress=True) as following:
             while True:
                 job = await following.look()
                 if job is None:
@@ -111,8 +112,7 @@ async def job_events(node: Node, job_id: str, seen: str | None) -> AsyncGenerato
                     return
                 if _is_new(mark_of(job), seen):
                     seen, said_at = mark_of(job), trio.current_time()
-                    whole = job.status in ENDED
-                    yield _event("job", seen, stored_view(job, node.registry, content=whole, attempts=False))
+                    yield _event("job", seen, _shown(job, node))
                 elif trio.current_time() - said_at >= HEARTBEAT:
                     said_at = trio.current_time()
                     yield b": nothing new\n\n"
@@ -122,14 +122,24 @@ async def job_events(node: Node, job_id: str, seen: str | None) -> AsyncGenerato
         return  # the client connects again, and is told then
 
 
+def _shown(job: Job, node: Node) -> JobView:
+    whole = job.status in ENDED
+    return stored_view(job, node.registry, content=whole, attempts=False, progress=True)
+
+
 def mark_of(job: Job) -> str:
     """The id of the event that tells of a job as it is: the same on every node."""
-    return f"{job.state.claim}.{job.status}"
+    said_at = "" if job.progress is None else f".{job.progress.at:.3f}"
+    return f"{job.state.claim}.{job.status}{said_at}"
 
 
 def _is_new(mark: str, seen: str | None) -> bool:
     """Whether there is something to tell. That a queued job is claimed, and not begun, is nothing."""
-    return mark != seen and not (seen is not None and {mark[-6:], seen[-6:]} == {"queued"})
+    return mark != seen and not (seen is not None and {_status(mark), _status(seen)} == {Status.QUEUED})
+
+
+def _status(mark: str) -> str:
+    return mark.split(".")[1] if "." in mark else ""
 
 
 def _event(name: str, mark: str | None, data: object) -> bytes:

@@ -5,6 +5,7 @@ from typing import Literal
 
 import trio
 
+from jobpipe.engine.notebook import Notebook
 from jobpipe.engine.scope import ReusableScope
 from jobpipe.store.base import Claimed
 
@@ -14,7 +15,17 @@ Reason = Literal["cancel", "shutdown", "lease", "pause"]
 class Attempt:
     """A job that this node holds, and how far its run has come."""
 
-    __slots__ = ("deadline", "job", "over", "reason", "scope", "started_at", "stopped_at", "taken")
+    __slots__ = (
+        "deadline",
+        "job",
+        "notebook",
+        "over",
+        "reason",
+        "scope",
+        "started_at",
+        "stopped_at",
+        "taken",
+    )
 
     def __init__(self, job: Claimed) -> None:
         self.job = job
@@ -28,6 +39,8 @@ class Attempt:
         self.reason: Reason | None = None
         self.stopped_at = self.deadline = math.inf
         """when it was stopped, and when it times out, in Trio's clock"""
+        self.notebook: Notebook | None = None
+        """what its handler has written; None: nothing so far"""
 
     def stop(self, reason: Reason) -> None:
         """Cancel the handler, or keep it from beginning; the first reason counts."""

@@ -98,6 +98,7 @@ class Committer:
             error, "an entry is refused; the rest of its batch is written", entry=_named(entries)
         )
         self._ledger.arrived(entries)
+        self._ledger.notes.written(entries.batch.notes)
         refuse(entries, error)
         return True
 
@@ -158,6 +159,9 @@ class Committer:
         """Hand out what came of a batch. It is written: what fails here costs those whom it concerns alone."""
         with self._unforeseen.costs("what this node knows of the store comes with the next batch"):
             self._learn(entries, receipts)
+        with self._unforeseen.costs("what running jobs wrote is written once more"):
+            notes, locked = entries.batch.notes, receipts.locked
+            self._ledger.notes.written([one for one in notes if (one.seq, one.claim) not in locked])
         try:
             self._grant(entries, receipts)
         except Exception as error:  # noqa: BLE001 - costs these claims alone
@@ -228,6 +232,8 @@ class Committer:
         with self._unforeseen.costs("what became of some jobs is not published"):
             for attempt in self._held.of_claims((start.seq, start.claim) for start in entries.batch.starts):
                 self._events.look_at(attempt.job.id)
+            for note in entries.batch.notes:
+                self._events.logged(note.id)
             for one in entries.batch.settlements:
                 if (one.seq, one.claim) not in unwritten:
                     self._events.publish(one.id, receipts.settled.get(one.seq, one.status))
@@ -243,4 +249,7 @@ def _named(entries: Gathered) -> str:
     if entries.batch.starts:
         (start,) = entries.batch.starts
         return f"the start of job number {start.seq}"
+    if entries.batch.notes:
+        (note,) = entries.batch.notes
+        return f"progress and log lines of {note.id}"
     return "the renewal of the lease"

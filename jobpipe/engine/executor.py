@@ -130,7 +130,7 @@ class Executor:
 
     async def call(self, attempt: Attempt, handler: Handler, deadline: float) -> Any:  # noqa: ANN401 - a handler may return anything
         """Call the handler, in a thread when it is not async. The watchdog knows this frame on a stack."""
-        context = _context(attempt, deadline)
+        context = self._context(attempt, deadline)
         try:
             arguments = handler.arguments(attempt.job.payload, context)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -142,6 +142,22 @@ class Executor:
             return await trio.to_thread.run_sync(handler.function, *arguments, limiter=self._threads)
         finally:
             logs.performed.reset(before)
+
+    def _context(self, attempt: Attempt, deadline: float) -> Context:
+        """What the handler may know, and say."""
+        job = attempt.job
+        return Context(
+            id=job.id,
+            kind=job.kind,
+            queue=job.queue,
+            attempt=attempt.number,
+            max_retries=retries_of(job.max_retries),
+            claim=job.claim,
+            deadline=deadline,
+            schedule=job.options.schedule,
+            _notes=self._ledger.notes,
+            _run=attempt,
+        )
 
     def abandon(self) -> list[Attempt]:
         """Give up the handlers that would not end, and hand their jobs back; returns them, to be named."""
@@ -175,18 +191,3 @@ def _unreadable(error: Exception) -> Exception:
     if isinstance(error, msgspec.ValidationError):  # JSON, but not of the handler's type
         return error
     return DamagedRow(f"the payload cannot be read as JSON ({error})")
-
-
-def _context(attempt: Attempt, deadline: float) -> Context:
-    """What the handler may know."""
-    job = attempt.job
-    return Context(
-        id=job.id,
-        kind=job.kind,
-        queue=job.queue,
-        attempt=attempt.number,
-        max_retries=retries_of(job.max_retries),
-        claim=job.claim,
-        deadline=deadline,
-        schedule=job.options.schedule,
-    )

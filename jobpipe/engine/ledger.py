@@ -14,6 +14,7 @@ from jobpipe.engine.attempt import Attempt, Reason
 from jobpipe.engine.batching import BATCH, LOCKED_DELAY, Batching
 from jobpipe.engine.entries import Claimer, Entry, Gathered
 from jobpipe.engine.held import USUAL_BACKOFF, Held
+from jobpipe.engine.notes import Notes
 from jobpipe.engine.outcomes import Verdict
 from jobpipe.errors import TablesLocked
 from jobpipe.events import Events
@@ -45,6 +46,8 @@ class Ledger:
         self._node, self._clock, self._lease = node, clock, lease
         self._events, self._held = events, held
         self.batching = Batching(clock, lease)
+        self.notes = Notes(clock, self.batching.within)
+        """what running jobs have written"""
         # What waits, and how many new jobs each entry holds.
         self._adds: dict[Entry[Add, Sequence[Receipt]], int] = {}
         self._starts: dict[Entry[Start, bool], int] = {}
@@ -107,6 +110,8 @@ class Ledger:
         attempt = self._held.release(settlement)
         self._settlements.append(settlement)
         if attempt is not None:
+            if attempt.notebook is not None:
+                attempt.notebook.closed = True
             self._held.tell(attempt, settlement)
 
     async def renew(self) -> bool:
@@ -239,6 +244,7 @@ class Ledger:
             now=now,
             lease_until=now + self._lease if self._renewals else None,
             starts=[*self._noted.values(), *(entry.what for entry in self._starts)],
+            notes=self.notes.gathered(),
             settlements=self._settlements[:most],
             adds=[entry.what for entry in adds],
             claims=list(claims.values()),
@@ -287,6 +293,7 @@ class Ledger:
         self._noted = {key: start for key, start in entries.noted.items() if key not in settled} | self._noted
         if self._settlements or self._noted:
             self.batching.kept()
+        self.notes.again()
 
     def write_again(self, settlements: Sequence[Settlement]) -> None:
         """Outcomes may not have been written: write them once more, after a while."""

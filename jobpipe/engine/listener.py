@@ -19,6 +19,11 @@ class Listener:
         self._ledger, self._scheduler, self._events = ledger, scheduler, events
         self._unforeseen = Unforeseen()
 
+    @property
+    def alone(self) -> bool:
+        """Whether there is nobody else to hear."""
+        return self._store is None
+
     async def run(self) -> None:
         """Act on each piece of news, for ever.
 

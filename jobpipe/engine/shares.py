@@ -1,6 +1,6 @@
 """What each queue gives to a claim, by the weights of the queues. Pure."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from jobpipe.store.base import OTHERS, Share
 
@@ -9,8 +9,8 @@ class Shares:
     """Deals claims among queues so that those with ready jobs are served in proportion to their weights.
 
     Each queue has a turn: how many jobs were taken from it, divided by its weight. Among queues that have enough ready
-    jobs, the turns of any two differ by at most what one claim takes. A queue that had too few saves nothing up: its
-    turn moves on with the others'. So once it has jobs again, it comes first, and then gets its part like before.
+    jobs, the turns of any two differ by at most what one claim takes. A queue that had too few saves up no more than
+    its share of one claim. So once it has jobs again, it comes first, and then gets its part like before.
     """
 
     def __init__(self, weights: Mapping[str, int]) -> None:
@@ -44,15 +44,22 @@ class Shares:
         if sum(taken.values()) < sum(share.jobs for share in asked):
             self._turns = dict.fromkeys(self._turns, 0.0)  # no queue has any job left
             return
-        empty = _empty(asked, taken)
-        behind = min(turn for queue, turn in self._turns.items() if queue not in empty)
-        self._turns |= {queue: max(self._turns[queue], behind) for queue in empty}
+        short = _short(asked, taken)
+        behind = min(turn for queue, turn in self._turns.items() if queue not in short)
+        for queue, share in short.items():
+            self._turns[queue] = max(self._turns[queue], behind - share / self._weights[queue])
 
 
-def _empty(asked: Sequence[Share], taken: Mapping[str, int]) -> Collection[str]:
-    """The queues that had no more jobs: they gave less than their share, or one behind them gave more than its own."""
-    beyond = [place for place, share in enumerate(asked) if taken[share.queue] > share.jobs]
-    last = max(beyond, default=0)
+def _short(asked: Sequence[Share], taken: Mapping[str, int]) -> Mapping[str, int]:
+    """The queues that had too few jobs, or those of which other nodes held the first ones; with their shares.
+
+    They gave less than their share. Those without a share come last: where one gave jobs, those before it had none.
+    """
+    last = max(
+        (place for place, share in enumerate(asked) if taken[share.queue] > share.jobs == 0), default=0
+    )
     return {
-        share.queue for place, share in enumerate(asked) if place < last or taken[share.queue] < share.jobs
+        share.queue: share.jobs
+        for place, share in enumerate(asked)
+        if taken[share.queue] < share.jobs or (place < last and not taken[share.queue])
     }

@@ -9,7 +9,7 @@ from jobpipe.engine.entries import Gathered
 from jobpipe.job import JobError, Outcome, Status
 from jobpipe.store.base import Settlement
 
-Part = tuple[Literal["noted", "start", "settlement", "add", "renewals", "claim"], Any]
+Part = tuple[Literal["noted", "start", "note", "settlement", "add", "renewals", "claim"], Any]
 """One thing that can break a batch: of what sort it is, and the thing itself."""
 
 LARGEST = 2**31 - 1
@@ -23,6 +23,7 @@ def parts(entries: Gathered) -> Sequence[Part]:
         *renewals,
         *(("noted", start) for start in entries.noted.values()),
         *(("start", entry) for entry in entries.starts),
+        *(("note", one) for one in entries.batch.notes),
         *(("settlement", one) for one in entries.batch.settlements),
         *(("add", entry) for entry in entries.adds),
         *(("claim", pair) for pair in zip(entries.claimers, entries.batch.claims, strict=True)),
@@ -50,6 +51,7 @@ def _of(entries: Gathered, some: Sequence[Part]) -> Gathered:
         entries.batch,
         lease_until=entries.batch.lease_until if renewals else None,
         starts=[*noted, *(entry.what for entry in starts)],
+        notes=those("note"),
         settlements=those("settlement"),
         adds=[entry.what for entry in adds],
         claims=[claim for _, claim in claims],

@@ -14,11 +14,15 @@ Time = Annotated[float, msgspec.Meta(ge=0, le=3600)]
 
 
 class Demo(msgspec.Struct, frozen=True):
-    """How to work: between `shortest` and `longest` seconds, failing this `share` of the times."""
+    """How to work: between `shortest` and `longest` seconds, failing this share of the times.
+
+    It tells its progress in so many `steps`, each with a line in the job's log.
+    """
 
     shortest: Time = 0.1
     longest: Time = 0.5
     fail: Share = 0.2
+    steps: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
 
 
 @handler("demo")
@@ -29,7 +33,12 @@ async def demo(
     """Work 100 to 500 ms and fail about one time in five, unless the payload says otherwise."""
     how = payload if isinstance(payload, Demo) else Demo()
     seconds = random.uniform(how.shortest, max(how.shortest, how.longest))  # noqa: S311 - no secret
-    await trio.sleep(seconds)
+    steps = max(how.steps, 1)
+    for step in range(1, steps + 1):
+        await trio.sleep(seconds / steps)
+        if how.steps:
+            context.progress(step / steps, f"step {step} of {steps}")
+            context.log.info("step done", step=step)
     if random.random() < how.fail:  # noqa: S311 - no secret
         raise RuntimeError("demo: failed, as it does now and then")
     return {"worked": round(seconds, 3), "attempt": context.attempt}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -129,11 +129,13 @@ def _numbered(text: str) -> tuple[tuple[str, int], ...]:
     return found
 
 
-def _show_weights(pairs: tuple[tuple[str, int], ...]) -> str:
+def show_weights(pairs: Iterable[tuple[str, int]]) -> str:
+    """Names with their numbers as `QUEUES` has them, without those that are 1."""
     return ",".join(name if number == 1 else f"{name}:{number}" for name, number in pairs)
 
 
-def _show_numbered(pairs: tuple[tuple[str, int], ...]) -> str:
+def show_numbered(pairs: Iterable[tuple[str, int]]) -> str:
+    """Names with their numbers, as `RESERVE` has them."""
     return ",".join(f"{name}:{number}" for name, number in pairs)
 
 
@@ -145,7 +147,7 @@ Weights = Annotated[
         "names of queues, each once and with a weight from 1 to 1000 where it is not 1, such as mail:3,default; "
         "* for every other queue",
         _numbered,
-        _show_weights,
+        show_weights,
         dict,
     ),
 ]
@@ -155,7 +157,7 @@ Reserved = Annotated[
     Form(
         "names of queues, each once and with a number of workers where it is not 1, such as mail:2",
         _numbered,
-        _show_numbered,
+        show_numbered,
         dict,
     ),
 ]

@@ -20,7 +20,18 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
-from jobpipe.job import NO_OPTIONS, Job, JobError, NewJob, Options, Outcome, Status
+from jobpipe.job import (
+    LEVELS,
+    NO_OPTIONS,
+    Job,
+    JobError,
+    Level,
+    NewJob,
+    Options,
+    Outcome,
+    Progress,
+    Status,
+)
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 
 STEP = 1000
@@ -35,6 +46,9 @@ SCHEDULES = 100
 PAGE_BYTES = 4 << 20
 """The most bytes of one page of a list; a job that is larger comes alone."""
 
+
+LOG_LINES, LOG_BYTES = 1000, 256 << 10
+"""The most log lines that are kept of a job, and the most bytes: the first half and the last half of each."""
 
 LONGEST_LEASE = 8_640_000.0
 """A lease that ends in more than a hundred days is none: no node asks for so long a one, so its row is damaged."""
@@ -70,6 +84,38 @@ class Start(msgspec.Struct, frozen=True):
     claim: int
     attempt: int
     started_at: float
+
+
+class LogLine(msgspec.Struct, frozen=True):
+    """What a handler has logged."""
+
+    number: int
+    """from 1 within the claim; lines that were left out are counted"""
+    at: float
+    level: Level
+    text: str
+    """without NUL and lone surrogates"""
+    fields: bytes | None = None
+    """a JSON object"""
+
+    @property
+    def size(self) -> int:
+        """Its bytes, as far as they are limited."""
+        return len(self.text.encode()) + len(self.fields or b"")
+
+
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    """What a held job has written since its last note: how far it is, and log lines."""
+
+    seq: int
+    id: str
+    claim: int
+    attempt: int
+    """which attempt this is"""
+    progress: Progress | None = None
+    """None: as it was"""
+    lines: Sequence[LogLine] = ()
+    """in their order; one whose number is not above those of the claim that are there is there already"""
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,7 +183,7 @@ OTHERS = "*"
 
 
 class Share(msgspec.Struct, frozen=True):
-    """How many jobs of a queue a claim takes before what is left of its limit goes to any of its queues."""
+    """How many jobs a claim takes from a queue before it is the next queue's turn."""
 
     queue: str
     """its name, or `OTHERS`"""
@@ -154,7 +200,8 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     queues: Sequence[Share] = ()
     """the queues to take from; none: from all of them, as if they were one
 
-    Each gives its share at most, in this order. What is left of the limit then goes to them in the same order.
+    Each gives its share at most, in this order, and then again and again, until the limit is reached or none has more.
+    Those with a share of 0 come last, one after the other. Where nodes claim at the same time, it is about so.
     """
 
     @property
@@ -172,6 +219,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     lease_until: float | None = None
     """renew the node's lease until then; None: leave it"""
     starts: Sequence[Start] = ()
+    notes: Sequence[Note] = ()
     settlements: Sequence[Settlement] = ()
     adds: Sequence[Add] = ()
     claims: Sequence[ClaimRequest] = ()
@@ -198,9 +246,9 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     lease_lost: bool = False
     """the node has no lease to renew: another one took it for dead. Nothing was claimed"""
     stale: frozenset[tuple[int, int]] = frozenset()
-    """(seq, claim) of the starts and settlements that matched no held row; they changed nothing"""
+    """(seq, claim) of the starts, notes and settlements that matched no held row; they changed nothing"""
     locked: frozenset[tuple[int, int]] = frozenset()
-    """(seq, claim) of the starts and settlements whose row another program has locked: not written, try again later"""
+    """the same of those whose row another program has locked: not written, try again later"""
     settled: dict[int, Status] = {}
     """seq -> status where the job became something else than its settlement said"""
     adds: Sequence[Sequence[Receipt]] = ()
@@ -397,6 +445,30 @@ class Page(msgspec.Struct, frozen=True):
     next_before: Place | None = None
 
 
+class StoredLine(msgspec.Struct, frozen=True):
+    """A log line as it is shown. Where its row is damaged, level and text may be any, and the fields None."""
+
+    n: int
+    """grows over all attempts of the job; a gap is what was left out"""
+    at: float
+    attempt: int
+    level: str
+    text: str
+    fields: bytes | None
+
+
+class LogPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a job's log."""
+
+    lines: Sequence[StoredLine]
+    dropped: int
+    """how many lines of the whole log were left out"""
+    last: int
+    """the number of the log's last line; 0: there is none"""
+    ended: bool
+    """whether the job has ended, so that no more will come"""
+
+
 class EngineStore(Protocol):
     """What makes jobs move."""
 
@@ -425,8 +497,10 @@ class EngineStore(Protocol):
         """Write and take a batch in one transaction; when this returns, it survives a crash.
 
         Due jobs (run_at, expires_at at or before `now`) are promoted and expired first, at most `STEP` of each.
-        Every start and settlement matches on the claim number: where no held row has it, nothing changes
+        Every start, note and settlement matches on the claim number: where no held row has it, nothing changes
         and the pair is returned as stale. A job that waits again keeps its last error unless its settlement brings one.
+        Of the log lines of a job `LOG_LINES` and `LOG_BYTES` are kept, half of each from the first line on and half up
+        to the last.
         """
 
     async def add_dependents(self, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
@@ -553,7 +627,15 @@ class ReadStore(Protocol):
     """
 
     async def get(self, job_id: str) -> Job | None:
-        """One job with its attempts, oldest first."""
+        """One job with its attempts, oldest first, and its progress."""
+
+    async def log(
+        self, job_id: str, after: int = 0, limit: int = LOG_LINES, levels: Sequence[Level] = LEVELS
+    ) -> LogPage | None:
+        """At most `limit` log lines of a job, of some levels, in order, behind the one numbered `after`.
+
+        None: there is no such job.
+        """
 
     async def open_dependencies(self, job_id: str, limit: int) -> OpenDependencies:
         """Which jobs a job still waits for, the first of them by arrival."""

@@ -20,6 +20,7 @@ from jobpipe.api.server import serve
 from jobpipe.clock import VirtualClock
 from jobpipe.engine.node import Node
 from jobpipe.errors import StoreUnavailable
+from jobpipe.handlers.context import Context
 from jobpipe.handlers.exceptions import Fail
 from jobpipe.handlers.registry import SHIPPED, Registry, handler, handlers_of
 from jobpipe.settings import Settings
@@ -64,9 +65,16 @@ class Stage:
 
     def registry(self):
         @handler("play")
-        async def play(payload: Any) -> Any:
+        async def play(payload: Any, context: Context) -> Any:
             self.begun.set()
             match payload:
+                case "tell" | "tell, and end":
+                    context.progress(0.5, "half of it")
+                    context.log.info("first", to=["ann"])
+                    context.log.warning("second")
+                    if payload == "tell":
+                        await self.release.wait()
+                    context.log.error("third")
                 case "fail":
                     raise Fail("as told")
                 case "hold":
@@ -120,6 +128,10 @@ class Breakable(MemoryStore):
     async def get(self, job_id):
         await self._obey()
         return await super().get(job_id)
+
+    async def log(self, *which):
+        await self._obey()
+        return await super().log(*which)
 
     async def jobs(self, where, limit, before):
         await self._obey()

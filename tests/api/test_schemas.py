@@ -13,7 +13,18 @@ from jobpipe.api.answers import encode
 from jobpipe.api.enqueue import LATEST
 from jobpipe.api.schemas import TRACEBACKS, EnqueueRequest, job_view, rfc3339
 from jobpipe.handlers.registry import Registry
-from jobpipe.job import AttemptRecord, Backoff, Job, JobError, NewJob, Options, Outcome, State, Status
+from jobpipe.job import (
+    AttemptRecord,
+    Backoff,
+    Job,
+    JobError,
+    NewJob,
+    Options,
+    Outcome,
+    Progress,
+    State,
+    Status,
+)
 
 JOB = Job(
     NewJob(
@@ -36,6 +47,7 @@ JOB = Job(
         error=JobError("Oops", "it broke", "Traceback"),
     ),
     attempts=(AttemptRecord(number=1, claim=7, node="n1", started_at=1_700_000_001.0, outcome=Outcome.DONE),),
+    progress=Progress(0.4, "page 4 of 10", 1_700_000_001.5),
 )
 
 
@@ -75,6 +87,7 @@ def test_a_job_is_shown_whole():
         "payload": {"x": 1},
         "result": [2],
         "error": {"type": "Oops", "message": "it broke", "traceback": "Traceback"},
+        "progress": {"fraction": 0.4, "message": "page 4 of 10", "at": "2023-11-14T22:13:21.500Z"},
         "attempt": 1,
         "max_retries": 3,
         "timeout": 1.5,
@@ -104,9 +117,14 @@ def test_in_a_list_a_job_is_shown_without_its_content_and_attempts():
     assert set(shown(JOB)) - set(shown(JOB, content=False, attempts=False)) == {
         "payload",
         "result",
+        "progress",
         "attempts",
     }
-    assert set(shown(JOB)) - set(shown(JOB, attempts=False)) == {"attempts"}
+    assert set(shown(JOB)) - set(shown(JOB, attempts=False)) == {"progress", "attempts"}
+
+
+def test_a_job_that_said_nothing_is_shown_with_null():
+    assert shown(replace(JOB, progress=None))["progress"] is None
 
 
 def test_a_job_without_a_result_is_shown_with_null():

@@ -178,7 +178,9 @@ async def test_schemas_are_those_of_the_structs_of_the_wire(spec):
     ]
     _, made = msgspec.json.schema_components([*structs, JobError], ref_template="#/components/schemas/{name}")
     components = json.loads(msgspec.json.encode(made))
-    queries = {"WaitQuery", "HoldQuery", "ListQuery", "QueueQuery", "ScheduleQuery"}  # written as parameters
+    queries = {  # written as parameters
+        *("WaitQuery", "HoldQuery", "ListQuery", "LogQuery", "QueueQuery", "ScheduleQuery")
+    }
 
     assert _without_defaults_and_patterns(spec.schemas) == _without_defaults_and_patterns(
         {name: schema for name, schema in components.items() if name not in queries}
@@ -356,10 +358,7 @@ async def _with_jobs(door):
     yield await door.get("/jobs/failed")
     yield await door.get("/jobs/held")
     yield await door.get("/jobs/none")
-    yield await door.get("/jobs/a/events")
-    yield await door.get("/jobs/a/events", headers={"Last-Event-ID": "1.done"})
-    yield await door.get("/jobs/none/events")
-    async for response in _of_too_many_streams(door):
+    async for response in _live(door):
         yield response
     yield await door.get("/jobs/a?wait=long")
     yield await door.get("/jobs")
@@ -428,8 +427,16 @@ async def _waiting(door):
     yield await door.post("/jobs/soon/promote")
 
 
-async def _of_too_many_streams(door):
-    """As many as there may be are open meanwhile."""
+async def _live(door):
+    """Events and the log; at last, as many streams as there may be are open."""
+    yield await door.get("/jobs/a/events")
+    yield await door.get("/jobs/a/events", headers={"Last-Event-ID": "1.done"})
+    yield await door.get("/jobs/none/events")
+    await door.enqueue(id="told", kind="play", payload="tell, and end")
+    yield await door.get("/jobs/told/log?wait=5")
+    yield await door.get("/jobs/told")
+    yield await door.get("/jobs/none/log")
+    yield await door.get("/jobs/a/log?level=fatal")
     most = door.node.settings.max_connections // 2
     async with trio.open_nursery() as nursery:
         for _ in range(most):
@@ -491,7 +498,7 @@ async def _broken(door):
     door.store.refuses = True
     yield await door.enqueue(id="a")
     yield await door.post("/enqueue/bulk", json=[{"id": "a"}])
-    for path in ("/jobs/a", "/jobs/a/events", "/jobs", "/queues", "/health"):
+    for path in ("/jobs/a", "/jobs/a/events", "/jobs/a/log", "/jobs", "/queues", "/health"):
         yield await door.get(path)
     for path in (
         "/jobs/a/cancel",

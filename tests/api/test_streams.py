@@ -188,3 +188,13 @@ async def test_a_store_that_cannot_be_read_ends_the_stream(autojump_clock, when)
 
     assert listener.over
     assert answer.status_code == 503
+
+
+async def test_progress_is_told(door, autojump_clock):
+    """With the job; its attempts are not."""
+    await door.enqueue(id="a", kind="demo", payload={"steps": 3, "shortest": 9, "longest": 9, "fail": 0})
+    answer = await door.get("/jobs/a/events")
+    told = [data.get("progress") for _, _, data in read(answer.text)]
+
+    assert [one["fraction"] for one in told if one][-1] == 1
+    assert len({one["fraction"] for one in told if one}) > 1

@@ -27,7 +27,7 @@ NOW = 1_700_000_000.0
 HOUR, DAY = 3600.0, 86_400.0
 
 Do = Literal[
-    "done", "error", "retry", "snooze", "fail", "sleep", "wait", "hang", "stubborn", "spoil", "block"
+    "done", "error", "retry", "snooze", "fail", "sleep", "wait", "hang", "stubborn", "spoil", "block", "say"
 ]
 Step = Do | tuple[Do, float]
 """What one run does, and the seconds that belong to it."""
@@ -91,11 +91,11 @@ class Actor:
         self.runs.append(run)
         self._begun.set()
         try:
-            return await self._do(*((step, 0.0) if isinstance(step, str) else step))
+            return await self._do(context, *((step, 0.0) if isinstance(step, str) else step))
         finally:
             run.ended = trio.current_time()
 
-    async def _do(self, what: Do, seconds: float) -> Any:  # noqa: C901, PLR0912 - one case for each word
+    async def _do(self, context: Context, what: Do, seconds: float) -> Any:  # noqa: C901, PLR0912 - one case for each word
         match what:
             case "done":
                 return "ok"
@@ -107,7 +107,10 @@ class Actor:
                 raise Snooze(seconds)
             case "fail":
                 raise Fail("hopeless")
-            case "sleep":
+            case "sleep" | "say":
+                if what == "say":
+                    context.progress(0.5, "half")
+                    context.log.info("hello", n=1)
                 await trio.sleep(seconds)
                 return "ok"
             case "wait":

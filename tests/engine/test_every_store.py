@@ -13,10 +13,11 @@ import trio
 from jobpipe.clock import VirtualClock
 from jobpipe.handlers.exceptions import Fail, Retry
 from jobpipe.handlers.registry import Handler
-from jobpipe.job import ENDED, WAITING, Backoff, Job, Options, Outcome, Status
-from jobpipe.store.base import Change, Store
+from jobpipe.job import ENDED, LEVELS, WAITING, Backoff, Job, Options, Outcome, Status
+from jobpipe.store.base import Batch, Change, ClaimRequest, LogLine, Note, Store
 from tests.engine.conftest import NOW, Rig, running
 from tests.store.conftest import OPENERS
+from tests.store.test_contract import settlement
 
 QUICK = Options(backoff=Backoff(base=0, jitter="none"))
 PATIENCE = 30.0
@@ -59,6 +60,50 @@ async def test_every_outcome(store) -> None:
         "fail": "Fail",
         "retry": "Retry",
     }
+
+
+async def test_what_a_job_says_is_there_while_it_runs_and_when_it_has_ended(store) -> None:
+    async with scene(store) as rig:
+        await rig.enqueue("runs", ("say", 60))
+        await rig.enqueue("ends", "say")
+        running_one = await is_now(rig, "runs", lambda job: job.progress is not None)
+        ended_one = await is_now(rig, "ends", lambda job: job.status in ENDED)
+        pages = [await rig.store.log(job_id) for job_id in ("runs", "ends")]
+        await rig.node.control.cancel("runs")
+        await is_now(rig, "runs", lambda job: job.status in ENDED)
+
+    assert [one.progress and one.progress.message for one in (running_one, ended_one)] == ["half", "half"]
+    assert [[line.text for line in page.lines] for page in pages if page is not None] == [
+        ["hello"],
+        ["hello"],
+    ]
+    assert [page.ended for page in pages if page is not None] == [False, True]
+
+
+async def test_who_waits_for_lines_sees_those_of_another_node(store) -> None:
+    """Nobody tells of them: where nodes share a store they are looked for twice a second."""
+    async with scene(store) as rig:
+        now = rig.node.clock.now()
+        await store.join("other", now, now + 1e6, frozenset({"odd"}))
+        await rig.enqueue(kind="odd")
+        claims = [ClaimRequest(limit=1, kinds=frozenset({"odd"}))]
+        (job,) = (await store.exchange(Batch(node="other", now=now, claims=claims))).claimed
+        note = Note(
+            seq=job.seq, id="a", claim=job.claim, attempt=1, lines=[LogLine(1, now, "info", "from afar")]
+        )
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(store.exchange, Batch(node="other", now=now, notes=[note]))
+                page = await rig.node.waiting.logged("a", 0, 10, LEVELS)
+        ended = settlement(job, Outcome.DONE, now)
+        await store.exchange(Batch(node="other", now=now, settlements=[ended]))
+        over = await rig.node.waiting.logged("a", 1, 10, LEVELS)
+        absent = await rig.node.waiting.logged("absent", 0, 10, LEVELS)
+
+    assert page is not None
+    assert [line.text for line in page.lines] == ["from afar"]
+    assert over is not None
+    assert (over.ended, over.lines, absent) == (True, [], None)
 
 
 OUTCOMES: dict[str, list[Any]] = {

@@ -17,10 +17,9 @@ def taken(shares: Shares, limit: int, ready: Mapping[str, int]) -> Counter[str]:
     """A claim of a store that has so many ready jobs; see `ClaimRequest.queues`."""
     asked = shares.of(limit)
     got: Counter[str] = Counter()
-    for share in asked:
-        got[share.queue] += min(share.jobs, ready.get(share.queue, 0), limit - got.total())
-    for share in asked:
-        got[share.queue] += min(ready.get(share.queue, 0) - got[share.queue], limit - got.total())
+    for share in [*[one for one in asked if one.jobs] * limit, *asked]:
+        left = ready.get(share.queue, 0) - got[share.queue]
+        got[share.queue] += min(share.jobs or limit, left, limit - got.total())
     shares.took(asked, got)
     return got
 

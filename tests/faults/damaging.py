@@ -94,10 +94,28 @@ ATTEMPT = {
     "outcome": TEXTS,
     "error": (None, *ERRORS),
 }
+PROGRESS = {
+    "claim": NUMBERS,
+    "at": TIMES,
+    "fraction": (*TIMES, 0.5),
+    "message": TEXTS,
+}
+LINE = {
+    "n": NUMBERS,
+    "claim": NUMBERS,
+    "number": NUMBERS,
+    "attempt": NUMBERS,
+    "at": TIMES,
+    "level": TEXTS,
+    "text": TEXTS,
+    "fields": (None, *TEXTS, "{", '{"a":1e999}', "[]", "0" * 50_000),
+    "total": NUMBERS,
+}
 NODE = {"name": TEXTS, "lease_until": (None, *TIMES)}
 COUNT = {"state": TEXTS, "jobs": NUMBERS, "size": (-1, 0, 7, BIG, -BIG)}
 """Of the sizes none that could be true and is beyond what is kept: nobody can tell such a one from a full store."""
 QUEUE = {"name": TEXTS}
+OTHERS = (("attempts", ATTEMPT), ("nodes", NODE), ("counts", COUNT), ("progress", PROGRESS), ("logs", LINE))
 RAW_TEXT = b"\xff\xe9 latin"
 """Text that is not UTF-8, as SQLite takes it without a word."""
 
@@ -109,7 +127,7 @@ class Damager(Protocol):
         """Damage one column of a job; says what was done, or None where the store refused even that."""
 
     def harm_others(self, chance: random.Random) -> str | None:
-        """Damage an attempt, a node, a count or a tag."""
+        """Damage an attempt, a node, a count, a progress, a log line or a tag."""
 
 
 class SqliteDamager:
@@ -127,7 +145,7 @@ class SqliteDamager:
         return self._write(f"update jobs set {column} = ? where id = ?", value, job_id)
 
     def harm_others(self, chance: random.Random) -> str | None:
-        table, columns = chance.choice([("attempts", ATTEMPT), ("nodes", NODE), ("counts", COUNT)])
+        table, columns = chance.choice(OTHERS)
         column = chance.choice(sorted(columns))
         where = "name = 'dead'" if table == "nodes" else "true"
         if table == "attempts" and chance.random() < 0.2:
@@ -185,7 +203,7 @@ class PostgresDamager:
         return self._write(f"update jobs set {column} = %s where id = %s", value, job_id)
 
     def harm_others(self, chance: random.Random) -> str | None:
-        table, columns = chance.choice([("attempts", ATTEMPT), ("nodes", NODE), ("counts", COUNT)])
+        table, columns = chance.choice(OTHERS)
         column = chance.choice(sorted(columns))
         where = "name = 'dead'" if table == "nodes" else "true"
         if table == "attempts" and chance.random() < 0.2:

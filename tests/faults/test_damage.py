@@ -16,8 +16,19 @@ import msgspec
 import pytest
 import trio
 
-from jobpipe.job import JobError, Options, Outcome, Status
-from jobpipe.store.base import Add, Batch, Claimed, ClaimRequest, Retention, Settlement, Start, Store
+from jobpipe.job import JobError, Options, Outcome, Progress, Status
+from jobpipe.store.base import (
+    Add,
+    Batch,
+    Claimed,
+    ClaimRequest,
+    LogLine,
+    Note,
+    Retention,
+    Settlement,
+    Start,
+    Store,
+)
 from jobpipe.store.memory import open_memory
 from jobpipe.store.postgres import open_postgres
 from jobpipe.store.sqlite import open_sqlite
@@ -55,7 +66,13 @@ async def damageable(kind: str, folder: Path) -> AsyncIterator[tuple[Store, Dama
 
 def job(name: str, **changes: Any) -> Any:
     """A job of the kind `play`, made before the node starts."""
-    usual = {"kind": "play", "payload": b'"x"', "created_at": BEFORE, "run_at": BEFORE, "options": OPTIONS}
+    usual = {
+        "kind": "play",
+        "payload": b'"tell, and end"',
+        "created_at": BEFORE,
+        "run_at": BEFORE,
+        "options": OPTIONS,
+    }
     return new_job(name, **(usual | changes))
 
 
@@ -76,6 +93,12 @@ def settled(one: Claimed, status: Status, outcome: Outcome) -> Settlement:
         result=b"1" if outcome is Outcome.DONE else None,
         error=error,
     )
+
+
+def said(one: Claimed) -> Note:
+    lines = [LogLine(number, BEFORE + 1, "info", "hello", b'{"n":1}') for number in (1, 2)]
+    progress = Progress(0.5, "half", BEFORE + 1)
+    return Note(seq=one.seq, id=one.id, claim=one.claim, attempt=1, progress=progress, lines=lines)
 
 
 async def filled(store: Store, copies: int) -> dict[str, str]:
@@ -117,6 +140,7 @@ async def filled(store: Store, copies: int) -> dict[str, str]:
             node="dead",
             now=BEFORE + 2,
             starts=[Start(one.seq, one.claim, 1, BEFORE + 1) for one in begun],
+            notes=[said(one) for one in begun],
             settlements=[settled(one, *ends[states[one.id]]) for one in begun if states[one.id] in ends],
             adds=[Add([new[one] for one in states if one not in taken])],
         )
@@ -157,11 +181,12 @@ class Caller:
             await self.call("GET", f"/jobs?{query}")
         for job_id in ids:
             await self.call("GET", f"/jobs/{job_id}")
+            await self.call("GET", f"/jobs/{job_id}/log?limit=1000")
         await self.call("GET", "/queues")
         await self.call("GET", "/health")
 
     async def change(self, job_id: str, act: str) -> None:
-        again = {"id": job_id, "kind": "play", "payload": "x"}
+        again = {"id": job_id, "kind": "play", "payload": "tell, and end"}
         match act:
             case "delete":
                 await self.call("DELETE", f"/jobs/{job_id}")
@@ -190,7 +215,7 @@ async def live_through(store: Store, damager: Damager, seed: int, copies: int = 
     states = await filled(store, copies)
     bad = [one for one in states if one.startswith("bad")]
     harm = [damager.harm_job(one, chance) for one in bad for _ in range(chance.randint(1, 3))]
-    harm += [damager.harm_others(chance) for _ in range(4)]
+    harm += [damager.harm_others(chance) for _ in range(8)]
     done = [one for one in harm if one is not None]
     async with open_door(store, max_backlog=10_000_000) as door:
         caller = Caller(door)

@@ -38,6 +38,8 @@ HEART = {
         "lingering",
         "listener",
         "maintenance",
+        "notebook",
+        "notes",
         "outcomes",
         "prefetch",
         "scheduler",
@@ -55,6 +57,7 @@ HEART = {
         "followers",
         "jobs",
         "nodes",
+        "notes",
         "queues",
         "retention",
         "sidelining",
@@ -97,8 +100,15 @@ UNGUARDED = ("committer.Committer._hand_out",)
 HUSHED = ("outcomes._clean",)
 """Where an exception counts as one of the handler's error, which says then that its text cannot be shown."""
 CHOSEN = {
-    "sqlite": ["settling.Settling._end", "claiming.claimed_from", "adding.new_row", "tables.Tables.save"],
+    "sqlite": [
+        "tables.Tables.lock_claims",
+        "settling.Settling._end",
+        "claiming.claimed_from",
+        "adding.new_row",
+        "tables.Tables.save",
+    ],
     "postgres": [
+        "tables.Tables.lock_claims",
         "exchange.Exchange.judge",
         "exchange.claimed_from",
         "settling.integers",
@@ -206,6 +216,7 @@ async def play(rig: Rig) -> dict[str, Job]:
 
     made = [
         *(job(f"done {number}") for number in range(4)),
+        job("says something", "say"),
         job("retried", "error", "done"),
         job("failed", "fail"),
         job("snoozed", ("snooze", 0.01), "done"),

@@ -18,7 +18,19 @@ def demo() -> Handler:
 
 
 @pytest.mark.parametrize(
-    "payload", [None, "data", 5, 1.5, True, [1], {}, {"fail": 0}, {"shortest": 1, "longest": 2, "fail": 1}]
+    "payload",
+    [
+        None,
+        "data",
+        5,
+        1.5,
+        True,
+        [1],
+        {},
+        {"fail": 0},
+        {"shortest": 1, "longest": 2, "fail": 1},
+        {"steps": 3},
+    ],
 )
 def test_any_payload_will_do(payload: Any) -> None:
     """The original's curl lines say `"payload":"data"`; an object may say how to work."""
@@ -26,7 +38,8 @@ def test_any_payload_will_do(payload: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "payload", [{"fail": 2}, {"fail": -0.1}, {"shortest": -1}, {"longest": 1e9}, {"fail": "often"}]
+    "payload",
+    [{"fail": 2}, {"fail": -0.1}, {"shortest": -1}, {"longest": 1e9}, {"fail": "often"}, {"steps": -1}],
 )
 def test_an_object_must_make_sense(payload: Any) -> None:
     """It is refused at the door."""
@@ -44,6 +57,20 @@ async def test_it_works_as_long_as_it_is_told(autojump_clock) -> None:
 
     assert took == 3
     assert msgspec.json.decode(job.state.result or b"") == {"worked": 3, "attempt": 1}
+
+
+async def test_it_tells_its_steps(autojump_clock) -> None:
+    """As progress and in its log."""
+    async with running(handlers=[demo()]) as rig:
+        payload = b'{"shortest":3,"longest":3,"fail":0,"steps":3}'
+        await rig.enqueue("a", kind="demo", payload=payload)
+        job = await rig.ended("a")
+        page = await rig.store.log("a")
+
+    assert job.progress is not None
+    assert page is not None
+    assert (job.progress.fraction, job.progress.message) == (1, "step 3 of 3")
+    assert [line.text for line in page.lines] == ["step done"] * 3
 
 
 async def test_by_itself_it_works_up_to_half_a_second_and_fails_one_time_in_five(autojump_clock) -> None:

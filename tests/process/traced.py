@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+import structlog
 import trio
 
 from jobpipe.handlers.context import Context
@@ -140,4 +141,4 @@ async def bomb(payload: None, context: Context) -> None:
 @handler("chatty")
 async def chatty(payload: None, context: Context) -> None:
     """Log a line."""
-    context.log.info("the handler has something to say", more="this")
+    structlog.get_logger("traced").info("the handler has something to say", more="this")

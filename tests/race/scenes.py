@@ -16,7 +16,7 @@ from jobpipe.engine.node import Node
 from jobpipe.errors import Draining, StoreUnavailable
 from jobpipe.job import ENDED, NO_OPTIONS, Backoff, NewJob, Options, Status
 from jobpipe.settings import Settings
-from jobpipe.store.base import Batch, Receipts, Rescued, Store
+from jobpipe.store.base import OTHERS, Batch, Receipts, Rescued, Store
 from jobpipe.store.memory import MemoryStore
 from jobpipe.store.sqlite import open_sqlite
 from tests.race.witness import Step, Witness
@@ -88,6 +88,10 @@ class Stage:
             "queue_size": self.rng.choice([0, 1, 3, 8]),
             "grace": self.rng.choice([0, 1, 30]) * self.tempo.beat,
         }
+        dice = self.dice(f"queues of {name}")
+        usual["queues"] = dice.choice([(), ((QUEUES[0], 3), (OTHERS, 1))])
+        if (usual | settings)["workers"] > 1:
+            usual["reserve"] = dice.choice([(), ((QUEUES[-1], 1),)])
         node = Node(
             Settings(**(usual | settings)),
             store or self.store,

@@ -19,6 +19,7 @@ from jobpipe.job import (
     ACTIVE,
     ENDED,
     FOLLOWS,
+    LEVELS,
     WAITING,
     AttemptRecord,
     Job,
@@ -26,6 +27,7 @@ from jobpipe.job import (
     NewJob,
     Options,
     Outcome,
+    Progress,
     State,
     Status,
     retries_of,
@@ -38,6 +40,9 @@ from jobpipe.store.base import (
     Claimed,
     ClaimRequest,
     Filter,
+    LogLine,
+    LogPage,
+    Note,
     QueueState,
     Receipts,
     Retention,
@@ -45,6 +50,7 @@ from jobpipe.store.base import (
     Share,
     Start,
     Store,
+    StoredLine,
 )
 
 QUICK = settings(
@@ -89,6 +95,11 @@ class Entry:
     """what was asked first, where it was edited since"""
     waits: list["Entry"] = field(default_factory=list)
     """those that it depends on and that had not ended when it came to wait"""
+    progress: tuple[int, Progress] | None = None
+    """under which claim, and what"""
+    log: list[StoredLine] = field(default_factory=list)
+    written: tuple[int, int] = (0, 0)
+    """the claim and the number of the last line"""
 
     @property
     def ready(self) -> bool:
@@ -98,6 +109,7 @@ class Entry:
         self.status, self.finished_at, self.size, self.holder = status, at, size, None
 
     def shown(self) -> Job:
+        told = self.progress is not None and self.progress[0] == self.claim
         return Job(
             self.asked,
             State(
@@ -111,6 +123,7 @@ class Entry:
             ),
             tuple(self.records),
             original=self.first,
+            progress=self.progress[1] if told and self.progress else None,
         )
 
     @property
@@ -227,6 +240,17 @@ class Model:
             AttemptRecord(number=one.attempt, claim=one.claim, node=entry.holder, started_at=one.started_at)
         )
 
+    def note(self, entry: Entry, one: Note) -> None:
+        if one.progress is not None:
+            entry.progress = (one.claim, one.progress)
+        for line in one.lines:
+            claim, number = entry.written
+            skipped = line.number - (number if claim == one.claim else 0) - 1
+            if skipped >= 0:
+                n = (entry.log[-1].n if entry.log else 0) + skipped + 1
+                entry.log.append(StoredLine(n, line.at, one.attempt, line.level, line.text, line.fields))
+                entry.written = (one.claim, line.number)
+
     def settle(self, entry: Entry, one: Settlement) -> None:
         if entry.begun:
             entry.records.pop()
@@ -299,19 +323,17 @@ class Model:
         return taken
 
     def dealt(self, claim: ClaimRequest, ready: list[Entry]) -> list[Entry]:
-        """Of each queue its share, then what is left of the limit in the order of the queues."""
+        """Of each queue its share, again and again; then of those that have none."""
         named = {share.queue for share in claim.queues} - {OTHERS}
         taken: list[Entry] = []
-        for rest in (False, True):
-            for share in claim.queues:
-                of_queue = [
-                    entry
-                    for entry in ready
-                    if entry not in taken
-                    and (entry.new.queue if entry.new.queue in named else OTHERS) == share.queue
-                ]
-                most = claim.limit - len(taken)
-                taken += of_queue[: most if rest else min(share.jobs, most)]
+        for share in [*[one for one in claim.queues if one.jobs] * claim.limit, *claim.queues]:
+            of_queue = [
+                entry
+                for entry in ready
+                if entry not in taken
+                and (entry.new.queue if entry.new.queue in named else OTHERS) == share.queue
+            ]
+            taken += of_queue[: min(share.jobs or claim.limit, claim.limit - len(taken))]
         return [entry for entry in ready if entry in taken]
 
     def rescue(self, node: str, now: float) -> set[tuple[str, str, Status, bool]]:
@@ -507,6 +529,8 @@ SHARES = st.lists(
     min_size=1,
     unique_by=lambda share: share.queue,
 )
+FRACTIONS = st.sampled_from([0.0, 0.25, 1.0])
+LINES = st.dictionaries(st.integers(1, 6), st.sampled_from(LEVELS), max_size=3)
 SETTLED_AS = {
     Outcome.DONE: Status.DONE,
     Outcome.RETRY: Status.RETRYING,
@@ -626,6 +650,10 @@ class Lives(RuleBasedStateMachine):
     def settle(self, data: st.DataObject) -> None:
         self.exchange(Batch(node="door", now=self.now, settlements=self.settlements(data)))
 
+    @rule(data=st.data())
+    def note(self, data: st.DataObject) -> None:
+        self.exchange(Batch(node="door", now=self.now, notes=self.notes(data)))
+
     @rule(
         data=st.data(),
         node=st.sampled_from(NODES),
@@ -641,6 +669,7 @@ class Lives(RuleBasedStateMachine):
             now=self.now,
             lease_until=lease_until,
             starts=self.starts(data),
+            notes=self.notes(data),
             settlements=self.settlements(data),
             adds=adds,
             claims=wishes(node, limit),
@@ -732,6 +761,16 @@ class Lives(RuleBasedStateMachine):
         self.last = dict(jobs)
 
     @invariant()
+    def each_log_is_as_the_model_has_it(self) -> None:
+        for job_id, entry in self.of_each_id().items():
+            page: LogPage | None = self.call(self.store.log, job_id)
+            assert (page is None) == (entry is None)
+            if page is not None and entry is not None:
+                last = entry.log[-1].n if entry.log else 0
+                assert (list(page.lines), page.last) == (entry.log, last)
+                assert (page.dropped, page.ended) == (last - len(entry.log), entry.status in ENDED)
+
+    @invariant()
     def each_live_node_serves_its_kinds(self) -> None:
         served = frozenset(kind for node in self.model.leases for kind in SERVES[node])
         assert self.call(self.store.kinds) == served
@@ -742,7 +781,8 @@ class Lives(RuleBasedStateMachine):
     def lists_and_counts_agree_with_the_rows(self) -> None:
         page = self.call(self.store.jobs, Filter(), 100, None)
         assert list(page.jobs) == [
-            replace(entry.shown(), attempts=(), original=None) for entry in self.model.newest_first()
+            replace(entry.shown(), attempts=(), original=None, progress=None)
+            for entry in self.model.newest_first()
         ]
         queues = self.model.queues()
         assert list(self.call(self.store.queues)) == queues
@@ -791,6 +831,25 @@ class Lives(RuleBasedStateMachine):
             Start(job.seq, job.claim, job.attempt + 1, self.now)
             for job in self.some_claims(data)
             if (job.seq, job.claim) not in self.begun or not self.standing(job)
+        ]
+
+    def notes(self, data: st.DataObject) -> list[Note]:
+        """What handlers write: new lines, some left out before them, and some that were written before."""
+        return [
+            Note(
+                seq=job.seq,
+                id=job.id,
+                claim=job.claim,
+                attempt=job.attempt + 1,
+                progress=data.draw(
+                    st.none() | FRACTIONS.map(lambda share: Progress(share, "so far", self.now))
+                ),
+                lines=[
+                    LogLine(number, self.now, level, f"line {number}", b'{"n":1}' if number % 2 else None)
+                    for number, level in sorted(data.draw(LINES).items())
+                ],
+            )
+            for job in self.some_claims(data)
         ]
 
     def standing(self, job: Claimed) -> bool:
@@ -872,6 +931,11 @@ class Lives(RuleBasedStateMachine):
                 self.begun[one.seq, one.claim] = one.started_at
             else:
                 stale.add((one.seq, one.claim))
+        for note in batch.notes:
+            if entry := self.model.held(self.arrival, note.seq, note.claim):
+                self.model.note(entry, note)
+            else:
+                stale.add((note.seq, note.claim))
         for end in batch.settlements:
             if entry := self.model.held(self.arrival, end.seq, end.claim):
                 self.model.settle(entry, end)

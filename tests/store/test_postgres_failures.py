@@ -16,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from jobpipe.errors import StoreUnavailable
 from jobpipe.job import Options, Outcome, Status
-from jobpipe.store.base import Change, Notification
+from jobpipe.store.base import Change, LogLine, Note, Notification
 from jobpipe.store.postgres import PostgresStore, open_postgres
 from jobpipe.store.postgres.address import read_address
 from jobpipe.store.postgres.connector import Connector, Limits
@@ -65,6 +65,20 @@ async def test_an_exchange_is_one_round_trip(node: Node, proxy: Proxy) -> None:
     await add(node.store, new_job("d", run_at=NOW + 60))  # not ready: nobody is woken
 
     assert proxy.trips - before == 1
+
+
+async def test_an_exchange_with_notes_is_three_round_trips(node: Node, proxy: Proxy) -> None:
+    """One locks the rows, one reads the last lines; the third is that of every exchange."""
+    await add(node.store, new_job())
+    job = await node.take()
+    trips = []
+    for number in range(1, 4):
+        lines = [LogLine(number, NOW, "info", "hello")]
+        before = proxy.trips
+        await node.exchange(notes=[Note(seq=job.seq, id="a", claim=job.claim, attempt=1, lines=lines)])
+        trips.append(proxy.trips - before)
+
+    assert trips[-1] == 3
 
 
 @pytest.mark.parametrize("verb", ["cancel", "retry", "promote", "edit", "delete"])

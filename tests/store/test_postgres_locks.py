@@ -9,7 +9,7 @@ import trio
 
 from jobpipe.errors import StoreUnavailable, TablesLocked
 from jobpipe.job import Outcome, Status
-from jobpipe.store.base import Add, Store
+from jobpipe.store.base import Add, LogLine, Note, Store
 from jobpipe.store.postgres import open_postgres
 from tests.api.client import open_door
 from tests.store.server import empty_schema, server_url, with_query
@@ -183,6 +183,27 @@ async def test_rows_that_an_open_transaction_changes_wait_for_it(
 
     assert receipts.locked == {(jobs[0].seq, 1)}
     assert at_last.stale == ({(jobs[0].seq, 1)} if act == "delete" else frozenset())
+
+
+async def test_a_note_whose_row_is_locked_is_written_later(node: Node, application: Any) -> None:
+    """Neither lost, nor taken for stale, and the others of its exchange are written."""
+    await add(node.store, new_job("x"), new_job("b"))
+    jobs = await node.claim(2)
+    lines = [LogLine(1, NOW, "info", "hello")]
+    notes = [Note(seq=one.seq, id=one.id, claim=one.claim, attempt=1, lines=lines) for one in jobs]
+    application.execute("select from live where seq = %s for update", [jobs[0].seq])
+    with trio.fail_after(5):
+        receipts = await node.exchange(notes=notes, adds=[Add([new_job("a")])])
+        meanwhile = await node.store.log("x")
+        application.rollback()
+        at_last = await node.exchange(notes=notes)
+
+    logs = [await node.store.log(job_id) for job_id in ("x", "b")]
+    assert receipts.locked == {(jobs[0].seq, 1)}
+    assert (receipts.stale, at_last.stale, at_last.locked) == ((frozenset(),) * 3)
+    assert meanwhile is not None
+    assert meanwhile.lines == []
+    assert [log and [one.text for one in log.lines] for log in logs] == [["hello"], ["hello"]]
 
 
 @pytest.mark.parametrize("table", ["live", "jobs", "counts", "totals"])

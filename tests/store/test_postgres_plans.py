@@ -476,7 +476,7 @@ def shares(kinds: frozenset[str], **jobs: int) -> Sequence[ClaimRequest]:
 CLAIMS: dict[str, tuple[Sequence[ClaimRequest], dict[str, int]]] = {
     "shares": (shares(ECHO, q1=20, q2=10), {"q1": 20, "q2": 10}),
     "one": (shares(ECHO, q2=1, q1=0), {"q2": 1}),
-    "left": (shares(ECHO, nothing=20, q2=5, q1=5), {"q2": 25, "q1": 5}),
+    "left": (shares(ECHO, nothing=20, q2=5, q1=5), {"q2": 15, "q1": 15}),
     "nothing": (shares(ECHO, nothing=20, neither=10), {}),
     "aside": (shares(ECHO | DEMO, q0=5, q1=5), {"q0": 5, "q1": 5}),
     "of others": (shares(ECHO | DEMO, q2=5, q1=5), {"q2": 5, "q1": 5}),

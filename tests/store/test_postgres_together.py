@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -9,7 +10,16 @@ import pytest
 import trio
 
 from jobpipe.job import Options, Outcome, Status
-from jobpipe.store.base import Add, Batch, Claimed, Retention, Settlement
+from jobpipe.store.base import (
+    OTHERS,
+    Add,
+    Batch,
+    Claimed,
+    ClaimRequest,
+    Retention,
+    Settlement,
+    Share,
+)
 from jobpipe.store.postgres import PostgresStore, open_postgres
 from tests.store.server import ask, server_url, with_query
 from tests.store.test_contract import NOW, new_job, settlement, start, wish
@@ -26,6 +36,7 @@ class Life:
     def __init__(self, name: str, store: PostgresStore, chance: random.Random, kinds: frozenset[str]) -> None:
         self.name, self.store, self.chance, self.kinds = name, store, chance, kinds
         self.held: list[Claimed] = []
+        self.asked: Sequence[ClaimRequest] = ()
         self.claims: list[tuple[int, int]] = []
         self.written: list[tuple[int, int]] = []
 
@@ -45,9 +56,11 @@ class Life:
                     starts=starts,
                     settlements=ends,
                     adds=[self.add(now)],
-                    claims=wish(self.chance.randrange(12), self.kinds),
+                    claims=[*self.reserved(), *wish(self.chance.randrange(12), self.kinds)],
                 )
             )
+            for claim, claimed in zip(self.asked, receipts.claims, strict=False):
+                assert claim.names is None or {job.queue for job in claimed} <= claim.names
             # What met a lock for too long is not written, and here given up.
             self.note(ends, receipts.stale | receipts.locked)
             assert {job.kind for job in receipts.claimed} <= self.kinds
@@ -55,6 +68,14 @@ class Life:
             self.held += receipts.claimed
             if receipts.lease_lost:
                 await self.store.join(self.name, now, now + 100, self.kinds)
+
+    def reserved(self) -> Sequence[ClaimRequest]:
+        """A claim of some queues, now and then."""
+        queues = self.chance.sample(["x", "y", OTHERS], self.chance.randrange(4))
+        shares = [Share(queue, self.chance.randrange(4)) for queue in queues]
+        claim = ClaimRequest(limit=self.chance.randrange(1, 6), kinds=self.kinds, queues=shares)
+        self.asked = [claim] if shares else []
+        return self.asked
 
     def add(self, now: float) -> Add:
         jobs = [

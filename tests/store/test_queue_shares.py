@@ -1,13 +1,17 @@
 """Claims that name queues: their shares, their order, and what they leave alone. Over every store."""
 
+from collections import Counter
 from collections.abc import Sequence
 
+import psycopg
 import pytest
 
 from jobpipe.job import NewJob
 from jobpipe.store.base import OTHERS, Batch, ClaimRequest, Receipts, Share, Store
 from jobpipe.store.postgres import exchange as postgres
+from jobpipe.store.postgres import open_postgres
 from jobpipe.store.sqlite import claiming as sqlite
+from tests.store.server import server_url, with_query
 from tests.store.test_contract import KINDS, LEASE, NOW, Node, add, get, new_job
 
 ECHO, DEMO, BOTH = frozenset({"echo"}), frozenset({"demo"}), frozenset({"echo", "demo"})
@@ -47,14 +51,22 @@ async def test_each_queue_gives_its_share(store: Store, node: Node) -> None:
     assert await taken(node, 6, ("b", 3), ("a", 2), ("c", 1)) == ["c0", "a0", "a1", "b0", "b1", "b2"]
 
 
-async def test_what_a_queue_leaves_goes_to_the_others_in_order(store: Store, node: Node) -> None:
-    """First to the first one."""
+async def test_what_a_queue_leaves_goes_to_the_others_by_their_shares(store: Store, node: Node) -> None:
+    """Round by round."""
     await add(store, *some("a", 20), *some("b", 3), *some("c", 1))
     first = await taken(node, 8, ("b", 2), ("c", 4), ("a", 2))
     then = await taken(node, 8, ("b", 2), ("c", 4), ("a", 2))
 
     assert sorted(first) == ["a0", "a1", "a2", "a3", "b0", "b1", "b2", "c0"]
     assert sorted(then) == sorted(f"a{number}" for number in range(4, 12))
+
+
+async def test_shares_are_given_again_until_the_limit_is_reached(store: Store, node: Node) -> None:
+    """In the order of the claim."""
+    await add(store, *some("a", 20), *some("b", 20))
+    found = Counter(one[0] for one in await taken(node, 17, ("none", 9), ("a", 3), ("b", 1)))
+
+    assert found == {"a": 13, "b": 4}
 
 
 async def test_a_share_of_none_takes_what_is_left(store: Store, node: Node) -> None:
@@ -251,3 +263,22 @@ async def test_queues_with_ready_jobs_that_nobody_serves_are_found(store: Store,
 
     assert await store.unserved_queues(frozenset({"b", "none"})) == ["a", "c", "z"]
     assert await store.unserved_queues(frozenset("abcz")) == []
+
+
+# --- many nodes -------------------------------------------------------------------------------------------------------
+
+
+async def test_what_another_node_is_taking_is_passed_over(schema: str) -> None:
+    """Of each queue, and the claim is full nevertheless."""
+    async with open_postgres(with_query(server_url(), schema=schema), leases="caller") as store:
+        node = Node(store)
+        await node.join()
+        await add(store, *some("a", 9), *some("b", 9), *some("x", 9))
+        with psycopg.connect(server_url()) as other:
+            other.execute(
+                f"select from {schema}.live l join {schema}.jobs j using (seq) "
+                "where j.id in ('a0', 'a1', 'b0', 'x0', 'x1') for update of l".encode()
+            )
+            found = await taken(node, 6, ("a", 3), ("b", 1), (OTHERS, 2))
+
+    assert Counter(one[0] for one in found) == {"a": 4, "b": 1, "x": 1}

@@ -16,15 +16,18 @@ import pytest
 from msgspec.structs import replace
 
 from jobpipe.errors import StoreError
-from jobpipe.job import JobError, NewJob, Options, Outcome, Status
+from jobpipe.job import JobError, NewJob, Options, Outcome, Progress, Status
 from jobpipe.store import paging
 from jobpipe.store.base import (
+    LOG_LINES,
     OTHERS,
     Add,
     Batch,
     Claimed,
     ClaimRequest,
     Filter,
+    LogLine,
+    Note,
     Place,
     Retention,
     Settlement,
@@ -92,7 +95,7 @@ def plans(db: apsw.Connection, act: Callable[[], object]) -> dict[str, list[str]
 
 def faults(found: dict[str, list[str]], allowed: str = "") -> list[str]:
     """The steps that read a table of jobs from end to end, or sort what an index should bring in order."""
-    tables = r"(jobs|attempts|tags)"
+    tables = r"(jobs|attempts|tags|progress|logs)"
     # A scan of a partial index reads just the rows that the query needs.
     bad = re.compile(rf"SCAN {tables}(?! USING (COVERING )?INDEX jobs_)|TEMP B-TREE")
     good = re.compile(allowed) if allowed else None
@@ -124,11 +127,19 @@ def a_bit_of_everything(db: apsw.Connection) -> None:
             claimed, (Outcome.DONE, Outcome.RETRY), (Status.DONE, Status.RETRYING), strict=True
         )
     ]
-    writer.exchange(Batch(node="n", now=NOW, starts=starts))
+    writer.exchange(Batch(node="n", now=NOW, starts=starts, notes=[said(one, LOG_LINES) for one in claimed]))
+    writer.exchange(Batch(node="n", now=NOW, notes=[said(one, LOG_LINES + 1) for one in claimed]))
     writer.exchange(
         Batch(node="n", now=NOW + 9, settlements=ends, adds=[Add(new), Add(new, atomic=True)], claims=wish(9))
     )
     writer.exchange(Batch(node="n", now=NOW + 9, settlements=ends))
+
+
+def said(one: Claimed, number: int) -> Note:
+    """A progress, and a line of this number."""
+    lines = [LogLine(number, NOW, "info", "hello")]
+    progress = Progress(0.5, "", NOW)
+    return Note(seq=one.seq, id=one.id, claim=one.claim, attempt=1, progress=progress, lines=lines)
 
 
 def settlement(seq: int, claim: int, outcome: Outcome, status: Status) -> Settlement:
@@ -513,7 +524,9 @@ def test_reads_walk_indexes(db: apsw.Connection) -> None:
         reader.queues(db, 10, "")
         reader.queue(db, "default")
         reader.overview(db, frozenset({"echo"}))
+        reader.overview(db, frozenset({"echo"}), frozenset({"mail"}))
         reader.unserved(db)
+        reader.unserved_queues(db, frozenset({"mail"}))
 
     found = plans(db, act)
 

@@ -270,7 +270,9 @@ whether the job was edited.
 A job's place in line ends with seq, with which the values of `Claimed` begin.
 """
 
-# A claim that names queues. Each gives its share at first, in the order of the claim.
+# A claim that names queues. In each round they give their shares, in the order of the claim; in the last one come those
+# without a share.
+_LAST_ROUND = 1_000_000_000
 _ASKED = f"""
 asked as materialized (
     select a.queue, a.share, a.place
@@ -344,7 +346,9 @@ from others o
 where a.queue = '{OTHERS}'
 """
 _GIVES = """
-select a.place, g.nth > a.share as beyond, g.priority, g.run_at, g.seq
+select
+    case when a.share > 0 then (g.nth - 1) / a.share else {last} end as round,
+    a.place, g.priority, g.run_at, g.seq
 from asked a cross join lateral (
     select o.*, row_number() over (order by o.priority desc, o.run_at, o.seq) as nth
     from ({of_queue}) o
@@ -358,15 +362,20 @@ from asked a cross join lateral (
 def _by_queue(*, others: bool) -> str:
     """The statement of a claim that names queues, and perhaps all `others` with them."""
     of_queue = _OF_NAMED + (_OF_OTHERS if others else "")
-    share, most = f"{SPARE} * a.share", f"{SPARE} * (a.share + %(limit)s)"
-    # Beyond its share a queue is read only as far as the others fall short: the second part is cut off by the limit.
+    share = f"{SPARE} * a.share"
+
+    def gives(most: str, after: str) -> str:
+        of_these = of_queue.format(most=f"{most} + {after}")
+        return _GIVES.format(last=_LAST_ROUND, of_queue=of_these, most=most, after=after)
+
+    # More than that is read only as far as queues fall short: the second part is cut off by the limit.
     dealt = f"""
     dealt as (
         select d.*
         from (
-            select * from ({_GIVES.format(of_queue=of_queue.format(most=share), most=share, after=0)}) at_first
+            select * from ({gives(share, "0")}) at_first
             union all
-            select * from ({_GIVES.format(of_queue=of_queue.format(most=most), most=most, after=share)}) then_more
+            select * from ({gives("%(limit)s", share)}) then_more
         ) d
         limit {SPARE} * %(limit)s
     )
@@ -399,7 +408,7 @@ found as materialized (
     from dealt d
     join live l on l.seq = d.seq
     where {_STILL_READY} and exists (select from me)
-    order by d.beyond, d.place, d.priority desc, d.run_at, d.seq
+    order by d.round, d.place, d.priority desc, d.run_at, d.seq
     limit %(limit)s
     for update of l skip locked
 )

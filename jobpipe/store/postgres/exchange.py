@@ -168,10 +168,13 @@ class Exchange:
         values = {"now": float(self.batch.now), "limit": STEP, "slot": self._slot}
         self._promoted = self._session.run(_PROMOTE, values)
 
-    def settle(self) -> None:
-        """Write starts and settlements."""
+    def start(self) -> None:
+        """Write starts."""
         if self.batch.starts:
             self._starts = send_starts(self._session, self.batch.starts)
+
+    def settle(self) -> None:
+        """Write settlements."""
         self._settling.send(self._session)
 
     async def add(self) -> None:

@@ -55,15 +55,19 @@ class Aside:
 
     @property
     def asked_seqs(self) -> Sequence[int]:
-        """The rows that starts and settlements are to write, as far as they are not known to be locked."""
+        """The rows that starts, notes and settlements are to write, as far as they are not known to be locked."""
         return sorted({seq for seq, _ in self.fences} - self.seqs)
 
     @property
     def fences(self) -> frozenset[Fence]:
-        """Those of all starts and settlements of the batch."""
-        starts, settlements = self._batch.starts, self._batch.settlements
+        """Those of all starts, notes and settlements of the batch."""
+        batch = self._batch
         return frozenset(
-            [*((one.seq, one.claim) for one in starts), *((one.seq, one.claim) for one in settlements)]
+            [
+                *((one.seq, one.claim) for one in batch.starts),
+                *((one.seq, one.claim) for one in batch.notes),
+                *((one.seq, one.claim) for one in batch.settlements),
+            ]
         )
 
     @property
@@ -79,6 +83,7 @@ class Aside:
         return msgspec.structs.replace(
             self._batch,
             starts=[one for one in self._batch.starts if one.seq not in self.seqs],
+            notes=[one for one in self._batch.notes if one.seq not in self.seqs],
             settlements=[one for one in self._batch.settlements if one.seq not in self.seqs],
             adds=[self._free(add) for add in self._batch.adds],
         )

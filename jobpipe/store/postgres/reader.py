@@ -16,6 +16,7 @@ from jobpipe.store.postgres.arrays import Texts, integers, texts
 from jobpipe.store.postgres.counts import bounded
 from jobpipe.store.postgres.session import Result, Row, Session
 from jobpipe.store.rows import attempt_from, shown, stored_from
+from jobpipe.store.verbs.notes import PROGRESS_COLUMNS, with_progress
 from jobpipe.transitions import Stored
 
 _COLUMNS = """
@@ -86,6 +87,12 @@ join attempts a on a.seq = j.seq
 left join nodes n on n.node = a.node
 where j.id = any(%(ids)s)
 order by a.seq, a.claim
+"""
+_PROGRESS = f"""
+select id, {PROGRESS_COLUMNS.replace("claim", "p.claim")}
+from jobs j
+join progress p on p.seq = j.seq
+where id = any(%(ids)s)
 """
 # Held jobs are not in the counts.
 _QUEUES = """
@@ -341,16 +348,20 @@ async def several(session: Session, ids: Sequence[str]) -> dict[str, Job]:
 
 
 async def stored(session: Session, ids: Sequence[str]) -> dict[str, Stored]:
-    """Those of the jobs that are there, with their attempts that have ended."""
+    """Those of the jobs that are there, with their attempts that have ended, and their progress."""
     values = {"ids": texts([job_id for job_id in ids if "\0" not in job_id])}
     some, attempts = session.run(_SOME, values), session.run(_ATTEMPTS, values)
+    told = session.run(_PROGRESS, values)
     await session.answered()
     rows = {row[0]: row for row in some.rows()}
     earlier: dict[str, list[Row]] = {}
     for job_id, *attempt in attempts.rows():
         earlier.setdefault(job_id, []).append(tuple(attempt))
+    progress: dict[str, Row] = {job_id: tuple(row) for job_id, *row in told.rows()}
     return {
-        job_id: stored_from(row, list(map(attempt_from, earlier.get(job_id, ()))))
+        job_id: with_progress(
+            stored_from(row, list(map(attempt_from, earlier.get(job_id, ())))), progress.get(job_id)
+        )
         for job_id, row in rows.items()
     }
 

@@ -209,6 +209,20 @@ where s.finished_at = v.settled_at
 """
 
 
+_HOLD = f"""
+select l.seq, l.claim
+from unnest(%(seqs)s, %(claims)s) as v (seq, claim)
+join live l on {_FENCED}
+for no key update of l
+"""
+
+
+async def lock_claims(session: Session, claims: Sequence[Fence]) -> frozenset[Fence]:
+    """Those of the claims, in order of seq, under which jobs are held; their rows are locked."""
+    seqs, numbers = [seq for seq, _ in claims], [claim for _, claim in claims]
+    return frozenset(await session.rows(_HOLD, {"seqs": integers(seqs), "claims": integers(numbers)}))
+
+
 def send_starts(session: Session, starts: Sequence[Start]) -> Result:
     """Write starts; the answer holds the fences that matched."""
     seqs, claims, attempts, times = zip(*sorted(map(_start, starts)), strict=True)

@@ -25,6 +25,7 @@ from jobpipe.store.postgres.failures import ENTRYS_OWN, Locked
 from jobpipe.store.postgres.notifications import CANCEL, ended_words, notify
 from jobpipe.store.postgres.reader import JOB_COLUMNS
 from jobpipe.store.postgres.session import Row, Session, Values
+from jobpipe.store.postgres.settling import lock_claims
 from jobpipe.store.rows import encoded_error, stored_from
 from jobpipe.store.verbs.dialect import translated
 from jobpipe.store.verbs.difference import changed, ended, ended_attempts, tags, wait_no_more
@@ -233,6 +234,8 @@ _DELETE = (
     "delete from live where seq = any(%(seqs)s)",
     "delete from jobs where seq = any(%(seqs)s)",
     "delete from attempts where seq = any(%(seqs)s)",
+    "delete from progress where seq = any(%(seqs)s)",
+    "delete from logs where seq = any(%(seqs)s)",
 )
 # Locked and summed once more: a job may have come since the look. One that comes later is counted in a row of its own.
 _FORGET_COUNTS = """
@@ -275,6 +278,9 @@ class Tables:
             # Somebody retried one between the two locks. Its row in "live" is not for whoever holds rows in "jobs".
             raise Overtaken("other requests keep retrying and deleting this job: try again")
         return found
+
+    async def lock_claims(self, claims: Sequence[tuple[int, int]]) -> frozenset[tuple[int, int]]:
+        return await lock_claims(self._session, claims)
 
     async def lock_held(self, nodes: DeadNodes, limit: int) -> Sequence[Stored]:
         values = {"node": nodes.node, "now": float(nodes.now), "limit": limit}
@@ -456,8 +462,9 @@ class Tables:
         if pairs:
             tags_of_all, seqs = zip(*pairs, strict=True)
             self._session.run(_UNTAG, {"tags": binaries(tags_of_all), "seqs": integers(seqs)})
+        values = {"seqs": integers([job.seq for job in jobs])}
         for sql in _DELETE:
-            self._session.run(sql, {"seqs": integers([job.seq for job in jobs])})
+            self._session.run(sql, values)
         counts = CountChanges(self._slot)
         for job in jobs:
             counts.drop(job.queue, job.state, 1, job.size)

@@ -30,7 +30,7 @@ from jobpipe.store.postgres.reader import any_ready
 from jobpipe.store.postgres.session import Session
 from jobpipe.store.postgres.settling import Fence, Settling, written_before
 from jobpipe.store.postgres.tables import Tables
-from jobpipe.store.verbs import followers
+from jobpipe.store.verbs import followers, notes
 
 log = structlog.get_logger("jobpipe")
 
@@ -197,6 +197,10 @@ class Writer:
         exchange = Exchange(session, batch, self._slot)
         exchange.renew(self._leases)
         exchange.promote()
+        exchange.start()
+        if batch.notes:
+            tables = Tables(session, self._slot, self._leases, self._channel)
+            exchange.stale |= await notes.write(tables, batch.notes)
         exchange.settle()
         if careful:
             await exchange.add_with_care()

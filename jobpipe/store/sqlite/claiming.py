@@ -420,10 +420,18 @@ def as_numbers(seqs: Sequence[int]) -> str:
 
 
 def dealt(queues: Sequence[tuple[int, Iterator[Row]]], limit: int) -> Sequence[Row]:
-    """So many rows of several queues: of each its share at most, then in the same order what is left of the limit."""
+    """So many rows of several queues, of each its share at most, round by round; see `ClaimRequest.queues`."""
     rows: list[Row] = []
+    giving = [(share, queue) for share, queue in queues if share]
+    while giving and len(rows) < limit:
+        more = list[tuple[int, Iterator[Row]]]()
+        for share, queue in giving:
+            given = list(itertools.islice(queue, min(share, limit - len(rows))))
+            rows += given
+            if len(given) == share:
+                more.append((share, queue))
+        giving = more
     for share, queue in queues:
-        rows += itertools.islice(queue, min(share, limit - len(rows)))
-    for _, queue in queues:
-        rows += itertools.islice(queue, limit - len(rows))
+        if not share:
+            rows += itertools.islice(queue, limit - len(rows))
     return rows

@@ -26,6 +26,7 @@ from jobpipe.store.sqlite.rows import (
     stream,
     transaction,
 )
+from jobpipe.store.verbs.notes import PROGRESS_COLUMNS, with_progress
 from jobpipe.transitions import Stored
 
 _ONE = f"""
@@ -39,6 +40,7 @@ from attempts left join nodes using (node)
 where seq = ?
 order by claim
 """
+_PROGRESS = f"select {PROGRESS_COLUMNS} from progress where seq = ?"
 _QUEUES = """
 select name, coalesce((select paused from queues where queues.name = known.name), 0)
 from (
@@ -245,13 +247,14 @@ def one(db: apsw.Connection, job_id: str) -> Job | None:
 
 
 def stored(db: apsw.Connection, job_id: str) -> Stored | None:
-    """A job with its attempts that have ended."""
-    with transaction(db):  # both reads see the same state of the database
+    """A job with its attempts that have ended, and its progress."""
+    with transaction(db):  # all reads see the same state of the database
         row = fetch_one(db, _ONE, (job_id,))
         if row is None:
             return None
-        attempts = [attempt_from(attempt) for attempt in fetch(db, _ATTEMPTS, (JobRow(*row).seq,))]
-        return stored_from(row, attempts)
+        seq = (JobRow(*row).seq,)
+        attempts = [attempt_from(attempt) for attempt in fetch(db, _ATTEMPTS, seq)]
+        return with_progress(stored_from(row, attempts), fetch_one(db, _PROGRESS, seq))
 
 
 def listed(db: apsw.Connection, where: Filter, limit: int, before: Place | None) -> Page:

@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 import apsw
+import msgspec
 
 from jobpipe.job import ENDED, Job, JobError, NewJob, Status
 from jobpipe.store.base import LONGEST_LEASE, STORED, Add, ClaimRequest, QueueState
@@ -34,6 +35,7 @@ _SERVED = f"select {JOB_COLUMNS} from jobs where seq = :seq and {IS_SERVED}"
 _STANDING = "select id, seq, status from jobs where id in {each ids}"
 _BLOCKED = f"select {JOB_COLUMNS} from jobs where seq {{among seqs}}"
 _BLOCK = "update jobs set status = 'blocked' where seq = ?"
+_HELD = "select seq, claim from jobs where seq = ? and claim = ? and held = 1"
 _END_LEASES = "update nodes set lease_until = null where lease_until not between ? and ? and name <> ?"
 
 _FAIL = """
@@ -55,6 +57,11 @@ _UNTAG_ALL = "delete from tags where seq = ?"  # reads them all
 _DELETE = (
     "delete from jobs where seq = ?",
     "delete from attempts where seq = ?",
+)
+# What only some jobs have: for all of them in one statement, and only where some job has any.
+_DELETE_NOTES = (
+    ("select min(seq) from progress", "delete from progress where seq in (select value from json_each(?))"),
+    ("select min(seq) from logs", "delete from logs where seq in (select value from json_each(?))"),
 )
 _FORGET_QUEUE = (
     "delete from counts where queue = ?",
@@ -88,6 +95,10 @@ class Tables:
     async def lock(self, ids: Sequence[str]) -> Mapping[str, Stored]:
         found = {job_id: reader.stored(self._db, job_id) for job_id in ids}
         return {job_id: stored for job_id, stored in found.items() if stored is not None}
+
+    async def lock_claims(self, claims: Sequence[tuple[int, int]]) -> frozenset[tuple[int, int]]:
+        rows = (self._db.execute(_HELD, claim).fetchone() for claim in claims)
+        return frozenset(row for row in rows if row is not None)
 
     async def lock_held(self, nodes: DeadNodes, limit: int) -> Sequence[Stored]:
         sound = (math.nextafter(nodes.now, math.inf), nodes.now + LONGEST_LEASE)
@@ -176,10 +187,14 @@ class Tables:
             for sql in _DELETE:
                 self._db.execute(sql, (job.seq,))
             counts.drop(job.queue, job.state, 1, job.size)
+        seqs = msgspec.json.encode([job.seq for job in jobs]).decode()
+        for first, sql in _DELETE_NOTES:
+            if self._db.execute(first).get is not None:
+                self._db.execute(sql, (seqs,))
         counts.write(self._db)
         self.ended += [Ended(job.seq, job.followed, DELETED) for job in jobs if job.followed is not None]
-        if seqs := [job.seq for job in jobs if job.state == Status.BLOCKED]:
-            self.run(FORGET, {"seqs": numbers(seqs)})
+        if blocked := [job.seq for job in jobs if job.state == Status.BLOCKED]:
+            self.run(FORGET, {"seqs": numbers(blocked)})
 
     async def fail(self, stored: Stored, now: float, words: str) -> None:
         error = encoded_error(JobError("DamagedRow", words))

@@ -14,7 +14,7 @@ from jobpipe.store.sqlite.rows import fetch, transaction
 from jobpipe.store.sqlite.settling import Settling
 from jobpipe.store.sqlite.tables import Tables
 from jobpipe.store.sqlite.values import Mismatch
-from jobpipe.store.verbs import followers
+from jobpipe.store.verbs import followers, notes
 from jobpipe.store.verbs.transaction import Ended, at_once
 
 _RENEW = "update nodes set lease_until = ? where name = ? and lease_until is not null"
@@ -82,6 +82,8 @@ class Writer:
         lease_lost = not self._renew(batch)
         expired = self._promote(batch.now, counts)
         stale = self._settling.start(batch.starts)
+        if batch.notes:
+            stale |= at_once(notes.write(Tables(self.db), batch.notes))
         settled = self._settling.settle(batch.settlements, counts, stale, one_by_one=one_by_one)
         followed = self._follow(batch, expired, settled, stale)
         adds = [self._adding.add(add, counts, one_by_one=one_by_one) for add in batch.adds]

@@ -14,8 +14,8 @@ from jobpipe.transitions import Stored, retried
 _SEQS = "select id, seq from jobs where id in {each ids}"
 _WAIT = """
 insert into waits (on_seq, seq, needs_done)
-select cast(value ->> 0 as bigint), cast(value ->> 1 as bigint), cast(value ->> 2 as smallint)
-from {rows waits}
+select on_seq, seq, needs_done
+from {rows new_waits: on_seq bigint, seq bigint, needs_done smallint}
 where true
 on conflict (on_seq, seq) do nothing
 """
@@ -96,12 +96,12 @@ async def _wait(tx: Transaction, waits: Mapping[str, tuple[Options, Sequence[str
     ids = sorted({*waits, *(one for _, still in waits.values() for one in still)})
     seqs: Mapping[str, int] = dict(await tx.rows(_SEQS, {"ids": _as_json(ids)}))
     rows = [
-        (seqs[one], seqs[job_id], int(options.needs == "done"))
+        {"on_seq": seqs[one], "seq": seqs[job_id], "needs_done": int(options.needs == "done")}
         for job_id, (options, still) in waits.items()
         for one in still
     ]
-    tx.run(_WAIT, {"waits": _as_json(rows)})
-    tx.follow(sorted({on_seq for on_seq, _, _ in rows}))
+    tx.run(_WAIT, {"new_waits": _as_json(rows)})
+    tx.follow(sorted({row["on_seq"] for row in rows}))
     return seqs
 
 

@@ -3,8 +3,8 @@
 `:name` is a value. In braces stands what the databases write differently: `{lock}` locks the rows, `{skip locked}`
 leaves out those that somebody else has locked, and locks the others; `{total COLUMN}` is the sum of a column as a whole
 number, whatever damage is in it; `{each NAME}` are the texts of a value that is a JSON array, `{among NAME}` says that
-a number is in one, `{rows NAME}` are the elements of one as rows, each `value`; `{shown}` has every job with its
-status.
+a number is in one, `{rows NAME: COLUMN TYPE, ...}` are its objects as a table of that name; `{shown}` has every job
+with its status.
 """
 
 import functools
@@ -27,7 +27,10 @@ _AMONG = {
     "sqlite": r"in (select value from json_each(:\1))",
     "postgres": r"= any (array(select value::bigint from jsonb_array_elements_text(:\1::jsonb)))",
 }
-_ROWS = {"sqlite": r"json_each(:\1)", "postgres": r"jsonb_array_elements(:\1::jsonb)"}
+_ROWS = {
+    "sqlite": "(select {taken} from json_each(:{name})) as {name}",
+    "postgres": "jsonb_to_recordset(:{name}::jsonb) as {name} ({columns})",
+}
 _SHOWN = {"sqlite": "jobs", "postgres": "shown"}
 _VALUE = {"sqlite": r":\1", "postgres": r"%(\1)s"}
 
@@ -35,10 +38,17 @@ _VALUE = {"sqlite": r":\1", "postgres": r"%(\1)s"}
 @functools.cache
 def translated(sql: str, database: Database) -> str:
     """A shared statement as one of the databases reads it."""
+    sql = re.sub(r"\{rows (\w+): ([^}]+)\}", lambda found: _rows(found[1], found[2], database), sql)
     sql = re.sub(r"\{each (\w+)\}", _EACH[database], sql)
     sql = re.sub(r"\{among (\w+)\}", _AMONG[database], sql)
-    sql = re.sub(r"\{rows (\w+)\}", _ROWS[database], sql)
     sql = re.sub(r"(?<!:):(\w+)", _VALUE[database], sql)
     sql = re.sub(r"\{total (\w+)\}", _TOTAL[database], sql)
     sql = sql.replace("{shown}", _SHOWN[database]).replace("{lock}", _LOCK[database])
     return sql.replace("{skip locked}", _SKIP_LOCKED[database])
+
+
+def _rows(name: str, columns: str, database: Database) -> str:
+    taken = ", ".join(
+        f"value ->> '{column.split()[0]}' as {column.split()[0]}" for column in columns.split(", ")
+    )
+    return _ROWS[database].format(name=name, columns=columns, taken=taken)

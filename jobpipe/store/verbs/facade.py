@@ -5,9 +5,10 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-from jobpipe.job import NewJob
+from jobpipe.job import LEVELS, Level, NewJob
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 from jobpipe.store.base import (
+    LOG_LINES,
     SCHEDULES,
     Batch,
     Change,
@@ -17,6 +18,7 @@ from jobpipe.store.base import (
     Fired,
     FiredJob,
     Followed,
+    LogPage,
     OpenDependencies,
     QueueChange,
     Receipt,
@@ -31,6 +33,7 @@ from jobpipe.store.verbs import (
     followers,
     jobs,
     nodes,
+    notes,
     queues,
     retention,
     schedules,
@@ -164,3 +167,8 @@ class SharedVerbs(ABC):
 
     async def fired_jobs(self, name: str, limit: int) -> Sequence[FiredJob]:
         return await self._look(lambda tx: schedules.fired_jobs(tx, name, limit))
+
+    async def log(
+        self, job_id: str, after: int = 0, limit: int = LOG_LINES, levels: Sequence[Level] = LEVELS
+    ) -> LogPage | None:
+        return await self._look(lambda tx: notes.log(tx, job_id, after, limit, levels))

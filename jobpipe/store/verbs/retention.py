@@ -6,6 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 from jobpipe.job import ENDED, Status
 from jobpipe.store.base import STEP, Retention
 from jobpipe.store.rows import Row, tags_of
+from jobpipe.store.verbs import notes
 from jobpipe.store.verbs.transaction import Removal, Transaction
 
 _OLDEST = """
@@ -31,6 +32,8 @@ async def prune(tx: Transaction, now: float, retention: Retention) -> int:
     rows = await _too_much(tx, now, retention)
     tx.erase([_removal(row) for row in rows])
     tx.forget_empty(thoroughly=len(rows) < STEP)
+    if len(rows) < STEP:
+        await notes.sweep(tx)
     return len(rows)
 
 

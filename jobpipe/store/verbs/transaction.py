@@ -83,6 +83,9 @@ class Transaction(Protocol):
     async def lock(self, ids: Sequence[str]) -> Mapping[str, Stored]:
         """Those of the jobs that are there, with their ended attempts; nobody else changes them until the commit."""
 
+    async def lock_claims(self, claims: Sequence[tuple[int, int]]) -> frozenset[tuple[int, int]]:
+        """Those of the claims (seq, claim) under which jobs are held; they stay so until the commit."""
+
     async def lock_held(self, nodes: DeadNodes, limit: int) -> Sequence[Stored]:
         """At most so many jobs of dead nodes, without attempts, locked; also ends the leases that are over.
 
