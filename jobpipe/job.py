@@ -85,6 +85,8 @@ Retries = Annotated[
 class Status(enum.StrEnum):
     """Where a job stands."""
 
+    BLOCKED = "blocked"
+    """waits for other jobs to end"""
     SCHEDULED = "scheduled"
     """waits for its run_at"""
     QUEUED = "queued"
@@ -102,11 +104,14 @@ class Status(enum.StrEnum):
     """was still waiting at its expires_at"""
 
 
-WAITING = frozenset({Status.SCHEDULED, Status.QUEUED, Status.RETRYING})
+WAITING = frozenset({Status.BLOCKED, Status.SCHEDULED, Status.QUEUED, Status.RETRYING})
 ACTIVE = frozenset({Status.RUNNING, Status.CANCELLING})
 ENDED = frozenset({Status.DONE, Status.FAILED, Status.CANCELLED, Status.EXPIRED})
 
 FOLLOWS: dict[Status, frozenset[Status]] = {
+    Status.BLOCKED: frozenset(
+        {Status.QUEUED, Status.SCHEDULED, Status.CANCELLED, Status.EXPIRED, Status.FAILED}
+    ),
     # A waiting job fails without having run where its row cannot be read.
     Status.SCHEDULED: frozenset({Status.QUEUED, Status.CANCELLED, Status.EXPIRED, Status.FAILED}),
     Status.QUEUED: frozenset(
@@ -121,10 +126,10 @@ FOLLOWS: dict[Status, frozenset[Status]] = {
     ),
     Status.RETRYING: frozenset({Status.QUEUED, Status.CANCELLED, Status.EXPIRED, Status.FAILED}),
     Status.CANCELLING: frozenset({Status.CANCELLED, Status.DONE, Status.FAILED}),
-    Status.DONE: frozenset({Status.QUEUED}),
-    Status.FAILED: frozenset({Status.QUEUED}),
-    Status.CANCELLED: frozenset({Status.QUEUED}),
-    Status.EXPIRED: frozenset({Status.QUEUED}),
+    Status.DONE: frozenset({Status.QUEUED, Status.BLOCKED}),
+    Status.FAILED: frozenset({Status.QUEUED, Status.BLOCKED}),
+    Status.CANCELLED: frozenset({Status.QUEUED, Status.BLOCKED}),
+    Status.EXPIRED: frozenset({Status.QUEUED, Status.BLOCKED}),
 }
 """Which status may follow which; from an ended one only a retry by hand leads on."""
 
@@ -171,6 +176,10 @@ class Backoff(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jitter: Literal["full", "equal", "none"] = "full"
 
 
+Needs = Literal["done", "ended"]
+"""What a job needs of those that it depends on: that they are done, or that they have ended, however that was."""
+
+
 class Scheduled(msgspec.Struct, frozen=True):
     """The firing of a schedule that made a job."""
 
@@ -195,6 +204,9 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     delay: float | None = None
     run_at: float | None = None
     schedule: Scheduled | None = None
+    depends_on: tuple[str, ...] = ()
+    """ids of the jobs that it waits for"""
+    needs: Needs = "done"
 
 
 NO_OPTIONS = Options()
@@ -226,7 +238,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def status(self) -> Status:
-        """What it is when it is stored: `scheduled` when its run_at lies ahead, else `queued`."""
+        """What it is when it waits for no other job: `scheduled` when its run_at lies ahead, else `queued`."""
         return Status.SCHEDULED if self.run_at > self.created_at else Status.QUEUED
 
 

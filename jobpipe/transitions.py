@@ -47,6 +47,8 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     """bytes of payload, result and error, of a job that has ended"""
     watched: bool = False
     """whether somebody on another node waits for the end of the job"""
+    followed: bool = False
+    """whether other jobs may wait for the end of the job"""
 
 
 class ForbiddenError(JobpipeError):
@@ -70,8 +72,11 @@ def cancelled(stored: Stored, now: float) -> Stored | None:
     return _ended(stored, Status.CANCELLED, now)
 
 
-def retried(stored: Stored, now: float) -> Stored | None:
-    """Queued again by hand, once it has ended, with all its attempts before it; its result and error are forgotten."""
+def retried(stored: Stored, now: float, *, blocked: bool = False) -> Stored | None:
+    """Queued again by hand, once it has ended, with all its attempts before it; its result and error are forgotten.
+
+    `blocked`: it waits for other jobs, as it did at first.
+    """
     job, asked = stored.job, stored.job.asked
     if job.status not in ENDED:
         return None
@@ -79,7 +84,7 @@ def retried(stored: Stored, now: float) -> Stored | None:
     again = replace(
         job,
         asked=replace(asked, run_at=now, expires_at=None if over else asked.expires_at),
-        state=State(Status.QUEUED, claim=job.state.claim),
+        state=State(Status.BLOCKED if blocked else Status.QUEUED, claim=job.state.claim),
         attempts=(*job.attempts, *_success(stored)),
     )
     return replace(stored, job=again, size=0)
@@ -91,7 +96,7 @@ def promoted(stored: Stored, now: float) -> Stored | None:
     Its request still says when it was to run (`Options.delay`, `Options.run_at`), so that it compares as the same.
     """
     job = stored.job
-    if stored.held or job.status not in WAITING:
+    if stored.held or job.status not in WAITING or job.status is Status.BLOCKED:
         return None
     if job.status is Status.QUEUED:
         return stored
@@ -107,11 +112,40 @@ def edited(stored: Stored, changes: Mapping[str, Any], now: float) -> Stored | N
     named = {name: value for name, value in changes.items() if name in NewJob.__struct_fields__}
     options = {name: value for name, value in changes.items() if name not in named}
     asked = replace(asked, **named, options=replace(asked.options, **options))
-    if "run_at" in changes and (status is Status.QUEUED or asked.run_at <= now):
+    ready = status is Status.QUEUED or asked.run_at <= now
+    if "run_at" in changes and ready and status is not Status.BLOCKED:
         status = Status.SCHEDULED if asked.run_at > now else Status.QUEUED
     original = job.original or (None if asked == job.asked else job.asked)
     state = replace(job.state, status=status)
     return replace(stored, job=replace(job, asked=asked, state=state, original=original))
+
+
+def expired(stored: Stored, now: float) -> Stored | None:
+    """Over, since it still waited at its expires_at."""
+    expires_at = stored.job.asked.expires_at
+    if stored.held or stored.job.status not in WAITING or expires_at is None or expires_at > now:
+        return None
+    return _ended(stored, Status.EXPIRED, now)
+
+
+def released(stored: Stored, now: float) -> Stored | None:
+    """Due now, or at its run_at, once the jobs that it waited for have ended."""
+    job = stored.job
+    if job.status is not Status.BLOCKED:
+        return None
+    later = job.asked.run_at > now
+    asked = job.asked if later else replace(job.asked, run_at=now)
+    state = replace(job.state, status=Status.SCHEDULED if later else Status.QUEUED)
+    return replace(stored, job=replace(job, asked=asked, state=state))
+
+
+def forsaken(stored: Stored, now: float, words: str) -> Stored | None:
+    """Cancelled, since a job that it needed did not end as needed; `words` say which, and how it ended."""
+    if stored.job.status is not Status.BLOCKED:
+        return None
+    after = _ended(stored, Status.CANCELLED, now)
+    state = replace(after.job.state, error=JobError("DependencyFailed", words))
+    return replace(after, job=replace(after.job, state=state))
 
 
 def rescued(stored: Stored, now: float) -> Stored | None:

@@ -79,7 +79,7 @@ def test_every_status_is_told_what_may_follow() -> None:
 
 def test_from_an_ended_status_only_a_retry_by_hand_leads_on() -> None:
     """So an end is told once."""
-    assert {FOLLOWS[status] for status in ENDED} == {frozenset({Status.QUEUED})}
+    assert {FOLLOWS[status] for status in ENDED} == {frozenset({Status.QUEUED, Status.BLOCKED})}
 
 
 @pytest.mark.parametrize("status", list(Status))

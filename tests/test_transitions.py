@@ -22,8 +22,11 @@ from jobpipe.transitions import (
     Stored,
     cancelled,
     edited,
+    expired,
     follows,
+    forsaken,
     promoted,
+    released,
     rescued,
     retried,
 )
@@ -181,7 +184,7 @@ def test_a_waiting_job_is_asked_for_otherwise(status: Status) -> None:
     assert again.job.original == before.job.asked
 
 
-@pytest.mark.parametrize("status", sorted(WAITING))
+@pytest.mark.parametrize("status", sorted(WAITING - {Status.BLOCKED}))
 @pytest.mark.parametrize("later", [-1, 0, 1])
 def test_a_new_time_makes_a_job_ready_or_wait(status: Status, later: int) -> None:
     """One that waits for its next attempt waits for that, not as if it had never run."""
@@ -257,3 +260,63 @@ def test_what_a_damaged_row_becomes_is_sound_again() -> None:
     """Its status is made up."""
     before = stored(Status.EXPIRED, damage=("its status cannot be read",))
     follows(before, stored(Status.RUNNING))
+
+
+@pytest.mark.parametrize("later", [-1, 0, 1])
+def test_a_job_that_waits_for_nothing_more_is_due_now_or_at_its_time(later: int) -> None:
+    """One that was due before is due from now on: it has not waited for a worker until then."""
+    before = stored(Status.BLOCKED)
+    asked = replace(before.job.asked, run_at=NOW + later)
+    before = replace(before, job=replace(before.job, asked=asked))
+    after = released(before, NOW)
+
+    assert after is not None
+    follows(before, after)
+    assert (after.job.status, after.job.asked.run_at) == (
+        (Status.SCHEDULED, NOW + 1) if later > 0 else (Status.QUEUED, NOW)
+    )
+
+
+def test_a_job_that_waits_in_vain_is_cancelled_with_the_reason() -> None:
+    before = stored(Status.BLOCKED)
+    after = forsaken(before, NOW, "why")
+
+    assert after is not None
+    follows(before, after)
+    assert (after.job.status, after.job.state.finished_at) == (Status.CANCELLED, NOW)
+    assert after.job.state.error == JobError("DependencyFailed", "why")
+    assert after.size == len(before.job.asked.payload)
+
+
+@pytest.mark.parametrize("status", sorted(set(Status) - {Status.BLOCKED}))
+def test_only_a_blocked_job_is_released_or_forsaken(status: Status) -> None:
+    assert released(stored(status), NOW) is None
+    assert forsaken(stored(status), NOW, "why") is None
+
+
+@pytest.mark.parametrize("status", sorted(Status))
+def test_a_job_expires_while_it_waits_and_nobody_holds_it(status: Status) -> None:
+    before = stored(status)
+    times = [None, NOW + 1, NOW]
+    jobs = [
+        replace(before, job=replace(before.job, asked=replace(before.job.asked, expires_at=at)))
+        for at in times
+    ]
+    never, later, now = [expired(job, NOW) for job in jobs]
+
+    assert never is later is None
+    assert (now is not None) == (status in WAITING and not before.held)
+    if now is not None:
+        follows(before, now)
+        assert (now.job.status, now.job.state.finished_at) == (Status.EXPIRED, NOW)
+    held = replace(jobs[-1], held=True)
+    assert expired(held, NOW) is None
+
+
+def test_a_retried_job_waits_for_others_again_where_it_has_to() -> None:
+    before = stored(Status.CANCELLED)
+    after = retried(before, NOW, blocked=True)
+
+    assert after is not None
+    follows(before, after)
+    assert after.job.state == replace(State(Status.BLOCKED), claim=before.job.state.claim)

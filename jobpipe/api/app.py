@@ -32,11 +32,18 @@ from jobpipe.errors import JobpipeError
 
 JOB = Content(
     EnqueueRequest,
-    examples={"job": {"id": "t1", "payload": "data", "max_retries": 3}, "later": {"id": "t2", "delay": "5m"}},
+    examples={
+        "job": {"id": "t1", "payload": "data", "max_retries": 3},
+        "later": {"id": "t2", "delay": "5m"},
+        "after": {"id": "t3", "depends_on": ["t1", "t2"]},
+    },
 )
 JOBS = Content(
     Annotated[list[EnqueueRequest], Meta(max_length=bulk.MOST)],
-    examples={"jobs": [{"id": "t1", "payload": 1}, {"id": "t2", "kind": "demo"}]},
+    examples={
+        "jobs": [{"id": "t1", "payload": 1}, {"id": "t2", "kind": "demo"}],
+        "flow": [{"id": "report", "depends_on": ["t3"], "needs": "ended"}, {"id": "t3"}],
+    },
 )
 JOB_LINES = Content(
     Annotated[str, Meta(description="one job per line, each as in the array")],
@@ -54,6 +61,8 @@ REFUSALS = (
     Code.NOT_JSON,
     Code.CROSS_SITE,
     Code.ID_CONFLICT,
+    Code.DEPENDENCY_FAILED,
+    Code.UNKNOWN_DEPENDENCY,
     Code.TOO_LARGE,
     Code.UNSUPPORTED_MEDIA_TYPE,
     Code.INVALID,
@@ -147,6 +156,9 @@ def _enqueue_routes(app: QuartTrio, node: Node) -> None:
         202 once the job is stored and survives a crash. Sending the request again with the same `id` is safe: 200 and
         the job as it is now. 409 when a job with the same `id` and other content exists.
 
+        With `depends_on`, the job is `blocked` until those jobs are done, or with `"needs": "ended"` until they have
+        ended. 422 `unknown_dependency` when one does not exist, 409 `dependency_failed` when one has ended otherwise.
+
         With `?wait=SECONDS` the response is held until the job ends, for at most so long: 200 when it has ended, else
         202 and the job as it is. 404 when it was deleted meanwhile. With `on_disconnect=cancel`, a client that hangs up
         before has the job cancelled.
@@ -169,8 +181,8 @@ def _enqueue_routes(app: QuartTrio, node: Node) -> None:
     async def enqueue_jobs() -> Response:
         """Enqueue many jobs.
 
-        A JSON array is stored whole or not at all. With `application/x-ndjson`, send one job per line, any number of
-        them: each is stored as it arrives, and answered in order with one line, `{"id", "status"}` or a problem with
-        its `line`.
+        A JSON array is stored whole or not at all; its jobs may depend on one another, in any order. With
+        `application/x-ndjson`, send one job per line, any number of them: each is stored as it arrives, and answered in
+        order with one line, `{"id", "status"}` or a problem with its `line`. A line may depend on lines before it.
         """
         return respond(await bulk.bulk(node, *await received()))

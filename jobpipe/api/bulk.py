@@ -25,10 +25,12 @@ from jobpipe.api.problems import (
     ProblemDetails,
     UnknownKind,
     conflict,
+    dependency_failed,
     internal,
     invalid,
     problem_from,
     too_large,
+    unknown_dependency,
     unsupported,
 )
 from jobpipe.api.schemas import BulkReceipt, LineReceipt
@@ -36,7 +38,7 @@ from jobpipe.engine.admission import is_late
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError, QueueFull
 from jobpipe.job import NewJob
-from jobpipe.store.base import STORED, Receipt
+from jobpipe.store.base import Receipt
 
 GROUP = 1000
 """How many lines share a trip to the store."""
@@ -46,6 +48,9 @@ AHEAD = 1 << 20
 
 SLICE = 250
 """How many lines are decoded before other tasks get a turn."""
+
+SHOWN = 10
+"""The most ids of a cycle that are shown."""
 
 MOST = 10_000
 """The most jobs in one array: they share one transaction, and other writes must not wait long for it."""
@@ -107,12 +112,16 @@ async def bulk_array(node: Node, content_type: str, body: bytes) -> Answer:
         jobs = {place: new for place, new in jobs.items() if is_late(new)}
     receipts = await node.admission.enqueue(list(jobs.values()), atomic=True)
     faults |= {
-        place: [TOO_LATE] for place, receipt in zip(jobs, receipts, strict=True) if receipt.verdict == "late"
+        place: [fault]
+        for place, receipt in zip(jobs, receipts, strict=True)
+        if (fault := _fault_of(receipt)) is not None
     }
     if faults:
         raise invalid(
             [Fault(f"/{place}{one.pointer}", one.detail) for place in sorted(faults) for one in faults[place]]
         )
+    if unknown := _named(receipts, "unknown_dependency"):
+        raise unknown_dependency(unknown)
     for receipt in receipts:
         if receipt.verdict == "locked":
             known(receipt)  # raises what is to be told
@@ -121,8 +130,27 @@ async def bulk_array(node: Node, content_type: str, body: bytes) -> Answer:
     ]
     if taken:
         raise conflict(taken)
+    if failed := _named(receipts, "dependency_failed"):
+        raise dependency_failed(failed)
     enqueued = sum(receipt.verdict == "stored" for receipt in receipts)
     return answer(BulkReceipt(enqueued, len(receipts) - enqueued), 202)
+
+
+def _fault_of(receipt: Receipt) -> Fault | None:
+    """Why a job cannot be stored whatever is in the store."""
+    match receipt.verdict:
+        case "late":
+            return TOO_LATE
+        case "dependency_cycle":
+            return Fault("/depends_on", f"waits for itself: {' -> '.join(receipt.dependencies[:SHOWN])}")
+        case _:
+            return None
+
+
+def _named(receipts: Sequence[Receipt], verdict: str) -> Sequence[str]:
+    """The ids of the dependencies that receipts of a kind name, each once."""
+    named = (one for receipt in receipts if receipt.verdict == verdict for one in receipt.dependencies)
+    return list(dict.fromkeys(named))
 
 
 def _items(body: bytes) -> Sequence[msgspec.Raw]:
@@ -319,10 +347,11 @@ async def _stored(node: Node, jobs: Sequence[NewJob]) -> Sequence[Receipt | Prob
 
 
 def _told(asked_for: Asked, receipt: Receipt | Problem, line: int) -> LineReceipt | ProblemDetails:
-    if receipt is STORED and isinstance(asked_for, NewJob):
-        return LineReceipt(asked_for.id, asked_for.status)
     if isinstance(receipt, Problem):
         return msgspec.structs.replace(receipt.details, line=line)
+    if receipt.verdict == "stored" and isinstance(asked_for, NewJob):
+        status = asked_for.status if receipt.job is None else receipt.job.status
+        return LineReceipt(asked_for.id, status)
     try:
         there = known(receipt)
     except (Problem, JobpipeError) as error:

@@ -11,6 +11,7 @@ from jobpipe.api.problems import (
     conflict,
     cross_site,
     declared,
+    dependency_failed,
     internal,
     invalid,
     no_job,
@@ -21,6 +22,7 @@ from jobpipe.api.problems import (
     too_large,
     too_many_streams,
     unavailable,
+    unknown_dependency,
     unsupported,
 )
 from jobpipe.errors import Draining, QueueFull, StoreUnavailable
@@ -66,6 +68,8 @@ PROBLEMS = {
         declared("nightly"),
         not_empty("reports", {Status.QUEUED: 3}),
         conflict(["t1"]),
+        dependency_failed(["t1"]),
+        unknown_dependency(["t1"]),
         too_large(1 << 20),
         unsupported("text/plain", "application/json"),
         invalid([Fault("/max_retry", "unknown field; known are id, kind, payload, queue, max_retries")]),

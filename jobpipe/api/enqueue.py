@@ -22,8 +22,10 @@ from jobpipe.api.problems import (
     Problem,
     UnknownKind,
     conflict,
+    dependency_failed,
     invalid,
     too_large,
+    unknown_dependency,
     unsupported,
 )
 from jobpipe.api.schemas import NULL, EditRequest, EnqueueRequest, JobView, job_view, stored_view
@@ -105,12 +107,12 @@ async def enqueue(node: Node, content_type: str, body: bytes, hold: Hold | None 
     if hold is not None:
         return await _held(node, new, receipt, hold)
     if receipt.verdict == "stored":
-        return _answer(job_view(Job(new, State(new.status)), node.registry), 202)
+        return _answer(job_view(stored_job(new, receipt), node.registry), 202)
     return _answer(stored_view(known(receipt), node.registry), 200)
 
 
 async def _held(node: Node, new: NewJob, receipt: Receipt, hold: Hold) -> Answer:
-    job = Job(new, State(new.status)) if receipt.verdict == "stored" else known(receipt)
+    job = stored_job(new, receipt) if receipt.verdict == "stored" else known(receipt)
     if job.status not in ENDED:
         with suppress(StoreUnavailable):  # which would say that nothing was stored
             job = await hold(job.id)
@@ -121,12 +123,21 @@ def _answer(job: JobView, status: int) -> Answer:
     return answer(job, status, {"Location": "/jobs/" + quote(job.id, safe="")})
 
 
+def stored_job(new: NewJob, receipt: Receipt) -> Job:
+    """A job as it is once it is stored."""
+    return receipt.job or Job(new, State(new.status))
+
+
 def known(receipt: Receipt) -> Job:
     """The job that an earlier request stored.
 
-    Raises `Problem` when its content differs, or when there is none because the new one comes too late;
-    `StoreUnavailable` when another program has locked it.
+    Raises `Problem` when its content differs, or when there is none because the new one comes too late, or cannot wait
+    for the jobs that it depends on; `StoreUnavailable` when another program has locked it.
     """
+    if receipt.verdict == "unknown_dependency":
+        raise unknown_dependency(receipt.dependencies)
+    if receipt.verdict == "dependency_failed":
+        raise dependency_failed(receipt.dependencies)
     if receipt.verdict == "late":
         raise invalid([TOO_LATE])
     if receipt.verdict == "locked":
@@ -283,6 +294,10 @@ def made(
     expires_at = None if request.expires_at is None else unix_time(request.expires_at, "/expires_at", faults)
     if request.delay is not None and request.run_at is not None:
         faults.append(Fault("/run_at", "cannot be combined with delay: send one of them"))
+    if request.needs != "done" and not request.depends_on:
+        faults.append(Fault("/needs", "says how other jobs have to end: send depends_on too"))
+    if request.depends_on and request.id in request.depends_on:
+        faults.append(Fault("/depends_on", "names the job itself"))
     if faults:
         raise invalid(faults, problem)
     return node.admission.new_job(
@@ -299,6 +314,8 @@ def made(
         backoff=request.backoff,
         on_crash=request.on_crash,
         tags=request.tags,
+        depends_on=request.depends_on,
+        needs=request.needs,
     )
 
 

@@ -48,6 +48,7 @@ async def check(node: Node) -> Answer:
         queued=proof.count(Status.QUEUED),
         scheduled=proof.count(Status.SCHEDULED),
         retrying=proof.count(Status.RETRYING),
+        blocked=proof.count(Status.BLOCKED),
         unserved=unserved_views(proof.unserved),
         lingering=lingering_views(node.lingering.attempts()),
         detail=proof.detail,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
+from msgspec import structs
 from quart import Blueprint, Response, request
 from quart_schema import document_querystring, tag_blueprint
 
@@ -26,12 +27,16 @@ from jobpipe.api.schemas import (
     LogView,
     Means,
     WaitQuery,
+    WaitsFor,
     stored_view,
 )
 from jobpipe.api.spec import Content, answers, problems, takes
 from jobpipe.engine.node import Node
 from jobpipe.job import ENDED, Job, JobId, Status
 from jobpipe.store.base import Change, Filter, Place
+
+OPEN_SHOWN = 100
+"""The most jobs that are shown of those that a job waits for."""
 
 REFUSALS = (Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.STORE_UNAVAILABLE)
 """The problems of every route that changes a job."""
@@ -71,7 +76,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
         take 1 MiB; the tracebacks of older attempts are null.
         """
         job = await _get(node, job_id, query(HoldQuery))
-        return respond(answer(stored_view(job, node.registry)))
+        return respond(answer(await _shown(node, job)))
 
     @routes.get("/jobs/<job_id>/log")
     @document_querystring(LogQuery)
@@ -119,10 +124,11 @@ def jobs_blueprint(node: Node) -> Blueprint:
         """Retry a job manually.
 
         The job must have ended, whether it succeeded or not. It is queued again with all its retries; 202 when that
-        is stored, 409 when the job has not ended.
+        is stored, 409 when the job has not ended. It is `blocked` while a job that it depends on has not ended; 409
+        when one of those did not end as needed.
         """
         change = await node.control.retry(job_id)
-        job = _job_of(change, "only a job that has ended can be retried")
+        job = _job_of(change, _why_not_retried(change))
         return respond(answer(stored_view(job, node.registry), 202))
 
     @routes.post("/jobs/<job_id>/promote")
@@ -132,10 +138,10 @@ def jobs_blueprint(node: Node) -> Blueprint:
         """Run a waiting job now.
 
         A scheduled or retrying job is queued at once, instead of at its `run_at`; a queued one is returned as it is.
-        409 when the job has ended, or with `Retry-After` when a worker holds it.
+        409 when the job waits for other jobs or has ended, or with `Retry-After` when a worker holds it.
         """
         change = await node.control.promote(job_id)
-        job = _job_of(change, "only a waiting job that no worker holds can be promoted", again=True)
+        job = _job_of(change, _why_not_promoted(change), again=True)
         return respond(answer(stored_view(job, node.registry)))
 
     @routes.patch("/jobs/<job_id>")
@@ -180,6 +186,29 @@ async def _get(node: Node, job_id: str, hold: HoldQuery) -> Job:
     return job
 
 
+async def _shown(node: Node, job: Job) -> JobView:
+    """A job with what it waits for."""
+    view = stored_view(job, node.registry)
+    if job.status is not Status.BLOCKED:
+        return view
+    still_open = await node.store.open_dependencies(job.id, OPEN_SHOWN)
+    if not still_open.count:  # they ended meanwhile
+        return stored_view(await found(node, job.id), node.registry)
+    return structs.replace(view, waits_for=WaitsFor(open=still_open.ids, count=still_open.count))
+
+
+def _why_not_retried(change: Change) -> str:
+    if change.job is not None and change.job.status in ENDED:
+        return "a job that it depends on did not end as needed: retry that one first"
+    return "only a job that has ended can be retried"
+
+
+def _why_not_promoted(change: Change) -> str:
+    if change.job is not None and change.job.status is Status.BLOCKED:
+        return "it waits for other jobs to end"
+    return "only a waiting job that no worker holds can be promoted"
+
+
 def _departure() -> Departure:
     """What is to happen when the client of the request under way hangs up."""
     state: Mapping[str, Any] = request.scope.get("state", {})  # where the front stands before the application
@@ -211,7 +240,8 @@ def _job_of(change: Change, advice: str, *, again: bool = False) -> Job:
 def _wrong_status(job: Job, advice: str, *, again: bool = False) -> Problem:
     title = "The job's status does not allow this"
     detail = f"job {job.id!r} is {job.status.value}: {advice}"
-    headers = {"Retry-After": RETRY_AFTER} if again and job.status not in ENDED else None
+    soon = again and job.status not in ENDED | {Status.BLOCKED}
+    headers = {"Retry-After": RETRY_AFTER} if soon else None
     return Problem(409, Code.WRONG_STATUS, title, detail, headers=headers)
 
 

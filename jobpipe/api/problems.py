@@ -50,6 +50,8 @@ class Code(enum.StrEnum):
     """the route supports other methods, listed in `Allow` (405)"""
     ID_CONFLICT = "id_conflict"
     """another job, with other content, has this id (409)"""
+    DEPENDENCY_FAILED = "dependency_failed"
+    """a job that the new one needs has ended, and not as needed (409)"""
     WRONG_STATUS = "wrong_status"
     """the job's status does not allow this (409)"""
     DECLARED = "declared"
@@ -62,6 +64,8 @@ class Code(enum.StrEnum):
     """the route does not accept this Content-Type (415)"""
     INVALID = "invalid"
     """the request has the listed faults (422)"""
+    UNKNOWN_DEPENDENCY = "unknown_dependency"
+    """a job that the new one depends on does not exist (422)"""
     INTERNAL = "internal"
     """a bug in jobpipe (500)"""
     QUEUE_FULL = "queue_full"
@@ -213,6 +217,31 @@ def conflict(ids: Sequence[str]) -> Problem:
         Code.ID_CONFLICT,
         "The id is already used",
         f"a job with the id {named} exists and has other content; nothing was stored: send another id",
+        ids=ids[:LISTED],
+    )
+
+
+def unknown_dependency(ids: Sequence[str]) -> Problem:
+    """422: jobs that a new one depends on do not exist."""
+    named = ", ".join(map(repr, ids[:5]))
+    return Problem(
+        422,
+        Code.UNKNOWN_DEPENDENCY,
+        "A dependency does not exist",
+        f"no job has the id {named}; nothing was stored: enqueue what it depends on first, or in the same array",
+        ids=ids[:LISTED],
+    )
+
+
+def dependency_failed(ids: Sequence[str]) -> Problem:
+    """409: jobs that a new one needs have ended otherwise than needed."""
+    named = ", ".join(map(repr, ids[:5]))
+    return Problem(
+        409,
+        Code.DEPENDENCY_FAILED,
+        "A dependency did not succeed",
+        f"the job needs {named} to be done, which ended otherwise; nothing was stored: retry that job first, or send "
+        '"needs": "ended"',
         ids=ids[:LISTED],
     )
 

@@ -25,6 +25,7 @@ from jobpipe.job import (
     Level,
     LongestWait,
     Name,
+    Needs,
     Outcome,
     Progress,
     Retries,
@@ -42,6 +43,10 @@ Priority = Annotated[
     int, Meta(ge=-1000, le=1000, description="a whole number from -1000 to 1000; higher runs first")
 ]
 Tags = Annotated[list[Tag], Meta(max_length=20, description="an array of at most 20 tags")]
+
+DependsOn = Annotated[
+    list[JobId], Meta(max_length=1000, description="an array of at most 1000 ids of jobs that it waits for")
+]
 
 When = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 """A time as it is shown: RFC 3339, UTC, with milliseconds."""
@@ -70,6 +75,8 @@ class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     expires_at: Time | None = None
     on_crash: Literal["retry", "fail"] = "retry"
     tags: Tags = []
+    depends_on: DependsOn = []
+    needs: Needs = "done"
 
 
 class EditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -98,6 +105,14 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
     error: JobError | None
 
 
+class WaitsFor(msgspec.Struct, frozen=True, kw_only=True):
+    """What a blocked job waits for: how many jobs have not ended yet, and the first of them by arrival."""
+
+    reason: Literal["dependencies"] = "dependencies"
+    open: Sequence[str]
+    count: int
+
+
 class ScheduledView(msgspec.Struct, frozen=True):
     """The firing of a schedule that made a job."""
 
@@ -117,7 +132,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """A job. `attempt` counts the runs so far; lists leave payload and result out unless asked.
 
     `progress` is that of its latest attempt; lists leave it and the attempts out. A job that a schedule made says which
-    one and when.
+    one and when. `depends_on` and `needs` are left out where a job depends on no other. `waits_for` is there while a
+    job is blocked, where one job is asked for.
     """
 
     id: str
@@ -140,6 +156,9 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     started_at: When | None
     finished_at: When | None
     expires_at: When | None
+    depends_on: Sequence[str] | UnsetType = UNSET
+    needs: Needs | UnsetType = UNSET
+    waits_for: WaitsFor | UnsetType = UNSET
     schedule: ScheduledView | UnsetType = UNSET
     attempts: Sequence[AttemptView] | UnsetType = UNSET
 
@@ -394,6 +413,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     queued: int | None
     scheduled: int | None
     retrying: int | None
+    blocked: int | None
     unserved: Sequence[UnservedView]
     """kinds of ready jobs that no live node serves, at most 100; they do not make the node unhealthy"""
     lingering: Sequence[LingeringView]
@@ -670,6 +690,8 @@ def job_view(
         started_at=when(state.started_at),
         finished_at=when(state.finished_at),
         expires_at=when(asked.expires_at),
+        depends_on=options.depends_on or UNSET,
+        needs=options.needs if options.depends_on else UNSET,
         schedule=UNSET
         if options.schedule is None
         else ScheduledView(options.schedule.name, rfc3339(options.schedule.at)),

@@ -1,5 +1,6 @@
 """Where new jobs come from: made with their defaults, and stored unless they come too late to run."""
 
+import graphlib
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -10,6 +11,7 @@ from jobpipe.job import (
     DEFAULT_QUEUE,
     NO_OPTIONS,
     Backoff,
+    Needs,
     NewJob,
     Options,
     new_job_id,
@@ -44,12 +46,14 @@ class Admission:
         backoff: Backoff | None = None,
         on_crash: Literal["retry", "fail"] = "retry",
         tags: Sequence[str] = (),
+        depends_on: Sequence[str] = (),
+        needs: Needs = "done",
     ) -> NewJob:
         """Make a job, even one that expires before it could start. Does not check the values.
 
         Takes what `EnqueueRequest` takes, with `payload` as JSON, times in seconds since the epoch, durations in
         seconds. Without an id the job gets a new one; without `delay` and `run_at` it is to run now, as with a
-        `run_at` in the past. Tags given twice are kept once.
+        `run_at` in the past. Tags and ids given twice are kept once.
         """
         now = start = self._clock.now()
         options = NO_OPTIONS
@@ -57,7 +61,12 @@ class Admission:
             start = round(now + delay, 3)
         elif run_at is not None:
             start = max(now, run_at)
-        if tags or on_crash != "retry" or (timeout, backoff, delay, run_at) != (None, None, None, None):
+        if (
+            tags
+            or depends_on
+            or on_crash != "retry"
+            or (timeout, backoff, delay, run_at) != (None, None, None, None)
+        ):
             options = Options(
                 timeout=timeout,
                 backoff=backoff,
@@ -65,6 +74,8 @@ class Admission:
                 tags=tuple(dict.fromkeys(tags)),
                 delay=delay,
                 run_at=run_at,
+                depends_on=tuple(dict.fromkeys(depends_on)),
+                needs=needs,
             )
         return NewJob(
             id=job_id or new_job_id(now, self._random_bits),
@@ -86,23 +97,76 @@ class Admission:
         stored a job with its id, `existing` or `conflict`: that request was in time, and may be repeated. With
         `atomic`, all other jobs are `refused` when the receipt of such a job is `late` or `conflict`.
 
+        A job that depends on others may stand anywhere among `jobs` where they are `atomic`; else behind those of them
+        that it depends on.
+
         Raises `Draining`, `QueueFull` or `StoreUnavailable`; then nothing was stored. A cancel leaves either all of
         them stored or none.
         """
-        if not any(map(is_late, jobs)):
+        if not any(map(_is_special, jobs)):
             return await self._backlog.enqueue(jobs, atomic=atomic) if jobs else ()
         late = {place: await self._late(new) for place, new in enumerate(jobs) if is_late(new)}
         timely = [new for new in jobs if not is_late(new)]
         if atomic and any(receipt.verdict != "existing" for receipt in late.values()):
             stored: Sequence[Receipt] = [REFUSED] * len(timely)
         else:
-            stored = await self._backlog.enqueue(timely, atomic=atomic) if timely else ()
+            stored = await self._stored(timely, atomic=atomic) if timely else ()
         others = iter(stored)
         return [late[place] if place in late else next(others) for place in range(len(jobs))]
+
+    async def _stored(self, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
+        """Store jobs of which some may depend on others."""
+        if not any(map(_depends, jobs)):
+            return await self._backlog.enqueue(jobs, atomic=atomic)
+        if atomic:
+            return await self._stored_in_order(jobs)
+        # Those that depend on nothing go with the others of the node; one may be what another depends on.
+        plain = [new for new in jobs if not _depends(new)]
+        first = iter(await self._backlog.enqueue(plain) if plain else ())
+        dependents = [new for new in jobs if _depends(new)]
+        then = iter(await self._backlog.enqueue_dependents(dependents, atomic=False))
+        return [next(then if _depends(new) else first) for new in jobs]
+
+    async def _stored_in_order(self, jobs: Sequence[NewJob]) -> Sequence[Receipt]:
+        """Store all or none, each behind those that it depends on."""
+        try:
+            order = in_order(jobs)
+        except graphlib.CycleError as error:
+            cycle: Sequence[str] = error.args[1]
+            refused = Receipt("dependency_cycle", dependencies=cycle)
+            return [refused if new.id in cycle else REFUSED for new in jobs]
+        receipts = await self._backlog.enqueue_dependents([jobs[place] for place in order], atomic=True)
+        by_place = dict(zip(order, receipts, strict=True))
+        return [by_place[place] for place in range(len(jobs))]
 
     async def _late(self, new: NewJob) -> Receipt:
         job = await self._store.get(new.id)
         return LATE if job is None else compared(new, job)
+
+
+def _is_special(new: NewJob) -> bool:
+    """Whether a job cannot simply be handed to the ledger: it is late, or depends on others."""
+    return (new.expires_at is not None and new.expires_at <= new.run_at) or bool(new.options.depends_on)
+
+
+def _depends(new: NewJob) -> bool:
+    return bool(new.options.depends_on)
+
+
+def in_order(jobs: Sequence[NewJob]) -> Sequence[int]:
+    """The places of jobs, each behind those that it depends on, else as they come.
+
+    Raises `graphlib.CycleError`, with the ids of a cycle.
+    """
+    places: dict[str, list[int]] = {}
+    for place, new in enumerate(jobs):
+        places.setdefault(new.id, []).append(place)
+    graph = graphlib.TopologicalSorter[str]()
+    for job_id in places:
+        graph.add(job_id)
+    for new in jobs:
+        graph.add(new.id, *(one for one in new.options.depends_on if one in places))
+    return [place for job_id in graph.static_order() for place in places[job_id]]
 
 
 def is_late(new: NewJob) -> bool:

@@ -6,14 +6,16 @@ from jobpipe.engine.channel import Channel
 from jobpipe.engine.ledger import Ledger
 from jobpipe.errors import Draining, QueueFull
 from jobpipe.job import NewJob
-from jobpipe.store.base import Receipt
+from jobpipe.store.base import EngineStore, Receipt
 
 
 class Backlog:
-    """Stores jobs through the ledger, while there is room."""
+    """Stores jobs through the ledger, while there is room; those that wait for others in a transaction of their own."""
 
-    def __init__(self, ledger: Ledger, channels: Sequence[Channel], *, max_backlog: int) -> None:
-        self._ledger, self._channels, self._max_backlog = ledger, channels, max_backlog
+    def __init__(
+        self, store: EngineStore, ledger: Ledger, channels: Sequence[Channel], *, max_backlog: int
+    ) -> None:
+        self._store, self._ledger, self._channels, self._max_backlog = store, ledger, channels, max_backlog
         self.draining = False
         """whether the node drains, so that no new job is taken in"""
 
@@ -23,11 +25,26 @@ class Backlog:
         Raises `Draining`, `QueueFull` or `StoreUnavailable`; then nothing was stored. A cancel leaves either
         all of them stored or none.
         """
+        self._check(len(jobs))
+        return await self._ledger.add(jobs, atomic=atomic)
+
+    async def enqueue_dependents(self, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
+        """The same for jobs of which some wait for others, each of them behind those of `jobs` that it depends on."""
+        self._check(len(jobs))
+        self._ledger.arriving += len(jobs)
+        try:
+            receipts = await self._store.add_dependents(jobs, atomic=atomic)
+            self._ledger.waiting += sum(one.verdict == "stored" for one in receipts)  # until the next batch
+            return receipts
+        finally:
+            self._ledger.arriving -= len(jobs)
+            self._ledger.look()
+
+    def _check(self, jobs: int) -> None:
         if self.draining:
             raise Draining("this node is shutting down and takes no new jobs")
-        if (waiting := self.waiting + self._ledger.arriving) + len(jobs) > self._max_backlog:
+        if (waiting := self.waiting + self._ledger.arriving) + jobs > self._max_backlog:
             raise QueueFull(f"{waiting} jobs are waiting already, and MAX_BACKLOG allows {self._max_backlog}")
-        return await self._ledger.add(jobs, atomic=atomic)
 
     @property
     def waiting(self) -> int:

@@ -5,6 +5,7 @@ import trio
 
 from jobpipe.clock import Clock
 from jobpipe.engine.entries import Gathered
+from jobpipe.engine.follower import Follower
 from jobpipe.engine.held import Held
 from jobpipe.engine.ledger import Ledger, refuse
 from jobpipe.engine.splitting import halves, plain_settlements, smaller_claim, with_settlement
@@ -26,11 +27,18 @@ class Committer:
     in halves until that entry stands alone. It is refused, and everything else is written.
     """
 
-    def __init__(
-        self, store: EngineStore, node: str, ledger: Ledger, held: Held, events: Events, clock: Clock
+    def __init__(  # noqa: PLR0913, PLR0917 - what it writes to, and whom it tells
+        self,
+        store: EngineStore,
+        node: str,
+        ledger: Ledger,
+        held: Held,
+        follower: Follower,
+        events: Events,
+        clock: Clock,
     ) -> None:
         self._store, self._node, self._clock = store, node, clock
-        self._ledger, self._held, self._events = ledger, held, events
+        self._ledger, self._held, self._follower, self._events = ledger, held, follower, events
         self._unforeseen = Unforeseen()
 
     async def run(self) -> None:
@@ -133,6 +141,7 @@ class Committer:
         self._unforeseen.tell(error, "the job fails, since it cannot be claimed", job=failed)
         if failed is not None:
             self._events.wake(failed)
+        self._follower.look()
         return True
 
     async def _put_off(self, entries: Gathered, error: StoreError) -> None:
@@ -179,6 +188,8 @@ class Committer:
         self._ledger.commits += 1
         self._ledger.arrived(entries)
         self._ledger.waiting = receipts.waiting
+        if receipts.following:
+            self._follower.wake()
         self._ledger.claims += any(receipts.claims)
         asked = zip(entries.claimers, entries.batch.claims, receipts.claims, strict=True)
         short = [claimer for claimer, claim, took in asked if len(took) < claim.limit]

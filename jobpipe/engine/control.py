@@ -6,6 +6,7 @@ from typing import Any
 import structlog
 
 from jobpipe.clock import Clock
+from jobpipe.engine.follower import Follower
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.scheduler import Scheduler
 from jobpipe.engine.throttle import LogThrottle
@@ -24,9 +25,15 @@ class Control:
     """Writes a wish to the store, then acts on it here. Every method may raise `StoreUnavailable`: nothing was done."""
 
     def __init__(
-        self, store: ControlStore, ledger: Ledger, scheduler: Scheduler, events: Events, clock: Clock
+        self,
+        store: ControlStore,
+        ledger: Ledger,
+        follower: Follower,
+        scheduler: Scheduler,
+        events: Events,
+        clock: Clock,
     ) -> None:
-        self._store, self._ledger, self._scheduler = store, ledger, scheduler
+        self._store, self._ledger, self._follower, self._scheduler = store, ledger, follower, scheduler
         self._events, self._clock = events, clock
         self._acts = LogThrottle(ACTS)
 
@@ -39,6 +46,7 @@ class Control:
         if change.verdict == "changed" and change.job is not None:
             self._ledger.cancelled(job_id, change.job.status)
             self._tell("cancel requested", job=job_id, status=change.job.status.value)
+        self._follower.look()
         return change
 
     async def retry(self, job_id: str) -> Change:
@@ -55,10 +63,11 @@ class Control:
 
     async def delete(self, job_id: str) -> Change:
         """Delete a job that no node holds."""
-        (change,) = await self._store.delete([job_id])
+        (change,) = await self._store.delete([job_id], self._clock.now())
         if change.verdict == "changed":
             self._events.wake(job_id)  # who waits for its end waits for nothing now
             self._tell("job deleted", job=job_id)
+        self._follower.look()
         self._ledger.look()
         return change
 

@@ -6,6 +6,7 @@ import structlog
 import trio
 
 from jobpipe.clock import Clock
+from jobpipe.engine.follower import Follower
 from jobpipe.engine.heartbeat import Heartbeat
 from jobpipe.engine.held import Held
 from jobpipe.engine.ledger import Ledger
@@ -33,6 +34,7 @@ class Lease:
         store: EngineStore,
         ledger: Ledger,
         held: Held,
+        follower: Follower,
         clock: Clock,
         node: str,
         seconds: float,
@@ -40,6 +42,7 @@ class Lease:
         queues: frozenset[str] | None = None,
     ) -> None:
         self._store, self._ledger, self._held, self._clock = store, ledger, held, clock
+        self._follower = follower
         self._node, self._seconds = node, seconds
         self._kinds, self._queues = kinds, queues
         self._shared = isinstance(store, SharedStore)
@@ -154,5 +157,6 @@ class Lease:
             tell = log.info if job.begun else log.debug  # those that only waited are many, and lost nothing
             tell("recovered a job of a dead node", job=job.id, status=job.status.value, begun=job.begun)
         if rescued:
+            self._follower.look()
             self._ledger.look()
         return rescued

@@ -20,6 +20,7 @@ from jobpipe.engine.channel import Channel
 from jobpipe.engine.committer import Committer
 from jobpipe.engine.control import Control
 from jobpipe.engine.executor import Executor
+from jobpipe.engine.follower import Follower
 from jobpipe.engine.held import Held
 from jobpipe.engine.intake import Intake
 from jobpipe.engine.lease import Lease
@@ -75,11 +76,14 @@ class Node:
         self.events = Events()
         self.held = Held(clock, registry.max_retries, self.rng)
         self.ledger = Ledger(self.name, clock, self.events, self.held, lease=settings.lease)
-        self.committer = Committer(store, self.name, self.ledger, self.held, self.events, clock)
+        self.follower = Follower(store, self.ledger, self.events, clock, period=settings.lease)
+        self.committer = Committer(
+            store, self.name, self.ledger, self.held, self.follower, self.events, clock
+        )
         *reserved, self.channel = self._channels()
         self.channels = [*reserved, self.channel]
         """in the order in which they claim: those of reserved workers first, so that those are used first"""
-        self.backlog = Backlog(self.ledger, self.channels, max_backlog=settings.max_backlog)
+        self.backlog = Backlog(store, self.ledger, self.channels, max_backlog=settings.max_backlog)
         self.admission = Admission(self.backlog, store, clock, self.rng.getrandbits)
         self.executor = Executor(
             self.ledger,
@@ -90,9 +94,15 @@ class Node:
             max_result=settings.max_body,
         )
         self.scheduler = Scheduler(
-            store, self.ledger, clock, registry.declarations, node=self.name, period=settings.lease
+            store,
+            self.ledger,
+            self.follower,
+            clock,
+            registry.declarations,
+            node=self.name,
+            period=settings.lease,
         )
-        self.control = Control(store, self.ledger, self.scheduler, self.events, clock)
+        self.control = Control(store, self.ledger, self.follower, self.scheduler, self.events, clock)
         self.listener = Listener(store, self.ledger, self.scheduler, self.events)
         self.waiting = Waiting(store, self.events, self.listener)
         self.intake = Intake(self.ledger, self.channels)
@@ -100,6 +110,7 @@ class Node:
             store,
             self.ledger,
             self.held,
+            self.follower,
             clock,
             self.name,
             settings.lease,
@@ -152,6 +163,7 @@ class Node:
                 self.committer,
                 self.lease,
                 self.maintenance,
+                self.follower,
                 self.scheduler,
                 self.lingering,
                 self.listener,

@@ -11,6 +11,7 @@ import structlog
 import trio
 
 from jobpipe.clock import Clock
+from jobpipe.engine.follower import Follower
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.errors import StoreError
@@ -38,17 +39,19 @@ class Scheduler:
     As often it says which schedules the code of this node declares.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it works with, and two constants of the node
         self,
         store: EngineStore,
         ledger: Ledger,
+        follower: Follower,
         clock: Clock,
         declarations: Sequence[Declaration] = (),
         *,
         node: str,
         period: float,
     ) -> None:
-        self._store, self._ledger, self._clock, self._period = store, ledger, clock, period
+        self._store, self._ledger, self._follower = store, ledger, follower
+        self._clock, self._period = clock, period
         self._declarations, self._declare_at = declarations, -math.inf
         self._live = max(LIVE, 4 * period) if isinstance(store, SharedStore) else 0.0
         self._apart = (
@@ -160,6 +163,7 @@ class Scheduler:
         for change in fired.cancelled:
             if change.verdict == "changed" and change.job is not None:
                 self._ledger.cancelled(change.id, change.job.status)
+        self._follower.look()
         if fired.stored:
             self._ledger.look()
         if fired.locked:

@@ -61,7 +61,7 @@ class Shares:
         still = {
             share.queue for share in asked if share.queue in self._dry and taken[share.queue] < share.jobs
         }
-        self._dry = still | frozenset(_dry(asked, taken))
+        self._dry = frozenset(still | {*_dry(asked, taken)})
 
     def _lift(self, again: Sequence[Share]) -> None:
         """Queues that were dry have jobs again: they come close behind the others."""

@@ -152,11 +152,26 @@ class Add(msgspec.Struct, frozen=True):
 class Receipt(msgspec.Struct, frozen=True):
     """What became of one job of an `Add`. `job` is the one that has the id already, unless `stored`."""
 
-    verdict: Literal["stored", "existing", "conflict", "refused", "locked", "late"]
-    """`refused`: nothing wrong with this one, but it shared an atomic add with a conflict, a locked or a late one;
+    verdict: Literal[
+        "stored",
+        "existing",
+        "conflict",
+        "refused",
+        "locked",
+        "late",
+        "unknown_dependency",
+        "dependency_failed",
+        "dependency_cycle",
+    ]
+    """`refused`: nothing wrong with this one, but it shared an atomic add with one that was not stored;
     `locked`: an unfinished transaction of another program stores or deletes a job of this id, so nothing can be said
-    yet; `late`: the job is new and expires before it could start (the engine says so, and hands no store such a job)"""
+    yet; `late`: the job is new and expires before it could start; `dependency_cycle`: it waits for itself, by way of
+    others of the same add (both are said by the engine, which hands no store such a job); `unknown_dependency` and
+    `dependency_failed`: a job that it depends on is not there, or did not end as needed"""
     job: Job | None = None
+    """also where it is `stored`, and waits for other jobs"""
+    dependencies: Sequence[str] = ()
+    """the jobs that it depends on and that are not there, or did not end as needed; or those of a cycle"""
 
 
 STORED = Receipt("stored")
@@ -247,7 +262,10 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     next_due: float | None = None
     """when the next job is to be promoted or expired; None: no job waits for a time"""
     changes: Sequence[Changed] = ()
-    """the jobs that expired; from a store that nodes share, those of them that somebody watches"""
+    """the jobs that expired, and those that waited for jobs which have ended; from a store that nodes share, of those
+    that expired only the ones that somebody watches or waits for"""
+    following: bool = False
+    """whether more follows from the ends of jobs than was done: `follow` goes on with it"""
     cancelling: frozenset[tuple[int, int]] = frozenset()
     """(seq, claim) of this node's held jobs that were asked to stop; told with starts, claims and renewals
 
@@ -258,6 +276,23 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     def claimed(self) -> Sequence[Claimed]:
         """The jobs that were taken, for whomever."""
         return [job for claimed in self.claims for job in claimed]
+
+
+class Followed(msgspec.Struct, frozen=True):
+    """What followed the ends of jobs that others waited for."""
+
+    changes: Sequence[Changed] = ()
+    """what became of those others"""
+    more: bool = False
+    """whether something is left to be done"""
+
+
+class OpenDependencies(msgspec.Struct, frozen=True):
+    """Which jobs a job still waits for."""
+
+    ids: Sequence[str]
+    """the first of them"""
+    count: int
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -441,6 +476,8 @@ class EngineStore(Protocol):
     """as in the settings, for people; without secrets"""
     durable: bool
     """whether waiting jobs survive the end of this process"""
+    following: bool
+    """whether `follow` has something to tell: verbs other than `exchange` have ended jobs that others waited for"""
 
     async def join(
         self,
@@ -464,6 +501,24 @@ class EngineStore(Protocol):
         and the pair is returned as stale. A job that waits again keeps its last error unless its settlement brings one.
         Of the log lines of a job `LOG_LINES` and `LOG_BYTES` are kept, half of each from the first line on and half up
         to the last.
+        """
+
+    async def add_dependents(self, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
+        """Store jobs of which some wait for others (`Options.depends_on`): these are `blocked` until those have ended.
+
+        A job comes after those of `jobs` that it depends on. One is queued, or scheduled, whose dependencies have all
+        ended as needed. One that is not there makes its receipt `unknown_dependency`, one that has ended otherwise
+        `dependency_failed`. With `atomic`, none is stored then. A job that is there already is compared, as in an
+        exchange, whatever its dependencies have come to.
+        """
+
+    async def follow(self, now: float) -> Followed:
+        """Go on with what follows the ends of jobs, a step at a time: ask again at once while more is left.
+
+        In the transaction in which a job ends, whichever verb that is, the jobs are queued that have waited for it and
+        wait for nothing else, and those cancelled that needed it to be done, where it is not; also those behind them.
+        What is more than a transaction should do, or is locked by somebody else, is noted and left to this.
+        Returns also what followed in the verbs before it, those of exchanges left out: their receipts tell it.
         """
 
     async def sideline(self, batch: Batch, words: str) -> str | None:
@@ -522,16 +577,23 @@ class ControlStore(Protocol):
         """Cancel waiting jobs; held ones become `cancelling`, which survives a restart. Refused for ended ones."""
 
     async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        """Queue ended jobs again, their count of attempts set back to 0. Refused for jobs that have not ended."""
+        """Queue ended jobs again, their count of attempts set back to 0. Refused for jobs that have not ended.
+
+        A job that depends on others is blocked while one of them has not ended, and refused while one that is still
+        there has ended otherwise than needed.
+        """
 
     async def promote(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        """Make scheduled and retrying jobs due now: queued. Ready ones stay as they are; refused for held and ended."""
+        """Make scheduled and retrying jobs due now: queued. Ready ones stay as they are.
+
+        Refused for blocked, held and ended ones.
+        """
 
     async def edit(self, ids: Sequence[str], edits: Mapping[str, Any], now: float) -> Sequence[Change]:
         """Change fields of `NewJob` and `Options` of waiting jobs. Refused for held and ended ones."""
 
-    async def delete(self, ids: Sequence[str]) -> Sequence[Change]:
-        """Delete jobs. Refused for held ones: cancel them first."""
+    async def delete(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+        """Delete jobs. Refused for held ones: cancel them first. For those that wait for them it is as if cancelled."""
 
     async def pause(self, queue: str) -> None:
         """Claim nothing from a queue from now on; it need not exist yet. Survives a restart."""
@@ -574,6 +636,9 @@ class ReadStore(Protocol):
 
         None: there is no such job.
         """
+
+    async def open_dependencies(self, job_id: str, limit: int) -> OpenDependencies:
+        """Which jobs a job still waits for, the first of them by arrival."""
 
     async def jobs(self, where: Filter, limit: int, before: Place | None) -> Page:
         """At most `limit` jobs (without attempts), newest first, that come after the page which ended at `before`.

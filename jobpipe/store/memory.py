@@ -27,6 +27,7 @@ class MemoryStore(Verbs):
     durable = False
 
     def __init__(self) -> None:
+        super().__init__()
         self._db = apsw.Connection(":memory:")
         for _, sql in migrations("jobpipe.store.sqlite"):
             self._db.execute(sql)

@@ -57,6 +57,7 @@ class JobRow(NamedTuple):
     size: int
     rescued: int
     watched: bool | int
+    followed: bool | int
     original: bytes | None
 
 
@@ -151,6 +152,7 @@ def stored_from(row: Row, attempts: Sequence[AttemptRecord] = ()) -> Stored:
         size=named.size,
         rescued=named.rescued,
         watched=bool(named.watched),
+        followed=bool(named.followed),
     )
 
 

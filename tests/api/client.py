@@ -169,9 +169,13 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().edit(ids, edits, now)
 
-    async def delete(self, ids):
+    async def delete(self, ids, now):
         await self._obey()
-        return await super().delete(ids)
+        return await super().delete(ids, now)
+
+    async def add_dependents(self, jobs, *, atomic):
+        await self._obey()
+        return await super().add_dependents(jobs, atomic=atomic)
 
     async def put_schedule(self, *what):
         await self._obey()

@@ -103,7 +103,7 @@ async def test_jobs_that_others_took_are_no_fault(autojump_clock):
 
         async def taken():
             await trio.sleep(PATIENCE / 2)
-            await store.delete(["a"])
+            await store.delete(["a"], 0.0)
 
         nursery.start_soon(taken)
         status, told, _ = await asked(door)

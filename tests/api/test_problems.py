@@ -33,6 +33,8 @@ CODES = {
     "queue_not_empty",
     "method_not_allowed",
     "id_conflict",
+    "dependency_failed",
+    "unknown_dependency",
     "wrong_status",
     "too_large",
     "unsupported_media_type",

@@ -146,7 +146,12 @@ def test_a_request_can_say_what_a_job_shows():
     """What may be asked for is shown again under the same name."""
     asked = {field.encode_name for field in msgspec.structs.fields(EnqueueRequest)}
 
-    assert asked - set(shown(JOB)) == {"delay"}
+    options = replace(JOB.asked.options, depends_on=("b",), needs="ended")
+    after = shown(replace(JOB, asked=replace(JOB.asked, options=options)))
+
+    assert asked - set(after) == {"delay"}
+    assert set(after) - set(shown(JOB)) == {"depends_on", "needs"}
+    assert (after["depends_on"], after["needs"]) == (["b"], "ended")
 
 
 @pytest.mark.parametrize(

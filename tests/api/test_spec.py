@@ -384,11 +384,21 @@ async def _with_jobs(door):
         yield await door.delete(f"/queues/{name}")
     yield await door.delete("/queues/default", headers=CROSS_SITE)
     yield await door.delete("/jobs/held", headers=CROSS_SITE)
-    async for response in _with_schedules(door):
+    async for response in _with_dependents(door):
         yield response
     for path in ("/health", "/openapi.json", "/docs"):
         yield await door.get(path)
     door.stage.cleaned.set()
+
+
+async def _with_dependents(door):
+    """Answers about jobs that wait for others, and about schedules."""
+    for depends_on in ("failed", "nobody", "held"):
+        yield await door.enqueue(id=f"after-{depends_on}", depends_on=[depends_on])
+        yield await door.post("/enqueue/bulk", json=[{"depends_on": [depends_on]}])
+    yield await door.get("/jobs/after-held")
+    async for response in _with_schedules(door):
+        yield response
 
 
 async def _deleted_while_it_is_waited_for(door):
@@ -510,6 +520,7 @@ async def _broken(door):
     door.store.refuses = False
 
 
+@pytest.mark.slow
 async def test_routes_answer_all_that_the_spec_says_and_nothing_else(autojump_clock):
     """Every status and every problem of every operation is provoked, but for faults of jobpipe itself."""
     documented, seen = set(), set()
@@ -606,6 +617,7 @@ def _draw_request(data, spec):
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
+@pytest.mark.slow
 async def test_whatever_is_sent_is_answered_as_the_spec_says(autojump_clock, data):
     async with open_door() as door:
         spec = await _spec_of(door)

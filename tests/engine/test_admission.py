@@ -1,11 +1,14 @@
 """The making of jobs, and what becomes of those that come too late to run."""
 
+import graphlib
+import random
 from typing import Any
 
 import msgspec
 import pytest
 import trio
 
+from jobpipe.engine.admission import in_order
 from jobpipe.errors import Draining, QueueFull
 from jobpipe.job import DEFAULT_KIND, DEFAULT_QUEUE, NO_OPTIONS, Backoff, NewJob, Options, Status
 from tests.engine.conftest import HOUR, NOW, Rig, new_job, running
@@ -71,9 +74,18 @@ async def test_whatever_is_asked_of_a_job_is_in_it(autojump_clock) -> None:
             backoff=Backoff(base=9),
             on_crash="fail",
             tags=["b", "a", "b"],
+            depends_on=["y", "x", "y"],
+            needs="ended",
         )
 
-    options = Options(timeout=3.0, backoff=Backoff(base=9), on_crash="fail", tags=("b", "a"))
+    options = Options(
+        timeout=3.0,
+        backoff=Backoff(base=9),
+        on_crash="fail",
+        tags=("b", "a"),
+        depends_on=("y", "x"),
+        needs="ended",
+    )
     assert new == NewJob(
         id="a",
         kind="mail",
@@ -153,3 +165,70 @@ async def test_nothing_is_asked_of_the_store_when_there_is_nothing_to_store(auto
         await trio.lowlevel.checkpoint()
 
     assert told == []
+
+
+def after(job_id: str, *depends_on: str) -> NewJob:
+    return new_job(job_id, options=Options(depends_on=depends_on))
+
+
+def test_jobs_are_put_behind_those_that_they_depend_on() -> None:
+    """Others stay as they come; what is not among them does not count, and one id may stand there twice."""
+    jobs = [
+        after("c", "b", "elsewhere"),
+        new_job("p"),
+        after("b", "a"),
+        new_job("a"),
+        after("c", "b"),
+        new_job("q"),
+    ]
+
+    assert [jobs[place].id for place in in_order(jobs)] == ["p", "a", "q", "b", "c", "c"]
+
+
+def test_the_order_holds_for_any_flow() -> None:
+    """Ten thousand in one chain included: it is no recursion."""
+    chance = random.Random(1)
+    jobs = [after(str(number), *([str(number - 1)] if number else [])) for number in range(10_000)]
+    chance.shuffle(jobs)
+
+    assert [jobs[place].id for place in in_order(jobs)] == [str(number) for number in range(10_000)]
+
+
+def test_jobs_that_wait_for_themselves_have_no_order() -> None:
+    """The ids of a cycle are told, whatever hangs on it."""
+    jobs = [after("x", "a"), after("a", "b"), after("b", "c"), after("c", "a"), new_job("p")]
+    with pytest.raises(graphlib.CycleError) as caught:
+        in_order(jobs)
+
+    assert set(caught.value.args[1]) == {"a", "b", "c"}
+
+
+async def test_a_cycle_among_all_or_none_is_told_of_those_in_it(autojump_clock) -> None:
+    """Nothing is stored."""
+    async with running() as rig:
+        jobs = [new_job("p"), after("a", "b"), after("b", "a")]
+        receipts = await rig.node.admission.enqueue(jobs, atomic=True)
+        found = await rig.statuses()
+
+    assert [one.verdict for one in receipts] == ["refused", "dependency_cycle", "dependency_cycle"]
+    assert set(receipts[1].dependencies) == {"a", "b"}
+    assert found == {}
+
+
+async def test_jobs_that_depend_on_others_and_late_ones_may_come_together(autojump_clock) -> None:
+    """Each has its receipt, in the order in which they were given."""
+    async with running() as rig:
+        jobs = [
+            after("x", "a"),
+            late_job(),
+            new_job("a", run_at=NOW + HOUR),
+            after("y", "x"),
+            after("z", "none"),
+        ]
+        receipts = await rig.node.admission.enqueue(jobs)
+        spoiled = await rig.node.admission.enqueue([after("u", "a"), late_job()], atomic=True)
+        stored = [one.job and one.job.status for one in receipts]
+
+    assert [one.verdict for one in receipts] == ["stored", "late", "stored", "stored", "unknown_dependency"]
+    assert stored == [Status.BLOCKED, None, None, Status.BLOCKED, None]
+    assert [one.verdict for one in spoiled] == ["refused", "late"]

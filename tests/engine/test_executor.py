@@ -54,6 +54,7 @@ async def test_a_job_that_always_fails_has_four_attempts(autojump_clock) -> None
     assert "_do" in str(job.state.error.traceback)
 
 
+@pytest.mark.slow
 async def test_days_of_retries_pass_in_a_moment(autojump_clock) -> None:
     """Six attempts over ten hours and more, up to the cap."""
     patient = Options(backoff=Backoff(base=3600, factor=2, cap=10_000, jitter="none"))

@@ -22,6 +22,7 @@ from jobpipe.engine.batching import (
     START_DELAY,
 )
 from jobpipe.engine.committer import Committer
+from jobpipe.engine.follower import Follower
 from jobpipe.engine.held import Held
 from jobpipe.engine.ledger import Ledger
 from jobpipe.errors import StoreUnavailable, TablesLocked
@@ -77,7 +78,8 @@ class Desk:
         clock = VirtualClock(NOW)
         self.still_held = Held(clock, lambda _kind: 3, random.Random(0))
         self.ledger = Ledger("n1", clock, self.events, self.still_held, lease=15)
-        self.committer = Committer(store, "n1", self.ledger, self.still_held, self.events, clock)
+        follower = Follower(store, self.ledger, self.events, clock, period=15)
+        self.committer = Committer(store, "n1", self.ledger, self.still_held, follower, self.events, clock)
         self.held: list[Claimed] = []
 
     async def claim(self, limit: int = 10) -> list[Claimed]:

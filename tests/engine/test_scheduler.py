@@ -8,9 +8,11 @@ import pytest
 import trio
 
 from jobpipe.clock import VirtualClock
+from jobpipe.engine.follower import Follower
 from jobpipe.engine.scheduler import POSTPONED, RETRY, Scheduler
 from jobpipe.engine.unforeseen import UNFORESEEN
 from jobpipe.errors import StoreUnavailable
+from jobpipe.events import Events
 from jobpipe.handlers.context import Context
 from jobpipe.handlers.registry import handler, handlers_of
 from jobpipe.job import Scheduled, Status
@@ -153,7 +155,9 @@ async def test_over_two_years_a_daily_job_in_berlin_runs_once_a_day(autojump_clo
     spec = Spec(cron="30 2 * * *", timezone="Europe/Berlin", overlap="queue")
     async with open_memory() as store, trio.open_nursery() as nursery:
         await store.put_schedule("s", spec, new_job(), NOW)
-        scheduler = Scheduler(store, ledger, VirtualClock(NOW), node="n1", period=1e5)
+        clock = VirtualClock(NOW)
+        follower = Follower(store, ledger, Events(), clock, period=1e5)
+        scheduler = Scheduler(store, ledger, follower, clock, node="n1", period=1e5)
         nursery.start_soon(scheduler.run)
         await trio.sleep(731 * 86_400)
         ids = [job.id for job in await store.fired_jobs("s", 1000)]

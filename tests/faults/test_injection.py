@@ -9,10 +9,11 @@ import importlib
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from jobpipe.engine.unforeseen import UNFORESEEN
 from jobpipe.job import ENDED, Backoff, Job, NewJob, Options, Status
@@ -29,6 +30,7 @@ HEART = {
         "committer",
         "control",
         "executor",
+        "follower",
         "held",
         "intake",
         "lease",
@@ -48,9 +50,11 @@ HEART = {
     ),
     "verbs": (
         "declarations",
+        "dependencies",
         "dialect",
         "difference",
         "facade",
+        "followers",
         "jobs",
         "nodes",
         "notes",
@@ -220,8 +224,13 @@ async def play(rig: Rig) -> dict[str, Job]:
         job("waits", "wait"),
         job("held back", later=3600),
     ]
+    behind = [
+        *(depending(job(f"after {what}"), f"{name}:{what}", "ended") for what in ("done 0", "scheduled")),
+        depending(job("in vain"), f"{name}:held back", "done"),
+    ]
     for one in made:
         await store_job(rig, one)
+    await again(lambda: rig.node.backlog.enqueue_dependents(behind, atomic=True))
     with trio.fail_after(30):
         while not rig.actor.running(f"{name}:waits"):  # noqa: ASYNC110 - `begun` counts the others too
             await trio.sleep(0.01)
@@ -232,10 +241,19 @@ async def play(rig: Rig) -> dict[str, Job]:
     with trio.fail_after(30):
         while not (fired := await again(lambda: rig.store.fired_jobs(f"{name}.s", 2))):  # noqa: ASYNC110 - nobody tells of a firing
             await trio.sleep(0.01)
-    return await until_ended(rig, *(one.id for one in (*made, *fired)))
+    return await until_ended(rig, *(one.id for one in (*made, *behind, *fired)))
 
 
-ENDS = {"failed": Status.FAILED, "waits": Status.CANCELLED, "held back": Status.CANCELLED}
+def depending(job: NewJob, job_id: str, needs: Literal["done", "ended"]) -> NewJob:
+    return replace(job, options=replace(job.options, depends_on=(job_id,), needs=needs))
+
+
+ENDS = {
+    "failed": Status.FAILED,
+    "waits": Status.CANCELLED,
+    "held back": Status.CANCELLED,
+    "in vain": Status.CANCELLED,
+}
 
 
 def wrong_ends(jobs: dict[str, Job]) -> list[str]:
@@ -251,7 +269,13 @@ def wrong_ends(jobs: dict[str, Job]) -> list[str]:
 async def scene(name: str, store: Store) -> AsyncIterator[Rig]:
     async with running(
         store,
-        expected=(UNFORESEEN, "the store cannot write", "the end of a job", "a request failed"),
+        expected=(
+            UNFORESEEN,
+            "the store cannot write",
+            "the end of a job",
+            "a job that waited for others",
+            "a request failed",
+        ),
         patience=30,
         name=name,
     ) as rig:

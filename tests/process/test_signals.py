@@ -58,6 +58,7 @@ async def test_the_first_signal_drains(serve, trace, gate, store, number):
     assert {(job["status"], job["attempt"]) for job in ended.values()} == {("done", 1)}
 
 
+@pytest.mark.slow
 async def test_under_nohup_a_hangup_changes_nothing(launch):
     """SIGHUP is ignored from the start, and stays so."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the process inherits that
@@ -75,6 +76,7 @@ async def test_under_nohup_a_hangup_changes_nothing(launch):
     assert not service.has_said("SIGHUP")
 
 
+@pytest.mark.slow
 async def test_while_it_drains_every_way_in_is_shut_and_jobs_can_still_be_looked_at_and_cancelled(
     serve, gate
 ):
@@ -102,6 +104,7 @@ async def test_while_it_drains_every_way_in_is_shut_and_jobs_can_still_be_looked
     assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
 
 
+@pytest.mark.slow
 async def test_a_stream_that_is_under_way_is_refused_from_the_drain_on_line_by_line(serve, store):
     service = await serve()
     send, receive = trio.open_memory_channel[bytes](0)
@@ -136,6 +139,7 @@ async def test_a_stream_that_is_under_way_is_refused_from_the_drain_on_line_by_l
     assert set(read_jobs(store)) == {"before"}
 
 
+@pytest.mark.slow
 async def test_a_memory_store_lets_the_jobs_that_it_took_run_before_the_end(serve, trace, gate):
     """Nothing else keeps them; as many as MAX_BACKLOG allows, here the size of the channel."""
     service = await serve(STORE="memory:", WORKERS=1, QUEUE_SIZE=4)
@@ -157,6 +161,7 @@ async def test_a_memory_store_lets_the_jobs_that_it_took_run_before_the_end(serv
     assert (account["finished"], account["handed_back"], account["abandoned"]) == (5, 0, [])
 
 
+@pytest.mark.slow
 async def test_a_signal_that_comes_twice_at_once_is_one(serve, gate, trace):
     """As with Ctrl+C under `just` or `timeout`, which hand it on to a process that had it already."""
     service = await serve()
@@ -175,6 +180,7 @@ async def test_a_signal_that_comes_twice_at_once_is_one(serve, gate, trace):
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
+@pytest.mark.slow
 @pytest.mark.slow
 async def test_a_signal_during_the_start_ends_it_before_any_job_runs(
     serve, launch, store, trace, tmp_path, again
@@ -209,6 +215,7 @@ async def test_a_signal_during_the_start_ends_it_before_any_job_runs(
 # --- the second signal, and the end of the grace ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_the_second_signal_cancels_what_runs_and_its_cleanup_is_waited_for(serve, trace, gate, store):
     service = await serve(WORKERS=1)
     await service.enqueue("active", payload={"until": "/never", "cleanup_until": gate.path})
@@ -233,6 +240,7 @@ async def test_the_second_signal_cancels_what_runs_and_its_cleanup_is_waited_for
     assert nothing_runs(store)
 
 
+@pytest.mark.slow
 async def test_when_the_grace_is_over_what_runs_is_cancelled_and_goes_back(serve, trace, store):
     service = await serve(WORKERS=2, GRACE="300ms")
     await service.enqueue("long", payload={"until": "/never"}, max_retries=0)
@@ -250,6 +258,7 @@ async def test_when_the_grace_is_over_what_runs_is_cancelled_and_goes_back(serve
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 async def test_a_job_that_was_interrupted_runs_again_with_all_its_attempts(serve, gate):
     service = await serve(GRACE=0)
     await service.enqueue("active", payload={"until": gate.path}, max_retries=0)
@@ -266,6 +275,7 @@ async def test_a_job_that_was_interrupted_runs_again_with_all_its_attempts(serve
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 async def test_signals_at_the_very_end_change_nothing(serve, store, number):
     """They come when everything is over: the process ends as it would have."""
     service = await serve()
@@ -286,6 +296,7 @@ async def test_signals_at_the_very_end_change_nothing(serve, store, number):
 # --- handlers that would not end --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_the_third_signal_abandons_by_name_what_ignores_its_cancel(serve, trace, store):
     """A handler under a shield, a cleanup that does not end, a thread: exit code 70, and their jobs go back."""
     service = await serve(WORKERS=5)
@@ -321,6 +332,7 @@ async def test_the_third_signal_abandons_by_name_what_ignores_its_cancel(serve, 
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 async def test_a_thread_that_never_ends_holds_up_the_end_only_for_the_cleanup(serve, store):
     service = await serve(GRACE=0, WORKERS=2)
     service.expected_errors = {"abandoned"}
@@ -342,6 +354,7 @@ async def test_a_thread_that_never_ends_holds_up_the_end_only_for_the_cleanup(se
 # --- clients that are connected ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_who_waits_for_a_job_is_answered_before_the_end(serve, gate):
     """Whether the job finishes in the grace or goes back to the store."""
     service = await serve(WORKERS=1)
@@ -368,6 +381,7 @@ async def test_who_waits_for_a_job_is_answered_before_the_end(serve, gate):
     }
 
 
+@pytest.mark.slow
 async def test_idle_connections_are_closed_at_once(serve):
     """Those that never asked anything, and those kept alive after an answer: they do not spend the grace of HTTP."""
     service = await serve()
@@ -384,6 +398,7 @@ async def test_idle_connections_are_closed_at_once(serve):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 async def test_half_a_request_does_not_hold_up_the_end(serve):
     service = await serve()
     with socket.create_connection(("127.0.0.1", httpx.URL(service.url).port)) as half:
@@ -396,6 +411,7 @@ async def test_half_a_request_does_not_hold_up_the_end(serve):
 
 
 @pytest.mark.parametrize("signals", [0, 1])
+@pytest.mark.slow
 @pytest.mark.slow
 async def test_a_client_that_does_not_take_its_answer_does_not_hold_up_the_end(serve, store, signals):
     """When only clients are left, one more signal ends it at once, and the end of the grace changes nothing."""

@@ -63,8 +63,14 @@ BECOMES = {
 }
 NOT_COUNTED = {Outcome.SNOOZE, Outcome.INTERRUPTED, None}
 
-EACH = sorted(Status, key=lambda status: status is Status.QUEUED)
-"""Every status, in an order in which one job after another can be brought to it: a queued one would be claimed next."""
+BY_TIME = WAITING - {Status.BLOCKED}
+"""The statuses of jobs that wait for a time or a worker, not for other jobs."""
+
+EACH = sorted(Status, key=lambda status: (status is Status.QUEUED, status is Status.BLOCKED))
+"""Every status, in an order in which one job after another can be brought to it.
+
+A queued one would be claimed next, and a blocked one waits for one that runs.
+"""
 
 
 def new_job(job_id: str = "a", **changes: Any) -> NewJob:
@@ -188,7 +194,13 @@ async def other(store: Store) -> Node:
 
 
 async def bring_to(node: Node, status: Status, job_id: str = "a", **changes: Any) -> Claimed | None:
-    """Add a job and lead it to a status; returns the claim that led there."""
+    """Add a job and lead it to a status; returns the claim that led there.
+
+    A blocked one waits for one that runs, which is made if there is none.
+    """
+    if status is Status.BLOCKED:
+        await add_blocked(node, job_id, **changes)
+        return None
     if status is Status.SCHEDULED:
         changes = {"run_at": NOW + 5.0} | changes
     if status is Status.EXPIRED:
@@ -206,6 +218,16 @@ async def bring_to(node: Node, status: Status, job_id: str = "a", **changes: Any
     elif status is not Status.RUNNING:
         await node.settle(job, outcome)
     return job
+
+
+async def add_blocked(node: Node, job_id: str, **changes: Any) -> None:
+    """Add a job that waits for one that runs."""
+    if not (running := await in_status(node.store, Status.RUNNING)):
+        await bring_to(node, Status.RUNNING, "runs", queue="other")
+        running = ["runs"]
+    options = replace(changes.pop("options", Options()), depends_on=(running[0],))
+    (receipt,) = await node.store.add_dependents([new_job(job_id, options=options, **changes)], atomic=False)
+    assert receipt.verdict == "stored"
 
 
 async def edit(store: Store, job_id: str = "a", now: float = NOW, **edits: Any) -> Job:
@@ -333,7 +355,7 @@ async def test_the_same_request_is_known_in_every_status(node: Node, status: Sta
     """A job that runs or has ended is not run again by a repeated request."""
     await bring_to(node, status)
     before = await get(node.store)
-    twin = new_job(run_at=before.asked.run_at, expires_at=before.asked.expires_at)
+    twin = replace(before.asked, created_at=NOW)
     receipts = await add(node.store, twin)
 
     assert receipts == [Receipt("existing", before)]
@@ -477,7 +499,7 @@ async def test_ids_may_hold_odd_characters(node: Node) -> None:
     retried = await store.retry(ODD_IDS, NOW)
     cancelled = await store.cancel(ODD_IDS, NOW)
     found = [(await get(store, job_id)).status for job_id in ODD_IDS]
-    deleted = await store.delete(ODD_IDS)
+    deleted = await store.delete(ODD_IDS, NOW)
 
     assert [job.id for job in claimed] == ["a", *ODD_IDS]
     for changes in (retried, cancelled, deleted):
@@ -568,7 +590,7 @@ async def test_jobs_that_are_taken_out_do_not_disturb_the_order_of_the_rest(node
     await add(node.store, *jobs)
     ids = [job.id for job in jobs]
     await node.store.cancel(ids[:400], NOW)
-    await node.store.delete(ids[300:420])
+    await node.store.delete(ids[300:420], NOW)
     await node.store.retry(ids[:10], NOW)
     claimed = [job.id for job in await node.claim(1000)]
     left = [job for job in jobs[:10] + jobs[420:] if job.id in claimed]
@@ -909,7 +931,7 @@ async def test_next_due_is_the_next_moment_at_which_a_job_changes_by_itself(node
     expiry = (await look(node.store)).next_due
     await node.store.cancel(["c"], NOW)
     promotion = (await look(node.store)).next_due
-    await node.store.delete(["b"])
+    await node.store.delete(["b"], NOW)
 
     assert (none, expiry, promotion) == (None, NOW + 7, NOW + 9)
     assert (await look(node.store)).next_due is None
@@ -1116,7 +1138,7 @@ async def test_a_write_to_a_deleted_job_is_stale(node: Node) -> None:
     """Also when its id was given to a new job."""
     claimed = await bring_to(node, Status.DONE)
     assert claimed is not None
-    await node.store.delete(["a"])
+    await node.store.delete(["a"], NOW)
     await assert_stale(node, claimed)
     await add(node.store, new_job())
     await node.take()
@@ -1540,7 +1562,7 @@ async def test_a_retried_job_ends_anew(node: Node) -> None:
 async def test_a_job_that_nobody_holds_can_be_deleted(node: Node, status: Status) -> None:
     """Nothing of it is left, and its id is free."""
     await bring_to(node, status, options=Options(tags=("t",)))
-    changes = await node.store.delete(["a"])
+    changes = await node.store.delete(["a"], NOW)
     gone = await node.store.get("a")
     tagged = await listed(node.store, tag="t")
     receipts = await node.exchange(LATER, claim=1)
@@ -1564,7 +1586,7 @@ async def test_a_held_job_cannot_be_deleted(node: Node, begun: bool, cancelled: 
     if cancelled:
         await node.store.cancel(["a"], NOW)
     before = await get(node.store)
-    changes = await node.store.delete(["a"])
+    changes = await node.store.delete(["a"], NOW)
 
     assert list(changes) == [Change("a", "refused", before)]
     assert await get(node.store) == before
@@ -1578,7 +1600,7 @@ async def test_each_of_many_ids_gets_its_own_verdict(node: Node) -> None:
     ids = ["b", "absent", "done", "a"]
     cancelled = [change.verdict for change in await store.cancel(ids, NOW)]
     retried = [change.verdict for change in await store.retry(ids, NOW)]
-    deleted = [change.verdict for change in await store.delete([*ids, "a"])]
+    deleted = [change.verdict for change in await store.delete([*ids, "a"], NOW)]
 
     assert cancelled == ["changed", "absent", "refused", "changed"]
     assert retried == ["changed", "absent", "changed", "changed"]
@@ -1589,7 +1611,7 @@ async def test_each_of_many_ids_gets_its_own_verdict(node: Node) -> None:
 # --- promote ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", sorted(WAITING))
+@pytest.mark.parametrize("status", sorted(BY_TIME))
 async def test_a_waiting_job_is_ready_when_it_is_promoted(node: Node, status: Status) -> None:
     """With the attempts that it has had; one that was ready keeps its place."""
     await bring_to(node, status)
@@ -1610,8 +1632,8 @@ async def test_a_waiting_job_is_ready_when_it_is_promoted(node: Node, status: St
     ]
 
 
-@pytest.mark.parametrize("status", sorted(set(Status) - WAITING))
-async def test_what_runs_or_has_ended_is_not_promoted(node: Node, status: Status) -> None:
+@pytest.mark.parametrize("status", sorted(set(Status) - WAITING | {Status.BLOCKED}))
+async def test_what_waits_for_others_runs_or_has_ended_is_not_promoted(node: Node, status: Status) -> None:
     """Nor is what is not there."""
     await bring_to(node, status)
     before = await get(node.store)
@@ -1664,7 +1686,7 @@ async def test_a_repeated_request_is_the_same_after_its_job_was_promoted(
 # --- edit -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", sorted(WAITING))
+@pytest.mark.parametrize("status", sorted(BY_TIME))
 async def test_a_waiting_job_can_be_edited(node: Node, status: Status) -> None:
     """What is not named stays as it was, and so does how it stands."""
     await bring_to(node, status, options=Options(on_crash="fail", tags=("t", "u")))
@@ -1732,7 +1754,7 @@ async def test_a_new_priority_changes_the_order_of_claims(node: Node) -> None:
     assert [job.id for job in await node.claim(9, NOW + 1)] == ["c", "d", "b", "a"]
 
 
-@pytest.mark.parametrize("status", sorted(WAITING))
+@pytest.mark.parametrize("status", sorted(BY_TIME))
 async def test_a_job_is_ready_at_its_new_time(node: Node, status: Status) -> None:
     """The store says when that is; until then it counts as waiting for it."""
     await bring_to(node, status)
@@ -1745,7 +1767,7 @@ async def test_a_job_is_ready_at_its_new_time(node: Node, status: Status) -> Non
     assert [one.id for one in after.claimed] == ["a"]
 
 
-@pytest.mark.parametrize("status", sorted(WAITING))
+@pytest.mark.parametrize("status", sorted(BY_TIME))
 async def test_a_job_that_is_due_now_is_ready_at_once(node: Node, status: Status) -> None:
     """With the attempts that it has had."""
     await bring_to(node, status)
@@ -1978,7 +2000,7 @@ async def test_pages_show_each_job_once_while_new_ones_come(node: Node, where: d
     options = Options(tags=("t",))
     await add(node.store, *(new_job(f"j{number}", options=options) for number in range(10)))
     await node.exchange(settlements=[settlement(job, Outcome.FAIL) for job in await node.claim(10)])
-    await node.store.delete(["j9", "j4", "j0"])
+    await node.store.delete(["j9", "j4", "j0"], NOW)
     seen: list[str] = []
     before: Place | None = None
     for number in itertools.count():
@@ -1988,7 +2010,7 @@ async def test_pages_show_each_job_once_while_new_ones_come(node: Node, where: d
         if before is None:
             break
         await bring_to(node, Status.FAILED, f"new{number}", options=options)
-        await node.store.delete([page.jobs[-1].id] if page.jobs else [])
+        await node.store.delete([page.jobs[-1].id] if page.jobs else [], NOW)
 
     assert seen == ["j8", "j7", "j6", "j5", "j3", "j2", "j1"]
 
@@ -2032,7 +2054,7 @@ async def test_a_queue_tells_how_long_its_oldest_ready_job_waits(node: Node) -> 
 async def test_a_queue_is_listed_until_a_prune_forgets_it(node: Node) -> None:
     """When it has no jobs and is not paused; ended jobs keep it, and a held one does."""
     await bring_to(node, Status.DONE, queue="x")
-    await node.store.delete(["a"])
+    await node.store.delete(["a"], NOW)
     await node.store.pause("paused")
     await node.store.pause("resumed")
     await node.store.resume("resumed")
@@ -2052,7 +2074,7 @@ async def test_a_prune_that_has_more_to_delete_forgets_no_queue_yet(node: Node) 
     jobs = [new_job(f"j{number}", queue="many", run_at=LATER, expires_at=LATER + 1) for number in range(STEP)]
     await add(node.store, *jobs, new_job("a", queue="x", run_at=LATER + 9))
     await look(node.store, LATER + 1)
-    await node.store.delete(["a"])
+    await node.store.delete(["a"], NOW)
     everything = Retention(done_age=0, failed_age=0, jobs=0, size=0)
     first = (await node.store.prune(LATER + 2, everything), len(await node.store.queues()))
     last = (await node.store.prune(LATER + 2, everything), len(await node.store.queues()))
@@ -2063,7 +2085,7 @@ async def test_a_prune_that_has_more_to_delete_forgets_no_queue_yet(node: Node) 
 async def test_a_forgotten_queue_is_used_again(node: Node) -> None:
     """With counts from zero."""
     await bring_to(node, Status.DONE, queue="x")
-    await node.store.delete(["a"])
+    await node.store.delete(["a"], NOW)
     await node.store.prune(NOW, KEEP_ALL)
     await add(node.store, new_job("b", queue="x"))
 
@@ -2111,7 +2133,7 @@ async def test_a_queue_with_jobs_is_not_deleted(node: Node, status: Status) -> N
 async def test_an_empty_queue_is_deleted_with_its_pause(node: Node) -> None:
     """Once; after that there is none."""
     await bring_to(node, Status.DONE, queue="x")
-    await node.store.delete(["a"])
+    await node.store.delete(["a"], NOW)
     await node.store.pause("x")
     await node.store.pause("y")
     verdicts = [(await node.store.delete_queue("x")).verdict for _ in range(2)]
@@ -2134,7 +2156,7 @@ async def test_an_overview_counts_over_all_queues(node: Node) -> None:
     ready = await node.store.overview(KINDS)
     await node.store.pause("c")
     paused = await node.store.overview(KINDS)
-    await node.store.delete(["c"])
+    await node.store.delete(["c"], NOW)
 
     assert empty == Overview({}, ready=False)
     assert held == Overview(dict.fromkeys(Status, 2), ready=False)

@@ -158,7 +158,7 @@ async def test_a_job_without_a_node_obeys_people(store: Store, echo: Node, act: 
         case "cancel":
             changes = await store.cancel(["a"], NOW)
         case "delete":
-            changes = await store.delete(["a"])
+            changes = await store.delete(["a"], NOW)
         case _:
             await echo.exchange(LATER)
     job = await store.get("a")

@@ -93,6 +93,8 @@ class Entry:
     records: list[AttemptRecord] = field(default_factory=list)
     first: NewJob | None = None
     """what was asked first, where it was edited since"""
+    waits: list["Entry"] = field(default_factory=list)
+    """those that it depends on and that had not ended when it came to wait"""
     progress: tuple[int, Progress] | None = None
     """under which claim, and what"""
     log: list[StoredLine] = field(default_factory=list)
@@ -143,7 +145,7 @@ class Model:
 
     def next_due(self) -> float | None:
         idle = [entry for entry in self.jobs.values() if entry.status in WAITING and entry.holder is None]
-        times = [entry.run_at for entry in idle if entry.status is not Status.QUEUED]
+        times = [entry.run_at for entry in idle if entry.status not in {Status.QUEUED, Status.BLOCKED}]
         times += [entry.expires_at for entry in idle if entry.expires_at is not None]
         return min(times, default=None)
 
@@ -153,8 +155,73 @@ class Model:
             if entry.status in WAITING and entry.holder is None:
                 if entry.expires_at is not None and entry.expires_at <= now:
                     entry.end(Status.EXPIRED, now, len(entry.new.payload))
-                elif entry.status is not Status.QUEUED and entry.run_at <= now:
+                elif entry.status not in {Status.QUEUED, Status.BLOCKED} and entry.run_at <= now:
                     entry.status = Status.QUEUED
+
+    def follow(self, now: float) -> None:
+        """Release or cancel those that wait for jobs which have ended, then those behind these."""
+        while self.follow_once(now):
+            pass
+
+    def follow_once(self, now: float) -> bool:
+        blocked = [entry for entry in self.jobs.values() if entry.status is Status.BLOCKED]
+        ends = [
+            (entry, [(one, end) for one in entry.waits if (end := self.end_of(one))]) for entry in blocked
+        ]
+        for entry, ended in ends:
+            needs_done = entry.new.options.needs == "done"
+            in_vain = [(one, end) for one, end in ended if needs_done and end != "done"]
+            if in_vain:
+                other, end = min(in_vain, key=lambda pair: pair[0].arrival)
+                words = f"the job depends on {other.new.id!r}, which {END_IN_WORDS[end]}"
+                entry.error = JobError("DependencyFailed", words)
+                entry.end(Status.CANCELLED, now, len(entry.new.payload))
+                continue
+            gone = [one for one, _ in ended]
+            entry.waits = [one for one in entry.waits if one not in gone]
+            if not entry.waits:
+                entry.status = Status.SCHEDULED if entry.run_at > now else Status.QUEUED
+                entry.run_at = max(entry.run_at, now)
+        return any(ended for _, ended in ends)
+
+    def end_of(self, entry: Entry) -> str | None:
+        """How a job has ended; None: it has not."""
+        if self.jobs.get(entry.new.id) is not entry:
+            return "deleted"
+        return entry.status.value if entry.status in ENDED else None
+
+    def still_open(self, options: Options) -> list[Entry]:
+        """The jobs that are there and have not ended."""
+        there = [self.jobs[one] for one in options.depends_on if one in self.jobs]
+        return [entry for entry in there if entry.status not in ENDED]
+
+    def failed(self, options: Options) -> list[str]:
+        """The jobs that are there and have ended otherwise than needed."""
+        there = [self.jobs[one] for one in options.depends_on if one in self.jobs]
+        bad = ENDED - {Status.DONE} if options.needs == "done" else frozenset()
+        return [entry.new.id for entry in there if entry.status in bad]
+
+    def add_dependents(self, jobs: Sequence[NewJob], *, atomic: bool) -> list[tuple[str, list[str]]]:
+        """The receipts: (verdict, ids of dependencies)."""
+        kept, arrivals, paused = dict(self.jobs), self.arrivals, dict(self.paused)
+        receipts = [self.add_dependent(new) for new in jobs]
+        if atomic and {verdict for verdict, _ in receipts} - {"stored", "existing"}:
+            self.jobs, self.arrivals, self.paused = kept, arrivals, paused
+            return [("refused" if verdict == "stored" else verdict, ids) for verdict, ids in receipts]
+        return receipts
+
+    def add_dependent(self, new: NewJob) -> tuple[str, list[str]]:
+        options = new.options
+        if new.id not in self.jobs:
+            if unknown := [one for one in options.depends_on if one not in self.jobs]:
+                return "unknown_dependency", unknown
+            if failed := self.failed(options):
+                return "dependency_failed", failed
+        waits = self.still_open(options)
+        verdict, _ = self.add_one(new)
+        if verdict == "stored" and waits:
+            self.jobs[new.id].status, self.jobs[new.id].waits = Status.BLOCKED, waits
+        return verdict, []
 
     def held(self, seq_of: dict[int, int], seq: int, claim: int) -> Entry | None:
         """The entry that a claim number gives the right to write; `seq_of`: arrival by the store's own number."""
@@ -335,13 +402,16 @@ class Model:
             entry.status = Status.CANCELLING
         return "changed"
 
-    def retry(self, job_id: str, now: float) -> str:
+    def retry(self, job_id: str, now: float, before: dict[str, tuple[list[str], list[Entry]]]) -> str:
+        """`before`: of each job what of its dependencies had failed and was open when the verb began."""
         entry = self.jobs.get(job_id)
         if entry is None:
             return "absent"
-        if entry.status not in ENDED:
+        failed, waits = before[job_id]
+        if entry.status not in ENDED or failed:
             return "refused"
-        entry.status, entry.attempt, entry.run_at = Status.QUEUED, 0, now
+        entry.waits = waits
+        entry.status, entry.attempt, entry.run_at = Status.BLOCKED if waits else Status.QUEUED, 0, now
         entry.started_at = entry.finished_at = entry.result = entry.error = None
         if entry.expires_at is not None and entry.expires_at <= now:
             entry.expires_at = None
@@ -351,7 +421,7 @@ class Model:
         entry = self.jobs.get(job_id)
         if entry is None:
             return "absent"
-        if entry.status not in WAITING or entry.holder is not None:
+        if entry.status not in WAITING - {Status.BLOCKED} or entry.holder is not None:
             return "refused"
         if entry.status is not Status.QUEUED:
             entry.status, entry.run_at = Status.QUEUED, now
@@ -370,7 +440,9 @@ class Model:
         entry.run_at, entry.expires_at = entry.new.run_at, entry.new.expires_at
         if entry.new != before and entry.first is None:
             entry.first = before
-        if "run_at" in edits and entry.run_at <= now:
+        if entry.status is Status.BLOCKED:
+            pass
+        elif "run_at" in edits and entry.run_at <= now:
             entry.status = Status.QUEUED
         elif "run_at" in edits and entry.status is Status.QUEUED:
             entry.status = Status.SCHEDULED
@@ -403,6 +475,14 @@ class Model:
                 )
             )
         return states
+
+
+END_IN_WORDS = {
+    "failed": "has failed",
+    "cancelled": "was cancelled",
+    "expired": "has expired",
+    "deleted": "was deleted",
+}
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------
@@ -461,6 +541,13 @@ SETTLED_AS = {
 }
 
 
+DEPENDENT_JOBS = st.tuples(
+    NEW_JOBS,
+    st.lists(st.sampled_from(IDS), max_size=3, unique=True).map(tuple),
+    st.sampled_from(["done", "ended"]),
+)
+
+
 def wishes(node: str, *limits: int) -> Sequence[ClaimRequest]:
     """What a node asks for."""
     return [ClaimRequest(limit=limit, kinds=SERVES[node]) for limit in limits if limit]
@@ -512,6 +599,24 @@ class Lives(RuleBasedStateMachine):
     @rule(jobs=st.lists(NEW_JOBS, min_size=1, max_size=4), atomic=st.booleans())
     def add(self, jobs: list[dict[str, Any]], atomic: bool) -> None:
         self.exchange(Batch(node="door", now=self.now, adds=[Add(self.new_jobs(jobs), atomic=atomic)]))
+
+    @rule(jobs=st.lists(DEPENDENT_JOBS, min_size=1, max_size=4), atomic=st.booleans())
+    def add_dependents(self, jobs: list[tuple[dict[str, Any], tuple[str, ...], Any]], atomic: bool) -> None:
+        """Each may depend on any that is there, and on those before it."""
+        new = [
+            replace(job, options=replace(job.options, depends_on=ids, needs=needs))
+            for job, (_, ids, needs) in zip(self.new_jobs([job for job, _, _ in jobs]), jobs, strict=True)
+            if job.id not in ids
+        ]
+        receipts = self.call(lambda: self.store.add_dependents(new, atomic=atomic))
+
+        found = [(one.verdict, list(one.dependencies)) for one in receipts]
+        assert found == self.model.add_dependents(new, atomic=atomic)
+
+    @rule()
+    def follow(self) -> None:
+        """Nothing is left to be done: of so few jobs all is done at once."""
+        assert not self.call(self.store.follow, self.now).more
 
     @rule(job_id=st.sampled_from(IDS))
     def add_again(self, job_id: str) -> None:
@@ -578,6 +683,7 @@ class Lives(RuleBasedStateMachine):
 
         assert len(found) == len(rescued)
         assert found == self.model.rescue(node, self.now)
+        self.model.follow(self.now)
 
     @rule(retention=RETENTIONS)
     def prune(self, retention: Retention) -> None:
@@ -597,8 +703,14 @@ class Lives(RuleBasedStateMachine):
 
     @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=3))
     def retry(self, ids: list[str]) -> None:
+        before = {
+            job_id: (self.model.failed(entry.new.options), self.model.still_open(entry.new.options))
+            for job_id, entry in self.model.jobs.items()
+        }
         self.compare(
-            self.call(self.store.retry, ids, self.now), ids, lambda one: self.model.retry(one, self.now)
+            self.call(self.store.retry, ids, self.now),
+            ids,
+            lambda one: self.model.retry(one, self.now, before),
         )
 
     @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=3))
@@ -619,7 +731,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=2))
     def delete(self, ids: list[str]) -> None:
-        self.compare(self.call(self.store.delete, ids), ids, self.model.delete)
+        self.compare(self.call(self.store.delete, ids, self.now), ids, self.model.delete)
 
     @rule(queue=st.sampled_from(QUEUES), paused=st.booleans())
     def pause_or_resume(self, queue: str, paused: bool) -> None:
@@ -770,10 +882,19 @@ class Lives(RuleBasedStateMachine):
         )
 
     def exchange(self, batch: Batch) -> None:
-        """Let the store and the model carry out a batch, and compare what they say."""
+        """Let the store and the model carry out a batch, and compare what they say.
+
+        What an exchange releases may be claimed by it, or by the next one.
+        """
+        if batch.claims and any(entry.status is Status.BLOCKED for entry in self.model.jobs.values()):
+            self.exchange_at_once(replace(batch, claims=()))
+            batch = Batch(node=batch.node, now=batch.now, claims=batch.claims)
+        self.exchange_at_once(batch)
+
+    def exchange_at_once(self, batch: Batch) -> None:
         receipts: Receipts = self.call(self.store.exchange, batch)
         taken, last = [list(claimed) for claimed in receipts.claims], receipts
-        while last.more_ready:
+        while batch.claims and last.more_ready:
             short = [
                 (replace(claim, limit=claim.limit - len(claimed)), claimed)
                 for claim, claimed in zip(batch.claims, taken, strict=True)
@@ -789,6 +910,7 @@ class Lives(RuleBasedStateMachine):
         lease_lost = not known and bool(batch.lease_until is not None or batch.claims)
         self.model.tick(batch.now)
         stale, settled = self.model_writes(batch)
+        self.model.follow(batch.now)
         adds = [self.model.add(one) for one in batch.adds]
         entries = self.model.claim(batch) if not lease_lost else []
 
@@ -852,6 +974,7 @@ class Lives(RuleBasedStateMachine):
             expected.append(Change(job_id, verdict, entry and entry.shown()))  # type: ignore[arg-type] # one of three
 
         assert list(changes) == expected
+        self.model.follow(self.now)
 
 
 # --- the test ---------------------------------------------------------------------------------------------------------

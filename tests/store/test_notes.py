@@ -246,7 +246,7 @@ async def test_nothing_is_written_to_a_job_that_is_not_held(node: Node, job: Cla
     else:
         await node.settle(job, Outcome.DONE)
     if end == "deleted":
-        await node.store.delete(["a"])
+        await node.store.delete(["a"], NOW)
     receipts = await write(node, whole(claim))
 
     assert receipts.stale == {(claim.seq, claim.claim)}
@@ -367,7 +367,7 @@ async def ended(node: Node, *ids: str) -> list[Job]:
 async def test_what_was_written_goes_with_the_job(node: Node) -> None:
     await ended(node, "a", "b")
     before = await rows_left(node.store)
-    await node.store.delete(["a"])
+    await node.store.delete(["a"], NOW)
 
     assert (before, await rows_left(node.store)) == (4, 2)
     await add(node.store, new_job("a"))

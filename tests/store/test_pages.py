@@ -51,7 +51,7 @@ async def test_a_page_holds_what_fits_into_its_bytes(store: Store) -> None:
     assert ids(await walked(store)) == [["5", "4", "3"], ["2", "1", "0"]]
     assert ids(await walked(store, kind="echo")) == [["5", "4", "3"], ["2", "1", "0"]]
 
-    await store.delete(["5"])
+    await store.delete(["5"], NOW)
     assert ids(await walked(store)) == [["4", "3", "2", "1"], ["0"]]
 
 

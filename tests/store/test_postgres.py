@@ -460,7 +460,7 @@ async def test_a_node_needs_no_right_to_make_tables(schema: str) -> None:
             await add(store, new_job(options=Options(tags=("t",))))
             receipts = await node.settle(await node.take(), Outcome.DONE)
             await store.prune(NOW + 1e9, _keep_all())
-            await store.delete(["a"])
+            await store.delete(["a"], NOW)
 
             assert not receipts.stale
             assert await store.get("a") is None

@@ -101,7 +101,7 @@ async def test_a_verb_that_waited_in_vain_begins_again(node: Node, other: Other,
     ask_for = {
         "cancel": lambda: node.store.cancel(["a"], NOW),
         "retry": lambda: node.store.retry(["a"], NOW),
-        "delete": lambda: node.store.delete(["a"]),
+        "delete": lambda: node.store.delete(["a"], NOW),
     }[verb]
     told: list[Any] = []
 

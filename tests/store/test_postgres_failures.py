@@ -90,7 +90,7 @@ async def test_what_is_asked_of_a_job_is_two_round_trips(node: Node, proxy: Prox
         "retry": lambda ids: store.retry(ids, NOW),
         "promote": lambda ids: store.promote(ids, NOW),
         "edit": lambda ids: store.edit(ids, {"payload": b"2"}, NOW),
-        "delete": store.delete,
+        "delete": lambda ids: store.delete(ids, NOW),
     }
     await add(store, *(new_job(job_id, run_at=NOW + 60) for job_id in "abcd"))
     if verb == "retry":
@@ -151,7 +151,7 @@ async def test_backends_that_the_server_ends_are_replaced(schema: str) -> None:
             lambda: store.rescue("n", NOW),
             lambda: look(store),
             store.queues,
-            lambda: store.delete(["a"]),
+            lambda: store.delete(["a"], NOW),
         )
         for verb in verbs:  # each is the first one after all sessions were ended
             ended = ask(

@@ -15,6 +15,8 @@ from tests.api.client import open_door
 from tests.store.server import empty_schema, server_url, with_query
 from tests.store.test_contract import LATER, NOW, Node, add, get, listed, new_job, settlement, start
 
+pytestmark = pytest.mark.slow
+
 VERDICTS = ["stored", "locked", "stored"]
 
 
@@ -246,7 +248,7 @@ async def test_a_verb_that_meets_a_locked_row_gives_up_soon(node: Node, applicat
             case "retry":
                 return await node.store.retry([job_id], NOW)
             case "delete":
-                return await node.store.delete([job_id])
+                return await node.store.delete([job_id], NOW)
             case _:
                 return await node.store.watch(job_id)  # type: ignore[attr-defined]  # a shared store has it
 
@@ -300,7 +302,7 @@ async def test_a_job_of_which_a_row_was_deleted_by_hand_can_be_shown_and_deleted
     job = await get(node.store, "a")
     with trio.fail_after(5):
         rescued = await node.store.rescue("other", LATER)
-        (change,) = await node.store.delete(["a"])
+        (change,) = await node.store.delete(["a"], NOW)
 
     assert job.status is Status.CANCELLED
     assert not rescued

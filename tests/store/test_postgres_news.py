@@ -287,7 +287,7 @@ async def test_a_watched_job_is_told_of_however_it_ends(pair: Any, schema: str, 
         case "expired", _:
             await add(one.store, now=LATER)
         case "deleted", _:
-            await one.store.delete(["a"])
+            await one.store.delete(["a"], NOW)
         case "failed", held if held:
             await one.node.settle(held, Outcome.FAIL)
         case "rescued", held if held:

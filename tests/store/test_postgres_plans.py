@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 
-from jobpipe.job import Outcome, Status
+from jobpipe.job import Options, Outcome, Status
 from jobpipe.schedules import Overlap, Spec, decided
 from jobpipe.store.base import (
     OTHERS,
@@ -30,13 +30,15 @@ from jobpipe.store.postgres.session import Session
 from jobpipe.store.postgres.tables import Tables
 from jobpipe.store.postgres.writer import Writer
 from jobpipe.store.verbs.facade import SharedVerbs
+from jobpipe.store.verbs.followers import MOST
 from tests.store.server import ask, new_schema, server_url, with_query
 from tests.store.test_contract import KEEP_ALL, LATER, NOW, new_job, settlement, start, wish
 
 pytestmark = pytest.mark.slow
 
 ENDED_JOBS, WAITING_JOBS, LATER_JOBS, ASIDE_JOBS = 700_000, 250_000, 50_000, 100_000
-ECHO, DEMO = frozenset({"echo"}), frozenset({"demo"})
+BLOCKED_JOBS, HUBS = 50_000, 4
+ECHO, DEMO, HUB = frozenset({"echo"}), frozenset({"demo"}), frozenset({"hub"})
 
 RARE = 50
 OLD = NOW - 1e6
@@ -54,10 +56,11 @@ _RARE_ENDED = (
 _RARE_WAITING = (
     "with new as (insert into {0}.jobs (id, kind, queue, priority, run_at, max_retries, created_at, payload) "
     f"select s || k || n, k, case k when 'echo' then 'rare' else 'default' end, -9, 2e11, 3, {OLD} + n, '1' "
-    "from unnest(array['queued', 'scheduled', 'retrying']) s, unnest(array['echo', 'rare']) k, "
+    "from unnest(array['queued', 'scheduled', 'retrying', 'blocked']) s, unnest(array['echo', 'rare']) k, "
     f"generate_series(1, {RARE}) n returning *) "
     "insert into {0}.live (seq, queue, status, priority, run_at, created_at) "
-    "select seq, queue, substring(id from '^(queued|scheduled|retrying)'), priority, run_at, created_at from new"
+    "select seq, queue, substring(id from '^(queued|scheduled|retrying|blocked)'), priority, run_at, created_at "
+    "from new"
 )
 FILL = (
     _RARE_ENDED,
@@ -67,6 +70,13 @@ FILL = (
         "(id, kind, queue, status, priority, run_at, max_retries, created_at, finished_at, payload) "
         "select 'e' || n, 'echo', 'default', (array['done', 'failed', 'cancelled', 'expired'])[1 + n % 4], 0, "
         f"{NOW}, 3, {NOW} + n / 1e3, {NOW} + n / 1e6, '1' from generate_series(1, {ENDED_JOBS}) n"
+    ),
+    (
+        "with new as (insert into {0}.jobs (id, kind, queue, priority, run_at, max_retries, created_at, payload) "
+        f"select 'hub' || n, 'hub', 'default', 999, {NOW}, 3, {OLD} + n, '1' "
+        f"from generate_series(0, {HUBS} - 1) n returning *) "
+        "insert into {0}.live (seq, kind, queue, status, priority, run_at, created_at) "
+        "select seq, kind, queue, 'queued', priority, run_at, created_at from new"
     ),
     (  # ready jobs of the highest priority, of a kind that no node serves
         "with new as (insert into {0}.jobs (id, kind, queue, priority, run_at, max_retries, created_at, payload) "
@@ -90,6 +100,16 @@ FILL = (
         "insert into {0}.live (seq, queue, status, priority, run_at, created_at) "
         "select seq, queue, (array['scheduled', 'retrying'])[1 + seq % 2], priority, run_at, created_at from new"
     ),
+    (  # each waits for a job of its own, and for one that very many others wait for
+        "with new as (insert into {0}.jobs (id, kind, queue, priority, run_at, max_retries, created_at, payload) "
+        f"select 'x' || n, 'echo', 'default', 0, {NOW}, 3, {NOW} + n, '1' "
+        f"from generate_series(1, {BLOCKED_JOBS}) n returning *), "
+        "alive as (insert into {0}.live (seq, queue, status, priority, run_at, created_at) "
+        "select seq, queue, 'blocked', priority, run_at, created_at from new) "
+        "insert into {0}.waits select o.seq, new.seq, 1 from new join {0}.jobs o "
+        f"on o.id = 'l' || substring(new.id from 2) or o.id = 'hub' || substring(new.id from 2)::int % {HUBS}"
+    ),
+    "update {0}.live set followed = true where seq in (select on_seq from {0}.waits)",
     "insert into {0}.tags select 'rare', created_at, seq from {0}.jobs where id like '%777'",
     (
         "insert into {0}.counts select queue, status, 999, count(*), 0 from {0}.jobs "
@@ -104,12 +124,14 @@ FILL = (
     "insert into {0}.totals select state, 999, sum(jobs), 0 from {0}.counts group by 1",
     "vacuum (analyze) {0}.jobs",
     "vacuum (analyze) {0}.live",
+    "vacuum (analyze) {0}.waits",
     "vacuum (analyze) {0}.counts",
 )
 
 _READ = (
     "select relname, seq_tup_read, idx_tup_fetch from pg_stat_xact_user_tables "
-    "where schemaname = %(schema)s and relname in ('jobs', 'live', 'attempts', 'tags', 'counts', 'totals', 'queues')"
+    "where schemaname = %(schema)s and relname in "
+    "('jobs', 'live', 'attempts', 'tags', 'counts', 'totals', 'queues', 'waits')"
 )
 
 
@@ -167,16 +189,17 @@ class Verbs(SharedVerbs):
     """The verbs over a connection that counts."""
 
     def __init__(self, connection: Counting) -> None:
+        super().__init__()
         self._connection = connection
 
-    async def _carry_out(self, verb: Any, *, repeatable: bool = False) -> Any:
+    async def _transact(self, verb: Any, *, repeatable: bool = False) -> Any:
         async def whole(session: Session) -> Any:
             return await verb(Tables(session, 1, "caller", "plans"))
 
         return await self._connection.transact(whole, repeatable=repeatable)
 
     async def _look(self, verb: Any) -> Any:
-        return await self._carry_out(verb)
+        return await self._transact(verb)
 
 
 @pytest.fixture
@@ -258,7 +281,7 @@ async def test_what_is_asked_of_a_job_reads_that_job(connection: Counting, verbs
         case "retry":
             await verbs.retry(["e9999"], NOW)
         case "delete":
-            await verbs.delete(["e9998"])
+            await verbs.delete(["e9998"], NOW)
         case "cancel ended":
             await verbs.cancel(["e9997"], NOW)
         case _:
@@ -294,7 +317,53 @@ async def test_a_rescue_reads_what_is_held(connection: Counting, writer: Writer,
     assert (connection.whole, connection.by_index <= 20 * 100) == (0, True)
 
 
-WAIT = (Status.QUEUED, Status.SCHEDULED, Status.RETRYING)
+async def test_a_job_that_waits_for_others_reads_those(connection: Counting, verbs: Verbs) -> None:
+    """When it is stored, shown and retried; among fifty thousand others."""
+    depends_on = tuple(f"l{number}" for number in range(10_001, 10_051))
+    new = [
+        new_job("n1", options=Options(depends_on=depends_on)),
+        new_job("n2", options=Options(depends_on=("n1",))),
+    ]
+    read = list[tuple[int, bool]]()
+    (first, second) = await verbs.add_dependents(new, atomic=True)
+    read.append((connection.whole, connection.by_index <= 50 * 20))
+    shown = await verbs.open_dependencies("n1", 100)
+    read.append((connection.whole, connection.by_index <= 50 * 4))
+    await verbs.cancel(["n1"], NOW)
+    read.append((connection.whole, connection.by_index <= 50 * 4))
+    changes = await verbs.retry(["n1"], NOW)
+    read.append((connection.whole, connection.by_index <= 50 * 20))
+
+    assert (first.verdict, second.verdict, shown.count) == ("stored", "stored", 50)
+    assert [change.job and change.job.status for change in changes] == [Status.BLOCKED]
+    assert read == [(0, True)] * 4
+
+
+async def test_what_follows_the_end_of_a_job_reads_those_that_wait_for_it(
+    connection: Counting, writer: Writer, verbs: Verbs
+) -> None:
+    """A step of them at a time, of the twelve thousand that wait for one job."""
+    await Nodes(connection, "caller", "plans").join("hubs", NOW, LATER, HUB)
+    done, failed, *_ = (await writer.exchange(Batch(node="hubs", now=NOW, claims=wish(4, HUB)), 1.0)).claimed
+    read = list[tuple[int, bool]]()
+    first = await writer.exchange(
+        Batch(node="hubs", now=NOW, settlements=[settlement(done, Outcome.DONE)]), 1.0
+    )
+    read.append((connection.whole, connection.by_index <= MOST * 60))
+    second = await writer.exchange(
+        Batch(node="hubs", now=NOW, settlements=[settlement(failed, Outcome.FAIL)]), 1.0
+    )
+    read.append((connection.whole, connection.by_index <= MOST * 60))
+    for _ in range(3):
+        assert (await verbs.follow(NOW)).more
+        read.append((connection.whole, connection.by_index <= MOST * 60))
+
+    assert (first.following, len(first.changes)) == (True, 0)  # they still wait for others
+    assert (second.following, len(second.changes)) == (True, MOST)
+    assert read == [(0, True)] * 5
+
+
+WAIT = (Status.QUEUED, Status.SCHEDULED, Status.RETRYING, Status.BLOCKED)
 LISTS: Sequence[dict[str, Any]] = [
     {},
     {"tag": "rare"},

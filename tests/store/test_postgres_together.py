@@ -116,7 +116,7 @@ class Life:
                 case 1 | 2:
                     await self.store.retry(ids, NOW + number)
                 case 3:
-                    await self.store.delete(ids)
+                    await self.store.delete(ids, NOW)
                 case 4:
                     await self.store.prune(
                         NOW + number, Retention(done_age=20, failed_age=20, jobs=40, size=10**9)

@@ -277,7 +277,7 @@ async def test_a_previous_job_that_has_ended_or_is_gone_is_in_nobodys_way(store:
     await store.cancel([FIRST_ID], FIRST)
     second = await fire(store, FIRST + 60)
     await store.cancel([SECOND_ID], FIRST + 61)
-    await store.delete([SECOND_ID])
+    await store.delete([SECOND_ID], NOW)
     third = await fire(store, FIRST + 120)
 
     assert (second.stored, second.cancelled) == ([SECOND_ID], ())

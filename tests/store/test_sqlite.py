@@ -38,11 +38,12 @@ from jobpipe.store.migrations import migrations
 from jobpipe.store.sqlite import lists, open_sqlite, reader
 from jobpipe.store.sqlite.claiming import SLICE, SLICES
 from jobpipe.store.sqlite.database import open_database
+from jobpipe.store.sqlite.known import KEPT
 from jobpipe.store.sqlite.nodes import Nodes
 from jobpipe.store.sqlite.opening import check_path
-from jobpipe.store.sqlite.tables import carry_out
+from jobpipe.store.sqlite.tables import carry_out, looked
 from jobpipe.store.sqlite.writer import Writer
-from jobpipe.store.verbs import jobs, nodes, queues, retention
+from jobpipe.store.verbs import dependencies, followers, jobs, nodes, queues, retention
 from tests.store.test_contract import wish
 
 NOW = 1_700_000_000.0
@@ -166,6 +167,100 @@ def test_an_exchange_walks_indexes_that_hold_just_its_rows(db: apsw.Connection) 
     assert faults(found) == []
     walked = " ".join(step for steps in found.values() for step in steps)
     assert {"jobs_ready", "jobs_later", "jobs_expiring"} <= set(re.findall(r"jobs_\w+", walked))
+
+
+def statements(db: apsw.Connection, act: Callable[[], object]) -> list[str]:
+    """Every statement that an act runs, in their order."""
+    ran: list[str] = []
+
+    def trace(_cursor: apsw.Cursor, sql: str, _bindings: Any) -> bool:
+        ran.append(sql)
+        return True
+
+    db.exec_trace = trace
+    act()
+    db.exec_trace = None
+    return ran
+
+
+def dependent(job_id: str, *depends_on: str) -> NewJob:
+    return job(job_id, options=Options(depends_on=depends_on))
+
+
+@pytest.mark.parametrize("others", [0, 1, KEPT])
+def test_a_batch_that_ends_no_job_for_which_others_wait_runs_not_one_statement_more(
+    db: apsw.Connection, others: int
+) -> None:
+    """Once the writer knows the file; however many jobs others wait for, up to as many as it remembers."""
+    writer = Writer(db)
+    waited_for = [job(f"w{number}", run_at=NOW + 9) for number in range(others)]
+    writer.exchange(Batch(node="n", now=NOW, adds=[Add([job("a"), job("b"), job("c"), *waited_for])]))
+    claimed = writer.exchange(Batch(node="n", now=NOW, claims=wish(3))).claimed
+    writer.exchange(settling(claimed[:1]))  # with it the writer learns what it remembers
+    alone = statements(db, lambda: writer.exchange(settling(claimed[1:2])))
+    if others:
+        carry_out(
+            db,
+            lambda tx: dependencies.add(tx, [dependent("x", *(one.id for one in waited_for))], atomic=True),
+        )
+        writer.forget()
+    writer.exchange(settling(claimed[:1]))  # late
+    beside = statements(db, lambda: writer.exchange(settling(claimed[2:])))
+
+    assert beside == alone
+
+
+def test_of_more_jobs_than_the_writer_remembers_the_file_is_asked(db: apsw.Connection) -> None:
+    """With one statement, and what follows is done."""
+    writer = Writer(db)
+    waited_for = [job(f"w{number}") for number in range(KEPT + 1)]
+    writer.exchange(Batch(node="n", now=NOW, adds=[Add([job("a", priority=1), *waited_for])]))
+    carry_out(
+        db, lambda tx: dependencies.add(tx, [dependent("x", *(one.id for one in waited_for))], atomic=True)
+    )
+    writer.forget()
+    plain, *claimed = writer.exchange(Batch(node="n", now=NOW, claims=wish(KEPT + 2))).claimed
+    asked = statements(db, lambda: writer.exchange(settling([plain])))
+    last = [writer.exchange(settling(part)) for part in (claimed[:KEPT], claimed[KEPT:])][-1]
+
+    assert sum("from waits" in sql for sql in asked) == 2
+    assert [(one.id, one.status) for one in last.changes] == [("x", Status.QUEUED)]
+
+
+def settling(claimed: Sequence[Claimed]) -> Batch:
+    ends = [settlement(one.seq, one.claim, Outcome.DONE, Status.DONE) for one in claimed]
+    return Batch(node="n", now=NOW, settlements=ends)
+
+
+def test_what_follows_the_end_of_a_job_walks_indexes(db: apsw.Connection) -> None:
+    """So does what is asked of jobs that wait."""
+    writer = Writer(db)
+    writer.exchange(Batch(node="n", now=NOW, adds=[Add([job("a"), job("b"), job("c")])]))
+    new = [dependent("x", "a", "b"), dependent("y", "x"), dependent("z", "c")]
+
+    def act() -> None:
+        carry_out(db, lambda tx: dependencies.add(tx, new, atomic=True))
+        looked(db, lambda tx: dependencies.still_open(tx, "x", 10))
+        writer.forget()
+        claimed = writer.exchange(Batch(node="n", now=NOW, claims=wish(3))).claimed
+        for one, outcome, status in zip(
+            claimed,
+            (Outcome.DONE, Outcome.FAIL, Outcome.DONE),
+            (Status.DONE, Status.FAILED, Status.DONE),
+            strict=True,
+        ):
+            end = settlement(one.seq, one.claim, outcome, status)
+            writer.exchange(Batch(node="n", now=NOW, settlements=[end]))
+        carry_out(db, lambda tx: followers.follow(tx, NOW))
+        carry_out(db, lambda tx: dependencies.retry(tx, ["b", "x"], NOW))
+        carry_out(db, lambda tx: dependencies.retry(tx, ["x"], NOW))
+
+    found = plans(db, act)
+
+    assert faults(found) == []
+    scans = [sql for sql, how in found.items() if re.search(r"SCAN (waits|w|follow_ups)\b", " ".join(how))]
+    assert all("limit" in sql for sql in scans), scans
+    assert carry_out(db, lambda tx: tx.lock(["x"]))["x"].job.status is Status.BLOCKED
 
 
 def steps(db: apsw.Connection, act: Callable[[], object]) -> int:
@@ -367,7 +462,7 @@ def test_control_walks_indexes(db: apsw.Connection) -> None:
 
     def act() -> None:
         carry_out(db, lambda tx: jobs.cancel(tx, ["a", "b", "later", "mail", "none"], NOW))
-        carry_out(db, lambda tx: jobs.retry(tx, ["a", "late"], NOW))
+        carry_out(db, lambda tx: dependencies.retry(tx, ["a", "late"], NOW))
         carry_out(db, lambda tx: jobs.delete(tx, ["later"]))
         carry_out(db, lambda tx: nodes.rescue(tx, "other", NOW + 1e6))
 

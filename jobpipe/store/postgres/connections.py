@@ -8,8 +8,9 @@ import trio
 
 from jobpipe.errors import StoreUnavailable
 from jobpipe.store.postgres.connector import READ, WRITE, Connector, Verb
-from jobpipe.store.postgres.failures import CommitUnknown, Locked, Overtaken, mapped
+from jobpipe.store.postgres.failures import CommitUnknown, Locked, mapped
 from jobpipe.store.postgres.session import NO_VALUES, Connection, Session, Values
+from jobpipe.store.verbs.transaction import Overtaken
 
 R = TypeVar("R")
 

@@ -6,7 +6,17 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from jobpipe.job import NewJob, Status
-from jobpipe.store.base import STEP, Batch, Changed, Claimed, ClaimRequest, Receipt, Receipts
+from jobpipe.store.base import (
+    STEP,
+    Batch,
+    Changed,
+    Claimed,
+    ClaimRequest,
+    Followed,
+    Receipt,
+    Receipts,
+    Settlement,
+)
 from jobpipe.store.postgres.adding import Adding, add_with_care
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.arrays import Texts, integers, texts
@@ -45,7 +55,7 @@ RENEW = {
 }
 
 _PROMOTE = """
-select p.ready, p.watched
+select p.ready, p.watched, p.left_followed
 from promote(%(now)s, %(limit)s, %(slot)s) p
 where exists (
         select from live
@@ -60,7 +70,7 @@ where exists (
 
 _WAITING = """
 coalesce(sum(jobs), 0)
-+ (select coalesce(sum(jobs), 0) from totals where state in ('scheduled', 'queued', 'retrying'))
++ (select coalesce(sum(jobs), 0) from totals where state in ('blocked', 'scheduled', 'queued', 'retrying'))
 """
 # The columns of `State`. Most often all nodes serve the same kinds, which is quickly seen.
 _STATE_FOR = f"""
@@ -134,9 +144,12 @@ class Exchange:
         self.stale: set[Fence] = set()
         self.walked: str | None = None
         """the last queue that a claim read, where it went queue by queue"""
-        self._expired: Sequence[str] = ()
+        self._expired: list[str] = []
         self.watched: Sequence[str] = ()
         """ids of watched jobs that have ended"""
+        self.overdue = False
+        """whether jobs are past their time that others wait for"""
+        self._followed = Followed()
 
     def renew(self, leases: Leases) -> None:
         """Renew the node's lease."""
@@ -195,21 +208,22 @@ class Exchange:
                 sql = CLAIM_WITH_OTHERS if claim.names is None else CLAIM_OF_QUEUES
             self._claims.append(self._session.run(sql, values))
 
-    def look(self) -> None:
-        """Ask how the store stands."""
+    def look(self, session: Session | None = None) -> None:
+        """Ask how the store stands; once more, where something is written after the exchange."""
         values: dict[str, object] = {"node": self.batch.node, "kinds": self.kinds}
         sql = _STATE
         if self.queues is not None:
             sql, values["queues"] = _STATE_OF_QUEUES, self.queues
-        self._asked = self._session.run(sql, values)
+        self._asked = (session or self._session).run(sql, values)
 
     def judge(self) -> None:
         """Learn what came of it, once it is committed."""
         self._state = State(*self._asked.rows()[0])
-        promoted, expired = self._promoted.row() or (0, None)
+        promoted, expired, overdue = self._promoted.row() or (0, None, None)
+        self.overdue = bool(overdue)
         self._settling.judge()
         self._readied = promoted + self._settling.readied
-        self._expired = expired or ()
+        self._expired = list(expired or ())
         self.watched = [*self._expired, *self._settling.watched]
         self.stale |= self._settling.stale
         if self._starts is not None:
@@ -236,6 +250,26 @@ class Exchange:
     def taken(self) -> Sequence[NewJob]:
         """The new jobs whose ids were taken."""
         return self._adding.taken
+
+    @property
+    def unsettled(self) -> Sequence[Settlement]:
+        """The settlements that changed nothing: they are late, or of jobs that others wait for."""
+        late = self._settling.stale
+        return [one for one in self.batch.settlements if (one.seq, one.claim) in late] if late else ()
+
+    def take_followed(self, settling: Settling, expired: Sequence[str], followed: Followed) -> None:
+        """Take in what was settled after the exchange, with what followed."""
+        self._state = State(*self._asked.rows()[0])
+        self.stale -= {(one.seq, one.claim) for one in self.unsettled} - settling.stale
+        self._settling.changed |= settling.changed
+        self._expired += expired
+        self._followed = followed
+        self._readied += settling.readied + sum(one.status is Status.QUEUED for one in followed.changes)
+
+    @property
+    def released(self) -> bool:
+        """Whether jobs are ready that have waited for others until now."""
+        return any(one.status is Status.QUEUED for one in self._followed.changes)
 
     def complete(self, taken: Sequence[Receipt]) -> None:
         """Take in the receipts of those jobs."""
@@ -331,7 +365,11 @@ class Exchange:
             more_ready=more_ready,
             waiting=state.waiting,
             next_due=state.next_due,
-            changes=[Changed(job_id, Status.EXPIRED) for job_id in self._expired],
+            changes=[
+                *(Changed(job_id, Status.EXPIRED) for job_id in self._expired),
+                *self._followed.changes,
+            ],
+            following=self._followed.more,
             cancelling=frozenset((seq, claim) for seq, claim in state.cancelling or ()),
         )
 

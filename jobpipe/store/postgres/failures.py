@@ -17,10 +17,6 @@ class Locked(StoreUnavailable):
     """Another session holds a lock that this would have to wait for. Nothing was written."""
 
 
-class Overtaken(StoreUnavailable):
-    """Something that was to be locked first became another session's meanwhile: undo it all, and try again."""
-
-
 ENTRYS_OWN = (
     psycopg.DataError,
     psycopg.IntegrityError,

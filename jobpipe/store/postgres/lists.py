@@ -34,11 +34,12 @@ limit %(look)s
 _TAGGED = "from tags where tag = convert_to(%(tag)s, 'UTF8')"
 _OF_STATUS = "from jobs where coalesce(status, 'live') = '{status}'"
 _WAITING = {
+    Status.BLOCKED: "from live where status = 'blocked'",
     Status.SCHEDULED: "from live where status = 'scheduled'",
     Status.RETRYING: "from live where status = 'retrying'",
     Status.QUEUED: "from live where status = 'queued' and node is null",
 }
-_LATER = "from live where status = '{status}' and status in ('scheduled', 'retrying')"
+_LATER = "from live where status = '{status}' and status in ('blocked', 'scheduled', 'retrying')"
 _HELD = "from live where node is not null and status = '{status}'"
 _OF_QUEUE = "and queue = %(queue)s"
 _OF_KIND = "and kind = %(kind)s"
@@ -68,6 +69,7 @@ limit {FEW}
 """
 _FIRST = {
     Status.QUEUED: _FIRST_QUEUED,
+    Status.BLOCKED: _FIRST_LATER,
     Status.SCHEDULED: _FIRST_LATER,
     Status.RETRYING: _FIRST_LATER,
 }

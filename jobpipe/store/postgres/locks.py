@@ -56,16 +56,24 @@ class Aside:
     @property
     def asked_seqs(self) -> Sequence[int]:
         """The rows that starts, notes and settlements are to write, as far as they are not known to be locked."""
-        return sorted({seq for seq, _ in self._fences} - self.seqs)
+        return sorted({seq for seq, _ in self.fences} - self.seqs)
 
     @property
-    def _fences(self) -> Sequence[Fence]:
+    def fences(self) -> frozenset[Fence]:
+        """Those of all starts, notes and settlements of the batch."""
         batch = self._batch
-        return [
-            *((one.seq, one.claim) for one in batch.starts),
-            *((one.seq, one.claim) for one in batch.notes),
-            *((one.seq, one.claim) for one in batch.settlements),
-        ]
+        return frozenset(
+            [
+                *((one.seq, one.claim) for one in batch.starts),
+                *((one.seq, one.claim) for one in batch.notes),
+                *((one.seq, one.claim) for one in batch.settlements),
+            ]
+        )
+
+    @property
+    def locked(self) -> frozenset[Fence]:
+        """Those whose rows are locked."""
+        return frozenset(fence for fence in self.fences if fence[0] in self.seqs)
 
     @property
     def rest(self) -> Batch:
@@ -86,7 +94,7 @@ class Aside:
             return receipts
         return msgspec.structs.replace(
             receipts,
-            locked=frozenset(fence for fence in self._fences if fence[0] in self.seqs),
+            locked=self.locked,
             adds=[self._told(add, part) for add, part in zip(self._batch.adds, receipts.adds, strict=True)],
         )
 

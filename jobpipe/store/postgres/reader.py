@@ -21,7 +21,7 @@ from jobpipe.transitions import Stored
 
 _COLUMNS = """
     id, kind, queue, status, priority, {payload}, {result}, error, attempt, max_retries, claim,
-    created_at, run_at, started_at, finished_at, expires_at, options, seq, node, held, size, rescued, watched,
+    created_at, run_at, started_at, finished_at, expires_at, options, seq, node, held, size, rescued, watched, followed,
     {original}
 """
 JOB_COLUMNS = _COLUMNS.format(payload="payload", result="result", original="original")

@@ -10,6 +10,7 @@ from jobpipe.store.postgres.arrays import binaries, floats, integers, texts
 from jobpipe.store.postgres.counts import counting
 from jobpipe.store.postgres.session import Result, Session
 from jobpipe.store.rows import encoded_error
+from jobpipe.store.verbs.transaction import Ended
 
 Fence = tuple[int, int]
 """seq and claim"""
@@ -17,8 +18,13 @@ Fence = tuple[int, int]
 _SEQ = attrgetter("seq")
 """Rows are locked in the order in which they are named: see `jobpipe.store.postgres.tables`."""
 
+# A job that others wait for ends in a transaction of its own, with what follows (`Settling.followed`); else its row is
+# passed over. Seen on the row itself, since another node may have locked it to note just this.
 # `coalesce(node, 0) > 0` is "held", said so that the planner does not take the index of held jobs for a short cut.
 _FENCED = "l.seq = v.seq and l.claim = v.claim and coalesce(l.node, 0) > 0"
+
+_ENDED = f"{_FENCED} and (%(followed)s or not l.followed)"
+_BACK = f"{_FENCED} and (%(followed)s or not l.followed or l.status <> 'cancelling')"
 
 _START = f"""
 update live l
@@ -57,7 +63,7 @@ using (
         outcome, error, size, result
     )
 ) as v
-where {_FENCED}
+where {_ENDED}
 """
 _STAY = """
 update jobs j
@@ -140,7 +146,7 @@ with hit as (
         seq, claim, status, attempt, number, started_at, settled_at,
         outcome, error, size, run_at
     )
-    join live l on {_FENCED}
+    join live l on {_BACK}
     for update of l
 ),
 back as (
@@ -236,11 +242,11 @@ def _start(one: Start) -> tuple[int, int, int, float]:
 class Settling:
     """The settlements of one batch, in two steps: `send` asks for it, `judge` once that is answered."""
 
-    def __init__(self, settlements: Sequence[Settlement], slot: int) -> None:
+    def __init__(self, settlements: Sequence[Settlement], slot: int, *, followed: bool = False) -> None:
         settlements = sorted(settlements, key=_SEQ)
         self._ends = [one for one in settlements if one.status in ENDED]
         self._again = [one for one in settlements if one.status not in ENDED]
-        self._slot = slot
+        self._slot, self._followed = slot, followed
         self._answers: list[Result] = []
         self.stale: set[Fence] = set()
         """those that matched no held row"""
@@ -250,18 +256,24 @@ class Settling:
         """ids of the watched jobs that have ended"""
         self.readied = 0
         """how many jobs are ready again"""
+        self.ended: list[Ended] = []
+        """the jobs that have ended, where others may wait for them (`followed`)"""
 
     def send(self, session: Session) -> None:
         """Write them."""
         if self._ends:
             well = all(one.status is Status.DONE for one in self._ends)
             values = _columns(self._ends)
-            values |= {"results": binaries([one.result for one in self._ends]), "slot": self._slot}
+            values |= {"results": binaries([one.result for one in self._ends])} | self._common
             self._answers.append(session.run(_END_WELL if well else _END, values))
         if self._again:
             values = _columns(self._again)
-            values |= {"run_at": floats([one.run_at for one in self._again]), "slot": self._slot}
+            values |= {"run_at": floats([one.run_at for one in self._again])} | self._common
             self._answers.append(session.run(_AGAIN, values))
+
+    @property
+    def _common(self) -> dict[str, Any]:
+        return {"slot": self._slot, "followed": self._followed}
 
     def judge(self) -> None:
         """Learn what became of them."""
@@ -274,6 +286,8 @@ class Settling:
             _, _, status, job_id, watched = row
             if status != one.status:
                 self.changed[one.seq] = Status(status)
+            if self._followed and status in ENDED:
+                self.ended.append(Ended(one.seq, job_id, status))
             if watched and status in ENDED:
                 self.watched.append(job_id)
             self.readied += status == Status.QUEUED

@@ -61,6 +61,7 @@ class PostgresStore(SharedVerbs):
     durable = True
 
     def __init__(self, connector: Connector, leases: Leases, slot: int) -> None:
+        super().__init__()
         self.name = connector.address.shown
         self.clock_offset = 0.0
         self._connector, self._leases = connector, leases
@@ -83,7 +84,7 @@ class PostgresStore(SharedVerbs):
         """Whether news come at once."""
         return self._listening.up
 
-    async def _carry_out(
+    async def _transact(
         self, verb: Callable[[Transaction], Coroutine[Any, Any, R]], *, repeatable: bool = False
     ) -> R:
         async def whole(session: Session) -> R:

@@ -3,15 +3,16 @@
 A job that has not ended stands in two rows: what was asked of it in `jobs`, how it stands in `live`. Rows are locked
 in one order: first those in `live`, then those in `jobs`, each by seq; then those of the counts. An exchange keeps to
 it within each statement that starts or settles. Where it does both, it may be in a deadlock with a verb that locks
-several jobs: whoever has waited long enough gives up first.
+several jobs: whoever has waited long enough gives up first. What follows the end of a job waits for no lock, and a job
+that is to depend on others waits for none while it holds one.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
-from jobpipe.job import ENDED, JobError, NewJob, Status
+from jobpipe.job import ENDED, Job, JobError, NewJob, Status
 from jobpipe.store.base import LONGEST_LEASE, OTHERS, Add, ClaimRequest, QueueState
 from jobpipe.store.postgres import reader
 from jobpipe.store.postgres.adding import Adding
@@ -20,16 +21,17 @@ from jobpipe.store.postgres.arrays import binaries, integers, texts
 from jobpipe.store.postgres.claiming import HEAD, HEAD_OF_OTHERS, HEAD_OF_QUEUE
 from jobpipe.store.postgres.counts import CountChanges, fold, forget_empty, mend_loudly
 from jobpipe.store.postgres.exchange import CLOCK
-from jobpipe.store.postgres.failures import ENTRYS_OWN, Overtaken
+from jobpipe.store.postgres.failures import ENTRYS_OWN, Locked
 from jobpipe.store.postgres.notifications import CANCEL, ended_words, notify
 from jobpipe.store.postgres.reader import JOB_COLUMNS
 from jobpipe.store.postgres.session import Row, Session, Values
 from jobpipe.store.postgres.settling import lock_claims
 from jobpipe.store.rows import encoded_error, stored_from
 from jobpipe.store.verbs.dialect import translated
-from jobpipe.store.verbs.difference import changed, ended_attempts, tags
-from jobpipe.store.verbs.transaction import READY, DeadNodes, Removal
-from jobpipe.transitions import Stored, follows
+from jobpipe.store.verbs.difference import changed, ended, ended_attempts, tags, wait_no_more
+from jobpipe.store.verbs.followers import FORGET, as_json
+from jobpipe.store.verbs.transaction import DELETED, READY, DeadNodes, Ended, Overtaken, Removal, Standing
+from jobpipe.transitions import Stored, expired, follows
 
 _LOCK_LIVE = """
 select l.seq
@@ -45,6 +47,49 @@ where id = any(%(ids)s)
 order by seq
 for no key update
 """
+
+# Locks the rows in "live" that nobody else has locked; tells of each whether it is locked by this.
+_LOCK_STANDING = """
+with wanted as materialized (
+    select l.seq
+    from live l join jobs j on j.seq = l.seq
+    where j.id = any(%(ids)s)
+),
+free as materialized (
+    select l.seq
+    from live l
+    where l.seq = any (array(select seq from wanted))
+    for no key update of l skip locked
+)
+select w.seq, f.seq is not null
+from wanted w left join free f on f.seq = w.seq
+order by w.seq
+"""
+_LOCK_ONE = "select seq from live where seq = %(seq)s for no key update"
+_STANDING = """
+select j.id, j.seq, coalesce(l.status, j.status, 'cancelled'), l.seq is not null
+from jobs j left join live l on l.seq = j.seq
+where j.id = any(%(ids)s)
+"""
+ROUNDS = 20
+"""How often rows are waited for, one at a time, that are to be locked together."""
+
+_SKIP_LOCKED = """
+select l.seq
+from live l join jobs j on j.seq = l.seq
+where {which}
+for update of l skip locked
+for no key update of j skip locked
+"""
+_LOCK_BLOCKED = _SKIP_LOCKED.format(which="l.seq = any(%(seqs)s)")
+_LOCK_OVERDUE = _SKIP_LOCKED.format(
+    which="""l.expires_at is not null and l.node is null and l.expires_at <= %(now)s and l.followed
+order by l.expires_at
+limit %(limit)s"""
+)
+_LIVING = "select seq from live where seq = any(%(seqs)s)"
+_BLOCK = "update live set status = 'blocked' where seq = any(%(seqs)s)"
+_FOLLOW = "update live set followed = true where seq = any(%(seqs)s) and not followed"
 
 # A node whose row is locked is at work just now: it is not dead.
 _END_LEASES = """
@@ -214,6 +259,7 @@ class Tables:
 
     def __init__(self, session: Session, slot: int, leases: Leases, channel: str) -> None:
         self._session, self._slot, self._leases, self._channel = session, slot, leases, channel
+        self.ended = list[Ended]()
 
     async def rows(self, sql: str, values: Mapping[str, Any]) -> Sequence[Row]:
         return await self._session.rows(translated(sql, "postgres"), values)
@@ -240,11 +286,53 @@ class Tables:
         values = {"node": nodes.node, "now": float(nodes.now), "limit": limit}
         self._session.run(_END_LEASES_BY[self._leases], values)
         self._session.run(_DROP_LOST, values)
-        locked = await self._session.rows(_LOCK_HELD, values)
-        if not locked:
+        return await self._locked(_LOCK_HELD, values)
+
+    async def lock_standing(self, ids: Sequence[str]) -> Mapping[str, Standing]:
+        """Where a row is locked by somebody else, all are let go, that one is waited for, and kept for the next try."""
+        values = {"ids": texts([job_id for job_id in ids if "\0" not in job_id])}
+        self._session.run("savepoint part", prepare=False)
+        for _ in range(ROUNDS):
+            wanted: dict[int, bool] = dict(await self._session.rows(_LOCK_STANDING, values))
+            if missing := [seq for seq, locked in wanted.items() if not locked]:
+                self._session.run("rollback to savepoint part", prepare=False)
+                await self._session.row(_LOCK_ONE, {"seq": missing[0]})
+                continue
+            # A new statement: it sees whoever has ended before its row was locked; and who came or was retried since
+            # the others were.
+            rows = await self._session.rows(_STANDING, values)
+            if all(seq in wanted for _, seq, _, lives in rows if lives):
+                return {job_id: Standing(seq, status) for job_id, seq, status, _ in rows}
+        raise Locked("other requests keep changing the jobs that this one depends on: try again")
+
+    async def lock_blocked(self, seqs: Sequence[int]) -> Mapping[int, Stored | None]:
+        values = {"seqs": integers(seqs)}
+        found = {one.seq: one for one in await self._locked(_LOCK_BLOCKED, values)}
+        missing = [seq for seq in seqs if seq not in found]
+        if not missing:
+            return found
+        living = {seq for (seq,) in await self._session.rows(_LIVING, {"seqs": integers(missing)})}
+        return {**found, **{seq: None for seq in missing if seq not in living}}
+
+    async def _locked(self, sql: str, values: Values) -> Sequence[Stored]:
+        """Lock jobs, then read them in a new statement."""
+        if not (locked := await self._session.rows(sql, values)):
             return []
-        seqs = integers([seq for (seq,) in locked])
-        return [stored_from(row) for row in await self._session.rows(_BY_SEQ, {"seqs": seqs})]
+        seqs = {"seqs": integers([seq for (seq,) in locked])}
+        return [stored_from(row) for row in await self._session.rows(_BY_SEQ, seqs)]
+
+    async def expire_followed(self, now: float, limit: int) -> Sequence[Stored]:
+        """Expire jobs that are past their time and that others wait for, at most so many; returns what they become.
+
+        Passes over those that somebody else has locked.
+        """
+        overdue = await self._locked(_LOCK_OVERDUE, {"now": float(now), "limit": limit})
+        pairs = [(one, after) for one in overdue if (after := expired(one, now)) is not None]
+        self.save(pairs)
+        return [after for _, after in pairs]
+
+    async def twins(self, ids: Sequence[str]) -> Mapping[str, Job]:
+        return await reader.several(self._session, ids)
 
     async def first_ready(self, claim: ClaimRequest, now: float) -> Stored | None:
         values = {"now": float(now), "kinds": texts(sorted(claim.kinds))}
@@ -274,6 +362,9 @@ class Tables:
                 counts.move(after.job.asked.queue, None, after.job.status, size=after.size)
         counts.write(self._session)
         self._tell(changes)
+        self.ended += ended(changes)
+        if seqs := wait_no_more(changes):
+            self.run(FORGET, {"seqs": as_json(seqs)})
 
     def _write(self, before: Stored, after: Stored) -> None:
         columns = changed(before, after)
@@ -350,6 +441,18 @@ class Tables:
             self.tell(READY)
         return [job.id for job in adding.stored]
 
+    def block(self, jobs: Mapping[int, NewJob]) -> None:
+        if not jobs:
+            return
+        self._session.run(_BLOCK, {"seqs": integers(list(jobs))})
+        counts = CountChanges(self._slot)
+        for job in jobs.values():
+            counts.move(job.queue, job.status, Status.BLOCKED)
+        counts.write(self._session)
+
+    def follow(self, seqs: Sequence[int]) -> None:
+        self._session.run(_FOLLOW, {"seqs": integers(seqs)})
+
     def erase(self, jobs: Sequence[Removal]) -> None:
         if not jobs:
             return
@@ -366,6 +469,9 @@ class Tables:
         for job in jobs:
             counts.drop(job.queue, job.state, 1, job.size)
         counts.write(self._session)
+        self.ended += [Ended(job.seq, job.followed, DELETED) for job in jobs if job.followed is not None]
+        if blocked := [job.seq for job in jobs if job.state == Status.BLOCKED]:
+            self.run(FORGET, {"seqs": as_json(blocked)})
         watched = [job.watched for job in jobs if job.watched is not None]
         notify(self._session, self._channel, ended_words(watched))
 
@@ -377,14 +483,26 @@ class Tables:
             async with self._session.savepoint():
                 self._session.run(_FAIL, {"now": float(now), "error": error, "seqs": seqs})
         counts = CountChanges(self._slot)
-        before = None if stored.held else Status.QUEUED
+        before = None if stored.held else stored.job.status
         counts.move(stored.job.asked.queue, before, Status.FAILED, size=len(stored.job.asked.payload))
         counts.write(self._session)
+        if stored.followed:
+            self.ended.append(Ended(stored.seq, stored.job.id, Status.FAILED.value))
         if stored.watched:
             notify(self._session, self._channel, ended_words([stored.job.id]))
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:
-        return self._session.savepoint()
+        return self._savepoint()
+
+    @asynccontextmanager
+    async def _savepoint(self) -> AsyncIterator[None]:
+        before = len(self.ended)
+        try:
+            async with self._session.savepoint():
+                yield
+        except BaseException:
+            del self.ended[before:]
+            raise
 
     def blames(self, error: Exception) -> bool:
         return isinstance(error, ENTRYS_OWN)

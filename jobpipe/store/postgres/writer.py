@@ -4,9 +4,12 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+import structlog
+from msgspec import structs
+
 from jobpipe.errors import StoreError, StoreUnavailable, TablesLocked
 from jobpipe.job import NewJob, Status
-from jobpipe.store.base import LOCKED, Batch, Receipt, Receipts, Settlement
+from jobpipe.store.base import LOCKED, STEP, Batch, Followed, Receipt, Receipts, Settlement
 from jobpipe.store.postgres.adding import Conflict, store_or_look
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.arrays import Texts, integers
@@ -27,7 +30,9 @@ from jobpipe.store.postgres.reader import any_ready
 from jobpipe.store.postgres.session import Session
 from jobpipe.store.postgres.settling import Fence, Settling, written_before
 from jobpipe.store.postgres.tables import Tables
-from jobpipe.store.verbs import notes
+from jobpipe.store.verbs import followers, notes
+
+log = structlog.get_logger("jobpipe")
 
 ROUNDS = 3
 """How often an exchange is tried that met locks of other programs."""
@@ -84,13 +89,14 @@ class Writer:
         exchange: Exchange | None = None
         try:
             exchange, aside = await self._around_locks(batch)
+            unsettled = await self._settle_followed(exchange)
             await self._look_after(exchange)
             self._learn(exchange)
             more_ready = await self._tell(exchange)
             if exchange.met_others:
                 await self._put_aside(exchange.kinds, exchange.queues)
                 more_ready = True
-            receipts = exchange.receipts(more_ready=more_ready)
+            receipts = exchange.receipts(more_ready=more_ready or exchange.released)
         except StoreError as error:
             if exchange is not None or isinstance(error, CommitUnknown):
                 self._doubt(batch, patience)
@@ -98,7 +104,49 @@ class Writer:
         except Exception:
             self._doubt(batch, patience)  # it may have been raised after the commit
             raise
-        return aside.completed(receipts)
+        completed = aside.completed(receipts)
+        return structs.replace(completed, locked=completed.locked | unsettled) if unsettled else completed
+
+    async def _settle_followed(self, exchange: Exchange) -> frozenset[Fence]:
+        """End the jobs that others wait for, with what follows, in one transaction.
+
+        Returns the fences of those settlements that were not written, and are to be tried again: another program has
+        locked their rows, or the transaction failed.
+        """
+        late = exchange.unsettled
+        if not (late or exchange.overdue):
+            return frozenset()
+        aside = Aside(
+            Batch(node=exchange.batch.node, now=exchange.batch.now, settlements=late), set(), doubtful=False
+        )
+        try:
+            for _ in range(ROUNDS):
+                with suppress(Locked):
+                    await self._settle_rest(exchange, aside.rest.settlements)
+                    return aside.locked
+                await self._locks.probe(aside)
+        except StoreError as error:
+            log.warning("jobs that others wait for could not be settled: trying again", error=str(error))
+        exchange.stale -= aside.fences
+        return aside.fences
+
+    async def _settle_rest(self, exchange: Exchange, settlements: Sequence[Settlement]) -> None:
+        now = exchange.batch.now
+
+        async def verb(session: Session) -> tuple[Settling, Sequence[str], Followed]:
+            tables = self._tables(session)
+            settling = await _settled(tables, session, settlements, self._slot)
+            expired = await tables.expire_followed(now, STEP) if exchange.overdue else ()
+            followed = await followers.finish(tables, now)
+            exchange.look(session)
+            return settling, [one.job.id for one in expired], followed
+
+        settling, expired, followed = await self._connection.transact(verb)
+        exchange.take_followed(settling, expired, followed)
+        exchange.watched = [*exchange.watched, *settling.watched]
+
+    def _tables(self, session: Session) -> Tables:
+        return Tables(session, self._slot, self._leases, self._channel)
 
     async def _around_locks(self, batch: Batch) -> tuple[Exchange, Aside]:
         """Write and take it all, but for what other programs have locked.
@@ -202,25 +250,22 @@ class Writer:
         """Hand back what exchanges claimed whose commits were not answered: nobody here knows of those claims."""
         values = {"node": batch.node, "tokens": integers(list(self._unknown))}
         rows = await session.rows(_UNKNOWN, values)
-        lost = Settling(
-            [
-                Settlement(
-                    seq=seq,
-                    id=job_id,
-                    queue=queue,
-                    claim=claim,
-                    outcome=None,
-                    status=Status.QUEUED,
-                    attempt=attempt,
-                    settled_at=batch.now,
-                )
-                for seq, job_id, queue, claim, attempt in rows
-            ],
-            self._slot,
-        )
-        lost.send(session)
-        await session.answered()
-        lost.judge()
+        back = [
+            Settlement(
+                seq=seq,
+                id=job_id,
+                queue=queue,
+                claim=claim,
+                outcome=None,
+                status=Status.QUEUED,
+                attempt=attempt,
+                settled_at=batch.now,
+            )
+            for seq, job_id, queue, claim, attempt in rows
+        ]
+        tables = self._tables(session)
+        lost = await _settled(tables, session, back, self._slot)
+        await followers.finish(tables, batch.now)
         if rows:
             wake(session, self._channel, batch.node, None, None)
             notify(session, self._channel, ended_words(lost.watched))
@@ -273,6 +318,18 @@ class Writer:
     def forget(self, node: str) -> None:
         """Its row was made anew."""
         self._idle.pop(node, None)
+
+
+async def _settled(
+    tables: Tables, session: Session, settlements: Sequence[Settlement], slot: int
+) -> Settling:
+    """Settle jobs that others may wait for; what follows is to be done by `followers.finish`."""
+    settling = Settling(settlements, slot, followed=True)
+    settling.send(session)
+    await session.answered()
+    settling.judge()
+    tables.ended += settling.ended
+    return settling
 
 
 def _others_interfere() -> StoreUnavailable:

@@ -32,7 +32,7 @@ on conflict (state) do update set
 _WAITING = """
 select cast(total(jobs) as integer)
 from totals
-where state in ('scheduled', 'queued', 'retrying')
+where state in ('blocked', 'scheduled', 'queued', 'retrying')
 """
 
 

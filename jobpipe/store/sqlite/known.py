@@ -13,6 +13,10 @@ _NODE = "select node from nodes where name = ? and lease_until is not null"
 _ANY_PAUSED = "select exists (select 1 from queues where paused = 1)"
 _IS_PAUSED = "select exists (select 1 from queues where name = ? and paused = 1)"
 _SERVED = "select kinds from nodes where lease_until is not null and kinds <> '[]'"
+_FOLLOWED = "select distinct on_seq from waits limit ?"
+_FOLLOWED_OF = "select distinct on_seq from waits where on_seq in (select value from json_each(?))"
+KEPT = 1000
+"""Of how many jobs it is remembered that others wait for them; when there are more, the file is asked."""
 _NEXT_DUE = """
 select min(at)
 from (
@@ -42,6 +46,7 @@ class Known:
         self._waiting: int | None = None
         self._next_due: float | None = None
         self._due_known = False
+        self._followed: frozenset[int] | None = None
         self._drained: set[tuple[frozenset[str], frozenset[str] | None]] = set()
 
     def paused(self) -> bool:
@@ -65,6 +70,23 @@ class Known:
         if self._served is None:
             self._served = [frozenset(msgspec.json.decode(served)) for (served,) in fetch(self._db, _SERVED)]
         return {kind for kind in kinds if any(kind not in served for served in self._served)}
+
+    def any_followed(self) -> bool:
+        """Whether others wait for any job."""
+        return bool(self._first_followed)
+
+    def followed(self, seqs: Collection[int]) -> Collection[int]:
+        """Those of the jobs that others wait for. Costs no statement where there are few such jobs in the file."""
+        if len(self._first_followed) <= KEPT:
+            return self._first_followed.intersection(seqs)
+        asked = msgspec.json.encode(list(seqs)).decode()
+        return {row[0] for row in fetch(self._db, _FOLLOWED_OF, (asked,))}
+
+    @property
+    def _first_followed(self) -> frozenset[int]:
+        if self._followed is None:
+            self._followed = frozenset(row[0] for row in fetch(self._db, _FOLLOWED, (KEPT + 1,)))
+        return self._followed
 
     def waiting(self, counts: CountChanges) -> int:
         """How many jobs wait after these changes, those held by nodes not counted."""

@@ -14,15 +14,20 @@ _JOB_COLUMNS = """
     jobs.id, kind, queue, status, priority, {payload}, {result}, error, attempt, max_retries, claim,
     created_at, run_at, started_at, finished_at, expires_at, options, seq,
     (select name from nodes where nodes.node = jobs.node), held, size, rescued, 0,
-    {original}
+    {followed}, {original}
 """
-JOB_COLUMNS = _JOB_COLUMNS.format(payload="payload", result="result", original="original")
+JOB_COLUMNS = _JOB_COLUMNS.format(
+    payload="payload",
+    result="result",
+    followed="exists (select 1 from waits where on_seq = jobs.seq)",
+    original="original",
+)
 """See `jobpipe.store.rows.JobRow`; nobody else can wait for a job here: none is watched."""
 
-LISTED_COLUMNS = _JOB_COLUMNS.format(payload="payload", result="result", original="null")
+LISTED_COLUMNS = _JOB_COLUMNS.format(payload="payload", result="result", followed="0", original="null")
 """The same without what was asked first, as a list shows a job."""
 
-BARE_JOB_COLUMNS = _JOB_COLUMNS.format(payload="x''", result="null", original="null")
+BARE_JOB_COLUMNS = _JOB_COLUMNS.format(payload="x''", result="null", followed="0", original="null")
 """The same without payload and result."""
 
 # The indexes are named, since the planner takes any that begins with the status for a better one.

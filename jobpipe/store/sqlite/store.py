@@ -30,6 +30,7 @@ class SqliteStore(Verbs):
     durable = True
 
     def __init__(self, database: Database, thread: OwnThread) -> None:
+        super().__init__()
         self.name = f"sqlite:{database.path}"
         self._database, self._thread = database, thread
         self._prepare()

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import apsw
 import msgspec
 
-from jobpipe.job import ENDED, JobError, NewJob, Status
+from jobpipe.job import ENDED, Job, JobError, NewJob, Status
 from jobpipe.store.base import LONGEST_LEASE, STORED, Add, ClaimRequest, QueueState
 from jobpipe.store.rows import Row, encoded_error, stored_from
 from jobpipe.store.sqlite import reader
@@ -19,8 +19,10 @@ from jobpipe.store.sqlite.known import Known
 from jobpipe.store.sqlite.opening import STORES_OWN
 from jobpipe.store.sqlite.rows import JOB_COLUMNS, as_json, fetch, transaction
 from jobpipe.store.verbs.dialect import translated
-from jobpipe.store.verbs.difference import changed, ended_attempts, tags
-from jobpipe.store.verbs.transaction import DeadNodes, Removal, at_once
+from jobpipe.store.verbs.difference import changed, ended, ended_attempts, tags, wait_no_more
+from jobpipe.store.verbs.followers import FORGET
+from jobpipe.store.verbs.followers import as_json as numbers
+from jobpipe.store.verbs.transaction import DELETED, DeadNodes, Ended, Removal, Standing, at_once
 from jobpipe.transitions import Stored, follows
 
 _DEAD = """
@@ -30,6 +32,9 @@ where (lease_until is null or lease_until not between ? and ?) and name is not ?
 """
 _HELD_BY = f"select {JOB_COLUMNS} from jobs where held = 1 and jobs.node is ? limit ?"
 _SERVED = f"select {JOB_COLUMNS} from jobs where seq = :seq and {IS_SERVED}"
+_STANDING = "select id, seq, status from jobs where id in {each ids}"
+_BLOCKED = f"select {JOB_COLUMNS} from jobs where seq {{among seqs}}"
+_BLOCK = "update jobs set status = 'blocked' where seq = ?"
 _HELD = "select seq, claim from jobs where seq = ? and claim = ? and held = 1"
 _END_LEASES = "update nodes set lease_until = null where lease_until not between ? and ? and name <> ?"
 
@@ -79,6 +84,7 @@ class Tables:
 
     def __init__(self, db: apsw.Connection) -> None:
         self._db = db
+        self.ended = list[Ended]()
 
     async def rows(self, sql: str, values: Mapping[str, Any]) -> Sequence[Row]:
         return fetch(self._db, translated(sql, "sqlite"), values)
@@ -101,6 +107,18 @@ class Tables:
         rows = [row for node in dead for row in fetch(self._db, _HELD_BY, (node, limit))]
         return [stored_from(row) for row in rows[:limit]]
 
+    async def lock_standing(self, ids: Sequence[str]) -> Mapping[str, Standing]:
+        rows = await self.rows(_STANDING, {"ids": as_json(ids)})
+        return {job_id: Standing(seq, status) for job_id, seq, status in rows}
+
+    async def lock_blocked(self, seqs: Sequence[int]) -> Mapping[int, Stored | None]:
+        found = {one.seq: one for one in map(stored_from, await self.rows(_BLOCKED, {"seqs": numbers(seqs)}))}
+        return {seq: found.get(seq) for seq in seqs}
+
+    async def twins(self, ids: Sequence[str]) -> Mapping[str, Job]:
+        found = {job_id: reader.one(self._db, job_id) for job_id in ids}
+        return {job_id: job for job_id, job in found.items() if job is not None}
+
     async def first_ready(self, claim: ClaimRequest, now: float) -> Stored | None:
         seqs = Claiming(self._db, Known(self._db)).first(claim, now)
         kinds = as_json(claim.kinds)
@@ -118,6 +136,9 @@ class Tables:
             )
             counts.move(after.job.asked.queue, None, _state(after), size=after.size)
         counts.write(self._db)
+        self.ended += ended(changes)
+        if seqs := wait_no_more(changes):
+            self.run(FORGET, {"seqs": numbers(seqs)})
 
     def _save(self, before: Stored, after: Stored) -> None:
         columns = dict(changed(before, after))
@@ -146,6 +167,16 @@ class Tables:
         counts.write(self._db)
         return [job.id for job, receipt in zip(jobs, receipts, strict=True) if receipt is STORED]
 
+    def block(self, jobs: Mapping[int, NewJob]) -> None:
+        counts = CountChanges()
+        for seq, job in jobs.items():
+            self._db.execute(_BLOCK, (seq,))
+            counts.move(job.queue, job.status, Status.BLOCKED)
+        counts.write(self._db)
+
+    def follow(self, seqs: Sequence[int]) -> None:
+        """Whether anybody waits for a job is seen in `waits`."""
+
     def erase(self, jobs: Sequence[Removal]) -> None:
         counts = CountChanges()
         for job in jobs:
@@ -161,10 +192,15 @@ class Tables:
             if self._db.execute(first).get is not None:
                 self._db.execute(sql, (seqs,))
         counts.write(self._db)
+        self.ended += [Ended(job.seq, job.followed, DELETED) for job in jobs if job.followed is not None]
+        if blocked := [job.seq for job in jobs if job.state == Status.BLOCKED]:
+            self.run(FORGET, {"seqs": numbers(blocked)})
 
     async def fail(self, stored: Stored, now: float, words: str) -> None:
         error = encoded_error(JobError("DamagedRow", words))
         self._db.execute(_FAIL, (now, error, stored.seq))
+        if stored.followed:
+            self.ended.append(Ended(stored.seq, stored.job.id, Status.FAILED.value))
         counts = CountChanges()
         counts.move(stored.job.asked.queue, _state(stored), Status.FAILED, size=len(stored.job.asked.payload))
         counts.write(self._db)
@@ -174,8 +210,13 @@ class Tables:
 
     @asynccontextmanager
     async def _savepoint(self) -> AsyncIterator[None]:
-        with transaction(self._db):
-            yield
+        before = len(self.ended)
+        try:
+            with transaction(self._db):
+                yield
+        except BaseException:
+            del self.ended[before:]
+            raise
 
     def blames(self, error: Exception) -> bool:
         return not isinstance(error, STORES_OWN)

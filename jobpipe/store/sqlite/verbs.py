@@ -59,7 +59,7 @@ class Verbs(SharedVerbs):
 
         return await self._write(call)
 
-    async def _carry_out(
+    async def _transact(
         self,
         verb: Callable[[Transaction], Coroutine[Any, Any, R]],
         *,

@@ -1,11 +1,11 @@
 """What the engine writes: an exchange is one transaction, carried out by the rooms for its parts."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import apsw
 
-from jobpipe.job import Status
-from jobpipe.store.base import STEP, Batch, Changed, Claimed, Receipts
+from jobpipe.job import ENDED, Status
+from jobpipe.store.base import STEP, Batch, Changed, Claimed, Followed, Receipts
 from jobpipe.store.sqlite.adding import Adding
 from jobpipe.store.sqlite.claiming import Claiming, Unserved
 from jobpipe.store.sqlite.counts import CountChanges
@@ -14,8 +14,8 @@ from jobpipe.store.sqlite.rows import fetch, transaction
 from jobpipe.store.sqlite.settling import Settling
 from jobpipe.store.sqlite.tables import Tables
 from jobpipe.store.sqlite.values import Mismatch
-from jobpipe.store.verbs import notes
-from jobpipe.store.verbs.transaction import at_once
+from jobpipe.store.verbs import followers, notes
+from jobpipe.store.verbs.transaction import Ended, at_once
 
 _RENEW = "update nodes set lease_until = ? where name = ? and lease_until is not null"
 _DUE = """
@@ -33,7 +33,11 @@ where expires_at is not null and finished_at is null and held = 0 and expires_at
 order by expires_at
 limit ?
 """
+_WAIT_NO_MORE = "delete from waits where seq = ?"
 _EXPIRE = "update jobs set status = 'expired', finished_at = ?, size = ? where seq = ?"
+
+
+NOTHING = Followed()
 
 
 class Writer:
@@ -76,11 +80,12 @@ class Writer:
     def _carry_out(self, batch: Batch, *, one_by_one: bool, wary: bool) -> Receipts:
         counts = CountChanges()
         lease_lost = not self._renew(batch)
-        changes = self._promote(batch.now, counts)
+        expired = self._promote(batch.now, counts)
         stale = self._settling.start(batch.starts)
         if batch.notes:
             stale |= at_once(notes.write(Tables(self.db), batch.notes))
         settled = self._settling.settle(batch.settlements, counts, stale, one_by_one=one_by_one)
+        followed = self._follow(batch, expired, settled, stale)
         adds = [self._adding.add(add, counts, one_by_one=one_by_one) for add in batch.adds]
         claims: list[Sequence[Claimed]] = [[]] * len(batch.claims)
         more_ready = False
@@ -100,8 +105,34 @@ class Writer:
             more_ready=more_ready,
             waiting=self._known.waiting(counts),
             next_due=self._known.next_due(),
-            changes=changes,
+            changes=[*(Changed(one.id, Status.EXPIRED) for one in expired), *followed.changes],
+            following=followed.more,
         )
+
+    def _follow(
+        self,
+        batch: Batch,
+        expired: Sequence[Ended],
+        settled: Mapping[int, Status],
+        stale: Collection[tuple[int, int]],
+    ) -> Followed:
+        """Do what follows the ends of jobs, where others wait for them."""
+        if not (expired or batch.settlements) or not self._known.any_followed():
+            return NOTHING
+        ended = [
+            Ended(one.seq, one.id, status)
+            for one in batch.settlements
+            if (status := settled.get(one.seq, one.status)) in ENDED and (one.seq, one.claim) not in stale
+        ]
+        ended += expired
+        followed = self._known.followed([one.seq for one in ended])
+        if not followed:
+            return NOTHING
+        tables = Tables(self.db)
+        tables.ended += [one for one in ended if one.seq in followed]
+        done = at_once(followers.finish(tables, batch.now))
+        self._known.forget()
+        return done
 
     def _renew(self, batch: Batch) -> bool:
         if batch.lease_until is not None:
@@ -109,7 +140,7 @@ class Writer:
             return bool(self.db.changes())
         return not batch.claims or self._known.node(batch.node) is not None
 
-    def _promote(self, now: float, counts: CountChanges) -> Sequence[Changed]:
+    def _promote(self, now: float, counts: CountChanges) -> Sequence[Ended]:
         """Expire what is past its expires_at, then queue what is due; at most `STEP` of each. Returns what expired."""
         due_at = self._known.next_due()
         if due_at is None or due_at > now:
@@ -118,10 +149,12 @@ class Writer:
         for seq, _, queue, status, size in overdue:
             self.db.execute(_EXPIRE, (now, size, seq))
             counts.move(queue, status, Status.EXPIRED, size=size)
+            if status == Status.BLOCKED:
+                self.db.execute(_WAIT_NO_MORE, (seq,))
         due = fetch(self.db, _DUE, (now, STEP))
         self.db.executemany(_PROMOTE, [(seq,) for seq, _, _ in due])
         for _, queue, status in due:
             counts.move(queue, status, Status.QUEUED)
         self._known.due_changed()
         self._known.ready_changed()
-        return [Changed(job_id, Status.EXPIRED) for _, job_id, _, _, _ in overdue]
+        return [Ended(seq, job_id, Status.EXPIRED) for seq, job_id, _, _, _ in overdue]

@@ -2,8 +2,9 @@
 
 `:name` is a value. In braces stands what the databases write differently: `{lock}` locks the rows, `{skip locked}`
 leaves out those that somebody else has locked, and locks the others; `{total COLUMN}` is the sum of a column as a whole
-number, whatever damage is in it; `{each NAME}` are the texts of a value that is a JSON array, `{rows NAME: COLUMN TYPE,
-...}` are its objects as a table of that name; `{shown}` has every job with its status.
+number, whatever damage is in it; `{each NAME}` are the texts of a value that is a JSON array, `{among NAME}` says that
+a number is in one, `{rows NAME: COLUMN TYPE, ...}` are its objects as a table of that name; `{shown}` has every job
+with its status.
 """
 
 import functools
@@ -22,6 +23,10 @@ _EACH = {
     "sqlite": r"(select value from json_each(:\1))",
     "postgres": r"(select value from jsonb_array_elements_text(:\1::jsonb))",
 }
+_AMONG = {
+    "sqlite": r"in (select value from json_each(:\1))",
+    "postgres": r"= any (array(select value::bigint from jsonb_array_elements_text(:\1::jsonb)))",
+}
 _ROWS = {
     "sqlite": "(select {taken} from json_each(:{name})) as {name}",
     "postgres": "jsonb_to_recordset(:{name}::jsonb) as {name} ({columns})",
@@ -35,6 +40,7 @@ def translated(sql: str, database: Database) -> str:
     """A shared statement as one of the databases reads it."""
     sql = re.sub(r"\{rows (\w+): ([^}]+)\}", lambda found: _rows(found[1], found[2], database), sql)
     sql = re.sub(r"\{each (\w+)\}", _EACH[database], sql)
+    sql = re.sub(r"\{among (\w+)\}", _AMONG[database], sql)
     sql = re.sub(r"(?<!:):(\w+)", _VALUE[database], sql)
     sql = re.sub(r"\{total (\w+)\}", _TOTAL[database], sql)
     sql = sql.replace("{shown}", _SHOWN[database]).replace("{lock}", _LOCK[database])

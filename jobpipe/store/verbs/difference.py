@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobpipe.job import AttemptRecord, NewJob, State
+from jobpipe.job import ENDED, AttemptRecord, NewJob, State, Status
 from jobpipe.store.rows import encoded_error, encoded_options, encoded_original
+from jobpipe.store.verbs.transaction import Ended
 from jobpipe.transitions import Stored
 
 _ASKED = tuple(name for name in NewJob.__struct_fields__ if name != "options")
@@ -41,6 +42,21 @@ def _differing(one: object, other: object, names: Sequence[str]) -> dict[str, An
 def ended_attempts(before: Stored, after: Stored) -> Sequence[AttemptRecord]:
     """The attempts that the change has ended."""
     return after.job.attempts[len(before.job.attempts) :]
+
+
+def ended(changes: Sequence[tuple[Stored, Stored]]) -> Sequence[Ended]:
+    """The jobs that the changes have ended and that others may wait for."""
+    return [
+        Ended(before.seq, before.job.id, after.job.status.value)
+        for before, after in changes
+        if before.followed and after.job.status in ENDED and before.job.status not in ENDED
+    ]
+
+
+def wait_no_more(changes: Sequence[tuple[Stored, Stored]]) -> Sequence[int]:
+    """The numbers of the jobs that waited for others before the changes, and do no more."""
+    blocked = Status.BLOCKED
+    return [one.seq for one, after in changes if one.job.status is blocked is not after.job.status]
 
 
 def tags(before: Stored, after: Stored) -> tuple[Sequence[str], Sequence[str]]:

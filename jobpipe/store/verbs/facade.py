@@ -1,6 +1,7 @@
 """The verbs of the contract that are written once: each is carried out as one transaction."""
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -11,18 +12,33 @@ from jobpipe.store.base import (
     SCHEDULES,
     Batch,
     Change,
+    Changed,
     Declared,
     Due,
     Fired,
     FiredJob,
+    Followed,
     LogPage,
+    OpenDependencies,
     QueueChange,
+    Receipt,
     Rescued,
     Retention,
     ScheduleDeletion,
     SchedulePut,
 )
-from jobpipe.store.verbs import declarations, jobs, nodes, notes, queues, retention, schedules, sidelining
+from jobpipe.store.verbs import (
+    declarations,
+    dependencies,
+    followers,
+    jobs,
+    nodes,
+    notes,
+    queues,
+    retention,
+    schedules,
+    sidelining,
+)
 from jobpipe.store.verbs.transaction import Transaction
 
 R = TypeVar("R")
@@ -30,11 +46,19 @@ R = TypeVar("R")
 NOTHING_DECLARED = Declared()
 
 
+TOLD = 10_000
+"""How many changes are kept until `follow` tells them; of more, the first are forgotten."""
+
+
 class SharedVerbs(ABC):
     """See `jobpipe.store.base` for what each verb promises. A subclass says how a transaction is carried out."""
 
+    def __init__(self) -> None:
+        self._followed = deque[Changed](maxlen=TOLD)
+        self.following = False
+
     @abstractmethod
-    async def _carry_out(
+    async def _transact(
         self, verb: Callable[[Transaction], Coroutine[Any, Any, R]], *, repeatable: bool = False
     ) -> R:
         """Carry out a verb in a transaction: whole, or not at all.
@@ -46,20 +70,49 @@ class SharedVerbs(ABC):
     async def _look(self, verb: Callable[[Transaction], Coroutine[Any, Any, R]]) -> R:
         """Carry out a verb that only reads, all from one state of the database. Never waits for a writer."""
 
+    async def _carry_out(
+        self,
+        verb: Callable[[Transaction], Coroutine[Any, Any, R]],
+        now: float | None = None,
+        *,
+        repeatable: bool = False,
+    ) -> R:
+        """Carry out a verb with all that follows the ends of jobs in it; `now`: None for a verb that ends none."""
+        result, followed = await self._transact(
+            lambda tx: followers.carried_out(verb, tx, now), repeatable=repeatable
+        )
+        self._followed += followed.changes
+        self.following |= followed.more or bool(followed.changes)
+        return result
+
+    async def follow(self, now: float) -> Followed:
+        self.following = False
+        followed = await self._transact(lambda tx: followers.follow(tx, now))
+        changes = [*self._followed, *followed.changes]
+        self._followed.clear()
+        self.following |= followed.more
+        return Followed(changes, followed.more)
+
+    async def add_dependents(self, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
+        return await self._carry_out(lambda tx: dependencies.add(tx, jobs, atomic=atomic))
+
+    async def open_dependencies(self, job_id: str, limit: int) -> OpenDependencies:
+        return await self._look(lambda tx: dependencies.still_open(tx, job_id, limit))
+
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
-        return await self._carry_out(lambda tx: nodes.rescue(tx, node, now))
+        return await self._carry_out(lambda tx: nodes.rescue(tx, node, now), now)
 
     async def prune(self, now: float, retained: Retention) -> int:
-        return await self._carry_out(lambda tx: retention.prune(tx, now, retained))
+        return await self._carry_out(lambda tx: retention.prune(tx, now, retained), now)
 
     async def sideline(self, batch: Batch, words: str) -> str | None:
-        return await self._carry_out(lambda tx: sidelining.sideline(tx, batch, words))
+        return await self._carry_out(lambda tx: sidelining.sideline(tx, batch, words), batch.now)
 
     async def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        return await self._carry_out(lambda tx: jobs.cancel(tx, ids, now))
+        return await self._carry_out(lambda tx: jobs.cancel(tx, ids, now), now)
 
     async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        return await self._carry_out(lambda tx: jobs.retry(tx, ids, now))
+        return await self._carry_out(lambda tx: dependencies.retry(tx, ids, now))
 
     async def promote(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         return await self._carry_out(lambda tx: jobs.promote(tx, ids, now))
@@ -67,8 +120,8 @@ class SharedVerbs(ABC):
     async def edit(self, ids: Sequence[str], edits: Mapping[str, Any], now: float) -> Sequence[Change]:
         return await self._carry_out(lambda tx: jobs.edit(tx, ids, edits, now))
 
-    async def delete(self, ids: Sequence[str]) -> Sequence[Change]:
-        return await self._carry_out(lambda tx: jobs.delete(tx, ids))
+    async def delete(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+        return await self._carry_out(lambda tx: jobs.delete(tx, ids), now)
 
     async def pause(self, queue: str) -> None:
         await self._carry_out(lambda tx: queues.pause(tx, queue), repeatable=True)
@@ -92,7 +145,7 @@ class SharedVerbs(ABC):
         return await self._carry_out(lambda tx: schedules.delete(tx, name))
 
     async def fire(self, firings: Sequence[Firing], now: float) -> Fired:
-        return await self._carry_out(lambda tx: schedules.fire(tx, firings, now))
+        return await self._carry_out(lambda tx: schedules.fire(tx, firings, now), now)
 
     async def declare(self, declared: Sequence[Declaration], now: float, live_since: float) -> Declared:
         if not declared and not await self._look(declarations.any_declared):

@@ -6,17 +6,12 @@ from typing import Any
 from jobpipe.store.base import Change
 from jobpipe.store.rows import shown
 from jobpipe.store.verbs.transaction import Removal, Transaction
-from jobpipe.transitions import Stored, cancelled, edited, promoted, retried
+from jobpipe.transitions import Stored, cancelled, edited, promoted
 
 
 async def cancel(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Change]:
     """See `jobpipe.store.base.ControlStore.cancel`."""
     return await change(tx, ids, lambda stored: cancelled(stored, now))
-
-
-async def retry(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Change]:
-    """See `jobpipe.store.base.ControlStore.retry`."""
-    return await change(tx, ids, lambda stored: retried(stored, now))
 
 
 async def promote(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Change]:
@@ -33,7 +28,17 @@ async def change(
     tx: Transaction, ids: Sequence[str], becomes: Callable[[Stored], Stored | None]
 ) -> Sequence[Change]:
     """Change jobs by a transition. An id that is named twice is changed twice."""
-    there = dict(await tx.lock(ids))
+    return change_locked(tx, await tx.lock(ids), ids, becomes)
+
+
+def change_locked(
+    tx: Transaction,
+    locked: Mapping[str, Stored],
+    ids: Sequence[str],
+    becomes: Callable[[Stored], Stored | None],
+) -> Sequence[Change]:
+    """The same, with those of the jobs that are there locked before."""
+    there = dict(locked)
     changes, told = list[tuple[Stored, Stored]](), list[Change]()
     for job_id in ids:
         before = there.get(job_id)
@@ -80,4 +85,5 @@ def _removal(stored: Stored) -> Removal:
         size=stored.size,
         tags=None if job.damage else job.asked.options.tags,
         watched=job.id if stored.watched else None,
+        followed=job.id if stored.followed else None,
     )

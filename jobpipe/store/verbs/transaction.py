@@ -13,12 +13,17 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from jobpipe.job import NewJob
+from jobpipe.errors import StoreUnavailable
+from jobpipe.job import Job, NewJob
 from jobpipe.store.base import ClaimRequest, QueueState
 from jobpipe.store.rows import Row
 from jobpipe.transitions import Stored
 
 R = TypeVar("R")
+
+
+class Overtaken(StoreUnavailable):
+    """Something that was to be locked first became another session's meanwhile: undo it all, and try again."""
 
 
 class DeadNodes(msgspec.Struct, frozen=True):
@@ -40,10 +45,34 @@ class Removal(msgspec.Struct, frozen=True, kw_only=True):
     """None: they cannot be read"""
     watched: str | None = None
     """the id of a job whose end somebody waits for"""
+    followed: str | None = None
+    """the id of a job for which other jobs may wait"""
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """How a job stands that others are to wait for."""
+
+    seq: int
+    status: str
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """A job that others may wait for has ended, or was deleted, in this transaction."""
+
+    seq: int
+    id: str
+    status: str
+    """what it ended as, or `DELETED`"""
+
+
+DELETED = "deleted"
 
 
 class Transaction(Protocol):
     """The rows of a database within one transaction."""
+
+    ended: list[Ended]
+    """jobs that ended here and are followed: `followers.finish` does what follows, before the commit"""
 
     async def rows(self, sql: str, values: Mapping[str, Any]) -> Sequence[Row]:
         """The rows of a statement in the shared dialect (see `jobpipe.store.verbs.dialect`)."""
@@ -64,6 +93,21 @@ class Transaction(Protocol):
         is deleted on the way.
         """
 
+    async def lock_standing(self, ids: Sequence[str]) -> Mapping[str, Standing]:
+        """How those of the jobs stand that are there; none of them ends until the commit.
+
+        It waits for a lock on one of them only while it holds none on the others: so it is in no deadlock.
+        """
+
+    async def lock_blocked(self, seqs: Sequence[int]) -> Mapping[int, Stored | None]:
+        """Jobs by their numbers, without attempts, locked; None: the job has ended or is gone.
+
+        Leaves out those that somebody else has locked, and waits for nobody.
+        """
+
+    async def twins(self, ids: Sequence[str]) -> Mapping[str, Job]:
+        """Those of the jobs that are there, to be compared with new ones of the same ids."""
+
     async def first_ready(self, claim: ClaimRequest, now: float) -> Stored | None:
         """The ready job that a claim takes first, locked; None: there is none."""
 
@@ -76,11 +120,20 @@ class Transaction(Protocol):
     async def add(self, jobs: Sequence[NewJob]) -> Sequence[str]:
         """Store new jobs, each unless its id is taken, with all that follows; returns the ids of those stored."""
 
+    def block(self, jobs: Mapping[int, NewJob]) -> None:
+        """Have new jobs, which are stored in this transaction, wait for others."""
+
+    def follow(self, seqs: Sequence[int]) -> None:
+        """Note of locked jobs, or new ones, that others wait for them: whoever ends them does what follows."""
+
     def erase(self, jobs: Sequence[Removal]) -> None:
         """Delete jobs with all that belongs to them, and count them out."""
 
     async def fail(self, stored: Stored, now: float, words: str) -> None:
-        """End a held or ready job that cannot be saved as `failed`, with as little of its row as that takes."""
+        """End a job that cannot be saved as `failed`, with as little of its row as that takes.
+
+        It is held, ready, or blocked.
+        """
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:
         """Where its body raises, what was done inside is undone, and that alone."""

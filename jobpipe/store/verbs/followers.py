@@ -1,0 +1,249 @@
+"""What follows the ends of jobs, in the transaction in which they end: those that wait go on, or are cancelled.
+
+Every end is noted first, in `follow_ups`. What follows it is done a step at a time: of what is more than a transaction
+should do, or is locked by somebody else, the note is left, and `follow` goes on with it. So no end is forgotten, no
+transaction is long, and nothing here ever waits for a lock: exchanges do this too.
+"""
+
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
+
+from jobpipe.job import Status
+from jobpipe.store.base import Changed, Followed
+from jobpipe.store.rows import Row
+from jobpipe.store.verbs.transaction import Ended, Transaction
+from jobpipe.transitions import Stored, forsaken, released
+
+R = TypeVar("R")
+
+log = structlog.get_logger("jobpipe")
+
+MOST = 500
+"""How many waiting jobs one transaction releases or cancels, about."""
+
+LEVELS = 20
+"""How far one transaction follows from a job to those behind it, and to those behind these."""
+
+NOTES = 100
+"""How many noted ends one `follow` takes up."""
+
+_NOTE = """
+insert into follow_ups (seq, upto, id, ended)
+select :seq, max(seq), :id, :ended
+from waits
+where on_seq = :seq
+having count(*) > 0
+on conflict (seq, upto) do nothing
+"""
+_NOTED = """
+select seq
+from follow_ups
+order by seq, upto
+limit :limit
+{skip locked}
+"""
+_WAITING = """
+select f.seq, f.id, f.ended, w.seq, w.needs_done
+from follow_ups f join waits w on w.on_seq = f.seq and w.seq <= f.upto
+where f.seq {among seqs}
+order by f.seq, f.upto, w.seq
+limit :limit
+"""
+_MET = """
+delete from waits
+where seq {among seqs}
+    and exists (
+        select 1
+        from follow_ups f
+        where f.seq = waits.on_seq
+            and waits.seq <= f.upto
+            and (f.ended = 'done' or waits.needs_done = 0)
+    )
+"""
+_STILL_WAIT = "select distinct seq from waits where seq {among seqs}"
+FORGET = "delete from waits where seq {among seqs}"
+"""What was written of the waits of jobs that wait no more."""
+
+_SETTLED = """
+delete from follow_ups
+where seq {among seqs}
+    and not exists (
+        select 1 from waits w where w.on_seq = follow_ups.seq and w.seq <= follow_ups.upto
+    )
+"""
+_LEFT = "select count(*) from follow_ups where seq {among seqs}"
+
+_WORDS = {
+    "failed": "has failed",
+    "cancelled": "was cancelled",
+    "expired": "has expired",
+    "deleted": "was deleted",
+}
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """A job waits for one that has ended."""
+
+    ended: Ended
+    seq: int
+    needs_done: bool
+
+    @property
+    def in_vain(self) -> bool:
+        """Whether it did not end as needed."""
+        return self.needs_done and self.ended.status != Status.DONE
+
+
+async def carried_out(
+    verb: Callable[[Transaction], Coroutine[Any, Any, R]], tx: Transaction, now: float | None
+) -> tuple[R, Followed]:
+    """Carry out a verb, and what follows the ends of jobs in it; `now` is None for a verb that ends none."""
+    result = await verb(tx)
+    if not tx.ended:
+        return result, Followed()
+    if now is None:
+        raise RuntimeError("a verb has ended jobs, and does not know when")
+    return result, await finish(tx, now)
+
+
+async def finish(tx: Transaction, now: float) -> Followed:
+    """Do what follows the ends of jobs in this transaction. To be called before its commit.
+
+    Whatever else is to follow the end of a job belongs here: a further step for each level of ends.
+    """
+    changes, seqs = list[Changed](), set[int]()
+    for _ in range(LEVELS):
+        if not tx.ended or len(changes) >= MOST:
+            break
+        level = _note(tx)
+        seqs.update(level)
+        changes += await _step(tx, level, now, MOST - len(changes))
+    seqs.update(_note(tx))
+    return Followed(changes, more=bool(seqs) and await _tidied(tx, seqs))
+
+
+def _note(tx: Transaction) -> Sequence[int]:
+    """Note the ends of jobs in this transaction, those that others wait for; returns their numbers."""
+    ended, tx.ended = tx.ended, []
+    for one in ended:
+        tx.run(_NOTE, {"seq": one.seq, "id": one.id, "ended": one.status})
+    return [one.seq for one in ended]
+
+
+async def follow(tx: Transaction, now: float) -> Followed:
+    """See `jobpipe.store.base.EngineStore.follow`."""
+    seqs = sorted({seq for (seq,) in await tx.rows(_NOTED, {"limit": NOTES})})
+    if not seqs:
+        return Followed()
+    changes = await _step(tx, seqs, now, MOST)
+    left = await _tidied(tx, seqs)
+    further = await finish(tx, now)
+    return Followed([*changes, *further.changes], more=left or further.more or len(seqs) == NOTES)
+
+
+async def _step(tx: Transaction, seqs: Sequence[int], now: float, limit: int) -> Sequence[Changed]:
+    """Do what follows some noted ends, for so many waits at the most; returns what became of the jobs that waited."""
+    waits = list(map(_wait, await tx.rows(_WAITING, {"seqs": as_json(seqs), "limit": limit})))
+    return await _changed_carefully(tx, waits, now) if waits else []
+
+
+async def _changed_carefully(tx: Transaction, waits: Sequence[Wait], now: float) -> Sequence[Changed]:
+    """Release or cancel jobs, all at once; where a row of them does not allow that, one by one: that job fails.
+
+    So it costs neither the others nor the job that has ended.
+    """
+    try:
+        async with tx.savepoint():
+            return await _changed(tx, waits, now)
+    except Exception as error:
+        if not tx.blames(error):
+            raise
+        seqs = sorted({one.seq for one in waits})
+        if len(seqs) == 1:
+            return await _fail(tx, seqs[0], now, error)
+        middle = seqs[len(seqs) // 2]
+        first = await _changed_carefully(tx, [one for one in waits if one.seq < middle], now)
+        return [*first, *await _changed_carefully(tx, [one for one in waits if one.seq >= middle], now)]
+
+
+async def _fail(tx: Transaction, seq: int, now: float, error: Exception) -> Sequence[Changed]:
+    stored = (await tx.lock_blocked([seq])).get(seq)
+    if stored is None:
+        return []
+    log.error("a job that waited for others cannot go on: it fails", job=stored.job.id, exc_info=error)
+    reason = (str(error).splitlines() or [""])[0]
+    words = f"the job could not go on once others had ended ({type(error).__name__}: {reason})"
+    tx.run(FORGET, {"seqs": as_json([seq])})
+    await tx.fail(stored, now, words[:500])
+    return [Changed(stored.job.id, Status.FAILED)]
+
+
+async def _changed(tx: Transaction, waits: Sequence[Wait], now: float) -> Sequence[Changed]:
+    """Release or cancel those of the jobs that nobody else has locked."""
+    locked = await tx.lock_blocked(sorted({one.seq for one in waits}))
+    gone = [
+        seq for seq, stored in locked.items() if stored is None or stored.job.status is not Status.BLOCKED
+    ]
+    if gone:
+        tx.run(FORGET, {"seqs": as_json(gone)})
+    blocked = {seq: one for seq, one in locked.items() if one is not None and seq not in gone}
+    pairs = [(one, after) for one, after in _cancelled(waits, blocked, now) if after is not None]
+    cancelled = {one.seq for one, _ in pairs}
+    pairs += await _released(tx, {seq: one for seq, one in blocked.items() if seq not in cancelled}, now)
+    tx.save(pairs)
+    return [Changed(after.job.id, after.job.status) for _, after in pairs]
+
+
+def _wait(row: Row) -> Wait:
+    on_seq, on_id, ended, seq, needs_done = row
+    return Wait(Ended(on_seq, on_id, ended), seq, bool(needs_done))
+
+
+def _cancelled(
+    waits: Sequence[Wait], blocked: Mapping[int, Stored], now: float
+) -> Sequence[tuple[Stored, Stored | None]]:
+    """What those become that wait in vain. The first end that was not as needed is the one that is named."""
+    in_vain = {one.seq: one.ended for one in reversed(waits) if one.in_vain}
+    return [
+        (one, forsaken(one, now, _in_words(in_vain[seq].id, in_vain[seq].status)))
+        for seq, one in blocked.items()
+        if seq in in_vain
+    ]
+
+
+def _in_words(job_id: str, ended: str) -> str:
+    """Why a job cannot run that depends on one which has ended so."""
+    return f"the job depends on {job_id!r}, which {_WORDS[ended]}"
+
+
+async def _released(
+    tx: Transaction, blocked: Mapping[int, Stored], now: float
+) -> list[tuple[Stored, Stored]]:
+    """What those become that have nothing left to wait for."""
+    if not blocked:
+        return []
+    values = {"seqs": as_json(list(blocked))}
+    tx.run(_MET, values)
+    # Those are locked, so whoever else ends a job that they wait for leaves the rest to this, or comes after it.
+    still_wait = {seq for (seq,) in await tx.rows(_STILL_WAIT, values)}
+    return [
+        (one, after)
+        for seq, one in blocked.items()
+        if seq not in still_wait and (after := released(one, now)) is not None
+    ]
+
+
+async def _tidied(tx: Transaction, seqs: Sequence[int] | set[int]) -> bool:
+    """Delete the notes of ends that nobody waits for any more; returns whether any are left."""
+    values = {"seqs": as_json(sorted(seqs))}
+    tx.run(_SETTLED, values)
+    ((left,),) = await tx.rows(_LEFT, values)
+    return bool(left)
+
+
+def as_json(numbers: Sequence[int]) -> str:
+    """Numbers as one value of a statement."""
+    return msgspec.json.encode(numbers).decode()
