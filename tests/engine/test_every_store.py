@@ -16,14 +16,14 @@ from jobpipe.handlers.registry import Handler
 from jobpipe.job import ENDED, LEVELS, WAITING, Backoff, Job, Options, Outcome, Status
 from jobpipe.store.base import Batch, Change, ClaimRequest, LogLine, Note, Store
 from tests.engine.conftest import NOW, Rig, running
-from tests.store.conftest import OPENERS
+from tests.store.conftest import EACH_STORE, OPENERS
 from tests.store.test_contract import settlement
 
 QUICK = Options(backoff=Backoff(base=0, jitter="none"))
 PATIENCE = 30.0
 
 
-@pytest.fixture(params=sorted(OPENERS))
+@pytest.fixture(params=EACH_STORE)
 async def store(request, tmp_path) -> AsyncIterator[Store]:
     """Each store, empty."""
     async with OPENERS[request.param](tmp_path) as opened:

@@ -56,7 +56,7 @@ def context(notes: Kept | None = None) -> Context:
         (0.4, 0.4),
         (1 + 1e-15, 1.0),
         (-1e-15, 0.0),
-        (sum([0.1] * 10), 1 - 1.1102230246251565e-16),
+        (1 - 1e-16, 1 - 1e-16),
     ],
 )
 def test_progress_is_a_number_from_0_to_1(fraction: float, kept: float) -> None:
@@ -207,7 +207,6 @@ for _ in range(5000):
         ("a\0b", "a\0b"),
         ("a\ud800b", "'a\\ud800b'"),
         (Silent(), "<Silent that cannot be shown>"),
-        (DEEP, "<list that cannot be shown>"),
         (msgspec.Raw(b"\xff"), None),
         (2**70, 2**70),
     ],
@@ -220,6 +219,17 @@ def test_any_value_may_be_a_field(value: Any, shown: Any) -> None:
     assert decoded["other"] == 1
     if not isinstance(value, msgspec.Raw):
         assert decoded["value"] == shown
+
+
+def test_a_value_that_nests_too_deep_costs_itself_alone() -> None:
+    """As a text it is too long, or Python refuses to make one: that depends on its version."""
+    text, fields = composed("hello", {"value": DEEP, "other": 1})
+    decoded = msgspec.json.decode(fields or b"")
+
+    assert (text, decoded) in [
+        ("hello", {"value": "<list that cannot be shown>", "other": 1}),
+        ("hello [1 of 2 fields left out]", {"other": 1}),
+    ]
 
 
 def size(line: tuple[str, bytes | None]) -> int:

@@ -31,6 +31,9 @@ OPENERS: dict[str, Callable[[Path], AbstractAsyncContextManager[Store]]] = {
     "sqlite": lambda folder: open_sqlite(folder / "jobs.db", sync="normal"),
 }
 
+# A store without a file is the same SQLite: over a file the tests are slow ones.
+EACH_STORE = [pytest.param(name, marks=[pytest.mark.slow] * (name == "sqlite")) for name in sorted(OPENERS)]
+
 # Many more and longer lives of jobs than in each run: pytest tests/store --hypothesis-profile=thorough
 settings.register_profile("thorough", max_examples=1000, stateful_step_count=80, deadline=None)
 
@@ -42,7 +45,7 @@ def schema() -> Iterator[str]:
         yield name
 
 
-@pytest.fixture(params=sorted(OPENERS))
+@pytest.fixture(params=EACH_STORE)
 def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
     """Opens an empty store each time it is called."""
     numbers = itertools.count()
