@@ -186,12 +186,12 @@ async def test_what_one_node_adds_the_other_sees(schema: str) -> None:
 async def test_nodes_that_add_the_same_jobs_at_once_make_each_once(schema: str) -> None:
     """In opposite orders too: one of them waits, or is tried again, and none fails."""
     async with two_nodes(schema) as nodes:
-        jobs = [new_job(f"j{number:03}") for number in range(200)]
+        jobs = [new_job(f"j{number:04}") for number in range(1200)]
         verdicts: list[str] = []
 
         async def add_all(node: Node, backwards: bool) -> None:
-            for start_at in range(0, 200, 50):
-                part = jobs[start_at : start_at + 50]
+            for start_at in range(0, 1200, 300):
+                part = jobs[start_at : start_at + 300]
                 receipts = await add(node.store, *(reversed(part) if backwards else part))
                 verdicts.extend(receipt.verdict for receipt in receipts)
 
@@ -199,8 +199,8 @@ async def test_nodes_that_add_the_same_jobs_at_once_make_each_once(schema: str) 
             nursery.start_soon(add_all, nodes[0], False)
             nursery.start_soon(add_all, nodes[1], True)
 
-        assert sorted(verdicts) == ["existing"] * 200 + ["stored"] * 200
-        assert (await look(nodes[0].store)).waiting == 200
+        assert sorted(verdicts) == ["existing"] * 1200 + ["stored"] * 1200
+        assert (await look(nodes[0].store)).waiting == 1200
 
 
 async def test_counts_are_right_whoever_wrote_them(schema: str) -> None:

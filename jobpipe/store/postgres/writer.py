@@ -1,10 +1,12 @@
 """What the engine writes: one exchange is one transaction, in one round trip as a rule."""
 
+import random
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 
 import structlog
+import trio
 from msgspec import structs
 
 from jobpipe.errors import StoreError, StoreUnavailable, TablesLocked
@@ -34,8 +36,11 @@ from jobpipe.store.verbs import followers, notes
 
 log = structlog.get_logger("jobpipe")
 
-ROUNDS = 3
-"""How often an exchange is tried that met locks of other programs."""
+ROUNDS = 4
+"""How often an exchange is tried that met locks of other sessions."""
+
+APART = 0.1
+"""The most seconds before it is tried again, at random: two nodes that waited for one another gave up together."""
 
 _UNKNOWN = """
 select l.seq, j.id, l.queue, l.claim, l.attempt
@@ -161,6 +166,7 @@ class Writer:
             for _ in range(ROUNDS):
                 with suppress(Locked):
                     return await self._committed(aside.rest), aside
+                await trio.sleep(random.uniform(0.0, APART))  # noqa: S311 - no secret
                 await self._locks.probe(aside)
         except Locked as error:
             raise await self._all_locked(batch, error) from None
