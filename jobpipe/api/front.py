@@ -96,9 +96,10 @@ class Front:
             scope.get("state", {})[DEPARTURE] = departure
             try:
                 return await unless_gone(chunks, partial(awaited, self._node, job_id, wanted.wait))
-            except ClientGone:
-                await self._part(departure)
-                raise
+            except ClientGone as error:
+                gone = error
+            await self._part(departure)
+            raise gone
 
         return partial(enqueue, hold=hold)
 

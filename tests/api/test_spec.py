@@ -437,13 +437,17 @@ async def _live(door):
     yield await door.get("/jobs/told")
     yield await door.get("/jobs/none/log")
     yield await door.get("/jobs/a/log?level=fatal")
-    most = door.node.settings.max_connections // 2
+    yield await _beside_too_many_streams(door)
+
+
+async def _beside_too_many_streams(door):
     async with trio.open_nursery() as nursery:
-        for _ in range(most):
+        for _ in range(door.node.settings.max_connections // 2):
             nursery.start_soon(door.get, "/jobs/held/events")
         await trio.testing.wait_all_tasks_blocked(0.01)
-        yield await door.get("/jobs/held/events")
+        refused = await door.get("/jobs/held/events")
         nursery.cancel_scope.cancel()
+    return refused
 
 
 async def _with_schedules(door):
