@@ -57,7 +57,7 @@ class Book:
                 4 if role == "cancel" else 3
             ),  # so that some run when they are cancelled
             "payload": {
-                "seconds": rng.choice((0, 0, rng.uniform(0, 0.1), 0.2 if role == "cancel" else 0.05)),
+                "seconds": 0.3 if role == "cancel" else rng.choice((0, 0, rng.uniform(0, 0.1), 0.05)),
                 "retries": rng.choice((0, 0, 1)),
                 "fail": rng.random() < 0.1,
             },
@@ -176,7 +176,7 @@ class Clients:
     async def _cancel(self, rng: random.Random) -> None:
         if not (ids := self._book.of("cancel")):
             return
-        job_id = rng.choice(ids[-20:])
+        job_id = rng.choice(ids[-5:])  # older ones have ended by now
         answer = await self._post(f"/jobs/{job_id}/cancel?wait={rng.choice((0, 1))}")
         assert answer.status_code in (200, 202, 409), answer.text
         if answer.status_code == 200:
