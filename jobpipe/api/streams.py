@@ -144,4 +144,6 @@ def _status(mark: str) -> str:
 
 def _event(name: str, mark: str | None, data: object) -> bytes:
     head = b"" if mark is None else b"id: %s\n" % mark.encode()
-    return head + b"event: %s\ndata: %s\n\n" % (name.encode(), encode(data))
+    # A line ends the field. In JSON, line ends stand between tokens only: a payload has those that its client sent.
+    line = encode(data).replace(b"\n", b" ").replace(b"\r", b" ")
+    return head + b"event: %s\ndata: %s\n\n" % (name.encode(), line)

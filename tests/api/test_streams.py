@@ -198,3 +198,16 @@ async def test_progress_is_told(door, autojump_clock):
 
     assert [one["fraction"] for one in told if one][-1] == 1
     assert len({one["fraction"] for one in told if one}) > 1
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\n\n"])
+async def test_line_ends_in_a_payload_do_not_end_the_event(door, end):
+    """A payload is stored as it was sent."""
+    body = f'{{"id":"a","payload":{{{end}"n":{end}1,"text":"a\\nb"}}}}'
+    await door.post("/enqueue", content=body.encode())
+    await door.ended("a")
+    answer = await door.get("/jobs/a/events")
+    ((_, _, last),) = read(answer.text)
+
+    assert last["payload"] == {"n": 1, "text": "a\nb"}
+    assert "\r" not in answer.text
