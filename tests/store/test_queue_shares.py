@@ -69,6 +69,17 @@ async def test_shares_are_given_again_until_the_limit_is_reached(store: Store, n
     assert found == {"a": 13, "b": 4}
 
 
+async def test_shares_may_be_more_than_the_limit_together(store: Store, node: Node) -> None:
+    """Those who come first give theirs, up to the limit: a queue that may be empty is asked before others."""
+    await add(store, *some("a", 20), *some("b", 20))
+    without = await taken(node, 4, ("c", 3), ("b", 2), ("a", 2))
+    await add(store, *some("c", 20))
+    then = await taken(node, 4, ("c", 3), ("b", 2), ("a", 2))
+
+    assert sorted(without) == ["a0", "a1", "b0", "b1"]
+    assert sorted(then) == ["b2", "c0", "c1", "c2"]
+
+
 async def test_a_share_of_none_takes_what_is_left(store: Store, node: Node) -> None:
     """Where a claim is for fewer jobs than there are queues."""
     await add(store, *some("b", 1), *some("c", 1))
