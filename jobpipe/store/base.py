@@ -32,6 +32,7 @@ from jobpipe.job import (
     Progress,
     Status,
 )
+from jobpipe.lanes import KeySettings, KeyStanding, Limits
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 
 STEP = 1000
@@ -39,6 +40,9 @@ STEP = 1000
 
 QUEUES = 1000
 """The most queues of one list, unless asked for fewer."""
+
+KEYS = 100
+"""The most keys of one list, unless asked for fewer."""
 
 SCHEDULES = 100
 """The most schedules of one list, and the most that are fired in one transaction."""
@@ -203,6 +207,11 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     Each gives its share at most, in this order, and then again and again, until the limit is reached or none has more.
     Those with a share of 0 come last, one after the other. Where nodes claim at the same time, it is about so.
     """
+    free: int = 1 << 30
+    """how many workers wait for a job: at most so many jobs of queues are taken in which a limit counts them
+
+    So no such job waits claimed while another node has a worker for it, and starts keep to the rate of the claims.
+    """
 
     @property
     def names(self) -> frozenset[str] | None:
@@ -226,6 +235,10 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """take ready jobs for each asker in its turn, in order of priority (highest first), run_at, arrival
 
     With `ClaimRequest.queues` this is the order within each queue, and that in which the taken jobs are returned.
+    In a gated queue (see `jobpipe.lanes`) this is the order within each key, and its limits hold whoever claims. Its
+    keys take turns: while two of them have ready jobs and their limits allow more, the numbers of their jobs that are
+    taken differ, by weight, by at most what one claim takes of a key, however many jobs wait of each. A job comes no
+    earlier among those of other queues than one of its queue whose turn was before it.
     A claim clears the job's started_at, so that a held job which has one has begun. It passes over jobs that are
     past their expires_at and not expired yet. Ready jobs of other kinds do not slow it down, however many are ahead of
     the jobs that it may take. Each is met by one claim at most; then it stands aside until a node that serves its kind
@@ -334,6 +347,33 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[Status, int]
     oldest_queued_at: float | None = None
     """run_at of the job that has been ready the longest"""
+
+
+class KeyState(msgspec.Struct, frozen=True, kw_only=True):
+    """One key of a queue."""
+
+    key: str
+    """`''`: the jobs of the queue that have none"""
+    waiting: int
+    """how many of its jobs are ready"""
+    running: int
+    """how many of its jobs are held"""
+    state: KeyStanding
+    until: float | None = None
+    """when its rate allows the next job, where it rests"""
+    settings: KeySettings
+
+
+class GateState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a queue allows, and how far it is used."""
+
+    limits: Limits
+    running: int
+    """how many of its jobs are held"""
+    tokens: int | None
+    """how many jobs its rate allows now; None: it has no rate"""
+    keys: dict[KeyStanding, int]
+    """how many of its keys stand how; those of which there is nothing to tell are not counted"""
 
 
 class Unserved(msgspec.Struct, frozen=True):
@@ -539,7 +579,7 @@ class EngineStore(Protocol):
         """Delete at most `STEP` ended jobs that are too old or too many, oldest end first; returns how many.
 
         Fewer than `STEP`: nothing is left to delete. Too old is what ended at or before `now` less its age. Then queues
-        that have no jobs and are not paused are forgotten, some thousands at a time.
+        that have no jobs and of which nothing is set are forgotten, and keys that are gone, some thousands at a time.
         """
 
     async def due_schedules(
@@ -604,6 +644,21 @@ class ControlStore(Protocol):
     async def delete_queue(self, queue: str) -> QueueChange:
         """Forget a queue, also whether it is paused. Refused while it has jobs, ended ones too."""
 
+    async def put_limits(self, queue: str, limits: Limits) -> None:
+        """Set what a queue allows, and each of its keys, instead of what it allowed; the queue need not exist yet.
+
+        Counts from the next claim on: jobs that wait already are bound by it too, though some may wait a moment longer.
+        """
+
+    async def put_key(self, queue: str, key: str, settings: KeySettings) -> KeyState:
+        """Set what one key of a queue may do; no job need have it yet. Stays until it is set back to what is usual."""
+
+    async def pause_key(self, queue: str, key: str) -> KeyState:
+        """Claim no job of a key from now on; no job need have it yet. Those that are held go on."""
+
+    async def resume_key(self, queue: str, key: str) -> KeyState:
+        """Claim jobs of a key again."""
+
     async def put_schedule(self, name: str, spec: Spec, job: NewJob, now: float) -> SchedulePut:
         """Store a schedule, or change what it says; with the same content nothing changes. Refused when it is declared.
 
@@ -656,6 +711,24 @@ class ReadStore(Protocol):
 
     async def queue(self, name: str) -> QueueState | None:
         """One queue; None when there is nothing to tell of it."""
+
+    async def gate(self, queue: str, now: float) -> GateState | None:
+        """What a queue allows, and how far it is used; None where it has neither limits nor keys.
+
+        What of its row cannot be read counts as not set.
+        """
+
+    async def keys(
+        self, queue: str, limit: int = KEYS, after: str = "", state: KeyStanding | None = None
+    ) -> Sequence[KeyState]:
+        """At most `limit` keys of a queue by name, behind the one named `after`; of those that stand so, or of all.
+
+        The jobs without a key come first, under `''`: where `after` is empty, with them. A key is there while it has
+        ready jobs, something is set for it, or its rate counts jobs of the past.
+        """
+
+    async def key(self, queue: str, key: str) -> KeyState:
+        """One key of a queue, whether there is anything to tell of it or not."""
 
     async def schedule(self, name: str) -> Schedule | None:
         """One schedule. What of its row cannot be read is in `Schedule.error`."""

@@ -6,8 +6,10 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from jobpipe.job import LEVELS, Level, NewJob
+from jobpipe.lanes import KeySettings, KeyStanding, Limits
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 from jobpipe.store.base import (
+    KEYS,
     LOG_LINES,
     SCHEDULES,
     Batch,
@@ -18,6 +20,8 @@ from jobpipe.store.base import (
     Fired,
     FiredJob,
     Followed,
+    GateState,
+    KeyState,
     LogPage,
     OpenDependencies,
     QueueChange,
@@ -32,6 +36,7 @@ from jobpipe.store.verbs import (
     dependencies,
     followers,
     jobs,
+    lanes,
     nodes,
     notes,
     queues,
@@ -131,6 +136,29 @@ class SharedVerbs(ABC):
 
     async def delete_queue(self, queue: str) -> QueueChange:
         return await self._carry_out(lambda tx: queues.delete(tx, queue))
+
+    async def put_limits(self, queue: str, limits: Limits) -> None:
+        await self._carry_out(lambda tx: lanes.put_limits(tx, queue, limits), repeatable=True)
+
+    async def put_key(self, queue: str, key: str, settings: KeySettings) -> KeyState:
+        return await self._carry_out(lambda tx: lanes.put_key(tx, queue, key, settings), repeatable=True)
+
+    async def pause_key(self, queue: str, key: str) -> KeyState:
+        return await self._carry_out(lambda tx: lanes.pause_key(tx, queue, key), repeatable=True)
+
+    async def resume_key(self, queue: str, key: str) -> KeyState:
+        return await self._carry_out(lambda tx: lanes.resume_key(tx, queue, key), repeatable=True)
+
+    async def gate(self, queue: str, now: float) -> GateState | None:
+        return await self._look(lambda tx: lanes.gate(tx, queue, now))
+
+    async def keys(
+        self, queue: str, limit: int = KEYS, after: str = "", state: KeyStanding | None = None
+    ) -> Sequence[KeyState]:
+        return await self._look(lambda tx: lanes.listed(tx, queue, limit, after, state))
+
+    async def key(self, queue: str, key: str) -> KeyState:
+        return await self._look(lambda tx: lanes.one(tx, queue, key))
 
     async def put_schedule(self, name: str, spec: Spec, job: NewJob, now: float) -> SchedulePut:
         return await self._carry_out(lambda tx: schedules.put(tx, name, spec, job, now))
