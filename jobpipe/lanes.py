@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 R = TypeVar("R")
+L = TypeVar("L", bound="Lane")
 
 Running = Annotated[
     int, Meta(ge=0, le=1_000_000, description="a whole number from 0 to 1000000; how many jobs run at once")
@@ -133,7 +134,7 @@ class Lane(msgspec.Struct):
     """how many more jobs its limits allow"""
 
 
-def in_turn(lanes: Sequence[tuple[Lane, Iterator[R]]]) -> Iterator[tuple[Lane, R]]:
+def in_turn(lanes: Sequence[tuple[L, Iterator[R]]]) -> Iterator[tuple[L, R]]:
     """What open lanes give, whose turn it is first, and of each in its order: as far as it is asked for.
 
     As long as two lanes both have jobs and room, their turns differ by at most one job of the lighter one from what

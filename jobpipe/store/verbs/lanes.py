@@ -114,11 +114,8 @@ async def put_limits(tx: Transaction, queue: str, limits: Limits) -> None:
 
 
 def _rate_values(prefix: str, rate: Rate | None) -> Mapping[str, float | None]:
-    return {
-        f"{prefix}_limit": rate and rate.limit,
-        f"{prefix}_period": rate and float(rate.period),
-        f"{prefix}_burst": rate and rate.burst,
-    }
+    values = (None, None, None) if rate is None else (rate.limit, float(rate.period), rate.burst)
+    return dict(zip((f"{prefix}_limit", f"{prefix}_period", f"{prefix}_burst"), values, strict=True))
 
 
 async def put_key(tx: Transaction, queue: str, key: str, settings: KeySettings) -> KeyState:
