@@ -201,7 +201,11 @@ class Gated:
         if gate.limits.max_running is not None:
             room = min(room, gate.limits.max_running - self._db.execute(HELD_IN_QUEUE, (gate.queue,)).get)
         if gate.limits.rate is not None:
-            tokens = gate.limits.rate.tokens(gate.tat, self._now)
+            tat = gate.limits.rate.cut(gate.tat, self._now)
+            if tat != gate.tat:
+                gate.tat = tat
+                self._db.execute(_TAKEN, (gate.turn, tat, gate.queue))
+            tokens = gate.limits.rate.tokens(tat, self._now)
             if tokens < room:
                 self._known.opens_at(
                     gate.limits.rate.opens_at(gate.limits.rate.taken(gate.tat, tokens, self._now), self._now)
@@ -233,6 +237,7 @@ class Gated:
                 stored_turn=stored_turn,
             )
             if per_key.rate is not None:
+                lane.tat = per_key.rate.cut(lane.tat, self._now)
                 lane.room = min(lane.room, per_key.rate.tokens(lane.tat, self._now))
             lanes.append(lane)
             gate.lanes[key] = lane

@@ -49,6 +49,7 @@ class Writer:
         self._lanes = Lanes(db, self._known)
         self._settling, self._adding = Settling(db, self._known), Adding(db, self._known, self._lanes)
         self._claiming = Claiming(db, self._known)
+        self._latest = 0.0
 
     def forget(self) -> None:
         """Ask the database for everything again: somebody else has written, or a transaction was undone."""
@@ -80,6 +81,9 @@ class Writer:
         return receipts
 
     def _carry_out(self, batch: Batch, *, one_by_one: bool, wary: bool) -> Receipts:
+        if batch.now < self._latest:
+            self.forget()  # the clock was set back: what is said of times does not hold
+        self._latest = batch.now
         counts = CountChanges()
         lease_lost = not self._renew(batch)
         expired = self._promote(batch.now, counts)
