@@ -22,6 +22,7 @@ from jobpipe.job import (
     Job,
     JobError,
     JobId,
+    Key,
     Level,
     LongestWait,
     Name,
@@ -75,6 +76,7 @@ class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     expires_at: Time | None = None
     on_crash: Literal["retry", "fail"] = "retry"
     tags: Tags = []
+    key: Key | None = None
     depends_on: DependsOn = []
     needs: Needs = "done"
 
@@ -91,6 +93,7 @@ class EditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     backoff: BackoffRequest | UnsetType | None = UNSET
     expires_at: Time | UnsetType | None = UNSET
     tags: Tags | UnsetType = UNSET
+    key: Key | UnsetType | None = UNSET
 
 
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,8 +135,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """A job. `attempt` counts the runs so far; lists leave payload and result out unless asked.
 
     `progress` is that of its latest attempt; lists leave it and the attempts out. A job that a schedule made says which
-    one and when. `depends_on` and `needs` are left out where a job depends on no other. `waits_for` is there while a
-    job is blocked, where one job is asked for.
+    one and when. `key` is left out where a job has none, `depends_on` and `needs` where it depends on no other.
+    `waits_for` is there while a job is blocked, where one job is asked for.
     """
 
     id: str
@@ -156,6 +159,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     started_at: When | None
     finished_at: When | None
     expires_at: When | None
+    key: str | UnsetType = UNSET
     depends_on: Sequence[str] | UnsetType = UNSET
     needs: Needs | UnsetType = UNSET
     waits_for: WaitsFor | UnsetType = UNSET
@@ -253,6 +257,7 @@ class ScheduledJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     backoff: BackoffRequest | None = None
     on_crash: Literal["retry", "fail"] = "retry"
     tags: Tags = []
+    key: Key | None = None
 
 
 class ScheduleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -340,6 +345,7 @@ class ScheduledJobView(msgspec.Struct, frozen=True, kw_only=True):
     backoff: Backoff | None
     on_crash: Literal["retry", "fail"]
     tags: Sequence[str]
+    key: str | None
 
 
 class FiringView(msgspec.Struct, frozen=True, kw_only=True):
@@ -690,6 +696,7 @@ def job_view(
         started_at=when(state.started_at),
         finished_at=when(state.finished_at),
         expires_at=when(asked.expires_at),
+        key=UNSET if options.key is None else options.key,
         depends_on=options.depends_on or UNSET,
         needs=options.needs if options.depends_on else UNSET,
         schedule=UNSET

@@ -46,6 +46,7 @@ class Admission:
         backoff: Backoff | None = None,
         on_crash: Literal["retry", "fail"] = "retry",
         tags: Sequence[str] = (),
+        key: str | None = None,
         depends_on: Sequence[str] = (),
         needs: Needs = "done",
     ) -> NewJob:
@@ -65,7 +66,7 @@ class Admission:
             tags
             or depends_on
             or on_crash != "retry"
-            or (timeout, backoff, delay, run_at) != (None, None, None, None)
+            or (timeout, backoff, delay, run_at, key) != (None, None, None, None, None)
         ):
             options = Options(
                 timeout=timeout,
@@ -76,6 +77,7 @@ class Admission:
                 run_at=run_at,
                 depends_on=tuple(dict.fromkeys(depends_on)),
                 needs=needs,
+                key=key,
             )
         return NewJob(
             id=job_id or new_job_id(now, self._random_bits),

@@ -12,8 +12,16 @@ from jobpipe.engine.scheduler import Scheduler
 from jobpipe.engine.throttle import LogThrottle
 from jobpipe.events import Events
 from jobpipe.job import NewJob
+from jobpipe.lanes import KeySettings, Limits
 from jobpipe.schedules import Schedule, Spec
-from jobpipe.store.base import Change, ControlStore, QueueChange, ScheduleDeletion, SchedulePut
+from jobpipe.store.base import (
+    Change,
+    ControlStore,
+    KeyState,
+    QueueChange,
+    ScheduleDeletion,
+    SchedulePut,
+)
 
 ACTS = 20
 """How many acts of people a second have a line in the log."""
@@ -86,6 +94,33 @@ class Control:
         await self._store.resume(queue)
         self._ledger.look()
         self._tell("queue resumed", queue=queue)
+
+    async def put_limits(self, queue: str, limits: Limits) -> None:
+        """Set what a queue allows; counts from the next claim on."""
+        await self._store.put_limits(queue, limits)
+        self._ledger.look()
+        self._tell("limits set", queue=queue)
+
+    async def put_key(self, queue: str, key: str, settings: KeySettings) -> KeyState:
+        """Set what one key of a queue may do."""
+        state = await self._store.put_key(queue, key, settings)
+        self._ledger.look()
+        self._tell("key set", queue=queue, key=key)
+        return state
+
+    async def pause_key(self, queue: str, key: str) -> KeyState:
+        """Start no more jobs of a key; those that run go on. None starts here once this has returned."""
+        state = await self._store.pause_key(queue, key)
+        self._ledger.recall(queue, key)
+        self._tell("key paused", queue=queue, key=key)
+        return state
+
+    async def resume_key(self, queue: str, key: str) -> KeyState:
+        """Start jobs of a key again."""
+        state = await self._store.resume_key(queue, key)
+        self._ledger.look()
+        self._tell("key resumed", queue=queue, key=key)
+        return state
 
     async def put_schedule(self, name: str, spec: Spec, job: NewJob) -> SchedulePut:
         """Store a schedule, or change what it says."""

@@ -146,7 +146,7 @@ def test_a_request_can_say_what_a_job_shows():
     """What may be asked for is shown again under the same name."""
     asked = {field.encode_name for field in msgspec.structs.fields(EnqueueRequest)}
 
-    options = replace(JOB.asked.options, depends_on=("b",), needs="ended")
+    options = replace(JOB.asked.options, depends_on=("b",), needs="ended", key="k")
     after = shown(replace(JOB, asked=replace(JOB.asked, options=options)))
 
     assert asked - set(after) == {"delay"}
