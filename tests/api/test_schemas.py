@@ -150,7 +150,7 @@ def test_a_request_can_say_what_a_job_shows():
     after = shown(replace(JOB, asked=replace(JOB.asked, options=options)))
 
     assert asked - set(after) == {"delay"}
-    assert set(after) - set(shown(JOB)) == {"depends_on", "needs"}
+    assert set(after) - set(shown(JOB)) == {"depends_on", "needs", "key"}
     assert (after["depends_on"], after["needs"]) == (["b"], "ended")
 
 
