@@ -221,6 +221,7 @@ class Keyed(RuleBasedStateMachine):
         if outcome in (Outcome.SNOOZE, Outcome.INTERRUPTED):
             outcome = None
         later = {"run_at": self.now + 2.3} if outcome is Outcome.RETRY else {}
+        assert entry.holder is not None
         self.exchange(entry.holder, settlements=[settlement(entry.claim, outcome, self.now, **later)])
         entry.holder = None
         if outcome is Outcome.RETRY:
