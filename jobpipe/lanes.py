@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 R = TypeVar("R")
+L = TypeVar("L", bound="Lane")
 
 Running = Annotated[
     int, Meta(ge=0, le=1_000_000, description="a whole number from 0 to 1000000; how many jobs run at once")
@@ -55,25 +56,27 @@ class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Seconds from one token to the next."""
         return self.period / (self.limit - self.burst + 1)
 
-    def _tat(self, tat: float | None, now: float) -> float:
-        """When all tokens would be there again. A clock that was set back delays by one token at most."""
-        return min(max(tat or 0.0, now), now + self.burst * self.every)
+    def cut(self, tat: float | None, now: float) -> float | None:
+        """What `taken` returned, cut to what it can be: beyond that, the clock was set back. To be stored, then.
+
+        So a clock that was set back delays by one token at most.
+        """
+        return None if tat is None else min(tat, now + self.burst * self.every)
 
     def opens_at(self, tat: float | None, now: float) -> float:
-        """When there is a token, or `now` when there is one. `tat`: what `taken` returned last; None: nothing yet."""
-        return max(now, self._tat(tat, now) - (self.burst - 1) * self.every)
+        """When there is a token, or `now` when there is one. `tat`: what `taken` returned last, `cut`; or None."""
+        return max(now, (tat or now) - (self.burst - 1) * self.every)
 
     def tokens(self, tat: float | None, now: float) -> int:
         """How many jobs may be claimed now."""
-        full_at = self._tat(tat, now)
-        if full_at <= now:
+        if tat is None or tat <= now:
             return self.burst
-        opens_at = full_at - (self.burst - 1) * self.every
+        opens_at = tat - (self.burst - 1) * self.every
         return 0 if now < opens_at else min(self.burst, math.floor((now - opens_at) / self.every) + 1)
 
     def taken(self, tat: float | None, jobs: int, now: float) -> float:
-        """So many jobs are claimed now: when all tokens will be there again."""
-        return self._tat(tat, now) + jobs * self.every
+        """So many jobs are claimed now: the time at which all tokens will be there again, to be stored."""
+        return max(tat or now, now) + jobs * self.every
 
 
 class PerKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -133,7 +136,7 @@ class Lane(msgspec.Struct):
     """how many more jobs its limits allow"""
 
 
-def in_turn(lanes: Sequence[tuple[Lane, Iterator[R]]]) -> Iterator[tuple[Lane, R]]:
+def in_turn(lanes: Sequence[tuple[L, Iterator[R]]]) -> Iterator[tuple[L, R]]:
     """What open lanes give, whose turn it is first, and of each in its order: as far as it is asked for.
 
     As long as two lanes both have jobs and room, their turns differ by at most one job of the lighter one from what

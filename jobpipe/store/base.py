@@ -208,9 +208,10 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     Those with a share of 0 come last, one after the other. Where nodes claim at the same time, it is about so.
     """
     free: int = 1 << 30
-    """how many workers wait for a job: at most so many jobs of queues are taken in which a limit counts them
+    """how many workers wait for a job: one that a limit of its queue counts is taken for one of these, or not at all
 
-    So no such job waits claimed while another node has a worker for it, and starts keep to the rate of the claims.
+    Of the jobs that are taken, no such job is beyond so many of the first. So none waits claimed while another node has
+    a worker for it, and starts keep to the rate of the claims.
     """
 
     @property
@@ -270,6 +271,11 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     """for each claim, the jobs that were taken, in their order"""
     more_ready: bool = False
     """whether more jobs may be ready although fewer than `limit` were claimed: ask again at once"""
+    held_back: frozenset[int] = frozenset()
+    """the numbers of the claims, in their order from 0, that left jobs which might be taken, but for `free`
+
+    Nothing is to be claimed ahead of free workers then, or those jobs would wait for long.
+    """
     waiting: int = 0
     """how many jobs wait in the store, those held by nodes not counted"""
     next_due: float | None = None

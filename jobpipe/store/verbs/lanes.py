@@ -95,6 +95,21 @@ _FIRST_KEYS = _LANES.format(which="key >= :after")
 _KEYS_OF_STATE = _LANES.format(which="state = :state and key > :after")
 _FIRST_KEYS_OF_STATE = _LANES.format(which="state = :state and key >= :after")
 _KEY = _LANES.format(which="key = :key")
+# No lane rests for longer than the period of its rate, but where the clock was set back.
+_WAKE = f"""
+{REOPEN}
+where state = {RESTING}
+    and until > :now + 1 + coalesce((select q.key_rate_period from queues q where q.name = lanes.queue), 0)
+"""
+_FORGET_KEY = f"""
+delete from lanes
+where queue = :queue
+    and key = :key
+    and state = {EMPTY}
+    and weight = 1
+    and max_running is null
+    and tat is null
+"""
 _STANDINGS = "select state, count(*) from lanes where queue = :queue group by state"
 
 
@@ -114,11 +129,8 @@ async def put_limits(tx: Transaction, queue: str, limits: Limits) -> None:
 
 
 def _rate_values(prefix: str, rate: Rate | None) -> Mapping[str, float | None]:
-    return {
-        f"{prefix}_limit": rate and rate.limit,
-        f"{prefix}_period": rate and float(rate.period),
-        f"{prefix}_burst": rate and rate.burst,
-    }
+    values = (None, None, None) if rate is None else (rate.limit, float(rate.period), rate.burst)
+    return dict(zip((f"{prefix}_limit", f"{prefix}_period", f"{prefix}_burst"), values, strict=True))
 
 
 async def put_key(tx: Transaction, queue: str, key: str, settings: KeySettings) -> KeyState:
@@ -126,6 +138,8 @@ async def put_key(tx: Transaction, queue: str, key: str, settings: KeySettings) 
     named = {"queue": queue, "key": key}
     tx.run(_PUT_KEY, named | {"weight": settings.weight, "max_running": settings.max_running})
     tx.run(_REOPEN_ONE, named)
+    if settings == USUAL:
+        tx.run(_FORGET_KEY, named)
     tx.tell(READY)
     return await one(tx, queue, key)
 
@@ -150,13 +164,19 @@ async def gate(tx: Transaction, queue: str, now: float) -> GateState | None:
         return None
     ((tat, *columns),) = rows
     limits = limits_from(columns)
+    rate = limits.rate
     standings = await tx.rows(_STANDINGS, {"queue": queue})
     return GateState(
         limits=limits,
         running=await tx.held_in(queue),
-        tokens=None if limits.rate is None else limits.rate.tokens(time_from(tat), now),
+        tokens=None if rate is None else rate.tokens(rate.cut(time_from(tat), now), now),
         keys={_standing(state): jobs for state, jobs in standings},
     )
+
+
+def sweep(tx: Transaction, now: float) -> None:
+    """Open the lanes that would rest for too long, since the clock was set back."""
+    tx.run(_WAKE, {"now": now})
 
 
 async def listed(
