@@ -336,7 +336,11 @@ class Exchange:
     def _short(self) -> Sequence[ClaimRequest]:
         """The claims that found too little."""
         pairs = zip(self.batch.claims, self._claimed, strict=True)
-        return [claim for claim, claimed in pairs if len(claimed) < claim.limit]
+        return [
+            claim
+            for number, (claim, claimed) in enumerate(pairs)
+            if len(claimed) < claim.limit and number not in self.gating.held_back
+        ]
 
     @property
     def lacking(self) -> Texts:
@@ -407,6 +411,7 @@ class Exchange:
             settled=self._settling.changed,
             adds=self._adds,
             claims=self._claimed,
+            held_back=frozenset(self.gating.held_back),
             more_ready=more_ready,
             waiting=state.waiting,
             next_due=state.next_due,

@@ -41,9 +41,12 @@ from claim_gated(
 """
     for leases, time in TIMES.items()
 }
-BACK, PLACE, SEQ, KEY, CLAIMED, EDITED = 0, slice(1, 5), 5, 9, (*range(5, 9), *range(10, 18)), 18
-"""In a row of it: whether the job was given back, its place in line, its number, its key, the values of `Claimed`, and
-whether it was edited."""
+GIVEN_BACK, HELD_BACK = 1, 2
+"""What a row of it tells that is no job that was taken."""
+
+WHAT, PLACE, SEQ, QUEUE, KEY, CLAIMED, EDITED = 0, slice(1, 5), 5, 8, 9, (*range(5, 9), *range(10, 18)), 18
+"""In a row of it: what it tells, the job's place in line, its number, queue and key, the values of `Claimed`, and whether
+it was edited."""
 
 GATES = """
 exists (select from lanes)
@@ -190,7 +193,20 @@ exists (
     from (
         select la.queue, la.key
         from lanes la
-        where la.state = 0 and {queue} and la.queue <> all (array(select name from queues where paused))
+        where la.state = 0
+            and {queue}
+            and la.queue <> all (
+                array(
+                    select q.name
+                    from queues q
+                    where q.paused
+                        or q.max_running <= (
+                            select count(*)
+                            from live l
+                            where l.key is not null and l.node is not null and l.queue = q.name
+                        )
+                )
+            )
         order by la.queue, la.turn, la.key
         limit 1000
     ) la
@@ -202,7 +218,7 @@ exists (
     )
 )
 """
-"""Whether a job of some kinds is ready in an open lane, of a thousand."""
+"""Whether a job of some kinds is ready in an open lane, of a thousand, and its queue is neither paused nor full."""
 
 
 def tell(session: Session, seqs: Sequence[int]) -> None:
@@ -262,6 +278,8 @@ class Gating:
         self.taken: dict[int, tuple[str, str]] = {}
         """queue and key of the jobs that were taken, by their numbers"""
         self.given_back: set[int] = set()
+        self.held_back: set[int] = set()
+        """the numbers of the claims that left jobs for want of free workers"""
         self.edited: list[int] = []
 
     @property
@@ -314,13 +332,15 @@ class Gating:
             return []
         found = list[tuple[Row, Row]]()
         for row in self._claims[number].rows():
-            if row[BACK]:
+            if row[WHAT] == HELD_BACK:
+                self.held_back.add(number)
+            elif row[WHAT] == GIVEN_BACK:
                 self.given_back.add(row[SEQ])
-                continue
-            self.taken[row[SEQ]] = row[8], row[KEY]
-            if row[EDITED]:
-                self.edited.append(row[SEQ])
-            found.append((row[PLACE], tuple(row[column] for column in CLAIMED)))
+            else:
+                self.taken[row[SEQ]] = row[QUEUE], row[KEY]
+                if row[EDITED]:
+                    self.edited.append(row[SEQ])
+                found.append((row[PLACE], tuple(row[column] for column in CLAIMED)))
         return found
 
 

@@ -397,11 +397,11 @@ class Tables:
         named = {"queues": texts([share.queue for share in claim.queues])}
         heads = [(_HEADS[share.queue == OTHERS], {**named, "name": share.queue}) for share in claim.queues]
         for (head, in_lanes), of_queue in heads or [((HEAD, HEAD_IN_LANES), {})]:
-            for sql in (head, in_lanes):
-                if found := await self._session.rows(sql, {**values, **of_queue}):
-                    seqs = integers([seq for (seq,) in found])
-                    rows = await self._session.rows(_BY_SEQ, {"seqs": seqs})
-                    return stored_from(rows[0]) if rows else None
+            found = [self._session.run(sql, {**values, **of_queue}) for sql in (head, in_lanes)]
+            await self._session.answered()
+            seqs = integers([seq for one in found for (seq,) in one.rows()])
+            if first := [stored_from(row) for row in await self._session.rows(_BY_SEQ, {"seqs": seqs})]:
+                return min(first, key=_in_order)
         return None
 
     def save(self, changes: Sequence[tuple[Stored, Stored]]) -> None:
@@ -602,6 +602,10 @@ class Tables:
     async def try_alone(self, what: str) -> bool:
         row = await self._session.row(_ALONE, {"name": f"{self._channel} {what}"})
         return bool(row and row[0])
+
+
+def _in_order(stored: Stored) -> tuple[int, float, int]:
+    return -stored.job.asked.priority, stored.job.asked.run_at, stored.seq
 
 
 def _standing(stored: Stored) -> dict[str, Any]:

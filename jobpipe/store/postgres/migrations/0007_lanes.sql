@@ -68,11 +68,11 @@ create function token_every(most int, period double precision, burst int) return
         then period / (most - burst + 1) end
 $$;
 
--- How many tokens a rate has; `full_at`: when they would all be there. A clock that was set back delays by `burst` tokens.
+-- How many tokens a rate has; `full_at`: when they would all be there.
 create function tokens_at(every double precision, burst int, full_at double precision, at_time double precision)
 returns bigint language sql immutable as $$
     select case when every is not null then greatest(0, least(burst, burst - ceil(
-        (least(greatest(full_at, at_time), at_time + burst * every) - at_time) / every - 1e-9)))::bigint end
+        (least(greatest(full_at, at_time), at_time + burst * every) - at_time) / every - 1e-6)))::bigint end
 $$;
 
 -- What its limits say of each lane, whatever it is marked as: whether it has no ready job, whether as many of its jobs
@@ -266,14 +266,15 @@ end
 $$;
 
 -- Take ready jobs of lanes for a node, behind the claim of those without keys under the same token: of both together the
--- first `most` are kept, in the order of the claim, and what was taken too many is given back. Of queues in which a limit
--- counts, at most `most_limited`. `named`, `shares`: as the claim names queues; null: all of them.
--- Returns the jobs that were taken, with their place in the order; and the numbers of those that were given back.
+-- first `most` are kept, in the order of the claim, and what was taken too many is given back. A job of a queue in which a
+-- limit counts is taken among the first `free` only. `named`, `shares`: as the claim names queues; null: all of them.
+-- Returns the jobs that were taken (0), with their place in the order; the numbers of those that were given back (1); and
+-- a row (2) if jobs were left only since they were not among the first `free`.
 create function claim_gated(
-    for_node text, at_time double precision, most bigint, most_limited bigint, of_kinds text[], with_token bigint,
+    for_node text, at_time double precision, most bigint, free bigint, of_kinds text[], with_token bigint,
     in_slot bigint, named text[], shares bigint[]
 ) returns table (
-    back boolean, by_priority bigint, by_time double precision, by_arrival bigint, place bigint,
+    what int, by_priority bigint, by_time double precision, by_arrival bigint, place bigint,
     seq bigint, id text, kind text, queue text, key text, payload bytea, priority int, run_at double precision,
     attempt int, max_retries int, claim bigint, rescued int, options bytea, edited boolean
 ) language plpgsql as $$
@@ -329,6 +330,11 @@ begin
         order by q.name
         for no key update of q skip locked
     );
+    -- Where the clock was set back, it delays by one token at most.
+    update queues q
+        set tat = at_time + q.rate_burst * token_every(q.rate_limit, q.rate_period, q.rate_burst)
+        where q.name = any (of_queues)
+            and q.tat > at_time + q.rate_burst * token_every(q.rate_limit, q.rate_period, q.rate_burst);
     -- Each statement sees what was committed before the locks of the one before it were had.
     select array_agg(c.queue), array_agg(c.cap) into of_queues, caps
     from (
@@ -370,9 +376,20 @@ begin
     if lanes_of is null then
         return;
     end if;
+    if exists (select from queues q where q.name = any (of_queues) and q.key_rate_limit is not null) then
+        update lanes la
+            set tat = at_time + q.key_rate_burst * token_every(q.key_rate_limit, q.key_rate_period, q.key_rate_burst)
+            from unnest(lanes_of, lanes_for) u (queue, key) join queues q on q.name = u.queue
+            where la.queue = u.queue and la.key = u.key
+                and la.tat > at_time
+                    + q.key_rate_burst * token_every(q.key_rate_limit, q.key_rate_period, q.key_rate_burst);
+    end if;
     return query
     with lane as materialized (
-        select u.queue, u.key, u.n, la.turn, greatest(la.weight, 1) as weight, c.cap, e.every, q.key_rate_burst as burst,
+        select u.queue, u.key, u.n, least(greatest(la.weight, 1), 1000) as weight, c.cap,
+            -- One that is far behind was damaged: it would have all jobs for long.
+            case when la.turn between -1e300 and 1e300 then greatest(la.turn, t.turn - 1000) else t.turn end as turn,
+            e.every, q.key_rate_burst as burst,
             least(
                 c.cap,
                 case when coalesce(la.max_running, q.key_max_running) is not null then
@@ -390,6 +407,9 @@ begin
         cross join lateral (
             select token_every(q.key_rate_limit, q.key_rate_period, q.key_rate_burst) as every
         ) e
+        cross join lateral (
+            select case when q.turn between -1e300 and 1e300 then q.turn else 0 end as turn
+        ) t
     ),
     -- Each of them is read about as far as its turns go; and farther only where its queue falls short.
     shared as materialized (
@@ -449,35 +469,37 @@ begin
         where d.place <= d.cap
         window turns as (partition by d.queue order by d.place)
     ),
-    allowed as (
-        select f.*, row_number() over (
-            partition by f.limited order by f.by_priority, f.by_time, f.by_arrival, f.place) as nth
-        from fit f
-    ),
     plain as materialized (
         select l.seq, l.queue, -l.priority::bigint as by_priority, l.run_at::double precision as by_time
         from live l
         where l.node = me and l.token = with_token
     ),
     line as (
-        select a.seq, a.queue, a.key, a.by_priority, a.by_time, a.by_arrival, a.place
-        from allowed a
-        where not a.limited or a.nth <= most_limited
+        select f.seq, f.queue, f.key, f.limited, f.by_priority, f.by_time, f.by_arrival, f.place
+        from fit f
         union all
-        select p.seq, p.queue, null, p.by_priority, p.by_time, p.seq, 0
+        select p.seq, p.queue, null, false, p.by_priority, p.by_time, p.seq, 0
         from plain p
     ),
+    rounds as (
+        select l.*, s.place as queue_place, case when s.share > 0 then (row_number() over (
+            partition by s.place order by l.by_priority, l.by_time, l.by_arrival, l.place) - 1) / s.share end as round
+        from line l
+        join unnest(coalesce(named, array['*']), coalesce(shares, array[0])) with ordinality s (queue, share, place)
+            on s.queue = case when l.queue = any (named) then l.queue else '*' end
+    ),
+    ranked as (
+        select r.*, row_number() over (
+            order by r.round nulls last, r.queue_place, r.by_priority, r.by_time, r.by_arrival, r.place) as rank
+        from rounds r
+    ),
+    weighed as materialized (
+        select r.*, not r.limited or r.rank <= free as fits,
+            count(*) filter (where not r.limited or r.rank <= free) over (order by r.rank) as fitting
+        from ranked r
+    ),
     kept as materialized (
-        select r.*
-        from (
-            select l.*, s.place as queue_place, case when s.share > 0 then (row_number() over (
-                partition by s.place order by l.by_priority, l.by_time, l.by_arrival, l.place) - 1) / s.share end as round
-            from line l
-            join unnest(coalesce(named, array['*']), coalesce(shares, array[0])) with ordinality s (queue, share, place)
-                on s.queue = case when l.queue = any (named) then l.queue else '*' end
-        ) r
-        order by r.round nulls last, r.queue_place, r.by_priority, r.by_time, r.by_arrival, r.place
-        limit most
+        select * from weighed w where w.fits and w.fitting <= most
     ),
     locked as materialized (
         select l.seq
@@ -506,15 +528,14 @@ begin
     ),
     turned as (
         update lanes la
-        set turn = la.turn + s.jobs / a.weight::double precision,
-            tat = case when a.every is null then la.tat
-                else least(greatest(la.tat, at_time), at_time + a.burst * a.every) + s.jobs * a.every end
+        set turn = a.turn + s.jobs / a.weight::double precision,
+            tat = case when a.every is null then la.tat else greatest(la.tat, at_time) + s.jobs * a.every end
         from served s join lane a on a.queue = s.queue and a.key = s.key
         where la.queue = s.queue and la.key = s.key
     ),
     spent as (
         update queues q
-        set tat = least(greatest(q.tat, at_time), at_time + q.rate_burst * e.every) + s.jobs * e.every
+        set tat = greatest(q.tat, at_time) + s.jobs * e.every
         from (select s.queue, sum(s.jobs) as jobs from served s group by s.queue) s
         join queues r on r.name = s.queue
         cross join lateral (select token_every(r.rate_limit, r.rate_period, r.rate_burst) as every) e
@@ -541,12 +562,15 @@ begin
         on conflict (state, slot) do update set
             jobs = least(greatest(totals.jobs, -1000000000000000), 1000000000000000) + excluded.jobs
     )
-    select false, k.by_priority, k.by_time, k.by_arrival, k.place, t.seq, t.id, t.kind, t.queue, t.key, t.payload,
+    select 0, k.by_priority, k.by_time, k.by_arrival, k.place, t.seq, t.id, t.kind, t.queue, t.key, t.payload,
         t.priority, t.run_at::double precision, t.attempt, t.max_retries, t.claim, t.rescued, t.options, t.edited
     from taken t join kept k on k.seq = t.seq
     union all
-    select true, null, null, null, null, g.seq, null, null, null, null, null, null, null, null, null, null, null, null, null
-    from given_back g;
+    select 1, null, null, null, null, g.seq, null, null, null, null, null, null, null, null, null, null, null, null, null
+    from given_back g
+    union all
+    select 2, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null
+    where exists (select from weighed w where not w.fits and w.fitting < most);
     -- A queue that is left without open lanes remembers how far its turns have come.
     update queues q
         set turn = t.turn
