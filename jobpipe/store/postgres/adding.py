@@ -96,7 +96,9 @@ def _insert(*, tags: bool, lanes: bool) -> str:
     return f"with {','.join(parts)} select id from new"
 
 
-_INSERT = {(tags, lanes): _insert(tags=tags, lanes=lanes) for tags in (False, True) for lanes in (False, True)}
+_INSERT = {
+    (tags, lanes): _insert(tags=tags, lanes=lanes) for tags in (False, True) for lanes in (False, True)
+}
 """By whether there are tags, and whether jobs may stand in lanes."""
 
 

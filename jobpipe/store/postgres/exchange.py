@@ -226,7 +226,11 @@ class Exchange:
 
     def look(self, session: Session | None = None) -> None:
         """Ask how the store stands; once more, where something is written after the exchange."""
-        values: dict[str, object] = {"node": self.batch.node, "kinds": self.kinds, "now": float(self.batch.now)}
+        values: dict[str, object] = {
+            "node": self.batch.node,
+            "kinds": self.kinds,
+            "now": float(self.batch.now),
+        }
         by = self._leases if self.gating.concerned else None
         sql = _STATE[by]
         if self.queues is not None:
@@ -293,7 +297,7 @@ class Exchange:
 
     @property
     def released(self) -> bool:
-        """Whether jobs are ready that have waited for others until now, or a slot is free that was not when it claimed."""
+        """Whether jobs are ready that have waited for others until now, or a slot is free that was taken till then."""
         return self._freed_late or any(one.status is Status.QUEUED for one in self._followed.changes)
 
     def complete(self, taken: Sequence[Receipt]) -> None:
@@ -383,7 +387,7 @@ class Exchange:
 
     @property
     def _not_taken(self) -> Iterator[NewJob]:
-        """The new jobs that are ready: a claim may have left them, though it found too little, for want of free workers."""
+        """The new jobs that are ready: a claim may have left some for want of free workers."""
         taken = {job.id for claimed in self._claimed for job in claimed}
         yield from (job for job in self.stored if job.status is Status.QUEUED and job.id not in taken)
 

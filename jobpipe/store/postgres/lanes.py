@@ -18,7 +18,7 @@ from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.arrays import Texts, integers, texts
 from jobpipe.store.postgres.session import Result, Row, Session
 
-TIMES = {
+TIMES: Mapping[Leases, str] = {
     "database": "extract(epoch from transaction_timestamp())::double precision",
     "caller": "%(now)s::double precision",
 }
@@ -45,8 +45,8 @@ GIVEN_BACK, HELD_BACK = 1, 2
 """What a row of it tells that is no job that was taken."""
 
 WHAT, PLACE, SEQ, QUEUE, KEY, CLAIMED, EDITED = 0, slice(1, 5), 5, 8, 9, (*range(5, 9), *range(10, 18)), 18
-"""In a row of it: what it tells, the job's place in line, its number, queue and key, the values of `Claimed`, and whether
-it was edited."""
+"""In a row of it: what it tells, the job's place in line, its number, queue and key, the values of `Claimed`, and
+whether it was edited."""
 
 GATES = """
 exists (select from lanes)
@@ -55,7 +55,7 @@ exists (select from lanes)
 """
 """Whether there is anything to do about lanes."""
 
-_NEXT_TOKEN = """
+_NEXT_ALLOWED = """
 (
     select min(q.tat - (q.rate_burst - 1) * token_every(q.rate_limit, q.rate_period, q.rate_burst))
     from queues q
@@ -69,7 +69,7 @@ NEXT_OPEN = {
     leases: f"""
 least(
     (select min(until) from lanes where state = 1),
-    {_NEXT_TOKEN.format(time=time)}
+    {_NEXT_ALLOWED.format(time=time)}
 ) - ({time} - %(now)s)
 """
     for leases, time in TIMES.items()
@@ -327,7 +327,10 @@ class Gating:
         self._claims.append(self._session.run(_CLAIM[self._leases], values))
 
     def took(self, number: int) -> Sequence[tuple[Row, Row]]:
-        """What the claim of that number took out of lanes, once it is committed: places in line, and the values of `Claimed`."""
+        """What the claim of that number took out of lanes, once it is committed.
+
+        Of each job its place in line, and the values of `Claimed`.
+        """
         if not self._claims:
             return []
         found = list[tuple[Row, Row]]()
@@ -349,4 +352,3 @@ def _named(claims: Sequence[ClaimRequest]) -> Texts | None:
     if any(claim.names is None for claim in claims):
         return None
     return texts(sorted({share.queue for claim in claims for share in claim.queues if share.queue != OTHERS}))
-
