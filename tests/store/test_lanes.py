@@ -17,13 +17,6 @@ SLOW = Rate(2, 60.0)
 KEEP = Retention(math.inf, math.inf, 1 << 40, 1 << 50)
 
 
-@pytest.fixture(autouse=True)
-def passes_yet(request: pytest.FixtureRequest) -> None:
-    """PostgreSQL has no lanes yet: take this away with what it lacks."""
-    if "postgres" in request.node.name:
-        pytest.xfail("PostgreSQL has no lanes yet")
-
-
 @pytest.fixture
 async def node(store: Store) -> Node:
     joined = Node(store)

@@ -33,6 +33,7 @@ from jobpipe.store.postgres.claiming import (
     WALKED,
 )
 from jobpipe.store.postgres.counts import bounded
+from jobpipe.store.postgres.lanes import GATES, NEXT_OPEN, Gating, Held
 from jobpipe.store.postgres.session import Result, Row, Session, Values
 from jobpipe.store.postgres.settling import Fence, Settling, send_starts
 from jobpipe.store.rows import claimed_from
@@ -79,12 +80,13 @@ select
     c.calls,
     least(
         (select min(run_at) from live where status in ('scheduled', 'retrying')),
-        (select min(expires_at) from live where expires_at is not null and node is null)
+        (select min(expires_at) from live where expires_at is not null and node is null){{or_open}}
     ),
     n.me is not null,
     n.others,
     n.idle,
-    (select array_agg(array[seq, claim]) from live where status = 'cancelling' and node = n.me)
+    (select array_agg(array[seq, claim]) from live where status = 'cancelling' and node = n.me),
+    {GATES}
 from (
     select {bounded(_WAITING)} as waiting, count(*) as calls
     from counts
@@ -101,8 +103,13 @@ from (
     where lease_until is not null
 ) n
 """
-_STATE = _STATE_FOR.format(and_queues="")
-_STATE_OF_QUEUES = _STATE_FOR.format(and_queues=" and (idle_for is null or idle_for && %(queues)s)")
+_AND_QUEUES = " and (idle_for is null or idle_for && %(queues)s)"
+_OR_OPEN: dict[Leases | None, str] = {None: "", **{by: f",\n        {sql}" for by, sql in NEXT_OPEN.items()}}
+_STATE, _STATE_OF_QUEUES = (
+    {by: _STATE_FOR.format(and_queues=of_queues, or_open=sql) for by, sql in _OR_OPEN.items()}
+    for of_queues in ("", _AND_QUEUES)
+)
+"""By the clock of the rates; None: without a look at lanes."""
 
 
 class State(NamedTuple):
@@ -119,13 +126,16 @@ class State(NamedTuple):
     others_idle: bool
     """whether one of them that serves a kind of this one found too few jobs"""
     cancelling: Sequence[tuple[int, int]] | None
+    gates: bool
+    """whether there are gated queues"""
 
 
 class Exchange:
     """One batch on its way: what is sent, without waiting for an answer, and what came of it once it is committed."""
 
-    def __init__(self, session: Session, batch: Batch, slot: int) -> None:
-        self._session, self.batch, self._slot = session, batch, slot
+    def __init__(self, session: Session, batch: Batch, slot: int, leases: Leases, held: Held) -> None:
+        self._session, self.batch, self._slot, self._leases = session, batch, slot, leases
+        self.gating = Gating(session, batch, held, leases)
         self._starts: Result | None = None
         self._claims: list[Result] = []
         self._settling = Settling(batch.settlements, slot)
@@ -150,18 +160,19 @@ class Exchange:
         self.overdue = False
         """whether jobs are past their time that others wait for"""
         self._followed = Followed()
+        self._freed_late = False
 
-    def renew(self, leases: Leases) -> None:
+    def renew(self) -> None:
         """Renew the node's lease."""
         if self.batch.lease_until is not None:
-            self._session.run(*self.renewal(leases))
+            self._session.run(*self.renewal())
 
-    def renewal(self, leases: Leases) -> tuple[str, Values]:
+    def renewal(self) -> tuple[str, Values]:
         """The statement that renews the lease, with its values; it answers a row if there was a lease to renew."""
         batch = self.batch
         until = batch.lease_until or 0.0
-        until = until - batch.now if leases == "database" else until
-        return RENEW[leases], {"until": float(until), "node": batch.node}
+        until = until - batch.now if self._leases == "database" else until
+        return RENEW[self._leases], {"until": float(until), "node": batch.node}
 
     def promote(self) -> None:
         """Make ready what is due, and expire what is past its time."""
@@ -179,7 +190,7 @@ class Exchange:
 
     async def add(self) -> None:
         """Store new jobs, in the hope that nothing is in conflict; raises `Conflict` when all or nothing is not all."""
-        self._adding = Adding(self.batch.adds, self._slot)
+        self._adding = Adding(self.batch.adds, self._slot, gates=self.gating.concerned)
         self._adding.send(self._session)
         await self._adding.check(self._session)
 
@@ -188,8 +199,12 @@ class Exchange:
         self._careful = [await add_with_care(self._session, add, self._slot) for add in self.batch.adds]
 
     def claim(self, token: int, after: str) -> None:
-        """Take ready jobs; where it goes queue by queue, from behind the one named `after`."""
-        for claim in self.batch.claims:
+        """Take ready jobs; where it goes queue by queue, from behind the one named `after`.
+
+        The token is that of the first claim; each of the others has the number before.
+        """
+        self.gating.open()
+        for number, claim in enumerate(self.batch.claims):
             values = {
                 "node": self.batch.node,
                 "now": float(self.batch.now),
@@ -198,7 +213,7 @@ class Exchange:
                 "passed": PASSED,
                 "walked": WALKED,
                 "after": after,
-                "token": token,
+                "token": token - number,
                 "slot": self._slot,
             }
             sql = CLAIM
@@ -207,13 +222,19 @@ class Exchange:
                 values["shares"] = integers([share.jobs for share in claim.queues])
                 sql = CLAIM_WITH_OTHERS if claim.names is None else CLAIM_OF_QUEUES
             self._claims.append(self._session.run(sql, values))
+            self.gating.claim(claim, token - number, self._slot)
 
     def look(self, session: Session | None = None) -> None:
         """Ask how the store stands; once more, where something is written after the exchange."""
-        values: dict[str, object] = {"node": self.batch.node, "kinds": self.kinds}
-        sql = _STATE
+        values: dict[str, object] = {
+            "node": self.batch.node,
+            "kinds": self.kinds,
+            "now": float(self.batch.now),
+        }
+        by = self._leases if self.gating.concerned else None
+        sql = _STATE[by]
         if self.queues is not None:
-            sql, values["queues"] = _STATE_OF_QUEUES, self.queues
+            sql, values["queues"] = _STATE_OF_QUEUES[by], self.queues
         self._asked = (session or self._session).run(sql, values)
 
     def judge(self) -> None:
@@ -228,18 +249,25 @@ class Exchange:
         self.stale |= self._settling.stale
         if self._starts is not None:
             self.stale |= {(one.seq, one.claim) for one in self.batch.starts} - set(self._starts.rows())
-        self._claimed = [self._taken_by(claim) for claim in self._claims]
+        self._claimed = [self._taken_by(claim, number) for number, claim in enumerate(self._claims)]
+        self.edited += self.gating.edited
 
-    def _taken_by(self, claim: Result) -> Sequence[Claimed]:
+    def _taken_by(self, claim: Result, number: int) -> Sequence[Claimed]:
         """What a claim took."""
         # What an update returns has no order. All that are taken share the first value of their place.
         rows = sorted(claim.rows(), key=itemgetter(PLACE))
-        claimed = claimed_from([row[CLAIMED] for row in rows if row[MINE]])
-        self.met_others |= len(claimed) < len(rows)
-        self.edited += [row[CLAIMED][0] for row in rows if row[EDITED] and row[MINE]]
+        gated = self.gating.took(number)
+        mine = [row for row in rows if row[MINE]]
+        self.met_others |= len(mine) < len(rows)
         if rows:
             self.walked = rows[0][LAST_WALKED]
-        return claimed
+        if gated or self.gating.given_back:
+            mine = [row for row in mine if row[CLAIMED][0] not in self.gating.given_back]
+        self.edited += [row[CLAIMED][0] for row in mine if row[EDITED]]
+        if not gated:
+            return claimed_from([row[CLAIMED] for row in mine])
+        placed = [((*row[PLACE][1:], 0), row[CLAIMED]) for row in mine]
+        return claimed_from([values for _, values in sorted([*placed, *gated], key=itemgetter(0))])
 
     def take_edits(self, rows: Sequence[Row]) -> None:
         """Take in what was asked of the edited jobs: the values of `Claimed`, read after the claim."""
@@ -265,11 +293,12 @@ class Exchange:
         self._expired += expired
         self._followed = followed
         self._readied += settling.readied + sum(one.status is Status.QUEUED for one in followed.changes)
+        self._freed_late = self.gating.freed > 0
 
     @property
     def released(self) -> bool:
-        """Whether jobs are ready that have waited for others until now."""
-        return any(one.status is Status.QUEUED for one in self._followed.changes)
+        """Whether jobs are ready that have waited for others until now, or a slot is free that was taken till then."""
+        return self._freed_late or any(one.status is Status.QUEUED for one in self._followed.changes)
 
     def complete(self, taken: Sequence[Receipt]) -> None:
         """Take in the receipts of those jobs."""
@@ -293,15 +322,29 @@ class Exchange:
     @property
     def idle(self) -> bool | None:
         """Whether the node has room and found too little; None: it did not ask, or has to ask again."""
-        if not self.batch.claims or not self._state.alive or self.met_others:
+        if not self.batch.claims or not self._state.alive or self.met_others or self.overlooked:
             return None
         return bool(self._short)
+
+    @property
+    def overlooked(self) -> bool:
+        """Whether there are gated queues of which it did not know: a claim that found too little has to ask again."""
+        return self._state.gates and not self.gating.concerned and bool(self._short)
+
+    @property
+    def gates(self) -> bool:
+        """Whether there are gated queues."""
+        return self._state.gates
 
     @cached_property
     def _short(self) -> Sequence[ClaimRequest]:
         """The claims that found too little."""
         pairs = zip(self.batch.claims, self._claimed, strict=True)
-        return [claim for claim, claimed in pairs if len(claimed) < claim.limit]
+        return [
+            claim
+            for number, (claim, claimed) in enumerate(pairs)
+            if len(claimed) < claim.limit and number not in self.gating.held_back
+        ]
 
     @property
     def lacking(self) -> Texts:
@@ -326,12 +369,16 @@ class Exchange:
             return True
         # Jobs that became ready by time or by their outcome are of the kinds of this node, as far as it knows.
         readied = self._readied > 0 and not (self.idle and self.lacking_of is None)
-        return readied or any(True for _ in self._untaken)
+        # A slot that is free again may be taken by a node that has more free workers than this one.
+        return readied or self.gating.freed > 0 or any(True for _ in self._untaken)
 
     @property
     def _untaken(self) -> Iterator[NewJob]:
         """The new jobs that are ready, but for those that a claim would have taken which found too little."""
         looked = [(claim.kinds, claim.names) for claim in self._short if self.idle]
+        if self.gating.concerned:
+            yield from self._not_taken
+            return
         for job in self.stored:
             if job.status is Status.QUEUED and not any(
                 job.kind in kinds and (names is None or job.queue in names) for kinds, names in looked
@@ -339,12 +386,18 @@ class Exchange:
                 yield job
 
     @property
+    def _not_taken(self) -> Iterator[NewJob]:
+        """The new jobs that are ready: a claim may have left some for want of free workers."""
+        taken = {job.id for claimed in self._claimed for job in claimed}
+        yield from (job for job in self.stored if job.status is Status.QUEUED and job.id not in taken)
+
+    @property
     def left(self) -> tuple[Texts | None, Texts | None]:
         """The kinds and the queues of which it leaves ready jobs; None: of any.
 
         A full claim may have left more of what it took.
         """
-        if self._readied:
+        if self._readied or self.gating.freed:
             return None, None
         kinds = {job.kind for job in self._untaken}
         queues = {job.queue for job in self._untaken}
@@ -362,6 +415,7 @@ class Exchange:
             settled=self._settling.changed,
             adds=self._adds,
             claims=self._claimed,
+            held_back=frozenset(self.gating.held_back),
             more_ready=more_ready,
             waiting=state.waiting,
             next_due=state.next_due,

@@ -14,6 +14,7 @@ from jobpipe.store.paging import Pager
 from jobpipe.store.postgres import lists
 from jobpipe.store.postgres.arrays import Texts, integers, texts
 from jobpipe.store.postgres.counts import bounded
+from jobpipe.store.postgres.lanes import ANY_READY
 from jobpipe.store.postgres.session import Result, Row, Session
 from jobpipe.store.rows import attempt_from, shown, stored_from
 from jobpipe.store.verbs.notes import PROGRESS_COLUMNS, with_progress
@@ -31,15 +32,17 @@ STATUSES = frozenset(Status)
 
 _QUEUED = "l.status = 'queued' and l.node is null"
 READY = f"{_QUEUED} and l.kind is null"
-ASIDE = f"{_QUEUED} and l.kind is not null"
-"""Ready jobs that do not stand aside, and those that do."""
+ASIDE = f"{_QUEUED} and l.kind is not null and l.key is null"
+"""Ready jobs that do not stand aside, and those that do; neither stands in a lane."""
 
-_IS_ASIDE = "(case when l.kind is null then 0 else 1 end)"
+_IS_ASIDE = "(case when l.key is not null then 2 when l.kind is null then 0 else 1 end)"
 NOT_ASIDE = f"{_IS_ASIDE} = 0"
 """As the index by queue has it."""
 
 ORDER = "order by {of}.priority desc, {of}.run_at, {of}.seq"
 UNPAUSED = "{of}.queue <> all (array(select name from queues where paused))"
+CLAIMABLE = "{of}.queue <> all (array(select name from queues where paused or gated))"
+"""A queue whose jobs are claimed without lanes."""
 
 NEXT_QUEUE = f"""
 (
@@ -141,7 +144,7 @@ with recursive tops as (
         order by l.priority desc
         limit 1
     ) as priority
-    from unnest(%(names)s) as q (name), (values (0), (1)) a (aside)
+    from unnest(%(names)s) as q (name), (values (0), (1), (2)) a (aside)
     union all
     select t.name, t.aside, (
         select l.priority
@@ -240,6 +243,7 @@ select exists (
             )
     )
     or {MINE_ASIDE.format(which=UNPAUSED.format(of="l"))}
+    or {ANY_READY.format(queue="true")}
 """
 # The same of some queues.
 _ANY_READY_OF_QUEUES = f"""
@@ -267,6 +271,7 @@ select exists (
             )
         )
 )
+or {ANY_READY.format(queue="la.queue = any (%(queues)s::text[])")}
 """
 _SERVED_QUEUES = """
 select distinct q.name

@@ -22,6 +22,17 @@ from jobpipe.store.postgres.claiming import HEAD, HEAD_OF_OTHERS, HEAD_OF_QUEUE
 from jobpipe.store.postgres.counts import CountChanges, fold, forget_empty, mend_loudly
 from jobpipe.store.postgres.exchange import CLOCK
 from jobpipe.store.postgres.failures import ENTRYS_OWN, Locked
+from jobpipe.store.postgres.lanes import (
+    GATE,
+    HEAD_IN_LANES,
+    HEAD_IN_LANES_OF_OTHERS,
+    HEAD_IN_LANES_OF_QUEUE,
+    HELD_IN,
+    IN_LANES,
+    LANE_KEY,
+    TOLD,
+    tell,
+)
 from jobpipe.store.postgres.notifications import CANCEL, ended_words, notify
 from jobpipe.store.postgres.reader import JOB_COLUMNS
 from jobpipe.store.postgres.session import Row, Session, Values
@@ -133,30 +144,41 @@ where seq in (
 """
 _BY_SEQ = f"select {JOB_COLUMNS} from shown where seq = any(%(seqs)s) order by seq"
 
-_END = """
+_END = f"""
 with gone as (
     delete from live
     where seq = %(seq)s
-    returning node
-)
+    returning node, queue, key
+),
+{TOLD.format(ready="false", those="gone", which="node is not null")}
 update jobs j
-set {assignments}, node = g.node
+set {{assignments}}, node = g.node
 from gone g
 where j.seq = %(seq)s
 """
 # Only a damaged job that has ended is in "live" already.
-_REVIVE = """
+_REVIVE = f"""
 with again as (
     update jobs
-    set {assignments}
+    set {{assignments}}
     where seq = %(seq)s
     returning *
-)
-insert into live (seq, queue, status, priority, run_at, created_at, expires_at, attempt, claim, rescued, error)
-select seq, queue, %(becomes)s, priority, run_at, created_at, expires_at, attempt, claim, rescued, error
-from again
-on conflict (seq) do update set
+),
+keyed as (
+    select again.*, {LANE_KEY.format(asked="%(key)s", queue="queue")} as key
+    from again
+),
+alive as (
+    insert into live
+    (seq, kind, queue, key, status, priority, run_at, created_at, expires_at, attempt, claim, rescued, error)
+    select
+        seq, case when key is not null then kind end, queue, key, %(becomes)s, priority, run_at, created_at, expires_at,
+        attempt, claim, rescued, error
+    from keyed
+    on conflict (seq) do update set
     queue = excluded.queue,
+    kind = excluded.kind,
+    key = excluded.key,
     status = excluded.status,
     priority = excluded.priority,
     run_at = excluded.run_at,
@@ -167,8 +189,37 @@ on conflict (seq) do update set
     token = null,
     started_at = null,
     error = excluded.error
+    returning queue, key, status
+),
+{TOLD.format(ready="true", those="alive", which="status = 'queued'")}
+select 1
 """
-_UPDATE_LIVE = "update live set {assignments} where seq = %(seq)s"
+# A job that changes where nobody may run it meanwhile is ready then, or held no more.
+_UPDATE_LIVE = f"""
+with changed as (
+    update live
+    set {{assignments}}
+    where seq = %(seq)s
+    returning queue, key, status, node
+),
+{TOLD.format(ready="status = 'queued'", those="changed", which="node is null")}
+select 1
+"""
+# Behind the change of its queue or its key.
+_STAND = f"""
+with changed as (
+    update live l
+    set kind = case when k.key is not null then j.kind end,
+        key = k.key
+    from jobs j cross join lateral (
+        select {LANE_KEY.format(asked="%(key)s", queue="j.queue")} as key
+    ) k
+    where l.seq = %(seq)s and j.seq = %(seq)s and l.node is null
+    returning l.queue, l.key, l.status
+),
+{TOLD.format(ready="true", those="changed", which="status = 'queued'")}
+select 1
+"""
 _UPDATE_JOBS = "update jobs set {assignments} where seq = %(seq)s"
 
 _LIVE = frozenset(
@@ -250,7 +301,14 @@ delete from counts
 where queue = %(queue)s
     and not exists (select from locked group by state having sum(jobs) <> 0 or sum(size) <> 0)
 """
-_FORGET_QUEUE = "delete from queues where name = %(queue)s"
+_HEADS = {True: (HEAD_OF_OTHERS, HEAD_IN_LANES_OF_OTHERS), False: (HEAD_OF_QUEUE, HEAD_IN_LANES_OF_QUEUE)}
+"""The first ready job that stands in no lane, and the first of one: of all others, or of a named queue."""
+
+_FORGET_QUEUE = (
+    "delete from queues where name = %(queue)s",
+    "delete from lanes where queue = %(queue)s",
+    "delete from lane_news where queue = %(queue)s",
+)
 _ALONE = "select pg_try_advisory_xact_lock(hashtextextended(%(name)s, 1))"
 
 
@@ -337,15 +395,13 @@ class Tables:
     async def first_ready(self, claim: ClaimRequest, now: float) -> Stored | None:
         values = {"now": float(now), "kinds": texts(sorted(claim.kinds))}
         named = {"queues": texts([share.queue for share in claim.queues])}
-        heads: list[tuple[str, Values]] = [
-            (HEAD_OF_OTHERS, named) if share.queue == OTHERS else (HEAD_OF_QUEUE, {"name": share.queue})
-            for share in claim.queues
-        ]
-        for head, of_queue in heads or [(HEAD, {})]:
-            if found := await self._session.rows(head, {**values, **of_queue}):
-                seqs = integers([seq for (seq,) in found])
-                rows = await self._session.rows(_BY_SEQ, {"seqs": seqs})
-                return stored_from(rows[0]) if rows else None
+        heads = [(_HEADS[share.queue == OTHERS], {**named, "name": share.queue}) for share in claim.queues]
+        for (head, in_lanes), of_queue in heads or [((HEAD, HEAD_IN_LANES), {})]:
+            found = [self._session.run(sql, {**values, **of_queue}) for sql in (head, in_lanes)]
+            await self._session.answered()
+            seqs = integers([seq for one in found for (seq,) in one.rows()])
+            if first := [stored_from(row) for row in await self._session.rows(_BY_SEQ, {"seqs": seqs})]:
+                return min(first, key=_in_order)
         return None
 
     def save(self, changes: Sequence[tuple[Stored, Stored]]) -> None:
@@ -380,6 +436,9 @@ class Tables:
             live |= _EDITED if asked else {}
             self._update(_UPDATE_LIVE, before.seq, live)
             self._update(_UPDATE_JOBS, before.seq, asked)
+            one, other = before.job.asked, after.job.asked
+            if lives and (one.queue, one.options.key) != (other.queue, other.options.key):
+                self._session.run(_STAND, {"seq": before.seq, "key": other.options.key})
 
     def _update(self, sql: str, seq: int, columns: Mapping[str, Any]) -> None:
         if columns:
@@ -399,7 +458,8 @@ class Tables:
         values = {**_standing(after), "expires_at": job.asked.expires_at, "result": job.state.result}
         values |= {"status": None, "finished_at": None, "size": after.size}
         sql = _assigning(_REVIVE, tuple(values))
-        self._session.run(sql, {**values, "seq": after.seq, "becomes": job.status.value})
+        more = {"seq": after.seq, "becomes": job.status.value, "key": job.asked.options.key}
+        self._session.run(sql, {**values, **more})
 
     def _write_beside(self, before: Stored, after: Stored) -> None:
         """Write the rows that belong to a job: its attempts and tags."""
@@ -478,6 +538,7 @@ class Tables:
     async def fail(self, stored: Stored, now: float, words: str) -> None:
         """The job leaves `live` even where its end cannot be written."""
         error, seqs = encoded_error(JobError("DamagedRow", words)), integers([stored.seq])
+        tell(self._session, [stored.seq])
         self._session.run(_DELETE[0], {"seqs": seqs})
         with suppress(*ENTRYS_OWN):
             async with self._session.savepoint():
@@ -513,9 +574,22 @@ class Tables:
     async def queue(self, name: str) -> QueueState | None:
         return await reader.queue(self._session, name)
 
+    async def gate(self, queue: str) -> None:
+        for sql in GATE:
+            self._session.run(sql, {"queue": queue})
+
+    async def in_lanes(self, queue: str, keys: Sequence[str]) -> Mapping[str, tuple[int, int]]:
+        rows = await self._session.rows(IN_LANES, {"queue": queue, "keys": texts(keys)})
+        return {key: (waiting, running) for key, waiting, running in rows}
+
+    async def held_in(self, queue: str) -> int:
+        row = await self._session.row(HELD_IN, {"queue": queue})
+        return int(row[0]) if row else 0
+
     def forget_queue(self, name: str) -> None:
         self._session.run(_FORGET_COUNTS, {"queue": name})
-        self._session.run(_FORGET_QUEUE, {"queue": name})
+        for sql in _FORGET_QUEUE:
+            self._session.run(sql, {"queue": name})
 
     def forget_empty(self, *, thoroughly: bool) -> None:
         fold(self._session, self._slot, all_slots=thoroughly)
@@ -528,6 +602,10 @@ class Tables:
     async def try_alone(self, what: str) -> bool:
         row = await self._session.row(_ALONE, {"name": f"{self._channel} {what}"})
         return bool(row and row[0])
+
+
+def _in_order(stored: Stored) -> tuple[int, float, int]:
+    return -stored.job.asked.priority, stored.job.asked.run_at, stored.seq
 
 
 def _standing(stored: Stored) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from jobpipe.store.postgres.connections import TRIES, KeptConnection
 from jobpipe.store.postgres.counts import fold
 from jobpipe.store.postgres.exchange import CLOCK, Exchange
 from jobpipe.store.postgres.failures import CommitUnknown, Locked
+from jobpipe.store.postgres.lanes import Held, tell, tell_of
 from jobpipe.store.postgres.locks import Aside, Locks
 from jobpipe.store.postgres.notifications import ended_words, notify, wake
 from jobpipe.store.postgres.reader import any_ready
@@ -77,6 +78,7 @@ class Writer:
         self._unknown: dict[int, float] = {}
         self._doubtful: dict[Fence, Settlement] = {}
         self._scattered = False
+        self._held = Held()
         self.offset: float | None = None
         """by how much the database's clock was ahead at the last renewal"""
 
@@ -90,7 +92,7 @@ class Writer:
         if self._unknown:
             with suppress(Locked):  # then with a later one
                 await self._connection.transact(lambda session: self._hand_back(session, batch))
-        self._token += 1
+        self._token += max(1, len(batch.claims))
         exchange: Exchange | None = None
         try:
             exchange, aside = await self._around_locks(batch)
@@ -101,7 +103,7 @@ class Writer:
             if exchange.met_others:
                 await self._put_aside(exchange.kinds, exchange.queues)
                 more_ready = True
-            receipts = exchange.receipts(more_ready=more_ready or exchange.released)
+            receipts = exchange.receipts(more_ready=more_ready or exchange.released or exchange.overlooked)
         except StoreError as error:
             if exchange is not None or isinstance(error, CommitUnknown):
                 self._doubt(batch, patience)
@@ -137,10 +139,13 @@ class Writer:
 
     async def _settle_rest(self, exchange: Exchange, settlements: Sequence[Settlement]) -> None:
         now = exchange.batch.now
+        freed = self._held.freed(settlements)
 
         async def verb(session: Session) -> tuple[Settling, Sequence[str], Followed]:
             tables = self._tables(session)
             settling = await _settled(tables, session, settlements, self._slot)
+            if freed:
+                tell_of(session, freed)
             expired = await tables.expire_followed(now, STEP) if exchange.overdue else ()
             followed = await followers.finish(tables, now)
             exchange.look(session)
@@ -177,8 +182,8 @@ class Writer:
             return error
 
         async def renew(session: Session) -> bool:
-            exchange = Exchange(session, batch, self._slot)
-            return await session.row(*exchange.renewal(self._leases)) is not None
+            exchange = self._begun(session, batch)
+            return await session.row(*exchange.renewal()) is not None
 
         return TablesLocked(str(error), lease_lost=not await self._connection.transact(renew))
 
@@ -199,9 +204,12 @@ class Writer:
         exchange.judge()
         return exchange
 
+    def _begun(self, session: Session, batch: Batch) -> Exchange:
+        return Exchange(session, batch, self._slot, self._leases, self._held)
+
     async def _once(self, session: Session, batch: Batch, *, careful: bool) -> Exchange:
-        exchange = Exchange(session, batch, self._slot)
-        exchange.renew(self._leases)
+        exchange = self._begun(session, batch)
+        exchange.renew()
         exchange.promote()
         exchange.start()
         if batch.notes:
@@ -248,14 +256,16 @@ class Writer:
 
     def _doubt(self, batch: Batch, patience: float) -> None:
         """It may be written, and nobody is told: remember what is to be made good then."""
-        if batch.claims:
-            self._unknown[self._token] = time.monotonic() + patience
+        until = time.monotonic() + patience
+        self._unknown |= {self._token - number: until for number in range(len(batch.claims))}
         self._doubtful |= {(one.seq, one.claim): one for one in batch.settlements}
 
     async def _hand_back(self, session: Session, batch: Batch) -> None:
         """Hand back what exchanges claimed whose commits were not answered: nobody here knows of those claims."""
         values = {"node": batch.node, "tokens": integers(list(self._unknown))}
         rows = await session.rows(_UNKNOWN, values)
+        if rows:
+            tell(session, [seq for seq, *_ in rows])
         back = [
             Settlement(
                 seq=seq,
@@ -280,6 +290,8 @@ class Writer:
         """What is certain now that the transaction is committed."""
         self._walked = exchange.walked or self._walked
         self._scattered = exchange.scattered
+        self._held.learn(exchange.batch, exchange.gating.taken)
+        self._held.gates = exchange.gates
         self._doubtful.clear()
         now = time.monotonic()
         self._unknown = {token: until for token, until in self._unknown.items() if until > now}
