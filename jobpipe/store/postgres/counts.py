@@ -102,12 +102,21 @@ where name in (
         and coalesce(
             q.max_running, q.rate_limit, q.key_max_running, q.key_rate_limit
         ) is null
-        and not exists (select from lanes la where la.queue = q.name)
-        and not exists (select from live l where l.key is not null and l.node is not null and l.queue = q.name)
-        and not exists (
-            select from live l
+        and (select la.key from lanes la where la.queue = q.name order by la.key limit 1) is null
+        and (
+            select l.key
+            from live l
+            where l.key is not null and l.node is not null and l.queue = q.name
+            order by l.key
+            limit 1
+        ) is null
+        and (
+            select l.key
+            from live l
             where l.key is not null and l.status = 'queued' and l.node is null and l.queue = q.name
-        )
+            order by l.key, l.kind, l.priority desc, l.run_at, l.seq
+            limit 1
+        ) is null
     limit %(most)s
     for update skip locked
 )

@@ -62,7 +62,13 @@ _NEXT_ALLOWED = """
     where q.gated
         and not q.paused
         and q.tat - (q.rate_burst - 1) * token_every(q.rate_limit, q.rate_period, q.rate_burst) > {time}
-        and exists (select from lanes la where la.state = 0 and la.queue = q.name)
+        and (
+            select la.turn
+            from lanes la
+            where la.state = 0 and la.queue = q.name
+            order by la.turn, la.key
+            limit 1
+        ) is not null
 )
 """
 NEXT_OPEN = {
@@ -210,12 +216,18 @@ exists (
         order by la.queue, la.turn, la.key
         limit 1000
     ) la
-    where exists (
-        select
-        from live l
-        where l.key is not null and l.status = 'queued' and l.node is null
-            and l.queue = la.queue and l.key = la.key and l.kind = any (%(kinds)s::text[])
-    )
+    where (
+        select 1
+        from unnest(%(kinds)s::text[]) k (kind) cross join lateral (
+            select
+            from live l
+            where l.key is not null and l.status = 'queued' and l.node is null
+                and l.queue = la.queue and l.key = la.key and l.kind = k.kind
+            order by l.priority desc, l.run_at, l.seq
+            limit 1
+        ) r
+        limit 1
+    ) is not null
 )
 """
 """Whether a job of some kinds is ready in an open lane, of a thousand, and its queue is neither paused nor full."""

@@ -75,13 +75,20 @@ returns bigint language sql immutable as $$
         (least(greatest(full_at, at_time), at_time + burst * every) - at_time) / every - 1e-6)))::bigint end
 $$;
 
+-- Subqueries for one row, here and below, are written so that the planner looks each up by its index: one with "exists" it
+-- may answer by reading all jobs once.
+
 -- What its limits say of each lane, whatever it is marked as: whether it has no ready job, whether as many of its jobs
 -- are held as may be, and when its rate allows the next one.
 create view lanes_judged as
 select la.queue, la.key, la.weight, la.tat, la.max_running,
-    not exists (
-        select from live l
-        where l.key is not null and l.status = 'queued' and l.node is null and l.queue = la.queue and l.key = la.key) as empty,
+    (
+        select l.seq
+        from live l
+        where l.key is not null and l.status = 'queued' and l.node is null and l.queue = la.queue and l.key = la.key
+        order by l.kind, l.priority desc, l.run_at, l.seq
+        limit 1
+    ) is null as empty,
     coalesce(la.max_running, q.key_max_running) is not null and coalesce(la.max_running, q.key_max_running) <= (
         select count(*) from live l
         where l.key is not null and l.node is not null and l.queue = la.queue and l.key = la.key) as full_up,
@@ -200,14 +207,22 @@ begin
             from (select name from queues where name = any (held) order by name for no key update skip locked) n
             where q.name = n.name
                 and not exists (select from live l where l.node is not null and l.key is null and l.queue = q.name)
-                and not exists (
-                    select from live l
+                and (
+                    select l.seq
+                    from live l
                     where l.status = 'queued' and l.node is null and l.queue = q.name
-                        and (case when l.key is not null then 2 when l.kind is null then 0 else 1 end) = 0)
-                and not exists (
-                    select from live l
+                        and (case when l.key is not null then 2 when l.kind is null then 0 else 1 end) = 0
+                    order by l.priority desc, l.run_at, l.seq
+                    limit 1
+                ) is null
+                and (
+                    select l.seq
+                    from live l
                     where l.status = 'queued' and l.node is null and l.queue = q.name
-                        and (case when l.key is not null then 2 when l.kind is null then 0 else 1 end) = 1);
+                        and (case when l.key is not null then 2 when l.kind is null then 0 else 1 end) = 1
+                    order by l.priority desc, l.run_at, l.seq
+                    limit 1
+                ) is null;
     end if;
 end
 $$;
@@ -255,7 +270,9 @@ begin
             from queues q
             where q.gated and (q.max_running is not null or q.rate_limit is not null) and not q.paused
                 and (named is null or q.name = any (named))
-                and exists (select from lanes la where la.queue = q.name and la.state = 0)
+                and (
+                    select la.turn from lanes la where la.state = 0 and la.queue = q.name order by la.turn, la.key limit 1
+                ) is not null
             order by q.name
             for no key update;
         perform set_config('lock_timeout', waits, true);
@@ -286,6 +303,7 @@ declare
     caps bigint[];
     lanes_of text[];
     lanes_for text[];
+    lane_caps bigint[];
 begin
     select node into me from nodes where name = for_node and lease_until is not null;
     if me is null then
@@ -320,13 +338,17 @@ begin
         from unnest(of_queues) o (queue) left join queues q on q.name = o.queue
         where q.paused is not true
             and (q.max_running is null and q.rate_limit is null or not q.gated)
-            and exists (select from lanes la where la.state = 0 and la.queue = o.queue)
+            and (
+                select la.turn from lanes la where la.state = 0 and la.queue = o.queue order by la.turn, la.key limit 1
+            ) is not null
     ) || array(
         select q.name
         from queues q
         where q.name = any (of_queues) and not q.paused and q.gated
             and (q.max_running is not null or q.rate_limit is not null)
-            and exists (select from lanes la where la.state = 0 and la.queue = q.name)
+            and (
+                select la.turn from lanes la where la.state = 0 and la.queue = q.name order by la.turn, la.key limit 1
+            ) is not null
         order by q.name
         for no key update of q skip locked
     );
@@ -355,20 +377,33 @@ begin
         return;
     end if;
     -- Those that others are about are passed over. One without ready jobs is taken as well: it will be closed.
-    select array_agg(x.queue), array_agg(x.key) into lanes_of, lanes_for
-    from unnest(of_queues) o (queue) cross join lateral (
+    select array_agg(x.queue), array_agg(x.key), array_agg(o.cap) into lanes_of, lanes_for, lane_caps
+    from unnest(of_queues, caps) o (queue, cap) cross join lateral (
         select la.queue, la.key
         from lanes la
         where la.state = 0 and la.queue = o.queue
             and (
-                exists (
-                    select from live l
+                (
+                    select 1
+                    from unnest(of_kinds) k (kind) cross join lateral (
+                        select
+                        from live l
+                        where l.key is not null and l.status = 'queued' and l.node is null
+                            and l.queue = la.queue and l.key = la.key and l.kind = k.kind
+                        order by l.priority desc, l.run_at, l.seq
+                        limit 1
+                    ) r
+                    limit 1
+                ) is not null
+                or (
+                    select l.seq
+                    from live l
                     where l.key is not null and l.status = 'queued' and l.node is null
-                        and l.queue = la.queue and l.key = la.key and l.kind = any (of_kinds))
-                or not exists (
-                    select from live l
-                    where l.key is not null and l.status = 'queued' and l.node is null
-                        and l.queue = la.queue and l.key = la.key))
+                        and l.queue = la.queue and l.key = la.key
+                    order by l.kind, l.priority desc, l.run_at, l.seq
+                    limit 1
+                ) is null
+            )
         order by la.turn, la.key
         limit greatest(1, least(most, 4 * most / cardinality(of_queues)))
         for no key update of la skip locked
@@ -386,12 +421,12 @@ begin
     end if;
     return query
     with lane as materialized (
-        select u.queue, u.key, u.n, least(greatest(la.weight, 1), 1000) as weight, c.cap,
+        select u.queue, u.key, u.n, u.cap, least(greatest(la.weight, 1), 1000) as weight,
             -- One that is far behind was damaged: it would have all jobs for long.
             case when la.turn between -1e300 and 1e300 then greatest(la.turn, t.turn - 1000) else t.turn end as turn,
             e.every, q.key_rate_burst as burst,
             least(
-                c.cap,
+                u.cap,
                 case when coalesce(la.max_running, q.key_max_running) is not null then
                     greatest(0, coalesce(la.max_running, q.key_max_running) - (
                         select count(*) from live l
@@ -400,9 +435,8 @@ begin
             ) as room,
             coalesce(q.max_running, q.rate_limit, q.key_max_running, q.key_rate_limit) is not null
                 or max(la.max_running) over (partition by u.queue) is not null as limited
-        from unnest(lanes_of, lanes_for) with ordinality u (queue, key, n)
+        from unnest(lanes_of, lanes_for, lane_caps) with ordinality u (queue, key, cap, n)
         join lanes la on la.queue = u.queue and la.key = u.key
-        join unnest(of_queues, caps) c (queue, cap) on c.queue = u.queue
         left join queues q on q.name = u.queue
         cross join lateral (
             select token_every(q.key_rate_limit, q.key_rate_period, q.key_rate_burst) as every
@@ -461,7 +495,7 @@ begin
     ),
     -- No job comes before one of its queue whose turn was before it.
     fit as (
-        select d.queue, d.key, d.seq, d.limited, d.place,
+        select d.queue, d.key, d.seq, d.limited, d.place, d.turn, d.weight, d.every,
             max(-d.priority::bigint) over turns as by_priority,
             max(d.run_at::double precision) over turns as by_time,
             max(d.seq) over turns as by_arrival
@@ -475,10 +509,10 @@ begin
         where l.node = me and l.token = with_token
     ),
     line as (
-        select f.seq, f.queue, f.key, f.limited, f.by_priority, f.by_time, f.by_arrival, f.place
+        select f.seq, f.queue, f.key, f.limited, f.by_priority, f.by_time, f.by_arrival, f.place, f.turn, f.weight, f.every
         from fit f
         union all
-        select p.seq, p.queue, null, false, p.by_priority, p.by_time, p.seq, 0
+        select p.seq, p.queue, null, false, p.by_priority, p.by_time, p.seq, 0, null, null, null
         from plain p
     ),
     rounds as (
@@ -502,7 +536,7 @@ begin
         select * from weighed w where w.fits and w.fitting <= most
     ),
     locked as materialized (
-        select l.seq
+        select k.*
         from kept k
         join live l on l.seq = k.seq
         where k.key is not null and l.status = 'queued' and coalesce(l.node, 0) = 0
@@ -514,7 +548,7 @@ begin
         from locked k join jobs j on j.seq = k.seq
         where l.seq = k.seq
         returning l.seq, j.id, j.kind, l.queue, l.key, j.payload, l.priority, l.run_at, l.attempt, j.max_retries, l.claim,
-            l.rescued, j.options, l.edited
+            l.rescued, j.options, l.edited, k.by_priority, k.by_time, k.by_arrival, k.place, k.turn, k.weight, k.every
     ),
     given_back as (
         update live l
@@ -524,13 +558,15 @@ begin
         returning l.seq, l.queue
     ),
     served as (
-        select t.queue, t.key, count(*) as jobs from taken t group by t.queue, t.key
+        select t.queue, t.key, t.turn, t.weight, t.every, count(*) as jobs
+        from taken t
+        group by t.queue, t.key, t.turn, t.weight, t.every
     ),
     turned as (
         update lanes la
-        set turn = a.turn + s.jobs / a.weight::double precision,
-            tat = case when a.every is null then la.tat else greatest(la.tat, at_time) + s.jobs * a.every end
-        from served s join lane a on a.queue = s.queue and a.key = s.key
+        set turn = s.turn + s.jobs / s.weight::double precision,
+            tat = case when s.every is null then la.tat else greatest(la.tat, at_time) + s.jobs * s.every end
+        from served s
         where la.queue = s.queue and la.key = s.key
     ),
     spent as (
@@ -562,9 +598,9 @@ begin
         on conflict (state, slot) do update set
             jobs = least(greatest(totals.jobs, -1000000000000000), 1000000000000000) + excluded.jobs
     )
-    select 0, k.by_priority, k.by_time, k.by_arrival, k.place, t.seq, t.id, t.kind, t.queue, t.key, t.payload,
+    select 0, t.by_priority, t.by_time, t.by_arrival, t.place, t.seq, t.id, t.kind, t.queue, t.key, t.payload,
         t.priority, t.run_at::double precision, t.attempt, t.max_retries, t.claim, t.rescued, t.options, t.edited
-    from taken t join kept k on k.seq = t.seq
+    from taken t
     union all
     select 1, null, null, null, null, g.seq, null, null, null, null, null, null, null, null, null, null, null, null, null
     from given_back g
@@ -575,15 +611,19 @@ begin
     update queues q
         set turn = t.turn
         from (
-            select n.name, min(la.turn) as turn
+            select n.name, s.turn
             from (
-                select name from queues where name = any (of_queues) order by name for no key update skip locked
-            ) n
-            join unnest(lanes_of, lanes_for) u (queue, key) on u.queue = n.name
-            join lanes la on la.queue = u.queue and la.key = u.key
-            group by n.name
+                select u.queue, min(la.turn) as turn
+                from unnest(lanes_of, lanes_for) u (queue, key)
+                join lanes la on la.queue = u.queue and la.key = u.key
+                group by u.queue
+            ) s
+            join queues n on n.name = s.queue
+            where s.turn > n.turn or (n.turn between -1e300 and 1e300) is not true
+            order by n.name
+            for no key update of n skip locked
         ) t
-        where q.name = t.name and t.turn > q.turn;
+        where q.name = t.name;
     -- Closed is only what nobody has changed who is not committed yet; it is looked at once more under the lock.
     select array_agg(c.queue), array_agg(c.key) into lanes_of, lanes_for
     from (
