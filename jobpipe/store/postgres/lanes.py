@@ -173,6 +173,39 @@ GATE = (
 )
 """Have the jobs of a queue stand in lanes: the held ones at once, the others by and by."""
 
+# From one lane with ready jobs to the next: how many jobs each has does not matter.
+_NEXT_LANE = """
+select queue, key
+from live
+where key is not null and status = 'queued' and node is null and (queue, key) > ({after})
+order by queue, key
+limit 1
+"""
+MEND = f"""
+with recursive walked as (
+    ({_NEXT_LANE.format(after="%(queue)s, %(key)s")})
+    union all
+    select n.queue, n.key
+    from walked w cross join lateral ({_NEXT_LANE.format(after="w.queue, w.key")}) n
+),
+looked as materialized (
+    select queue, key
+    from walked
+    limit %(limit)s
+),
+told as (
+    insert into lane_news (queue, key, ready)
+    select w.queue, w.key, true
+    from looked w left join lanes la on la.queue = w.queue and la.key = w.key
+    where la.key is null or la.state not in (0, 1, 2, 4)
+)
+select queue, key, count(*) over ()
+from looked
+order by queue desc, key desc
+limit 1
+"""
+"""Looks for lanes that are lost, and has the next exchange open them; a full one is looked at again by itself."""
+
 IN_LANES = """
 select k.key, w.jobs, h.jobs
 from unnest(%(keys)s) k (key)

@@ -30,6 +30,7 @@ from jobpipe.store.postgres.lanes import (
     HELD_IN,
     IN_LANES,
     LANE_KEY,
+    MEND,
     TOLD,
     tell,
 )
@@ -577,6 +578,11 @@ class Tables:
     async def gate(self, queue: str) -> None:
         for sql in GATE:
             self._session.run(sql, {"queue": queue})
+
+    async def mend_lanes(self, after: tuple[str, str], limit: int) -> tuple[str, str]:
+        queue, key = after
+        row = await self._session.row(MEND, {"queue": queue, "key": key, "limit": limit})
+        return (row[0], row[1]) if row and row[2] == limit else ("", "")
 
     async def in_lanes(self, queue: str, keys: Sequence[str]) -> Mapping[str, tuple[int, int]]:
         rows = await self._session.rows(IN_LANES, {"queue": queue, "keys": texts(keys)})

@@ -11,6 +11,7 @@ import msgspec
 from jobpipe.lanes import EMPTY, FULL, NO_LIMITS, OPEN, RESTING, Lane, Limits, in_turn, share
 from jobpipe.store.rows import Row
 from jobpipe.store.sqlite.known import Known
+from jobpipe.store.sqlite.lanes import READY_IN_LANE
 from jobpipe.store.sqlite.rows import as_json, fetch
 from jobpipe.store.verbs.lanes import LIMIT_COLUMNS, count_from, limits_from, time_from, weight_from
 
@@ -20,9 +21,6 @@ WALKED = 1_000
 SAVED_UP = 1_000.0
 """By how many turns a lane may be behind the others; one that seems to be further is damaged."""
 
-IN_LANE = (
-    "jobs indexed by jobs_in_lane where key is not null and aside = 2 and status = 'queued' and held = 0"
-)
 _NEXT_QUEUE = "(select queue from lanes where state = 0 and queue > {after} order by queue limit 1)"
 _QUEUES = f"""
 with recursive walked (queue) as (
@@ -58,7 +56,7 @@ from json_each(:keys) as lane
 cross join json_each(:kinds) as served
 cross join jobs j on j.seq in (
     select seq
-    from {IN_LANE}
+    from {READY_IN_LANE}
         and queue = :queue
         and key = lane.value
         and kind = served.value
@@ -72,7 +70,7 @@ select value
 from json_each(:keys) as lane
 where not exists (
     select 1
-    from {IN_LANE}
+    from {READY_IN_LANE}
         and queue = :queue
         and key = lane.value
 )

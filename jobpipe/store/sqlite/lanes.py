@@ -9,17 +9,24 @@ import apsw
 import msgspec
 
 from jobpipe.job import ACTIVE, NewJob, Status
-from jobpipe.lanes import EMPTY, FULL, OPEN
+from jobpipe.lanes import EMPTY, FULL, OPEN, PAUSED, RESTING
 from jobpipe.store.base import STEP, STORED, Receipt
 from jobpipe.store.rows import Row
 from jobpipe.store.sqlite.known import Known
-from jobpipe.store.sqlite.rows import READY_BY_QUEUE, fetch
+from jobpipe.store.sqlite.rows import READY_BY_QUEUE, fetch, fetch_one
 from jobpipe.store.verbs.dialect import translated
 from jobpipe.store.verbs.lanes import PLACE, REOPEN
 from jobpipe.transitions import Stored
 
 IN_LANE = 2
 """What `aside` is of a job that stands in a lane."""
+
+STANDING = frozenset({OPEN, RESTING, PAUSED})
+"""How a lane with ready jobs may stand, whatever the limits are."""
+
+READY_IN_LANE = (
+    "jobs indexed by jobs_in_lane where key is not null and aside = 2 and status = 'queued' and held = 0"
+)
 
 _THESE = "seq in (select value from json_each(:seqs))"
 _GATE = """
@@ -64,6 +71,18 @@ _LANES_OF = f"""
 select distinct queue, key, aside = {IN_LANE} and status = 'queued' and held = 0
 from jobs
 where {_THESE} and key is not null
+"""
+_NEXT_LANE = f"""
+select queue, key, (select state from lanes where lanes.queue = jobs.queue and lanes.key = jobs.key)
+from {READY_IN_LANE}
+    and (queue, key) > (?, ?)
+order by queue, key
+limit 1
+"""
+_OPEN_LOST = f"""
+insert into lanes (queue, key, turn)
+values (:queue, :key, {PLACE.format(queue=":queue")})
+on conflict (queue, key) do update set state = {OPEN}, until = null
 """
 _FREE = translated(f"{REOPEN} where queue = :queue and key = :key and state = {FULL}", "sqlite")
 _DUE = "(select queue, key from lanes where until is not null and until <= :now order by until limit :limit)"
@@ -184,6 +203,20 @@ class Lanes:
             self._db.execute(_LINED_UP, (queue,))
         self._known.gates_changed()
         return True
+
+    def mend(self, after: tuple[str, str], limit: int) -> tuple[str, str]:
+        """Look for lost lanes; see `Transaction.mend_lanes`. Full ones are opened too: the next claim closes them."""
+        for _ in range(limit):
+            row = fetch_one(self._db, _NEXT_LANE, after)
+            if row is None:
+                return "", ""
+            *lane, state = row
+            after = lane[0], lane[1]
+            if after[0] not in self._known.gated():
+                self.gate(after[0])
+            if state not in STANDING:
+                self._db.execute(_OPEN_LOST, {"queue": after[0], "key": after[1]})
+        return after
 
     def open_due(self, now: float) -> None:
         """Open lanes whose time has come, `STEP` at most; forget those of which nothing is left but a time."""

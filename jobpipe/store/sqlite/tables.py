@@ -15,9 +15,9 @@ from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.adding import Adding
 from jobpipe.store.sqlite.claiming import IS_SERVED, Claiming
 from jobpipe.store.sqlite.counts import HELD, CountChanges, mend_loudly
-from jobpipe.store.sqlite.gated import HELD_IN_QUEUE, IN_LANE
+from jobpipe.store.sqlite.gated import HELD_IN_QUEUE
 from jobpipe.store.sqlite.known import Known
-from jobpipe.store.sqlite.lanes import Lanes
+from jobpipe.store.sqlite.lanes import READY_IN_LANE, Lanes
 from jobpipe.store.sqlite.opening import STORES_OWN
 from jobpipe.store.sqlite.rows import JOB_COLUMNS, as_json, fetch, transaction
 from jobpipe.store.verbs.dialect import translated
@@ -68,7 +68,7 @@ _DELETE_NOTES = (
 _IN_LANES = f"""
 select
     lane.value,
-    (select count(*) from {IN_LANE} and queue = :queue and key = lane.value),
+    (select count(*) from {READY_IN_LANE} and queue = :queue and key = lane.value),
     (
         select count(*)
         from jobs indexed by jobs_held_in_lane
@@ -269,6 +269,9 @@ class Tables:
 
     async def gate(self, queue: str) -> None:
         self._lanes.gate(queue)
+
+    async def mend_lanes(self, after: tuple[str, str], limit: int) -> tuple[str, str]:
+        return self._lanes.mend(after, limit)
 
     async def in_lanes(self, queue: str, keys: Sequence[str]) -> Mapping[str, tuple[int, int]]:
         asked = {"queue": queue, "keys": as_json(keys)}

@@ -12,6 +12,7 @@ from jobpipe.store.base import (
     KEYS,
     LOG_LINES,
     SCHEDULES,
+    STEP,
     Batch,
     Change,
     Changed,
@@ -61,6 +62,7 @@ class SharedVerbs(ABC):
     def __init__(self) -> None:
         self._followed = deque[Changed](maxlen=TOLD)
         self.following = False
+        self._swept = ("", "")
 
     @abstractmethod
     async def _transact(
@@ -108,7 +110,10 @@ class SharedVerbs(ABC):
         return await self._carry_out(lambda tx: nodes.rescue(tx, node, now), now)
 
     async def prune(self, now: float, retained: Retention) -> int:
-        return await self._carry_out(lambda tx: retention.prune(tx, now, retained), now)
+        deleted = await self._carry_out(lambda tx: retention.prune(tx, now, retained), now)
+        if deleted < STEP:
+            self._swept = await self._carry_out(lambda tx: lanes.sweep(tx, now, self._swept), repeatable=True)
+        return deleted
 
     async def sideline(self, batch: Batch, words: str) -> str | None:
         return await self._carry_out(lambda tx: sidelining.sideline(tx, batch, words), batch.now)

@@ -26,6 +26,9 @@ from jobpipe.store.base import GateState, KeyState
 from jobpipe.store.rows import Row
 from jobpipe.store.verbs.transaction import READY, Transaction
 
+SWEPT = 1000
+"""How many lanes are looked at, with each prune, whether they are lost."""
+
 LIMIT_COLUMNS = """
     max_running, rate_limit, rate_period, rate_burst,
     key_max_running, key_rate_limit, key_rate_period, key_rate_burst
@@ -99,6 +102,7 @@ _KEY = _LANES.format(which="key = :key")
 _WAKE = f"""
 {REOPEN}
 where state = {RESTING}
+    and until is not null
     and until > :now + 1 + coalesce((select q.key_rate_period from queues q where q.name = lanes.queue), 0)
 """
 _FORGET_KEY = f"""
@@ -174,9 +178,13 @@ async def gate(tx: Transaction, queue: str, now: float) -> GateState | None:
     )
 
 
-def sweep(tx: Transaction, now: float) -> None:
-    """Open the lanes that would rest for too long, since the clock was set back."""
+async def sweep(tx: Transaction, now: float, after: tuple[str, str]) -> tuple[str, str]:
+    """Open the lanes that would rest for too long, since the clock was set back, and lost ones, `SWEPT` at most.
+
+    `after`: where the one before has stopped, as it returned.
+    """
     tx.run(_WAKE, {"now": now})
+    return await tx.mend_lanes(after, SWEPT)
 
 
 async def listed(

@@ -156,6 +156,12 @@ class Transaction(Protocol):
     async def in_lanes(self, queue: str, keys: Sequence[str]) -> Mapping[str, tuple[int, int]]:
         """How many jobs of keys are ready, and how many are held; a key that is left out has none."""
 
+    async def mend_lanes(self, after: tuple[str, str], limit: int) -> tuple[str, str]:
+        """Look at so many lanes (queue, key) that have ready jobs, behind one, and open those that are lost.
+
+        Lost is a lane whose row is gone, or says what cannot be. Returns the last one; two empty texts: that was all.
+        """
+
     async def held_in(self, queue: str) -> int:
         """How many jobs of a gated queue are held."""
 
