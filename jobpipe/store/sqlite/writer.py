@@ -40,6 +40,9 @@ _EXPIRE = "update jobs set status = 'expired', finished_at = ?, size = ? where s
 
 NOTHING = Followed()
 
+SET_BACK = 1.0
+"""By how many seconds a batch may be older than the one before, and the clock not count as set back."""
+
 
 class Writer:
     """The writing half of the store: prepared on one connection, used by one thread at a time."""
@@ -81,8 +84,8 @@ class Writer:
         return receipts
 
     def _carry_out(self, batch: Batch, *, one_by_one: bool, wary: bool) -> Receipts:
-        if batch.now < self._latest:
-            self.forget()  # the clock was set back: what is said of times does not hold
+        if batch.now < self._latest - SET_BACK:
+            self.forget()  # what is remembered of times does not hold
         self._latest = batch.now
         counts = CountChanges()
         lease_lost = not self._renew(batch)
