@@ -697,9 +697,10 @@ class ControlStore(Protocol):
     async def resume(self, queue: str) -> None:
         """Claim from a queue again."""
 
-    async def put_queue(self, queue: str, settings: QueueSettings) -> None:
+    async def put_queue(self, queue: str, settings: QueueSettings, limits: Limits | None = None) -> None:
         """Set all of a queue's settings; it need not exist yet. Whether it is paused stays as it is.
 
+        `limits`: as with `put_limits`; None: they stay as they are.
         An exchange under way may still store jobs in a queue that is closed just now.
         """
 

@@ -205,9 +205,9 @@ class Breakable(MemoryStore):
         await self._obey()
         await super().pause(*what)
 
-    async def put_queue(self, queue, settings):
+    async def put_queue(self, queue, settings, limits=None):
         await self._obey()
-        await super().put_queue(queue, settings)
+        await super().put_queue(queue, settings, limits)
 
     async def resume(self, queue):
         await self._obey()
