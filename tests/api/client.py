@@ -213,6 +213,26 @@ class Breakable(MemoryStore):
         await self._obey()
         await super().resume(queue)
 
+    async def keys(self, *what):
+        await self._obey()
+        return await super().keys(*what)
+
+    async def key(self, *what):
+        await self._obey()
+        return await super().key(*what)
+
+    async def put_key(self, *what):
+        await self._obey()
+        return await super().put_key(*what)
+
+    async def pause_key(self, *what):
+        await self._obey()
+        return await super().pause_key(*what)
+
+    async def resume_key(self, *what):
+        await self._obey()
+        return await super().resume_key(*what)
+
 
 class Call(NamedTuple):
     """What an application sent, as it sent it."""
