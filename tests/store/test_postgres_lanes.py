@@ -1,10 +1,10 @@
 """Limits and turns hold whoever claims at the same time, rolls back or dies; and what a claim from lanes reads."""
 
 import random
+import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
 
 import psycopg
 import pytest
@@ -12,7 +12,7 @@ import trio
 
 from jobpipe.job import ENDED, Options, Outcome
 from jobpipe.lanes import Limits, PerKey, Rate
-from jobpipe.store.base import Add, Batch, Claimed, ClaimRequest, Receipts, Share
+from jobpipe.store.base import Add, Batch, Claimed, ClaimRequest, Share
 from jobpipe.store.postgres import PostgresStore, migrate, open_postgres
 from jobpipe.store.postgres.address import read_address
 from jobpipe.store.postgres.connector import Connector
@@ -44,9 +44,7 @@ async def stores(schema: str) -> AsyncIterator[Sequence[PostgresStore]]:
     """Of several nodes, n0, n1 and so on."""
     url = with_query(server_url(), schema=schema)
     async with AsyncExitStack() as stack:
-        opened = [
-            await stack.enter_async_context(open_postgres(url, leases="caller")) for _ in range(NODES)
-        ]
+        opened = [await stack.enter_async_context(open_postgres(url, leases="caller")) for _ in range(NODES)]
         for number, store in enumerate(opened):
             await store.join(f"n{number}", NOW, LATER, ECHO)
         yield opened
@@ -83,12 +81,8 @@ class Life:
     async def exchange(
         self, outcomes: Sequence[Outcome | None], settled: Sequence[Claimed], claim: ClaimRequest
     ) -> None:
-        ends = [
-            settlement(job, outcome, run_at=NOW) for job, outcome in zip(settled, outcomes, strict=True)
-        ]
-        receipts = await self.store.exchange(
-            Batch(node=self.name, now=NOW, settlements=ends, claims=[claim])
-        )
+        ends = [settlement(job, outcome, run_at=NOW) for job, outcome in zip(settled, outcomes, strict=True)]
+        receipts = await self.store.exchange(Batch(node=self.name, now=NOW, settlements=ends, claims=[claim]))
         self.done += Counter(
             one.id for one in ends if one.status in ENDED and (one.seq, one.claim) not in receipts.stale
         )
@@ -121,7 +115,9 @@ class Observer:
 
     def watch(self, over: trio.Event) -> None:
         with psycopg.connect(server_url(), autocommit=True) as connection:
-            held = f"select queue, key, count(*) from {self._schema}.live where node is not null group by 1, 2"
+            held = (
+                f"select queue, key, count(*) from {self._schema}.live where node is not null group by 1, 2"
+            )
             while not over.is_set():
                 running = Counter[str]()
                 for queue, _, jobs in connection.execute(held.encode()).fetchall():
@@ -192,3 +188,197 @@ async def test_no_limit_is_passed_and_no_job_is_forgotten(
     assert set(done.values()) == {1}
     assert ask(f"select count(*) from {schema}.live") == [(0,)]
     assert ask(f"select count(*) from {schema}.lane_news") == [(0,)]
+
+
+async def test_nodes_that_claim_at_once_keep_to_a_rate(schema: str) -> None:
+    """By the clock of the database, whatever the nodes think."""
+    url = with_query(server_url(), schema=schema)
+    taken = Counter[str]()
+
+    def clock() -> float:
+        return float(str(ask("select extract(epoch from clock_timestamp())")[0][0]))
+
+    async def work(store: PostgresStore, name: str, ahead: float) -> None:
+        for _ in range(50):
+            claim = ClaimRequest(limit=5, kinds=ECHO)
+            receipts = await store.exchange(Batch(node=name, now=time.time() + ahead, claims=[claim]))
+            taken.update(job.options.key for job in receipts.claimed if job.options.key)
+
+    async with AsyncExitStack() as stack:
+        opened = [await stack.enter_async_context(open_postgres(url)) for _ in range(NODES)]
+        for number, store in enumerate(opened):
+            await store.join(f"n{number}", time.time(), time.time() + 15, ECHO)
+        limits = Limits(rate=Rate(100, 1.0, 11), per_key=PerKey(rate=Rate(20, 1.0, 5)))
+        await opened[0].put_limits("mail", limits)
+        jobs = [
+            new_job(f"j{number}", queue="mail", options=Options(key=f"k{number % 9}"))
+            for number in range(2000)
+        ]
+        begun = clock()
+        await opened[0].exchange(Batch(node="door", now=time.time(), adds=[Add(jobs)]))
+        async with trio.open_nursery() as nursery:
+            for number, store in enumerate(opened):
+                nursery.start_soon(work, store, f"n{number}", number - 2.0)
+        seconds = clock() - begun
+
+    assert 11 <= sum(taken.values()) <= 11 + seconds * 90
+    assert max(taken.values()) <= 5 + seconds * 16
+
+
+async def test_a_key_with_very_many_jobs_does_not_keep_others_waiting_on_any_node(
+    schema: str, stores: Sequence[PostgresStore]
+) -> None:
+    """Two nodes take turns over the same keys."""
+    few = [f"k{number}" for number in range(9)]
+    jobs = [new_job(f"big{number}", queue="mail", options=Options(key="big")) for number in range(600)]
+    await stores[0].exchange(Batch(node="n0", now=NOW, adds=[Add(jobs)]))
+    jobs = [
+        new_job(f"{key}-{number}", queue="mail", options=Options(key=key))
+        for number in range(20)
+        for key in few
+    ]
+    await stores[0].exchange(Batch(node="n0", now=NOW, adds=[Add(jobs)]))
+    taken: list[str] = []
+
+    async def work(number: int) -> None:
+        claim = ClaimRequest(limit=10, kinds=ECHO)
+        while len(taken) < 400:
+            receipts = await stores[number].exchange(Batch(node=f"n{number}", now=NOW, claims=[claim]))
+            taken.extend(job.options.key or "" for job in receipts.claimed)
+            await trio.sleep(0.001)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(2):
+            nursery.start_soon(work, number)
+    last_of_few = max(place for place, key in enumerate(taken) if key != "big")
+
+    assert Counter(taken[: last_of_few + 1])["big"] <= 20 + 2 * 10
+    assert set(few) <= set(taken)
+
+
+async def test_a_claim_looks_behind_lanes_that_give_nothing(stores: Sequence[PostgresStore]) -> None:
+    """However many of them there are: they are closed, and it is asked again."""
+    store = stores[0]
+    await store.put_limits("mail", Limits(per_key=PerKey(max_running=1)))
+    jobs = [
+        new_job(f"j{key}-{number}", queue="mail", options=Options(key=f"k{key:02}"))
+        for key in range(50)
+        for number in range(2)
+    ]
+    await store.exchange(Batch(node="n0", now=NOW, adds=[Add(jobs)]))
+    await store.exchange(Batch(node="n0", now=NOW, claims=[ClaimRequest(limit=50, kinds=ECHO)]))
+    await store.put_limits("mail", Limits(per_key=PerKey(max_running=1)))  # opens them all
+    late = new_job("late", queue="mail", options=Options(key="zz"))
+    await store.exchange(Batch(node="n0", now=NOW, adds=[Add([late])]))
+    found: list[str] = []
+    for _ in range(30):
+        receipts = await store.exchange(Batch(node="n0", now=NOW, claims=[ClaimRequest(limit=2, kinds=ECHO)]))
+        found += [job.id for job in receipts.claimed]
+        if not receipts.more_ready:
+            break
+
+    assert found == ["late"]
+
+
+async def test_a_job_that_sql_enqueues_keeps_to_the_limits(
+    schema: str, stores: Sequence[PostgresStore]
+) -> None:
+    """Also one that was enqueued before the queue had any, in a transaction that ends later."""
+    store = stores[0]
+    claim = ClaimRequest(limit=9, kinds=ECHO)
+    with psycopg.connect(server_url()) as connection:
+        connection.execute(f"select {schema}.enqueue('echo', queue => 'mail', id => 'long')".encode())
+        await store.put_limits("mail", Limits(max_running=2))
+        await store.exchange(Batch(node="n0", now=NOW, claims=[claim]))
+        connection.commit()
+    ask(f"select {schema}.enqueue('echo', queue => 'mail', id => 'j' || n) from generate_series(1, 5) n")
+    now = float(str(ask("select extract(epoch from clock_timestamp())")[0][0])) + 1
+    taken = [await store.exchange(Batch(node="n0", now=now, claims=[claim])) for _ in range(3)]
+
+    assert sum(len(receipts.claimed) for receipts in taken) == 2
+    assert (await store.key("mail", "")).waiting == 4
+
+
+# What is read
+
+LANES, EACH = 1000, 20
+_FILL = (
+    (
+        "with new as (insert into {0}.jobs (id, kind, queue, priority, run_at, max_retries, created_at, payload) "
+        f"select 'j' || k || '-' || n, 'echo', 'mail', 0, {NOW}, 3, {NOW}, '1' "
+        f"from generate_series(1, {LANES}) k, generate_series(1, {EACH}) n returning *) "
+        "insert into {0}.live (seq, kind, queue, key, status, priority, run_at, created_at) "
+        "select seq, kind, queue, 'k' || substring(id from '^j(.*)-'), 'queued', priority, run_at, created_at from new"
+    ),
+    (  # one lane with very many jobs, of a kind that no node serves
+        "with new as (insert into {0}.jobs (id, kind, queue, priority, run_at, max_retries, created_at, payload) "
+        f"select 'd' || n, 'demo', 'mail', 9, {NOW}, 3, {NOW}, '1' from generate_series(1, 20000) n returning *) "
+        "insert into {0}.live (seq, kind, queue, key, status, priority, run_at, created_at) "
+        "select seq, kind, queue, 'k1', 'queued', priority, run_at, created_at from new"
+    ),
+    "insert into {0}.queues (name, gated) values ('mail', true)",
+    "insert into {0}.lanes (queue, key, turn) select 'mail', 'k' || n, 0 from generate_series(1, 1000) n",
+    "insert into {0}.counts select queue, status, 999, count(*), 0 from {0}.live group by 1, 2",
+    "insert into {0}.totals select state, 999, sum(jobs), 0 from {0}.counts group by 1",
+    "vacuum (analyze) {0}.jobs",
+    "vacuum (analyze) {0}.live",
+    "vacuum (analyze) {0}.lanes",
+)
+_READ = (
+    "select coalesce(sum(seq_tup_read), 0)::int, coalesce(sum(idx_tup_fetch), 0)::int from pg_stat_xact_user_tables "
+    "where schemaname = %(schema)s and relname in ('jobs', 'live', 'lanes', 'queues', 'lane_news')"
+)
+
+
+class Reading(Counting):
+    """Tells how many rows a transaction read, those of lanes and queues too."""
+
+    async def _read(self, session: Session) -> tuple[int, int, int]:
+        ((whole, by_index),) = await session.rows(_READ, {"schema": self._schema})
+        return whole, by_index, 0
+
+
+@pytest.fixture(scope="module")
+def connection() -> Iterator[Reading]:
+    """A connection to a database with a thousand lanes."""
+    with new_schema() as name:
+        url = with_query(server_url(), schema=name)
+        migrate(url)
+        for sql in _FILL:
+            ask(sql.format(name))
+        opened = Reading(Connector(read_address(url), TimeLimits(lease=60.0)))
+        trio.run(Nodes(opened, "caller", "lanes").join, "n", NOW, LATER, frozenset({"echo", "other"}))
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "limits",
+    [
+        "",
+        "max_running = 100000, rate_limit = 1000000, rate_period = 1, rate_burst = 100000",
+        "key_max_running = 1000, key_rate_limit = 1000000, key_rate_period = 1, key_rate_burst = 100000",
+    ],
+)
+async def test_a_claim_from_lanes_reads_what_it_takes(connection: Reading, limits: str) -> None:
+    """Of a thousand lanes, one of which has very many jobs; also while many others of them are held."""
+    if limits:
+        ask(f"update {connection._schema}.queues set {limits}")
+    writer = Writer(connection, 0, "caller", "lanes")
+    read = []
+    held: Sequence[Claimed] = ()
+    for limit in (1, 10, 100):
+        claim = ClaimRequest(limit=limit, kinds=frozenset({"echo", "other"}))
+        ends = [settlement(job, Outcome.DONE) for job in held]
+        batch = Batch(node="n", now=NOW, settlements=ends, claims=[claim])
+        held = (await writer.exchange(batch, 1.0)).claimed
+        read.append((len(held), connection.whole, connection.by_index <= 100 + 40 * (limit + len(ends))))
+    await writer.exchange(
+        Batch(node="n", now=NOW, settlements=[settlement(job, Outcome.RETRY, run_at=NOW) for job in held]),
+        1.0,
+    )
+
+    assert read == [(1, 0, True), (10, 0, True), (100, 0, True)]
