@@ -499,6 +499,7 @@ async def test_keys_are_listed_by_name_and_by_how_they_stand(store: Store, node:
     assert len(first) == 4
     assert states == [("", 1, 1, "full"), ("a", 2, 1, "full"), ("c", 1, 1, "full"), ("d", 0, 0, "paused")]
     assert [one.key for one in await store.keys("mail", 2)] == ["", "a"]
+    assert [one.key for one in await store.keys("mail", 1, "")] == ["a"]
     assert [one.key for one in await store.keys("mail", 2, "a")] == ["c", "d"]
     assert [one.key for one in await store.keys("mail", state="paused")] == ["d"]
     assert [one.key for one in await store.keys("mail", 9, "a", "full")] == ["c"]

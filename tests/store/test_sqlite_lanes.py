@@ -141,7 +141,7 @@ def test_damaged_rows_keep_no_other_job_from_being_claimed(db: apsw.Connection, 
     db.execute(sql)
     writer.forget()
     found = {one.id for one in taken(writer)} | {one.id for one in taken(writer, now=NOW + 5.0)}
-    states = carry_out(db, lambda tx: lanes.listed(tx, "mail", 10, "", None))
+    states = carry_out(db, lambda tx: lanes.listed(tx, "mail", 10, None, None))
     carry_out(db, lambda tx: lanes.gate(tx, "mail", NOW))
 
     assert "plain" in found

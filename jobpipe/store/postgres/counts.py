@@ -127,6 +127,7 @@ where name in (
     select name
     from queues
     where not paused
+        and has_settings = 0
         and not gated
         and coalesce(max_running, rate_limit, key_max_running, key_rate_limit) is null
     limit %(most)s
@@ -282,7 +283,7 @@ def fold(session: Session, slot: int, *, all_slots: bool) -> None:
 
 
 def forget_empty(session: Session) -> None:
-    """Delete what tells nothing, at most `FOLDED` rows: then queues are forgotten of which nothing is set."""
+    """Delete what tells nothing, at most `FOLDED` rows: then empty queues are forgotten, unless something is set."""
     session.run(_FORGET, {"most": FOLDED})
     session.run(_UNGATE, {"most": FOLDED})
     session.run(_FORGET_QUEUES, {"most": FOLDED})

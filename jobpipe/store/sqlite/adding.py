@@ -1,5 +1,6 @@
 """New jobs: stored, or compared with those that have their ids already."""
 
+import itertools
 from collections import Counter
 from collections.abc import Collection, Sequence
 
@@ -44,11 +45,15 @@ class Adding:
         self._db, self._known, self._lanes = db, known, lanes
 
     def add(self, add: Add, counts: CountChanges, *, one_by_one: bool) -> Sequence[Receipt]:
-        """Store the jobs of an add, each unless its id is taken; of one that is atomic all or none."""
-        if add.atomic and (refused := self._refusal(add.jobs)):
+        """Store the jobs of an add, each unless its id is taken or its queue closed; if it is atomic all or none."""
+        closed = self._known.closed()
+        if add.atomic and (refused := self._refusal(add.jobs, closed)):
             return refused
         keys = self._lanes.keys_of(add.jobs)
-        receipts = self._insert(add.jobs, keys, one_by_one=one_by_one)
+        if closed and any(job.queue in closed for job in add.jobs):
+            receipts = self._insert_around(add.jobs, keys, closed)
+        else:
+            receipts = self._insert(add.jobs, keys, one_by_one=one_by_one)
         stored = [job for job, receipt in zip(add.jobs, receipts, strict=True) if receipt is STORED]
         self._note(stored, counts)
         if keys is not None:
@@ -68,6 +73,20 @@ class Adding:
         if self._inserted(jobs, aside, keys) != len(jobs):
             raise Mismatch
         return [STORED] * len(jobs)
+
+    def _insert_around(
+        self, jobs: Sequence[NewJob], keys: Sequence[str | None] | None, closed: Collection[str]
+    ) -> Sequence[Receipt]:
+        """Insert those that are not for closed queues."""
+        open_to = [job.queue not in closed for job in jobs]
+        its_keys = keys and list(itertools.compress(keys, open_to))
+        entered = iter(self._insert(list(itertools.compress(jobs, open_to)), its_keys, one_by_one=True))
+        return [self._shut_out(job) if job.queue in closed else next(entered) for job in jobs]
+
+    def _shut_out(self, new: NewJob) -> Receipt:
+        """The receipt of a job for a closed queue: it may be there already."""
+        twin = reader.one(self._db, new.id)
+        return Receipt("closed", queue=new.queue) if twin is None else compared(new, twin)
 
     def _inserted(
         self, jobs: Sequence[NewJob], aside: Collection[str], keys: Sequence[str | None] | None
@@ -100,12 +119,15 @@ class Adding:
             execute_values(self._db, _INSERT, [new_row(new)])  # raises what was ignored
         return compared(new, twin)
 
-    def _refusal(self, jobs: Sequence[NewJob]) -> Sequence[Receipt] | None:
-        """The receipts of an atomic add that cannot be: None when no job of it is in conflict."""
+    def _refusal(self, jobs: Sequence[NewJob], closed: Collection[str]) -> Sequence[Receipt] | None:
+        """The receipts of an atomic add that cannot be; None: no job of it is in conflict, or for a closed queue."""
         receipts: list[Receipt] = []
         seen: dict[str, Job] = {}
         for job in jobs:
             twin = reader.one(self._db, job.id) or seen.get(job.id)
-            receipts.append(Receipt("refused") if twin is None else compared(job, twin))
+            if twin is None and job.queue in closed:
+                receipts.append(Receipt("closed", queue=job.queue))
+            else:
+                receipts.append(Receipt("refused") if twin is None else compared(job, twin))
             seen.setdefault(job.id, Job(job, State(job.status)))
-        return receipts if any(receipt.verdict == "conflict" for receipt in receipts) else None
+        return receipts if any(receipt.verdict in {"conflict", "closed"} for receipt in receipts) else None

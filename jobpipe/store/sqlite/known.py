@@ -18,6 +18,7 @@ select
 """
 _GATED = "select name from queues where gated = 1"
 _IS_PAUSED = "select exists (select 1 from queues where name = ? and paused = 1)"
+_CLOSED = "select name from queues where closed = 1"
 _SERVED = "select kinds from nodes where lease_until is not null and kinds <> '[]'"
 _FOLLOWED = "select distinct on_seq from waits limit ?"
 _FOLLOWED_OF = "select distinct on_seq from waits where on_seq in (select value from json_each(?))"
@@ -34,6 +35,10 @@ from (
     select min(expires_at)
     from jobs
     where expires_at is not null and finished_at is null and held = 0
+    union all
+    select min(paused_until)
+    from queues indexed by queues_ending
+    where paused_until is not null
     union all
     select min(until)
     from lanes
@@ -54,6 +59,7 @@ class Known:
         self._set: tuple[bool, bool, bool] | None = None
         self._gated: frozenset[str] | None = None
         self._opens_at: float | None = None
+        self._closed: frozenset[str] | None = None
         self._served: Sequence[frozenset[str]] | None = None
         self._nodes: dict[str, int] = {}
         self._waiting: int | None = None
@@ -98,6 +104,17 @@ class Known:
         """Whether this queue is paused."""
         return self.paused() and bool(self._db.execute(_IS_PAUSED, (queue,)).get)
 
+    def pauses_changed(self) -> None:
+        """A queue was resumed."""
+        self._set = None
+        self.ready_changed()
+
+    def closed(self) -> frozenset[str]:
+        """The queues that take no new jobs."""
+        if self._closed is None:
+            self._closed = frozenset(name for (name,) in fetch(self._db, _CLOSED))
+        return self._closed
+
     def node(self, name: str) -> int | None:
         """The number of a node that has a lease."""
         if name not in self._nodes and (row := fetch_one(self._db, _NODE, (name,))):
@@ -133,7 +150,7 @@ class Known:
         return self._waiting
 
     def next_due(self) -> float | None:
-        """When the next job is to be promoted or expired, or a limit allows one again."""
+        """When the next job is to be promoted or expired, the next pause ends, or a limit allows a job again."""
         if not self._due_known:
             self._next_due, self._due_known = self._db.execute(_NEXT_DUE).get, True
         if self._opens_at is None:

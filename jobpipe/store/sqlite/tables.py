@@ -102,7 +102,10 @@ where name in (
     limit ?
 )
 """,
-    "delete from queues where name in (select name from queues where paused = 0 and gated = 0 limit ?)",
+    """
+delete from queues
+where name in (select name from queues where paused = 0 and has_settings = 0 and gated = 0 limit ?)
+""",
 )
 FORGOTTEN = 10_000
 """How many such rows one prune deletes."""

@@ -26,6 +26,7 @@ from jobpipe.store.base import (
     LogPage,
     OpenDependencies,
     QueueChange,
+    QueueSettings,
     Receipt,
     Rescued,
     Retention,
@@ -37,6 +38,7 @@ from jobpipe.store.verbs import (
     dependencies,
     followers,
     jobs,
+    keeping,
     lanes,
     nodes,
     notes,
@@ -115,6 +117,11 @@ class SharedVerbs(ABC):
             self._swept = await self._carry_out(lambda tx: lanes.sweep(tx, now, self._swept), repeatable=True)
         return deleted
 
+    async def note_kept(self, now: float, retained: Retention) -> bool:
+        if not await self._look(keeping.any_keeping):
+            return False
+        return await self._carry_out(lambda tx: keeping.note(tx, now, retained), repeatable=True)
+
     async def sideline(self, batch: Batch, words: str) -> str | None:
         return await self._carry_out(lambda tx: sidelining.sideline(tx, batch, words), batch.now)
 
@@ -133,11 +140,14 @@ class SharedVerbs(ABC):
     async def delete(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         return await self._carry_out(lambda tx: jobs.delete(tx, ids), now)
 
-    async def pause(self, queue: str) -> None:
-        await self._carry_out(lambda tx: queues.pause(tx, queue), repeatable=True)
+    async def pause(self, queue: str, reason: str | None = None, until: float | None = None) -> None:
+        await self._carry_out(lambda tx: queues.pause(tx, queue, reason, until), repeatable=True)
 
     async def resume(self, queue: str) -> None:
         await self._carry_out(lambda tx: queues.resume(tx, queue), repeatable=True)
+
+    async def put_queue(self, queue: str, settings: QueueSettings) -> None:
+        await self._carry_out(lambda tx: queues.put(tx, queue, settings), repeatable=True)
 
     async def delete_queue(self, queue: str) -> QueueChange:
         return await self._carry_out(lambda tx: queues.delete(tx, queue))
@@ -158,7 +168,7 @@ class SharedVerbs(ABC):
         return await self._look(lambda tx: lanes.gate(tx, queue, now))
 
     async def keys(
-        self, queue: str, limit: int = KEYS, after: str = "", state: KeyStanding | None = None
+        self, queue: str, limit: int = KEYS, after: str | None = None, state: KeyStanding | None = None
     ) -> Sequence[KeyState]:
         return await self._look(lambda tx: lanes.listed(tx, queue, limit, after, state))
 

@@ -93,10 +93,6 @@ where queue = :queue and {which}
 order by key
 limit :limit
 """
-_KEYS = _LANES.format(which="key > :after")
-_FIRST_KEYS = _LANES.format(which="key >= :after")
-_KEYS_OF_STATE = _LANES.format(which="state = :state and key > :after")
-_FIRST_KEYS_OF_STATE = _LANES.format(which="state = :state and key >= :after")
 _KEY = _LANES.format(which="key = :key")
 # No lane rests for longer than the period of its rate, but where the clock was set back.
 _WAKE = f"""
@@ -188,15 +184,15 @@ async def sweep(tx: Transaction, now: float, after: tuple[str, str]) -> tuple[st
 
 
 async def listed(
-    tx: Transaction, queue: str, limit: int, after: str, state: KeyStanding | None
+    tx: Transaction, queue: str, limit: int, after: str | None, state: KeyStanding | None
 ) -> Sequence[KeyState]:
     """See `jobpipe.store.base.ReadStore.keys`."""
+    which = [] if after is None else ["key > :after"]
+    if state is not None:
+        which.append("state = :state")
     values: dict[str, Any] = {"queue": queue, "after": after, "limit": limit}
-    if state is None:
-        sql = _KEYS if after else _FIRST_KEYS
-    else:
-        values["state"] = STANDINGS.index(state)
-        sql = _KEYS_OF_STATE if after else _FIRST_KEYS_OF_STATE
+    values["state"] = None if state is None else STANDINGS.index(state)
+    sql = _LANES.format(which=" and ".join(["true", *which]))
     return await _states(tx, queue, await tx.rows(sql, values))
 
 

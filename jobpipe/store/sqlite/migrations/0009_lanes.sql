@@ -24,7 +24,7 @@ alter table queues add column key_rate_burst integer;
 
 create index queues_gated on queues (name) where gated = 1;
 drop index queues_unset;
-create index queues_unset on queues (name) where paused = 0 and gated = 0;
+create index queues_unset on queues (name) where paused = 0 and has_settings = 0 and gated = 0;
 
 create table lanes (
     queue       text not null,
