@@ -299,6 +299,44 @@ async def test_a_job_that_sql_enqueues_keeps_to_the_limits(
     assert (await store.key("mail", "")).waiting == 4
 
 
+async def test_damaged_rows_keep_nobody_waiting(schema: str, stores: Sequence[PostgresStore]) -> None:
+    """Neither of jobs, nor of lanes, nor of queues."""
+    store = stores[0]
+    await store.put_limits("mail", Limits(max_running=100, rate=Rate(99, 1.0, 99)))
+    await store.put_limits("plain", Limits(per_key=PerKey(max_running=50, rate=Rate(99, 1.0, 99))))
+    jobs = [
+        new_job(f"{queue}{key}{number}", queue=queue, options=Options(key=key))
+        for queue in ("mail", "plain")
+        for key in "abcd"
+        for number in range(3)
+    ]
+    await store.exchange(Batch(node="n0", now=NOW, adds=[Add(jobs)]))
+    for sql in (
+        "delete from {0}.jobs where id = 'maila0'",
+        "update {0}.live set kind = 'echo' where seq = (select seq from {0}.jobs where id = 'mailb0')",
+        "update {0}.jobs set kind = 'demo' where id = 'mailb0'",
+        "update {0}.lanes set turn = '-infinity', tat = 'nan', until = 'infinity' where key = 'a'",
+        "update {0}.lanes set turn = 'nan', weight = -5 where key = 'b'",
+        "update {0}.lanes set turn = 'infinity', max_running = -1 where key = 'c'",
+        "update {0}.lanes set state = 77 where key = 'd' and queue = 'plain'",
+        "update {0}.queues set turn = 'nan', tat = 'infinity' where name = 'mail'",
+        "update {0}.queues set turn = '-infinity', rate_limit = 5, rate_period = 'nan' where name = 'plain'",
+    ):
+        ask(sql.format(schema))
+    claim = ClaimRequest(limit=100, kinds=ECHO)
+    taken = set[str]()
+    for now in (NOW, NOW + 2, NOW + 200):
+        receipts = await store.exchange(Batch(node="n0", now=now, claims=[claim]))
+        taken |= {job.id for job in receipts.claimed}
+
+    assert {one for one in taken if one.startswith("mail")} == {
+        *("maila1", "maila2", "mailb1", "mailb2", "maild0", "maild1", "maild2")
+    }
+    assert {one for one in taken if one.startswith("plain")} == {
+        f"plain{key}{number}" for key in "ab" for number in range(3)
+    }
+
+
 # What is read
 
 LANES, EACH = 1000, 20

@@ -304,6 +304,10 @@ class Held:
             if (lane := self._lanes.get(one.seq)) is not None
         ]
 
+    def forget(self) -> None:
+        """What was held is held no more."""
+        self._lanes.clear()
+
     def learn(self, batch: Batch, taken: Mapping[int, tuple[str, str]]) -> None:
         """The batch is committed: it has settled jobs, and taken some out of lanes."""
         if self._lanes:

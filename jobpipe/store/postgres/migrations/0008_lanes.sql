@@ -325,10 +325,16 @@ begin
                 select n.queue, n.round
                 from walk w cross join lateral (
                     select a.queue, greatest(w.round, 0) as round
-                    from (select la.queue from lanes la where la.state = 0 and la.queue > w.queue order by la.queue limit 1) a
+                    from (
+                        select la.queue from lanes la where la.state = 0 and la.queue > w.queue
+                        order by la.queue, la.turn, la.key limit 1
+                    ) a
                     union all
                     select b.queue, 1
-                    from (select la.queue from lanes la where la.state = 0 order by la.queue limit 1) b
+                    from (
+                        select la.queue from lanes la where la.state = 0
+                        order by la.queue, la.turn, la.key limit 1
+                    ) b
                     where w.round < 1
                     order by round
                     limit 1
@@ -472,6 +478,8 @@ begin
                 where l.key is not null and l.status = 'queued' and l.node is null
                     and l.queue = a.queue and l.key = a.key and l.kind = k.kind
                     and (l.expires_at is null or l.expires_at > at_time)
+                    -- Not so where the database was damaged: then it would be in the way of those behind it.
+                    and (select j.kind from jobs j where j.seq = l.seq) = k.kind
                 order by l.priority desc, l.run_at, l.seq
                 limit a.share
             ) r
@@ -489,6 +497,8 @@ begin
                 where l.key is not null and l.status = 'queued' and l.node is null
                     and l.queue = a.queue and l.key = a.key and l.kind = k.kind
                     and (l.expires_at is null or l.expires_at > at_time)
+                    -- Not so where the database was damaged: then it would be in the way of those behind it.
+                    and (select j.kind from jobs j where j.seq = l.seq) = k.kind
                 order by l.priority desc, l.run_at, l.seq
                 limit a.room
             ) r
