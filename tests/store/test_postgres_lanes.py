@@ -299,6 +299,27 @@ async def test_a_job_that_sql_enqueues_keeps_to_the_limits(
     assert (await store.key("mail", "")).waiting == 4
 
 
+async def test_kinds_that_no_node_serves_are_told_of_jobs_in_lanes_too(
+    stores: Sequence[PostgresStore],
+) -> None:
+    """Of the first thousand lanes."""
+    store = stores[0]
+    asked = [
+        ("a", None, "demo"),
+        ("b", "k", "demo"),
+        ("c", "l", "demo"),
+        ("d", "l", "echo"),
+        ("e", "m", "none"),
+    ]
+    jobs = [
+        new_job(job_id, kind=kind, queue="mail" if key else "default", options=Options(key=key))
+        for job_id, key, kind in asked
+    ]
+    await store.exchange(Batch(node="n0", now=NOW, adds=[Add(jobs)]))
+
+    assert [(one.kind, one.jobs) for one in await store.unserved()] == [("demo", 3), ("none", 1)]
+
+
 async def test_damaged_rows_keep_nobody_waiting(schema: str, stores: Sequence[PostgresStore]) -> None:
     """Neither of jobs, nor of lanes, nor of queues."""
     store = stores[0]
