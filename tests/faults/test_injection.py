@@ -85,6 +85,7 @@ HEART = {
         "arrays",
         "counts",
         "exchange",
+        "lanes",
         "locks",
         "nodes",
         "notifications",

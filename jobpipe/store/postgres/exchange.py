@@ -333,8 +333,16 @@ class Exchange:
 
     @property
     def overlooked(self) -> bool:
-        """Whether there are gated queues of which it did not know: a claim that found too little has to ask again."""
-        return self._state.gates and not self.gating.concerned and bool(self._short)
+        """Whether a claim that found too little has to ask again.
+
+        There are gated queues of which it did not know, or lanes at which it has not looked.
+        """
+        if not self.gating.concerned:
+            return self._state.gates and bool(self._short)
+        return any(
+            len(self._claimed[number]) < self.batch.claims[number].limit
+            for number in self.gating.unread - self.gating.held_back
+        )
 
     @property
     def gates(self) -> bool:

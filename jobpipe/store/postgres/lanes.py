@@ -39,9 +39,9 @@ from claim_gated(
     %(slot)s, %(queues)s, %(shares)s
 )
 """
-    for leases, time in TIMES.items()
+    for leases, time in {**TIMES, "database": "null"}.items()
 }
-GIVEN_BACK, HELD_BACK = 1, 2
+GIVEN_BACK, HELD_BACK, MORE = 1, 2, 3
 """What a row of it tells that is no job that was taken."""
 
 WHAT, PLACE, SEQ, QUEUE, KEY, CLAIMED, EDITED = 0, slice(1, 5), 5, 8, 9, (*range(5, 9), *range(10, 18)), 18
@@ -304,6 +304,10 @@ class Held:
             if (lane := self._lanes.get(one.seq)) is not None
         ]
 
+    def forget(self) -> None:
+        """What was held is held no more."""
+        self._lanes.clear()
+
     def learn(self, batch: Batch, taken: Mapping[int, tuple[str, str]]) -> None:
         """The batch is committed: it has settled jobs, and taken some out of lanes."""
         if self._lanes:
@@ -325,6 +329,8 @@ class Gating:
         self.given_back: set[int] = set()
         self.held_back: set[int] = set()
         """the numbers of the claims that left jobs for want of free workers"""
+        self.unread: set[int] = set()
+        """the numbers of the claims that may find more in lanes that they have not looked at"""
         self.edited: list[int] = []
 
     @property
@@ -382,6 +388,8 @@ class Gating:
         for row in self._claims[number].rows():
             if row[WHAT] == HELD_BACK:
                 self.held_back.add(number)
+            elif row[WHAT] == MORE:
+                self.unread.add(number)
             elif row[WHAT] == GIVEN_BACK:
                 self.given_back.add(row[SEQ])
             else:

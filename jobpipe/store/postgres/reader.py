@@ -36,6 +36,9 @@ READY = f"{_QUEUED} and l.kind is null"
 ASIDE = f"{_QUEUED} and l.kind is not null and l.key is null"
 """Ready jobs that do not stand aside, and those that do; neither stands in a lane."""
 
+IN_LANE = f"{_QUEUED} and l.key is not null"
+"""Ready jobs that stand in lanes."""
+
 _IS_ASIDE = "(case when l.key is not null then 2 when l.kind is null then 0 else 1 end)"
 NOT_ASIDE = f"{_IS_ASIDE} = 0"
 """As the index by queue has it."""
@@ -190,7 +193,7 @@ select distinct k
 from nodes, unnest(kinds) as k
 where lease_until is not null
 """
-# From one kind of which a job stands aside to the next by name.
+# From one kind of which a job stands aside to the next by name; and through the first lanes.
 _UNSERVED = f"""
 with recursive walk (kind) as (
     (
@@ -215,14 +218,49 @@ named as materialized (
     from walk
     where kind <> all (array({_KINDS}))
     limit %(limit)s
+),
+through (queue, key, kind) as (
+    (
+        select l.queue, l.key, l.kind
+        from live l
+        where {IN_LANE}
+        order by l.queue, l.key, l.kind
+        limit 1
+    )
+    union all
+    select n.*
+    from through t cross join lateral (
+        select l.queue, l.key, l.kind
+        from live l
+        where {IN_LANE} and (l.queue, l.key, l.kind) > (t.queue, t.key, t.kind)
+        order by l.queue, l.key, l.kind
+        limit 1
+    ) n
+),
+looked as materialized (
+    select queue, key, kind
+    from (select * from through limit %(walked)s) t
+    where kind <> all (array({_KINDS}))
 )
-select n.kind, c.jobs, c.since
-from named n cross join lateral (
-    select count(*) as jobs, min(l.run_at) as since
-    from live l
-    where {ASIDE} and l.kind = n.kind
-) c
-order by n.kind
+select f.kind, sum(f.jobs)::bigint, min(f.since)
+from (
+    select n.kind, c.jobs, c.since
+    from named n cross join lateral (
+        select count(*) as jobs, min(l.run_at) as since
+        from live l
+        where {ASIDE} and l.kind = n.kind
+    ) c
+    union all
+    select n.kind, c.jobs, c.since
+    from looked n cross join lateral (
+        select count(*) as jobs, min(l.run_at) as since
+        from live l
+        where {IN_LANE} and l.queue = n.queue and l.key = n.key and l.kind = n.kind
+    ) c
+) f
+group by f.kind
+order by f.kind
+limit %(limit)s
 """
 
 _ANY_READY = f"""
@@ -514,7 +552,8 @@ async def unserved_queues(session: Session, served: frozenset[str]) -> Sequence[
 
 async def unserved(session: Session) -> Sequence[Unserved]:
     """See `jobpipe.store.base.ReadStore.unserved`."""
-    return [Unserved(*row) for row in await session.rows(_UNSERVED, {"limit": UNSERVED})]
+    values = {"limit": UNSERVED, "walked": STEP}
+    return [Unserved(*row) for row in await session.rows(_UNSERVED, values)]
 
 
 async def ping(session: Session) -> None:

@@ -284,9 +284,10 @@ $$;
 
 -- Take ready jobs of lanes for a node, behind the claim of those without keys under the same token: of both together the
 -- first `most` are kept, in the order of the claim, and what was taken too many is given back. A job of a queue in which a
--- limit counts is taken among the first `free` only. `named`, `shares`: as the claim names queues; null: all of them.
--- Returns the jobs that were taken (0), with their place in the order; the numbers of those that were given back (1); and
--- a row (2) if jobs were left only since they were not among the first `free`.
+-- limit counts is taken among the first `free` only. `at_time`: null for the clock here. `named`, `shares`: as the claim names queues; null: all of them.
+-- Returns the jobs that were taken (0), with their place in the order; the numbers of those that were given back (1);
+-- a row (2) if jobs were left only since they were not among the first `free`; and one (3) if it has not looked at all open
+-- lanes, but has changed some: a claim that found too little is to look again.
 create function claim_gated(
     for_node text, at_time double precision, most bigint, free bigint, of_kinds text[], with_token bigint,
     in_slot bigint, named text[], shares bigint[]
@@ -304,6 +305,9 @@ declare
     lanes_of text[];
     lanes_for text[];
     lane_caps bigint[];
+    asked_time constant double precision := at_time;
+    looked_at bigint;
+    found bigint;
 begin
     select node into me from nodes where name = for_node and lease_until is not null;
     if me is null then
@@ -321,10 +325,16 @@ begin
                 select n.queue, n.round
                 from walk w cross join lateral (
                     select a.queue, greatest(w.round, 0) as round
-                    from (select la.queue from lanes la where la.state = 0 and la.queue > w.queue order by la.queue limit 1) a
+                    from (
+                        select la.queue from lanes la where la.state = 0 and la.queue > w.queue
+                        order by la.queue, la.turn, la.key limit 1
+                    ) a
                     union all
                     select b.queue, 1
-                    from (select la.queue from lanes la where la.state = 0 order by la.queue limit 1) b
+                    from (
+                        select la.queue from lanes la where la.state = 0
+                        order by la.queue, la.turn, la.key limit 1
+                    ) b
                     where w.round < 1
                     order by round
                     limit 1
@@ -352,7 +362,9 @@ begin
         order by q.name
         for no key update of q skip locked
     );
-    -- Where the clock was set back, it delays by one token at most.
+    -- The clock is read after the locks: so it never shows less than whoever had them before has read.
+    at_time := coalesce(asked_time, extract(epoch from clock_timestamp()));
+    -- Where it was set back, it delays by one token at most.
     update queues q
         set tat = at_time + q.rate_burst * token_every(q.rate_limit, q.rate_period, q.rate_burst)
         where q.name = any (of_queues)
@@ -377,6 +389,7 @@ begin
         return;
     end if;
     -- Those that others are about are passed over. One without ready jobs is taken as well: it will be closed.
+    looked_at := greatest(1, least(most, 4 * most / cardinality(of_queues)));
     select array_agg(x.queue), array_agg(x.key), array_agg(o.cap) into lanes_of, lanes_for, lane_caps
     from unnest(of_queues, caps) o (queue, cap) cross join lateral (
         select la.queue, la.key
@@ -405,11 +418,15 @@ begin
                 ) is null
             )
         order by la.turn, la.key
-        limit greatest(1, least(most, 4 * most / cardinality(of_queues)))
+        limit looked_at
         for no key update of la skip locked
     ) x;
     if lanes_of is null then
         return;
+    end if;
+    at_time := coalesce(asked_time, extract(epoch from clock_timestamp()));
+    if not exists (select from unnest(lanes_of) u (queue) group by u.queue having count(*) >= looked_at) then
+        looked_at := null;
     end if;
     if exists (select from queues q where q.name = any (of_queues) and q.key_rate_limit is not null) then
         update lanes la
@@ -461,6 +478,8 @@ begin
                 where l.key is not null and l.status = 'queued' and l.node is null
                     and l.queue = a.queue and l.key = a.key and l.kind = k.kind
                     and (l.expires_at is null or l.expires_at > at_time)
+                    -- Not so where the database was damaged: then it would be in the way of those behind it.
+                    and (select j.kind from jobs j where j.seq = l.seq) = k.kind
                 order by l.priority desc, l.run_at, l.seq
                 limit a.share
             ) r
@@ -478,6 +497,8 @@ begin
                 where l.key is not null and l.status = 'queued' and l.node is null
                     and l.queue = a.queue and l.key = a.key and l.kind = k.kind
                     and (l.expires_at is null or l.expires_at > at_time)
+                    -- Not so where the database was damaged: then it would be in the way of those behind it.
+                    and (select j.kind from jobs j where j.seq = l.seq) = k.kind
                 order by l.priority desc, l.run_at, l.seq
                 limit a.room
             ) r
@@ -607,6 +628,7 @@ begin
     union all
     select 2, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null
     where exists (select from weighed w where not w.fits and w.fitting < most);
+    get diagnostics found = row_count;
     -- A queue that is left without open lanes remembers how far its turns have come.
     update queues q
         set turn = t.turn
@@ -635,6 +657,11 @@ begin
         order by la.queue, la.key
         for update of la skip locked
     ) c;
+    if looked_at is not null and (found > 0 or lanes_of is not null) then
+        return query select 3, null::bigint, null::double precision, null::bigint, null::bigint, null::bigint, null, null,
+            null, null, null::bytea, null::int, null::double precision, null::int, null::int, null::bigint, null::int,
+            null::bytea, null::boolean;
+    end if;
     with verdict as materialized (
         select j.*,
             case when j.empty then 3 when j.full_up then 2 when j.opens_at > at_time then 1 else 0 end as becomes
