@@ -826,7 +826,8 @@ class ReadStore(Protocol):
     async def unserved(self) -> Sequence[Unserved]:
         """The kinds of ready jobs that no live node serves, by name, `UNSERVED` at most.
 
-        A job that became ready before the node which served it left is counted once a claim has met it.
+        A job that became ready before the node which served it left is counted once a claim has met it; one with a key,
+        at once, if it is in one of the first `STEP` keys.
         """
 
     async def ping(self) -> None:

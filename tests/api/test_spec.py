@@ -179,7 +179,7 @@ async def test_schemas_are_those_of_the_structs_of_the_wire(spec):
     _, made = msgspec.json.schema_components([*structs, JobError], ref_template="#/components/schemas/{name}")
     components = json.loads(msgspec.json.encode(made))
     queries = {  # written as parameters
-        *("WaitQuery", "HoldQuery", "ListQuery", "LogQuery", "QueueQuery", "ScheduleQuery")
+        *("WaitQuery", "HoldQuery", "ListQuery", "LogQuery", "QueueQuery", "KeyQuery", "ScheduleQuery")
     }
 
     assert _without_defaults_and_patterns(spec.schemas) == _without_defaults_and_patterns(
