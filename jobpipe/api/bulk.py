@@ -24,6 +24,7 @@ from jobpipe.api.problems import (
     Problem,
     ProblemDetails,
     UnknownKind,
+    closed,
     conflict,
     dependency_failed,
     internal,
@@ -120,6 +121,13 @@ async def bulk_array(node: Node, content_type: str, body: bytes) -> Answer:
         raise invalid(
             [Fault(f"/{place}{one.pointer}", one.detail) for place in sorted(faults) for one in faults[place]]
         )
+    _check(receipts)
+    enqueued = sum(receipt.verdict == "stored" for receipt in receipts)
+    return answer(BulkReceipt(enqueued, len(receipts) - enqueued), 202)
+
+
+def _check(receipts: Sequence[Receipt]) -> None:
+    """Raise `Problem` or `StoreUnavailable` where jobs were not stored because of what is in the store."""
     if unknown := _named(receipts, "unknown_dependency"):
         raise unknown_dependency(unknown)
     for receipt in receipts:
@@ -132,8 +140,8 @@ async def bulk_array(node: Node, content_type: str, body: bytes) -> Answer:
         raise conflict(taken)
     if failed := _named(receipts, "dependency_failed"):
         raise dependency_failed(failed)
-    enqueued = sum(receipt.verdict == "stored" for receipt in receipts)
-    return answer(BulkReceipt(enqueued, len(receipts) - enqueued), 202)
+    if shut := sorted({receipt.queue for receipt in receipts if receipt.verdict == "closed"}):
+        raise closed(shut)
 
 
 def _fault_of(receipt: Receipt) -> Fault | None:

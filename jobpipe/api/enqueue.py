@@ -21,6 +21,7 @@ from jobpipe.api.problems import (
     Fault,
     Problem,
     UnknownKind,
+    closed,
     conflict,
     dependency_failed,
     invalid,
@@ -131,13 +132,15 @@ def stored_job(new: NewJob, receipt: Receipt) -> Job:
 def known(receipt: Receipt) -> Job:
     """The job that an earlier request stored.
 
-    Raises `Problem` when its content differs, or when there is none because the new one comes too late, or cannot wait
-    for the jobs that it depends on; `StoreUnavailable` when another program has locked it.
+    Raises `Problem` when its content differs, or when there is none because the new one comes too late, is for a closed
+    queue, or cannot wait for the jobs that it depends on; `StoreUnavailable` when another program has locked it.
     """
     if receipt.verdict == "unknown_dependency":
         raise unknown_dependency(receipt.dependencies)
     if receipt.verdict == "dependency_failed":
         raise dependency_failed(receipt.dependencies)
+    if receipt.verdict == "closed":
+        raise closed([receipt.queue])
     if receipt.verdict == "late":
         raise invalid([TOO_LATE])
     if receipt.verdict == "locked":

@@ -119,8 +119,20 @@ LINE = {
 NODE = {"name": TEXTS, "lease_until": (None, *TIMES)}
 COUNT = {"state": TEXTS, "jobs": NUMBERS, "size": (-1, 0, 7, BIG, -BIG)}
 """Of the sizes none that could be true and is beyond what is kept: nobody can tell such a one from a full store."""
-QUEUE = {"name": TEXTS}
-OTHERS = (("attempts", ATTEMPT), ("nodes", NODE), ("counts", COUNT), ("progress", PROGRESS), ("logs", LINE))
+QUEUE = {"name": TEXTS, "reason": (None, *TEXTS), "paused_until": (None, *TIMES), "has_settings": NUMBERS}
+"""Of its settings none that could be true and has jobs refused or deleted."""
+KEPT = {"queue": TEXTS, "finished_at": TIMES, "due": TIMES}
+SWEEP = {"finished_at": TIMES, "seq": NUMBERS, "begun_at": TIMES}
+OTHERS = (
+    ("attempts", ATTEMPT),
+    ("nodes", NODE),
+    ("counts", COUNT),
+    ("progress", PROGRESS),
+    ("logs", LINE),
+    ("queues", QUEUE),
+    ("kept", KEPT),
+    ("sweeps", SWEEP),
+)
 RAW_TEXT = b"\xff\xe9 latin"
 """Text that is not UTF-8, as SQLite takes it without a word."""
 

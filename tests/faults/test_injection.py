@@ -56,6 +56,7 @@ HEART = {
         "facade",
         "followers",
         "jobs",
+        "keeping",
         "nodes",
         "notes",
         "queues",

@@ -96,7 +96,7 @@ delete from queues
 where name in (
     select name
     from queues
-    where not paused
+    where not paused and has_settings = 0
     limit %(most)s
     for update skip locked
 )
@@ -251,6 +251,6 @@ def fold(session: Session, slot: int, *, all_slots: bool) -> None:
 
 
 def forget_empty(session: Session) -> None:
-    """Delete what tells nothing, at most `FOLDED` rows: then queues that are empty and not paused are forgotten."""
+    """Delete what tells nothing, at most `FOLDED` rows: then empty queues are forgotten, unless something is set."""
     session.run(_FORGET, {"most": FOLDED})
     session.run(_FORGET_QUEUES, {"most": FOLDED})

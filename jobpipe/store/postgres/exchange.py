@@ -57,7 +57,7 @@ RENEW = {
 
 _PROMOTE = """
 select p.ready, p.watched, p.left_followed
-from promote(%(now)s, %(limit)s, %(slot)s) p
+from resume_and_promote(%(now)s, %(limit)s, %(slot)s) p
 where exists (
         select from live
         where status in ('scheduled', 'retrying') and run_at <= %(now)s
@@ -65,6 +65,10 @@ where exists (
     or exists (
         select from live
         where expires_at is not null and node is null and expires_at <= %(now)s
+    )
+    or exists (
+        select from queues
+        where paused_until <= %(now)s
     )
 """
 """The statement that does it is in the function: to set it going costs more than to see that nothing is due."""
@@ -80,7 +84,8 @@ select
     c.calls,
     least(
         (select min(run_at) from live where status in ('scheduled', 'retrying')),
-        (select min(expires_at) from live where expires_at is not null and node is null)
+        (select min(expires_at) from live where expires_at is not null and node is null),
+        (select min(paused_until) from queues where paused_until is not null)
     ),
     n.me is not null,
     n.others,
@@ -167,7 +172,7 @@ class Exchange:
         return RENEW[leases], {"until": float(until), "node": batch.node}
 
     def promote(self) -> None:
-        """Make ready what is due, and expire what is past its time."""
+        """End pauses that are over, make ready what is due, and expire what is past its time."""
         values = {"now": float(self.batch.now), "limit": STEP, "slot": self._slot}
         self._promoted = self._session.run(_PROMOTE, values)
 

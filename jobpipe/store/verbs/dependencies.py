@@ -7,6 +7,7 @@ import msgspec
 from jobpipe.job import ENDED, Job, NewJob, Options, State, Status
 from jobpipe.store.base import STORED, Change, OpenDependencies, Receipt
 from jobpipe.store.rows import compared
+from jobpipe.store.verbs import queues
 from jobpipe.store.verbs.jobs import change_locked
 from jobpipe.store.verbs.transaction import Overtaken, Standing, Transaction
 from jobpipe.transitions import Stored, retried
@@ -39,9 +40,15 @@ async def add(tx: Transaction, jobs: Sequence[NewJob], *, atomic: bool) -> Seque
     """See `jobpipe.store.base.EngineStore.add_dependents`."""
     standing = await tx.lock_standing(_named(job.options for job in jobs))
     twins = dict(await tx.twins([job.id for job in jobs]))
+    closed = await queues.closed(tx, {job.queue for job in jobs})
     receipts, new = list[Receipt](), dict[str, NewJob]()
     for job in jobs:
-        receipt = compared(job, twins[job.id]) if job.id in twins else judged(job, standing, new)
+        if job.id in twins:
+            receipt = compared(job, twins[job.id])
+        elif job.queue in closed:
+            receipt = Receipt("closed", queue=job.queue)
+        else:
+            receipt = judged(job, standing, new)
         if receipt is STORED:
             new[job.id] = job
             twins[job.id] = Job(job, State(job.status))

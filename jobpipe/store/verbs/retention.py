@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 from jobpipe.job import ENDED, Status
 from jobpipe.store.base import STEP, Retention
 from jobpipe.store.rows import Row, tags_of
-from jobpipe.store.verbs import notes
+from jobpipe.store.verbs import keeping, notes
 from jobpipe.store.verbs.transaction import Removal, Transaction
 
 _OLDEST = """
@@ -30,6 +30,8 @@ async def prune(tx: Transaction, now: float, retention: Retention) -> int:
         return 0
     await tx.mend_counts()  # or a wrong count might have everything deleted
     rows = await _too_much(tx, now, retention)
+    if len(rows) < STEP and await keeping.any_keeping(tx):
+        rows = [*rows, *await keeping.too_much(tx, now, retention, STEP - len(rows), without=rows)]
     tx.erase([_removal(row) for row in rows])
     tx.forget_empty(thoroughly=len(rows) < STEP)
     if len(rows) < STEP:
