@@ -289,7 +289,7 @@ class Exchange:
 
     @property
     def left_over(self) -> Mapping[int, ClaimRequest]:
-        """What its obstructed claims have left to ask for, by their numbers: plain ones, which took from lanes alone."""
+        """What its obstructed claims have left to ask for, by their numbers: they took from lanes alone."""
         taken = {number: len(self._claimed[number]) for number in self.obstructed}
         return {
             number: replace(claim, limit=claim.limit - jobs, free=max(0, claim.free - jobs))
