@@ -85,6 +85,11 @@ JOB = {
     "result": (None, *BYTES),
     "error": (None, *ERRORS),
 }
+ASKED = frozenset(
+    ("kind", "queue", "priority", "run_at", "max_retries", "created_at", "expires_at", "options", "payload")
+)
+"""Of these, the columns that say what was asked: on PostgreSQL they are in `jobs`."""
+
 ATTEMPT = {
     "claim": NUMBERS,
     "number": NUMBERS,
@@ -198,7 +203,10 @@ class PostgresDamager:
         if column == "orphan":
             return self._write("delete from jobs where id = %s", job_id)
         if column == "ghost":
-            return self._write("delete from live where seq = (select seq from jobs where id = %s)", job_id)
+            table = chance.choice(["live", "live", "ended"])
+            return self._write(
+                f"delete from {table} where seq = (select seq from jobs where id = %s)", job_id
+            )
         if column in ("held", "watched"):
             return self._write(
                 "update live set watched = true, token = -1 where seq = (select seq from jobs where id = %s)",
@@ -209,6 +217,13 @@ class PostgresDamager:
         if column in {*alive, "expires_at", "error"} and chance.random() < 0.7:
             return self._write(
                 f"update live set {column} = %s where seq = (select seq from jobs where id = %s)",
+                value,
+                job_id,
+            )
+        ended = {*alive, "kind", "created_at", "finished_at", "size", "result", "error"}
+        if column in ended and (column not in ASKED or chance.random() < 0.5):
+            return self._write(
+                f"update ended set {column} = %s where seq = (select seq from jobs where id = %s)",
                 value,
                 job_id,
             )

@@ -299,6 +299,25 @@ async def test_a_job_that_sql_enqueues_keeps_to_the_limits(
     assert (await store.key("mail", "")).waiting == 4
 
 
+@pytest.mark.parametrize("keyed", [2, 20])
+async def test_a_claim_that_begins_anew_takes_no_more_than_it_asks_for(
+    schema: str, stores: Sequence[PostgresStore], keyed: int
+) -> None:
+    """Jobs of its kinds stand aside, which it does not know, and others stand in lanes."""
+    await stores[3].join("stranger", NOW, LATER, frozenset({"demo"}))
+    store = stores[0]
+    jobs = [new_job(f"a{number}") for number in range(20)]
+    jobs += [new_job(f"k{number}", queue="mail", options=Options(key="k")) for number in range(keyed)]
+    await stores[1].exchange(Batch(node="n1", now=NOW, adds=[Add(jobs)]))
+    claims = [ClaimRequest(limit=limit, kinds=ECHO) for limit in (5, 9)]
+    receipts = await store.exchange(Batch(node="n0", now=NOW, claims=claims))
+    ids = {job.id for job in receipts.claimed}
+    held = ask(f"select count(*) from {schema}.live where node is not null")
+
+    assert [len(claimed) for claimed in receipts.claims] == [5, 9]
+    assert (len(ids), held) == (14, [(14,)])
+
+
 async def test_kinds_that_no_node_serves_are_told_of_jobs_in_lanes_too(
     stores: Sequence[PostgresStore],
 ) -> None:

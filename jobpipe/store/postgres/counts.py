@@ -242,10 +242,11 @@ group by queue, status
 """
 _RECOUNT_ENDED = """
 insert into counts (queue, state, slot, jobs, size)
-select queue, status, 0, count(*), sum(length(payload) + coalesce(length(result), 0) + coalesce(length(error), 0))
-from jobs
-where status is not null
-group by queue, status
+select
+    j.queue, e.status, 0, count(*),
+    sum(length(j.payload) + coalesce(length(e.result), 0) + coalesce(length(e.error), 0))
+from ended e join jobs j on j.seq = e.seq
+group by j.queue, e.status
 on conflict do nothing
 """
 _RECOUNT_TOTALS = """

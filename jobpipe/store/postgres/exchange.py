@@ -1,9 +1,11 @@
 """One exchange on its way: what is sent, and what came of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from operator import itemgetter
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from jobpipe.job import NewJob, Status
 from jobpipe.store.base import (
@@ -23,6 +25,7 @@ from jobpipe.store.postgres.arrays import Texts, integers, texts
 from jobpipe.store.postgres.claiming import (
     CLAIM,
     CLAIM_OF_QUEUES,
+    CLAIM_PLAINLY,
     CLAIM_WITH_OTHERS,
     CLAIMED,
     EDITED,
@@ -147,13 +150,15 @@ class Exchange:
         self._adding = Adding((), slot)
         self._careful: Sequence[Sequence[Receipt]] | None = None
         self._taken: Sequence[Receipt] = ()
-        self._claimed: Sequence[Sequence[Claimed]] = ()
+        self._claimed: list[Sequence[Claimed]] = []
         self.edited: list[int] = []
         """seqs of the claimed jobs that were edited while they waited"""
         self.kinds = texts(sorted({kind for claim in batch.claims for kind in claim.kinds}))
         """what the claims ask for"""
         self.queues = _queues_of(batch.claims)
         """the queues that they name; None: they ask for all"""
+        self.obstructed: list[int] = []
+        """which of its claims have something in the way; a plain one took nothing then"""
         self.met_others = False
         """whether a claim met jobs of other kinds, and put them aside"""
         self.stale: set[Fence] = set()
@@ -203,10 +208,11 @@ class Exchange:
         """Add one after another, each after a look."""
         self._careful = [await add_with_care(self._session, add, self._slot) for add in self.batch.adds]
 
-    def claim(self, token: int, after: str) -> None:
+    def claim(self, token: int, after: str, *, plainly: bool) -> None:
         """Take ready jobs; where it goes queue by queue, from behind the one named `after`.
 
         The token is that of the first claim; each of the others has the number before.
+        `plainly`: take jobs of all queues only if nothing is in the way.
         """
         self.gating.open()
         for number, claim in enumerate(self.batch.claims):
@@ -221,7 +227,7 @@ class Exchange:
                 "token": token - number,
                 "slot": self._slot,
             }
-            sql = CLAIM
+            sql = CLAIM_PLAINLY if plainly else CLAIM
             if claim.queues:
                 values["queues"] = texts([share.queue for share in claim.queues])
                 values["shares"] = integers([share.jobs for share in claim.queues])
@@ -254,13 +260,15 @@ class Exchange:
         self.stale |= self._settling.stale
         if self._starts is not None:
             self.stale |= {(one.seq, one.claim) for one in self.batch.starts} - set(self._starts.rows())
-        self._claimed = [self._taken_by(claim, number) for number, claim in enumerate(self._claims)]
+        self._claimed = [self._taken_by(number, claim) for number, claim in enumerate(self._claims)]
         self.edited += self.gating.edited
 
-    def _taken_by(self, claim: Result, number: int) -> Sequence[Claimed]:
+    def _taken_by(self, number: int, claim: Result) -> Sequence[Claimed]:
         """What a claim took."""
         # What an update returns has no order. All that are taken share the first value of their place.
-        rows = sorted(claim.rows(), key=itemgetter(PLACE))
+        rows = sorted((row for row in claim.rows() if row[MINE] is not None), key=itemgetter(PLACE))
+        if len(rows) < len(claim.rows()):
+            self.obstructed.append(number)
         gated = self.gating.took(number)
         mine = [row for row in rows if row[MINE]]
         self.met_others |= len(mine) < len(rows)
@@ -278,6 +286,27 @@ class Exchange:
         """Take in what was asked of the edited jobs: the values of `Claimed`, read after the claim."""
         now = {(one.seq, one.claim): one for one in claimed_from(rows)}
         self._claimed = [[now.get((one.seq, one.claim), one) for one in taken] for taken in self._claimed]
+
+    @property
+    def left_over(self) -> Mapping[int, ClaimRequest]:
+        """What its obstructed claims have left to ask for, by their numbers: they took from lanes alone."""
+        taken = {number: len(self._claimed[number]) for number in self.obstructed}
+        return {
+            number: replace(claim, limit=claim.limit - jobs, free=max(0, claim.free - jobs))
+            for number, jobs in taken.items()
+            if (claim := self.batch.claims[number]).limit > jobs
+        }
+
+    def take_claims(self, again: "Exchange") -> None:
+        """Take in what an exchange after this one took for what was left over."""
+        numbers = list(self.left_over)
+        for number, claimed in zip(numbers, again._claimed, strict=True):  # noqa: SLF001 - of the same class
+            self._claimed[number] = [*self._claimed[number], *claimed]
+        self.gating.take_claims(again.gating, numbers)
+        self._state = again._state  # noqa: SLF001 - of the same class
+        self.edited += again.edited
+        self.met_others |= again.met_others
+        self.walked = again.walked or self.walked
 
     @property
     def taken(self) -> Sequence[NewJob]:

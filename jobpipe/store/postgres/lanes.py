@@ -377,6 +377,12 @@ class Gating:
             values["shares"] = integers([share.jobs for share in claim.queues])
         self._claims.append(self._session.run(_CLAIM[self._leases], values))
 
+    def take_claims(self, again: "Gating", numbers: Sequence[int]) -> None:
+        """Take in what a later exchange took for the claims of these numbers."""
+        self.taken |= again.taken
+        self.held_back |= {numbers[number] for number in again.held_back}
+        self.unread |= {numbers[number] for number in again.unread}
+
     def took(self, number: int) -> Sequence[tuple[Row, Row]]:
         """What the claim of that number took out of lanes, once it is committed.
 

@@ -72,9 +72,9 @@ class Writer:
     def __init__(self, connection: KeptConnection, slot: int, leases: Leases, channel: str) -> None:
         self._connection, self._slot, self._leases, self._channel = connection, slot, leases, channel
         self._locks = Locks(connection)
-        self._walked = ""
+        self._walked, self._plainly = "", True
         self._idle: dict[str, tuple[bool, Texts | None]] = {}
-        self._token = time.time_ns()  # larger than any of an earlier run
+        self._token = self._first_token = time.time_ns()  # larger than any of an earlier run
         self._unknown: dict[int, float] = {}
         self._doubtful: dict[Fence, Settlement] = {}
         self._scattered = False
@@ -92,10 +92,12 @@ class Writer:
         if self._unknown:
             with suppress(Locked):  # then with a later one
                 await self._connection.transact(lambda session: self._hand_back(session, batch))
+        self._first_token = self._token + 1
         self._token += max(1, len(batch.claims))
         exchange: Exchange | None = None
         try:
             exchange, aside = await self._around_locks(batch)
+            await self._claim_around(exchange)
             unsettled = await self._settle_followed(exchange)
             await self._look_after(exchange)
             self._learn(exchange)
@@ -113,6 +115,15 @@ class Writer:
             raise
         completed = aside.completed(receipts)
         return structs.replace(completed, locked=completed.locked | unsettled) if unsettled else completed
+
+    async def _claim_around(self, exchange: Exchange) -> None:
+        """Claim once more, for the claims that took nothing since something was in the way."""
+        plainly, self._plainly = self._plainly, not exchange.obstructed
+        if plainly and (left_over := exchange.left_over):
+            batch = exchange.batch
+            again = Batch(node=batch.node, now=batch.now, claims=list(left_over.values()))
+            self._token += len(left_over)
+            exchange.take_claims(await self._tried(again, careful=False))
 
     async def _settle_followed(self, exchange: Exchange) -> frozenset[Fence]:
         """End the jobs that others wait for, with what follows, in one transaction.
@@ -220,7 +231,7 @@ class Writer:
             await exchange.add_with_care()
         else:
             await exchange.add()
-        exchange.claim(self._token, self._walked)
+        exchange.claim(self._token, self._walked, plainly=self._plainly)
         if self._scattered:
             fold(session, self._slot, all_slots=False)
         exchange.look()
@@ -257,7 +268,8 @@ class Writer:
     def _doubt(self, batch: Batch, patience: float) -> None:
         """It may be written, and nobody is told: remember what is to be made good then."""
         until = time.monotonic() + patience
-        self._unknown |= {self._token - number: until for number in range(len(batch.claims))}
+        if batch.claims:
+            self._unknown |= dict.fromkeys(range(self._first_token, self._token + 1), until)
         self._doubtful |= {(one.seq, one.claim): one for one in batch.settlements}
 
     async def _hand_back(self, session: Session, batch: Batch) -> None:

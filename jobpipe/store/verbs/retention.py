@@ -11,7 +11,7 @@ from jobpipe.store.verbs.transaction import Removal, Transaction
 
 _OLDEST = """
 select finished_at, seq, queue, status, size, options
-from jobs
+from {ended}
 where status = :status and finished_at is not null and finished_at <= :until
 order by finished_at, seq
 limit :limit
