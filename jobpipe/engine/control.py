@@ -92,9 +92,10 @@ class Control:
             self._ledger.look()  # to know when the pause ends
         self._tell("queue paused", queue=queue)
 
-    async def put_queue(self, queue: str, settings: QueueSettings) -> None:
-        """Set all of a queue's settings."""
-        await self._store.put_queue(queue, settings)
+    async def put_queue(self, queue: str, settings: QueueSettings, limits: Limits) -> None:
+        """Set all of a queue's settings, and what it allows: that counts from the next claim on."""
+        await self._store.put_queue(queue, settings, limits)
+        self._ledger.look()
         self._tell("queue settings changed", queue=queue)
 
     async def delete_queue(self, queue: str) -> QueueChange:
@@ -106,12 +107,6 @@ class Control:
         await self._store.resume(queue)
         self._ledger.look()
         self._tell("queue resumed", queue=queue)
-
-    async def put_limits(self, queue: str, limits: Limits) -> None:
-        """Set what a queue allows; counts from the next claim on."""
-        await self._store.put_limits(queue, limits)
-        self._ledger.look()
-        self._tell("limits set", queue=queue)
 
     async def put_key(self, queue: str, key: str, settings: KeySettings) -> KeyState:
         """Set what one key of a queue may do."""

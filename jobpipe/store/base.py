@@ -697,9 +697,10 @@ class ControlStore(Protocol):
     async def resume(self, queue: str) -> None:
         """Claim from a queue again."""
 
-    async def put_queue(self, queue: str, settings: QueueSettings) -> None:
+    async def put_queue(self, queue: str, settings: QueueSettings, limits: Limits | None = None) -> None:
         """Set all of a queue's settings; it need not exist yet. Whether it is paused stays as it is.
 
+        `limits`: as with `put_limits`; None: they stay as they are.
         An exchange under way may still store jobs in a queue that is closed just now.
         """
 
@@ -825,7 +826,8 @@ class ReadStore(Protocol):
     async def unserved(self) -> Sequence[Unserved]:
         """The kinds of ready jobs that no live node serves, by name, `UNSERVED` at most.
 
-        A job that became ready before the node which served it left is counted once a claim has met it.
+        A job that became ready before the node which served it left is counted once a claim has met it; one with a key,
+        at once, if it is in one of the first `STEP` keys.
         """
 
     async def ping(self) -> None:

@@ -603,6 +603,18 @@ async def test_the_job_that_is_put_aside_first_may_stand_in_a_lane(store: Store,
     assert sorted(await taken(node, 9)) == ["a1", "x"]
 
 
+async def test_kinds_that_no_node_serves_are_told_of_jobs_in_lanes_too(store: Store, node: Node) -> None:
+    """With how many there are."""
+    strange = [keyed(f"s{number}", key, kind="strange") for number, key in enumerate(["a", "a", "b", None])]
+    await add(
+        store, *strange, keyed("mine", "a"), run_before := keyed("old", "b", kind="strange", run_at=NOW - 9)
+    )
+
+    assert [(one.kind, one.jobs, one.since) for one in await store.unserved()] == [
+        ("strange", 5, run_before.run_at)
+    ]
+
+
 async def test_a_queue_that_is_deleted_forgets_its_limits(store: Store) -> None:
     """And what was set for its keys."""
     await store.put_limits("mail", Limits(max_running=1))

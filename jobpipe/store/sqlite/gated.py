@@ -11,8 +11,7 @@ import msgspec
 from jobpipe.lanes import EMPTY, FULL, NO_LIMITS, OPEN, RESTING, Lane, Limits, in_turn, share
 from jobpipe.store.rows import Row
 from jobpipe.store.sqlite.known import Known
-from jobpipe.store.sqlite.lanes import READY_IN_LANE
-from jobpipe.store.sqlite.rows import as_json, fetch
+from jobpipe.store.sqlite.rows import READY_IN_LANE, as_json, fetch
 from jobpipe.store.verbs.lanes import LIMIT_COLUMNS, count_from, limits_from, time_from, weight_from
 
 WALKED = 1_000

@@ -13,7 +13,7 @@ from jobpipe.lanes import EMPTY, FULL, OPEN, PAUSED, RESTING
 from jobpipe.store.base import STEP, STORED, Receipt
 from jobpipe.store.rows import Row
 from jobpipe.store.sqlite.known import Known
-from jobpipe.store.sqlite.rows import READY_BY_QUEUE, fetch, fetch_one
+from jobpipe.store.sqlite.rows import READY_BY_QUEUE, READY_IN_LANE, fetch, fetch_one
 from jobpipe.store.verbs.dialect import translated
 from jobpipe.store.verbs.lanes import PLACE, REOPEN
 from jobpipe.transitions import Stored
@@ -23,10 +23,6 @@ IN_LANE = 2
 
 STANDING = frozenset({OPEN, RESTING, PAUSED})
 """How a lane with ready jobs may stand, whatever the limits are."""
-
-READY_IN_LANE = (
-    "jobs indexed by jobs_in_lane where key is not null and aside = 2 and status = 'queued' and held = 0"
-)
 
 _THESE = "seq in (select value from json_each(:seqs))"
 _GATE = """

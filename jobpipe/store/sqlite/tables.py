@@ -17,9 +17,9 @@ from jobpipe.store.sqlite.claiming import IS_SERVED, Claiming
 from jobpipe.store.sqlite.counts import HELD, CountChanges, mend_loudly
 from jobpipe.store.sqlite.gated import HELD_IN_QUEUE
 from jobpipe.store.sqlite.known import Known
-from jobpipe.store.sqlite.lanes import READY_IN_LANE, Lanes
+from jobpipe.store.sqlite.lanes import Lanes
 from jobpipe.store.sqlite.opening import STORES_OWN
-from jobpipe.store.sqlite.rows import JOB_COLUMNS, as_json, fetch, transaction
+from jobpipe.store.sqlite.rows import JOB_COLUMNS, READY_IN_LANE, as_json, fetch, transaction
 from jobpipe.store.verbs.dialect import translated
 from jobpipe.store.verbs.difference import changed, ended, ended_attempts, tags, wait_no_more
 from jobpipe.store.verbs.followers import FORGET

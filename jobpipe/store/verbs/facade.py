@@ -146,8 +146,13 @@ class SharedVerbs(ABC):
     async def resume(self, queue: str) -> None:
         await self._carry_out(lambda tx: queues.resume(tx, queue), repeatable=True)
 
-    async def put_queue(self, queue: str, settings: QueueSettings) -> None:
-        await self._carry_out(lambda tx: queues.put(tx, queue, settings), repeatable=True)
+    async def put_queue(self, queue: str, settings: QueueSettings, limits: Limits | None = None) -> None:
+        async def put(tx: Transaction) -> None:
+            await queues.put(tx, queue, settings)
+            if limits is not None:
+                await lanes.put_limits(tx, queue, limits)
+
+        await self._carry_out(put, repeatable=True)
 
     async def delete_queue(self, queue: str) -> QueueChange:
         return await self._carry_out(lambda tx: queues.delete(tx, queue))
