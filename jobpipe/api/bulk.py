@@ -1,6 +1,7 @@
 """`POST /enqueue/bulk`: an array, all or nothing; or NDJSON, a stream of any length in bounded memory."""
 
 import itertools
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
@@ -132,8 +133,9 @@ async def bulk_array(node: Node, content_type: str, body: bytes) -> Answer:
         raise conflict(taken)
     if failed := _named(receipts, "dependency_failed"):
         raise dependency_failed(failed)
-    enqueued = sum(receipt.verdict == "stored" for receipt in receipts)
-    return answer(BulkReceipt(enqueued, len(receipts) - enqueued), 202)
+    verdicts = Counter(receipt.verdict for receipt in receipts)
+    counts = (verdicts[one] for one in ("stored", "existing", "replaced", "not_unique"))
+    return answer(BulkReceipt(*counts), 202)
 
 
 def _fault_of(receipt: Receipt) -> Fault | None:

@@ -56,6 +56,7 @@ HEART = {
         "facade",
         "followers",
         "jobs",
+        "merging",
         "nodes",
         "notes",
         "queues",
