@@ -90,7 +90,7 @@ async def asked_at_once(schema: str, first: NewJob, second: NewJob) -> tuple[Rec
 async def _one_waits() -> None:
     """Return when a transaction waits for another one."""
     query = "select count(*) from pg_stat_activity where cardinality(pg_blocking_pids(pid)) > 0"
-    while not server_says(query)[0][0]:
+    while not server_says(query)[0][0]:  # noqa: ASYNC110 - no event tells
         await trio.sleep(0.01)
 
 
@@ -103,7 +103,7 @@ async def test_of_two_requests_at_once_the_second_sees_what_the_first_has_stored
 
 async def test_the_same_request_at_once_is_one_job(schema: str) -> None:
     """Although the key is taken when the second one looks: by itself."""
-    first, second = await asked_at_once(schema, unique(on_conflict="reject"), unique(on_conflict="reject"))
+    _, second = await asked_at_once(schema, unique(on_conflict="reject"), unique(on_conflict="reject"))
 
     assert second.verdict == "existing"
 
