@@ -482,7 +482,7 @@ def test_control_walks_indexes(db: apsw.Connection) -> None:
     def act() -> None:
         carry_out(db, lambda tx: jobs.cancel(tx, ["a", "b", "later", "mail", "none"], NOW))
         carry_out(db, lambda tx: dependencies.retry(tx, ["a", "late"], NOW))
-        carry_out(db, lambda tx: jobs.delete(tx, ["later"]))
+        carry_out(db, lambda tx: jobs.delete(tx, ["later"], NOW))
         carry_out(db, lambda tx: nodes.rescue(tx, "other", NOW + 1e6))
 
     found = plans(db, act)
