@@ -7,9 +7,10 @@ import msgspec
 import pytest
 import trio
 
+from jobpipe.clock import VirtualClock
 from jobpipe.job import Debounce, NewJob, Options, Status, Throttle, Unique
 from jobpipe.store.base import Receipt
-from tests.engine.conftest import Rig, Step, new_job, running
+from tests.engine.conftest import NOW, Rig, Step, new_job, running
 
 
 async def say(rig: Rig, job_id: str, *steps: Step, **merging: Any) -> Receipt:
@@ -141,12 +142,13 @@ async def test_the_next_may_line_up_while_one_runs_when_asked_so(autojump_clock)
 
 async def test_a_key_survives_the_death_of_the_node(autojump_clock) -> None:
     """The job is rescued, and is the only one of its key."""
-    async with running(workers=1) as first:
+    clock = VirtualClock(NOW)
+    async with running(workers=1, clock=clock) as first:
         await say(first, "a", "wait", "done", unique=unique())
         await first.actor.begun()
         await trio.sleep(1)  # until its start is written
         await first.kill()
-        async with running(first.store, actor=first.actor, name="n2", clock=first.node.clock) as second:
+        async with running(first.store, actor=first.actor, name="n2", clock=clock) as second:
             told = await say(second, "b", unique=unique())
             job = await second.ended("a")
             free = await say(second, "b", unique=unique())
