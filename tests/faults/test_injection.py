@@ -57,6 +57,7 @@ HEART = {
         "followers",
         "jobs",
         "keeping",
+        "merging",
         "nodes",
         "notes",
         "queues",
