@@ -1,6 +1,7 @@
 """`POST /enqueue/bulk`: an array, all or nothing; or NDJSON, a stream of any length in bounded memory."""
 
 import itertools
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
@@ -122,8 +123,9 @@ async def bulk_array(node: Node, content_type: str, body: bytes) -> Answer:
             [Fault(f"/{place}{one.pointer}", one.detail) for place in sorted(faults) for one in faults[place]]
         )
     _check(receipts)
-    enqueued = sum(receipt.verdict == "stored" for receipt in receipts)
-    return answer(BulkReceipt(enqueued, len(receipts) - enqueued), 202)
+    verdicts = Counter(receipt.verdict for receipt in receipts)
+    counts = (verdicts[one] for one in ("stored", "existing", "replaced", "not_unique"))
+    return answer(BulkReceipt(*counts), 202)
 
 
 def _check(receipts: Sequence[Receipt]) -> None:

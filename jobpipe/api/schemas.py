@@ -18,6 +18,7 @@ from jobpipe.job import (
     PORTABLE,
     AttemptRecord,
     Backoff,
+    Debounce,
     FirstWait,
     Job,
     JobError,
@@ -27,13 +28,20 @@ from jobpipe.job import (
     LongestWait,
     Name,
     Needs,
+    OnConflict,
     Outcome,
+    Over,
+    Phase,
     Progress,
     Retries,
     Seconds,
+    Span,
     Status,
     Tag,
+    Throttle,
     Timeout,
+    Unique,
+    UniqueKey,
 )
 from jobpipe.lanes import LONGEST, SHORTEST, KeyStanding, Rate, Running, Weight
 from jobpipe.schedules import CatchUp, Overlap
@@ -71,6 +79,58 @@ class BackoffRequest(Backoff, frozen=True, forbid_unknown_fields=True):
     cap: Annotated[LongestWait, OR_TEXT] = 3600.0
 
 
+class UniqueRequest(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    rename={"while_": "while", "for_": "for"},
+):
+    """At most one job of the queue has the key at a time: `key`, the fields named in `over`, or both.
+
+    Without `over` the kind belongs to it, and without `key` the payload too.
+    """
+
+    key: UniqueKey | None = None
+    over: Annotated[list[Over], Meta(max_length=2, description="an array of kind and payload")] | None = None
+    while_: (
+        Annotated[
+            list[Phase],
+            Meta(
+                min_length=1,
+                max_length=2,
+                description='["queued"] (until a worker takes the job) or ["queued", "running"] (until it has ended); '
+                "default: the latter",
+            ),
+        ]
+        | None
+    ) = None
+    for_: Annotated[Span, OR_TEXT] | None = None
+    on_conflict: OnConflict = "return"
+
+
+class ThrottleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """At most one job of the queue and kind with the key is due in each window of `every` seconds.
+
+    With `trailing`, what is sent within a window becomes one job at its end, with the last payload.
+    """
+
+    key: UniqueKey
+    every: Annotated[Span, OR_TEXT]
+    trailing: bool = False
+
+
+class DebounceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One job of the queue and kind with the key, with the last payload, once none was sent for `wait` seconds.
+
+    But at the latest `max_wait` seconds after the first; ten times `wait`, unless it is sent.
+    """
+
+    key: UniqueKey
+    wait: Annotated[Span, OR_TEXT]
+    max_wait: Annotated[Span, OR_TEXT] | None = None
+
+
 class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A job to be run. Everything may be left out."""
 
@@ -90,6 +150,9 @@ class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     key: Key | None = None
     depends_on: DependsOn = []
     needs: Needs = "done"
+    unique: UniqueRequest | None = None
+    throttle: ThrottleRequest | None = None
+    debounce: DebounceRequest | None = None
 
 
 class EditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -146,8 +209,9 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """A job. `attempt` counts the runs so far; lists leave payload and result out unless asked.
 
     `progress` is that of its latest attempt; lists leave it and the attempts out. A job that a schedule made says which
-    one and when. `key` is left out where a job has none, `depends_on` and `needs` where it depends on no other.
-    `waits_for` is there while a job is blocked, where one job is asked for.
+    one and when. `key` is left out where a job has none, `depends_on` and `needs` where it depends on no other,
+    `unique`, `throttle` and `debounce` where it was not sent. `waits_for` is there while a job is blocked, where one
+    job is asked for.
     """
 
     id: str
@@ -174,6 +238,9 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     depends_on: Sequence[str] | UnsetType = UNSET
     needs: Needs | UnsetType = UNSET
     waits_for: WaitsFor | UnsetType = UNSET
+    unique: Unique | UnsetType = UNSET
+    throttle: Throttle | UnsetType = UNSET
+    debounce: Debounce | UnsetType = UNSET
     schedule: ScheduledView | UnsetType = UNSET
     attempts: Sequence[AttemptView] | UnsetType = UNSET
 
@@ -211,10 +278,16 @@ class LogView(msgspec.Struct, frozen=True):
 
 
 class BulkReceipt(msgspec.Struct, frozen=True):
-    """How many jobs an array made, and how many were there already."""
+    """What became of the jobs of an array: they are new, or were there already.
+
+    With `unique`, `throttle` or `debounce`, `existing` counts also those for which another job is the answer.
+    `replaced` are those that another job, which waits, has become; `rejected` are those that another one has kept out.
+    """
 
     enqueued: int
     existing: int
+    replaced: int
+    rejected: int
 
 
 class LineReceipt(msgspec.Struct, frozen=True):
@@ -834,6 +907,9 @@ def job_view(
         key=UNSET if options.key is None else options.key,
         depends_on=options.depends_on or UNSET,
         needs=options.needs if options.depends_on else UNSET,
+        unique=options.unique or UNSET,
+        throttle=options.throttle or UNSET,
+        debounce=options.debounce or UNSET,
         schedule=UNSET
         if options.schedule is None
         else ScheduledView(options.schedule.name, rfc3339(options.schedule.at)),

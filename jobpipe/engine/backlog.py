@@ -10,7 +10,10 @@ from jobpipe.store.base import EngineStore, Receipt
 
 
 class Backlog:
-    """Stores jobs through the ledger, while there is room; those that wait for others in a transaction of their own."""
+    """Stores jobs through the ledger, while there is room.
+
+    Those that wait for others or are merged with others, in a transaction of their own.
+    """
 
     def __init__(
         self, store: EngineStore, ledger: Ledger, channels: Sequence[Channel], *, max_backlog: int
@@ -29,7 +32,10 @@ class Backlog:
         return await self._ledger.add(jobs, atomic=atomic)
 
     async def enqueue_dependents(self, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
-        """The same for jobs of which some wait for others, each of them behind those of `jobs` that it depends on."""
+        """The same for jobs of which some wait for others, each of them behind those of `jobs` that it depends on.
+
+        Or of which some are merged with others.
+        """
         self._check(len(jobs))
         self._ledger.arriving += len(jobs)
         try:

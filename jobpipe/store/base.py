@@ -167,19 +167,24 @@ class Receipt(msgspec.Struct, frozen=True):
         "dependency_failed",
         "dependency_cycle",
         "closed",
+        "replaced",
+        "not_unique",
     ]
     """`refused`: nothing wrong with this one, but it shared an atomic add with one that was not stored;
     `locked`: an unfinished transaction of another program stores or deletes a job of this id, so nothing can be said
     yet; `late`: the job is new and expires before it could start; `dependency_cycle`: it waits for itself, by way of
     others of the same add (both are said by the engine, which hands no store such a job); `unknown_dependency` and
     `dependency_failed`: a job that it depends on is not there, or did not end as needed; `closed`: the job is new, and
-    its queue takes none"""
+    its queue takes none; `replaced`: `other` waits, and is what this one asks for now; `not_unique`: `other` has its
+    key. One that is `existing` may be `other`, too"""
     job: Job | None = None
-    """also where it is `stored`, and waits for other jobs"""
+    """also where it is `stored`, and waits for other jobs or for another time than it said"""
     dependencies: Sequence[str] = ()
     """the jobs that it depends on and that are not there, or did not end as needed; or those of a cycle"""
     queue: str = ""
     """the queue that is closed"""
+    other: str | None = None
+    """the id of the job that has its key (`Options.merging`). That job may be gone: then `job` is None"""
 
 
 STORED = Receipt("stored")
@@ -322,11 +327,13 @@ class Change(msgspec.Struct, frozen=True):
     """A verb's effect on one job, or why there was none."""
 
     id: str
-    verdict: Literal["changed", "absent", "refused", "closed"]
-    """`refused`: the job's status does not allow the verb; `closed`: it was to be moved into a queue that takes no jobs
-    """
+    verdict: Literal["changed", "absent", "refused", "closed", "not_unique"]
+    """`refused`: the job's status does not allow the verb; `closed`: it was to be moved into a queue that takes no
+    jobs; `not_unique`: another job has its key"""
     job: Job | None = None
     """the job as it is now, with its attempts; None when absent or deleted"""
+    other: str | None = None
+    """the id of the job that has its key"""
 
 
 class Rescued(msgspec.Struct, frozen=True):
@@ -586,10 +593,17 @@ class EngineStore(Protocol):
     async def add_dependents(self, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
         """Store jobs of which some wait for others (`Options.depends_on`): these are `blocked` until those have ended.
 
+        Or of which some are merged with others (`Options.merging`): see below.
+
         A job comes after those of `jobs` that it depends on. One is queued, or scheduled, whose dependencies have all
         ended as needed. One that is not there makes its receipt `unknown_dependency`, one that has ended otherwise
         `dependency_failed`. With `atomic`, none is stored then. A job that is there already is compared, as in an
         exchange, whatever its dependencies have come to. New jobs of a closed queue are not stored.
+
+        What becomes of a job that is to be merged with others, and whose id is new, `jobpipe.merging.decided` says: by
+        its created_at. Adds with one key take turns, so no two jobs have it at any time. Where the job is due at
+        another time than it said, its receipt has it; one that expires by then is `late`. No other job of an atomic add
+        is refused because one is `replaced` or `not_unique`.
         """
 
     async def follow(self, now: float) -> Followed:
@@ -620,8 +634,8 @@ class EngineStore(Protocol):
 
         Fewer than `STEP`: nothing is left to delete. Too old is what ended at or before `now` less its age. Of a queue
         that says how long its jobs are kept, those that `note_kept` has noted are deleted by that as well. Then queues
-        are forgotten that have no jobs, are not paused, and have no settings, and keys that are gone, some thousands at
-        a time.
+        are forgotten that have no jobs, are not paused, and have no settings, and keys that are gone, or that no job
+        can have any more, some thousands at a time.
         """
 
     async def note_kept(self, now: float, retention: Retention) -> bool:
@@ -670,7 +684,7 @@ class ControlStore(Protocol):
         """Queue ended jobs again, their count of attempts set back to 0. Refused for jobs that have not ended.
 
         A job that depends on others is blocked while one of them has not ended, and refused while one that is still
-        there has ended otherwise than needed.
+        there has ended otherwise than needed. One with a unique key takes it again, unless another job has it.
         """
 
     async def promote(self, ids: Sequence[str], now: float) -> Sequence[Change]:

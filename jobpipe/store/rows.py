@@ -133,10 +133,10 @@ def plausible(size: int) -> int:
     return min(max(size, 0), LARGEST)
 
 
-def tags_of(options: bytes | None) -> Sequence[str] | None:
-    """The tags in stored options; None where they cannot be read."""
+def readable_options(options: bytes | None) -> Options | None:
+    """Stored options; None where they cannot be read."""
     try:
-        return decoded_options(options).tags
+        return decoded_options(options)
     except Exception:  # noqa: BLE001 - whatever stands there
         return None
 

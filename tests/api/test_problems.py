@@ -34,6 +34,7 @@ CODES = {
     "queue_not_empty",
     "method_not_allowed",
     "id_conflict",
+    "not_unique",
     "dependency_failed",
     "unknown_dependency",
     "wrong_status",

@@ -205,7 +205,7 @@ async def test_every_pattern_is_one_that_every_dialect_reads(spec):
     """RE2 has no lookaheads, JavaScript no \\Z, and they write characters beyond U+00FF differently."""
     patterns = {node["pattern"] for node in _nodes(spec.document) if isinstance(node.get("pattern"), str)}
 
-    assert len(patterns) == 5
+    assert len(patterns) == 6
     for pattern in patterns:
         assert not re.search(r"\(\?[^:]|\\[A-Zu]|\\[0-9]", pattern)
         assert pattern.isascii()
@@ -446,8 +446,28 @@ async def _with_dependents(door):
     yield await door.get("/jobs/after-held")
     async for response in _with_settings(door):
         yield response
+    async for response in _merged(door):
+        yield response
     async for response in _with_schedules(door):
         yield response
+
+
+async def _merged(door):
+    """Answers about jobs that are merged with others."""
+    late = {"delay": 1000}
+    unique = {"unique": {"key": "k", "for": "5m", "on_conflict": "reject"}}
+    throttle = {"throttle": {"key": "k", "every": 1000, "trailing": True}}
+    debounce = {"debounce": {"key": "k", "wait": 1000}}
+    for number in range(2):
+        for asked_for in (unique | late, throttle, debounce):
+            yield await door.enqueue(id=f"{next(iter(asked_for))}-{number}", **asked_for)
+    yield await door.post("/enqueue/bulk", json=[unique, throttle, debounce])
+    for name in ("unique", "throttle", "debounce"):
+        yield await door.get(f"/jobs/{name}-0")
+    await door.enqueue(id="first", unique={"key": "l"}, **late)
+    await door.post("/jobs/first/cancel")
+    await door.enqueue(id="second", unique={"key": "l"}, **late)
+    yield await door.post("/jobs/first/retry")
 
 
 async def _deleted_while_it_is_waited_for(door):

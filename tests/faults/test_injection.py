@@ -58,6 +58,7 @@ HEART = {
         "jobs",
         "keeping",
         "lanes",
+        "merging",
         "nodes",
         "notes",
         "queues",

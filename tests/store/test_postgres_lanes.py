@@ -13,6 +13,7 @@ import trio
 from jobpipe.job import ENDED, Options, Outcome
 from jobpipe.lanes import Limits, PerKey, Rate
 from jobpipe.store.base import Add, Batch, Claimed, ClaimRequest, Share
+from jobpipe.store.migrations import migrations
 from jobpipe.store.postgres import PostgresStore, migrate, open_postgres
 from jobpipe.store.postgres.address import read_address
 from jobpipe.store.postgres.connector import Connector
@@ -375,6 +376,56 @@ async def test_damaged_rows_keep_nobody_waiting(schema: str, stores: Sequence[Po
     assert {one for one in taken if one.startswith("plain")} == {
         f"plain{key}{number}" for key in "ab" for number in range(3)
     }
+
+
+async def test_a_job_that_sql_enqueues_may_have_a_key(schema: str, stores: Sequence[PostgresStore]) -> None:
+    """It gates its queue, as over HTTP; also one that is due later; and the same again is the same job."""
+    store = stores[0]
+    await store.put_limits("mail", Limits(per_key=PerKey(max_running=1)))
+    call = f"select {schema}.enqueue('echo', queue => %s, id => %s, key => %s, delay => %s)"
+    for queue, job_id, key, delay in (
+        ("mail", "a", "k", 0),
+        ("mail", "b", "k", 0),
+        ("mail", "c", "l", 0),
+        ("mail", "d", "m", 5),
+        ("other", "e", "k", 0),
+        ("mail", "a", "k", 0),
+    ):
+        assert ask(call, queue, job_id, key, delay) == [(job_id,)]
+    now = float(str(ask("select extract(epoch from clock_timestamp())")[0][0]))
+    claim = ClaimRequest(limit=9, kinds=ECHO)
+    first = await store.exchange(Batch(node="n0", now=now, claims=[claim]))
+    then = await store.exchange(Batch(node="n0", now=now + 6, claims=[claim]))
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        ask(call, "mail", "a", "other", 0)
+
+    assert {job.id for job in first.claimed} == {"a", "c", "e"}
+    assert {job.options.key for job in first.claimed} == {"k", "l"}
+    assert [job.id for job in then.claimed] == ["d"]
+    assert await store.gate("other", now) is not None
+
+
+def test_who_may_enqueue_by_sql_may_do_so_after_the_migration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function is another one then."""
+    every = migrations("jobpipe.store.postgres")
+    of_lanes = next(number for number, sql in every if "create table lanes" in sql)
+    with new_schema() as name:
+        role, url = f"{name}_app", with_query(server_url(), schema=name)
+        with monkeypatch.context() as patched:
+            before = [(number, sql) for number, sql in every if number < of_lanes]
+            patched.setattr("jobpipe.store.postgres.opening.migrations", lambda _: before)
+            migrate(url)
+        ask(f"create role {role}")
+        try:
+            ask(f"grant execute on function {name}.enqueue to {role}")
+            migrate(url)
+            may = ask(f"select has_function_privilege('{role}', '{name}.enqueue'::regproc, 'execute')")
+            public = ask(f"select has_function_privilege('public', '{name}.enqueue'::regproc, 'execute')")
+            ask(f"drop owned by {role}")
+        finally:
+            ask(f"drop role {role}")
+
+    assert (may, public) == ([(True,)], [(False,)])
 
 
 # What is read

@@ -29,10 +29,12 @@ from jobpipe.store.postgres.nodes import Nodes
 from jobpipe.store.postgres.session import Session
 from jobpipe.store.postgres.tables import Tables
 from jobpipe.store.postgres.writer import Writer
+from jobpipe.store.verbs import merging
 from jobpipe.store.verbs.facade import SharedVerbs
 from jobpipe.store.verbs.followers import MOST
 from tests.store.server import ask, new_schema, server_url, with_query
 from tests.store.test_contract import KEEP_ALL, LATER, NOW, new_job, settlement, start, wish
+from tests.store.test_merging import debounced, throttled, unique
 
 pytestmark = pytest.mark.slow
 
@@ -116,6 +118,11 @@ FILL = (
         f"on o.id = 'l' || substring(new.id from 2) or o.id = 'hub' || substring(new.id from 2)::int % {HUBS}"
     ),
     "update {0}.live set followed = true where seq in (select on_seq from {0}.waits)",
+    # Each job that comes later has a key; some of those are also taken for a while.
+    (
+        "insert into {0}.uniques select md5(id), seq, id, null, created_at, "
+        f"case when seq % 10 = 0 then {LATER} + seq end from {{0}}.jobs where id like 'l%'"
+    ),
     "insert into {0}.tags select 'rare', created_at, seq from {0}.jobs where id like '%777'",
     "insert into {0}.counts select queue, status, 999, count(*), 0 from {0}.ended group by 1, 2",
     "insert into {0}.counts select queue, status, 999, count(*), 0 from {0}.live group by 1, 2",
@@ -129,13 +136,14 @@ FILL = (
     "vacuum (analyze) {0}.live",
     "vacuum (analyze) {0}.ended",
     "vacuum (analyze) {0}.waits",
+    "vacuum (analyze) {0}.uniques",
     "vacuum (analyze) {0}.counts",
 )
 
 _READ = (
     "select relname, seq_tup_read, idx_tup_fetch from pg_stat_xact_user_tables "
     "where schemaname = %(schema)s and relname in "
-    "('jobs', 'live', 'ended', 'attempts', 'tags', 'counts', 'totals', 'queues', 'waits')"
+    "('jobs', 'live', 'ended', 'attempts', 'tags', 'counts', 'totals', 'queues', 'waits', 'uniques')"
 )
 
 
@@ -341,6 +349,31 @@ async def test_a_job_that_waits_for_others_reads_those(connection: Counting, ver
     assert (first.verdict, second.verdict, shown.count) == ("stored", "stored", 50)
     assert [change.job and change.job.status for change in changes] == [Status.BLOCKED]
     assert read == [(0, True)] * 4
+
+
+async def test_a_key_is_found_among_those_of_all_jobs(connection: Counting, verbs: Verbs) -> None:
+    """To store, replace, retry and delete jobs, and to sweep what is over."""
+    read = list[tuple[int, bool]]()
+
+    def noted() -> None:
+        read.append((connection.whole, connection.by_index <= 200))
+
+    jobs = [unique("u1"), throttled("u2", NOW), debounced("u3", NOW)]
+    receipts = await verbs.add_dependents(jobs, atomic=True)
+    noted()
+    receipts = [*receipts, *await verbs.add_dependents([debounced("u4", NOW + 1)], atomic=True)]
+    noted()
+    await verbs.cancel(["u1"], NOW)
+    (retried,) = await verbs.retry(["u1"], NOW)
+    noted()
+    (deleted,) = await verbs.delete(["u1"], NOW)
+    noted()
+    await verbs._carry_out(lambda tx: merging.sweep(tx, NOW))
+    noted()
+
+    assert [one.verdict for one in receipts] == ["stored"] * 3 + ["replaced"]
+    assert (retried.verdict, deleted.verdict) == ("changed", "changed")
+    assert read == [(0, True)] * 5
 
 
 async def test_what_follows_the_end_of_a_job_reads_those_that_wait_for_it(

@@ -45,7 +45,8 @@ from jobpipe.store.sqlite.opening import check_path
 from jobpipe.store.sqlite.tables import carry_out, looked
 from jobpipe.store.sqlite.writer import Writer
 from jobpipe.store.verbs import dependencies, followers, jobs, nodes, queues, retention
-from tests.store.test_contract import wish
+from tests.store.test_contract import KEEP_ALL, wish
+from tests.store.test_merging import debounced, throttled, unique
 
 NOW = 1_700_000_000.0
 TAKE = Retention(done_age=0, failed_age=0, jobs=0, size=0)
@@ -475,6 +476,27 @@ def test_a_health_check_costs_the_same_among_fifty_thousand_queues(db: apsw.Conn
     assert all(after <= 1.2 * before + 100 for before, after in zip(*costs, strict=True))
 
 
+def test_keys_are_found_by_index(db: apsw.Connection) -> None:
+    """Whatever is done with those: jobs are stored, replaced, retried, deleted and pruned."""
+    new = [unique("a"), unique("b", on_conflict="replace"), throttled("c", NOW), debounced("d", NOW)]
+
+    def act() -> None:
+        carry_out(db, lambda tx: dependencies.add(tx, new, atomic=True))
+        carry_out(db, lambda tx: dependencies.add(tx, [debounced("e", NOW + 1)], atomic=True))
+        carry_out(db, lambda tx: jobs.cancel(tx, ["a"], NOW))
+        carry_out(db, lambda tx: dependencies.retry(tx, ["a"], NOW))
+        carry_out(db, lambda tx: jobs.delete(tx, ["a", "c"], NOW))
+        carry_out(db, lambda tx: retention.prune(tx, NOW + 1000, KEEP_ALL))
+
+    found = plans(db, act)
+
+    # The keys of one request are sorted as they come.
+    assert faults({sql: how for sql, how in found.items() if "insert into uniques" not in sql}) == []
+    scans = [sql for sql, how in found.items() if re.search(r"SCAN uniques\b(?! USING)", " ".join(how))]
+    assert scans == []
+    assert sum("uniques" in sql for sql in found) >= 8
+
+
 def test_control_walks_indexes(db: apsw.Connection) -> None:
     """Cancel, retry, delete and rescue find their rows by id, seq or the index of held jobs."""
     a_bit_of_everything(db)
@@ -482,7 +504,7 @@ def test_control_walks_indexes(db: apsw.Connection) -> None:
     def act() -> None:
         carry_out(db, lambda tx: jobs.cancel(tx, ["a", "b", "later", "mail", "none"], NOW))
         carry_out(db, lambda tx: dependencies.retry(tx, ["a", "late"], NOW))
-        carry_out(db, lambda tx: jobs.delete(tx, ["later"]))
+        carry_out(db, lambda tx: jobs.delete(tx, ["later"], NOW))
         carry_out(db, lambda tx: nodes.rescue(tx, "other", NOW + 1e6))
 
     found = plans(db, act)

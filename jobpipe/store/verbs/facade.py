@@ -138,7 +138,7 @@ class SharedVerbs(ABC):
         return await self._carry_out(lambda tx: jobs.edit(tx, ids, edits, now))
 
     async def delete(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        return await self._carry_out(lambda tx: jobs.delete(tx, ids), now)
+        return await self._carry_out(lambda tx: jobs.delete(tx, ids, now), now)
 
     async def pause(self, queue: str, reason: str | None = None, until: float | None = None) -> None:
         await self._carry_out(lambda tx: queues.pause(tx, queue, reason, until), repeatable=True)

@@ -703,4 +703,48 @@ begin
 end
 $patch$;
 
+-- enqueue() takes a key. A job that it enqueues without one into a gated queue gets its lane from a claim. It has another
+-- parameter, so it is another function: whoever was allowed to execute the old one may execute it, too.
+do $patch$
+declare
+    old constant regprocedure := (select oid::regprocedure from pg_proc where oid = 'enqueue'::regproc);
+    allowed constant aclitem[] := (select proacl from pg_proc where oid = old);
+    body text := pg_get_functiondef(old);
+    granted record;
+    changes constant text[] := array[
+        ')
+ RETURNS text',
+        ', key text DEFAULT NULL::text)
+ RETURNS text',
+        'when enqueue.backoff is not null then wrong_backoff(enqueue.backoff)',
+        $new$when length(enqueue.key) not between 1 and 200 or enqueue.key collate "C" ~ not_in_ids or enqueue.key in ('.', '..')
+            then 'key: 1 to 200 characters, without spaces, slashes and control characters'
+        when enqueue.backoff is not null then wrong_backoff(enqueue.backoff)$new$,
+        $old$'delay', enqueue.delay,$old$,
+        $new$'key', enqueue.key,
+        'delay', enqueue.delay,$new$,
+        'insert into live (seq, kind, queue, status, priority, run_at, created_at, expires_at)',
+        'insert into live (seq, kind, queue, status, priority, run_at, created_at, expires_at, key)',
+        'values (job_seq, case when exists (',
+        'values (job_seq, case when enqueue.key is not null or exists (',
+        'enqueue.priority, due, now_at, until);',
+        'enqueue.priority, due, now_at, until, enqueue.key);
+    insert into lane_news (queue, key, ready)
+        select enqueue.queue, enqueue.key, true where enqueue.key is not null and due <= now_at;'];
+begin
+    for n in 1 .. cardinality(changes) by 2 loop
+        if strpos(body, changes[n]) = 0 then
+            raise exception 'the function enqueue() is not as expected';
+        end if;
+        body := replace(body, changes[n], changes[n + 1]);
+    end loop;
+    execute 'drop function ' || old;
+    execute body;
+    execute format('revoke execute on function %s from public', 'enqueue'::regproc::oid::regprocedure);
+    for granted in select distinct a.grantee::regrole as name from aclexplode(allowed) a where a.grantee <> 0 loop
+        execute format('grant execute on function %s to %s', 'enqueue'::regproc::oid::regprocedure, granted.name);
+    end loop;
+end
+$patch$;
+
 do $$ begin execute format('revoke execute on all functions in schema %I from public', current_schema()); end $$;
