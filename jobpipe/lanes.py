@@ -7,6 +7,7 @@ Pure: no clock, no store, no task. Times are seconds since the epoch.
 """
 
 import heapq
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeVar
@@ -146,14 +147,15 @@ def in_turn(lanes: Sequence[tuple[L, Iterator[R]]]) -> Iterator[tuple[L, R]]:
         (lane.turn, place, lane.room, lane, jobs) for place, (lane, jobs) in enumerate(lanes) if lane.room > 0
     ]
     heapq.heapify(heap)
+    round_robin = itertools.count(len(lanes))  # of equal turns, those that have not given yet come first
     while heap:
-        turn, place, room, lane, jobs = heap[0]
+        turn, _, room, lane, jobs = heap[0]
         job: Any = next(jobs, heap)  # the heap itself: no job can be that
         if job is heap:
             heapq.heappop(heap)
             continue
         if room > 1:
-            heapq.heapreplace(heap, (turn + 1 / lane.weight, place, room - 1, lane, jobs))
+            heapq.heapreplace(heap, (turn + 1 / lane.weight, next(round_robin), room - 1, lane, jobs))
         else:
             heapq.heappop(heap)
         yield lane, job

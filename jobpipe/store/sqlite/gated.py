@@ -12,6 +12,7 @@ from jobpipe.lanes import EMPTY, FULL, NO_LIMITS, OPEN, RESTING, Lane, Limits, i
 from jobpipe.store.rows import Row
 from jobpipe.store.sqlite.known import Known
 from jobpipe.store.sqlite.rows import READY_IN_LANE, as_json, fetch
+from jobpipe.store.sqlite.values import execute_values
 from jobpipe.store.verbs.lanes import LIMIT_COLUMNS, count_from, limits_from, time_from, weight_from
 
 WALKED = 1_000
@@ -74,7 +75,15 @@ where not exists (
         and key = lane.value
 )
 """
-_SERVED = "update lanes set turn = ?, state = ?, until = ?, tat = ? where queue = ? and key = ?"
+_SERVED = """
+update lanes
+set turn = v.column1,
+    state = v.column2,
+    until = v.column3,
+    tat = v.column4
+from ({values}) as v
+where lanes.queue = v.column5 and lanes.key = v.column6
+"""
 _GONE = "delete from lanes where queue = ? and key = ?"
 _TAKEN = "update queues set turn = ?, tat = ? where name = ?"
 _BEFORE_ALL = (-math.inf, "")
@@ -245,7 +254,7 @@ class Gated:
     ) -> Sequence[tuple[_Open, Iterator[Row]]]:
         """Lanes that have room, with their ready jobs: a share of each is read at once, the others when asked for."""
         open_lanes = [lane for lane in lanes if lane.room > 0]
-        part = share(room, len(open_lanes))
+        part = share(room, len(open_lanes)) + 1
         jobs = self._read(gate, [lane.key for lane in open_lanes], part)
         for lane in open_lanes:
             lane.barren = lane.key not in jobs
@@ -254,9 +263,14 @@ class Gated:
         ]
 
     def _in_order(self, gate: _Gate, lane: _Open, first: Sequence[Row], part: int) -> Iterator[Row]:
-        yield from first[:part]
-        if len(first) >= part:
-            yield from self._read(gate, [lane.key], self._limit).get(lane.key, ())[part:]
+        """The jobs of a lane, of which the first few are read: then more each time."""
+        read, rows = 0, first[:part]
+        while True:
+            yield from rows[read:]
+            if len(rows) < part or part >= self._limit:
+                return
+            read, part = part, min(4 * part, self._limit)
+            rows = self._read(gate, [lane.key], part).get(lane.key, ())[:part]
 
     def _read(self, gate: _Gate, keys: Sequence[str], limit: int) -> Mapping[str, Sequence[Row]]:
         """The first jobs of some lanes, of each kind so many, in order."""
@@ -286,8 +300,8 @@ class Gated:
             return
         asked = {"queue": gate.queue, "keys": _as_array(served)}
         empty = {key for (key,) in fetch(self._db, _EMPTY, asked)}
-        for key in served:
-            self._write_lane(gate, gate.lanes[key], taken[key], empty=key in empty)
+        after = [self._after(gate, gate.lanes[key], taken[key], empty=key in empty) for key in served]
+        execute_values(self._db, _SERVED, [row for row in after if row is not None])
         jobs = sum(taken.values())
         if jobs:
             turn = max(
@@ -297,7 +311,8 @@ class Gated:
             tat = gate.tat if rate is None else rate.taken(gate.tat, jobs, self._now)
             self._db.execute(_TAKEN, (turn, tat, gate.queue))
 
-    def _write_lane(self, gate: _Gate, lane: _Open, jobs: int, *, empty: bool) -> None:
+    def _after(self, gate: _Gate, lane: _Open, jobs: int, *, empty: bool) -> Row | None:
+        """How a lane stands from now on, of which so many jobs were taken; None: as before, or it is gone."""
         rate = gate.limits.per_key.rate
         tat = lane.tat if rate is None or not jobs else rate.taken(lane.tat, jobs, self._now)
         until = None
@@ -305,7 +320,7 @@ class Gated:
             state, until = EMPTY, tat if tat is not None and tat > self._now else None
             if lane.usual and until is None:
                 self._db.execute(_GONE, (gate.queue, lane.key))
-                return
+                return None
         elif lane.max_running is not None and lane.running + jobs >= lane.max_running:
             state = FULL
         elif rate is not None and not rate.tokens(tat, self._now):
@@ -313,10 +328,10 @@ class Gated:
         else:
             state = OPEN
         if state == OPEN and not jobs:
-            return
+            return None
         if until is not None:
             self._known.due_changed()
-        self._db.execute(_SERVED, (lane.turn + jobs / lane.weight, state, until, tat, gate.queue, lane.key))
+        return lane.turn + jobs / lane.weight, state, until, tat, gate.queue, lane.key
 
 
 def _as_array(keys: Sequence[str]) -> str:

@@ -11,10 +11,8 @@ import msgspec
 from jobpipe.job import ACTIVE, NewJob, Status
 from jobpipe.lanes import EMPTY, FULL, OPEN, PAUSED, RESTING
 from jobpipe.store.base import STEP, STORED, Receipt
-from jobpipe.store.rows import Row
 from jobpipe.store.sqlite.known import Known
 from jobpipe.store.sqlite.rows import READY_BY_QUEUE, READY_IN_LANE, fetch, fetch_one
-from jobpipe.store.verbs.dialect import translated
 from jobpipe.store.verbs.lanes import PLACE, REOPEN
 from jobpipe.transitions import Stored
 
@@ -63,10 +61,10 @@ on conflict (queue, key) do update set
     turn = max(turn, excluded.turn)
 where state = {EMPTY}
 """
-_LANES_OF = f"""
-select distinct queue, key, aside = {IN_LANE} and status = 'queued' and held = 0
+_READY_OF = f"""
+select queue, key
 from jobs
-where {_THESE} and key is not null
+where {_THESE} and key is not null and aside = {IN_LANE} and status = 'queued' and held = 0
 """
 _NEXT_LANE = f"""
 select queue, key, (
@@ -84,7 +82,15 @@ insert into lanes (queue, key, turn)
 values (:queue, :key, {PLACE.format(queue=":queue")})
 on conflict (queue, key) do update set state = {OPEN}, until = null
 """
-_FREE = translated(f"{REOPEN} where queue = :queue and key = :key and state = {FULL}", "sqlite")
+_FREE = f"""
+{REOPEN}
+where state = {FULL}
+    and (queue, key) in (
+        select queue, key
+        from jobs
+        where {_THESE} and key is not null
+    )
+"""
 _DUE = "(select queue, key from lanes where until is not null and until <= :now order by until limit :limit)"
 _FORGET_DUE = f"""
 delete from lanes
@@ -154,9 +160,9 @@ class Lanes:
 
     def settled(self, seqs: Collection[int]) -> None:
         """Jobs are held no more: there is room in their lanes, and some of them may be ready again."""
-        lanes: list[Row] = fetch(self._db, _LANES_OF, {"seqs": msgspec.json.encode(list(seqs)).decode()})
-        self._db.executemany(_FREE, [{"queue": queue, "key": key} for queue, key, _ in lanes])
-        self.line_up((queue, key) for queue, key, ready in lanes if ready)
+        these = {"seqs": msgspec.json.encode(list(seqs)).decode()}
+        self._db.execute(_FREE, these)
+        self.line_up(set(fetch(self._db, _READY_OF, these)))
         self._known.ready_changed()
 
     def saved(self, changes: Sequence[tuple[Stored, Stored]]) -> None:
