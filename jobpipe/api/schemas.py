@@ -210,8 +210,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
 
     `progress` is that of its latest attempt; lists leave it and the attempts out. A job that a schedule made says which
     one and when. `key` is left out where a job has none, `depends_on` and `needs` where it depends on no other,
-    `unique`, `throttle` and `debounce` where it was not sent. `waits_for` is there while a job is blocked, where one job
-    is asked for.
+    `unique`, `throttle` and `debounce` where it was not sent. `waits_for` is there while a job is blocked, where one
+    job is asked for.
     """
 
     id: str
