@@ -153,6 +153,7 @@ LOST = {
     "a lane is gone": "delete from lanes where key = 'a'",
     "a lane is full for ever": "update lanes set state = 2 where key = 'a'",
     "a lane stands nowhere": "update lanes set state = 77 where key = 'a'",
+    "a lane rests for ever": "update lanes set state = 1 where key = 'a'",
     "a lane is empty, it says": "update lanes set state = 3 where key = 'a'",
     "all lanes are gone": "delete from lanes",
     "the queue is not gated, it says": "update queues set gated = 0",

@@ -84,7 +84,7 @@ least(
 
 # The first job of each queue's lane whose turn it is.
 _FIRST_IN_LANES = """
-select l.seq
+select -l.priority::bigint, l.run_at, l.seq
 from (
     select r.seq
     from lanes la cross join lateral (
@@ -197,7 +197,7 @@ told as (
     insert into lane_news (queue, key, ready)
     select w.queue, w.key, true
     from looked w left join lanes la on la.queue = w.queue and la.key = w.key
-    where la.key is null or la.state not in (0, 1, 2, 4)
+    where la.key is null or la.state not in (0, 1, 2, 4) or (la.state = 1 and la.until is null)
 )
 select queue, key, count(*) over ()
 from looked

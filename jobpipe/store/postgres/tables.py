@@ -411,9 +411,10 @@ class Tables:
         for (head, in_lanes), of_queue in heads or [((HEAD, HEAD_IN_LANES), {})]:
             found = [self._session.run(sql, {**values, **of_queue}) for sql in (head, in_lanes)]
             await self._session.answered()
-            seqs = integers([seq for one in found for (seq,) in one.rows()])
-            if first := [stored_from(row) for row in await self._session.rows(_BY_SEQ, {"seqs": seqs})]:
-                return min(first, key=_in_order)
+            # In the order of the claim, which goes by "live".
+            if places := sorted(place for one in found for place in one.rows()):
+                rows = await self._session.rows(_BY_SEQ, {"seqs": integers([places[0][-1]])})
+                return stored_from(rows[0]) if rows else None
         return None
 
     def save(self, changes: Sequence[tuple[Stored, Stored]]) -> None:
@@ -615,10 +616,6 @@ class Tables:
     async def try_alone(self, what: str) -> bool:
         row = await self._session.row(_ALONE, {"name": f"{self._channel} {what}"})
         return bool(row and row[0])
-
-
-def _in_order(stored: Stored) -> tuple[int, float, int]:
-    return -stored.job.asked.priority, stored.job.asked.run_at, stored.seq
 
 
 def _standing(stored: Stored) -> dict[str, Any]:

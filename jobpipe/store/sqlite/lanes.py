@@ -69,7 +69,11 @@ from jobs
 where {_THESE} and key is not null
 """
 _NEXT_LANE = f"""
-select queue, key, (select state from lanes where lanes.queue = jobs.queue and lanes.key = jobs.key)
+select queue, key, (
+    select iif(state = 1 and until is null, null, state)
+    from lanes
+    where lanes.queue = jobs.queue and lanes.key = jobs.key
+)
 from {READY_IN_LANE}
     and (queue, key) > (?, ?)
 order by queue, key
@@ -204,10 +208,11 @@ class Lanes:
         """Look for lost lanes; see `Transaction.mend_lanes`. Full ones are opened too: the next claim closes them."""
         for _ in range(limit):
             row = fetch_one(self._db, _NEXT_LANE, after)
-            if row is None:
+            if (
+                row is None or row[:2] == after
+            ):  # the same again: its text is not UTF-8, so nobody can name it
                 return "", ""
-            *lane, state = row
-            after = lane[0], lane[1]
+            after, state = row[:2], row[2]
             if after[0] not in self._known.gated():
                 self.gate(after[0])
             if state not in STANDING:

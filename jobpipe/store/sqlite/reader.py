@@ -405,11 +405,12 @@ def _unserved_in_lanes(db: apsw.Connection, served: frozenset[str]) -> Iterator[
     place: Row = ("", "", "")
     for _ in range(STEP):
         row = fetch_one(db, _NEXT_IN_LANES, place)
-        if row is None:
+        if row is None or row == place:  # the same again: its text is not UTF-8, so nobody can name it
             return
         place = row
-        if place[-1] not in served:
-            yield place[-1], *db.execute(_OF_LANE, place).fetchall()[0]
+        jobs, since = (0, None) if place[-1] in served else db.execute(_OF_LANE, place).fetchall()[0]
+        if jobs:
+            yield place[-1], jobs, since
 
 
 def ping(db: apsw.Connection) -> None:
