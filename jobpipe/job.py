@@ -1,6 +1,7 @@
 """The job: its words, its data, and which status may follow which. Pure: no clock, no store, no task."""
 
 import enum
+import math
 import operator
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -66,6 +67,13 @@ Tag = Annotated[
         extra_json_schema={PORTABLE: r"^[^\x00-\x1f\x7f-\x9f\xad]{1,100}$"},
     ),
 ]
+Tags = Annotated[list[Tag], Meta(max_length=20, description="an array of at most 20 tags")]
+DependsOn = Annotated[
+    list[JobId], Meta(max_length=1000, description="an array of at most 1000 ids of jobs that it waits for")
+]
+Priority = Annotated[
+    int, Meta(ge=-1000, le=1000, description="a whole number from -1000 to 1000; higher runs first")
+]
 Seconds = Annotated[
     float, Meta(ge=0, le=315_360_000, description="a number of seconds from 0 to 315360000 (ten years)")
 ]
@@ -80,6 +88,10 @@ Timeout = Annotated[
 Retries = Annotated[
     int, Meta(ge=0, le=10_000, description="a whole number from 0 to 10000; attempts after the first")
 ]
+
+
+LATEST = 253_402_300_799.999
+"""The last millisecond of the year 9999, the last that RFC 3339 can write."""
 
 
 class Status(enum.StrEnum):
@@ -365,6 +377,21 @@ def nests_deeper(value: Any, levels: int) -> bool:  # noqa: ANN401 - any JSON
         if not layer:
             return False
     return any(isinstance(one, dict | list) for one in layer)
+
+
+def holds_nan(value: Any) -> bool:  # noqa: ANN401 - any JSON
+    """Whether a NaN or an infinity is in a value; walks with a list of its own, since a value may nest deep."""
+    left = [value]
+    while left:
+        match left.pop():
+            case float() as number:
+                if not math.isfinite(number):
+                    return True
+            case dict() as table:
+                left += table.values()
+            case list() | tuple() | set() | frozenset() as items:
+                left += items
+    return False
 
 
 def may_nest_deeper(encoded: bytes, levels: int) -> bool:

@@ -15,9 +15,11 @@ from jobpipe.job import (
     DEFAULT_KIND,
     DEFAULT_QUEUE,
     INVISIBLE,
+    LATEST,
     PORTABLE,
     AttemptRecord,
     Backoff,
+    DependsOn,
     FirstWait,
     Job,
     JobError,
@@ -27,26 +29,19 @@ from jobpipe.job import (
     Name,
     Needs,
     Outcome,
+    Priority,
     Progress,
     Retries,
     Seconds,
     Status,
     Tag,
+    Tags,
     Timeout,
 )
 from jobpipe.schedules import CatchUp, Overlap
 from jobpipe.store.base import LOG_LINES, QUEUES, SCHEDULES, Unserved
 
 Time = Annotated[datetime, Meta(tz=True, description=TIME)]
-
-Priority = Annotated[
-    int, Meta(ge=-1000, le=1000, description="a whole number from -1000 to 1000; higher runs first")
-]
-Tags = Annotated[list[Tag], Meta(max_length=20, description="an array of at most 20 tags")]
-
-DependsOn = Annotated[
-    list[JobId], Meta(max_length=1000, description="an array of at most 1000 ids of jobs that it waits for")
-]
 
 When = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 """A time as it is shown: RFC 3339, UTC, with milliseconds."""
@@ -554,7 +549,7 @@ TRACEBACKS = 1 << 20
 NULL = msgspec.Raw(b"null")
 
 
-EARLIEST, LATEST = -62_135_596_800.0, 253_402_300_799.999
+EARLIEST = -62_135_596_800.0
 """The first and the last time that RFC 3339 can write: years 1 to 9999."""
 
 

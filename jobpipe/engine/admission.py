@@ -90,7 +90,9 @@ class Admission:
             options=options,
         )
 
-    async def enqueue(self, jobs: Sequence[NewJob], *, atomic: bool = False) -> Sequence[Receipt]:
+    async def enqueue(
+        self, jobs: Sequence[NewJob], *, atomic: bool = False, of_handler: bool = False
+    ) -> Sequence[Receipt]:
         """Store jobs, and return a receipt for each once they survive a crash.
 
         A job that expires before it could start is not stored. Its receipt is `late`; or, where an earlier request
@@ -100,34 +102,34 @@ class Admission:
         A job that depends on others may stand anywhere among `jobs` where they are `atomic`; else behind those of them
         that it depends on.
 
-        Raises `Draining`, `QueueFull` or `StoreUnavailable`; then nothing was stored. A cancel leaves either all of
-        them stored or none.
+        Raises `Draining` and `QueueFull`, unless they are `of_handler`, or `StoreUnavailable`; then nothing was stored.
+        A cancel leaves either all of them stored or none.
         """
         if not any(map(_is_special, jobs)):
-            return await self._backlog.enqueue(jobs, atomic=atomic) if jobs else ()
+            return await self._backlog.enqueue(jobs, atomic=atomic, of_handler=of_handler) if jobs else ()
         late = {place: await self._late(new) for place, new in enumerate(jobs) if is_late(new)}
         timely = [new for new in jobs if not is_late(new)]
         if atomic and any(receipt.verdict != "existing" for receipt in late.values()):
             stored: Sequence[Receipt] = [REFUSED] * len(timely)
         else:
-            stored = await self._stored(timely, atomic=atomic) if timely else ()
+            stored = await self._stored(timely, atomic=atomic, of_handler=of_handler) if timely else ()
         others = iter(stored)
         return [late[place] if place in late else next(others) for place in range(len(jobs))]
 
-    async def _stored(self, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
+    async def _stored(self, jobs: Sequence[NewJob], *, atomic: bool, of_handler: bool) -> Sequence[Receipt]:
         """Store jobs of which some may depend on others."""
         if not any(map(_depends, jobs)):
-            return await self._backlog.enqueue(jobs, atomic=atomic)
+            return await self._backlog.enqueue(jobs, atomic=atomic, of_handler=of_handler)
         if atomic:
-            return await self._stored_in_order(jobs)
+            return await self._stored_in_order(jobs, of_handler=of_handler)
         # Those that depend on nothing go with the others of the node; one may be what another depends on.
         plain = [new for new in jobs if not _depends(new)]
-        first = iter(await self._backlog.enqueue(plain) if plain else ())
+        first = iter(await self._backlog.enqueue(plain, of_handler=of_handler) if plain else ())
         dependents = [new for new in jobs if _depends(new)]
-        then = iter(await self._backlog.enqueue_dependents(dependents, atomic=False))
+        then = iter(await self._backlog.enqueue_dependents(dependents, atomic=False, of_handler=of_handler))
         return [next(then if _depends(new) else first) for new in jobs]
 
-    async def _stored_in_order(self, jobs: Sequence[NewJob]) -> Sequence[Receipt]:
+    async def _stored_in_order(self, jobs: Sequence[NewJob], *, of_handler: bool) -> Sequence[Receipt]:
         """Store all or none, each behind those that it depends on."""
         try:
             order = in_order(jobs)
@@ -135,7 +137,9 @@ class Admission:
             cycle: Sequence[str] = error.args[1]
             refused = Receipt("dependency_cycle", dependencies=cycle)
             return [refused if new.id in cycle else REFUSED for new in jobs]
-        receipts = await self._backlog.enqueue_dependents([jobs[place] for place in order], atomic=True)
+        receipts = await self._backlog.enqueue_dependents(
+            [jobs[place] for place in order], atomic=True, of_handler=of_handler
+        )
         by_place = dict(zip(order, receipts, strict=True))
         return [by_place[place] for place in range(len(jobs))]
 

@@ -19,18 +19,24 @@ class Backlog:
         self.draining = False
         """whether the node drains, so that no new job is taken in"""
 
-    async def enqueue(self, jobs: Sequence[NewJob], *, atomic: bool = False) -> Sequence[Receipt]:
+    async def enqueue(
+        self, jobs: Sequence[NewJob], *, atomic: bool = False, of_handler: bool = False
+    ) -> Sequence[Receipt]:
         """Store jobs, and return a receipt for each once they survive a crash.
 
-        Raises `Draining`, `QueueFull` or `StoreUnavailable`; then nothing was stored. A cancel leaves either
-        all of them stored or none.
+        Raises `Draining` and `QueueFull`, unless they are those `of_handler`, whose work must not be lost; or
+        `StoreUnavailable`; then nothing was stored. A cancel leaves either all of them stored or none.
         """
-        self._check(len(jobs))
+        if not of_handler:
+            self._check(len(jobs))
         return await self._ledger.add(jobs, atomic=atomic)
 
-    async def enqueue_dependents(self, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
+    async def enqueue_dependents(
+        self, jobs: Sequence[NewJob], *, atomic: bool, of_handler: bool = False
+    ) -> Sequence[Receipt]:
         """The same for jobs of which some wait for others, each of them behind those of `jobs` that it depends on."""
-        self._check(len(jobs))
+        if not of_handler:
+            self._check(len(jobs))
         self._ledger.arriving += len(jobs)
         try:
             receipts = await self._store.add_dependents(jobs, atomic=atomic)

@@ -245,7 +245,7 @@ class Ledger:
             lease_until=now + self._lease if self._renewals else None,
             starts=[*self._noted.values(), *(entry.what for entry in self._starts)],
             notes=self.notes.gathered(),
-            settlements=self._settlements[:most],
+            settlements=self.batching.first_outcomes(self._settlements, most),
             adds=[entry.what for entry in adds],
             claims=list(claims.values()),
         )

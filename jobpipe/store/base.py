@@ -140,6 +140,11 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     error: JobError | None = None
     size: int = 0
     """bytes of payload, result and error, for the retention of ended jobs"""
+    jobs: Sequence[NewJob] = ()
+    """what its handler has enqueued: new jobs, stored with this and only with this; `status` is `done` then
+
+    One that depends on others of them comes behind those.
+    """
 
 
 class Add(msgspec.Struct, frozen=True):
@@ -499,6 +504,9 @@ class EngineStore(Protocol):
         Due jobs (run_at, expires_at at or before `now`) are promoted and expired first, at most `STEP` of each.
         Every start, note and settlement matches on the claim number: where no held row has it, nothing changes
         and the pair is returned as stale. A job that waits again keeps its last error unless its settlement brings one.
+        The jobs that a settlement brings are stored in the transaction in which it is written, before it. Where one of
+        them cannot be, none is, and the job has `failed` with an error that says why (`Receipts.settled`); those that
+        are there already are compared, as in an add.
         Of the log lines of a job `LOG_LINES` and `LOG_BYTES` are kept, half of each from the first line on and half up
         to the last.
         """

@@ -27,7 +27,19 @@ NOW = 1_700_000_000.0
 HOUR, DAY = 3600.0, 86_400.0
 
 Do = Literal[
-    "done", "error", "retry", "snooze", "fail", "sleep", "wait", "hang", "stubborn", "spoil", "block", "say"
+    "done",
+    "error",
+    "retry",
+    "snooze",
+    "fail",
+    "sleep",
+    "wait",
+    "hang",
+    "stubborn",
+    "spoil",
+    "block",
+    "say",
+    "enqueue",
 ]
 Step = Do | tuple[Do, float]
 """What one run does, and the seconds that belong to it."""
@@ -95,7 +107,7 @@ class Actor:
         finally:
             run.ended = trio.current_time()
 
-    async def _do(self, context: Context, what: Do, seconds: float) -> Any:  # noqa: C901, PLR0912 - one case for each word
+    async def _do(self, context: Context, what: Do, seconds: float) -> Any:  # noqa: C901, PLR0911, PLR0912 - one case for each word
         match what:
             case "done":
                 return "ok"
@@ -113,6 +125,8 @@ class Actor:
                     context.log.info("hello", n=1)
                 await trio.sleep(seconds)
                 return "ok"
+            case "enqueue":
+                return await context.enqueue("act", ["done"], id=f"{context.id}-enqueued")
             case "wait":
                 await self.gate.wait()
                 return "ok"

@@ -29,6 +29,7 @@ HEART = {
         "channel",
         "committer",
         "control",
+        "enqueuing",
         "executor",
         "follower",
         "held",
@@ -40,6 +41,7 @@ HEART = {
         "maintenance",
         "notebook",
         "notes",
+        "outbox",
         "outcomes",
         "prefetch",
         "scheduler",
@@ -49,6 +51,7 @@ HEART = {
         "worker",
     ),
     "verbs": (
+        "bringing",
         "declarations",
         "dependencies",
         "dialect",
@@ -217,6 +220,7 @@ async def play(rig: Rig) -> dict[str, Job]:
     made = [
         *(job(f"done {number}") for number in range(4)),
         job("says something", "say"),
+        job("enqueues", "enqueue"),
         job("retried", "error", "done"),
         job("failed", "fail"),
         job("snoozed", ("snooze", 0.01), "done"),
@@ -241,7 +245,11 @@ async def play(rig: Rig) -> dict[str, Job]:
     with trio.fail_after(30):
         while not (fired := await again(lambda: rig.store.fired_jobs(f"{name}.s", 2))):  # noqa: ASYNC110 - nobody tells of a firing
             await trio.sleep(0.01)
-    return await until_ended(rig, *(one.id for one in (*made, *behind, *fired)))
+    jobs = await until_ended(rig, *(one.id for one in (*made, *behind, *fired)))
+    enqueued = [one.id + "-enqueued" for one in jobs.values() if one.id.endswith(":enqueues")]
+    return jobs | (
+        await until_ended(rig, *enqueued) if jobs[f"{name}:enqueues"].status is Status.DONE else {}
+    )
 
 
 def depending(job: NewJob, job_id: str, needs: Literal["done", "ended"]) -> NewJob:

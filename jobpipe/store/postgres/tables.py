@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from typing import Any
 
 from jobpipe.job import ENDED, Job, JobError, NewJob, Status
-from jobpipe.store.base import LONGEST_LEASE, OTHERS, Add, ClaimRequest, QueueState
+from jobpipe.store.base import LONGEST_LEASE, OTHERS, Add, ClaimRequest, QueueState, Settlement
 from jobpipe.store.postgres import reader
 from jobpipe.store.postgres.adding import Adding
 from jobpipe.store.postgres.address import Leases
@@ -25,7 +25,7 @@ from jobpipe.store.postgres.failures import ENTRYS_OWN, Locked
 from jobpipe.store.postgres.notifications import CANCEL, ended_words, notify
 from jobpipe.store.postgres.reader import JOB_COLUMNS
 from jobpipe.store.postgres.session import Row, Session, Values
-from jobpipe.store.postgres.settling import lock_claims
+from jobpipe.store.postgres.settling import Settling, lock_claims
 from jobpipe.store.rows import encoded_error, stored_from
 from jobpipe.store.verbs.dialect import translated
 from jobpipe.store.verbs.difference import changed, ended, ended_attempts, tags, wait_no_more
@@ -281,6 +281,14 @@ class Tables:
 
     async def lock_claims(self, claims: Sequence[tuple[int, int]]) -> frozenset[tuple[int, int]]:
         return await lock_claims(self._session, claims)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        settling = Settling(settlements, self._slot, followed=True)
+        settling.send(self._session)
+        await self._session.answered()
+        settling.judge()
+        self.ended += settling.ended
+        notify(self._session, self._channel, ended_words(settling.watched))
 
     async def lock_held(self, nodes: DeadNodes, limit: int) -> Sequence[Stored]:
         values = {"node": nodes.node, "now": float(nodes.now), "limit": limit}

@@ -9,7 +9,7 @@ import apsw
 import msgspec
 
 from jobpipe.job import ENDED, Job, JobError, NewJob, Status
-from jobpipe.store.base import LONGEST_LEASE, STORED, Add, ClaimRequest, QueueState
+from jobpipe.store.base import LONGEST_LEASE, STORED, Add, ClaimRequest, QueueState, Settlement
 from jobpipe.store.rows import Row, encoded_error, stored_from
 from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.adding import Adding
@@ -18,6 +18,7 @@ from jobpipe.store.sqlite.counts import HELD, CountChanges, mend_loudly
 from jobpipe.store.sqlite.known import Known
 from jobpipe.store.sqlite.opening import STORES_OWN
 from jobpipe.store.sqlite.rows import JOB_COLUMNS, as_json, fetch, transaction
+from jobpipe.store.sqlite.settling import Settling
 from jobpipe.store.verbs.dialect import translated
 from jobpipe.store.verbs.difference import changed, ended, ended_attempts, tags, wait_no_more
 from jobpipe.store.verbs.followers import FORGET
@@ -99,6 +100,12 @@ class Tables:
     async def lock_claims(self, claims: Sequence[tuple[int, int]]) -> frozenset[tuple[int, int]]:
         rows = (self._db.execute(_HELD, claim).fetchone() for claim in claims)
         return frozenset(row for row in rows if row is not None)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        counts = CountChanges()
+        Settling(self._db, Known(self._db)).settle(settlements, counts, set(), one_by_one=True)
+        counts.write(self._db)
+        self.ended += [Ended(one.seq, one.id, one.status.value) for one in settlements]
 
     async def lock_held(self, nodes: DeadNodes, limit: int) -> Sequence[Stored]:
         sound = (math.nextafter(nodes.now, math.inf), nodes.now + LONGEST_LEASE)
