@@ -206,6 +206,23 @@ class Scheduled(msgspec.Struct, frozen=True):
         return datetime.fromtimestamp(self.at, UTC)
 
 
+OnFailure = Literal["go_on", "cancel"]
+"""What a group does when one of its jobs does not succeed: nothing, or cancel those that have not ended."""
+
+
+class GroupOutcome(msgspec.Struct, frozen=True):
+    """How the jobs of a group have ended: how many, in each way."""
+
+    id: str
+    """of the group"""
+    jobs: int
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    deleted: int = 0
+
+
 class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     """What was asked of a job beyond the usual; most jobs ask nothing, and store nothing."""
 
@@ -219,6 +236,12 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     depends_on: tuple[str, ...] = ()
     """ids of the jobs that it waits for"""
     needs: Needs = "done"
+    group: str | None = None
+    """the group that it belongs to"""
+    callback_of: str | None = None
+    """the group for whose end it waits"""
+    outcome: GroupOutcome | None = None
+    """how that group has ended"""
 
 
 NO_OPTIONS = Options()

@@ -14,6 +14,7 @@ from jobpipe.api.problems import (
     dependency_failed,
     internal,
     invalid,
+    no_group,
     no_job,
     no_queue,
     no_schedule,
@@ -46,6 +47,7 @@ Background jobs: enqueue them, get their results, cancel and retry them.
 TAGS = {
     "enqueue": "New jobs",
     "jobs": "Get and list jobs, wait for them, cancel, retry, promote, edit and delete them",
+    "groups": "Jobs that belong together, and one that is run when all of them have ended",
     "queues": "List, pause, resume and delete queues",
     "schedules": "Jobs that are enqueued again and again: put, get, list, pause, resume, run and delete schedules",
     "service": "The service itself",
@@ -65,6 +67,7 @@ PROBLEMS = {
         ),
         no_queue("reports"),
         no_schedule("nightly"),
+        no_group("import"),
         declared("nightly"),
         not_empty("reports", {Status.QUEUED: 3}),
         conflict(["t1"]),

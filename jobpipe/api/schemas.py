@@ -1,6 +1,6 @@
 """What goes over the wire: one definition for reading, writing and the OpenAPI spec."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
@@ -28,6 +28,7 @@ from jobpipe.job import (
     LongestWait,
     Name,
     Needs,
+    OnFailure,
     Outcome,
     Priority,
     Progress,
@@ -88,6 +89,33 @@ class EditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     tags: Tags | UnsetType = UNSET
 
 
+class GroupRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Jobs that belong together, and `then` one that waits until all of them have ended."""
+
+    id: Name | None = None
+    jobs: Annotated[
+        list[EnqueueRequest], Meta(min_length=1, max_length=10_000, description="an array of 1 to 10000 jobs")
+    ]
+    then: EnqueueRequest | None = None
+    on_failure: OnFailure = "go_on"
+
+
+class GroupView(msgspec.Struct, frozen=True, kw_only=True):
+    """A group. `counts` say how many of its `jobs` have which status.
+
+    Those that have ended count as they had ended, until the group has: deleted ones as `deleted`. `then` is the id of
+    the job that waits for its end; null: there is none, or it was deleted.
+    """
+
+    id: str
+    jobs: int
+    counts: Mapping[str, int]
+    then: str | None
+    on_failure: str
+    created_at: When
+    ended_at: When | None
+
+
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
     """One run of the job's handler; `outcome` is null while it runs."""
 
@@ -103,7 +131,8 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
 class WaitsFor(msgspec.Struct, frozen=True, kw_only=True):
     """What a blocked job waits for: how many jobs have not ended yet, and the first of them by arrival."""
 
-    reason: Literal["dependencies"] = "dependencies"
+    reason: Literal["dependencies", "group"] = "dependencies"
+    group: str | UnsetType = UNSET
     open: Sequence[str]
     count: int
 
@@ -127,8 +156,9 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """A job. `attempt` counts the runs so far; lists leave payload and result out unless asked.
 
     `progress` is that of its latest attempt; lists leave it and the attempts out. A job that a schedule made says which
-    one and when. `depends_on` and `needs` are left out where a job depends on no other. `waits_for` is there while a
-    job is blocked, where one job is asked for.
+    one and when. `depends_on` and `needs` are left out where a job depends on no other, `group` where it belongs to
+    none, `callback_of` where it waits for the end of none. `waits_for` is there while a job is blocked, where one job
+    is asked for.
     """
 
     id: str
@@ -154,6 +184,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     depends_on: Sequence[str] | UnsetType = UNSET
     needs: Needs | UnsetType = UNSET
     waits_for: WaitsFor | UnsetType = UNSET
+    group: str | UnsetType = UNSET
+    callback_of: str | UnsetType = UNSET
     schedule: ScheduledView | UnsetType = UNSET
     attempts: Sequence[AttemptView] | UnsetType = UNSET
 
@@ -459,6 +491,7 @@ class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     kind: Annotated[Name, Means("only jobs of this kind")] | None = None
     queue: Annotated[Name, Means("only jobs of this queue")] | None = None
     tag: Annotated[Tag, Means("only jobs that have this tag")] | None = None
+    group: Annotated[Name, Means("only jobs of this group")] | None = None
     text: (
         Annotated[
             str,
@@ -687,6 +720,8 @@ def job_view(
         expires_at=when(asked.expires_at),
         depends_on=options.depends_on or UNSET,
         needs=options.needs if options.depends_on else UNSET,
+        group=options.group or UNSET,
+        callback_of=options.callback_of or UNSET,
         schedule=UNSET
         if options.schedule is None
         else ScheduledView(options.schedule.name, rfc3339(options.schedule.at)),

@@ -4,6 +4,8 @@ import graphlib
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import msgspec
+
 from jobpipe.clock import Clock
 from jobpipe.engine.backlog import Backlog
 from jobpipe.job import (
@@ -16,7 +18,7 @@ from jobpipe.job import (
     Options,
     new_job_id,
 )
-from jobpipe.store.base import ReadStore, Receipt
+from jobpipe.store.base import GroupReceipt, NewGroup, ReadStore, Receipt
 from jobpipe.store.rows import compared
 
 LATE, REFUSED = Receipt("late"), Receipt("refused")
@@ -48,6 +50,8 @@ class Admission:
         tags: Sequence[str] = (),
         depends_on: Sequence[str] = (),
         needs: Needs = "done",
+        group: str | None = None,
+        callback_of: str | None = None,
     ) -> NewJob:
         """Make a job, even one that expires before it could start. Does not check the values.
 
@@ -65,7 +69,7 @@ class Admission:
             tags
             or depends_on
             or on_crash != "retry"
-            or (timeout, backoff, delay, run_at) != (None, None, None, None)
+            or (timeout, backoff, delay, run_at, group, callback_of) != (None,) * 6
         ):
             options = Options(
                 timeout=timeout,
@@ -76,6 +80,8 @@ class Admission:
                 run_at=run_at,
                 depends_on=tuple(dict.fromkeys(depends_on)),
                 needs=needs,
+                group=group,
+                callback_of=callback_of,
             )
         return NewJob(
             id=job_id or new_job_id(now, self._random_bits),
@@ -89,6 +95,10 @@ class Admission:
             expires_at=expires_at,
             options=options,
         )
+
+    def new_id(self) -> str:
+        """An id that nothing else has."""
+        return new_job_id(self._clock.now(), self._random_bits)
 
     async def enqueue(
         self, jobs: Sequence[NewJob], *, atomic: bool = False, of_handler: bool = False
@@ -142,6 +152,22 @@ class Admission:
         )
         by_place = dict(zip(order, receipts, strict=True))
         return [by_place[place] for place in range(len(jobs))]
+
+    async def enqueue_group(self, new: NewGroup) -> GroupReceipt:
+        """Store a group with its jobs, which may depend on one another, in any order; or nothing of it.
+
+        None of them expires before it could start. Raises as `enqueue`.
+        """
+        try:
+            order = in_order(new.jobs)
+        except graphlib.CycleError as error:
+            cycle: Sequence[str] = error.args[1]
+            refused = Receipt("dependency_cycle", dependencies=cycle)
+            return GroupReceipt("refused", [refused if job.id in cycle else REFUSED for job in new.every])
+        ordered = msgspec.structs.replace(new, jobs=[new.jobs[place] for place in order])
+        receipt = await self._backlog.enqueue_group(ordered, self._clock.now())
+        by_place = dict(zip([*order, len(order)], receipt.receipts, strict=False))
+        return msgspec.structs.replace(receipt, receipts=[by_place[place] for place in sorted(by_place)])
 
     async def _late(self, new: NewJob) -> Receipt:
         job = await self._store.get(new.id)

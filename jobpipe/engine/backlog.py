@@ -6,7 +6,7 @@ from jobpipe.engine.channel import Channel
 from jobpipe.engine.ledger import Ledger
 from jobpipe.errors import Draining, QueueFull
 from jobpipe.job import NewJob
-from jobpipe.store.base import EngineStore, Receipt
+from jobpipe.store.base import EngineStore, GroupReceipt, NewGroup, Receipt
 
 
 class Backlog:
@@ -44,6 +44,19 @@ class Backlog:
             return receipts
         finally:
             self._ledger.arriving -= len(jobs)
+            self._ledger.look()
+
+    async def enqueue_group(self, new: NewGroup, now: float) -> GroupReceipt:
+        """Store a group with all its jobs, or nothing of it. Raises as `enqueue`."""
+        jobs = len(new.every)
+        self._check(jobs)
+        self._ledger.arriving += jobs
+        try:
+            receipt = await self._store.add_group(new, now)
+            self._ledger.waiting += jobs if receipt.verdict == "stored" else 0  # until the next batch
+            return receipt
+        finally:
+            self._ledger.arriving -= jobs
             self._ledger.look()
 
     def _check(self, jobs: int) -> None:

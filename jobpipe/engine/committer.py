@@ -227,6 +227,9 @@ class Committer:
         if receipts.cancelling:
             with self._unforeseen.costs("a wish to cancel is told with the next renewal"):
                 self._ledger.stop(self._held.of_claims(receipts.cancelling), "cancel")
+        for change in receipts.changes:
+            with self._unforeseen.costs("what became of a job is not published", job=change.id):
+                self._ledger.changed(change)
         if receipts.settled:
             self._tell_failed(entries, receipts)
         if not (receipts.stale or self._events.has_listeners):
@@ -240,8 +243,6 @@ class Committer:
             for one in entries.batch.settlements:
                 if (one.seq, one.claim) not in unwritten:
                     self._events.publish(one.id, receipts.settled.get(one.seq, one.status))
-            for change in receipts.changes:
-                self._events.publish(change.id, change.status)
 
     def _tell_failed(self, entries: Gathered, receipts: Receipts) -> None:
         """Log which jobs failed since what their handlers had enqueued could not be stored."""

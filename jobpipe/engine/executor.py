@@ -163,6 +163,7 @@ class Executor:
             claim=job.claim,
             deadline=deadline,
             schedule=job.options.schedule,
+            group=job.options.outcome,
             _notes=self._ledger.notes,
             _enqueues=self._enqueues,
             _run=attempt,

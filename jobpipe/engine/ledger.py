@@ -19,7 +19,7 @@ from jobpipe.engine.outcomes import Verdict
 from jobpipe.errors import TablesLocked
 from jobpipe.events import Events
 from jobpipe.job import Backoff, NewJob, Status
-from jobpipe.store.base import Add, Batch, Claimed, ClaimRequest, Receipt, Settlement, Start
+from jobpipe.store.base import Add, Batch, Changed, Claimed, ClaimRequest, Receipt, Settlement, Start
 
 W = TypeVar("W")
 R = TypeVar("R")
@@ -166,6 +166,13 @@ class Ledger:
         self.stop(self._held.of_jobs([job_id]), "cancel")
         self._events.publish(job_id, status)
         self.look()
+
+    def changed(self, change: Changed) -> None:
+        """The store has brought a job to another status by itself: tell who waits for it, and stop it if need be."""
+        if change.status is Status.CANCELLING:
+            self.cancelled(change.id, change.status)
+        else:
+            self._events.publish(change.id, change.status)
 
     def recall(self, queue: str) -> None:
         """A queue was paused: hand back its jobs that have not begun, also those that are being claimed."""

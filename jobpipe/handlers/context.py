@@ -12,7 +12,7 @@ import trio
 from jobpipe.errors import EnqueueError
 from jobpipe.handlers.joblog import JobLog, clean, composed, tell_service, tells_service
 from jobpipe.handlers.newjobs import Asked, JobOptions, checked, encoded
-from jobpipe.job import PROGRESS_MESSAGE, Level, Scheduled
+from jobpipe.job import PROGRESS_MESSAGE, GroupOutcome, Level, Scheduled
 
 ROUNDING = 1e-9
 """By how much a fraction may be out of its bounds: what comes of adding up others."""
@@ -50,6 +50,8 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     """when the attempt times out, in Trio's clock (`trio.current_time()`); infinity: never"""
     schedule: Scheduled | None = None
     """the firing of a schedule that made the job: its `name`, and when, as `at` and as `time`"""
+    group: GroupOutcome | None = None
+    """how the jobs of a group have ended, where this job was to wait for that"""
     _notes: Notes | None = None
     """where progress and log lines go; None: nowhere, as in a test of a handler"""
     _enqueues: Enqueues | None = None

@@ -16,9 +16,9 @@ import trio
 from msgspec.structs import replace
 
 from jobpipe.engine.unforeseen import UNFORESEEN
-from jobpipe.job import ENDED, Backoff, Job, NewJob, Options, Status
+from jobpipe.job import ENDED, Backoff, Job, NewJob, OnFailure, Options, Status
 from jobpipe.schedules import Spec
-from jobpipe.store.base import Store
+from jobpipe.store.base import NewGroup, Store
 from tests.engine.conftest import Rig, Step, new_job, running
 from tests.store.conftest import OPENERS
 
@@ -51,6 +51,7 @@ HEART = {
         "worker",
     ),
     "verbs": (
+        "blocked",
         "bringing",
         "declarations",
         "dependencies",
@@ -58,6 +59,7 @@ HEART = {
         "difference",
         "facade",
         "followers",
+        "groups",
         "jobs",
         "nodes",
         "notes",
@@ -235,6 +237,15 @@ async def play(rig: Rig) -> dict[str, Job]:
     for one in made:
         await store_job(rig, one)
     await again(lambda: rig.node.backlog.enqueue_dependents(behind, atomic=True))
+    groups = [
+        in_group(f"{name}.g", "go_on", job("grouped 0"), job("grouped 1", "retry", "done"), job("then")),
+        in_group(
+            f"{name}.h", "cancel", job("held back too", later=3600), job("failed too", "fail"), job("at last")
+        ),
+    ]
+    for group in groups:
+        await again(functools.partial(rig.node.admission.enqueue_group, group))
+    behind += [one for group in groups for one in group.every]
     with trio.fail_after(30):
         while not rig.actor.running(f"{name}:waits"):  # noqa: ASYNC110 - `begun` counts the others too
             await trio.sleep(0.01)
@@ -256,8 +267,21 @@ def depending(job: NewJob, job_id: str, needs: Literal["done", "ended"]) -> NewJ
     return replace(job, options=replace(job.options, depends_on=(job_id,), needs=needs))
 
 
+def in_group(name: str, on_failure: OnFailure, *jobs: NewJob) -> NewGroup:
+    """A group of all but the last of the jobs, which waits for them."""
+    *members, then = jobs
+    return NewGroup(
+        id=name,
+        on_failure=on_failure,
+        jobs=[replace(one, options=replace(one.options, group=name)) for one in members],
+        then=replace(then, options=replace(then.options, callback_of=name)),
+    )
+
+
 ENDS = {
     "failed": Status.FAILED,
+    "failed too": Status.FAILED,
+    "held back too": Status.CANCELLED,
     "waits": Status.CANCELLED,
     "held back": Status.CANCELLED,
     "in vain": Status.CANCELLED,

@@ -32,6 +32,7 @@ limit %(look)s
 
 # Sources, and what narrows them down.
 _TAGGED = "from tags where tag = convert_to(%(tag)s, 'UTF8')"
+_IN_GROUP = "from members where grp = (select grp from groups where id = %(group)s)"
 _OF_STATUS = "from jobs where coalesce(status, 'live') = '{status}'"
 _WAITING = {
     Status.BLOCKED: "from live where status = 'blocked'",
@@ -112,7 +113,7 @@ class Form(NamedTuple):
 
 def counted(form: Form) -> str | None:
     """The query for the number that decides whether few jobs are to be looked at; None: it does not matter."""
-    if "tag" in form.given or form.status not in _WAITING:
+    if form.given & {"tag", "group"} or form.status not in _WAITING:
         return None
     if "queue" in form.given:
         return COUNTED if form.status is Status.QUEUED else None
@@ -122,8 +123,8 @@ def counted(form: Form) -> str | None:
 def looked(form: Form, *, few: bool) -> str:
     """The query for the places (at, seq) of the rows that a list looks at, no more than `%(look)s` of them.
 
-    A tag, else a queue, else a kind decides on the index, each but the tag together with the status. What else is asked
-    has to be looked for among these rows. `few`: the jobs that `counted` counts are few.
+    A tag, else a group, else a queue, else a kind decides on the index, the last two together with the status. What
+    else is asked has to be looked for among these rows. `few`: the jobs that `counted` counts are few.
     """
     since = _SINCE if "created_after" in form.given else ""
     arms = [_ARM.format(source=source, since=since) for source in _sources(form, few=few)]
@@ -134,6 +135,8 @@ def _sources(form: Form, *, few: bool) -> list[str]:
     """Where the rows come from: each is a "from" with its "where"."""
     if "tag" in form.given:
         return [_TAGGED]
+    if "group" in form.given:
+        return [_IN_GROUP]
     narrow = _OF_QUEUE if "queue" in form.given else _OF_KIND if "kind" in form.given else ""
     if form.status is None:
         return [f"{_OF_STATUS.format(status=one)} {narrow}" for one in ("live", *sorted(ENDED))]

@@ -27,9 +27,9 @@ from jobpipe.store.postgres.reader import JOB_COLUMNS
 from jobpipe.store.postgres.session import Row, Session, Values
 from jobpipe.store.postgres.settling import Settling, lock_claims
 from jobpipe.store.rows import encoded_error, stored_from
+from jobpipe.store.verbs.blocked import FORGET, as_json
 from jobpipe.store.verbs.dialect import translated
 from jobpipe.store.verbs.difference import changed, ended, ended_attempts, tags, wait_no_more
-from jobpipe.store.verbs.followers import FORGET, as_json
 from jobpipe.store.verbs.transaction import DELETED, READY, DeadNodes, Ended, Overtaken, Removal, Standing
 from jobpipe.transitions import Stored, expired, follows
 

@@ -19,10 +19,10 @@ from jobpipe.store.sqlite.known import Known
 from jobpipe.store.sqlite.opening import STORES_OWN
 from jobpipe.store.sqlite.rows import JOB_COLUMNS, as_json, fetch, transaction
 from jobpipe.store.sqlite.settling import Settling
+from jobpipe.store.verbs.blocked import FORGET
+from jobpipe.store.verbs.blocked import as_json as numbers
 from jobpipe.store.verbs.dialect import translated
 from jobpipe.store.verbs.difference import changed, ended, ended_attempts, tags, wait_no_more
-from jobpipe.store.verbs.followers import FORGET
-from jobpipe.store.verbs.followers import as_json as numbers
 from jobpipe.store.verbs.transaction import DELETED, DeadNodes, Ended, Removal, Standing, at_once
 from jobpipe.transitions import Stored, follows
 

@@ -138,7 +138,7 @@ async def retry(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Cha
 
 
 async def still_open(tx: Transaction, job_id: str, limit: int) -> OpenDependencies:
-    """See `jobpipe.store.base.ReadStore.open_dependencies`."""
+    """Which jobs a job still waits for that it depends on, the first of them by arrival."""
     ids = await tx.rows(_OPEN, {"id": job_id, "limit": limit})
     ((count,),) = await tx.rows(_COUNT, {"id": job_id})
     return OpenDependencies([one for (one,) in ids], count)

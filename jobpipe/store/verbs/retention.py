@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 from jobpipe.job import ENDED, Status
 from jobpipe.store.base import STEP, Retention
 from jobpipe.store.rows import Row, tags_of
-from jobpipe.store.verbs import notes
+from jobpipe.store.verbs import groups, notes
 from jobpipe.store.verbs.transaction import Removal, Transaction
 
 _OLDEST = """
@@ -34,6 +34,7 @@ async def prune(tx: Transaction, now: float, retention: Retention) -> int:
     tx.forget_empty(thoroughly=len(rows) < STEP)
     if len(rows) < STEP:
         await notes.sweep(tx)
+        await groups.sweep(tx, now, retention)
     return len(rows)
 
 
