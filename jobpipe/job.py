@@ -242,6 +242,8 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     """the group for whose end it waits"""
     outcome: GroupOutcome | None = None
     """how that group has ended"""
+    parent: str | None = None
+    """the job whose handler enqueued it; no part of what is compared: several may enqueue the same job"""
 
 
 NO_OPTIONS = Options()
@@ -349,9 +351,16 @@ def same_content(new: NewJob, old: NewJob) -> bool:
 
     Never raises: a stored payload that cannot be read is another content.
     """
-    return _content(new) == _content(old) and (
+    return _content(_of_nobody(new)) == _content(_of_nobody(old)) and (
         new.payload == old.payload or _same_json(new.payload, old.payload)
     )
+
+
+def _of_nobody(job: NewJob) -> NewJob:
+    """A job without its parent."""
+    if job.options.parent is None:
+        return job
+    return msgspec.structs.replace(job, options=msgspec.structs.replace(job.options, parent=None))
 
 
 _content = operator.attrgetter(

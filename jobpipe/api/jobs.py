@@ -113,7 +113,8 @@ def jobs_blueprint(node: Node) -> Blueprint:
         """Cancel a waiting or running job.
 
         200 when it is `cancelled`: the handler, all its child tasks and their cleanup have ended. 202 while it is
-        `cancelling`: `?wait=SECONDS` waits for its end. 409 when the job had already ended.
+        `cancelling`: `?wait=SECONDS` waits for its end. 409 when the job had already ended. The jobs that its handler
+        has enqueued are cancelled with it, soon after.
         """
         return respond(await _cancel(node, job_id, query(WaitQuery).wait))
 

@@ -157,8 +157,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
 
     `progress` is that of its latest attempt; lists leave it and the attempts out. A job that a schedule made says which
     one and when. `depends_on` and `needs` are left out where a job depends on no other, `group` where it belongs to
-    none, `callback_of` where it waits for the end of none. `waits_for` is there while a job is blocked, where one job
-    is asked for.
+    none, `callback_of` where it waits for the end of none, `parent` where no handler enqueued it.
+    `waits_for` is there while a job is blocked, where one job is asked for.
     """
 
     id: str
@@ -186,6 +186,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     waits_for: WaitsFor | UnsetType = UNSET
     group: str | UnsetType = UNSET
     callback_of: str | UnsetType = UNSET
+    parent: str | UnsetType = UNSET
     schedule: ScheduledView | UnsetType = UNSET
     attempts: Sequence[AttemptView] | UnsetType = UNSET
 
@@ -722,6 +723,7 @@ def job_view(
         needs=options.needs if options.depends_on else UNSET,
         group=options.group or UNSET,
         callback_of=options.callback_of or UNSET,
+        parent=options.parent or UNSET,
         schedule=UNSET
         if options.schedule is None
         else ScheduledView(options.schedule.name, rfc3339(options.schedule.at)),

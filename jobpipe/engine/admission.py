@@ -52,6 +52,7 @@ class Admission:
         needs: Needs = "done",
         group: str | None = None,
         callback_of: str | None = None,
+        parent: str | None = None,
     ) -> NewJob:
         """Make a job, even one that expires before it could start. Does not check the values.
 
@@ -69,7 +70,7 @@ class Admission:
             tags
             or depends_on
             or on_crash != "retry"
-            or (timeout, backoff, delay, run_at, group, callback_of) != (None,) * 6
+            or (timeout, backoff, delay, run_at, group, callback_of, parent) != (None,) * 7
         ):
             options = Options(
                 timeout=timeout,
@@ -82,6 +83,7 @@ class Admission:
                 needs=needs,
                 group=group,
                 callback_of=callback_of,
+                parent=parent,
             )
         return NewJob(
             id=job_id or new_job_id(now, self._random_bits),
@@ -175,12 +177,12 @@ class Admission:
 
 
 def _is_special(new: NewJob) -> bool:
-    """Whether a job cannot simply be handed to the ledger: it is late, or depends on others."""
-    return (new.expires_at is not None and new.expires_at <= new.run_at) or bool(new.options.depends_on)
+    """Whether a job cannot simply be handed to the ledger: it is late, or depends on others, or comes of one."""
+    return (new.expires_at is not None and new.expires_at <= new.run_at) or _depends(new)
 
 
 def _depends(new: NewJob) -> bool:
-    return bool(new.options.depends_on)
+    return bool(new.options.depends_on) or new.options.parent is not None
 
 
 def in_order(jobs: Sequence[NewJob]) -> Sequence[int]:

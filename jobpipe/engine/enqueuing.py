@@ -39,7 +39,8 @@ class Enqueuing:
         unless they are being stored just then.
         """
         await self._check_kind(asked.kind)
-        jobs = [await self._made(place, payload, asked) for place, payload in enumerate(payloads)]
+        parent = None if asked.detach else run.job.id
+        jobs = [await self._made(place, payload, asked, parent) for place, payload in enumerate(payloads)]
         if run.over:
             raise EnqueueError(
                 "the attempt is over: its job may run again, and only that run can enqueue jobs"
@@ -59,7 +60,7 @@ class Enqueuing:
             if not self._served.has(kind):
                 raise EnqueueError(self._served.unknown(kind))
 
-    async def _made(self, place: int, payload: Any, asked: Asked) -> NewJob:  # noqa: ANN401 - any JSON
+    async def _made(self, place: int, payload: Any, asked: Asked, parent: str | None) -> NewJob:  # noqa: ANN401 - any JSON
         if place % TURN == TURN - 1:
             await trio.lowlevel.checkpoint()
         new = self._admission.new_job(
@@ -78,6 +79,7 @@ class Enqueuing:
             tags=asked.tags,
             depends_on=asked.depends_on,
             needs=asked.needs,
+            parent=parent,
         )
         if is_late(new):
             raise EnqueueError("expires_at is not after the time at which the job could run")

@@ -49,6 +49,8 @@ class JobOptions(TypedDict, total=False):
     needs: Needs
     now: bool
     """store it at once, whatever becomes of the attempt"""
+    detach: bool
+    """it is no child of this job: it is not cancelled with it"""
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,6 +71,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     depends_on: DependsOn = []
     needs: Needs = "done"
     now: bool = False
+    detach: bool = False
 
 
 def checked(kind: str, ids: list[str] | None, options: JobOptions) -> Asked:

@@ -578,7 +578,8 @@ class EngineStore(Protocol):
         In the transaction in which a job ends, whichever verb that is, the jobs are queued that have waited for it and
         wait for nothing else, and those cancelled that needed it to be done, where it is not; also those behind them.
         What is more than a transaction should do, or is locked by somebody else, is noted and left to this.
-        So it is with the job that waits for the end of a group, and with those that a group has cancelled.
+        So it is with the job that waits for the end of a group, with those that a group has cancelled, and with the
+        children of jobs that were cancelled.
         Returns also what followed in the verbs before it, those of exchanges left out: their receipts tell it.
         """
 
@@ -635,7 +636,11 @@ class ControlStore(Protocol):
     """What people ask of jobs and queues. Each verb is atomic and repeatable."""
 
     async def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        """Cancel waiting jobs; held ones become `cancelling`, which survives a restart. Refused for ended ones."""
+        """Cancel waiting jobs; held ones become `cancelling`, which survives a restart. Refused for ended ones.
+
+        Their children (`Options.parent`) are cancelled too, and the children of these, also of those that have ended: a
+        step at a time (see `follow`).
+        """
 
     async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         """Queue ended jobs again, their count of attempts set back to 0. Refused for jobs that have not ended.

@@ -40,6 +40,7 @@ Do = Literal[
     "block",
     "say",
     "enqueue",
+    "bear",
 ]
 Step = Do | tuple[Do, float]
 """What one run does, and the seconds that belong to it."""
@@ -127,6 +128,10 @@ class Actor:
                 return "ok"
             case "enqueue":
                 return await context.enqueue("act", ["done"], id=f"{context.id}-enqueued")
+            case "bear":
+                await context.enqueue("act", ["done"], id=f"{context.id}-born", delay=3600, now=True)
+                await self.gate.wait()
+                return "ok"
             case "wait":
                 await self.gate.wait()
                 return "ok"

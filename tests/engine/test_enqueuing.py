@@ -451,7 +451,7 @@ async def test_what_may_be_asked_arrives(autojump_clock) -> None:
 
     assert (x.payload, x.run_at, x.expires_at, x.max_retries) == (b'{"pieces":2}', NOW + 3600, NOW + 9999, 7)
     assert x.options == Options(
-        timeout=300.0, backoff=Backoff(base=10), on_crash="fail", tags=("blue",), delay=3600.0
+        timeout=300.0, backoff=Backoff(base=10), on_crash="fail", tags=("blue",), delay=3600.0, parent="a"
     )
     assert (y.run_at, y.options.backoff) == (NOW + 60, Backoff(base=2))
 
@@ -528,3 +528,46 @@ async def test_a_test_of_a_handler_needs_no_node() -> None:
     assert len(set(await job.enqueue_many("mail", [1, 2]))) == 2
     with pytest.raises(EnqueueError):
         await job.enqueue("mail", object())
+
+
+# --- children ---------------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_handler_enqueues_is_cancelled_with_its_job(autojump_clock) -> None:
+    """Handlers that run are stopped. Not what is detached, nor what its cleanup enqueues."""
+
+    async def play(job: Context) -> None:
+        await job.enqueue("act", [("hang", 1.0)], id="child", now=True)
+        await job.enqueue("act", [("sleep", 50.0)], id="detached", now=True, detach=True)
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await job.enqueue("act", ACT, id="cleanup", now=True)
+
+    async with running(handlers=[handler(play)], workers=4) as rig:
+        await rig.enqueue(kind="play")
+        await trio.sleep(10)
+        await rig.node.control.cancel("a")
+        jobs = [await rig.ended(job_id) for job_id in ("a", "child", "detached", "cleanup")]
+
+    assert [job.status for job in jobs] == [Status.CANCELLED, Status.CANCELLED, Status.DONE, Status.DONE]
+    assert [job.asked.options.parent for job in jobs] == [None, "a", None, "a"]
+
+
+async def test_what_is_stored_with_the_end_of_a_job_is_its_child(autojump_clock) -> None:
+    """It goes on when the parent has ended, however that was."""
+
+    async def play(job: Context) -> None:
+        await job.enqueue("act", [("sleep", 9.0)], id="child")
+        await job.enqueue("act", ACT, id="detached", detach=True)
+
+    async with running(handlers=[handler(play)], workers=4) as rig:
+        await rig.enqueue(kind="play")
+        await rig.ended()
+        refused = await rig.node.control.cancel("a")
+        jobs = [await rig.ended(job_id) for job_id in ("child", "detached")]
+
+    assert refused.verdict == "refused"
+    assert [job.status for job in jobs] == [Status.DONE, Status.DONE]
+    assert [job.asked.options.parent for job in jobs] == ["a", None]

@@ -53,6 +53,7 @@ HEART = {
     "verbs": (
         "blocked",
         "bringing",
+        "children",
         "declarations",
         "dependencies",
         "dialect",
@@ -223,6 +224,7 @@ async def play(rig: Rig) -> dict[str, Job]:
         *(job(f"done {number}") for number in range(4)),
         job("says something", "say"),
         job("enqueues", "enqueue"),
+        job("bears", "bear"),
         job("retried", "error", "done"),
         job("failed", "fail"),
         job("snoozed", ("snooze", 0.01), "done"),
@@ -249,14 +251,18 @@ async def play(rig: Rig) -> dict[str, Job]:
     with trio.fail_after(30):
         while not rig.actor.running(f"{name}:waits"):  # noqa: ASYNC110 - `begun` counts the others too
             await trio.sleep(0.01)
+    born = f"{name}:bears-born"
+    with trio.fail_after(30):
+        while await again(lambda: rig.store.get(born)) is None:  # noqa: ASYNC110 - nobody tells of a new job
+            await trio.sleep(0.01)
     once = Spec(every=1e6, starts_at=rig.node.clock.now() + 0.05, overlap="replace")
     await again(lambda: rig.node.control.put_schedule(f"{name}.s", once, new_job("template", options=QUICK)))
-    for what in ("waits", "held back"):
+    for what in ("waits", "held back", "bears"):
         await again(functools.partial(rig.node.control.cancel, f"{name}:{what}"))
     with trio.fail_after(30):
         while not (fired := await again(lambda: rig.store.fired_jobs(f"{name}.s", 2))):  # noqa: ASYNC110 - nobody tells of a firing
             await trio.sleep(0.01)
-    jobs = await until_ended(rig, *(one.id for one in (*made, *behind, *fired)))
+    jobs = await until_ended(rig, born, *(one.id for one in (*made, *behind, *fired)))
     enqueued = [one.id + "-enqueued" for one in jobs.values() if one.id.endswith(":enqueues")]
     return jobs | (
         await until_ended(rig, *enqueued) if jobs[f"{name}:enqueues"].status is Status.DONE else {}
@@ -285,6 +291,8 @@ ENDS = {
     "waits": Status.CANCELLED,
     "held back": Status.CANCELLED,
     "in vain": Status.CANCELLED,
+    "bears": Status.CANCELLED,
+    "bears-born": Status.CANCELLED,
 }
 
 

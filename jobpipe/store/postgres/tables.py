@@ -29,7 +29,7 @@ from jobpipe.store.postgres.settling import Settling, lock_claims
 from jobpipe.store.rows import encoded_error, stored_from
 from jobpipe.store.verbs.blocked import FORGET, as_json
 from jobpipe.store.verbs.dialect import translated
-from jobpipe.store.verbs.difference import changed, ended, ended_attempts, tags, wait_no_more
+from jobpipe.store.verbs.difference import changed, ended, ended_attempts, stopped, tags, wait_no_more
 from jobpipe.store.verbs.transaction import DELETED, READY, DeadNodes, Ended, Overtaken, Removal, Standing
 from jobpipe.transitions import Stored, expired, follows
 
@@ -236,6 +236,7 @@ _DELETE = (
     "delete from attempts where seq = any(%(seqs)s)",
     "delete from progress where seq = any(%(seqs)s)",
     "delete from logs where seq = any(%(seqs)s)",
+    "delete from children where parent = any(%(seqs)s)",
 )
 # Locked and summed once more: a job may have come since the look. One that comes later is counted in a row of its own.
 _FORGET_COUNTS = """
@@ -259,7 +260,7 @@ class Tables:
 
     def __init__(self, session: Session, slot: int, leases: Leases, channel: str) -> None:
         self._session, self._slot, self._leases, self._channel = session, slot, leases, channel
-        self.ended = list[Ended]()
+        self.ended, self.stopped = list[Ended](), list[int]()
 
     async def rows(self, sql: str, values: Mapping[str, Any]) -> Sequence[Row]:
         return await self._session.rows(translated(sql, "postgres"), values)
@@ -371,6 +372,7 @@ class Tables:
         counts.write(self._session)
         self._tell(changes)
         self.ended += ended(changes)
+        self.stopped += stopped(changes)
         if seqs := wait_no_more(changes):
             self.run(FORGET, {"seqs": as_json(seqs)})
 
@@ -504,12 +506,12 @@ class Tables:
 
     @asynccontextmanager
     async def _savepoint(self) -> AsyncIterator[None]:
-        before = len(self.ended)
+        before, stopped_before = len(self.ended), len(self.stopped)
         try:
             async with self._session.savepoint():
                 yield
         except BaseException:
-            del self.ended[before:]
+            del self.ended[before:], self.stopped[stopped_before:]
             raise
 
     def blames(self, error: Exception) -> bool:

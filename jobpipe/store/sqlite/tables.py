@@ -22,7 +22,7 @@ from jobpipe.store.sqlite.settling import Settling
 from jobpipe.store.verbs.blocked import FORGET
 from jobpipe.store.verbs.blocked import as_json as numbers
 from jobpipe.store.verbs.dialect import translated
-from jobpipe.store.verbs.difference import changed, ended, ended_attempts, tags, wait_no_more
+from jobpipe.store.verbs.difference import changed, ended, ended_attempts, stopped, tags, wait_no_more
 from jobpipe.store.verbs.transaction import DELETED, DeadNodes, Ended, Removal, Standing, at_once
 from jobpipe.transitions import Stored, follows
 
@@ -63,6 +63,10 @@ _DELETE = (
 _DELETE_NOTES = (
     ("select min(seq) from progress", "delete from progress where seq in (select value from json_each(?))"),
     ("select min(seq) from logs", "delete from logs where seq in (select value from json_each(?))"),
+    (
+        "select min(parent) from children",
+        "delete from children where parent in (select value from json_each(?))",
+    ),
 )
 _FORGET_QUEUE = (
     "delete from counts where queue = ?",
@@ -85,7 +89,7 @@ class Tables:
 
     def __init__(self, db: apsw.Connection) -> None:
         self._db = db
-        self.ended = list[Ended]()
+        self.ended, self.stopped = list[Ended](), list[int]()
 
     async def rows(self, sql: str, values: Mapping[str, Any]) -> Sequence[Row]:
         return fetch(self._db, translated(sql, "sqlite"), values)
@@ -144,6 +148,7 @@ class Tables:
             counts.move(after.job.asked.queue, None, _state(after), size=after.size)
         counts.write(self._db)
         self.ended += ended(changes)
+        self.stopped += stopped(changes)
         if seqs := wait_no_more(changes):
             self.run(FORGET, {"seqs": numbers(seqs)})
 
@@ -217,12 +222,12 @@ class Tables:
 
     @asynccontextmanager
     async def _savepoint(self) -> AsyncIterator[None]:
-        before = len(self.ended)
+        before, stopped_before = len(self.ended), len(self.stopped)
         try:
             with transaction(self._db):
                 yield
         except BaseException:
-            del self.ended[before:]
+            del self.ended[before:], self.stopped[stopped_before:]
             raise
 
     def blames(self, error: Exception) -> bool:

@@ -7,7 +7,7 @@ import msgspec
 from jobpipe.job import JobError, Outcome, Status
 from jobpipe.store.base import Settlement
 from jobpipe.store.rows import refusal
-from jobpipe.store.verbs import dependencies
+from jobpipe.store.verbs import children, dependencies
 from jobpipe.store.verbs.transaction import Transaction
 
 Fence = tuple[int, int]
@@ -53,6 +53,7 @@ async def _stored_at_once(tx: Transaction, settlements: Sequence[Settlement]) ->
     jobs = [job for one in settlements for job in one.jobs]
     if any(job.options.depends_on for job in jobs) or len(await tx.add(jobs)) != len(jobs):
         raise Unsure
+    children.join(tx, jobs)
     return settlements
 
 

@@ -7,6 +7,7 @@ import msgspec
 from jobpipe.job import ENDED, Job, NewJob, Options, State, Status
 from jobpipe.store.base import STORED, Change, OpenDependencies, Receipt
 from jobpipe.store.rows import compared
+from jobpipe.store.verbs import children
 from jobpipe.store.verbs.jobs import change_locked
 from jobpipe.store.verbs.transaction import Overtaken, Standing, Transaction
 from jobpipe.transitions import Stored, retried
@@ -50,6 +51,7 @@ async def add(tx: Transaction, jobs: Sequence[NewJob], *, atomic: bool) -> Seque
         return [Receipt("refused") if one is STORED else one for one in receipts]
     if len(await tx.add(list(new.values()))) != len(new):
         raise Overtaken("other requests keep storing and deleting jobs with these ids: try again")
+    children.join(tx, list(new.values()))
     blocked = await _block(tx, new, standing)
     return [
         Receipt("stored", Job(job, State(Status.BLOCKED))) if one is STORED and job.id in blocked else one

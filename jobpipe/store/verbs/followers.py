@@ -13,7 +13,7 @@ import msgspec
 from jobpipe.job import Status
 from jobpipe.store.base import Changed, Followed
 from jobpipe.store.rows import Row
-from jobpipe.store.verbs import groups
+from jobpipe.store.verbs import children, groups
 from jobpipe.store.verbs.blocked import FORGET, as_json, carefully
 from jobpipe.store.verbs.transaction import Ended, Transaction
 from jobpipe.transitions import Stored, forsaken, released
@@ -98,7 +98,7 @@ async def carried_out(
 ) -> tuple[R, Followed]:
     """Carry out a verb, and what follows the ends of jobs in it; `now` is None for a verb that ends none."""
     result = await verb(tx)
-    if not tx.ended:
+    if not (tx.ended or tx.stopped):
         return result, Followed()
     if now is None:
         raise RuntimeError("a verb has ended jobs, and does not know when")
@@ -108,12 +108,17 @@ async def carried_out(
 async def finish(tx: Transaction, now: float) -> Followed:
     """Do what follows the ends of jobs in this transaction. To be called before its commit.
 
-    Whatever else is to follow the end of a job belongs here: a further step for each level of ends, as that of groups.
+    Whatever else is to follow the end of a job belongs here: a further step for each level of ends, as those of groups
+    and of children.
     """
     changes, seqs, left = list[Changed](), set[int](), False
     for _ in range(LEVELS):
-        if not tx.ended or len(changes) >= MOST:
+        if not (tx.ended or tx.stopped) or len(changes) >= MOST:
             break
+        if children.note(tx):
+            below = await children.step(tx, now, MOST)
+            changes += below.changes
+            left |= below.more
         level, touched = await _note(tx)
         seqs.update(level)
         changes += await _step(tx, level, now, MOST - len(changes))
@@ -125,7 +130,7 @@ async def finish(tx: Transaction, now: float) -> Followed:
     seqs.update(level)
     if touched:
         groups.note(tx, touched)
-    left |= bool(touched)
+    left |= children.note(tx) or bool(touched)
     return Followed(changes, more=(bool(seqs) and await _tidied(tx, seqs)) or left)
 
 
@@ -144,14 +149,15 @@ async def follow(tx: Transaction, now: float) -> Followed:
     """See `jobpipe.store.base.EngineStore.follow`."""
     seqs = sorted({seq for (seq,) in await tx.rows(_NOTED, {"limit": NOTES})})
     touched = await groups.noted(tx, NOTES)
-    if not seqs and not touched:
+    below = await children.step(tx, now, MOST)
+    if not (seqs or touched or below.changes or below.more or tx.stopped):
         return Followed()
     changes = list(await _step(tx, seqs, now, MOST)) if seqs else []
     left = bool(seqs) and await _tidied(tx, seqs)
     of_groups = await groups.step(tx, touched, now, MOST) if touched else Followed()
     further = await finish(tx, now)
-    more = left or of_groups.more or further.more or NOTES in {len(seqs), len(touched)}
-    return Followed([*changes, *of_groups.changes, *further.changes], more=more)
+    more = left or of_groups.more or below.more or further.more or NOTES in {len(seqs), len(touched)}
+    return Followed([*below.changes, *changes, *of_groups.changes, *further.changes], more=more)
 
 
 async def _step(tx: Transaction, seqs: Sequence[int], now: float, limit: int) -> Sequence[Changed]:

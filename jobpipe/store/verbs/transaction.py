@@ -73,6 +73,8 @@ class Transaction(Protocol):
 
     ended: list[Ended]
     """jobs that ended here and are followed: `followers.finish` does what follows, before the commit"""
+    stopped: list[int]
+    """numbers of jobs that were cancelled here, or asked to stop: so are their children, by the same"""
 
     async def rows(self, sql: str, values: Mapping[str, Any]) -> Sequence[Row]:
         """The rows of a statement in the shared dialect (see `jobpipe.store.verbs.dialect`)."""

@@ -1,5 +1,5 @@
 -- older nodes: must have stopped
--- Groups of jobs, and what is called back when all of a group have ended. Times are seconds since the epoch.
+-- Groups of jobs, what is called back when all of a group have ended, and which jobs come of which. Times are seconds since the epoch.
 
 create table groups (
     grp        bigint generated always as identity primary key,  -- never used again
@@ -35,4 +35,17 @@ create table group_notes (
     grp bigint not null,
     seq bigint not null,  -- one of those jobs
     primary key (grp, seq)
+);
+
+-- Which jobs come of which: they are cancelled with them.
+create table children (
+    parent bigint not null,
+    seq    bigint not null,
+    primary key (parent, seq)
+);
+
+-- Jobs that were cancelled, and whose children are to be, those behind the one numbered `after`.
+create table stops (
+    seq   bigint primary key,
+    after bigint not null
 );

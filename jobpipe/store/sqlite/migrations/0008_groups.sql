@@ -1,4 +1,4 @@
--- Groups of jobs, and what is called back when all of a group have ended. Times are seconds since the epoch.
+-- Groups of jobs, what is called back when all of a group have ended, and which jobs come of which. Times are seconds since the epoch.
 
 create table groups (
     grp        integer primary key autoincrement,  -- never used again
@@ -35,3 +35,16 @@ create table group_notes (
     seq integer not null,  -- one of those jobs
     primary key (grp, seq)
 ) strict, without rowid;
+
+-- Which jobs come of which: they are cancelled with them.
+create table children (
+    parent integer not null,
+    seq    integer not null,
+    primary key (parent, seq)
+) strict, without rowid;
+
+-- Jobs that were cancelled, and whose children are to be, those behind the one numbered `after`.
+create table stops (
+    seq   integer primary key,
+    after integer not null
+) strict;
