@@ -31,6 +31,7 @@ HEART = {
         "control",
         "executor",
         "follower",
+        "gathering",
         "held",
         "intake",
         "lease",
