@@ -25,6 +25,7 @@ from jobpipe.api.problems import (
     Problem,
     ProblemDetails,
     UnknownKind,
+    closed,
     conflict,
     dependency_failed,
     internal,
@@ -121,6 +122,14 @@ async def bulk_array(node: Node, content_type: str, body: bytes) -> Answer:
         raise invalid(
             [Fault(f"/{place}{one.pointer}", one.detail) for place in sorted(faults) for one in faults[place]]
         )
+    _check(receipts)
+    verdicts = Counter(receipt.verdict for receipt in receipts)
+    counts = (verdicts[one] for one in ("stored", "existing", "replaced", "not_unique"))
+    return answer(BulkReceipt(*counts), 202)
+
+
+def _check(receipts: Sequence[Receipt]) -> None:
+    """Raise `Problem` or `StoreUnavailable` where jobs were not stored because of what is in the store."""
     if unknown := _named(receipts, "unknown_dependency"):
         raise unknown_dependency(unknown)
     for receipt in receipts:
@@ -133,9 +142,8 @@ async def bulk_array(node: Node, content_type: str, body: bytes) -> Answer:
         raise conflict(taken)
     if failed := _named(receipts, "dependency_failed"):
         raise dependency_failed(failed)
-    verdicts = Counter(receipt.verdict for receipt in receipts)
-    counts = (verdicts[one] for one in ("stored", "existing", "replaced", "not_unique"))
-    return answer(BulkReceipt(*counts), 202)
+    if shut := sorted({receipt.queue for receipt in receipts if receipt.verdict == "closed"}):
+        raise closed(shut)
 
 
 def _fault_of(receipt: Receipt) -> Fault | None:

@@ -8,6 +8,7 @@ from jobpipe.api.problems import (
     Code,
     Fault,
     Problem,
+    closed,
     conflict,
     cross_site,
     declared,
@@ -47,7 +48,7 @@ Background jobs: enqueue them, get their results, cancel and retry them.
 TAGS = {
     "enqueue": "New jobs",
     "jobs": "Get and list jobs, wait for them, cancel, retry, promote, edit and delete them",
-    "queues": "List, pause, resume and delete queues",
+    "queues": "Get and list queues, set what holds for them, pause, resume and delete them",
     "schedules": "Jobs that are enqueued again and again: put, get, list, pause, resume, run and delete schedules",
     "service": "The service itself",
 }
@@ -68,6 +69,7 @@ PROBLEMS = {
         no_schedule("nightly"),
         declared("nightly"),
         not_empty("reports", {Status.QUEUED: 3}),
+        closed(["reports"]),
         conflict(["t1"]),
         not_unique("t1", Status.RUNNING),
         dependency_failed(["t1"]),

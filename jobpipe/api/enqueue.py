@@ -22,6 +22,7 @@ from jobpipe.api.problems import (
     Fault,
     Problem,
     UnknownKind,
+    closed,
     conflict,
     dependency_failed,
     invalid,
@@ -133,13 +134,16 @@ def stored_job(new: NewJob, receipt: Receipt) -> Job:
 def known(receipt: Receipt) -> Job:
     """The job that an earlier request stored, or the one that the new one was merged with.
 
-    Raises `Problem` when its content differs, or when there is none because the new one comes too late, cannot wait for
-    the jobs that it depends on, or is not unique; `StoreUnavailable` when another program has locked it.
+    Raises `Problem` when its content differs, or when there is none because the new one comes too late, is for a closed
+    queue, cannot wait for the jobs that it depends on, or is not unique; `StoreUnavailable` when another program has
+    locked it.
     """
     if receipt.verdict == "unknown_dependency":
         raise unknown_dependency(receipt.dependencies)
     if receipt.verdict == "dependency_failed":
         raise dependency_failed(receipt.dependencies)
+    if receipt.verdict == "closed":
+        raise closed([receipt.queue])
     if receipt.verdict == "not_unique":
         raise not_unique(receipt.other or "", None if receipt.job is None else receipt.job.status)
     if receipt.verdict == "late":

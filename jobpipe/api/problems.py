@@ -58,6 +58,8 @@ class Code(enum.StrEnum):
     """the job's status does not allow this (409)"""
     DECLARED = "declared"
     """the code of a live node declares the schedule (409)"""
+    QUEUE_CLOSED = "queue_closed"
+    """the queue takes no new jobs (409)"""
     QUEUE_NOT_EMPTY = "queue_not_empty"
     """the queue still has jobs (409)"""
     TOO_LARGE = "too_large"
@@ -176,7 +178,7 @@ def no_job(job_id: str) -> Problem:
 
 def no_queue(name: str) -> Problem:
     """404: no such queue."""
-    detail = f"no queue {name!r} has jobs or is paused; it may have been deleted"
+    detail = f"no queue {name!r} has jobs, is paused or has settings; it may have been deleted"
     return Problem(404, Code.NO_SUCH_QUEUE, "No such queue", detail)
 
 
@@ -209,6 +211,15 @@ def not_empty(name: str, counts: Mapping[Status, int]) -> Problem:
     what = "job" if sum(counts.values()) == 1 else "jobs"
     detail = f"queue {name!r} still has {held} {what}: delete those first"
     return Problem(409, Code.QUEUE_NOT_EMPTY, "The queue is not empty", detail)
+
+
+def closed(names: Sequence[str]) -> Problem:
+    """409: queues that jobs were to be stored in, or moved into, are closed."""
+    named = ", ".join(map(repr, names[:5]))
+    what = f"queue {named} is closed and takes" if len(names) == 1 else f"queues {named} are closed and take"
+    advice = 'use another queue, or open it with PUT /queues/NAME and "closed": false'
+    detail = f"{what} no new jobs; nothing was stored: {advice}"
+    return Problem(409, Code.QUEUE_CLOSED, "The queue is closed", detail)
 
 
 def conflict(ids: Sequence[str]) -> Problem:

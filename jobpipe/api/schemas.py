@@ -56,6 +56,16 @@ DependsOn = Annotated[
     list[JobId], Meta(max_length=1000, description="an array of at most 1000 ids of jobs that it waits for")
 ]
 
+Reason = Annotated[
+    str,
+    Meta(
+        pattern=rf"^[^{INVISIBLE}]{{1,500}}\Z",
+        description="1 to 500 characters, without control and invisible characters",
+        extra_json_schema={PORTABLE: r"^[^\x00-\x1f\x7f-\x9f\xad]{1,500}$"},
+    ),
+]
+"""Why something is paused."""
+
 When = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 """A time as it is shown: RFC 3339, UTC, with milliseconds."""
 
@@ -281,14 +291,69 @@ class LineReceipt(msgspec.Struct, frozen=True):
     status: Status
 
 
+Age = Annotated[
+    float,
+    Meta(
+        ge=0,
+        le=315_360_000,
+        description="a number of seconds from 0 to 315360000 (ten years)",
+    ),
+    OR_TEXT,
+]
+Number = Annotated[int, Meta(ge=0, le=1 << 50, description="a whole number from 0 to 1125899906842624")]
+
+
+class Keep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How long ended jobs of a queue are kept: `done` ones, and `failed`, cancelled and expired ones, in seconds.
+
+    And how many `jobs`, and `bytes` of their payloads, results and errors. What is left out or null is as the settings
+    say (KEEP_DONE, KEEP_FAILED), or has no limit of the queue's own.
+    """
+
+    done: Age | None = None
+    failed: Age | None = None
+    jobs: Number | None = None
+    bytes: Number | None = None
+
+
+class QueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The settings of a queue. What is left out is set back."""
+
+    closed: bool = False
+    keep: Keep | Literal["none"] | None = None
+
+
+class QueuePauseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Why a queue is paused, and for how long."""
+
+    reason: Reason | None = None
+    for_: (
+        Annotated[
+            float,
+            Meta(
+                gt=0,
+                le=315_360_000,
+                description="a number of seconds above 0, up to 315360000 (ten years); then it is resumed by itself",
+            ),
+            OR_TEXT,
+        ]
+        | None
+    ) = msgspec.field(default=None, name="for")
+
+
 class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     """A queue with its counts by status; `oldest_age` is how many seconds its oldest ready job has waited.
 
-    `served` is false where no live node takes jobs from it.
+    `paused_until` is when a pause ends by itself. A `closed` queue takes no new jobs. `keep` says how long its ended
+    jobs are kept; null: as the settings say. `served` is false where no live node takes jobs from it.
     """
 
     name: str
     paused: bool
+    reason: str | None
+    paused_until: When | None
+    closed: bool
+    keep: Keep | Literal["none"] | None
     served: bool
     counts: dict[Status, int]
     oldest_age: float | None
@@ -387,17 +452,7 @@ class ScheduleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 class PauseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Why a schedule is paused."""
 
-    reason: (
-        Annotated[
-            str,
-            Meta(
-                pattern=rf"^[^{INVISIBLE}]{{1,500}}\Z",
-                description="1 to 500 characters, without control and invisible characters",
-                extra_json_schema={PORTABLE: r"^[^\x00-\x1f\x7f-\x9f\xad]{1,500}$"},
-            ),
-        ]
-        | None
-    ) = None
+    reason: Reason | None = None
 
 
 class ScheduledJobView(msgspec.Struct, frozen=True, kw_only=True):

@@ -30,6 +30,7 @@ CODES = {
     "no_such_queue",
     "no_such_schedule",
     "declared",
+    "queue_closed",
     "queue_not_empty",
     "method_not_allowed",
     "id_conflict",

@@ -391,12 +391,34 @@ async def _with_jobs(door):
     door.stage.cleaned.set()
 
 
+async def _with_settings(door):
+    """Answers about settings of queues, and about jobs for a closed one."""
+    for method, path in (("PUT", "/queues/shut"), ("POST", "/queues/shut/pause")):
+        yield await door.request(method, path, content=b"{")
+        yield await door.request(method, path, content=b"{}", headers={"Content-Type": "text/plain"})
+        yield await door.request(method, path, json={}, headers=CROSS_SITE)
+    yield await door.put("/queues/shut", json={"keep": "all"})
+    yield await door.put("/queues/shut", json={"closed": True, "keep": {"done": "1h"}})
+    for name in ("shut", "none", "-"):
+        yield await door.get(f"/queues/{name}")
+    yield await door.enqueue(queue="shut")
+    yield await door.post("/enqueue/bulk", json=[{"queue": "shut"}])
+    await door.enqueue(id="outside", delay=1000)
+    yield await door.patch("/jobs/outside", json={"queue": "shut"})
+    await door.put("/schedules/shut", json={"every": 3600, "job": {"queue": "shut"}})
+    yield await door.post("/schedules/shut/run")
+    await door.delete("/schedules/shut")
+    await door.delete("/jobs/outside")
+
+
 async def _with_dependents(door):
     """Answers about jobs that wait for others, and about schedules."""
     for depends_on in ("failed", "nobody", "held"):
         yield await door.enqueue(id=f"after-{depends_on}", depends_on=[depends_on])
         yield await door.post("/enqueue/bulk", json=[{"depends_on": [depends_on]}])
     yield await door.get("/jobs/after-held")
+    async for response in _with_settings(door):
+        yield response
     async for response in _merged(door):
         yield response
     async for response in _with_schedules(door):
@@ -532,6 +554,8 @@ async def _broken(door):
         "/queues/default/resume",
     ):
         yield await door.post(path)
+    yield await door.get("/queues/default")
+    yield await door.put("/queues/default", json={})
     for path in ("/schedules", "/schedules/a"):
         yield await door.get(path)
     for verb in ("pause", "run", "resume"):

@@ -57,6 +57,7 @@ HEART = {
         "facade",
         "followers",
         "jobs",
+        "keeping",
         "merging",
         "nodes",
         "notes",

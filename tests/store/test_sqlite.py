@@ -29,6 +29,7 @@ from jobpipe.store.base import (
     LogLine,
     Note,
     Place,
+    QueueSettings,
     Retention,
     Settlement,
     Share,
@@ -404,6 +405,24 @@ def test_an_add_to_a_paused_queue_costs_the_same_however_many_jobs_wait_there(db
     many = steps_of(db, functools.partial(add, 5))
 
     assert many <= 1.2 * few
+
+
+def test_an_add_costs_not_one_statement_more_while_no_queue_is_closed(db: apsw.Connection) -> None:
+    """Once the writer knows the file; nor where others are closed."""
+    writer, numbers = Writer(db), itertools.count()
+
+    def added() -> list[str]:
+        new = [job(f"j{next(numbers)}", queue="default")]
+        return statements(db, lambda: writer.exchange(Batch(node="n", now=NOW, adds=[Add(new)])))
+
+    added()
+    without = added()
+    carry_out(db, lambda tx: queues.put(tx, "mail", QueueSettings(closed=True)))
+    writer.forget()
+    added()
+
+    assert not any("queues" in sql for sql in without)
+    assert added() == without
 
 
 def of_queues(kinds: frozenset[str], **jobs: int) -> Sequence[ClaimRequest]:

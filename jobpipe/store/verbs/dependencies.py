@@ -7,6 +7,7 @@ import msgspec
 from jobpipe.job import ENDED, Job, NewJob, Options, State, Status
 from jobpipe.store.base import STORED, Change, OpenDependencies, Receipt
 from jobpipe.store.rows import compared
+from jobpipe.store.verbs import queues
 from jobpipe.store.verbs.jobs import change_locked
 from jobpipe.store.verbs.merging import Merging, Retaking
 from jobpipe.store.verbs.transaction import Overtaken, Standing, Transaction
@@ -47,9 +48,16 @@ async def add(tx: Transaction, jobs: Sequence[NewJob], *, atomic: bool) -> Seque
     standing = await tx.lock_standing(named) if named else {}
     twins = dict(await tx.twins([job.id for job in jobs]))
     await merging.look()
+    closed = await queues.closed(tx, {job.queue for job in jobs})
     receipts, new = list[Receipt](), dict[str, NewJob]()
     for job, key in zip(jobs, merging.keys, strict=True):
-        made, receipt = job, compared(job, twins[job.id]) if job.id in twins else judged(job, standing, new)
+        made = job
+        if job.id in twins:
+            receipt = compared(job, twins[job.id])
+        elif job.queue in closed:
+            receipt = Receipt("closed", queue=job.queue)
+        else:
+            receipt = judged(job, standing, new)
         if receipt is STORED:
             made, receipt = merging.judged(job, key)
         if receipt is STORED:

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from jobpipe.store.base import Change
 from jobpipe.store.rows import shown
-from jobpipe.store.verbs import merging
+from jobpipe.store.verbs import merging, queues
 from jobpipe.store.verbs.transaction import Removal, Transaction
 from jobpipe.transitions import Stored, cancelled, edited, promoted
 
@@ -22,7 +24,20 @@ async def promote(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[C
 
 async def edit(tx: Transaction, ids: Sequence[str], edits: Mapping[str, Any], now: float) -> Sequence[Change]:
     """See `jobpipe.store.base.ControlStore.edit`."""
-    return await change(tx, ids, lambda stored: edited(stored, edits, now))
+    queue = edits.get("queue")
+    if queue is None or not await queues.closed(tx, [queue]):
+        return await change(tx, ids, lambda stored: edited(stored, edits, now))
+    there = await tx.lock(ids)
+    outside = {job_id for job_id, one in there.items() if one.job.asked.queue != queue}
+    changes = change_locked(
+        tx, there, ids, lambda stored: None if stored.job.id in outside else edited(stored, edits, now)
+    )
+    return [
+        replace(one, verdict="closed")
+        if one.id in outside and edited(there[one.id], edits, now) is not None
+        else one
+        for one in changes
+    ]
 
 
 async def change(

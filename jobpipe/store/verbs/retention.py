@@ -6,12 +6,12 @@ from collections.abc import Container, Mapping, Sequence
 from jobpipe.job import ENDED, Options, Status
 from jobpipe.store.base import STEP, Retention
 from jobpipe.store.rows import Row, readable_options
-from jobpipe.store.verbs import merging, notes
+from jobpipe.store.verbs import keeping, merging, notes
 from jobpipe.store.verbs.transaction import Removal, Transaction
 
 _OLDEST = """
 select finished_at, seq, queue, status, size, options
-from jobs
+from {ended}
 where status = :status and finished_at is not null and finished_at <= :until
 order by finished_at, seq
 limit :limit
@@ -30,6 +30,8 @@ async def prune(tx: Transaction, now: float, retention: Retention) -> int:
         return 0
     await tx.mend_counts()  # or a wrong count might have everything deleted
     rows = await _too_much(tx, now, retention)
+    if len(rows) < STEP and await keeping.any_keeping(tx):
+        rows = [*rows, *await keeping.too_much(tx, now, retention, STEP - len(rows), without=rows)]
     options = {row[1]: readable_options(row[5]) for row in rows}
     tx.erase([_removal(row, options[row[1]]) for row in rows])
     await merging.forget(tx, [seq for seq, one in options.items() if one is None or one.merging], now)
