@@ -85,6 +85,17 @@ Timeout = Annotated[
         description="a number of seconds above 0, up to 315360000 (ten years); how long one attempt may take",
     ),
 ]
+UniqueKey = Annotated[
+    str,
+    Meta(
+        pattern=rf"^[^{INVISIBLE}]{{1,200}}\Z",
+        description="1 to 200 characters, without control and invisible characters",
+        extra_json_schema={PORTABLE: r"^[^\x00-\x1f\x7f-\x9f\xad]{1,200}$"},
+    ),
+]
+Span = Annotated[
+    float, Meta(gt=0, le=315_360_000, description="a number of seconds above 0, up to 315360000 (ten years)")
+]
 Retries = Annotated[
     int, Meta(ge=0, le=10_000, description="a whole number from 0 to 10000; attempts after the first")
 ]
@@ -223,6 +234,46 @@ class GroupOutcome(msgspec.Struct, frozen=True):
     deleted: int = 0
 
 
+Over = Literal["kind", "payload"]
+"""What two jobs may have in common to be the same one."""
+
+Phase = Literal["queued", "running"]
+"""Until when a job has a unique key: until it is first claimed, or until it has ended."""
+
+OnConflict = Literal["return", "reject", "replace"]
+"""What becomes of a request whose key another job has."""
+
+
+class Unique(msgspec.Struct, frozen=True, rename={"while_": "while", "for_": "for"}):
+    """At most one job has a key at a time. Keys are of one queue."""
+
+    key: str | None
+    over: tuple[Over, ...]
+    """what belongs to the key beside `key`"""
+    while_: tuple[Phase, ...]
+    for_: float | None
+    """the job has the key for so long after it was stored, whatever becomes of it"""
+    on_conflict: OnConflict
+
+
+class Throttle(msgspec.Struct, frozen=True):
+    """At most one job of a key is due in each window. Keys are of one queue and kind."""
+
+    key: str
+    every: float
+    trailing: bool
+    """whether what is asked within a window becomes one job at its end"""
+
+
+class Debounce(msgspec.Struct, frozen=True):
+    """The last request of a key counts, once none has come for a while. Keys are of one queue and kind."""
+
+    key: str
+    wait: float
+    max_wait: float
+    """how long the job waits at the most, counted from when it was stored"""
+
+
 class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     """What was asked of a job beyond the usual; most jobs ask nothing, and store nothing."""
 
@@ -244,6 +295,14 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     """how that group has ended"""
     parent: str | None = None
     """the job whose handler enqueued it; no part of what is compared: several may enqueue the same job"""
+    unique: Unique | None = None
+    throttle: Throttle | None = None
+    debounce: Debounce | None = None
+
+    @property
+    def merging(self) -> Unique | Throttle | Debounce | None:
+        """How requests for the same are merged into one job; None: each makes a job of its own."""
+        return self.unique or self.throttle or self.debounce
 
 
 NO_OPTIONS = Options()

@@ -113,8 +113,40 @@ def edited(stored: Stored, changes: Mapping[str, Any], now: float) -> Stored | N
     named = {name: value for name, value in changes.items() if name in NewJob.__struct_fields__}
     options = {name: value for name, value in changes.items() if name not in named}
     asked = replace(asked, **named, options=replace(asked.options, **options))
+    return _asked_anew(stored, asked, now, moved="run_at" in changes)
+
+
+def replaced(stored: Stored, new: NewJob, run_at: float, now: float) -> Stored | None:
+    """Asked for as a later request says, while it waits and nobody holds it.
+
+    It stays the same job, of the same queue and kind, and behind the same jobs. A retry that is due later stays so.
+    """
+    job, asked = stored.job, stored.job.asked
+    if stored.held or job.status not in WAITING or job.damage:
+        return None
+    options = replace(
+        new.options,
+        depends_on=asked.options.depends_on,
+        needs=asked.options.needs,
+        schedule=asked.options.schedule,
+    )
+    later = replace(
+        new,
+        id=asked.id,
+        kind=asked.kind,
+        queue=asked.queue,
+        created_at=asked.created_at,
+        run_at=max(run_at, asked.run_at) if job.status is Status.RETRYING else run_at,
+        options=options,
+    )
+    return _asked_anew(stored, later, now, moved=True)
+
+
+def _asked_anew(stored: Stored, asked: NewJob, now: float, *, moved: bool) -> Stored:
+    """A waiting job of which something else is asked; `moved`: also when it is due. What was asked first is kept."""
+    job, status = stored.job, stored.job.status
     ready = status is Status.QUEUED or asked.run_at <= now
-    if "run_at" in changes and ready and status is not Status.BLOCKED:
+    if moved and ready and status is not Status.BLOCKED:
         status = Status.SCHEDULED if asked.run_at > now else Status.QUEUED
     original = job.original or (None if asked == job.asked else job.asked)
     state = replace(job.state, status=status)

@@ -37,6 +37,9 @@ JOB = Content(
         "job": {"id": "t1", "payload": "data", "max_retries": 3},
         "later": {"id": "t2", "delay": "5m"},
         "after": {"id": "t3", "depends_on": ["t1", "t2"]},
+        "unique": {"payload": 7, "unique": {"key": "user-7", "on_conflict": "reject"}},
+        "throttle": {"payload": 7, "throttle": {"key": "user-7", "every": "10m", "trailing": True}},
+        "debounce": {"payload": 7, "debounce": {"key": "user-7", "wait": 5, "max_wait": "1m"}},
     },
 )
 JOBS = Content(
@@ -62,7 +65,9 @@ REFUSALS = (
     Code.NOT_JSON,
     Code.CROSS_SITE,
     Code.ID_CONFLICT,
+    Code.NOT_UNIQUE,
     Code.DEPENDENCY_FAILED,
+    Code.QUEUE_CLOSED,
     Code.UNKNOWN_DEPENDENCY,
     Code.TOO_LARGE,
     Code.UNSUPPORTED_MEDIA_TYPE,
@@ -146,7 +151,8 @@ def _enqueue_routes(app: QuartTrio, node: Node) -> None:
     @takes(JOB)
     @answers(
         200,
-        "The job as it is now: the same request stored it before; or, with `wait`, it has ended.",
+        "The job as it is now: the same request stored it before, or this one was merged with it; or, with `wait`, it "
+        "has ended.",
         Content(JobView),
         headers=LOCATION,
     )
@@ -160,6 +166,9 @@ def _enqueue_routes(app: QuartTrio, node: Node) -> None:
 
         With `depends_on`, the job is `blocked` until those jobs are done, or with `"needs": "ended"` until they have
         ended. 422 `unknown_dependency` when one does not exist, 409 `dependency_failed` when one has ended otherwise.
+
+        With `unique`, `throttle` or `debounce`, the request is merged with others for the same: 200 and the job that
+        has the key, which this request may have changed, or 409 `not_unique` with its id.
 
         With `?wait=SECONDS` the response is held until the job ends, for at most so long: 200 when it has ended, else
         202 and the job as it is. 404 when it was deleted meanwhile. With `on_disconnect=cancel`, a client that hangs up

@@ -1,6 +1,7 @@
 """`POST /enqueue/bulk`: an array, all or nothing; or NDJSON, a stream of any length in bounded memory."""
 
 import itertools
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
@@ -24,6 +25,7 @@ from jobpipe.api.problems import (
     Problem,
     ProblemDetails,
     UnknownKind,
+    closed,
     conflict,
     dependency_failed,
     internal,
@@ -121,12 +123,13 @@ async def bulk_array(node: Node, content_type: str, body: bytes) -> Answer:
             [Fault(f"/{place}{one.pointer}", one.detail) for place in sorted(faults) for one in faults[place]]
         )
     check_stored(receipts)
-    enqueued = sum(receipt.verdict == "stored" for receipt in receipts)
-    return answer(BulkReceipt(enqueued, len(receipts) - enqueued), 202)
+    verdicts = Counter(receipt.verdict for receipt in receipts)
+    counts = (verdicts[one] for one in ("stored", "existing", "replaced", "not_unique"))
+    return answer(BulkReceipt(*counts), 202)
 
 
 def check_stored(receipts: Sequence[Receipt]) -> None:
-    """Raise `Problem` or `StoreUnavailable` where jobs that were to be stored together were not, for what is there."""
+    """Raise `Problem` or `StoreUnavailable` where jobs were not stored because of what is in the store."""
     if unknown := _named(receipts, "unknown_dependency"):
         raise unknown_dependency(unknown)
     for receipt in receipts:
@@ -139,6 +142,8 @@ def check_stored(receipts: Sequence[Receipt]) -> None:
         raise conflict(taken)
     if failed := _named(receipts, "dependency_failed"):
         raise dependency_failed(failed)
+    if shut := sorted({receipt.queue for receipt in receipts if receipt.verdict == "closed"}):
+        raise closed(shut)
 
 
 def fault_of(receipt: Receipt) -> Fault | None:

@@ -37,7 +37,9 @@ def in_seconds(value: Any, kind: Any) -> Any:  # noqa: ANN401 - any JSON, any ty
     model = _struct_of(kind)
     if model is None or not isinstance(value, dict):
         return value
-    types = {field.encode_name: field.type for field in msgspec.structs.fields(model) if field.name in value}
+    types = {
+        field.encode_name: field.type for field in msgspec.structs.fields(model) if field.encode_name in value
+    }
     read = {name: in_seconds(value[name], one) for name, one in types.items()}
     changed = {name: one for name, one in read.items() if one is not value[name]}
     return value | changed if changed else value

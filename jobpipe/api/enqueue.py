@@ -15,14 +15,17 @@ from jobpipe.api.answers import Answer, answer
 from jobpipe.api.durations import in_seconds
 from jobpipe.api.faults import fault_from, faults_of
 from jobpipe.api.malformed import BOM, malformed
+from jobpipe.api.merging import merging_of
 from jobpipe.api.numbers import may_vanish, vanishing
 from jobpipe.api.problems import (
     Fault,
     Problem,
     UnknownKind,
+    closed,
     conflict,
     dependency_failed,
     invalid,
+    not_unique,
     too_large,
     unknown_dependency,
     unsupported,
@@ -123,15 +126,20 @@ def stored_job(new: NewJob, receipt: Receipt) -> Job:
 
 
 def known(receipt: Receipt) -> Job:
-    """The job that an earlier request stored.
+    """The job that an earlier request stored, or the one that the new one was merged with.
 
-    Raises `Problem` when its content differs, or when there is none because the new one comes too late, or cannot wait
-    for the jobs that it depends on; `StoreUnavailable` when another program has locked it.
+    Raises `Problem` when its content differs, or when there is none because the new one comes too late, is for a closed
+    queue, cannot wait for the jobs that it depends on, or is not unique; `StoreUnavailable` when another program has
+    locked it.
     """
     if receipt.verdict == "unknown_dependency":
         raise unknown_dependency(receipt.dependencies)
     if receipt.verdict == "dependency_failed":
         raise dependency_failed(receipt.dependencies)
+    if receipt.verdict == "closed":
+        raise closed([receipt.queue])
+    if receipt.verdict == "not_unique":
+        raise not_unique(receipt.other or "", None if receipt.job is None else receipt.job.status)
     if receipt.verdict == "late":
         raise invalid([TOO_LATE])
     if receipt.verdict == "locked":
@@ -292,6 +300,7 @@ def made(
         faults.append(Fault("/needs", "says how other jobs have to end: send depends_on too"))
     if request.depends_on and request.id in request.depends_on:
         faults.append(Fault("/depends_on", "names the job itself"))
+    merging = merging_of(request, faults)
     if faults:
         raise invalid(faults, problem)
     return node.admission.new_job(
@@ -310,6 +319,9 @@ def made(
         tags=request.tags,
         depends_on=request.depends_on,
         needs=request.needs,
+        unique=merging.unique,
+        throttle=merging.throttle,
+        debounce=merging.debounce,
     )
 
 

@@ -155,11 +155,19 @@ def _choices(kind: Any) -> str | None:  # noqa: ANN401 - any type
 
 
 def _plain(kind: Any) -> Any:  # noqa: ANN401 - any type
-    """A type without its annotations, and without the None beside it, or what stands for a field that is not sent."""
+    """A type without its annotations, and without the None beside it, or what stands for a field that is not sent.
+
+    Of a struct and a closed set of words, the struct: what is no word is looked through as that.
+    """
     if hasattr(kind, "__metadata__"):
         return _plain(kind.__origin__)
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        rest = [part for part in typing.get_args(kind) if part not in (types.NoneType, msgspec.UnsetType)]
+        rest = [
+            part
+            for part in typing.get_args(kind)
+            if part not in (types.NoneType, msgspec.UnsetType)
+            and typing.get_origin(part) is not typing.Literal
+        ] or [part for part in typing.get_args(kind) if typing.get_origin(part) is typing.Literal]
         return _plain(rest[0]) if len(rest) == 1 else kind
     return kind
 

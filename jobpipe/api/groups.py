@@ -79,6 +79,7 @@ def groups_blueprint(node: Node) -> Blueprint:
         Code.CROSS_SITE,
         Code.ID_CONFLICT,
         Code.DEPENDENCY_FAILED,
+        Code.QUEUE_CLOSED,
         Code.UNKNOWN_DEPENDENCY,
         Code.UNSUPPORTED_MEDIA_TYPE,
         Code.QUEUE_FULL,
@@ -130,6 +131,7 @@ async def _asked(node: Node, body: bytes) -> NewGroup:
     made, faults = await items_asked(node, items)
     faults |= {place: [TOO_LATE] for place, job in made.items() if is_late(job)}
     last = len(sent.jobs)
+    faults |= {place: [_merged(job)] for place, job in made.items() if job.options.merging is not None}
     if last in made and made[last].options.depends_on:
         faults[last] = [
             Fault("/depends_on", "cannot be combined: this job waits for the others of the group")
@@ -148,6 +150,11 @@ async def _asked(node: Node, body: bytes) -> NewGroup:
     ]
     then = None if not has_then else _callback(made[last], group_id, sent.then)
     return NewGroup(id=group_id, on_failure=sent.on_failure, jobs=jobs, then=then)
+
+
+def _merged(job: NewJob) -> Fault:
+    name = next(one for one in ("unique", "throttle", "debounce") if getattr(job.options, one) is not None)
+    return Fault(f"/{name}", "cannot be combined with a group: its jobs are its own")
 
 
 def _member(job: NewJob, group_id: str, otherwise: str, raw: msgspec.Raw) -> NewJob:

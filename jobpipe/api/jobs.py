@@ -15,7 +15,7 @@ from jobpipe.api.enqueue import check_json, edits_from
 from jobpipe.api.holding import awaited, check, found
 from jobpipe.api.inputs import query, received
 from jobpipe.api.joblog import page_of
-from jobpipe.api.problems import RETRY_AFTER, Code, Problem, no_job
+from jobpipe.api.problems import RETRY_AFTER, Code, Problem, closed, key_taken, no_job
 from jobpipe.api.responses import respond
 from jobpipe.api.schemas import (
     EditRequest,
@@ -120,17 +120,17 @@ def jobs_blueprint(node: Node) -> Blueprint:
 
     @routes.post("/jobs/<job_id>/retry")
     @answers(202, "The job, queued again.", Content(JobView))
-    @problems(*REFUSALS)
+    @problems(*REFUSALS, Code.NOT_UNIQUE)
     async def retry_job(job_id: JobInPath) -> Response:
         """Retry a job manually.
 
         The job must have ended, whether it succeeded or not. It is queued again with all its retries; 202 when that
         is stored, 409 when the job has not ended. It is `blocked` while a job that it depends on has not ended; 409
-        when one of those did not end as needed.
+        when one of those did not end as needed. A job with a `unique` key takes it again: 409 `not_unique`, with the id
+        of the other job, while that one has it.
         """
         change = await node.control.retry(job_id)
-        job = _job_of(change, _why_not_retried(change))
-        return respond(answer(stored_view(job, node.registry), 202))
+        return respond(answer(stored_view(_retried(change), node.registry), 202))
 
     @routes.post("/jobs/<job_id>/promote")
     @answers(200, "The job, due now.", Content(JobView))
@@ -148,18 +148,16 @@ def jobs_blueprint(node: Node) -> Blueprint:
     @routes.patch("/jobs/<job_id>")
     @takes(Content(EditRequest, examples={"job": {"priority": 5, "run_at": None}}))
     @answers(200, "The job as it is now.", Content(JobView))
-    @problems(*REFUSALS, Code.NOT_JSON, Code.UNSUPPORTED_MEDIA_TYPE)
+    @problems(*REFUSALS, Code.QUEUE_CLOSED, Code.NOT_JSON, Code.UNSUPPORTED_MEDIA_TYPE)
     async def edit_job(job_id: JobInPath) -> Response:
         """Edit a waiting job.
 
         Fields that are left out stay as they are. 409 when the job has ended, or with `Retry-After` when a worker
-        holds it.
+        holds it; 409 `queue_closed` when it was to be moved into a closed queue.
         """
         content_type, body = await received()
         check_json(content_type)
-        change = await node.control.edit(job_id, edits_from(node, await found(node, job_id), body))
-        job = _job_of(change, "only a waiting job that no worker holds can be edited", again=True)
-        return respond(answer(stored_view(job, node.registry)))
+        return respond(answer(stored_view(await _edit(node, job_id, body), node.registry)))
 
     @routes.delete("/jobs/<job_id>")
     @answers(204, "The job is deleted.")
@@ -201,6 +199,12 @@ async def _shown(node: Node, job: Job) -> JobView:
     return structs.replace(view, waits_for=waits_for)
 
 
+def _retried(change: Change) -> Job:
+    if change.verdict == "not_unique":
+        raise key_taken(change.id, change.other or "")
+    return _job_of(change, _why_not_retried(change))
+
+
 def _why_not_retried(change: Change) -> str:
     if change.job is not None and change.job.status in ENDED:
         return "a job that it depends on did not end as needed: retry that one first"
@@ -218,6 +222,14 @@ def _departure() -> Departure:
     state: Mapping[str, Any] = request.scope.get("state", {})  # where the front stands before the application
     departure: Departure = state.get(DEPARTURE, Departure())
     return departure
+
+
+async def _edit(node: Node, job_id: str, body: bytes) -> Job:
+    edits = edits_from(node, await found(node, job_id), body)
+    change = await node.control.edit(job_id, edits)
+    if change.verdict == "closed":
+        raise closed([edits["queue"]])
+    return _job_of(change, "only a waiting job that no worker holds can be edited", again=True)
 
 
 async def _cancel(node: Node, job_id: str, wait: float) -> Answer:

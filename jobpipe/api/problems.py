@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from jobpipe.errors import Draining, JobpipeError, QueueFull
-from jobpipe.job import Status
+from jobpipe.job import ENDED, Status
 
 RETRY_AFTER = "1"
 """Seconds after which a refused client may try again."""
@@ -52,12 +52,16 @@ class Code(enum.StrEnum):
     """the route supports other methods, listed in `Allow` (405)"""
     ID_CONFLICT = "id_conflict"
     """another job, with other content, has this id (409)"""
+    NOT_UNIQUE = "not_unique"
+    """another job has the unique key (409)"""
     DEPENDENCY_FAILED = "dependency_failed"
     """a job that the new one needs has ended, and not as needed (409)"""
     WRONG_STATUS = "wrong_status"
     """the job's status does not allow this (409)"""
     DECLARED = "declared"
     """the code of a live node declares the schedule (409)"""
+    QUEUE_CLOSED = "queue_closed"
+    """the queue takes no new jobs (409)"""
     QUEUE_NOT_EMPTY = "queue_not_empty"
     """the queue still has jobs (409)"""
     TOO_LARGE = "too_large"
@@ -176,7 +180,7 @@ def no_job(job_id: str) -> Problem:
 
 def no_queue(name: str) -> Problem:
     """404: no such queue."""
-    detail = f"no queue {name!r} has jobs or is paused; it may have been deleted"
+    detail = f"no queue {name!r} has jobs, is paused or has settings; it may have been deleted"
     return Problem(404, Code.NO_SUCH_QUEUE, "No such queue", detail)
 
 
@@ -225,6 +229,15 @@ def not_empty(name: str, counts: Mapping[Status, int]) -> Problem:
     return Problem(409, Code.QUEUE_NOT_EMPTY, "The queue is not empty", detail)
 
 
+def closed(names: Sequence[str]) -> Problem:
+    """409: queues that jobs were to be stored in, or moved into, are closed."""
+    named = ", ".join(map(repr, names[:5]))
+    what = f"queue {named} is closed and takes" if len(names) == 1 else f"queues {named} are closed and take"
+    advice = 'use another queue, or open it with PUT /queues/NAME and "closed": false'
+    detail = f"{what} no new jobs; nothing was stored: {advice}"
+    return Problem(409, Code.QUEUE_CLOSED, "The queue is closed", detail)
+
+
 def conflict(ids: Sequence[str]) -> Problem:
     """409: the ids belong to jobs with other content."""
     named = ", ".join(map(repr, ids[:5]))
@@ -235,6 +248,27 @@ def conflict(ids: Sequence[str]) -> Problem:
         f"a job with the id {named} exists and has other content; nothing was stored: send another id",
         ids=ids[:LISTED],
     )
+
+
+def not_unique(other: str, status: Status | None = None) -> Problem:
+    """409: another job has the key of a new one; `status` is what it is, None where it is gone."""
+    if status is None:
+        words = "which is gone, but its time is not over"
+    elif status in ENDED:
+        words = f"which is {status.value}, but its time is not over"
+    else:
+        words = f"which is {status.value}"
+    return _not_unique(other, f"the key is that of job {cut(other)!r}, {words}; nothing was stored")
+
+
+def key_taken(job_id: str, other: str) -> Problem:
+    """409: another job has the key of one that was to be retried."""
+    taken = f"the key of job {cut(job_id)!r} is that of job {cut(other)!r} now"
+    return _not_unique(other, f"{taken}; nothing was changed: cancel that one first")
+
+
+def _not_unique(other: str, detail: str) -> Problem:
+    return Problem(409, Code.NOT_UNIQUE, "Another job has the key", detail, ids=[other])
 
 
 def unknown_dependency(ids: Sequence[str]) -> Problem:

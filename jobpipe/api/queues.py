@@ -1,21 +1,40 @@
-"""`/queues`: list, pause, resume and delete queues."""
+"""`/queues`: get and list queues, set what holds for them, pause, resume and delete them."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
+import msgspec
 from quart import Blueprint, Response
 from quart_schema import document_querystring, tag_blueprint
 
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.cursors import cursor_of, place_of
+from jobpipe.api.enqueue import check_json, read
 from jobpipe.api.faults import faults_of
-from jobpipe.api.inputs import query
-from jobpipe.api.problems import Code, invalid, no_queue, not_empty
+from jobpipe.api.inputs import query, received
+from jobpipe.api.malformed import BOM
+from jobpipe.api.problems import Code, Fault, invalid, no_queue, not_empty
 from jobpipe.api.responses import respond
-from jobpipe.api.schemas import Means, QueueList, QueueQuery, QueueView, unserved_views
-from jobpipe.api.spec import Content, answers, problems
+from jobpipe.api.schemas import (
+    Keep,
+    Means,
+    QueueList,
+    QueuePauseRequest,
+    QueueQuery,
+    QueueRequest,
+    QueueView,
+    unserved_views,
+    when,
+)
+from jobpipe.api.spec import Content, answers, problems, takes
 from jobpipe.engine.node import Node
 from jobpipe.job import Name
-from jobpipe.store.base import QueueState
+from jobpipe.settings import Settings
+from jobpipe.store.base import QueueSettings, QueueState
+
+SETTINGS_EXAMPLE = {"closed": False, "keep": {"done": "1h", "failed": "7d", "jobs": 10_000}}
+
+_decode = msgspec.json.Decoder(QueueRequest).decode
+_decode_pause = msgspec.json.Decoder(QueuePauseRequest).decode
 
 QueueInPath = Annotated[Name, Means("the queue's name")]
 
@@ -32,21 +51,62 @@ def queues_blueprint(node: Node) -> Blueprint:
     async def list_queues() -> Response:
         """List the queues.
 
-        By name, with the number of their jobs in each status. A queue is listed while it has jobs or is paused; an
-        empty one drops out of the list within minutes. `served` is false where no live node takes jobs from it.
+        By name, with the number of their jobs in each status. A queue is listed while it has jobs, is paused or has
+        settings; any other one drops out of the list within minutes. `served` is false where no live node takes jobs
+        from it.
         """
         return respond(await _list(node, query(QueueQuery)))
 
+    @routes.get("/queues/<name>")
+    @answers(200, "The queue.", Content(QueueView))
+    @problems(Code.NO_SUCH_QUEUE, Code.INVALID, Code.STORE_UNAVAILABLE)
+    async def get_queue(name: QueueInPath) -> Response:
+        """Get a queue.
+
+        With its settings, its pause, and the number of its jobs in each status.
+        """
+        _check(name)
+        return respond(await _shown(_found(name, await node.store.queue(name))))
+
+    @routes.put("/queues/<name>")
+    @takes(Content(QueueRequest, examples={"keep": SETTINGS_EXAMPLE, "close": {"closed": True}}))
+    @answers(200, "The queue with its settings.", Content(QueueView))
+    @problems(
+        Code.NOT_JSON, Code.CROSS_SITE, Code.UNSUPPORTED_MEDIA_TYPE, Code.INVALID, Code.STORE_UNAVAILABLE
+    )
+    async def put_queue(name: QueueInPath) -> Response:
+        """Set what holds for a queue.
+
+        All settings are replaced: what is left out is set back. A `closed` queue takes no new jobs (409
+        `queue_closed`), and the jobs that wait there run. `keep` says how long its ended jobs are kept, which is never
+        longer than the settings KEEP_DONE and KEEP_FAILED say; `"none"`: for some seconds. The queue need not exist
+        yet.
+        """
+        _check(name)
+        content_type, body = await received()
+        check_json(content_type)
+        request = read(body.removeprefix(BOM), _decode, QueueRequest, QueueRequest)
+        settings = _settings(request, node.settings)
+        await node.control.put_queue(name, settings)
+        return await _after(name, QueueState(name=name, paused=False, settings=settings, counts={}))
+
     @routes.post("/queues/<name>/pause")
+    @takes(Content(QueuePauseRequest, examples={"pause": {"reason": "the printer is broken", "for": "10m"}}))
     @answers(200, "The queue, paused.", Content(QueueView))
-    @problems(Code.CROSS_SITE, Code.INVALID, Code.STORE_UNAVAILABLE)
+    @problems(
+        Code.NOT_JSON, Code.CROSS_SITE, Code.UNSUPPORTED_MEDIA_TYPE, Code.INVALID, Code.STORE_UNAVAILABLE
+    )
     async def pause_queue(name: QueueInPath) -> Response:
         """Pause a queue.
 
         None of its jobs are started any more, even across restarts; jobs that run go on. The queue need not exist
-        yet, and jobs can still be enqueued to it.
+        yet, and jobs can still be enqueued to it. With `for`, it is resumed by itself after so long. The reason is
+        shown with it. The last pause counts; send no body, or `{}`, for one without reason and end.
         """
-        return await _set(name, paused=True)
+        _check(name)
+        request = _pause_from(*await received())
+        await node.control.pause(name, request.reason, request.for_)
+        return await _after(name, QueueState(name=name, paused=True, counts={}))
 
     @routes.post("/queues/<name>/resume")
     @answers(200, "The queue, no longer paused.", Content(QueueView))
@@ -54,9 +114,12 @@ def queues_blueprint(node: Node) -> Blueprint:
     async def resume_queue(name: QueueInPath) -> Response:
         """Resume a queue.
 
-        Its jobs are started again, by priority. Resuming a queue that is not paused changes nothing.
+        Its jobs are started again, by priority, whenever the pause was to end. Resuming a queue that is not paused
+        changes nothing.
         """
-        return await _set(name, paused=False)
+        _check(name)
+        await node.control.resume(name)
+        return await _after(name, QueueState(name=name, paused=False, counts={}))
 
     @routes.delete("/queues/<name>")
     @answers(204, "The queue is deleted.")
@@ -64,30 +127,74 @@ def queues_blueprint(node: Node) -> Blueprint:
     async def delete_queue(name: QueueInPath) -> Response:
         """Delete an empty queue.
 
-        It is no longer listed, nor paused. 409 while it has jobs, including those that have ended.
+        It is no longer listed, nor paused, and its settings are gone. 409 while it has jobs, including those that have
+        ended.
         """
         _check(name)
-        change = await node.control.delete_queue(name)
-        if change.queue is not None:
-            raise not_empty(name, change.queue.counts)
-        if change.verdict == "absent":
-            raise no_queue(name)
+        await _delete(node, name)
         return respond(Answer(204, b""))
 
-    async def _set(name: str, *, paused: bool) -> Response:
-        _check(name)
-        await (node.control.pause(name) if paused else node.control.resume(name))
-        state = await node.store.queue(name)
-        # A queue that was resumed and is empty may be forgotten by now.
-        shown = state or QueueState(name=name, paused=paused, counts={})
-        return respond(answer(_view(shown, await node.store.served_queues(), node.clock.now())))
+    async def _after(name: str, otherwise: QueueState) -> Response:
+        """A queue that was changed. One that is empty, and of which nothing is set, may be forgotten by now."""
+        return respond(await _shown(await node.store.queue(name) or otherwise))
+
+    async def _shown(state: QueueState) -> Answer:
+        return answer(_view(state, await node.store.served_queues(), node.clock.now()))
 
     return routes
+
+
+def _pause_from(content_type: str, body: bytes) -> QueuePauseRequest:
+    """What a request says of a pause; a body that says nothing gives neither reason nor end. Raises `Problem`."""
+    check_json(content_type)
+    said = body.removeprefix(BOM).strip()
+    if said in (b"", b"null"):
+        return QueuePauseRequest()
+    return read(said, _decode_pause, QueuePauseRequest, QueuePauseRequest)
+
+
+def _settings(request: QueueRequest, settings: Settings) -> QueueSettings:
+    """What a request sets. Raises `Problem` where jobs were to be kept longer than the settings allow."""
+    keep = request.keep or Keep()
+    if keep == "none":
+        return QueueSettings(closed=request.closed, keep_done=0.0, keep_failed=0.0)
+    most = {
+        "done": ("KEEP_DONE", settings.keep_done),
+        "failed": ("KEEP_FAILED", settings.keep_failed),
+    }
+    faults = [
+        Fault(f"/keep/{name}", f"is more than the setting {setting} allows, which is {limit:g} seconds")
+        for name, (setting, limit) in most.items()
+        if (asked := getattr(keep, name)) is not None and asked > limit
+    ]
+    if faults:
+        raise invalid(faults)
+    return QueueSettings(
+        closed=request.closed,
+        keep_done=keep.done,
+        keep_failed=keep.failed,
+        keep_jobs=keep.jobs,
+        keep_bytes=keep.bytes,
+    )
 
 
 def _check(name: str) -> None:
     if faults := faults_of(name, Name, "?name"):
         raise invalid(faults)
+
+
+def _found(name: str, state: QueueState | None) -> QueueState:
+    if state is None:
+        raise no_queue(name)
+    return state
+
+
+async def _delete(node: Node, name: str) -> None:
+    change = await node.control.delete_queue(name)
+    if change.queue is not None:
+        raise not_empty(name, change.queue.counts)
+    if change.verdict == "absent":
+        raise no_queue(name)
 
 
 async def _list(node: Node, wanted: QueueQuery) -> Answer:
@@ -102,11 +209,29 @@ async def _list(node: Node, wanted: QueueQuery) -> Answer:
 
 def _view(state: QueueState, served: frozenset[str] | None, now: float) -> QueueView:
     """A queue as it is shown; `served`: the queues from which live nodes take jobs, None: all."""
+    paused = state.paused and (state.paused_until is None or state.paused_until > now)
     age = None if state.oldest_queued_at is None else max(0.0, round(now - state.oldest_queued_at, 3))
     return QueueView(
         name=state.name,
-        paused=state.paused,
+        paused=paused,
+        reason=state.reason if paused else None,
+        paused_until=when(state.paused_until) if paused else None,
+        closed=state.settings.closed,
+        keep=_keep(state.settings),
         served=served is None or state.name in served,
         counts=state.counts,
         oldest_age=age,
+    )
+
+
+def _keep(settings: QueueSettings) -> Keep | Literal["none"] | None:
+    if not settings.keeps:
+        return None
+    if (settings.keep_done, settings.keep_failed) == (0, 0):
+        return "none"
+    return Keep(
+        done=settings.keep_done,
+        failed=settings.keep_failed,
+        jobs=settings.keep_jobs,
+        bytes=settings.keep_bytes,
     )

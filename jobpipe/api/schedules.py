@@ -156,6 +156,7 @@ def schedules_blueprint(node: Node) -> Blueprint:
     @problems(
         Code.CROSS_SITE,
         Code.NO_SUCH_SCHEDULE,
+        Code.QUEUE_CLOSED,
         Code.INVALID,
         Code.QUEUE_FULL,
         Code.DRAINING,

@@ -19,6 +19,7 @@ from jobpipe.job import (
     PORTABLE,
     AttemptRecord,
     Backoff,
+    Debounce,
     DependsOn,
     FirstWait,
     Job,
@@ -28,21 +29,38 @@ from jobpipe.job import (
     LongestWait,
     Name,
     Needs,
+    OnConflict,
     OnFailure,
     Outcome,
+    Over,
+    Phase,
     Priority,
     Progress,
     Retries,
     Seconds,
+    Span,
     Status,
     Tag,
     Tags,
+    Throttle,
     Timeout,
+    Unique,
+    UniqueKey,
 )
 from jobpipe.schedules import CatchUp, Overlap
 from jobpipe.store.base import LOG_LINES, QUEUES, SCHEDULES, Unserved
 
 Time = Annotated[datetime, Meta(tz=True, description=TIME)]
+
+Reason = Annotated[
+    str,
+    Meta(
+        pattern=rf"^[^{INVISIBLE}]{{1,500}}\Z",
+        description="1 to 500 characters, without control and invisible characters",
+        extra_json_schema={PORTABLE: r"^[^\x00-\x1f\x7f-\x9f\xad]{1,500}$"},
+    ),
+]
+"""Why something is paused."""
 
 When = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 """A time as it is shown: RFC 3339, UTC, with milliseconds."""
@@ -53,6 +71,58 @@ class BackoffRequest(Backoff, frozen=True, forbid_unknown_fields=True):
 
     base: Annotated[FirstWait, OR_TEXT] = 1.0
     cap: Annotated[LongestWait, OR_TEXT] = 3600.0
+
+
+class UniqueRequest(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    rename={"while_": "while", "for_": "for"},
+):
+    """At most one job of the queue has the key at a time: `key`, the fields named in `over`, or both.
+
+    Without `over` the kind belongs to it, and without `key` the payload too.
+    """
+
+    key: UniqueKey | None = None
+    over: Annotated[list[Over], Meta(max_length=2, description="an array of kind and payload")] | None = None
+    while_: (
+        Annotated[
+            list[Phase],
+            Meta(
+                min_length=1,
+                max_length=2,
+                description='["queued"] (until a worker takes the job) or ["queued", "running"] (until it has ended); '
+                "default: the latter",
+            ),
+        ]
+        | None
+    ) = None
+    for_: Annotated[Span, OR_TEXT] | None = None
+    on_conflict: OnConflict = "return"
+
+
+class ThrottleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """At most one job of the queue and kind with the key is due in each window of `every` seconds.
+
+    With `trailing`, what is sent within a window becomes one job at its end, with the last payload.
+    """
+
+    key: UniqueKey
+    every: Annotated[Span, OR_TEXT]
+    trailing: bool = False
+
+
+class DebounceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One job of the queue and kind with the key, with the last payload, once none was sent for `wait` seconds.
+
+    But at the latest `max_wait` seconds after the first; ten times `wait`, unless it is sent.
+    """
+
+    key: UniqueKey
+    wait: Annotated[Span, OR_TEXT]
+    max_wait: Annotated[Span, OR_TEXT] | None = None
 
 
 class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -73,6 +143,9 @@ class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     tags: Tags = []
     depends_on: DependsOn = []
     needs: Needs = "done"
+    unique: UniqueRequest | None = None
+    throttle: ThrottleRequest | None = None
+    debounce: DebounceRequest | None = None
 
 
 class EditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -156,9 +229,10 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """A job. `attempt` counts the runs so far; lists leave payload and result out unless asked.
 
     `progress` is that of its latest attempt; lists leave it and the attempts out. A job that a schedule made says which
-    one and when. `depends_on` and `needs` are left out where a job depends on no other, `group` where it belongs to
-    none, `callback_of` where it waits for the end of none, `parent` where no handler enqueued it.
-    `waits_for` is there while a job is blocked, where one job is asked for.
+    one and when. `depends_on` and `needs` are left out where a job depends on no other, `unique`, `throttle` and
+    `debounce` where it was not sent, `group` where it belongs to none, `callback_of` where it waits for the end of
+    none, `parent` where no handler enqueued it. `waits_for` is there while a job is blocked, where one job is asked
+    for.
     """
 
     id: str
@@ -187,6 +261,9 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     group: str | UnsetType = UNSET
     callback_of: str | UnsetType = UNSET
     parent: str | UnsetType = UNSET
+    unique: Unique | UnsetType = UNSET
+    throttle: Throttle | UnsetType = UNSET
+    debounce: Debounce | UnsetType = UNSET
     schedule: ScheduledView | UnsetType = UNSET
     attempts: Sequence[AttemptView] | UnsetType = UNSET
 
@@ -224,10 +301,16 @@ class LogView(msgspec.Struct, frozen=True):
 
 
 class BulkReceipt(msgspec.Struct, frozen=True):
-    """How many jobs an array made, and how many were there already."""
+    """What became of the jobs of an array: they are new, or were there already.
+
+    With `unique`, `throttle` or `debounce`, `existing` counts also those for which another job is the answer.
+    `replaced` are those that another job, which waits, has become; `rejected` are those that another one has kept out.
+    """
 
     enqueued: int
     existing: int
+    replaced: int
+    rejected: int
 
 
 class LineReceipt(msgspec.Struct, frozen=True):
@@ -237,14 +320,69 @@ class LineReceipt(msgspec.Struct, frozen=True):
     status: Status
 
 
+Age = Annotated[
+    float,
+    Meta(
+        ge=0,
+        le=315_360_000,
+        description="a number of seconds from 0 to 315360000 (ten years)",
+    ),
+    OR_TEXT,
+]
+Number = Annotated[int, Meta(ge=0, le=1 << 50, description="a whole number from 0 to 1125899906842624")]
+
+
+class Keep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How long ended jobs of a queue are kept: `done` ones, and `failed`, cancelled and expired ones, in seconds.
+
+    And how many `jobs`, and `bytes` of their payloads, results and errors. What is left out or null is as the settings
+    say (KEEP_DONE, KEEP_FAILED), or has no limit of the queue's own.
+    """
+
+    done: Age | None = None
+    failed: Age | None = None
+    jobs: Number | None = None
+    bytes: Number | None = None
+
+
+class QueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The settings of a queue. What is left out is set back."""
+
+    closed: bool = False
+    keep: Keep | Literal["none"] | None = None
+
+
+class QueuePauseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Why a queue is paused, and for how long."""
+
+    reason: Reason | None = None
+    for_: (
+        Annotated[
+            float,
+            Meta(
+                gt=0,
+                le=315_360_000,
+                description="a number of seconds above 0, up to 315360000 (ten years); then it is resumed by itself",
+            ),
+            OR_TEXT,
+        ]
+        | None
+    ) = msgspec.field(default=None, name="for")
+
+
 class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     """A queue with its counts by status; `oldest_age` is how many seconds its oldest ready job has waited.
 
-    `served` is false where no live node takes jobs from it.
+    `paused_until` is when a pause ends by itself. A `closed` queue takes no new jobs. `keep` says how long its ended
+    jobs are kept; null: as the settings say. `served` is false where no live node takes jobs from it.
     """
 
     name: str
     paused: bool
+    reason: str | None
+    paused_until: When | None
+    closed: bool
+    keep: Keep | Literal["none"] | None
     served: bool
     counts: dict[Status, int]
     oldest_age: float | None
@@ -343,17 +481,7 @@ class ScheduleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 class PauseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Why a schedule is paused."""
 
-    reason: (
-        Annotated[
-            str,
-            Meta(
-                pattern=rf"^[^{INVISIBLE}]{{1,500}}\Z",
-                description="1 to 500 characters, without control and invisible characters",
-                extra_json_schema={PORTABLE: r"^[^\x00-\x1f\x7f-\x9f\xad]{1,500}$"},
-            ),
-        ]
-        | None
-    ) = None
+    reason: Reason | None = None
 
 
 class ScheduledJobView(msgspec.Struct, frozen=True, kw_only=True):
@@ -724,6 +852,9 @@ def job_view(
         group=options.group or UNSET,
         callback_of=options.callback_of or UNSET,
         parent=options.parent or UNSET,
+        unique=options.unique or UNSET,
+        throttle=options.throttle or UNSET,
+        debounce=options.debounce or UNSET,
         schedule=UNSET
         if options.schedule is None
         else ScheduledView(options.schedule.name, rfc3339(options.schedule.at)),

@@ -13,9 +13,12 @@ from jobpipe.job import (
     DEFAULT_QUEUE,
     NO_OPTIONS,
     Backoff,
+    Debounce,
     Needs,
     NewJob,
     Options,
+    Throttle,
+    Unique,
     new_job_id,
 )
 from jobpipe.store.base import GroupReceipt, NewGroup, ReadStore, Receipt
@@ -53,12 +56,16 @@ class Admission:
         group: str | None = None,
         callback_of: str | None = None,
         parent: str | None = None,
+        unique: Unique | None = None,
+        throttle: Throttle | None = None,
+        debounce: Debounce | None = None,
     ) -> NewJob:
         """Make a job, even one that expires before it could start. Does not check the values.
 
         Takes what `EnqueueRequest` takes, with `payload` as JSON, times in seconds since the epoch, durations in
         seconds. Without an id the job gets a new one; without `delay` and `run_at` it is to run now, as with a
-        `run_at` in the past. Tags and ids given twice are kept once.
+        `run_at` in the past, or once nobody has asked for the same for a while (`debounce`). Tags and ids given twice
+        are kept once.
         """
         now = start = self._clock.now()
         options = NO_OPTIONS
@@ -66,11 +73,14 @@ class Admission:
             start = round(now + delay, 3)
         elif run_at is not None:
             start = max(now, run_at)
+        elif debounce is not None:
+            start = round(now + debounce.wait, 3)
+        merging = unique or throttle or debounce
         if (
             tags
             or depends_on
             or on_crash != "retry"
-            or (timeout, backoff, delay, run_at, group, callback_of, parent) != (None,) * 7
+            or (timeout, backoff, delay, run_at, merging, group, callback_of, parent) != (None,) * 8
         ):
             options = Options(
                 timeout=timeout,
@@ -84,6 +94,9 @@ class Admission:
                 group=group,
                 callback_of=callback_of,
                 parent=parent,
+                unique=unique,
+                throttle=throttle,
+                debounce=debounce,
             )
         return NewJob(
             id=job_id or new_job_id(now, self._random_bits),
@@ -112,7 +125,7 @@ class Admission:
         `atomic`, all other jobs are `refused` when the receipt of such a job is `late` or `conflict`.
 
         A job that depends on others may stand anywhere among `jobs` where they are `atomic`; else behind those of them
-        that it depends on.
+        that it depends on. What becomes of one that is merged with others, its receipt says.
 
         Raises `Draining` and `QueueFull`, unless they are `of_handler`, or `StoreUnavailable`; then nothing was stored.
         A cancel leaves either all of them stored or none.
@@ -129,17 +142,17 @@ class Admission:
         return [late[place] if place in late else next(others) for place in range(len(jobs))]
 
     async def _stored(self, jobs: Sequence[NewJob], *, atomic: bool, of_handler: bool) -> Sequence[Receipt]:
-        """Store jobs of which some may depend on others."""
-        if not any(map(_depends, jobs)):
+        """Store jobs of which some may depend on others, are merged with others, or are children of others."""
+        if not any(map(_is_judged, jobs)):
             return await self._backlog.enqueue(jobs, atomic=atomic, of_handler=of_handler)
         if atomic:
             return await self._stored_in_order(jobs, of_handler=of_handler)
-        # Those that depend on nothing go with the others of the node; one may be what another depends on.
-        plain = [new for new in jobs if not _depends(new)]
+        # All others go with those of the node; one may be what another depends on.
+        plain = [new for new in jobs if not _is_judged(new)]
         first = iter(await self._backlog.enqueue(plain, of_handler=of_handler) if plain else ())
-        dependents = [new for new in jobs if _depends(new)]
-        then = iter(await self._backlog.enqueue_dependents(dependents, atomic=False, of_handler=of_handler))
-        return [next(then if _depends(new) else first) for new in jobs]
+        rest = [new for new in jobs if _is_judged(new)]
+        then = iter(await self._backlog.enqueue_dependents(rest, atomic=False, of_handler=of_handler))
+        return [next(then if _is_judged(new) else first) for new in jobs]
 
     async def _stored_in_order(self, jobs: Sequence[NewJob], *, of_handler: bool) -> Sequence[Receipt]:
         """Store all or none, each behind those that it depends on."""
@@ -177,12 +190,16 @@ class Admission:
 
 
 def _is_special(new: NewJob) -> bool:
-    """Whether a job cannot simply be handed to the ledger: it is late, or depends on others, or comes of one."""
-    return (new.expires_at is not None and new.expires_at <= new.run_at) or _depends(new)
+    """Whether a job cannot simply be handed to the ledger: it is late, or what becomes of it depends on others."""
+    return (new.expires_at is not None and new.expires_at <= new.run_at) or _is_judged(new)
 
 
-def _depends(new: NewJob) -> bool:
-    return bool(new.options.depends_on) or new.options.parent is not None
+def _is_judged(new: NewJob) -> bool:
+    """Whether other jobs matter for how a job is stored: it waits for some, is merged with some, or a child of one."""
+    options = new.options
+    if options is NO_OPTIONS:
+        return False
+    return bool(options.depends_on) or options.merging is not None or options.parent is not None
 
 
 def in_order(jobs: Sequence[NewJob]) -> Sequence[int]:

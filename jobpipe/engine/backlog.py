@@ -10,7 +10,10 @@ from jobpipe.store.base import EngineStore, GroupReceipt, NewGroup, Receipt
 
 
 class Backlog:
-    """Stores jobs through the ledger, while there is room; those that wait for others in a transaction of their own."""
+    """Stores jobs through the ledger, while there is room.
+
+    Those that wait for others or are merged with others, in a transaction of their own.
+    """
 
     def __init__(
         self, store: EngineStore, ledger: Ledger, channels: Sequence[Channel], *, max_backlog: int
@@ -34,7 +37,10 @@ class Backlog:
     async def enqueue_dependents(
         self, jobs: Sequence[NewJob], *, atomic: bool, of_handler: bool = False
     ) -> Sequence[Receipt]:
-        """The same for jobs of which some wait for others, each of them behind those of `jobs` that it depends on."""
+        """The same for jobs of which some wait for others, each of them behind those of `jobs` that it depends on.
+
+        Or of which some are merged with others, or are children of others.
+        """
         if not of_handler:
             self._check(len(jobs))
         self._ledger.arriving += len(jobs)

@@ -13,7 +13,7 @@ from jobpipe.engine.throttle import LogThrottle
 from jobpipe.events import Events
 from jobpipe.job import NewJob
 from jobpipe.schedules import Schedule, Spec
-from jobpipe.store.base import Change, ControlStore, QueueChange, ScheduleDeletion, SchedulePut
+from jobpipe.store.base import Change, ControlStore, QueueChange, QueueSettings, ScheduleDeletion, SchedulePut
 
 ACTS = 20
 """How many acts of people a second have a line in the log."""
@@ -71,14 +71,25 @@ class Control:
         self._ledger.look()
         return change
 
-    async def pause(self, queue: str) -> None:
-        """Start no more jobs of a queue; those that run go on. None starts here once this has returned."""
-        await self._store.pause(queue)
+    async def pause(self, queue: str, reason: str | None = None, seconds: float | None = None) -> None:
+        """Start no more jobs of a queue; those that run go on. None starts here once this has returned.
+
+        After so many seconds the queue is resumed by itself; None: it is not.
+        """
+        until = None if seconds is None else round(self._clock.now() + seconds, 3)
+        await self._store.pause(queue, reason, until)
         self._ledger.recall(queue)
+        if until is not None:
+            self._ledger.look()  # to know when the pause ends
         self._tell("queue paused", queue=queue)
 
+    async def put_queue(self, queue: str, settings: QueueSettings) -> None:
+        """Set all of a queue's settings."""
+        await self._store.put_queue(queue, settings)
+        self._tell("queue settings changed", queue=queue)
+
     async def delete_queue(self, queue: str) -> QueueChange:
-        """Forget a queue that has no jobs, and that it is paused."""
+        """Forget a queue that has no jobs, with its pause and its settings."""
         return await self._store.delete_queue(queue)
 
     async def resume(self, queue: str) -> None:

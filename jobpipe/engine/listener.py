@@ -46,6 +46,7 @@ class Listener:
                 self._events.look_at(news.id)
             case "paused":
                 await self._recall_paused()
+                self._ledger.look()  # to know when a pause ends
             case "schedules":
                 self._scheduler.wake()
             case _:

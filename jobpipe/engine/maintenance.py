@@ -24,13 +24,16 @@ class Maintenance:
     async def run(self) -> None:
         """Prune for ever: a step at a time, so that nobody waits long for the writer."""
         while True:  # noqa: ASYNC110 - nobody tells when a job is too old
-            await trio.sleep(0 if await self._prune() == STEP else PERIOD)
+            await trio.sleep(0 if await self._prune() else PERIOD)
 
-    async def _prune(self) -> int:
+    async def _prune(self) -> bool:
+        """Do a step; returns whether more is left to do."""
         try:
-            return await self._store.prune(self._clock.now(), self._retention)
+            now = self._clock.now()
+            more_to_note = await self._store.note_kept(now, self._retention)
+            return await self._store.prune(now, self._retention) == STEP or more_to_note
         except StoreError as error:
             log.warning("could not delete old jobs", error=str(error))
         except Exception as error:  # noqa: BLE001 - costs this look
             self._unforeseen.tell(error, "old jobs are not deleted this time")
-        return 0
+        return False

@@ -168,16 +168,25 @@ class Receipt(msgspec.Struct, frozen=True):
         "unknown_dependency",
         "dependency_failed",
         "dependency_cycle",
+        "closed",
+        "replaced",
+        "not_unique",
     ]
     """`refused`: nothing wrong with this one, but it shared an atomic add with one that was not stored;
     `locked`: an unfinished transaction of another program stores or deletes a job of this id, so nothing can be said
     yet; `late`: the job is new and expires before it could start; `dependency_cycle`: it waits for itself, by way of
     others of the same add (both are said by the engine, which hands no store such a job); `unknown_dependency` and
-    `dependency_failed`: a job that it depends on is not there, or did not end as needed"""
+    `dependency_failed`: a job that it depends on is not there, or did not end as needed; `closed`: the job is new, and
+    its queue takes none; `replaced`: `other` waits, and is what this one asks for now; `not_unique`: `other` has its
+    key. One that is `existing` may be `other`, too"""
     job: Job | None = None
-    """also where it is `stored`, and waits for other jobs"""
+    """also where it is `stored`, and waits for other jobs or for another time than it said"""
     dependencies: Sequence[str] = ()
     """the jobs that it depends on and that are not there, or did not end as needed; or those of a cycle"""
+    queue: str = ""
+    """the queue that is closed"""
+    other: str | None = None
+    """the id of the job that has its key (`Options.merging`). That job may be gone: then `job` is None"""
 
 
 STORED = Receipt("stored")
@@ -266,7 +275,7 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int = 0
     """how many jobs wait in the store, those held by nodes not counted"""
     next_due: float | None = None
-    """when the next job is to be promoted or expired; None: no job waits for a time"""
+    """when the next job is to be promoted or expired, or the next pause ends; None: nothing waits for a time"""
     changes: Sequence[Changed] = ()
     """the jobs that expired, and those that waited for jobs which have ended; from a store that nodes share, of those
     that expired only the ones that somebody watches or waits for"""
@@ -347,10 +356,13 @@ class Change(msgspec.Struct, frozen=True):
     """A verb's effect on one job, or why there was none."""
 
     id: str
-    verdict: Literal["changed", "absent", "refused"]
-    """`refused`: the job's status does not allow the verb"""
+    verdict: Literal["changed", "absent", "refused", "closed", "not_unique"]
+    """`refused`: the job's status does not allow the verb; `closed`: it was to be moved into a queue that takes no
+    jobs; `not_unique`: another job has its key"""
     job: Job | None = None
     """the job as it is now, with its attempts; None when absent or deleted"""
+    other: str | None = None
+    """the id of the job that has its key"""
 
 
 class Rescued(msgspec.Struct, frozen=True):
@@ -374,11 +386,39 @@ class Retention(msgspec.Struct, frozen=True):
     size: int
 
 
+class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What is set for a queue. None: nothing is said, so the settings of the nodes count. Each field is a column."""
+
+    closed: bool = False
+    """whether it takes no new jobs"""
+    keep_done: float | None = None
+    """seconds for which done jobs are kept"""
+    keep_failed: float | None = None
+    """the same of failed, cancelled and expired jobs"""
+    keep_jobs: int | None = None
+    """the most ended jobs that are kept"""
+    keep_bytes: int | None = None
+    """the most bytes of payloads, results and errors of ended jobs"""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it says how long ended jobs are kept."""
+        return (self.keep_done, self.keep_failed, self.keep_jobs, self.keep_bytes) != (None,) * 4
+
+
+NOTHING_SET = QueueSettings()
+
+
 class QueueState(msgspec.Struct, frozen=True, kw_only=True):
-    """One queue: whether it is paused, and how many jobs it has in each status."""
+    """One queue: whether it is paused, what is set for it, and how many jobs it has in each status."""
 
     name: str
     paused: bool
+    reason: str | None = None
+    """why it is paused"""
+    paused_until: float | None = None
+    """when the pause ends by itself; the queue may be shown as paused until the next exchange after that"""
+    settings: QueueSettings = NOTHING_SET
     counts: dict[Status, int]
     oldest_queued_at: float | None = None
     """run_at of the job that has been ready the longest"""
@@ -545,7 +585,8 @@ class EngineStore(Protocol):
     async def exchange(self, batch: Batch) -> Receipts:
         """Write and take a batch in one transaction; when this returns, it survives a crash.
 
-        Due jobs (run_at, expires_at at or before `now`) are promoted and expired first, at most `STEP` of each.
+        Pauses that were to end by `now` do. Due jobs (run_at, expires_at at or before `now`) are promoted and expired
+        first, at most `STEP` of each. A new job of a closed queue is not stored; one that is there already is compared.
         Every start, note and settlement matches on the claim number: where no held row has it, nothing changes
         and the pair is returned as stale. A job that waits again keeps its last error unless its settlement brings one.
         The jobs that a settlement brings are stored in the transaction in which it is written, before it. Where one of
@@ -558,10 +599,17 @@ class EngineStore(Protocol):
     async def add_dependents(self, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
         """Store jobs of which some wait for others (`Options.depends_on`): these are `blocked` until those have ended.
 
+        Or of which some are merged with others (`Options.merging`): see below.
+
         A job comes after those of `jobs` that it depends on. One is queued, or scheduled, whose dependencies have all
         ended as needed. One that is not there makes its receipt `unknown_dependency`, one that has ended otherwise
         `dependency_failed`. With `atomic`, none is stored then. A job that is there already is compared, as in an
-        exchange, whatever its dependencies have come to.
+        exchange, whatever its dependencies have come to. New jobs of a closed queue are not stored.
+
+        What becomes of a job that is to be merged with others, and whose id is new, `jobpipe.merging.decided` says: by
+        its created_at. Adds with one key take turns, so no two jobs have it at any time. Where the job is due at
+        another time than it said, its receipt has it; one that expires by then is `late`. No other job of an atomic add
+        is refused because one is `replaced` or `not_unique`.
         """
 
     async def add_group(self, new: NewGroup, now: float) -> GroupReceipt:
@@ -600,8 +648,17 @@ class EngineStore(Protocol):
     async def prune(self, now: float, retention: Retention) -> int:
         """Delete at most `STEP` ended jobs that are too old or too many, oldest end first; returns how many.
 
-        Fewer than `STEP`: nothing is left to delete. Too old is what ended at or before `now` less its age. Then queues
-        that have no jobs and are not paused are forgotten, some thousands at a time.
+        Fewer than `STEP`: nothing is left to delete. Too old is what ended at or before `now` less its age. Of a queue
+        that says how long its jobs are kept, those that `note_kept` has noted are deleted by that as well. Then queues
+        are forgotten that have no jobs, are not paused, and have no settings, and keys that no job can have any more,
+        some thousands at a time.
+        """
+
+    async def note_kept(self, now: float, retention: Retention) -> bool:
+        """Look through ended jobs for those of queues that say how long they are kept, and note them for `prune`.
+
+        Looks at a bounded number of jobs that have ended some seconds before `now`; returns whether more are left to be
+        looked at. Where no queue says so, it only reads that. Repeatable.
         """
 
     async def due_schedules(
@@ -617,7 +674,8 @@ class EngineStore(Protocol):
 
         Then `next_at` moves on and the jobs are stored, those whose ids are taken left as they are. So each firing is
         done once, whoever else does the same at this time. Where the previous job has not ended: `skip` stores nothing
-        and counts the firing as missed, `replace` cancels that job, `queue` does nothing about it.
+        and counts the firing as missed, `replace` cancels that job, `queue` does nothing about it. A firing into a
+        closed queue stores and cancels nothing, and counts as missed.
         """
 
     async def declare(self, declared: Sequence[Declaration], now: float, live_since: float) -> Declared:
@@ -647,7 +705,7 @@ class ControlStore(Protocol):
 
         A job of a group that has not ended counts as one of it again.
         A job that depends on others is blocked while one of them has not ended, and refused while one that is still
-        there has ended otherwise than needed.
+        there has ended otherwise than needed. One with a unique key takes it again, unless another job has it.
         """
 
     async def promote(self, ids: Sequence[str], now: float) -> Sequence[Change]:
@@ -657,19 +715,31 @@ class ControlStore(Protocol):
         """
 
     async def edit(self, ids: Sequence[str], edits: Mapping[str, Any], now: float) -> Sequence[Change]:
-        """Change fields of `NewJob` and `Options` of waiting jobs. Refused for held and ended ones."""
+        """Change fields of `NewJob` and `Options` of waiting jobs. Refused for held and ended ones.
+
+        No job is moved into a closed queue; one that is there already may be edited.
+        """
 
     async def delete(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         """Delete jobs. Refused for held ones: cancel them first. For those that wait for them it is as if cancelled."""
 
-    async def pause(self, queue: str) -> None:
-        """Claim nothing from a queue from now on; it need not exist yet. Survives a restart."""
+    async def pause(self, queue: str, reason: str | None = None, until: float | None = None) -> None:
+        """Claim nothing from a queue from now on; it need not exist yet. Survives a restart.
+
+        Until then it ends by itself, with the first exchange at that time or later. The last pause counts.
+        """
 
     async def resume(self, queue: str) -> None:
         """Claim from a queue again."""
 
+    async def put_queue(self, queue: str, settings: QueueSettings) -> None:
+        """Set all of a queue's settings; it need not exist yet. Whether it is paused stays as it is.
+
+        An exchange under way may still store jobs in a queue that is closed just now.
+        """
+
     async def delete_queue(self, queue: str) -> QueueChange:
-        """Forget a queue, also whether it is paused. Refused while it has jobs, ended ones too."""
+        """Forget a queue, its pause and its settings. Refused while it has jobs, ended ones too."""
 
     async def put_schedule(self, name: str, spec: Spec, job: NewJob, now: float) -> SchedulePut:
         """Store a schedule, or change what it says; with the same content nothing changes. Refused when it is declared.
@@ -721,7 +791,7 @@ class ReadStore(Protocol):
     async def queues(self, limit: int = QUEUES, after: str = "") -> Sequence[QueueState]:
         """At most `limit` queues by name, behind the one named `after`.
 
-        A queue is there while it has jobs or is paused, and a while longer: until a prune forgets it.
+        A queue is there while it has jobs, is paused or has settings, and a while longer: until a prune forgets it.
         """
 
     async def queue(self, name: str) -> QueueState | None:

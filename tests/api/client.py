@@ -209,9 +209,13 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().schedules(*page)
 
-    async def pause(self, queue):
+    async def pause(self, *what):
         await self._obey()
-        await super().pause(queue)
+        await super().pause(*what)
+
+    async def put_queue(self, queue, settings):
+        await self._obey()
+        await super().put_queue(queue, settings)
 
     async def resume(self, queue):
         await self._obey()

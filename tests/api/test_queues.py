@@ -1,4 +1,6 @@
-"""`/queues`: list, pause, resume and delete queues."""
+"""`/queues`: get and list queues, set what holds for them, pause, resume and delete them."""
+
+import json
 
 import pytest
 import trio
@@ -234,6 +236,10 @@ async def test_a_resumed_queue_is_shown_though_it_is_forgotten(door, monkeypatch
     assert answer.json() == {
         "name": "mail",
         "paused": False,
+        "reason": None,
+        "paused_until": None,
+        "closed": False,
+        "keep": None,
         "served": True,
         "counts": {},
         "oldest_age": None,
@@ -254,3 +260,202 @@ async def test_a_queue_says_whether_a_live_node_takes_jobs_from_it(tmp_path):
     assert alone == {"mail": True, "reports": False}
     assert together == {"mail": True, "reports": True}
     assert resumed["served"] is False
+
+
+# --- pauses that end by themselves ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lasts", [600, "10m"])
+async def test_a_pause_ends_by_itself(door, autojump_clock, lasts):
+    """In its time, with the reason shown until then; what waited runs at once."""
+    paused = await door.post("/queues/default/pause", json={"reason": "the printer is broken", "for": lasts})
+    await door.enqueue(id="a")
+    begun = trio.current_time()
+    await trio.sleep(500)
+    job = await door.ended("a")
+    took = trio.current_time() - begun
+    told = (await door.get("/queues/default")).json()
+
+    assert paused.status_code == 200
+    assert (paused.json()["paused"], paused.json()["reason"]) == (True, "the printer is broken")
+    assert paused.json()["paused_until"].endswith("Z")
+    assert job["status"] == "done"
+    assert 599.9 < took < 600.1
+    assert (told["paused"], told["reason"], told["paused_until"]) == (False, None, None)
+
+
+async def test_a_pause_is_over_though_nobody_has_ended_it_yet(door, monkeypatch):
+    """It is shown by its time."""
+    await door.post("/queues/default/pause", json={"for": 0.01})
+    now = door.node.clock.now() + 0.01
+    monkeypatch.setattr(type(door.node.clock), "now", lambda _: now)
+
+    assert (await door.get("/queues/default")).json()["paused"] is False
+
+
+async def test_a_pause_that_ends_by_itself_does_so_after_a_restart(tmp_path):
+    """Without anybody who asks."""
+    async with open_sqlite(tmp_path / "jobs.db", sync="normal") as store, open_door(store=store) as door:
+        await door.post("/queues/mail/pause", json={"for": 0.2})
+        await door.enqueue(id="a", queue="mail")
+    async with open_sqlite(tmp_path / "jobs.db", sync="normal") as store, open_door(store=store) as door:
+        job = (await door.get("/jobs/a?wait=5")).json()
+
+    assert job["status"] == "done"
+
+
+@pytest.mark.parametrize("body", ["", "{}", "null", '{"reason":null,"for":null}'])
+async def test_a_pause_needs_neither_reason_nor_end(either_door, body):
+    answer = await either_door.post("/queues/mail/pause", content=body)
+
+    assert answer.status_code == 200
+    assert [answer.json()[name] for name in ("paused", "reason", "paused_until")] == [True, None, None]
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"for": 0}, "/for"),
+        ({"for": "soon"}, "/for"),
+        ({"for": 1e10}, "/for"),
+        ({"for_": 5}, "/for_"),
+        ({"reason": ""}, "/reason"),
+        ({"until": 5}, "/until"),
+    ],
+)
+async def test_a_pause_that_cannot_be_is_refused(either_door, body, pointer):
+    answer = await either_door.post("/queues/mail/pause", json=body)
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+    assert [fault["pointer"] for fault in answer.json()["faults"]] == [pointer]
+    assert await queues(either_door) == {}
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+async def test_settings_are_shown_with_the_queue_and_replaced_as_a_whole(either_door):
+    path = "/queues/mail"
+    first = await either_door.put(path, json={"closed": True, "keep": {"done": "1h", "jobs": 10}})
+    listed = (await queues(either_door))["mail"]
+    got = await either_door.get(path)
+    second = await either_door.put(path, json={"keep": {"failed": 60, "bytes": 5}})
+    third = await either_door.put(path, json={"keep": "none"})
+    last = await either_door.put(path, json={})
+
+    assert (first.status_code, first.json()["closed"]) == (200, True)
+    assert first.json()["keep"] == {"done": 3600.0, "failed": None, "jobs": 10, "bytes": None}
+    assert first.json() == listed == got.json()
+    assert (second.json()["closed"], second.json()["keep"]) == (
+        False,
+        {"done": None, "failed": 60.0, "jobs": None, "bytes": 5},
+    )
+    assert (third.json()["keep"], last.json()["keep"]) == ("none", None)
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"closed": 1}, "/closed"),
+        ({"close": True}, "/close"),
+        ({"keep": "all"}, "/keep"),
+        ({"keep": {"done": -1}}, "/keep/done"),
+        ({"keep": {"done": "8d"}}, "/keep/done"),
+        ({"keep": {"failed": "31d"}}, "/keep/failed"),
+        ({"keep": {"jobs": 1.5}}, "/keep/jobs"),
+        ({"keep": {"dome": 1}}, "/keep/dome"),
+        ([], ""),
+    ],
+)
+async def test_settings_that_cannot_be_are_refused(either_door, body, pointer):
+    """Among them ages beyond those that the settings of the node allow."""
+    answer = await either_door.put("/queues/mail", json=body)
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+    assert [fault["pointer"] for fault in answer.json()["faults"]] == [pointer]
+    assert await queues(either_door) == {}
+
+
+async def test_a_queue_that_is_not_there_is_not_found(either_door):
+    answer = await either_door.get("/queues/mail")
+    wrong = await either_door.get("/queues/-")
+
+    assert (answer.status_code, answer.json()["code"]) == (404, "no_such_queue")
+    assert wrong.status_code == 422
+
+
+async def test_jobs_of_a_queue_that_keeps_none_are_gone_soon(door, autojump_clock):
+    """Within half a minute of their end; whoever waits for one sees it."""
+    await door.put("/queues/mail", json={"keep": "none"})
+    answer = await door.post("/enqueue?wait=5", json={"id": "a", "queue": "mail"})
+    await door.enqueue(id="b")
+    await door.ended("b")
+    await trio.sleep(30)
+
+    assert (answer.status_code, answer.json()["status"]) == (200, "done")
+    assert (await door.get("/jobs/a")).status_code == 404
+    assert (await door.get("/jobs/b")).status_code == 200
+
+
+# --- closed queues ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_closed_queue_answers_409_and_runs_what_waits(door, autojump_clock):
+    await door.post("/queues/mail/pause", json={"for": 60})
+    await door.enqueue(id="old", queue="mail")
+    await door.put("/queues/mail", json={"closed": True})
+    refused = await door.post("/enqueue", json={"id": "new", "queue": "mail"})
+    again = await door.post("/enqueue", json={"id": "old", "queue": "mail"})
+    waited = await door.post("/enqueue?wait=5", json={"queue": "mail"})
+    job = await door.ended("old")
+    await door.put("/queues/mail", json={})
+    stored = await door.post("/enqueue", json={"id": "new", "queue": "mail"})
+
+    assert (refused.status_code, refused.json()["code"]) == (409, "queue_closed")
+    assert "'mail' is closed" in refused.json()["detail"]
+    assert (again.status_code, waited.status_code) == (200, 409)
+    assert (job["status"], stored.status_code) == ("done", 202)
+
+
+async def test_an_array_with_a_job_for_a_closed_queue_is_refused_whole(either_door):
+    await either_door.put("/queues/mail", json={"closed": True})
+    jobs = [{"id": "a"}, {"id": "b", "queue": "mail"}]
+    answer = await either_door.post("/enqueue/bulk", json=jobs)
+    dependents = await either_door.post(
+        "/enqueue/bulk", json=[*jobs[:1], {"queue": "mail", "depends_on": ["a"]}]
+    )
+
+    for refused in (answer, dependents):
+        assert (refused.status_code, refused.json()["code"]) == (409, "queue_closed")
+    assert (await either_door.get("/jobs/a")).status_code == 404
+
+
+async def test_in_a_stream_the_lines_for_a_closed_queue_are_refused(either_door):
+    await either_door.put("/queues/mail", json={"closed": True})
+    lines = (
+        '{"id":"a"}\n{"id":"b","queue":"mail"}\n{"id":"c","depends_on":["a"],"queue":"mail"}\n{"id":"d"}\n'
+    )
+    answer = await either_door.post(
+        "/enqueue/bulk", content=lines, headers={"Content-Type": "application/x-ndjson"}
+    )
+    told = [json.loads(line) for line in answer.text.splitlines()]
+
+    assert [one.get("code", one.get("id")) for one in told] == ["a", "queue_closed", "queue_closed", "d"]
+    assert [one["line"] for one in told[1:3]] == [2, 3]
+
+
+async def test_no_job_is_moved_into_a_closed_queue(either_door):
+    await either_door.put("/queues/mail", json={"closed": True})
+    await either_door.enqueue(id="a", delay=60)
+    answer = await either_door.patch("/jobs/a", json={"queue": "mail"})
+
+    assert (answer.status_code, answer.json()["code"]) == (409, "queue_closed")
+    assert (await either_door.get("/jobs/a")).json()["queue"] == "default"
+
+
+async def test_a_schedule_is_not_run_by_hand_into_a_closed_queue(either_door):
+    await either_door.put("/queues/mail", json={"closed": True})
+    await either_door.put("/schedules/s", json={"every": "1h", "job": {"queue": "mail"}})
+    answer = await either_door.post("/schedules/s/run")
+
+    assert (answer.status_code, answer.json()["code"]) == (409, "queue_closed")

@@ -16,6 +16,7 @@ from jobpipe.job import (
     LATEST,
     AttemptRecord,
     Backoff,
+    Debounce,
     Job,
     JobError,
     NewJob,
@@ -24,6 +25,8 @@ from jobpipe.job import (
     Progress,
     State,
     Status,
+    Throttle,
+    Unique,
 )
 
 JOB = Job(
@@ -146,12 +149,24 @@ def test_a_request_can_say_what_a_job_shows():
     """What may be asked for is shown again under the same name."""
     asked = {field.encode_name for field in msgspec.structs.fields(EnqueueRequest)}
 
-    options = replace(JOB.asked.options, depends_on=("b",), needs="ended")
+    options = replace(
+        JOB.asked.options,
+        depends_on=("b",),
+        needs="ended",
+        unique=Unique("k", ("kind",), ("queued",), 5.0, "reject"),
+        throttle=Throttle("k", 5.0, trailing=True),
+        debounce=Debounce("k", 5.0, 50.0),
+    )
     after = shown(replace(JOB, asked=replace(JOB.asked, options=options)))
 
     assert asked - set(after) == {"delay"}
-    assert set(after) - set(shown(JOB)) == {"depends_on", "needs"}
-    assert (after["depends_on"], after["needs"]) == (["b"], "ended")
+    assert {name: after[name] for name in set(after) - set(shown(JOB))} == {
+        "depends_on": ["b"],
+        "needs": "ended",
+        "unique": {"key": "k", "over": ["kind"], "while": ["queued"], "for": 5.0, "on_conflict": "reject"},
+        "throttle": {"key": "k", "every": 5.0, "trailing": True},
+        "debounce": {"key": "k", "wait": 5.0, "max_wait": 50.0},
+    }
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ async def test_every_pattern_is_one_that_every_dialect_reads(spec):
     """RE2 has no lookaheads, JavaScript no \\Z, and they write characters beyond U+00FF differently."""
     patterns = {node["pattern"] for node in _nodes(spec.document) if isinstance(node.get("pattern"), str)}
 
-    assert len(patterns) == 5
+    assert len(patterns) == 6
     for pattern in patterns:
         assert not re.search(r"\(\?[^:]|\\[A-Zu]|\\[0-9]", pattern)
         assert pattern.isascii()
@@ -391,12 +391,36 @@ async def _with_jobs(door):
     door.stage.cleaned.set()
 
 
+async def _with_settings(door):
+    """Answers about settings of queues, and about jobs for a closed one."""
+    for method, path in (("PUT", "/queues/shut"), ("POST", "/queues/shut/pause")):
+        yield await door.request(method, path, content=b"{")
+        yield await door.request(method, path, content=b"{}", headers={"Content-Type": "text/plain"})
+        yield await door.request(method, path, json={}, headers=CROSS_SITE)
+    yield await door.put("/queues/shut", json={"keep": "all"})
+    yield await door.put("/queues/shut", json={"closed": True, "keep": {"done": "1h"}})
+    for name in ("shut", "none", "-"):
+        yield await door.get(f"/queues/{name}")
+    yield await door.enqueue(queue="shut")
+    yield await door.post("/enqueue/bulk", json=[{"queue": "shut"}])
+    await door.enqueue(id="outside", delay=1000)
+    yield await door.patch("/jobs/outside", json={"queue": "shut"})
+    await door.put("/schedules/shut", json={"every": 3600, "job": {"queue": "shut"}})
+    yield await door.post("/schedules/shut/run")
+    await door.delete("/schedules/shut")
+    await door.delete("/jobs/outside")
+
+
 async def _with_dependents(door):
     """Answers about jobs that wait for others, and about schedules."""
     for depends_on in ("failed", "nobody", "held"):
         yield await door.enqueue(id=f"after-{depends_on}", depends_on=[depends_on])
         yield await door.post("/enqueue/bulk", json=[{"depends_on": [depends_on]}])
     yield await door.get("/jobs/after-held")
+    async for response in _with_settings(door):
+        yield response
+    async for response in _merged(door):
+        yield response
     async for response in _with_schedules(door):
         yield response
     async for response in _with_groups(door):
@@ -412,7 +436,9 @@ async def _with_groups(door):
         {"jobs": [{"depends_on": ["nobody"]}]},
         {"jobs": [{"depends_on": ["failed"]}]},
         {"jobs": []},
+        {"jobs": [{"queue": "shut"}]},
     ]
+    await door.put("/queues/shut", json={"closed": True})
     for body in bodies:
         yield await door.post("/groups", json=body)
     yield await door.post("/groups", content=b"{")
@@ -421,6 +447,24 @@ async def _with_groups(door):
     for name in ("g", "none", "-"):
         yield await door.get(f"/groups/{name}")
     yield await door.get("/jobs/g.then")
+
+
+async def _merged(door):
+    """Answers about jobs that are merged with others."""
+    late = {"delay": 1000}
+    unique = {"unique": {"key": "k", "for": "5m", "on_conflict": "reject"}}
+    throttle = {"throttle": {"key": "k", "every": 1000, "trailing": True}}
+    debounce = {"debounce": {"key": "k", "wait": 1000}}
+    for number in range(2):
+        for asked_for in (unique | late, throttle, debounce):
+            yield await door.enqueue(id=f"{next(iter(asked_for))}-{number}", **asked_for)
+    yield await door.post("/enqueue/bulk", json=[unique, throttle, debounce])
+    for name in ("unique", "throttle", "debounce"):
+        yield await door.get(f"/jobs/{name}-0")
+    await door.enqueue(id="first", unique={"key": "l"}, **late)
+    await door.post("/jobs/first/cancel")
+    await door.enqueue(id="second", unique={"key": "l"}, **late)
+    yield await door.post("/jobs/first/retry")
 
 
 async def _deleted_while_it_is_waited_for(door):
@@ -536,6 +580,8 @@ async def _broken(door):
         "/queues/default/resume",
     ):
         yield await door.post(path)
+    yield await door.get("/queues/default")
+    yield await door.put("/queues/default", json={})
     for path in ("/schedules", "/schedules/a", "/groups/a"):
         yield await door.get(path)
     yield await door.post("/groups", json={"jobs": [{}]})

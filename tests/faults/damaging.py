@@ -85,6 +85,11 @@ JOB = {
     "result": (None, *BYTES),
     "error": (None, *ERRORS),
 }
+ASKED = frozenset(
+    ("kind", "queue", "priority", "run_at", "max_retries", "created_at", "expires_at", "options", "payload")
+)
+"""Of these, the columns that say what was asked: on PostgreSQL they are in `jobs`."""
+
 ATTEMPT = {
     "claim": NUMBERS,
     "number": NUMBERS,
@@ -114,8 +119,20 @@ LINE = {
 NODE = {"name": TEXTS, "lease_until": (None, *TIMES)}
 COUNT = {"state": TEXTS, "jobs": NUMBERS, "size": (-1, 0, 7, BIG, -BIG)}
 """Of the sizes none that could be true and is beyond what is kept: nobody can tell such a one from a full store."""
-QUEUE = {"name": TEXTS}
-OTHERS = (("attempts", ATTEMPT), ("nodes", NODE), ("counts", COUNT), ("progress", PROGRESS), ("logs", LINE))
+QUEUE = {"name": TEXTS, "reason": (None, *TEXTS), "paused_until": (None, *TIMES), "has_settings": NUMBERS}
+"""Of its settings none that could be true and has jobs refused or deleted."""
+KEPT = {"queue": TEXTS, "finished_at": TIMES, "due": TIMES}
+SWEEP = {"finished_at": TIMES, "seq": NUMBERS, "begun_at": TIMES}
+OTHERS = (
+    ("attempts", ATTEMPT),
+    ("nodes", NODE),
+    ("counts", COUNT),
+    ("progress", PROGRESS),
+    ("logs", LINE),
+    ("queues", QUEUE),
+    ("kept", KEPT),
+    ("sweeps", SWEEP),
+)
 RAW_TEXT = b"\xff\xe9 latin"
 """Text that is not UTF-8, as SQLite takes it without a word."""
 
@@ -186,7 +203,10 @@ class PostgresDamager:
         if column == "orphan":
             return self._write("delete from jobs where id = %s", job_id)
         if column == "ghost":
-            return self._write("delete from live where seq = (select seq from jobs where id = %s)", job_id)
+            table = chance.choice(["live", "live", "ended"])
+            return self._write(
+                f"delete from {table} where seq = (select seq from jobs where id = %s)", job_id
+            )
         if column in ("held", "watched"):
             return self._write(
                 "update live set watched = true, token = -1 where seq = (select seq from jobs where id = %s)",
@@ -197,6 +217,13 @@ class PostgresDamager:
         if column in {*alive, "expires_at", "error"} and chance.random() < 0.7:
             return self._write(
                 f"update live set {column} = %s where seq = (select seq from jobs where id = %s)",
+                value,
+                job_id,
+            )
+        ended = {*alive, "kind", "created_at", "finished_at", "size", "result", "error"}
+        if column in ended and (column not in ASKED or chance.random() < 0.5):
+            return self._write(
+                f"update ended set {column} = %s where seq = (select seq from jobs where id = %s)",
                 value,
                 job_id,
             )

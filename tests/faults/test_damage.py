@@ -24,6 +24,7 @@ from jobpipe.store.base import (
     ClaimRequest,
     LogLine,
     Note,
+    QueueSettings,
     Retention,
     Settlement,
     Start,
@@ -102,8 +103,10 @@ def said(one: Claimed) -> Note:
 
 
 async def filled(store: Store, copies: int) -> dict[str, str]:
-    """Jobs in every status, half of them to be damaged; returns their states by id."""
+    """Jobs in every status, half of them to be damaged, in a queue with settings; returns their states by id."""
     await store.join("dead", BEFORE, BEFORE + 5)
+    await store.put_queue("default", QueueSettings(keep_done=1e6, keep_failed=1e6))
+    await store.pause("other", "for a while", NOW + 3600)
     states = {
         f"{which}-{state}-{number}": state
         for state in STATES
@@ -148,6 +151,7 @@ async def filled(store: Store, copies: int) -> dict[str, str]:
     await store.cancel(
         [one for one, state in states.items() if state in ("cancelled", "cancelling")], BEFORE + 3
     )
+    await store.note_kept(NOW, Retention(done_age=1e6, failed_age=1e6, jobs=10**6, size=10**12))
     return states
 
 

@@ -62,6 +62,8 @@ HEART = {
         "followers",
         "groups",
         "jobs",
+        "keeping",
+        "merging",
         "nodes",
         "notes",
         "queues",

@@ -43,6 +43,7 @@ from jobpipe.store.base import (
     LogLine,
     LogPage,
     Note,
+    QueueSettings,
     QueueState,
     Receipts,
     Retention,
@@ -138,6 +139,10 @@ class Model:
         self.jobs: dict[str, Entry] = {}
         self.leases: dict[str, float] = {}
         self.paused: dict[str, bool] = {}
+        """by each queue that is known"""
+        self.until: dict[str, float] = {}
+        """when pauses end by themselves"""
+        self.closed: set[str] = set()
         self.arrivals = 0
 
     def waiting(self) -> int:
@@ -147,10 +152,14 @@ class Model:
         idle = [entry for entry in self.jobs.values() if entry.status in WAITING and entry.holder is None]
         times = [entry.run_at for entry in idle if entry.status not in {Status.QUEUED, Status.BLOCKED}]
         times += [entry.expires_at for entry in idle if entry.expires_at is not None]
+        times += self.until.values()
         return min(times, default=None)
 
     def tick(self, now: float) -> None:
-        """Expire what is overdue, then queue what is due."""
+        """End what pauses are over, expire what is overdue, then queue what is due."""
+        for queue in [name for name, until in self.until.items() if until <= now]:
+            self.paused[queue] = False
+            del self.until[queue]
         for entry in self.jobs.values():
             if entry.status in WAITING and entry.holder is None:
                 if entry.expires_at is not None and entry.expires_at <= now:
@@ -213,6 +222,8 @@ class Model:
     def add_dependent(self, new: NewJob) -> tuple[str, list[str]]:
         options = new.options
         if new.id not in self.jobs:
+            if new.queue in self.closed:
+                return "closed", []
             if unknown := [one for one in options.depends_on if one not in self.jobs]:
                 return "unknown_dependency", unknown
             if failed := self.failed(options):
@@ -298,7 +309,7 @@ class Model:
         """The receipts: (verdict, id of the job handed over)."""
         kept, arrivals, paused = dict(self.jobs), self.arrivals, dict(self.paused)
         receipts = [self.add_one(new) for new in one.jobs]
-        if one.atomic and ("conflict" in {verdict for verdict, _ in receipts}):
+        if one.atomic and {"conflict", "closed"} & {verdict for verdict, _ in receipts}:
             self.jobs, self.arrivals, self.paused = kept, arrivals, paused
             return [
                 ("refused", None) if verdict == "stored" else (verdict, job_id)
@@ -308,6 +319,8 @@ class Model:
 
     def add_one(self, new: NewJob) -> tuple[str, str | None]:
         entry = self.jobs.get(new.id)
+        if entry is None and new.queue in self.closed:
+            return "closed", None
         if entry is None:
             self.arrivals += 1
             status = Status.SCHEDULED if new.run_at > new.created_at else Status.QUEUED
@@ -393,7 +406,11 @@ class Model:
         while len(ended()) > retention.jobs or sum(entry.size for entry in ended()) > retention.size:
             del self.jobs[ended()[0].new.id]
         used = {entry.new.queue for entry in self.jobs.values()}
-        self.paused = {name: paused for name, paused in self.paused.items() if paused or name in used}
+        self.paused = {
+            name: paused
+            for name, paused in self.paused.items()
+            if paused or name in used or name in self.closed
+        }
         return before - len(self.jobs)
 
     def delete_queue(self, name: str) -> str:
@@ -402,6 +419,8 @@ class Model:
         if any(entry.new.queue == name for entry in self.jobs.values()):
             return "refused"
         del self.paused[name]
+        self.until.pop(name, None)
+        self.closed.discard(name)
         return "changed"
 
     def cancel(self, job_id: str, now: float) -> str:
@@ -448,6 +467,8 @@ class Model:
         if entry.status not in WAITING or entry.holder is not None:
             return "refused"
         before = entry.asked
+        if edits.get("queue", before.queue) in self.closed - {before.queue}:
+            return "closed"
         asked = {name: value for name, value in edits.items() if name not in {"tags", "timeout"}}
         options = {name: value for name, value in edits.items() if name in {"tags", "timeout"}}
         entry.new = replace(before, **asked, options=replace(before.options, **options))
@@ -484,6 +505,8 @@ class Model:
                 QueueState(
                     name=name,
                     paused=self.paused[name],
+                    paused_until=self.until.get(name),
+                    settings=QueueSettings(closed=name in self.closed),
                     counts={status: count for status, count in counts.items() if count},
                     oldest_queued_at=min((entry.run_at for entry in entries if entry.ready), default=None),
                 )
@@ -748,10 +771,22 @@ class Lives(RuleBasedStateMachine):
     def delete(self, ids: list[str]) -> None:
         self.compare(self.call(self.store.delete, ids, self.now), ids, self.model.delete)
 
-    @rule(queue=st.sampled_from(QUEUES), paused=st.booleans())
-    def pause_or_resume(self, queue: str, paused: bool) -> None:
-        self.call(self.store.pause if paused else self.store.resume, queue)
+    @rule(queue=st.sampled_from(QUEUES), paused=st.booleans(), lasts=st.none() | SECONDS)
+    def pause_or_resume(self, queue: str, paused: bool, lasts: float | None) -> None:
+        self.model.until.pop(queue, None)
+        if paused and lasts is not None:
+            self.model.until[queue] = self.now + lasts
+        if paused:
+            self.call(self.store.pause, queue, None, self.model.until.get(queue))
+        else:
+            self.call(self.store.resume, queue)
         self.model.paused[queue] = paused
+
+    @rule(queue=st.sampled_from(QUEUES), closed=st.booleans())
+    def close_or_open(self, queue: str, closed: bool) -> None:
+        self.call(self.store.put_queue, queue, QueueSettings(closed=closed))
+        self.model.paused.setdefault(queue, False)
+        (self.model.closed.add if closed else self.model.closed.discard)(queue)
 
     @rule(queue=st.sampled_from(QUEUES))
     def delete_queue(self, queue: str) -> None:
@@ -990,7 +1025,7 @@ class Lives(RuleBasedStateMachine):
         for job_id in ids:
             verdict = verb(job_id)
             entry = self.model.jobs.get(job_id)
-            expected.append(Change(job_id, verdict, entry and entry.shown()))  # type: ignore[arg-type] # one of three
+            expected.append(Change(job_id, verdict, entry and entry.shown()))  # type: ignore[arg-type] # one of four
 
         assert list(changes) == expected
         self.model.follow(self.now)

@@ -13,7 +13,7 @@ from msgspec import inspect
 
 from jobpipe.api.schemas import EnqueueRequest
 from jobpipe.job import Backoff, Options, Outcome, Status, new_job_id
-from jobpipe.store.base import Store
+from jobpipe.store.base import QueueSettings, Store
 from jobpipe.store.postgres import open_postgres
 from tests.api.client import open_door
 from tests.store.bounds import of_fields
@@ -334,14 +334,22 @@ async def test_what_is_beyond_a_limit_is_refused_with_its_name(
     assert await listed(store) == []
 
 
-OVER_HTTP_ONLY = frozenset({"depends_on", "needs"})
-"""What the function does not take: it would have to lock the rows of other jobs until the caller's commit."""
+OVER_HTTP_ONLY = frozenset({"depends_on", "needs", "unique", "throttle", "debounce"})
+"""What the function does not take: it would have to lock rows that others wait for until the caller's commit."""
 
 
-async def test_the_function_knows_no_jobs_that_wait_for_others(store: Store, application: Any) -> None:
+async def test_the_function_knows_no_jobs_that_wait_for_others_or_are_merged_with_them(
+    store: Store, application: Any
+) -> None:
     """An application is told so, and nothing is stored."""
     await add(store, new_job("b"))
-    for given in ({"depends_on": ["b"]}, {"needs": "ended"}):
+    for given in (
+        {"depends_on": ["b"]},
+        {"needs": "ended"},
+        {"unique": "{}"},
+        {"throttle": "{}"},
+        {"debounce": "{}"},
+    ):
         with pytest.raises(psycopg.errors.UndefinedFunction, match=next(iter(given))):
             enqueue(application, kind="echo", id="a", **given)
         application.rollback()
@@ -375,6 +383,25 @@ async def test_the_function_has_the_bounds_of_the_request(store: Store, applicat
         assert stored == within or given.get("id") == "a\x9b", given
 
     assert len(cases) > 60
+
+
+async def test_a_closed_queue_takes_no_jobs(store: Store, application: Any) -> None:
+    """One that is there already is returned; another queue takes them."""
+    first = enqueue(application, kind="echo", queue="mail", id="a")
+    application.commit()
+    await store.put_queue("mail", QueueSettings(closed=True))
+    again = enqueue(application, kind="echo", queue="mail", id="a")
+    other = enqueue(application, kind="echo", id="b")
+    application.commit()
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="the queue mail is closed"):
+        enqueue(application, kind="echo", queue="mail")
+    application.rollback()
+    await store.put_queue("mail", QueueSettings())
+    enqueue(application, kind="echo", queue="mail", id="c")
+    application.commit()
+
+    assert (first, again, other) == ("a", "a", "b")
+    assert sorted(await listed(store)) == ["a", "b", "c"]
 
 
 async def test_what_the_handler_says_is_not_fixed_by_who_enqueues(store: Store, application: Any) -> None:
@@ -478,7 +505,8 @@ async def test_no_time_that_cannot_be_shown_can_be_written_by_hand(
     await add(store, new_job())
     columns = application.execute(
         "select c.table_name, c.column_name from information_schema.columns c "
-        "where c.table_schema = current_schema() and c.domain_name = 'moment' and c.table_name <> 'shown'"
+        "where c.table_schema = current_schema() and c.domain_name = 'moment' "
+        "and c.table_name not in ('shown', 'ended_jobs')"
     ).fetchall()
     for table, column in columns:
         with pytest.raises(psycopg.errors.CheckViolation):

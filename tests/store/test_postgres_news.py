@@ -248,6 +248,21 @@ async def test_a_pause_reaches_every_node(pair: Any, schema: str) -> None:
     assert await other.store.paused() == ["a"]
 
 
+async def test_the_end_of_a_pause_wakes_whoever_lacks_jobs(pair: Any, schema: str) -> None:
+    """Once: one node ends the pause, and the other one is told of the jobs that are left."""
+    one, other = pair
+    await add(one.store, *(new_job(f"j{number}", queue="mail") for number in range(3)))
+    await one.store.pause("mail", None, LATER)
+    assert not await other.node.claim(5)
+    assert await other.next() == Notification("paused")
+    taken = (await one.node.exchange(LATER, claim=1)).claimed
+
+    assert await other.next() == LOOK
+    assert len(taken) == 1
+    assert len(await other.node.claim(5, LATER)) == 2
+    assert await one.store.paused() == []
+
+
 async def test_a_wish_to_cancel_reaches_every_node(pair: Any, schema: str) -> None:
     """As a reason to look: what was asked stands in the receipts of the next exchange."""
     one, other = pair

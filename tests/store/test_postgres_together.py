@@ -169,8 +169,9 @@ async def test_whatever_nodes_and_people_do_at_once_every_row_is_accounted_for(
         if not held and status in {"scheduled", "queued", "retrying"}
     )
     assert ask(
-        f"select count(*) from {schema}.jobs j full join {schema}.live l on l.seq = j.seq "
-        "where j.seq is null or (j.status is null) <> (l.seq is not null)"
+        f"select count(*) from {schema}.jobs j "
+        f"full join {schema}.live l using (seq) full join {schema}.ended e using (seq) "
+        "where j.id is null or (l.status is null) = (e.status is null)"
     ) == [(0,)]
     assert ask(
         f"select count(*) from {schema}.tags t where not exists (select from {schema}.jobs j where j.seq = t.seq)"

@@ -30,6 +30,7 @@ from jobpipe.store.base import (
     NewGroup,
     Note,
     Place,
+    QueueSettings,
     Retention,
     Settlement,
     Share,
@@ -45,7 +46,8 @@ from jobpipe.store.sqlite.opening import check_path
 from jobpipe.store.sqlite.tables import carry_out, looked
 from jobpipe.store.sqlite.writer import Writer
 from jobpipe.store.verbs import dependencies, followers, groups, jobs, nodes, queues, retention
-from tests.store.test_contract import wish
+from tests.store.test_contract import KEEP_ALL, wish
+from tests.store.test_merging import debounced, throttled, unique
 
 NOW = 1_700_000_000.0
 TAKE = Retention(done_age=0, failed_age=0, jobs=0, size=0)
@@ -440,6 +442,24 @@ def test_an_add_to_a_paused_queue_costs_the_same_however_many_jobs_wait_there(db
     assert many <= 1.2 * few
 
 
+def test_an_add_costs_not_one_statement_more_while_no_queue_is_closed(db: apsw.Connection) -> None:
+    """Once the writer knows the file; nor where others are closed."""
+    writer, numbers = Writer(db), itertools.count()
+
+    def added() -> list[str]:
+        new = [job(f"j{next(numbers)}", queue="default")]
+        return statements(db, lambda: writer.exchange(Batch(node="n", now=NOW, adds=[Add(new)])))
+
+    added()
+    without = added()
+    carry_out(db, lambda tx: queues.put(tx, "mail", QueueSettings(closed=True)))
+    writer.forget()
+    added()
+
+    assert not any("queues" in sql for sql in without)
+    assert added() == without
+
+
 def of_queues(kinds: frozenset[str], **jobs: int) -> Sequence[ClaimRequest]:
     """A claim of queues with so many jobs of each."""
     shares = [Share(OTHERS if queue == "others" else queue, share) for queue, share in jobs.items()]
@@ -491,6 +511,27 @@ def test_a_health_check_costs_the_same_among_fifty_thousand_queues(db: apsw.Conn
     assert all(after <= 1.2 * before + 100 for before, after in zip(*costs, strict=True))
 
 
+def test_keys_are_found_by_index(db: apsw.Connection) -> None:
+    """Whatever is done with those: jobs are stored, replaced, retried, deleted and pruned."""
+    new = [unique("a"), unique("b", on_conflict="replace"), throttled("c", NOW), debounced("d", NOW)]
+
+    def act() -> None:
+        carry_out(db, lambda tx: dependencies.add(tx, new, atomic=True))
+        carry_out(db, lambda tx: dependencies.add(tx, [debounced("e", NOW + 1)], atomic=True))
+        carry_out(db, lambda tx: jobs.cancel(tx, ["a"], NOW))
+        carry_out(db, lambda tx: dependencies.retry(tx, ["a"], NOW))
+        carry_out(db, lambda tx: jobs.delete(tx, ["a", "c"], NOW))
+        carry_out(db, lambda tx: retention.prune(tx, NOW + 1000, KEEP_ALL))
+
+    found = plans(db, act)
+
+    # The keys of one request are sorted as they come.
+    assert faults({sql: how for sql, how in found.items() if "insert into uniques" not in sql}) == []
+    scans = [sql for sql, how in found.items() if re.search(r"SCAN uniques\b(?! USING)", " ".join(how))]
+    assert scans == []
+    assert sum("uniques" in sql for sql in found) >= 8
+
+
 def test_control_walks_indexes(db: apsw.Connection) -> None:
     """Cancel, retry, delete and rescue find their rows by id, seq or the index of held jobs."""
     a_bit_of_everything(db)
@@ -498,7 +539,7 @@ def test_control_walks_indexes(db: apsw.Connection) -> None:
     def act() -> None:
         carry_out(db, lambda tx: jobs.cancel(tx, ["a", "b", "later", "mail", "none"], NOW))
         carry_out(db, lambda tx: dependencies.retry(tx, ["a", "late"], NOW))
-        carry_out(db, lambda tx: jobs.delete(tx, ["later"]))
+        carry_out(db, lambda tx: jobs.delete(tx, ["later"], NOW))
         carry_out(db, lambda tx: nodes.rescue(tx, "other", NOW + 1e6))
 
     found = plans(db, act)

@@ -24,6 +24,7 @@ new as (
         id, kind, queue, priority, run_at,
         max_retries, created_at, expires_at, options, payload, n
     )
+    where v.queue <> all (array(select name from queues where closed = 1))
     order by n
     on conflict (id) do nothing
     returning seq, id, kind, queue, priority, run_at, created_at, expires_at
@@ -76,6 +77,9 @@ with {_NEW},
 select id
 from new
 """
+
+
+_CLOSED = "select name from queues where closed = 1 and name = any (%(names)s)"
 
 
 class Conflict(Exception):  # noqa: N818 - no error: it is caught where it is raised for
@@ -140,9 +144,24 @@ async def store_or_look(session: Session, jobs: Sequence[NewJob], slot: int) -> 
     adding.send(session)
     await session.answered()
     twins = await several(session, [job.id for job in adding.taken]) if adding.taken else {}
-    if any(job.id not in twins for job in adding.taken):
+    left_out = [job for job in adding.taken if job.id not in twins]
+    closed = await _closed(session, left_out)
+    if any(job.queue not in closed for job in left_out):
         raise Conflict
-    return adding.receipts([compared(job, twins[job.id]) for job in adding.taken])[0]
+    return adding.receipts(
+        [
+            compared(job, twins[job.id]) if job.id in twins else Receipt("closed", queue=job.queue)
+            for job in adding.taken
+        ]
+    )[0]
+
+
+async def _closed(session: Session, jobs: Sequence[NewJob]) -> frozenset[str]:
+    """Those of the queues of jobs that take no new ones."""
+    if not jobs:
+        return frozenset()
+    names = texts(sorted({job.queue for job in jobs}))
+    return frozenset(name for (name,) in await session.rows(_CLOSED, {"names": names}))
 
 
 async def add_with_care(session: Session, add: Add, slot: int) -> Sequence[Receipt]:
@@ -150,21 +169,25 @@ async def add_with_care(session: Session, add: Add, slot: int) -> Sequence[Recei
     if add.atomic and (refused := await _refusal(session, add.jobs)):
         return refused
     receipts = await store_or_look(session, add.jobs, slot)
-    if add.atomic and any(receipt.verdict == "conflict" for receipt in receipts):
+    if add.atomic and any(receipt.verdict in {"conflict", "closed"} for receipt in receipts):
         raise Conflict
     return receipts
 
 
 async def _refusal(session: Session, jobs: Sequence[NewJob]) -> Sequence[Receipt] | None:
-    """The receipts of an atomic add that cannot be: None when no job of it is in conflict."""
+    """The receipts of an atomic add that cannot be: None when no job of it is in conflict, or for a closed queue."""
     twins = await several(session, [job.id for job in jobs])
+    closed = await _closed(session, jobs)
     receipts: list[Receipt] = []
     seen: dict[str, Job] = {}
     for job in jobs:
         twin = twins.get(job.id) or seen.get(job.id)
-        receipts.append(Receipt("refused") if twin is None else compared(job, twin))
+        if twin is None and job.queue in closed:
+            receipts.append(Receipt("closed", queue=job.queue))
+        else:
+            receipts.append(Receipt("refused") if twin is None else compared(job, twin))
         seen.setdefault(job.id, Job(job, State(job.status)))
-    return receipts if any(receipt.verdict == "conflict" for receipt in receipts) else None
+    return receipts if any(receipt.verdict in {"conflict", "closed"} for receipt in receipts) else None
 
 
 def _columns(jobs: Sequence[NewJob]) -> dict[str, Any]:

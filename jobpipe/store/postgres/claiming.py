@@ -1,7 +1,8 @@
 """The statement of a claim: which ready jobs a node takes, and in what order.
 
-While nothing is in its way, a claim reads the first entries of one index over all queues. Many ready jobs of paused
-queues make it go queue by queue. It puts jobs of other kinds aside, where only claims for their kind look.
+While nothing is in its way, a claim reads the first entries of one index over all queues: a small statement, since each
+part of a large one costs time even where it has nothing to do. Many ready jobs of paused queues make it go queue by
+queue. It puts jobs of other kinds aside, where only claims for their kind look.
 A claim that names queues is another statement, which reads each of them about as far as it takes from it.
 """
 
@@ -45,8 +46,9 @@ _OTHERS = f"{{of}}.queue <> all ({_PASSED_OVER})"
 """Neither paused nor named by the claim."""
 _IN_ORDER = ORDER.format(of="l")
 
-# The server takes one of three ways. It reads one index over all queues, and passes over the jobs of paused ones; or,
-# where those are too many, it reads the first jobs of each queue; and where jobs of its kinds stand aside, it merges.
+# The large statement takes one of three ways. It reads one index over all queues, and passes over the jobs of paused
+# ones; or, where those are too many, it reads the first jobs of each queue; and where jobs of its kinds stand aside, it
+# merges.
 _WAY = f"""
 way as materialized (
     select
@@ -243,6 +245,29 @@ _LAST_WALKED = """
     limit 1
 )
 """
+# A row without values says that something is in the way: many jobs of paused queues, or jobs of its kinds that stand
+# aside.
+_OBSTRUCTED = f"""
+union all
+select {", ".join(["null"] * 17)}
+from way
+where by_queue or aside
+"""
+CLAIM_PLAINLY = f"""
+with {_ME},
+{_WAY},
+{_FIRST},
+found as (
+    select seq from first
+),
+{_READY_ROWS},
+{_TAKEN},
+{_COUNT_TAKEN}
+{_ANSWER.format(last_walked="null::text")}
+{_OBSTRUCTED}
+"""
+"""The claim while nothing is in its way; else it takes nothing, and `CLAIM` has to be asked."""
+
 CLAIM = f"""
 with recursive {_ME},
 {_WAY},
@@ -262,10 +287,11 @@ found as (
 {_TAKEN},
 {_COUNT_TAKEN}
 {_ANSWER.format(last_walked=_LAST_WALKED)}
+{_OBSTRUCTED}
 """
 MINE, PLACE, CLAIMED, LAST_WALKED, EDITED = 0, slice(4), slice(3, -2), -2, -1
-"""In a row of it: whether the job is taken, where it stands in line, the values of `Claimed`, the last queue walked to,
-whether the job was edited.
+"""In a row of them: whether the job is taken (null: the row tells of no job), where it stands in line, the values of
+`Claimed`, the last queue walked to, whether the job was edited.
 
 A job's place in line ends with seq, with which the values of `Claimed` begin.
 """

@@ -96,7 +96,7 @@ delete from queues
 where name in (
     select name
     from queues
-    where not paused
+    where not paused and has_settings = 0
     limit %(most)s
     for update skip locked
 )
@@ -209,10 +209,11 @@ group by queue, status
 """
 _RECOUNT_ENDED = """
 insert into counts (queue, state, slot, jobs, size)
-select queue, status, 0, count(*), sum(length(payload) + coalesce(length(result), 0) + coalesce(length(error), 0))
-from jobs
-where status is not null
-group by queue, status
+select
+    j.queue, e.status, 0, count(*),
+    sum(length(j.payload) + coalesce(length(e.result), 0) + coalesce(length(e.error), 0))
+from ended e join jobs j on j.seq = e.seq
+group by j.queue, e.status
 on conflict do nothing
 """
 _RECOUNT_TOTALS = """
@@ -250,6 +251,6 @@ def fold(session: Session, slot: int, *, all_slots: bool) -> None:
 
 
 def forget_empty(session: Session) -> None:
-    """Delete what tells nothing, at most `FOLDED` rows: then queues that are empty and not paused are forgotten."""
+    """Delete what tells nothing, at most `FOLDED` rows: then empty queues are forgotten, unless something is set."""
     session.run(_FORGET, {"most": FOLDED})
     session.run(_FORGET_QUEUES, {"most": FOLDED})

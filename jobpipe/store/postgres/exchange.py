@@ -23,6 +23,7 @@ from jobpipe.store.postgres.arrays import Texts, integers, texts
 from jobpipe.store.postgres.claiming import (
     CLAIM,
     CLAIM_OF_QUEUES,
+    CLAIM_PLAINLY,
     CLAIM_WITH_OTHERS,
     CLAIMED,
     EDITED,
@@ -57,7 +58,7 @@ RENEW = {
 
 _PROMOTE = """
 select p.ready, p.watched, p.left_followed
-from promote(%(now)s, %(limit)s, %(slot)s) p
+from resume_and_promote(%(now)s, %(limit)s, %(slot)s) p
 where exists (
         select from live
         where status in ('scheduled', 'retrying') and run_at <= %(now)s
@@ -65,6 +66,10 @@ where exists (
     or exists (
         select from live
         where expires_at is not null and node is null and expires_at <= %(now)s
+    )
+    or exists (
+        select from queues
+        where paused_until <= %(now)s
     )
 """
 """The statement that does it is in the function: to set it going costs more than to see that nothing is due."""
@@ -80,7 +85,8 @@ select
     c.calls,
     least(
         (select min(run_at) from live where status in ('scheduled', 'retrying')),
-        (select min(expires_at) from live where expires_at is not null and node is null)
+        (select min(expires_at) from live where expires_at is not null and node is null),
+        (select min(paused_until) from queues where paused_until is not null)
     ),
     n.me is not null,
     n.others,
@@ -143,6 +149,8 @@ class Exchange:
         """what the claims ask for"""
         self.queues = _queues_of(batch.claims)
         """the queues that they name; None: they ask for all"""
+        self.obstructed: list[int] = []
+        """which of its claims have something in the way; a plain one took nothing then"""
         self.met_others = False
         """whether a claim met jobs of other kinds, and put them aside"""
         self.stale: set[Fence] = set()
@@ -169,7 +177,7 @@ class Exchange:
         return RENEW[leases], {"until": float(until), "node": batch.node}
 
     def promote(self) -> None:
-        """Make ready what is due, and expire what is past its time."""
+        """End pauses that are over, make ready what is due, and expire what is past its time."""
         values = {"now": float(self.batch.now), "limit": STEP, "slot": self._slot}
         self._promoted = self._session.run(_PROMOTE, values)
 
@@ -192,8 +200,11 @@ class Exchange:
         """Add one after another, each after a look."""
         self._careful = [await add_with_care(self._session, add, self._slot) for add in self.batch.adds]
 
-    def claim(self, token: int, after: str) -> None:
-        """Take ready jobs; where it goes queue by queue, from behind the one named `after`."""
+    def claim(self, token: int, after: str, *, plainly: bool) -> None:
+        """Take ready jobs; where it goes queue by queue, from behind the one named `after`.
+
+        `plainly`: take jobs of all queues only if nothing is in the way.
+        """
         for claim in self.batch.claims:
             values = {
                 "node": self.batch.node,
@@ -206,7 +217,7 @@ class Exchange:
                 "token": token,
                 "slot": self._slot,
             }
-            sql = CLAIM
+            sql = CLAIM_PLAINLY if plainly else CLAIM
             if claim.queues:
                 values["queues"] = texts([share.queue for share in claim.queues])
                 values["shares"] = integers([share.jobs for share in claim.queues])
@@ -234,12 +245,14 @@ class Exchange:
         self.stale |= {(one.seq, one.claim) for one in self._with_jobs}
         if self._starts is not None:
             self.stale |= {(one.seq, one.claim) for one in self.batch.starts} - set(self._starts.rows())
-        self._claimed = [self._taken_by(claim) for claim in self._claims]
+        self._claimed = [self._taken_by(number, claim) for number, claim in enumerate(self._claims)]
 
-    def _taken_by(self, claim: Result) -> Sequence[Claimed]:
+    def _taken_by(self, number: int, claim: Result) -> Sequence[Claimed]:
         """What a claim took."""
         # What an update returns has no order. All that are taken share the first value of their place.
-        rows = sorted(claim.rows(), key=itemgetter(PLACE))
+        rows = sorted((row for row in claim.rows() if row[MINE] is not None), key=itemgetter(PLACE))
+        if len(rows) < len(claim.rows()):
+            self.obstructed.append(number)
         claimed = claimed_from([row[CLAIMED] for row in rows if row[MINE]])
         self.met_others |= len(claimed) < len(rows)
         self.edited += [row[CLAIMED][0] for row in rows if row[EDITED] and row[MINE]]
@@ -251,6 +264,15 @@ class Exchange:
         """Take in what was asked of the edited jobs: the values of `Claimed`, read after the claim."""
         now = {(one.seq, one.claim): one for one in claimed_from(rows)}
         self._claimed = [[now.get((one.seq, one.claim), one) for one in taken] for taken in self._claimed]
+
+    def take_claims(self, again: "Exchange") -> None:
+        """Take in what an exchange after this one took for its obstructed claims."""
+        taken = dict(zip(self.obstructed, again._claimed, strict=True))  # noqa: SLF001 - of the same class
+        self._claimed = [taken.get(number, claimed) for number, claimed in enumerate(self._claimed)]
+        self._state = again._state  # noqa: SLF001 - of the same class
+        self.edited += again.edited
+        self.met_others |= again.met_others
+        self.walked = again.walked or self.walked
 
     @property
     def taken(self) -> Sequence[NewJob]:

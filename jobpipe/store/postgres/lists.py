@@ -33,7 +33,9 @@ limit %(look)s
 # Sources, and what narrows them down.
 _TAGGED = "from tags where tag = convert_to(%(tag)s, 'UTF8')"
 _IN_GROUP = "from members where grp = (select grp from groups where id = %(group)s)"
-_OF_STATUS = "from jobs where coalesce(status, 'live') = '{status}'"
+_OF_JOBS = "from jobs where true"
+_ENDED = "from ended where status = '{status}'"
+_UNUSUAL = f"{_ENDED} and status <> 'done'"
 _WAITING = {
     Status.BLOCKED: "from live where status = 'blocked'",
     Status.SCHEDULED: "from live where status = 'scheduled'",
@@ -41,7 +43,8 @@ _WAITING = {
     Status.QUEUED: "from live where status = 'queued' and node is null",
 }
 _LATER = "from live where status = '{status}' and status in ('blocked', 'scheduled', 'retrying')"
-_HELD = "from live where node is not null and status = '{status}'"
+_HELD = "from live where node is not null"
+_OF_STATUS = "and status = '{status}'"
 _OF_QUEUE = "and queue = %(queue)s"
 _OF_KIND = "and kind = %(kind)s"
 
@@ -100,7 +103,7 @@ from (
     select jobs from counts where slot < 0 and state = %(status)s
 ) counted
 """
-"""How many jobs have a status that waits, those held by nodes not counted."""
+"""How many jobs have a status, those held by nodes not counted."""
 
 
 class Form(NamedTuple):
@@ -113,18 +116,24 @@ class Form(NamedTuple):
 
 def counted(form: Form) -> str | None:
     """The query for the number that decides whether few jobs are to be looked at; None: it does not matter."""
-    if form.given & {"tag", "group"} or form.status not in _WAITING:
+    narrow = form.given & {"queue", "kind"}
+    if form.given & {"tag", "group"} or not narrow:
+        return None
+    if form.status is Status.DONE:
+        return COUNTED_IN_ALL
+    if form.status not in _WAITING:
         return None
     if "queue" in form.given:
         return COUNTED if form.status is Status.QUEUED else None
-    return COUNTED_IN_ALL if "kind" in form.given else None
+    return COUNTED_IN_ALL
 
 
 def looked(form: Form, *, few: bool) -> str:
     """The query for the places (at, seq) of the rows that a list looks at, no more than `%(look)s` of them.
 
-    A tag, else a group, else a queue, else a kind decides on the index, the last two together with the status. What
-    else is asked has to be looked for among these rows. `few`: the jobs that `counted` counts are few.
+    A tag, else a group, else a queue, else a kind decides on the index, queue and kind together with the status unless
+    most jobs have that. What else is asked has to be looked for among these rows. `few`: the jobs that `counted` counts
+    are few.
     """
     since = _SINCE if "created_after" in form.given else ""
     arms = [_ARM.format(source=source, since=since) for source in _sources(form, few=few)]
@@ -139,15 +148,27 @@ def _sources(form: Form, *, few: bool) -> list[str]:
         return [_IN_GROUP]
     narrow = _OF_QUEUE if "queue" in form.given else _OF_KIND if "kind" in form.given else ""
     if form.status is None:
-        return [f"{_OF_STATUS.format(status=one)} {narrow}" for one in ("live", *sorted(ENDED))]
+        return [f"{_OF_JOBS} {narrow}"] if narrow else _every(form)
     if form.status in ENDED:
-        return [f"{_OF_STATUS.format(status=form.status.value)} {narrow}"]
-    held = [_all(_HELD.format(status=form.status.value), _EACH_HELD, form)]
+        return [_of_ended(form.status, narrow, few=few)]
+    held = [_all(f"{_HELD} {_OF_STATUS.format(status=form.status.value)}", _EACH_HELD, form)]
     if form.status in ACTIVE:
         return held
     # A held job that has not begun is queued, too, and not among those that wait in "live".
     apart = form.status is Status.QUEUED and (few or not narrow)
     return [_waiting(form, form.status, narrow, few=few), *(held if apart else [])]
+
+
+def _every(form: Form) -> list[str]:
+    """All jobs: of each status those that wait or have ended, and those that are held."""
+    ended = [_ENDED.format(status=one) for one in sorted(ENDED)]
+    return [*ended, *_WAITING.values(), _all(_HELD, _EACH_HELD, form)]
+
+
+def _of_ended(status: Status, narrow: str, *, few: bool) -> str:
+    if not narrow or few:
+        return _ENDED.format(status=status.value)
+    return f"{_OF_JOBS if status is Status.DONE else _UNUSUAL.format(status=status.value)} {narrow}"
 
 
 def _waiting(form: Form, status: Status, narrow: str, *, few: bool) -> str:
@@ -157,7 +178,7 @@ def _waiting(form: Form, status: Status, narrow: str, *, few: bool) -> str:
         return _all(_WAITING[status], _FIRST[status], form)
     if "queue" in form.given and status is not Status.QUEUED:
         return f"{_LATER.format(status=status.value)} {narrow}"
-    return f"{_OF_STATUS.format(status='live')} {narrow}"
+    return f"{_OF_JOBS} {narrow}"
 
 
 def _all(which: str, order: str, form: Form) -> str:

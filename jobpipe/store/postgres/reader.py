@@ -17,6 +17,7 @@ from jobpipe.store.postgres.counts import bounded
 from jobpipe.store.postgres.session import Result, Row, Session
 from jobpipe.store.rows import attempt_from, shown, stored_from
 from jobpipe.store.verbs.notes import PROGRESS_COLUMNS, with_progress
+from jobpipe.store.verbs.queues import COLUMNS, settings_from
 from jobpipe.transitions import Stored
 
 _COLUMNS = """
@@ -95,8 +96,8 @@ join progress p on p.seq = j.seq
 where id = any(%(ids)s)
 """
 # Held jobs are not in the counts.
-_QUEUES = """
-select name, coalesce(paused, false)
+_QUEUES = f"""
+select name, {COLUMNS}
 from (
     select name
     from (
@@ -112,8 +113,9 @@ from (
 left join queues using (name)
 order by name
 """
-_QUEUE = """
-select %(name)s::text, coalesce((select paused from queues where name = %(name)s), false)
+_QUEUE = f"""
+select asked.name, {COLUMNS}
+from (select %(name)s::text collate "C" as name) as asked left join queues using (name)
 where exists (select from queues where name = %(name)s)
     or exists (select from counts where queue = %(name)s)
     or exists (select from live where node is not null and queue = %(name)s)
@@ -427,13 +429,21 @@ async def _told(session: Session, rows: Sequence[Row]) -> Sequence[QueueState]:
         return []
     ends = {"first": rows[0][0], "last": rows[-1][0]}
     kept, held = session.run(_COUNTS, ends), session.run(_HELD, ends)
-    oldest = session.run(_OLDEST, {"names": texts([name for name, _ in rows])})
+    oldest = session.run(_OLDEST, {"names": texts([name for name, *_ in rows])})
     await session.answered()
     counts = _counts([*kept.rows(), *held.rows()])
     ages: dict[str, float] = dict(oldest.rows())
     return [
-        QueueState(name=name, paused=paused, counts=counts.get(name, {}), oldest_queued_at=ages.get(name))
-        for name, paused in rows
+        QueueState(
+            name=name,
+            paused=bool(paused),
+            reason=reason,
+            paused_until=until,
+            settings=settings_from(settings),
+            counts=counts.get(name, {}),
+            oldest_queued_at=ages.get(name),
+        )
+        for name, paused, reason, until, *settings in rows
     ]
 
 

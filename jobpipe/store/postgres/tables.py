@@ -1,10 +1,11 @@
 """The tables of PostgreSQL, for the verbs: see `jobpipe.store.verbs.transaction.Transaction`.
 
-A job that has not ended stands in two rows: what was asked of it in `jobs`, how it stands in `live`. Rows are locked
-in one order: first those in `live`, then those in `jobs`, each by seq; then those of the counts. An exchange keeps to
-it within each statement that starts or settles. Where it does both, it may be in a deadlock with a verb that locks
-several jobs: whoever has waited long enough gives up first. What follows the end of a job waits for no lock, and a job
-that is to depend on others waits for none while it holds one.
+A job stands in two rows: what was asked of it in `jobs`; how it stands in `live`, or once it has ended in `ended`. Rows
+are locked in one order: first those in `live`, then those in `jobs`, each by seq; then those of the counts. Whoever
+changes a job that has ended locks its row in `jobs`. An exchange keeps to the order within each statement that starts
+or settles. Where it does both, it may be in a deadlock with a verb that locks several jobs: whoever has waited long
+enough gives up first. What follows the end of a job waits for no lock, and a job that is to depend on others waits for
+none while it holds one.
 """
 
 import functools
@@ -67,8 +68,8 @@ order by w.seq
 """
 _LOCK_ONE = "select seq from live where seq = %(seq)s for no key update"
 _STANDING = """
-select j.id, j.seq, coalesce(l.status, j.status, 'cancelled'), l.seq is not null
-from jobs j left join live l on l.seq = j.seq
+select j.id, j.seq, coalesce(l.status, e.status, 'cancelled'), l.seq is not null
+from jobs j left join live l on l.seq = j.seq left join ended e on e.seq = j.seq
 where j.id = any(%(ids)s)
 """
 ROUNDS = 20
@@ -79,7 +80,6 @@ select l.seq
 from live l join jobs j on j.seq = l.seq
 where {which}
 for update of l skip locked
-for no key update of j skip locked
 """
 _LOCK_BLOCKED = _SKIP_LOCKED.format(which="l.seq = any(%(seqs)s)")
 _LOCK_OVERDUE = _SKIP_LOCKED.format(
@@ -107,7 +107,6 @@ _END_LEASES_BY = {
     "caller": _END_LEASES.format(clock="%(now)s", longest=LONGEST_LEASE),
 }
 # Locked first, then read: a start that is committed between the two would be missed by one statement for both.
-# Also the row in "jobs", which the end of a job is written to: what anybody else has locked is left for later.
 _LOCK_HELD = """
 select l.seq
 from live l
@@ -117,7 +116,6 @@ where l.node is not null and (n.node is null or (n.lease_until is null and n.nam
 order by l.seq
 limit %(limit)s
 for update of l skip locked
-for no key update of j skip locked
 """
 # A damaged database may have rows without a job, and nobody can run them.
 _DROP_LOST = """
@@ -139,22 +137,28 @@ with gone as (
     where seq = %(seq)s
     returning node
 )
-update jobs j
-set {assignments}, node = g.node
-from gone g
+insert into ended (
+    seq, status, kind, queue, created_at, run_at, attempt,
+    claim, node, rescued, started_at, finished_at, size, error
+)
+select
+    j.seq, %(status)s, j.kind, j.queue, j.created_at, %(run_at)s, %(attempt)s,
+    %(claim)s, g.node, %(rescued)s, %(started_at)s, %(finished_at)s, %(size)s, %(error)s
+from gone g cross join jobs j
 where j.seq = %(seq)s
 """
 # Only a damaged job that has ended is in "live" already.
 _REVIVE = """
-with again as (
-    update jobs
-    set {assignments}
+with gone as (
+    delete from ended
     where seq = %(seq)s
-    returning *
 )
 insert into live (seq, queue, status, priority, run_at, created_at, expires_at, attempt, claim, rescued, error)
-select seq, queue, %(becomes)s, priority, run_at, created_at, expires_at, attempt, claim, rescued, error
-from again
+select
+    seq, queue, %(status)s, priority, %(run_at)s, created_at, expires_at,
+    %(attempt)s, %(claim)s, %(rescued)s, %(error)s
+from jobs
+where seq = %(seq)s
 on conflict (seq) do update set
     queue = excluded.queue,
     status = excluded.status,
@@ -188,18 +192,21 @@ _LIVE = frozenset(
 """Columns of `live` that change."""
 
 _FAIL = """
-update jobs
-set status = 'failed',
-    finished_at = %(now)s,
-    error = %(error)s,
-    size = length(payload)
+insert into ended (
+    seq, status, kind, queue, created_at, run_at, attempt,
+    claim, rescued, finished_at, size, error
+)
+select
+    seq, 'failed', kind, queue, created_at, run_at, %(attempt)s,
+    %(claim)s, %(rescued)s, %(now)s, length(payload), %(error)s
+from jobs
 where seq = any(%(seqs)s)
 """
 
 _ASKED = frozenset(
     ("kind", "queue", "priority", "max_retries", "expires_at", "options", "payload", "original")
 )
-"""Columns of `jobs` that change while a job lives."""
+"""Columns of `jobs` that change."""
 
 _RELEASED = {"node": None, "token": None}
 """What a row in `live` has that nobody holds."""
@@ -230,8 +237,12 @@ using unnest(%(tags)s, %(seqs)s) as v (tag, seq) join jobs j on j.seq = v.seq
 where t.tag = v.tag and t.created_at = j.created_at and t.seq = v.seq
 """
 _UNTAG_ALL = "delete from tags where seq = any(%(seqs)s)"  # reads them all
-_DELETE = (
+_LEAVE = (
     "delete from live where seq = any(%(seqs)s)",
+    "delete from ended where seq = any(%(seqs)s)",
+)
+_DELETE = (
+    *_LEAVE,
     "delete from jobs where seq = any(%(seqs)s)",
     "delete from attempts where seq = any(%(seqs)s)",
     "delete from progress where seq = any(%(seqs)s)",
@@ -382,9 +393,9 @@ class Tables:
         if lived and not lives:
             self._end(after, columns)
         elif lives and not lived:
-            self._revive(after)
+            self._revive(after, columns)
         else:
-            asked = {name: value for name, value in columns.items() if name in _ASKED}
+            asked = _asked(columns)
             live = {name: value for name, value in columns.items() if name in _LIVE}
             live |= _RELEASED if before.held and not after.held else {}
             live |= _EDITED if asked else {}
@@ -396,20 +407,15 @@ class Tables:
             self._session.run(_assigning(sql, tuple(columns)), {**columns, "seq": seq})
 
     def _end(self, after: Stored, columns: Mapping[str, Any]) -> None:
-        """Move what stood in `live` into `jobs`."""
-        asked = {name: value for name, value in columns.items() if name in _ASKED}
-        values = {**asked, **_standing(after), "status": after.job.status.value}
-        values |= {"finished_at": after.job.state.finished_at, "size": after.size}
-        sql = _assigning(_END, tuple(values))
-        self._session.run(sql, {**values, "seq": after.seq})
+        """Put a row into `ended` for what stood in `live`."""
+        self._update(_UPDATE_JOBS, after.seq, _asked(columns))
+        values = {**_standing(after), "finished_at": after.job.state.finished_at, "size": after.size}
+        self._session.run(_END, values)
 
-    def _revive(self, after: Stored) -> None:
-        """Make a row in `live` for a job that had ended."""
-        job = after.job
-        values = {**_standing(after), "expires_at": job.asked.expires_at, "result": job.state.result}
-        values |= {"status": None, "finished_at": None, "size": after.size}
-        sql = _assigning(_REVIVE, tuple(values))
-        self._session.run(sql, {**values, "seq": after.seq, "becomes": job.status.value})
+    def _revive(self, after: Stored, columns: Mapping[str, Any]) -> None:
+        """Put a row into `live` for a job that had ended."""
+        self._update(_UPDATE_JOBS, after.seq, _asked(columns))
+        self._session.run(_REVIVE, _standing(after))
 
     def _write_beside(self, before: Stored, after: Stored) -> None:
         """Write the rows that belong to a job: its attempts and tags."""
@@ -487,11 +493,13 @@ class Tables:
 
     async def fail(self, stored: Stored, now: float, words: str) -> None:
         """The job leaves `live` even where its end cannot be written."""
-        error, seqs = encoded_error(JobError("DamagedRow", words)), integers([stored.seq])
-        self._session.run(_DELETE[0], {"seqs": seqs})
+        seqs = {"seqs": integers([stored.seq])}
+        for sql in _LEAVE:
+            self._session.run(sql, seqs)
+        values = {"now": float(now), "error": encoded_error(JobError("DamagedRow", words))}
         with suppress(*ENTRYS_OWN):
             async with self._session.savepoint():
-                self._session.run(_FAIL, {"now": float(now), "error": error, "seqs": seqs})
+                self._session.run(_FAIL, {**_standing(stored), **values, **seqs})
         counts = CountChanges(self._slot)
         before = None if stored.held else stored.job.status
         counts.move(stored.job.asked.queue, before, Status.FAILED, size=len(stored.job.asked.payload))
@@ -541,9 +549,11 @@ class Tables:
 
 
 def _standing(stored: Stored) -> dict[str, Any]:
-    """How a job stands, as both tables have it."""
+    """How a job stands, as `live` and `ended` have it."""
     job = stored.job
     return {
+        "seq": stored.seq,
+        "status": job.status.value,
         "run_at": job.asked.run_at,
         "attempt": max(job.state.attempt, 0),
         "claim": job.state.claim,
@@ -551,6 +561,10 @@ def _standing(stored: Stored) -> dict[str, Any]:
         "started_at": job.state.started_at,
         "error": encoded_error(job.state.error),
     }
+
+
+def _asked(columns: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {name: value for name, value in columns.items() if name in _ASKED}
 
 
 @functools.cache

@@ -13,7 +13,7 @@ HOT_DEAD = 20_000
 """So many dead rows in "live" make a round worth it: a claim passes over 48,000 dead entries in 0.5 ms."""
 
 COLD_DEAD, COLD_SHARE = 200_000, 0.2
-"""So many in "jobs", and this share of all its rows: there only room is at stake."""
+"""So many in "jobs" and "ended", and this share of all its rows: there only room is at stake."""
 
 PAUSE = 2.0
 """The shortest time, in seconds, between two rounds."""
@@ -40,8 +40,8 @@ class Vacuum:
         self.rounds = 0
         """how many are done"""
 
-    def count(self, hot: int, cold: int) -> None:
-        """So many rows of "live", and of "jobs", have died."""
+    def count(self, *, hot: int, cold: int) -> None:
+        """So many rows of "live" have died, and so many of "jobs" with those of "ended"."""
         self._hot += hot
         self._cold += cold
         if self._hot >= HOT_DEAD:
@@ -66,7 +66,8 @@ class Vacuum:
                 self._vacuum(connection, "live")
                 if self._cold >= COLD_DEAD and self._cold >= COLD_SHARE * self._rows(connection):
                     self._cold = 0
-                    self._vacuum(connection, "jobs")
+                    for table in ("jobs", "ended"):
+                        self._vacuum(connection, table)
             self.rounds += 1
         except psycopg.Error as error:
             log.warning("could not vacuum", error=str(error).splitlines()[:1])

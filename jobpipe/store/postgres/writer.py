@@ -72,7 +72,7 @@ class Writer:
     def __init__(self, connection: KeptConnection, slot: int, leases: Leases, channel: str) -> None:
         self._connection, self._slot, self._leases, self._channel = connection, slot, leases, channel
         self._locks = Locks(connection)
-        self._walked = ""
+        self._walked, self._plainly = "", True
         self._idle: dict[str, tuple[bool, Texts | None]] = {}
         self._token = time.time_ns()  # larger than any of an earlier run
         self._unknown: dict[int, float] = {}
@@ -95,6 +95,7 @@ class Writer:
         exchange: Exchange | None = None
         try:
             exchange, aside = await self._around_locks(batch)
+            await self._claim_around(exchange)
             unsettled = await self._settle_followed(exchange)
             await self._look_after(exchange)
             self._learn(exchange)
@@ -112,6 +113,15 @@ class Writer:
             raise
         completed = aside.completed(receipts)
         return structs.replace(completed, locked=completed.locked | unsettled) if unsettled else completed
+
+    async def _claim_around(self, exchange: Exchange) -> None:
+        """Claim once more, for the claims that took nothing since something was in the way."""
+        plainly, self._plainly = self._plainly, not exchange.obstructed
+        if plainly and exchange.obstructed:
+            batch = exchange.batch
+            claims = [batch.claims[number] for number in exchange.obstructed]
+            again = Batch(node=batch.node, now=batch.now, claims=claims)
+            exchange.take_claims(await self._tried(again, careful=False))
 
     async def _settle_followed(self, exchange: Exchange) -> frozenset[Fence]:
         """End the jobs that others wait for, or that bring others, with what follows, in one transaction.
@@ -227,7 +237,7 @@ class Writer:
             await exchange.add_with_care()
         else:
             await exchange.add()
-        exchange.claim(self._token, self._walked)
+        exchange.claim(self._token, self._walked, plainly=self._plainly)
         if self._scattered:
             fold(session, self._slot, all_slots=False)
         exchange.look()

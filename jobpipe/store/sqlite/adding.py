@@ -43,10 +43,14 @@ class Adding:
         self._db, self._known = db, known
 
     def add(self, add: Add, counts: CountChanges, *, one_by_one: bool) -> Sequence[Receipt]:
-        """Store the jobs of an add, each unless its id is taken; of one that is atomic all or none."""
-        if add.atomic and (refused := self._refusal(add.jobs)):
+        """Store the jobs of an add, each unless its id is taken or its queue closed; if it is atomic all or none."""
+        closed = self._known.closed()
+        if add.atomic and (refused := self._refusal(add.jobs, closed)):
             return refused
-        receipts = self._insert(add.jobs, one_by_one=one_by_one)
+        if closed and any(job.queue in closed for job in add.jobs):
+            receipts = self._insert_around(add.jobs, closed)
+        else:
+            receipts = self._insert(add.jobs, one_by_one=one_by_one)
         stored = [job for job, receipt in zip(add.jobs, receipts, strict=True) if receipt is STORED]
         self._note(stored, counts)
         return receipts
@@ -58,6 +62,16 @@ class Adding:
         if self._inserted(jobs, aside) != len(jobs):
             raise Mismatch
         return [STORED] * len(jobs)
+
+    def _insert_around(self, jobs: Sequence[NewJob], closed: Collection[str]) -> Sequence[Receipt]:
+        """Insert those that are not for closed queues."""
+        entered = iter(self._insert([job for job in jobs if job.queue not in closed], one_by_one=True))
+        return [self._shut_out(job) if job.queue in closed else next(entered) for job in jobs]
+
+    def _shut_out(self, new: NewJob) -> Receipt:
+        """The receipt of a job for a closed queue: it may be there already."""
+        twin = reader.one(self._db, new.id)
+        return Receipt("closed", queue=new.queue) if twin is None else compared(new, twin)
 
     def _inserted(self, jobs: Sequence[NewJob], aside: Collection[str]) -> int:
         """Insert what is not there, and tell how many were not; those of some kinds stand aside."""
@@ -84,12 +98,15 @@ class Adding:
             execute_values(self._db, _INSERT, [new_row(new)])  # raises what was ignored
         return compared(new, twin)
 
-    def _refusal(self, jobs: Sequence[NewJob]) -> Sequence[Receipt] | None:
-        """The receipts of an atomic add that cannot be: None when no job of it is in conflict."""
+    def _refusal(self, jobs: Sequence[NewJob], closed: Collection[str]) -> Sequence[Receipt] | None:
+        """The receipts of an atomic add that cannot be; None: no job of it is in conflict, or for a closed queue."""
         receipts: list[Receipt] = []
         seen: dict[str, Job] = {}
         for job in jobs:
             twin = reader.one(self._db, job.id) or seen.get(job.id)
-            receipts.append(Receipt("refused") if twin is None else compared(job, twin))
+            if twin is None and job.queue in closed:
+                receipts.append(Receipt("closed", queue=job.queue))
+            else:
+                receipts.append(Receipt("refused") if twin is None else compared(job, twin))
             seen.setdefault(job.id, Job(job, State(job.status)))
-        return receipts if any(receipt.verdict == "conflict" for receipt in receipts) else None
+        return receipts if any(receipt.verdict in {"conflict", "closed"} for receipt in receipts) else None

@@ -12,6 +12,7 @@ from jobpipe.store.sqlite.rows import fetch, fetch_one
 _NODE = "select node from nodes where name = ? and lease_until is not null"
 _ANY_PAUSED = "select exists (select 1 from queues where paused = 1)"
 _IS_PAUSED = "select exists (select 1 from queues where name = ? and paused = 1)"
+_CLOSED = "select name from queues where closed = 1"
 _SERVED = "select kinds from nodes where lease_until is not null and kinds <> '[]'"
 _FOLLOWED = """
 select on_seq from (select distinct on_seq from waits limit ?1)
@@ -35,6 +36,10 @@ from (
     select min(expires_at)
     from jobs
     where expires_at is not null and finished_at is null and held = 0
+    union all
+    select min(paused_until)
+    from queues indexed by queues_ending
+    where paused_until is not null
 )
 """
 
@@ -49,6 +54,7 @@ class Known:
     def forget(self) -> None:
         """Ask the database for everything again: somebody else has written, or a transaction was undone."""
         self._any_paused: bool | None = None
+        self._closed: frozenset[str] | None = None
         self._served: Sequence[frozenset[str]] | None = None
         self._nodes: dict[str, int] = {}
         self._waiting: int | None = None
@@ -66,6 +72,17 @@ class Known:
     def is_paused(self, queue: str) -> bool:
         """Whether this queue is paused."""
         return self.paused() and bool(self._db.execute(_IS_PAUSED, (queue,)).get)
+
+    def pauses_changed(self) -> None:
+        """A queue was resumed."""
+        self._any_paused = None
+        self.ready_changed()
+
+    def closed(self) -> frozenset[str]:
+        """The queues that take no new jobs."""
+        if self._closed is None:
+            self._closed = frozenset(name for (name,) in fetch(self._db, _CLOSED))
+        return self._closed
 
     def node(self, name: str) -> int | None:
         """The number of a node that has a lease."""
@@ -102,7 +119,7 @@ class Known:
         return self._waiting
 
     def next_due(self) -> float | None:
-        """When the next job is to be promoted or expired."""
+        """When the next job is to be promoted or expired, or the next pause ends."""
         if not self._due_known:
             self._next_due, self._due_known = self._db.execute(_NEXT_DUE).get, True
         return self._next_due

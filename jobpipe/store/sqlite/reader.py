@@ -27,6 +27,7 @@ from jobpipe.store.sqlite.rows import (
     transaction,
 )
 from jobpipe.store.verbs.notes import PROGRESS_COLUMNS, with_progress
+from jobpipe.store.verbs.queues import COLUMNS, settings_from
 from jobpipe.transitions import Stored
 
 _ONE = f"""
@@ -41,18 +42,20 @@ where seq = ?
 order by claim
 """
 _PROGRESS = f"select {PROGRESS_COLUMNS} from progress where seq = ?"
-_QUEUES = """
-select name, coalesce((select paused from queues where queues.name = known.name), 0)
+_QUEUES = f"""
+select known.name, {COLUMNS}
 from (
     select queue as name from counts where queue > ?1
     union
     select name from queues where name > ?1
     order by name
     limit ?2
-) as known
+) as known left join queues on queues.name = known.name
+order by known.name
 """
-_QUEUE = """
-select ?1, coalesce((select paused from queues where name = ?1), 0)
+_QUEUE = f"""
+select asked.name, {COLUMNS}
+from (select ?1 as name) as asked left join queues on queues.name = asked.name
 where exists (select 1 from queues where name = ?1)
     or exists (select 1 from counts where queue = ?1)
 """
@@ -319,10 +322,13 @@ def _told(db: apsw.Connection, rows: Sequence[Row]) -> Sequence[QueueState]:
         QueueState(
             name=name,
             paused=bool(paused),
+            reason=reason,
+            paused_until=until,
+            settings=settings_from(settings),
             counts=counts.get(name, {}),
             oldest_queued_at=_oldest(db, name),
         )
-        for name, paused in rows
+        for name, paused, reason, until, *settings in rows
     ]
 
 

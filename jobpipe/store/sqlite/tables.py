@@ -75,7 +75,7 @@ _FORGET_QUEUE = (
 # Rows of counts in which nothing is left, and rows of queues in which nothing is set.
 _FORGET_EMPTY = (
     "delete from counts where (queue, state) in (select queue, state from counts where jobs = 0 and size = 0 limit ?)",
-    "delete from queues where name in (select name from queues where paused = 0 limit ?)",
+    "delete from queues where name in (select name from queues where paused = 0 and has_settings = 0 limit ?)",
 )
 FORGOTTEN = 10_000
 """How many such rows one prune deletes."""

@@ -33,6 +33,7 @@ where expires_at is not null and finished_at is null and held = 0 and expires_at
 order by expires_at
 limit ?
 """
+_RESUME = "update queues set paused = 0, reason = null, paused_until = null where paused_until <= ?"
 _WAIT_NO_MORE = "delete from waits where seq = ?"
 _EXPIRE = "update jobs set status = 'expired', finished_at = ?, size = ? where seq = ?"
 
@@ -158,10 +159,16 @@ class Writer:
         return not batch.claims or self._known.node(batch.node) is not None
 
     def _promote(self, now: float, counts: CountChanges) -> Sequence[Ended]:
-        """Expire what is past its expires_at, then queue what is due; at most `STEP` of each. Returns what expired."""
+        """Expire what is past its expires_at, then queue what is due; at most `STEP` of each. Returns what expired.
+
+        First it ends the pauses that are over.
+        """
         due_at = self._known.next_due()
         if due_at is None or due_at > now:
             return ()
+        self.db.execute(_RESUME, (now,))
+        if self.db.changes():
+            self._known.pauses_changed()
         overdue = fetch(self.db, _OVERDUE, (now, STEP))
         for seq, _, queue, status, size in overdue:
             self.db.execute(_EXPIRE, (now, size, seq))

@@ -24,6 +24,7 @@ from jobpipe.store.base import (
     NewGroup,
     OpenDependencies,
     QueueChange,
+    QueueSettings,
     Receipt,
     Rescued,
     Retention,
@@ -36,6 +37,7 @@ from jobpipe.store.verbs import (
     followers,
     groups,
     jobs,
+    keeping,
     nodes,
     notes,
     queues,
@@ -115,6 +117,11 @@ class SharedVerbs(ABC):
     async def prune(self, now: float, retained: Retention) -> int:
         return await self._carry_out(lambda tx: retention.prune(tx, now, retained), now)
 
+    async def note_kept(self, now: float, retained: Retention) -> bool:
+        if not await self._look(keeping.any_keeping):
+            return False
+        return await self._carry_out(lambda tx: keeping.note(tx, now, retained), repeatable=True)
+
     async def sideline(self, batch: Batch, words: str) -> str | None:
         return await self._carry_out(lambda tx: sidelining.sideline(tx, batch, words), batch.now)
 
@@ -131,13 +138,16 @@ class SharedVerbs(ABC):
         return await self._carry_out(lambda tx: jobs.edit(tx, ids, edits, now))
 
     async def delete(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        return await self._carry_out(lambda tx: jobs.delete(tx, ids), now)
+        return await self._carry_out(lambda tx: jobs.delete(tx, ids, now), now)
 
-    async def pause(self, queue: str) -> None:
-        await self._carry_out(lambda tx: queues.pause(tx, queue), repeatable=True)
+    async def pause(self, queue: str, reason: str | None = None, until: float | None = None) -> None:
+        await self._carry_out(lambda tx: queues.pause(tx, queue, reason, until), repeatable=True)
 
     async def resume(self, queue: str) -> None:
         await self._carry_out(lambda tx: queues.resume(tx, queue), repeatable=True)
+
+    async def put_queue(self, queue: str, settings: QueueSettings) -> None:
+        await self._carry_out(lambda tx: queues.put(tx, queue, settings), repeatable=True)
 
     async def delete_queue(self, queue: str) -> QueueChange:
         return await self._carry_out(lambda tx: queues.delete(tx, queue))

@@ -3,8 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from jobpipe.store.base import Change
 from jobpipe.store.rows import shown
+from jobpipe.store.verbs import merging, queues
 from jobpipe.store.verbs.transaction import Removal, Transaction
 from jobpipe.transitions import Stored, cancelled, edited, promoted
 
@@ -21,7 +24,20 @@ async def promote(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[C
 
 async def edit(tx: Transaction, ids: Sequence[str], edits: Mapping[str, Any], now: float) -> Sequence[Change]:
     """See `jobpipe.store.base.ControlStore.edit`."""
-    return await change(tx, ids, lambda stored: edited(stored, edits, now))
+    queue = edits.get("queue")
+    if queue is None or not await queues.closed(tx, [queue]):
+        return await change(tx, ids, lambda stored: edited(stored, edits, now))
+    there = await tx.lock(ids)
+    outside = {job_id for job_id, one in there.items() if one.job.asked.queue != queue}
+    changes = change_locked(
+        tx, there, ids, lambda stored: None if stored.job.id in outside else edited(stored, edits, now)
+    )
+    return [
+        replace(one, verdict="closed")
+        if one.id in outside and edited(there[one.id], edits, now) is not None
+        else one
+        for one in changes
+    ]
 
 
 async def change(
@@ -59,10 +75,10 @@ def _told(job_id: str, before: Stored | None, after: Stored | None) -> Change:
     return Change(job_id, "changed", shown(after))
 
 
-async def delete(tx: Transaction, ids: Sequence[str]) -> Sequence[Change]:
+async def delete(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Change]:
     """See `jobpipe.store.base.ControlStore.delete`."""
     there = dict(await tx.lock(ids))
-    removals, told = list[Removal](), list[Change]()
+    removals, told, keys = list[Removal](), list[Change](), list[int]()
     for job_id in ids:
         stored = there.get(job_id)
         if stored is None:
@@ -72,7 +88,10 @@ async def delete(tx: Transaction, ids: Sequence[str]) -> Sequence[Change]:
         else:
             removals.append(_removal(there.pop(job_id)))
             told.append(Change(job_id, "changed"))
+            if stored.job.damage or stored.job.asked.options.merging is not None:
+                keys.append(stored.seq)
     tx.erase(removals)
+    await merging.forget(tx, keys, now)
     return told
 
 

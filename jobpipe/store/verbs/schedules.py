@@ -9,7 +9,7 @@ from jobpipe.job import ENDED, JobError, NewJob
 from jobpipe.schedules import Firing, Schedule, Spec, next_after, template
 from jobpipe.store.base import Due, Fired, FiredJob, ScheduleDeletion, SchedulePut
 from jobpipe.store.rows import Row
-from jobpipe.store.verbs import jobs
+from jobpipe.store.verbs import jobs, queues
 from jobpipe.store.verbs.transaction import SCHEDULES, Transaction
 
 BY_HAND, ORPHANED = 1, 2
@@ -68,7 +68,7 @@ returning {COLUMNS}
 """
 _DELETE = "delete from schedules where name = :name"
 _LOCK_DUE = """
-select name, version, next_at, paused
+select name, version, next_at, paused, (select count(*) from queues where closed = 1)
 from schedules
 where name in {each names}
 order by name
@@ -210,11 +210,13 @@ async def fire(tx: Transaction, firings: Sequence[Firing], now: float) -> Fired:
     Rows that somebody else has locked are passed over: whoever it is fires them, or has changed them.
     """
     names = as_json([one.name for one in firings])
-    locked = {name: rest for name, *rest in await tx.rows(_LOCK_DUE, {"names": names})}
+    rows = await tx.rows(_LOCK_DUE, {"names": names})
+    locked = {name: [version, next_at, paused] for name, version, next_at, paused, _ in rows}
     hits = [one for one in firings if locked.get(one.name) == [one.version, one.due_at, 0]]
+    skipped = await _into_closed(tx, hits) if any(closed for *_, closed in rows) else set()
     unfinished = await _unfinished(tx, [one.previous for one in hits if one.previous is not None])
-    overlapping = [one for one in hits if one.previous in unfinished]
-    skipped = {one.name for one in overlapping if one.overlap == "skip"}
+    overlapping = [one for one in hits if one.previous in unfinished and one.name not in skipped]
+    skipped |= {one.name for one in overlapping if one.overlap == "skip"}
     replaced = [one.previous for one in overlapping if one.overlap == "replace" and one.previous is not None]
     cancelled = await jobs.cancel(tx, replaced, now) if replaced else ()
     for one in hits:
@@ -226,6 +228,12 @@ async def fire(tx: Transaction, firings: Sequence[Firing], now: float) -> Fired:
         stored=await tx.add(new) if new else (),
         cancelled=cancelled,
     )
+
+
+async def _into_closed(tx: Transaction, firings: Sequence[Firing]) -> set[str]:
+    """The names of those of the schedules whose jobs go into a closed queue."""
+    closed = await queues.closed(tx, {job.queue for one in firings for job in one.jobs})
+    return {one.name for one in firings if any(job.queue in closed for job in one.jobs)}
 
 
 def _moved(firing: Firing, *, skipped: bool) -> Mapping[str, Any]:
