@@ -16,11 +16,7 @@ import trio
 from msgspec.structs import replace
 
 from jobpipe.engine.unforeseen import UNFORESEEN
-<<<<<<< HEAD
-from jobpipe.job import ENDED, Backoff, Job, NewJob, OnFailure, Options, Status
-=======
-from jobpipe.job import ENDED, Backoff, Debounce, Job, NewJob, Options, Status, Unique
->>>>>>> w-unique
+from jobpipe.job import ENDED, Backoff, Debounce, Job, NewJob, OnFailure, Options, Status, Unique
 from jobpipe.schedules import Spec
 from jobpipe.store.base import NewGroup, Store
 from tests.engine.conftest import Rig, Step, new_job, running
@@ -246,7 +242,6 @@ async def play(rig: Rig) -> dict[str, Job]:
     for one in made:
         await store_job(rig, one)
     await again(lambda: rig.node.backlog.enqueue_dependents(behind, atomic=True))
-<<<<<<< HEAD
     groups = [
         in_group(f"{name}.g", "go_on", job("grouped 0"), job("grouped 1", "retry", "done"), job("then")),
         in_group(
@@ -256,13 +251,11 @@ async def play(rig: Rig) -> dict[str, Job]:
     for group in groups:
         await again(functools.partial(rig.node.admission.enqueue_group, group))
     behind += [one for group in groups for one in group.every]
-=======
     alone = with_options(job("alone"), unique=Unique(name, ("kind",), ("queued", "running"), None, "return"))
     quiet = [
         with_options(job(what, later=0.05), debounce=Debounce(name, 0.05, 0.5)) for what in ("quiet", "same")
     ]
     await again(lambda: rig.node.backlog.enqueue_dependents([alone, *quiet], atomic=False))
->>>>>>> w-unique
     with trio.fail_after(30):
         while not rig.actor.running(f"{name}:waits"):  # noqa: ASYNC110 - `begun` counts the others too
             await trio.sleep(0.01)
@@ -277,15 +270,11 @@ async def play(rig: Rig) -> dict[str, Job]:
     with trio.fail_after(30):
         while not (fired := await again(lambda: rig.store.fired_jobs(f"{name}.s", 2))):  # noqa: ASYNC110 - nobody tells of a firing
             await trio.sleep(0.01)
-<<<<<<< HEAD
-    jobs = await until_ended(rig, born, *(one.id for one in (*made, *behind, *fired)))
+    jobs = await until_ended(rig, born, *(one.id for one in (*made, *behind, alone, quiet[0], *fired)))
     enqueued = [one.id + "-enqueued" for one in jobs.values() if one.id.endswith(":enqueues")]
     return jobs | (
         await until_ended(rig, *enqueued) if jobs[f"{name}:enqueues"].status is Status.DONE else {}
     )
-=======
-    return await until_ended(rig, *(one.id for one in (*made, *behind, alone, quiet[0], *fired)))
->>>>>>> w-unique
 
 
 def depending(job: NewJob, job_id: str, needs: Literal["done", "ended"]) -> NewJob:
