@@ -79,6 +79,7 @@ def groups_blueprint(node: Node) -> Blueprint:
         Code.CROSS_SITE,
         Code.ID_CONFLICT,
         Code.DEPENDENCY_FAILED,
+        Code.QUEUE_CLOSED,
         Code.UNKNOWN_DEPENDENCY,
         Code.UNSUPPORTED_MEDIA_TYPE,
         Code.QUEUE_FULL,

@@ -19,7 +19,7 @@ class Backlog:
     def __init__(
         self, store: EngineStore, ledger: Ledger, channels: Sequence[Channel], *, max_backlog: int
     ) -> None:
-        self._gathering = Gathering(store)
+        self._store, self._gathering = store, Gathering(store)
         self._ledger, self._channels, self._max_backlog = ledger, channels, max_backlog
         self.draining = False
         """whether the node drains, so that no new job is taken in"""
@@ -41,7 +41,7 @@ class Backlog:
     ) -> Sequence[Receipt]:
         """The same for jobs of which some wait for others, each of them behind those of `jobs` that it depends on.
 
-        Or of which some are merged with others.
+        Or of which some are merged with others, or are children of others.
         """
         if not of_handler:
             self._check(len(jobs))

@@ -36,7 +36,7 @@ _REFUSED = {
     "unknown_dependency": "the job {id!r} depends on {other!r}, which does not exist",
     "dependency_failed": "the job {id!r} depends on {other!r}, which did not end as needed",
     "dependency_cycle": "the job {id!r} waits for itself, by way of others",
-    "closed": "the queue {other!r} of the job {id!r} is closed and takes no new jobs",
+    "closed": "the queue {queue!r} of the job {id!r} takes no new jobs",
 }
 """What the verdict on a new job means that is not stored."""
 
@@ -280,7 +280,7 @@ def refusal(jobs: Sequence[NewJob], receipts: Sequence[Receipt]) -> str | None:
     """Why jobs that were to be stored together were not, in words; None: they were."""
     for job, receipt in zip(jobs, receipts, strict=True):
         if (why := _REFUSED.get(receipt.verdict)) is not None:
-            return why.format(id=job.id, other=(*receipt.dependencies, receipt.queue)[0])
+            return why.format(id=job.id, queue=receipt.queue, other=(*receipt.dependencies, "")[0])
     return None
 
 

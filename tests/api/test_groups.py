@@ -117,12 +117,15 @@ async def test_a_group_without_id_and_without_callback(autojump_clock) -> None:
         ({"jobs": [{"id": "taken"}]}, 409, "id_conflict", None),
         ({"jobs": [{"id": "x"}, {"id": "x"}]}, 409, "id_conflict", None),
         ({"id": "taken-group"}, 409, "id_conflict", None),
+        ({"jobs": [{}, {"queue": "shut"}]}, 409, "queue_closed", None),
+        ({"jobs": [{"unique": {"key": "k"}}]}, 422, "invalid", ["/jobs/0/unique"]),
     ],
 )
 async def test_what_cannot_be_stored_is_told_and_nothing_is_stored(
     autojump_clock, changes: Any, status: int, code: str, pointers: Any
 ) -> None:
     async with open_door(handlers=[TOTAL]) as door:
+        await door.put("/queues/shut", json={"closed": True})
         await door.post("/enqueue", json={"id": "taken", "payload": "other", "delay": 60})
         await door.post("/groups", json={"id": "taken-group", "jobs": [{"id": "other", "delay": 60}]})
         told = await door.post("/groups", json={**ASKED, **changes})

@@ -463,7 +463,9 @@ async def _with_groups(door):
         {"jobs": [{"depends_on": ["nobody"]}]},
         {"jobs": [{"depends_on": ["failed"]}]},
         {"jobs": []},
+        {"jobs": [{"queue": "shut"}]},
     ]
+    await door.put("/queues/shut", json={"closed": True})
     for body in bodies:
         yield await door.post("/groups", json=body)
     yield await door.post("/groups", content=b"{")

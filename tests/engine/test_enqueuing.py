@@ -590,5 +590,5 @@ async def test_a_job_that_enqueues_into_a_closed_queue_fails(autojump_clock) -> 
     assert job.status is Status.FAILED
     assert job.state.error is not None
     assert job.state.error.type == "EnqueueError"
-    assert "the queue 'mail' of the job 'shut' is closed" in job.state.error.message
+    assert "the queue 'mail' of the job 'shut' takes no new jobs" in job.state.error.message
     assert left == {"a"}

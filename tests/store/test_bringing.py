@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from jobpipe.job import JobError, NewJob, Options, Outcome, Status
-from jobpipe.store.base import Add, Changed, Claimed, Receipts, Settlement, Store
+from jobpipe.store.base import Add, Changed, Claimed, QueueSettings, Receipts, Settlement, Store
 from jobpipe.store.verbs import bringing
 from tests.store.test_contract import LATER, NOW, Node, add, get, listed, new_job, settlement, start
 
@@ -163,6 +163,7 @@ async def test_new_jobs_may_wait_for_others_and_for_the_one_that_enqueues_them(
     [
         (new_job("taken", payload=b"2"), "the id 'taken' belongs to another job"),
         (of(["nobody"], "x"), "the job 'x' depends on 'nobody', which does not exist"),
+        (new_job("x", queue="shut"), "the queue 'shut' of the job 'x' takes no new jobs"),
         (of(["failed"], "x"), "the job 'x' depends on 'failed', which did not end as needed"),
     ],
 )
@@ -173,6 +174,7 @@ async def test_a_job_whose_new_jobs_cannot_be_stored_has_failed(
     await add(node.store, new_job("taken", run_at=LATER), new_job("other"), new_job("failed"))
     others = {one.id: one for one in await node.claim(9)}
     await node.settle(others["failed"], Outcome.FAIL)
+    await node.store.put_queue("shut", QueueSettings(closed=True))
     receipts = await node.exchange(
         settlements=[ends_with(job, new_job("first"), wrong), ends_with(others["other"], new_job("well"))]
     )

@@ -1,6 +1,7 @@
 """Groups of jobs, promise by promise, over every store: called back once, when all have ended, and never before."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
@@ -11,7 +12,7 @@ import trio
 from msgspec.structs import replace
 from structlog.testing import capture_logs
 
-from jobpipe.job import GroupOutcome, JobError, NewJob, OnFailure, Options, Outcome, Status
+from jobpipe.job import ENDED, GroupOutcome, JobError, NewJob, OnFailure, Options, Outcome, Status
 from jobpipe.store.base import (
     Changed,
     Claimed,
@@ -549,3 +550,103 @@ async def test_ten_thousand_members(node: Node) -> None:
     assert released == [Changed("g.then", Status.QUEUED)]
     assert (await get(node.store, "g.then")).asked.options.outcome == GroupOutcome("g", 10_000, done=10_000)
     assert (await group(node.store)).counts == {"done": 10_000}
+
+
+# --- whole lives ------------------------------------------------------------------------------------------------------
+
+
+class Lives:
+    """Draws what becomes of groups; after each step a callback is blocked just as long as a member is open."""
+
+    def __init__(self, node: Node, rng: random.Random) -> None:
+        self.node, self.rng, self.now = node, rng, NOW
+        self.groups = {f"g{number}": [f"g{number}:{place}" for place in range(4)] for number in range(4)}
+        self.hasty = {"g2", "g3"}
+        self.held: list[Claimed] = []
+        self.called: set[str] = set()
+
+    async def begin(self) -> None:
+        for name, ids in self.groups.items():
+            on_failure: OnFailure = "cancel" if name in self.hasty else "go_on"
+            await put(self.node.store, *ids, group=name, on_failure=on_failure, expires_at=NOW + 60)
+
+    async def live(self, steps: int) -> None:
+        ids = [one for each in self.groups.values() for one in each]
+        for _ in range(steps):
+            self.now += 1
+            act = self.rng.choice(
+                ["claim", "claim", "settle", "settle", "settle", "cancel", "retry", "delete", "rescue"]
+            )
+            await getattr(self, act)(self.rng.sample(ids, 2))
+            await followed(self.node.store, self.now)
+            await self.check()
+
+    async def claim(self, _: list[str]) -> None:
+        self.held += await self.node.claim(2, self.now)
+
+    async def settle(self, _: list[str]) -> None:
+        self.rng.shuffle(self.held)
+        ending, self.held = self.held[:2], self.held[2:]
+        outcomes = [
+            Outcome.DONE,
+            Outcome.DONE,
+            Outcome.FAIL,
+            Outcome.RETRY,
+            Outcome.SNOOZE,
+            Outcome.CANCELLED,
+            None,
+        ]
+        ends = [settlement(one, self.rng.choice(outcomes), self.now) for one in ending]
+        await self.node.exchange(self.now, settlements=ends)
+
+    async def cancel(self, ids: list[str]) -> None:
+        await self.node.store.cancel(ids, self.now)
+
+    async def retry(self, ids: list[str]) -> None:
+        await self.node.store.retry(ids, self.now)
+
+    async def delete(self, ids: list[str]) -> None:
+        await self.node.store.delete(ids[:1], self.now)
+
+    async def rescue(self, _: list[str]) -> None:
+        if self.rng.random() < 0.2:
+            await self.node.store.rescue("other", self.now + 1e7)
+            await self.node.join(self.now, self.now + 1e6)
+            self.held = []
+
+    async def check(self) -> None:
+        for name, ids in self.groups.items():
+            members = [await self.node.store.get(one) for one in ids]
+            is_open = any(one is not None and one.status not in ENDED for one in members)
+            then = await get(self.node.store, f"{name}.then")
+            if name not in self.called:
+                assert (then.status is Status.BLOCKED) == is_open, (name, then, members)
+            else:
+                assert then.status is not Status.BLOCKED
+            if not is_open and name not in self.called:
+                self.called.add(name)
+                outcome = then.asked.options.outcome
+                assert outcome is not None
+                there = Counter(one.status.value for one in members if one is not None)
+                told = {
+                    status: getattr(outcome, status) for status in ("done", "failed", "cancelled", "expired")
+                }
+                assert sum(told.values()) + outcome.deleted == len(ids)
+                assert all(told[status] >= count for status, count in there.items())
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_a_callback_is_neither_early_nor_late_whatever_happens(node: Node, seed: int) -> None:
+    """A deleted one counts as it ended before that, or as deleted."""
+    await node.join(lease_until=NOW + 1e6)
+    lives = Lives(node, random.Random(seed))
+    await lives.begin()
+    await lives.live(80)
+    await node.exchange(NOW + 1000)
+    await followed(node.store, NOW + 1000)
+    for one in lives.held:
+        await node.exchange(NOW + 1000, settlements=[settlement(one, Outcome.DONE, NOW + 1000)])
+    await followed(node.store, NOW + 1000)
+    await lives.check()
+
+    assert len(lives.called) >= 3

@@ -31,10 +31,13 @@ NOTES = 100
 
 _NOTE = """
 insert into follow_ups (seq, upto, id, ended)
-select :seq, max(seq), :id, :ended
-from waits
-where on_seq = :seq
-having count(*) > 0
+select
+    ends.ended_seq,
+    (select max(w.seq) from waits w where w.on_seq = ends.ended_seq),
+    ends.id,
+    ends.how
+from {rows ends: ended_seq bigint, id text, how text}
+where exists (select 1 from waits w where w.on_seq = ends.ended_seq)
 on conflict (seq, upto) do nothing
 """
 _NOTED = """
@@ -140,9 +143,11 @@ async def _note(tx: Transaction) -> tuple[Sequence[int], Mapping[int, int]]:
     Returns their numbers, and the numbers of the groups, each with that of a member.
     """
     ended, tx.ended = tx.ended, []
-    for one in ended:
-        tx.run(_NOTE, {"seq": one.seq, "id": one.id, "ended": one.status})
-    return [one.seq for one in ended], await groups.mark(tx, ended) if ended else {}
+    if not ended:
+        return [], {}
+    ends = [{"ended_seq": one.seq, "id": one.id, "how": one.status} for one in ended]
+    tx.run(_NOTE, {"ends": msgspec.json.encode(ends).decode()})
+    return [one.seq for one in ended], await groups.mark(tx, ended)
 
 
 async def follow(tx: Transaction, now: float) -> Followed:
