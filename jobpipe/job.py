@@ -1,6 +1,7 @@
 """The job: its words, its data, and which status may follow which. Pure: no clock, no store, no task."""
 
 import enum
+import math
 import operator
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -67,6 +68,13 @@ Tag = Annotated[
         extra_json_schema={PORTABLE: r"^[^\x00-\x1f\x7f-\x9f\xad]{1,100}$"},
     ),
 ]
+Tags = Annotated[list[Tag], Meta(max_length=20, description="an array of at most 20 tags")]
+DependsOn = Annotated[
+    list[JobId], Meta(max_length=1000, description="an array of at most 1000 ids of jobs that it waits for")
+]
+Priority = Annotated[
+    int, Meta(ge=-1000, le=1000, description="a whole number from -1000 to 1000; higher runs first")
+]
 Seconds = Annotated[
     float, Meta(ge=0, le=315_360_000, description="a number of seconds from 0 to 315360000 (ten years)")
 ]
@@ -92,6 +100,10 @@ Span = Annotated[
 Retries = Annotated[
     int, Meta(ge=0, le=10_000, description="a whole number from 0 to 10000; attempts after the first")
 ]
+
+
+LATEST = 253_402_300_799.999
+"""The last millisecond of the year 9999, the last that RFC 3339 can write."""
 
 
 class Status(enum.StrEnum):
@@ -246,6 +258,23 @@ class Debounce(msgspec.Struct, frozen=True):
     """how long the job waits at the most, counted from when it was stored"""
 
 
+OnFailure = Literal["go_on", "cancel"]
+"""What a group does when one of its jobs does not succeed: nothing, or cancel those that have not ended."""
+
+
+class GroupOutcome(msgspec.Struct, frozen=True):
+    """How the jobs of a group have ended: how many, in each way."""
+
+    id: str
+    """of the group"""
+    jobs: int
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    deleted: int = 0
+
+
 class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     """What was asked of a job beyond the usual; most jobs ask nothing, and store nothing."""
 
@@ -264,6 +293,14 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     unique: Unique | None = None
     throttle: Throttle | None = None
     debounce: Debounce | None = None
+    group: str | None = None
+    """the group that it belongs to"""
+    callback_of: str | None = None
+    """the group for whose end it waits"""
+    outcome: GroupOutcome | None = None
+    """how that group has ended"""
+    parent: str | None = None
+    """the job whose handler enqueued it; no part of what is compared: several may enqueue the same job"""
 
     @property
     def merging(self) -> Unique | Throttle | Debounce | None:
@@ -376,9 +413,16 @@ def same_content(new: NewJob, old: NewJob) -> bool:
 
     Never raises: a stored payload that cannot be read is another content.
     """
-    return _content(new) == _content(old) and (
+    return _content(_of_nobody(new)) == _content(_of_nobody(old)) and (
         new.payload == old.payload or _same_json(new.payload, old.payload)
     )
+
+
+def _of_nobody(job: NewJob) -> NewJob:
+    """A job without its parent."""
+    if job.options.parent is None:
+        return job
+    return msgspec.structs.replace(job, options=msgspec.structs.replace(job.options, parent=None))
 
 
 _content = operator.attrgetter(
@@ -427,6 +471,21 @@ def nests_deeper(value: Any, levels: int) -> bool:  # noqa: ANN401 - any JSON
         if not layer:
             return False
     return any(isinstance(one, dict | list) for one in layer)
+
+
+def holds_nan(value: Any) -> bool:  # noqa: ANN401 - any JSON
+    """Whether a NaN or an infinity is in a value; walks with a list of its own, since a value may nest deep."""
+    left = [value]
+    while left:
+        match left.pop():
+            case float() as number:
+                if not math.isfinite(number):
+                    return True
+            case dict() as table:
+                left += table.values()
+            case list() | tuple() | set() | frozenset() as items:
+                left += items
+    return False
 
 
 def may_nest_deeper(encoded: bytes, levels: int) -> bool:

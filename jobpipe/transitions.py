@@ -17,6 +17,7 @@ from jobpipe.job import (
     FOLLOWS,
     WAITING,
     AttemptRecord,
+    GroupOutcome,
     Job,
     JobError,
     NewJob,
@@ -177,6 +178,29 @@ def forsaken(stored: Stored, now: float, words: str) -> Stored | None:
         return None
     after = _ended(stored, Status.CANCELLED, now)
     state = replace(after.job.state, error=JobError("DependencyFailed", words))
+    return replace(after, job=replace(after.job, state=state))
+
+
+def called_back(stored: Stored, now: float, outcome: GroupOutcome) -> Stored | None:
+    """Released, since the group has ended for which it waited; it is told how.
+
+    Its first request, which did not say that, is kept to be compared with.
+    """
+    after = released(stored, now)
+    if after is None or stored.job.damage:
+        return after
+    asked = replace(after.job.asked, options=replace(after.job.asked.options, outcome=outcome))
+    return replace(
+        after, job=replace(after.job, asked=asked, original=stored.job.original or stored.job.asked)
+    )
+
+
+def given_up(stored: Stored, now: float, words: str) -> Stored | None:
+    """Asked to stop, since another job of its group did not succeed; `words` say so where it ends at once."""
+    after = cancelled(stored, now)
+    if after is None or after.job.status not in ENDED:
+        return after
+    state = replace(after.job.state, error=JobError("GroupFailed", words))
     return replace(after, job=replace(after.job, state=state))
 
 

@@ -16,6 +16,7 @@ from jobpipe.api.answers import problem_answer
 from jobpipe.api.descriptions import LOCATION
 from jobpipe.api.docs import STATIC_MAX_AGE, docs_blueprint
 from jobpipe.api.front import Front
+from jobpipe.api.groups import groups_blueprint
 from jobpipe.api.health import health_blueprint
 from jobpipe.api.holding import awaited, check
 from jobpipe.api.inputs import check_inputs, query, received
@@ -97,6 +98,7 @@ def create_app(node: Node) -> Front:
     for blueprint in (
         jobs_blueprint(node),
         streams_blueprint(node),
+        groups_blueprint(node),
         queues_blueprint(node),
         keys_blueprint(node),
         schedules_blueprint(node),

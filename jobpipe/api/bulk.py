@@ -109,27 +109,27 @@ async def bulk_array(node: Node, content_type: str, body: bytes) -> Answer:
         raise unsupported(content_type, f"application/json (an array) or {NDJSON} (one job per line)")
     if len(body) > node.settings.max_body:
         raise too_large(node.settings.max_body)
-    jobs, faults = await _items_asked(node, _items(body))
+    jobs, faults = await items_asked(node, _items(body))
     if faults:  # nothing is to be stored, but late jobs are to be listed with the faults of others
         jobs = {place: new for place, new in jobs.items() if is_late(new)}
     receipts = await node.admission.enqueue(list(jobs.values()), atomic=True)
     faults |= {
         place: [fault]
         for place, receipt in zip(jobs, receipts, strict=True)
-        if (fault := _fault_of(receipt)) is not None
+        if (fault := fault_of(receipt)) is not None
     }
     if faults:
         raise invalid(
             [Fault(f"/{place}{one.pointer}", one.detail) for place in sorted(faults) for one in faults[place]]
         )
-    _check(receipts)
+    check_stored(receipts)
     verdicts = Counter(receipt.verdict for receipt in receipts)
     counts = (verdicts[one] for one in ("stored", "existing", "replaced", "not_unique"))
     return answer(BulkReceipt(*counts), 202)
 
 
-def _check(receipts: Sequence[Receipt]) -> None:
-    """Raise `Problem` or `StoreUnavailable` where jobs were not stored because of what is in the store."""
+def check_stored(receipts: Sequence[Receipt]) -> None:
+    """Raise `Problem` or `StoreUnavailable` where jobs that were to be stored together were not, for what is there."""
     if unknown := _named(receipts, "unknown_dependency"):
         raise unknown_dependency(unknown)
     for receipt in receipts:
@@ -146,7 +146,7 @@ def _check(receipts: Sequence[Receipt]) -> None:
         raise closed(shut)
 
 
-def _fault_of(receipt: Receipt) -> Fault | None:
+def fault_of(receipt: Receipt) -> Fault | None:
     """Why a job cannot be stored whatever is in the store."""
     match receipt.verdict:
         case "late":
@@ -183,7 +183,7 @@ def _items(body: bytes) -> Sequence[msgspec.Raw]:
     return items
 
 
-async def _items_asked(
+async def items_asked(
     node: Node, items: Sequence[msgspec.Raw]
 ) -> tuple[dict[int, NewJob], dict[int, Sequence[Fault]]]:
     """The jobs of an array and the faults of the others, each by its place; stops at more faults than are listed."""

@@ -15,6 +15,7 @@ from jobpipe.api.problems import (
     dependency_failed,
     internal,
     invalid,
+    no_group,
     no_job,
     no_queue,
     no_schedule,
@@ -48,6 +49,7 @@ Background jobs: enqueue them, get their results, cancel and retry them.
 TAGS = {
     "enqueue": "New jobs",
     "jobs": "Get and list jobs, wait for them, cancel, retry, promote, edit and delete them",
+    "groups": "Jobs that belong together, and one that is run when all of them have ended",
     "queues": "Get and list queues, set what holds for them, pause, resume and delete them",
     "schedules": "Jobs that are enqueued again and again: put, get, list, pause, resume, run and delete schedules",
     "service": "The service itself",
@@ -67,6 +69,7 @@ PROBLEMS = {
         ),
         no_queue("reports"),
         no_schedule("nightly"),
+        no_group("import"),
         declared("nightly"),
         not_empty("reports", {Status.QUEUED: 3}),
         closed(["reports"]),

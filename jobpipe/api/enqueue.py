@@ -1,6 +1,5 @@
 """`POST /enqueue`: plain functions from bytes to answer, called by the thin front and by Quart alike."""
 
-import difflib
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -39,6 +38,7 @@ from jobpipe.job import (
     DEEPEST,
     DEFAULT_KIND,
     ENDED,
+    LATEST,
     WAITING,
     Backoff,
     Job,
@@ -49,12 +49,6 @@ from jobpipe.job import (
     nests_deeper,
 )
 from jobpipe.store.base import Receipt
-
-LATEST = 253_402_300_799.999
-"""The last millisecond of the year 9999, the last that RFC 3339 can write."""
-
-KINDS_NAMED, COMPARED = 20, 50
-"""The most kinds that the answer to an unknown kind names, and the most that the unknown kind is compared with."""
 
 TOO_LATE = Fault("/expires_at", "is not after the time at which the job could run: send a later time")
 
@@ -281,9 +275,9 @@ def new_job_from(node: Node, body: bytes) -> NewJob:
     faults: list[Fault] = []
     unknown = handler is None and not node.served.has(kind)
     if request.kind is UNSET and node.settings.shipped_kinds == "off":
-        faults.append(Fault("/kind", f"is required here; {_served_kinds(node)}"))
+        faults.append(Fault("/kind", f"is required here; {node.served.in_words}"))
     elif unknown:
-        faults.append(Fault("/kind", _unknown(node, kind)))
+        faults.append(Fault("/kind", node.served.unknown(kind)))
     elif handler is not None and handler.payload_type is not Any:
         faults += unfit(payload, request.payload, handler)
     return made(node, request, payload, kind, faults, UnknownKind if unknown else Problem)
@@ -344,21 +338,6 @@ def edits_from(node: Node, job: Job, body: bytes) -> Mapping[str, Any]:
     if job.status in WAITING and expires_at is not None and expires_at <= run_at:
         raise invalid([TOO_LATE])
     return {name: getattr(new if hasattr(new, name) else new.options, name) for name in given}
-
-
-def _unknown(node: Node, kind: str) -> str:
-    """Why a kind is refused, with the name that may be meant."""
-    served = sorted(node.served.kinds)
-    alike = [name for name in served if abs(len(name) - len(kind)) <= 2][:COMPARED]  # noqa: PLR2004 - a slip of the finger
-    meant = difflib.get_close_matches(kind, alike, 1)
-    hint = f"did you mean {meant[0]!r}? " if meant else ""
-    return f"no live node has a handler for {kind!r}; {hint}{_served_kinds(node)}"
-
-
-def _served_kinds(node: Node) -> str:
-    served = sorted(node.served.kinds)
-    more = f" and {len(served) - KINDS_NAMED} more" if len(served) > KINDS_NAMED else ""
-    return f"served are {', '.join(served[:KINDS_NAMED]) or 'none'}{more}"
 
 
 def unfit(sent: bytes, payload: Any, handler: Handler) -> Sequence[Fault]:  # noqa: ANN401 - any JSON

@@ -113,7 +113,8 @@ def jobs_blueprint(node: Node) -> Blueprint:
         """Cancel a waiting or running job.
 
         200 when it is `cancelled`: the handler, all its child tasks and their cleanup have ended. 202 while it is
-        `cancelling`: `?wait=SECONDS` waits for its end. 409 when the job had already ended.
+        `cancelling`: `?wait=SECONDS` waits for its end. 409 when the job had already ended. The jobs that its handler
+        has enqueued are cancelled with it, soon after.
         """
         return respond(await _cancel(node, job_id, query(WaitQuery).wait))
 
@@ -192,7 +193,10 @@ async def _shown(node: Node, job: Job) -> JobView:
     still_open = await node.store.open_dependencies(job.id, OPEN_SHOWN)
     if not still_open.count:  # they ended meanwhile
         return stored_view(await found(node, job.id), node.registry)
-    return structs.replace(view, waits_for=WaitsFor(open=still_open.ids, count=still_open.count))
+    waits_for = WaitsFor(open=still_open.ids, count=still_open.count)
+    if still_open.group is not None:
+        waits_for = structs.replace(waits_for, reason="group", group=still_open.group)
+    return structs.replace(view, waits_for=waits_for)
 
 
 def _retried(change: Change) -> Job:
@@ -263,6 +267,7 @@ async def _list(node: Node, wanted: ListQuery) -> Answer:
         kind=wanted.kind,
         queue=wanted.queue,
         tag=wanted.tag,
+        group=wanted.group,
         text=wanted.text,
         created_after=_seconds(wanted.created_after),
         created_before=_seconds(wanted.created_before),

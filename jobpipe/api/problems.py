@@ -46,6 +46,8 @@ class Code(enum.StrEnum):
     """no queue has this name (404)"""
     NO_SUCH_SCHEDULE = "no_such_schedule"
     """no schedule has this name (404)"""
+    NO_SUCH_GROUP = "no_such_group"
+    """no group has this id (404)"""
     METHOD_NOT_ALLOWED = "method_not_allowed"
     """the route supports other methods, listed in `Allow` (405)"""
     ID_CONFLICT = "id_conflict"
@@ -186,6 +188,20 @@ def no_schedule(name: str) -> Problem:
     """404: no such schedule."""
     detail = f"no schedule has the name {name!r}; it may have been deleted"
     return Problem(404, Code.NO_SUCH_SCHEDULE, "No such schedule", detail)
+
+
+def no_group(group_id: str) -> Problem:
+    """404: no such group."""
+    detail = f"no group has the id {group_id!r}; it may have been forgotten some time after its end"
+    return Problem(404, Code.NO_SUCH_GROUP, "No such group", detail)
+
+
+def other_group(group_id: str) -> Problem:
+    """409: another group has the id."""
+    detail = (
+        f"a group with the id {group_id!r} exists and has other content; nothing was stored: send another id"
+    )
+    return Problem(409, Code.ID_CONFLICT, "The id is already used", detail)
 
 
 def too_many_streams(most: int) -> Problem:

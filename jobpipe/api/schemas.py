@@ -1,6 +1,6 @@
 """What goes over the wire: one definition for reading, writing and the OpenAPI spec."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
@@ -15,10 +15,12 @@ from jobpipe.job import (
     DEFAULT_KIND,
     DEFAULT_QUEUE,
     INVISIBLE,
+    LATEST,
     PORTABLE,
     AttemptRecord,
     Backoff,
     Debounce,
+    DependsOn,
     FirstWait,
     Job,
     JobError,
@@ -29,15 +31,18 @@ from jobpipe.job import (
     Name,
     Needs,
     OnConflict,
+    OnFailure,
     Outcome,
     Over,
     Phase,
+    Priority,
     Progress,
     Retries,
     Seconds,
     Span,
     Status,
     Tag,
+    Tags,
     Throttle,
     Timeout,
     Unique,
@@ -48,15 +53,6 @@ from jobpipe.schedules import CatchUp, Overlap
 from jobpipe.store.base import KEYS, LOG_LINES, QUEUES, SCHEDULES, Unserved
 
 Time = Annotated[datetime, Meta(tz=True, description=TIME)]
-
-Priority = Annotated[
-    int, Meta(ge=-1000, le=1000, description="a whole number from -1000 to 1000; higher runs first")
-]
-Tags = Annotated[list[Tag], Meta(max_length=20, description="an array of at most 20 tags")]
-
-DependsOn = Annotated[
-    list[JobId], Meta(max_length=1000, description="an array of at most 1000 ids of jobs that it waits for")
-]
 
 Reason = Annotated[
     str,
@@ -170,6 +166,33 @@ class EditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     key: Key | UnsetType | None = UNSET
 
 
+class GroupRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Jobs that belong together, and `then` one that waits until all of them have ended."""
+
+    id: Name | None = None
+    jobs: Annotated[
+        list[EnqueueRequest], Meta(min_length=1, max_length=10_000, description="an array of 1 to 10000 jobs")
+    ]
+    then: EnqueueRequest | None = None
+    on_failure: OnFailure = "go_on"
+
+
+class GroupView(msgspec.Struct, frozen=True, kw_only=True):
+    """A group. `counts` say how many of its `jobs` have which status.
+
+    Those that have ended count as they had ended, until the group has: deleted ones as `deleted`. `then` is the id of
+    the job that waits for its end; null: there is none, or it was deleted.
+    """
+
+    id: str
+    jobs: int
+    counts: Mapping[str, int]
+    then: str | None
+    on_failure: str
+    created_at: When
+    ended_at: When | None
+
+
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
     """One run of the job's handler; `outcome` is null while it runs."""
 
@@ -185,7 +208,8 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
 class WaitsFor(msgspec.Struct, frozen=True, kw_only=True):
     """What a blocked job waits for: how many jobs have not ended yet, and the first of them by arrival."""
 
-    reason: Literal["dependencies"] = "dependencies"
+    reason: Literal["dependencies", "group"] = "dependencies"
+    group: str | UnsetType = UNSET
     open: Sequence[str]
     count: int
 
@@ -210,8 +234,9 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
 
     `progress` is that of its latest attempt; lists leave it and the attempts out. A job that a schedule made says which
     one and when. `key` is left out where a job has none, `depends_on` and `needs` where it depends on no other,
-    `unique`, `throttle` and `debounce` where it was not sent. `waits_for` is there while a job is blocked, where one
-    job is asked for.
+    `unique`, `throttle` and `debounce` where it was not sent, `group` where it belongs to none, `callback_of` where it
+    waits for the end of none, `parent` where no handler enqueued it. `waits_for` is there while a job is blocked, where
+    one job is asked for.
     """
 
     id: str
@@ -241,6 +266,9 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     unique: Unique | UnsetType = UNSET
     throttle: Throttle | UnsetType = UNSET
     debounce: Debounce | UnsetType = UNSET
+    group: str | UnsetType = UNSET
+    callback_of: str | UnsetType = UNSET
+    parent: str | UnsetType = UNSET
     schedule: ScheduledView | UnsetType = UNSET
     attempts: Sequence[AttemptView] | UnsetType = UNSET
 
@@ -666,6 +694,7 @@ class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     kind: Annotated[Name, Means("only jobs of this kind")] | None = None
     queue: Annotated[Name, Means("only jobs of this queue")] | None = None
     tag: Annotated[Tag, Means("only jobs that have this tag")] | None = None
+    group: Annotated[Name, Means("only jobs of this group")] | None = None
     text: (
         Annotated[
             str,
@@ -768,7 +797,7 @@ TRACEBACKS = 1 << 20
 NULL = msgspec.Raw(b"null")
 
 
-EARLIEST, LATEST = -62_135_596_800.0, 253_402_300_799.999
+EARLIEST = -62_135_596_800.0
 """The first and the last time that RFC 3339 can write: years 1 to 9999."""
 
 
@@ -910,6 +939,9 @@ def job_view(
         unique=options.unique or UNSET,
         throttle=options.throttle or UNSET,
         debounce=options.debounce or UNSET,
+        group=options.group or UNSET,
+        callback_of=options.callback_of or UNSET,
+        parent=options.parent or UNSET,
         schedule=UNSET
         if options.schedule is None
         else ScheduledView(options.schedule.name, rfc3339(options.schedule.at)),

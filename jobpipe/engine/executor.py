@@ -19,7 +19,7 @@ from jobpipe.engine.scope import ReusableScope
 from jobpipe.engine.throttle import LogThrottle
 from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.errors import DamagedRow, StoreUnavailable
-from jobpipe.handlers.context import Context
+from jobpipe.handlers.context import Context, Enqueues
 from jobpipe.handlers.registry import Handler, Registry
 from jobpipe.job import retries_of
 from jobpipe.store.base import Start
@@ -33,11 +33,19 @@ log = structlog.get_logger("jobpipe")
 class Executor:
     """Runs one attempt after another, for every worker."""
 
-    def __init__(
-        self, ledger: Ledger, held: Held, registry: Registry, clock: Clock, *, threads: int, max_result: int
+    def __init__(  # noqa: PLR0913 - what it runs, and what it hands to handlers
+        self,
+        ledger: Ledger,
+        held: Held,
+        registry: Registry,
+        clock: Clock,
+        enqueues: Enqueues,
+        *,
+        threads: int,
+        max_result: int,
     ) -> None:
         self._ledger, self._held, self._registry, self._clock = ledger, held, registry, clock
-        self._max_result = max_result
+        self._enqueues, self._max_result = enqueues, max_result
         # Handlers that are not async run in threads under a limiter of their own: a worker each, so nobody waits.
         self._threads = trio.CapacityLimiter(threads)
         self._lines = LogThrottle(LINES)
@@ -155,7 +163,9 @@ class Executor:
             claim=job.claim,
             deadline=deadline,
             schedule=job.options.schedule,
+            group=job.options.outcome,
             _notes=self._ledger.notes,
+            _enqueues=self._enqueues,
             _run=attempt,
         )
 

@@ -107,7 +107,7 @@ class Held:
         """What a verdict makes of a job. One that it can't be made for fails: it must not stay held for it."""
         now = self._clock.now()
         try:
-            return outcomes.settlement(
+            settled = outcomes.settlement(
                 attempt.job,
                 verdict,
                 started_at=attempt.started_at,
@@ -115,6 +115,9 @@ class Held:
                 policy=policy,
                 random=self._rng.random,
             )
+            if attempt.outbox is not None and settled.status is Status.DONE:
+                settled = msgspec.structs.replace(settled, jobs=attempt.outbox.jobs)
+            return settled  # noqa: TRY300 - what fails here fails the job
         except Exception as error:  # noqa: BLE001 - costs this job
             self._unforeseen.tell(error, "the job fails", job=attempt.job.id)
             return outcomes.settlement(

@@ -19,7 +19,7 @@ from jobpipe.engine.outcomes import Verdict
 from jobpipe.errors import TablesLocked
 from jobpipe.events import Events
 from jobpipe.job import Backoff, NewJob, Status
-from jobpipe.store.base import Add, Batch, Claimed, ClaimRequest, Receipt, Settlement, Start
+from jobpipe.store.base import Add, Batch, Changed, Claimed, ClaimRequest, Receipt, Settlement, Start
 
 W = TypeVar("W")
 R = TypeVar("R")
@@ -167,6 +167,13 @@ class Ledger:
         self._events.publish(job_id, status)
         self.look()
 
+    def changed(self, change: Changed) -> None:
+        """The store has brought a job to another status by itself: tell who waits for it, and stop it if need be."""
+        if change.status is Status.CANCELLING:
+            self.cancelled(change.id, change.status)
+        else:
+            self._events.publish(change.id, change.status)
+
     def recall(self, queue: str, key: str | None = None) -> None:
         """A queue, or a key of it, was paused: hand back what has not begun of it, also what is being claimed."""
         if self._writing:
@@ -245,7 +252,7 @@ class Ledger:
             lease_until=now + self._lease if self._renewals else None,
             starts=[*self._noted.values(), *(entry.what for entry in self._starts)],
             notes=self.notes.gathered(),
-            settlements=self._settlements[:most],
+            settlements=self.batching.first_outcomes(self._settlements, most),
             adds=[entry.what for entry in adds],
             claims=list(claims.values()),
         )

@@ -20,6 +20,7 @@ from jobpipe.job import (
     JobError,
     Outcome,
     Status,
+    holds_nan,
     may_nest_deeper,
     nests_deeper,
     retries_of,
@@ -95,7 +96,7 @@ def returned(value: Any, max_result: int) -> Verdict:  # noqa: ANN401 - a handle
         if len(result) > max_result:
             size = f"the handler returned {len(result)} bytes, and MAX_BODY allows {max_result}"
             return _unfit(f"{size}: store it elsewhere and return its location")
-        if b"null" in result and _holds_nan(msgspec.to_builtins(value)):
+        if b"null" in result and holds_nan(msgspec.to_builtins(value)):
             raise ValueError("JSON has no NaN and no infinity")  # noqa: TRY301 - the same fault as the others here
         # A `msgspec.Raw` anywhere in it may be anything; what is decoded to see that is also measured.
         plain = None if isinstance(value, _PLAIN) else msgspec.json.decode(result)
@@ -122,21 +123,6 @@ def _why_unfit(value: Any, error: BaseException) -> str:  # noqa: ANN401 - a han
 
 def _unfit(message: str) -> Verdict:
     return Verdict(Outcome.FAIL, error=JobError("ResultError", message))
-
-
-def _holds_nan(value: Any) -> bool:  # noqa: ANN401 - any JSON
-    """Whether a NaN or an infinity is in a value; walks with a list of its own, since a value may nest deep."""
-    left = [value]
-    while left:
-        match left.pop():
-            case float() as number:
-                if not math.isfinite(number):
-                    return True
-            case dict() as table:
-                left += table.values()
-            case list() | tuple() | set() | frozenset() as items:
-                left += items
-    return False
 
 
 def raised(error: BaseException) -> Verdict:

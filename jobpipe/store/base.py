@@ -27,6 +27,7 @@ from jobpipe.job import (
     JobError,
     Level,
     NewJob,
+    OnFailure,
     Options,
     Outcome,
     Progress,
@@ -144,6 +145,11 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     error: JobError | None = None
     size: int = 0
     """bytes of payload, result and error, for the retention of ended jobs"""
+    jobs: Sequence[NewJob] = ()
+    """what its handler has enqueued: new jobs, stored with this and only with this; `status` is `done` then
+
+    One that depends on others of them comes behind those.
+    """
 
 
 class Add(msgspec.Struct, frozen=True):
@@ -315,12 +321,54 @@ class Followed(msgspec.Struct, frozen=True):
     """whether something is left to be done"""
 
 
+class NewGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked of a group."""
+
+    id: str
+    on_failure: OnFailure
+    jobs: Sequence[NewJob]
+    """its members, each with `Options.group`; one that depends on others of them comes behind those"""
+    then: NewJob | None
+    """the job that waits until all of them have ended, with `Options.callback_of`"""
+
+    @property
+    def every(self) -> Sequence[NewJob]:
+        """All jobs, the one that waits last."""
+        return self.jobs if self.then is None else [*self.jobs, self.then]
+
+
+class GroupReceipt(msgspec.Struct, frozen=True):
+    """What became of a new group."""
+
+    verdict: Literal["stored", "existing", "conflict", "refused"]
+    """`conflict`: there is another one of this id, or another job has the id of one of its jobs; `refused`: a job of it
+    cannot be stored"""
+    receipts: Sequence[Receipt] = ()
+    """those of its jobs, where these are the reason: the job that waits comes last"""
+
+
+class GroupState(msgspec.Struct, frozen=True, kw_only=True):
+    """A group, and how its jobs stand."""
+
+    id: str
+    on_failure: str
+    jobs: int
+    counts: dict[str, int]
+    """how many have which status; those that have ended as they had ended first, and `deleted` ones too"""
+    callback: str | None
+    """the id of the job that waits for its end; None: there is none, or it was deleted"""
+    created_at: float
+    ended_at: float | None
+
+
 class OpenDependencies(msgspec.Struct, frozen=True):
     """Which jobs a job still waits for."""
 
     ids: Sequence[str]
     """the first of them"""
     count: int
+    group: str | None = None
+    """the group that these are of, where it waits for the end of one"""
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -510,6 +558,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     kind: str | None = None
     queue: str | None = None
     tag: str | None = None
+    group: str | None = None
     text: str | None = None
     created_after: float | None = None
     created_before: float | None = None
@@ -586,6 +635,9 @@ class EngineStore(Protocol):
         first, at most `STEP` of each. A new job of a closed queue is not stored; one that is there already is compared.
         Every start, note and settlement matches on the claim number: where no held row has it, nothing changes
         and the pair is returned as stale. A job that waits again keeps its last error unless its settlement brings one.
+        The jobs that a settlement brings are stored in the transaction in which it is written, before it. Where one of
+        them cannot be, none is, and the job has `failed` with an error that says why (`Receipts.settled`); those that
+        are there already are compared, as in an add.
         Of the log lines of a job `LOG_LINES` and `LOG_BYTES` are kept, half of each from the first line on and half up
         to the last.
         """
@@ -606,12 +658,22 @@ class EngineStore(Protocol):
         is refused because one is `replaced` or `not_unique`.
         """
 
+    async def add_group(self, new: NewGroup, now: float) -> GroupReceipt:
+        """Store a group with all its jobs, or nothing of it.
+
+        The job that waits is `blocked` until the others have ended, however that was; then it is released once, with
+        `Options.outcome`. With `on_failure` "cancel", the first that is not done has the others cancelled. Where the
+        same group is there already, whatever its jobs have come to, nothing is stored.
+        """
+
     async def follow(self, now: float) -> Followed:
         """Go on with what follows the ends of jobs, a step at a time: ask again at once while more is left.
 
         In the transaction in which a job ends, whichever verb that is, the jobs are queued that have waited for it and
         wait for nothing else, and those cancelled that needed it to be done, where it is not; also those behind them.
         What is more than a transaction should do, or is locked by somebody else, is noted and left to this.
+        So it is with the job that waits for the end of a group, with those that a group has cancelled, and with the
+        children of jobs that were cancelled.
         Returns also what followed in the verbs before it, those of exchanges left out: their receipts tell it.
         """
 
@@ -678,11 +740,16 @@ class ControlStore(Protocol):
     """What people ask of jobs and queues. Each verb is atomic and repeatable."""
 
     async def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        """Cancel waiting jobs; held ones become `cancelling`, which survives a restart. Refused for ended ones."""
+        """Cancel waiting jobs; held ones become `cancelling`, which survives a restart. Refused for ended ones.
+
+        Their children (`Options.parent`) are cancelled too, and the children of these, also of those that have ended: a
+        step at a time (see `follow`).
+        """
 
     async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         """Queue ended jobs again, their count of attempts set back to 0. Refused for jobs that have not ended.
 
+        A job of a group that has not ended counts as one of it again.
         A job that depends on others is blocked while one of them has not ended, and refused while one that is still
         there has ended otherwise than needed. One with a unique key takes it again, unless another job has it.
         """
@@ -771,6 +838,9 @@ class ReadStore(Protocol):
 
     async def open_dependencies(self, job_id: str, limit: int) -> OpenDependencies:
         """Which jobs a job still waits for, the first of them by arrival."""
+
+    async def group(self, group_id: str) -> GroupState | None:
+        """One group; None: there is none, or it was forgotten some time after its end."""
 
     async def jobs(self, where: Filter, limit: int, before: Place | None) -> Page:
         """At most `limit` jobs (without attempts), newest first, that come after the page which ended at `before`.

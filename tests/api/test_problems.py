@@ -29,6 +29,7 @@ CODES = {
     "no_such_job",
     "no_such_queue",
     "no_such_schedule",
+    "no_such_group",
     "declared",
     "queue_closed",
     "queue_not_empty",

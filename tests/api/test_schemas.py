@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from jobpipe.api.answers import encode
-from jobpipe.api.enqueue import LATEST
 from jobpipe.api.schemas import TRACEBACKS, EnqueueRequest, job_view, rfc3339
 from jobpipe.handlers.registry import Registry
 from jobpipe.job import (
+    LATEST,
     AttemptRecord,
     Backoff,
     Debounce,

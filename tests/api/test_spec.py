@@ -450,6 +450,30 @@ async def _with_dependents(door):
         yield response
     async for response in _with_schedules(door):
         yield response
+    async for response in _with_groups(door):
+        yield response
+
+
+async def _with_groups(door):
+    jobs = [{"id": "g.a", "delay": 1000}]
+    bodies: list[dict[str, object]] = [
+        {"id": "g", "jobs": jobs, "then": {}},
+        {"id": "g", "jobs": jobs, "then": {}},
+        {"id": "h", "jobs": jobs},
+        {"jobs": [{"depends_on": ["nobody"]}]},
+        {"jobs": [{"depends_on": ["failed"]}]},
+        {"jobs": []},
+        {"jobs": [{"queue": "shut"}]},
+    ]
+    await door.put("/queues/shut", json={"closed": True})
+    for body in bodies:
+        yield await door.post("/groups", json=body)
+    yield await door.post("/groups", content=b"{")
+    yield await door.post("/groups", json={}, headers=CROSS_SITE)
+    yield await door.post("/groups", content=b"{}", headers={"Content-Type": "text/plain"})
+    for name in ("g", "none", "-"):
+        yield await door.get(f"/groups/{name}")
+    yield await door.get("/jobs/g.then")
 
 
 async def _merged(door):
@@ -545,7 +569,7 @@ async def _with_schedules(door):
 async def _strange(door):
     """Requests that no route takes: parameters that it does not have, and bodies beyond the limit."""
     for method, path in (await _spec_of(door)).operations:
-        path = path.format(job_id="a", name="default")  # noqa: PLW2901 - filled in
+        path = path.format(job_id="a", name="default", group_id="g")  # noqa: PLW2901 - filled in
         yield await door.request(method, f"{path}?never_a_name=1")
         yield await door.request(method, path, content=b"x" * 3000)
 
@@ -555,6 +579,7 @@ async def _full(door):
     await door.enqueue(id="first", delay=1000)
     yield await door.post("/schedules/a/run")
     yield await door.enqueue(id="second", delay=1000)
+    yield await door.post("/groups", json={"jobs": [{"delay": 1000}]})
     yield await door.post("/enqueue/bulk", json=[{"id": "second", "delay": 1000}])
 
 
@@ -564,6 +589,7 @@ async def _draining(door):
     yield await door.post("/schedules/a/run")
     yield await door.enqueue(id="a")
     yield await door.post("/enqueue/bulk", json=[{"id": "a"}])
+    yield await door.post("/groups", json={"jobs": [{}]})
     yield await door.get("/health")
 
 
@@ -588,8 +614,9 @@ async def _broken(door):
     yield await door.put("/queues/default/keys/a", json={})
     for verb in ("pause", "resume"):
         yield await door.post(f"/queues/default/keys/a/{verb}")
-    for path in ("/schedules", "/schedules/a"):
+    for path in ("/schedules", "/schedules/a", "/groups/a"):
         yield await door.get(path)
+    yield await door.post("/groups", json={"jobs": [{}]})
     for verb in ("pause", "run", "resume"):
         yield await door.post(f"/schedules/a/{verb}")
     yield await door.request("PUT", "/schedules/a", json={"every": 60})

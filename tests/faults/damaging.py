@@ -139,6 +139,13 @@ LANE = {
 }
 """Of its states all but that it is paused."""
 KEPT = {"queue": TEXTS, "finished_at": TIMES, "due": TIMES}
+UNIQUE = {
+    "seq": NUMBERS,
+    "id": TEXTS,
+    "claim": (None, *NUMBERS),
+    "since": TIMES,
+    "until": (None, *TIMES),
+}
 SWEEP = {"finished_at": TIMES, "seq": NUMBERS, "begun_at": TIMES}
 OTHERS = (
     ("attempts", ATTEMPT),
@@ -150,6 +157,7 @@ OTHERS = (
     ("lanes", LANE),
     ("kept", KEPT),
     ("sweeps", SWEEP),
+    ("uniques", UNIQUE),
 )
 RAW_TEXT = b"\xff\xe9 latin"
 """Text that is not UTF-8, as SQLite takes it without a word."""

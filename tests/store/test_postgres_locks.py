@@ -205,6 +205,34 @@ async def test_a_note_whose_row_is_locked_is_written_later(node: Node, applicati
     assert [log and [one.text for one in log.lines] for log in logs] == [["hello"], ["hello"]]
 
 
+@pytest.mark.parametrize("locked", ["an id", "the row"])
+async def test_an_end_that_brings_a_locked_job_is_written_later(
+    node: Node, application: Any, locked: str
+) -> None:
+    """With all that it brings; those beside it are written now."""
+    await add(node.store, new_job("a"), new_job("b"), new_job("c"))
+    jobs = await node.claim(2)
+    if locked == "an id":
+        application.execute("select enqueue('echo', id => 'of-a')")
+    else:
+        application.execute("select from live where seq = %s for update", (jobs[0].seq,))
+    ends = [
+        settlement(job, Outcome.DONE, jobs=[new_job(f"of-{job.id}"), new_job(f"too-of-{job.id}")])
+        for job in jobs
+    ]
+    with trio.fail_after(5):
+        receipts = await node.exchange(settlements=ends, claim=1)
+        between = sorted(await listed(node.store))
+    application.rollback()
+    at_last = await node.exchange(settlements=ends[:1])
+
+    assert receipts.locked == {(jobs[0].seq, 1)}
+    assert (receipts.stale, at_last.stale, at_last.locked) == ((frozenset(),) * 3)
+    assert [job.id for job in receipts.claimed] == ["c"]
+    assert between == ["a", "b", "c", "of-b", "too-of-b"]
+    assert sorted(await listed(node.store)) == ["a", "b", "c", "of-a", "of-b", "too-of-a", "too-of-b"]
+
+
 @pytest.mark.parametrize("table", ["live", "jobs", "counts", "totals"])
 async def test_the_lease_is_renewed_though_a_table_is_locked(
     node: Node, application: Any, table: str

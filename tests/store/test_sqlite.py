@@ -16,7 +16,7 @@ import pytest
 from msgspec.structs import replace
 
 from jobpipe.errors import StoreError
-from jobpipe.job import JobError, NewJob, Options, Outcome, Progress, Status
+from jobpipe.job import JobError, NewJob, OnFailure, Options, Outcome, Progress, Status
 from jobpipe.store import paging
 from jobpipe.store.base import (
     LOG_LINES,
@@ -27,6 +27,7 @@ from jobpipe.store.base import (
     ClaimRequest,
     Filter,
     LogLine,
+    NewGroup,
     Note,
     Place,
     QueueSettings,
@@ -44,7 +45,7 @@ from jobpipe.store.sqlite.nodes import Nodes
 from jobpipe.store.sqlite.opening import check_path
 from jobpipe.store.sqlite.tables import carry_out, looked
 from jobpipe.store.sqlite.writer import Writer
-from jobpipe.store.verbs import dependencies, followers, jobs, nodes, queues, retention
+from jobpipe.store.verbs import dependencies, followers, groups, jobs, nodes, queues, retention
 from tests.store.test_contract import KEEP_ALL, wish
 from tests.store.test_merging import debounced, throttled, unique
 
@@ -263,6 +264,40 @@ def test_what_follows_the_end_of_a_job_walks_indexes(db: apsw.Connection) -> Non
     scans = [sql for sql, how in found.items() if re.search(r"SCAN (waits|w|follow_ups)\b", " ".join(how))]
     assert all("limit" in sql for sql in scans), scans
     assert carry_out(db, lambda tx: tx.lock(["x"]))["x"].job.status is Status.BLOCKED
+
+
+def test_what_follows_the_end_of_a_group_walks_indexes(db: apsw.Connection) -> None:
+    """So does what is asked of groups."""
+    writer = Writer(db)
+
+    def group(name: str, on_failure: OnFailure) -> NewGroup:
+        jobs = [job(f"{name}{number}") for number in range(3)]
+        in_group = [replace(one, options=Options(group=name)) for one in jobs]
+        return NewGroup(id=name, on_failure=on_failure, jobs=in_group, then=job(f"{name}.then"))
+
+    def act() -> None:
+        carry_out(db, lambda tx: groups.add(tx, group("g", "go_on"), NOW))
+        carry_out(db, lambda tx: groups.add(tx, group("h", "cancel"), NOW))
+        looked(db, lambda tx: groups.state(tx, "g"))
+        looked(db, lambda tx: groups.still_open(tx, "g.then", 10))
+        reader.listed(db, Filter(group="g"), 10, None)
+        writer.forget()
+        claimed = writer.exchange(Batch(node="n", now=NOW, claims=wish(4))).claimed
+        for one in claimed:
+            end = settlement(one.seq, one.claim, Outcome.FAIL, Status.FAILED)
+            writer.exchange(Batch(node="n", now=NOW, settlements=[end]))
+        carry_out(db, lambda tx: groups.retry(tx, ["g0"], NOW))
+        db.execute("insert into group_notes values (1, 1)")
+        carry_out(db, lambda tx: followers.follow(tx, NOW))
+        carry_out(db, lambda tx: groups.sweep(tx, NOW, Retention(1e9, 1e9, 1, 1)))
+
+    found = plans(db, act)
+
+    assert faults(found, "FOR GROUP BY") == []  # of the members of one group, or of a few
+    tables = r"SCAN (groups|g|members|m|group_notes)\b(?! USING)"
+    scans = [sql for sql, how in found.items() if re.search(tables, " ".join(how))]
+    assert all("limit" in sql for sql in scans), scans
+    assert looked(db, lambda tx: groups.state(tx, "h")).counts == {"failed": 1, "cancelled": 2}  # type: ignore[union-attr] # it is there
 
 
 def steps(db: apsw.Connection, act: Callable[[], object]) -> int:

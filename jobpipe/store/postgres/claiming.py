@@ -518,7 +518,7 @@ of_kinds as (
         limit 1
     ) r
 )
-select l.seq
+select -l.priority::bigint, l.run_at, l.seq
 from (
     select * from near
     union all

@@ -40,6 +40,7 @@ from jobpipe.store.postgres.lanes import GATES, NEXT_OPEN, Gating, Held
 from jobpipe.store.postgres.session import Result, Row, Session, Values
 from jobpipe.store.postgres.settling import Fence, Settling, send_starts
 from jobpipe.store.rows import claimed_from
+from jobpipe.store.verbs.bringing import Brought
 
 CLOCK = "extract(epoch from clock_timestamp())::double precision"
 """The database's clock, in seconds since the epoch."""
@@ -146,7 +147,10 @@ class Exchange:
         self.gating = Gating(session, batch, held, leases)
         self._starts: Result | None = None
         self._claims: list[Result] = []
-        self._settling = Settling(batch.settlements, slot)
+        self._with_jobs = [one for one in batch.settlements if one.jobs]
+        self._settling = Settling(
+            [one for one in batch.settlements if not one.jobs] if self._with_jobs else batch.settlements, slot
+        )
         self._adding = Adding((), slot)
         self._careful: Sequence[Sequence[Receipt]] | None = None
         self._taken: Sequence[Receipt] = ()
@@ -171,6 +175,7 @@ class Exchange:
         """whether jobs are past their time that others wait for"""
         self._followed = Followed()
         self._freed_late = False
+        self._brought_ready = 0
 
     def renew(self) -> None:
         """Renew the node's lease."""
@@ -258,6 +263,7 @@ class Exchange:
         self._expired = list(expired or ())
         self.watched = [*self._expired, *self._settling.watched]
         self.stale |= self._settling.stale
+        self.stale |= {(one.seq, one.claim) for one in self._with_jobs}
         if self._starts is not None:
             self.stale |= {(one.seq, one.claim) for one in self.batch.starts} - set(self._starts.rows())
         self._claimed = [self._taken_by(number, claim) for number, claim in enumerate(self._claims)]
@@ -315,24 +321,32 @@ class Exchange:
 
     @property
     def unsettled(self) -> Sequence[Settlement]:
-        """The settlements that changed nothing: they are late, or of jobs that others wait for."""
+        """The settlements that changed nothing: they bring jobs, are late, or of jobs that others wait for."""
         late = self._settling.stale
-        return [one for one in self.batch.settlements if (one.seq, one.claim) in late] if late else ()
+        if not late:
+            return self._with_jobs
+        return [one for one in self.batch.settlements if one.jobs or (one.seq, one.claim) in late]
 
-    def take_followed(self, settling: Settling, expired: Sequence[str], followed: Followed) -> None:
-        """Take in what was settled after the exchange, with what followed."""
+    def take_followed(
+        self, settling: Settling, brought: Brought, expired: Sequence[str], followed: Followed
+    ) -> None:
+        """Take in what was settled after the exchange, with the jobs that it brought, and with what followed."""
         self._state = State(*self._asked.rows()[0])
-        self.stale -= {(one.seq, one.claim) for one in self.unsettled} - settling.stale
+        self.stale -= {(one.seq, one.claim) for one in self.unsettled} - settling.stale - brought.stale
         self._settling.changed |= settling.changed
+        self._settling.changed |= brought.settled
+        self._brought_ready = brought.ready
         self._expired += expired
         self._followed = followed
-        self._readied += settling.readied + sum(one.status is Status.QUEUED for one in followed.changes)
+        released = sum(one.status is Status.QUEUED for one in followed.changes)
+        self._readied += settling.readied + brought.ready + released
         self._freed_late = self.gating.freed > 0
 
     @property
     def released(self) -> bool:
-        """Whether jobs are ready that have waited for others until now, or a slot is free that was taken till then."""
-        return self._freed_late or any(one.status is Status.QUEUED for one in self._followed.changes)
+        """Whether jobs are ready that were brought, or have waited for others until now; or a slot is free since."""
+        waited = any(one.status is Status.QUEUED for one in self._followed.changes)
+        return self._brought_ready > 0 or self._freed_late or waited
 
     def complete(self, taken: Sequence[Receipt]) -> None:
         """Take in the receipts of those jobs."""

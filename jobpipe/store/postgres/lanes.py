@@ -84,7 +84,7 @@ least(
 
 # The first job of each queue's lane whose turn it is.
 _FIRST_IN_LANES = """
-select l.seq
+select -l.priority::bigint, l.run_at, l.seq
 from (
     select r.seq
     from lanes la cross join lateral (

@@ -32,6 +32,7 @@ limit %(look)s
 
 # Sources, and what narrows them down.
 _TAGGED = "from tags where tag = convert_to(%(tag)s, 'UTF8')"
+_IN_GROUP = "from members where grp = (select grp from groups where id = %(group)s)"
 _OF_JOBS = "from jobs where true"
 _ENDED = "from ended where status = '{status}'"
 _UNUSUAL = f"{_ENDED} and status <> 'done'"
@@ -116,7 +117,7 @@ class Form(NamedTuple):
 def counted(form: Form) -> str | None:
     """The query for the number that decides whether few jobs are to be looked at; None: it does not matter."""
     narrow = form.given & {"queue", "kind"}
-    if "tag" in form.given or not narrow:
+    if form.given & {"tag", "group"} or not narrow:
         return None
     if form.status is Status.DONE:
         return COUNTED_IN_ALL
@@ -130,8 +131,9 @@ def counted(form: Form) -> str | None:
 def looked(form: Form, *, few: bool) -> str:
     """The query for the places (at, seq) of the rows that a list looks at, no more than `%(look)s` of them.
 
-    A tag, else a queue, else a kind decides on the index, queue and kind together with the status unless most jobs have
-    that. What else is asked has to be looked for among these rows. `few`: the jobs that `counted` counts are few.
+    A tag, else a group, else a queue, else a kind decides on the index, the last two together with the status unless
+    most jobs have that. What else is asked has to be looked for among these rows. `few`: the jobs that `counted` counts
+    are few.
     """
     since = _SINCE if "created_after" in form.given else ""
     arms = [_ARM.format(source=source, since=since) for source in _sources(form, few=few)]
@@ -142,6 +144,8 @@ def _sources(form: Form, *, few: bool) -> list[str]:
     """Where the rows come from: each is a "from" with its "where"."""
     if "tag" in form.given:
         return [_TAGGED]
+    if "group" in form.given:
+        return [_IN_GROUP]
     narrow = _OF_QUEUE if "queue" in form.given else _OF_KIND if "kind" in form.given else ""
     if form.status is None:
         return [f"{_OF_JOBS} {narrow}"] if narrow else _every(form)

@@ -370,6 +370,7 @@ _CONDITIONS = {
     "status": "status = %(status)s",
     "kind": "kind = %(kind)s",
     "queue": "queue = %(queue)s",
+    "group": "seq in (select seq from members where grp = (select grp from groups where id = %(group)s))",
     "text": _WITH_TEXT,
 }
 

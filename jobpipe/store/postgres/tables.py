@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from typing import Any
 
 from jobpipe.job import ENDED, Job, JobError, NewJob, Status
-from jobpipe.store.base import LONGEST_LEASE, OTHERS, Add, ClaimRequest, QueueState
+from jobpipe.store.base import LONGEST_LEASE, OTHERS, Add, ClaimRequest, QueueState, Settlement
 from jobpipe.store.postgres import reader
 from jobpipe.store.postgres.adding import Adding
 from jobpipe.store.postgres.address import Leases
@@ -38,11 +38,11 @@ from jobpipe.store.postgres.lanes import (
 from jobpipe.store.postgres.notifications import CANCEL, ended_words, notify
 from jobpipe.store.postgres.reader import JOB_COLUMNS
 from jobpipe.store.postgres.session import Row, Session, Values
-from jobpipe.store.postgres.settling import lock_claims
+from jobpipe.store.postgres.settling import Settling, lock_claims
 from jobpipe.store.rows import encoded_error, stored_from
+from jobpipe.store.verbs.blocked import FORGET, as_json
 from jobpipe.store.verbs.dialect import translated
-from jobpipe.store.verbs.difference import changed, ended, ended_attempts, tags, wait_no_more
-from jobpipe.store.verbs.followers import FORGET, as_json
+from jobpipe.store.verbs.difference import changed, ended, ended_attempts, stopped, tags, wait_no_more
 from jobpipe.store.verbs.transaction import DELETED, READY, DeadNodes, Ended, Overtaken, Removal, Standing
 from jobpipe.transitions import Stored, expired, follows
 
@@ -299,6 +299,7 @@ _DELETE = (
     "delete from attempts where seq = any(%(seqs)s)",
     "delete from progress where seq = any(%(seqs)s)",
     "delete from logs where seq = any(%(seqs)s)",
+    "delete from children where parent = any(%(seqs)s)",
 )
 # Locked and summed once more: a job may have come since the look. One that comes later is counted in a row of its own.
 _FORGET_COUNTS = """
@@ -329,7 +330,7 @@ class Tables:
 
     def __init__(self, session: Session, slot: int, leases: Leases, channel: str) -> None:
         self._session, self._slot, self._leases, self._channel = session, slot, leases, channel
-        self.ended = list[Ended]()
+        self.ended, self.stopped = list[Ended](), list[int]()
 
     async def rows(self, sql: str, values: Mapping[str, Any]) -> Sequence[Row]:
         return await self._session.rows(translated(sql, "postgres"), values)
@@ -351,6 +352,14 @@ class Tables:
 
     async def lock_claims(self, claims: Sequence[tuple[int, int]]) -> frozenset[tuple[int, int]]:
         return await lock_claims(self._session, claims)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        settling = Settling(settlements, self._slot, followed=True)
+        settling.send(self._session)
+        await self._session.answered()
+        settling.judge()
+        self.ended += settling.ended
+        notify(self._session, self._channel, ended_words(settling.watched))
 
     async def lock_held(self, nodes: DeadNodes, limit: int) -> Sequence[Stored]:
         values = {"node": nodes.node, "now": float(nodes.now), "limit": limit}
@@ -411,9 +420,10 @@ class Tables:
         for (head, in_lanes), of_queue in heads or [((HEAD, HEAD_IN_LANES), {})]:
             found = [self._session.run(sql, {**values, **of_queue}) for sql in (head, in_lanes)]
             await self._session.answered()
-            seqs = integers([seq for one in found for (seq,) in one.rows()])
-            if first := [stored_from(row) for row in await self._session.rows(_BY_SEQ, {"seqs": seqs})]:
-                return min(first, key=_in_order)
+            # In the order of the claim, which goes by "live".
+            if places := sorted(place for one in found for place in one.rows()):
+                rows = await self._session.rows(_BY_SEQ, {"seqs": integers([places[0][-1]])})
+                return stored_from(rows[0]) if rows else None
         return None
 
     def save(self, changes: Sequence[tuple[Stored, Stored]]) -> None:
@@ -431,6 +441,7 @@ class Tables:
         counts.write(self._session)
         self._tell(changes)
         self.ended += ended(changes)
+        self.stopped += stopped(changes)
         if seqs := wait_no_more(changes):
             self.run(FORGET, {"seqs": as_json(seqs)})
 
@@ -565,12 +576,12 @@ class Tables:
 
     @asynccontextmanager
     async def _savepoint(self) -> AsyncIterator[None]:
-        before = len(self.ended)
+        before, stopped_before = len(self.ended), len(self.stopped)
         try:
             async with self._session.savepoint():
                 yield
         except BaseException:
-            del self.ended[before:]
+            del self.ended[before:], self.stopped[stopped_before:]
             raise
 
     def blames(self, error: Exception) -> bool:
@@ -615,10 +626,6 @@ class Tables:
     async def try_alone(self, what: str) -> bool:
         row = await self._session.row(_ALONE, {"name": f"{self._channel} {what}"})
         return bool(row and row[0])
-
-
-def _in_order(stored: Stored) -> tuple[int, float, int]:
-    return -stored.job.asked.priority, stored.job.asked.run_at, stored.seq
 
 
 def _standing(stored: Stored) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from msgspec import structs
 
 from jobpipe.errors import StoreError, StoreUnavailable, TablesLocked
 from jobpipe.job import NewJob, Status
-from jobpipe.store.base import LOCKED, STEP, Batch, Followed, Receipt, Receipts, Settlement
+from jobpipe.store.base import LOCKED, STEP, Add, Batch, Followed, Receipt, Receipts, Settlement
 from jobpipe.store.postgres.adding import Conflict, store_or_look
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.arrays import Texts, integers
@@ -33,7 +33,8 @@ from jobpipe.store.postgres.reader import any_ready
 from jobpipe.store.postgres.session import Session
 from jobpipe.store.postgres.settling import Fence, Settling, written_before
 from jobpipe.store.postgres.tables import Tables
-from jobpipe.store.verbs import followers, notes
+from jobpipe.store.verbs import bringing, followers, notes
+from jobpipe.store.verbs.bringing import Brought, Unsure
 
 log = structlog.get_logger("jobpipe")
 
@@ -126,7 +127,7 @@ class Writer:
             exchange.take_claims(await self._tried(again, careful=False))
 
     async def _settle_followed(self, exchange: Exchange) -> frozenset[Fence]:
-        """End the jobs that others wait for, with what follows, in one transaction.
+        """End the jobs that others wait for, or that bring others, with what follows, in one transaction.
 
         Returns the fences of those settlements that were not written, and are to be tried again: another program has
         locked their rows, or the transaction failed.
@@ -134,36 +135,50 @@ class Writer:
         late = exchange.unsettled
         if not (late or exchange.overdue):
             return frozenset()
+        adds = [Add(one.jobs, atomic=True) for one in late if one.jobs]
         aside = Aside(
-            Batch(node=exchange.batch.node, now=exchange.batch.now, settlements=late), set(), doubtful=False
+            Batch(node=exchange.batch.node, now=exchange.batch.now, settlements=late, adds=adds),
+            set(),
+            doubtful=False,
         )
+        careful = False
         try:
             for _ in range(ROUNDS):
-                with suppress(Locked):
-                    await self._settle_rest(exchange, aside.rest.settlements)
+                try:
+                    await self._settle_rest(exchange, aside.rest.settlements, careful=careful)
+                except Unsure:
+                    careful = True
+                except Locked:
+                    await self._locks.probe(aside)
+                    aside.seqs |= {one.seq for one in late if any(job.id in aside.ids for job in one.jobs)}
+                else:
                     return aside.locked
-                await self._locks.probe(aside)
         except StoreError as error:
-            log.warning("jobs that others wait for could not be settled: trying again", error=str(error))
+            log.warning("outcomes could not be written with what follows: trying again", error=str(error))
         exchange.stale -= aside.fences
         return aside.fences
 
-    async def _settle_rest(self, exchange: Exchange, settlements: Sequence[Settlement]) -> None:
+    async def _settle_rest(
+        self, exchange: Exchange, settlements: Sequence[Settlement], *, careful: bool
+    ) -> None:
         now = exchange.batch.now
         freed = self._held.freed(settlements)
+        with_jobs = [one for one in settlements if one.jobs]
+        others = [one for one in settlements if not one.jobs]
 
-        async def verb(session: Session) -> tuple[Settling, Sequence[str], Followed]:
+        async def verb(session: Session) -> tuple[Settling, Brought, Sequence[str], Followed]:
             tables = self._tables(session)
-            settling = await _settled(tables, session, settlements, self._slot)
+            settling = await _settled(tables, session, others, self._slot)
+            brought = await bringing.settle(tables, with_jobs, careful=careful) if with_jobs else Brought()
             if freed:
                 tell_of(session, freed)
             expired = await tables.expire_followed(now, STEP) if exchange.overdue else ()
             followed = await followers.finish(tables, now)
             exchange.look(session)
-            return settling, [one.job.id for one in expired], followed
+            return settling, brought, [one.job.id for one in expired], followed
 
-        settling, expired, followed = await self._connection.transact(verb)
-        exchange.take_followed(settling, expired, followed)
+        settling, brought, expired, followed = await self._connection.transact(verb)
+        exchange.take_followed(settling, brought, expired, followed)
         exchange.watched = [*exchange.watched, *settling.watched]
 
     def _tables(self, session: Session) -> Tables:

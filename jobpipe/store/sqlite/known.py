@@ -20,11 +20,19 @@ _GATED = "select name from queues where gated = 1"
 _IS_PAUSED = "select exists (select 1 from queues where name = ? and paused = 1)"
 _CLOSED = "select name from queues where closed = 1"
 _SERVED = "select kinds from nodes where lease_until is not null and kinds <> '[]'"
-_FOLLOWED = "select distinct on_seq from waits limit ?"
-_FOLLOWED_OF = "select distinct on_seq from waits where on_seq in (select value from json_each(?))"
+_FOLLOWED = """
+select on_seq from (select distinct on_seq from waits limit ?1)
+union all
+select seq from (select seq from members where ended is null limit ?1)
+"""
+_FOLLOWED_OF = """
+select on_seq from waits where on_seq in (select value from json_each(?1))
+union all
+select seq from members where ended is null and seq in (select value from json_each(?1))
+"""
 NONE_GATED = frozenset[str]()
 KEPT = 1000
-"""Of how many jobs it is remembered that others wait for them; when there are more, the file is asked."""
+"""Of how many jobs it is remembered that others follow them, or groups; when there are more, the file is asked."""
 _NEXT_DUE = """
 select min(at)
 from (

@@ -33,14 +33,15 @@ where {{column}} = :{{column}}
     and status not in {tuple(status.value for status in USUAL)}
 """
 _TAGGED = "from tags where tag = :tag"
+_IN_GROUP = "from members where grp = (select grp from groups where id = :group)"
 
 
 def looked(where: Filter, *, few: bool = False) -> str:
     """The query for the places (at, seq) of the rows that a list looks at, no more than `:look` of them.
 
-    A tag, else a queue, else a kind decides on the index, queue and kind together with the status unless that is a
-    usual one. A usual status decides alone where few jobs have it. What else is asked has to be looked for among these
-    rows.
+    A tag, else a group, else a queue, else a kind decides on the index, queue and kind together with the status unless
+    that is a usual one. A usual status decides alone where few jobs have it. What else is asked has to be looked for
+    among these rows.
     """
     since = _SINCE if where.created_after is not None else ""
     arms = [_ARM.format(source=source, since=since) for source in _sources(where, few=few)]
@@ -51,6 +52,8 @@ def _sources(where: Filter, *, few: bool) -> list[str]:
     """Where the rows come from: each is a "from" with its "where"."""
     if where.tag is not None:
         return [_TAGGED]
+    if where.group is not None:
+        return [_IN_GROUP]
     status, column = where.status, column_of(where)
     if column is None:
         return [_OF_STATUS.format(status=one.value) for one in ([status] if status else Status)]

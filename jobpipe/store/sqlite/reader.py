@@ -250,6 +250,7 @@ _CONDITIONS = {
     "status": "status = :status",
     "kind": "kind = :kind",
     "queue": "queue = :queue",
+    "group": "seq in (select seq from members where grp = (select grp from groups where id = :group))",
     "text": _WITH_TEXT,
 }
 

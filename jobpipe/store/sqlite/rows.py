@@ -19,7 +19,10 @@ _JOB_COLUMNS = """
 JOB_COLUMNS = _JOB_COLUMNS.format(
     payload="payload",
     result="result",
-    followed="exists (select 1 from waits where on_seq = jobs.seq)",
+    followed="""(
+        exists (select 1 from waits where on_seq = jobs.seq)
+        or exists (select 1 from members where members.seq = jobs.seq and ended is null)
+    )""",
     original="original",
 )
 """See `jobpipe.store.rows.JobRow`; nobody else can wait for a job here: none is watched."""

@@ -9,7 +9,7 @@ import apsw
 import msgspec
 
 from jobpipe.job import ENDED, Job, JobError, NewJob, Status
-from jobpipe.store.base import LONGEST_LEASE, STORED, Add, ClaimRequest, QueueState
+from jobpipe.store.base import LONGEST_LEASE, STORED, Add, ClaimRequest, QueueState, Settlement
 from jobpipe.store.rows import Row, encoded_error, stored_from
 from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.adding import Adding
@@ -20,10 +20,11 @@ from jobpipe.store.sqlite.known import Known
 from jobpipe.store.sqlite.lanes import Lanes
 from jobpipe.store.sqlite.opening import STORES_OWN
 from jobpipe.store.sqlite.rows import JOB_COLUMNS, READY_IN_LANE, as_json, fetch, transaction
+from jobpipe.store.sqlite.settling import Settling
+from jobpipe.store.verbs.blocked import FORGET
+from jobpipe.store.verbs.blocked import as_json as numbers
 from jobpipe.store.verbs.dialect import translated
-from jobpipe.store.verbs.difference import changed, ended, ended_attempts, tags, wait_no_more
-from jobpipe.store.verbs.followers import FORGET
-from jobpipe.store.verbs.followers import as_json as numbers
+from jobpipe.store.verbs.difference import changed, ended, ended_attempts, stopped, tags, wait_no_more
 from jobpipe.store.verbs.transaction import DELETED, DeadNodes, Ended, Removal, Standing, at_once
 from jobpipe.transitions import Stored, follows
 
@@ -64,6 +65,10 @@ _DELETE = (
 _DELETE_NOTES = (
     ("select min(seq) from progress", "delete from progress where seq in (select value from json_each(?))"),
     ("select min(seq) from logs", "delete from logs where seq in (select value from json_each(?))"),
+    (
+        "select min(parent) from children",
+        "delete from children where parent in (select value from json_each(?))",
+    ),
 )
 _IN_LANES = f"""
 select
@@ -119,7 +124,7 @@ class Tables:
 
     def __init__(self, db: apsw.Connection) -> None:
         self._db = db
-        self.ended = list[Ended]()
+        self.ended, self.stopped = list[Ended](), list[int]()
 
     @property
     def _lanes(self) -> Lanes:
@@ -138,6 +143,12 @@ class Tables:
     async def lock_claims(self, claims: Sequence[tuple[int, int]]) -> frozenset[tuple[int, int]]:
         rows = (self._db.execute(_HELD, claim).fetchone() for claim in claims)
         return frozenset(row for row in rows if row is not None)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        counts = CountChanges()
+        Settling(self._db, Known(self._db)).settle(settlements, counts, set(), one_by_one=True)
+        counts.write(self._db)
+        self.ended += [Ended(one.seq, one.id, one.status.value) for one in settlements]
 
     async def lock_held(self, nodes: DeadNodes, limit: int) -> Sequence[Stored]:
         sound = (math.nextafter(nodes.now, math.inf), nodes.now + LONGEST_LEASE)
@@ -177,6 +188,7 @@ class Tables:
         counts.write(self._db)
         self._lanes.saved(changes)
         self.ended += ended(changes)
+        self.stopped += stopped(changes)
         if seqs := wait_no_more(changes):
             self.run(FORGET, {"seqs": numbers(seqs)})
 
@@ -253,12 +265,12 @@ class Tables:
 
     @asynccontextmanager
     async def _savepoint(self) -> AsyncIterator[None]:
-        before = len(self.ended)
+        before, stopped_before = len(self.ended), len(self.stopped)
         try:
             with transaction(self._db):
                 yield
         except BaseException:
-            del self.ended[before:]
+            del self.ended[before:], self.stopped[stopped_before:]
             raise
 
     def blames(self, error: Exception) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 import apsw
 
 from jobpipe.job import ENDED, Status
-from jobpipe.store.base import STEP, Batch, Changed, Claimed, Followed, Receipts
+from jobpipe.store.base import STEP, Batch, Changed, Claimed, Followed, Receipts, Settlement
 from jobpipe.store.sqlite.adding import Adding
 from jobpipe.store.sqlite.claiming import Claiming, Unserved
 from jobpipe.store.sqlite.counts import CountChanges
@@ -15,7 +15,7 @@ from jobpipe.store.sqlite.rows import fetch, transaction
 from jobpipe.store.sqlite.settling import Settling
 from jobpipe.store.sqlite.tables import Tables
 from jobpipe.store.sqlite.values import Mismatch
-from jobpipe.store.verbs import followers, notes
+from jobpipe.store.verbs import bringing, followers, notes
 from jobpipe.store.verbs.transaction import Ended, at_once
 
 _RENEW = "update nodes set lease_until = ? where name = ? and lease_until is not null"
@@ -68,7 +68,11 @@ class Writer:
         while True:
             try:
                 return self._written(batch, one_by_one=one_by_one, wary=wary)
-            except (Mismatch, UnicodeDecodeError):  # a claimed row may hold text that is no UTF-8
+            except (
+                Mismatch,
+                bringing.Unsure,
+                UnicodeDecodeError,
+            ):  # a claimed row may hold text that is no UTF-8
                 if one_by_one:
                     raise
                 one_by_one = True
@@ -94,7 +98,11 @@ class Writer:
         stale = self._settling.start(batch.starts)
         if batch.notes:
             stale |= at_once(notes.write(Tables(self.db), batch.notes))
-        settled = self._settling.settle(batch.settlements, counts, stale, one_by_one=one_by_one)
+        with_jobs = [one for one in batch.settlements if one.jobs]
+        plain = [one for one in batch.settlements if not one.jobs] if with_jobs else batch.settlements
+        settled = self._settling.settle(plain, counts, stale, one_by_one=one_by_one)
+        if with_jobs:
+            settled |= self._bring(with_jobs, stale, careful=one_by_one)
         if batch.settlements and (gated := self._known.gated()):
             self._lanes.settled([one.seq for one in batch.settlements if one.queue in gated])
         followed = self._follow(batch, expired, settled, stale)
@@ -124,6 +132,15 @@ class Writer:
             changes=[*(Changed(one.id, Status.EXPIRED) for one in expired), *followed.changes],
             following=followed.more,
         )
+
+    def _bring(
+        self, settlements: Sequence[Settlement], stale: set[tuple[int, int]], *, careful: bool
+    ) -> Mapping[int, Status]:
+        """Settle jobs with what they bring; returns those that became something else."""
+        brought = at_once(bringing.settle(Tables(self.db), settlements, careful=careful))
+        self._known.forget()
+        stale |= brought.stale
+        return brought.settled
 
     def _follow(
         self,

@@ -7,7 +7,7 @@ import msgspec
 from jobpipe.job import ENDED, Job, NewJob, Options, State, Status
 from jobpipe.store.base import STORED, Change, OpenDependencies, Receipt
 from jobpipe.store.rows import compared
-from jobpipe.store.verbs import queues
+from jobpipe.store.verbs import children, queues
 from jobpipe.store.verbs.jobs import change_locked
 from jobpipe.store.verbs.merging import Merging, Retaking
 from jobpipe.store.verbs.transaction import Overtaken, Standing, Transaction
@@ -69,6 +69,7 @@ async def add(tx: Transaction, jobs: Sequence[NewJob], *, atomic: bool) -> Seque
         return [Receipt("refused") if one is STORED or one.other is not None else one for one in receipts]
     if len(await tx.add(list(new.values()))) != len(new):
         raise Overtaken("other requests keep storing and deleting jobs with these ids: try again")
+    children.join(tx, list(new.values()))
     blocked = await _block(tx, new, standing)
     await merging.write()
     merging.leave()
@@ -173,7 +174,7 @@ async def retry(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Cha
 
 
 async def still_open(tx: Transaction, job_id: str, limit: int) -> OpenDependencies:
-    """See `jobpipe.store.base.ReadStore.open_dependencies`."""
+    """Which jobs a job still waits for that it depends on, the first of them by arrival."""
     ids = await tx.rows(_OPEN, {"id": job_id, "limit": limit})
     ((count,),) = await tx.rows(_COUNT, {"id": job_id})
     return OpenDependencies([one for (one,) in ids], count)

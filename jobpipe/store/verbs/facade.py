@@ -22,8 +22,11 @@ from jobpipe.store.base import (
     FiredJob,
     Followed,
     GateState,
+    GroupReceipt,
+    GroupState,
     KeyState,
     LogPage,
+    NewGroup,
     OpenDependencies,
     QueueChange,
     QueueSettings,
@@ -37,6 +40,7 @@ from jobpipe.store.verbs import (
     declarations,
     dependencies,
     followers,
+    groups,
     jobs,
     keeping,
     lanes,
@@ -106,7 +110,13 @@ class SharedVerbs(ABC):
         return await self._carry_out(lambda tx: dependencies.add(tx, jobs, atomic=atomic))
 
     async def open_dependencies(self, job_id: str, limit: int) -> OpenDependencies:
-        return await self._look(lambda tx: dependencies.still_open(tx, job_id, limit))
+        return await self._look(lambda tx: groups.still_open(tx, job_id, limit))
+
+    async def add_group(self, new: NewGroup, now: float) -> GroupReceipt:
+        return await self._carry_out(lambda tx: groups.add(tx, new, now))
+
+    async def group(self, group_id: str) -> GroupState | None:
+        return await self._look(lambda tx: groups.state(tx, group_id))
 
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
         return await self._carry_out(lambda tx: nodes.rescue(tx, node, now), now)
@@ -129,7 +139,7 @@ class SharedVerbs(ABC):
         return await self._carry_out(lambda tx: jobs.cancel(tx, ids, now), now)
 
     async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        return await self._carry_out(lambda tx: dependencies.retry(tx, ids, now))
+        return await self._carry_out(lambda tx: groups.retry(tx, ids, now))
 
     async def promote(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         return await self._carry_out(lambda tx: jobs.promote(tx, ids, now))

@@ -12,7 +12,7 @@ import msgspec
 from jobpipe.job import ENDED, Status
 from jobpipe.store.base import QueueSettings, Retention
 from jobpipe.store.rows import Row
-from jobpipe.store.verbs.followers import as_json
+from jobpipe.store.verbs.blocked import as_json
 from jobpipe.store.verbs.queues import settings_from
 from jobpipe.store.verbs.transaction import Transaction
 

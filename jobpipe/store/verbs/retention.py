@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 from jobpipe.job import ENDED, Options, Status
 from jobpipe.store.base import STEP, Retention
 from jobpipe.store.rows import Row, readable_options
-from jobpipe.store.verbs import keeping, merging, notes
+from jobpipe.store.verbs import groups, keeping, merging, notes
 from jobpipe.store.verbs.transaction import Removal, Transaction
 
 _OLDEST = """
@@ -39,6 +39,7 @@ async def prune(tx: Transaction, now: float, retention: Retention) -> int:
     if len(rows) < STEP:
         await notes.sweep(tx)
         await merging.sweep(tx, now)
+        await groups.sweep(tx, now, retention)
     return len(rows)
 
 

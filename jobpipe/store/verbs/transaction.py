@@ -15,7 +15,7 @@ import msgspec
 
 from jobpipe.errors import StoreUnavailable
 from jobpipe.job import Job, NewJob
-from jobpipe.store.base import ClaimRequest, QueueState
+from jobpipe.store.base import ClaimRequest, QueueState, Settlement
 from jobpipe.store.rows import Row
 from jobpipe.transitions import Stored
 
@@ -73,6 +73,8 @@ class Transaction(Protocol):
 
     ended: list[Ended]
     """jobs that ended here and are followed: `followers.finish` does what follows, before the commit"""
+    stopped: list[int]
+    """numbers of jobs that were cancelled here, or asked to stop: so are their children, by the same"""
 
     async def rows(self, sql: str, values: Mapping[str, Any]) -> Sequence[Row]:
         """The rows of a statement in the shared dialect (see `jobpipe.store.verbs.dialect`)."""
@@ -85,6 +87,9 @@ class Transaction(Protocol):
 
     async def lock_claims(self, claims: Sequence[tuple[int, int]]) -> frozenset[tuple[int, int]]:
         """Those of the claims (seq, claim) under which jobs are held; they stay so until the commit."""
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        """End held jobs, whose claims are locked."""
 
     async def lock_held(self, nodes: DeadNodes, limit: int) -> Sequence[Stored]:
         """At most so many jobs of dead nodes, without attempts, locked; also ends the leases that are over.

@@ -341,7 +341,7 @@ begin
                 ) n
                 where n.round = 0 or n.queue <= start
             )
-            select w.queue from walk w where w.round >= 0 limit 1000);
+            select w.queue from walk w where w.round >= 0 limit 1000) || named;
     end if;
     of_queues := array(
         select distinct o.queue
