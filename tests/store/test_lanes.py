@@ -6,11 +6,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from jobpipe.job import NewJob, Options, Outcome, Status
+from jobpipe.job import Debounce, NewJob, Options, Outcome, Status
 from jobpipe.lanes import NO_LIMITS, KeySettings, Limits, PerKey, Rate
-from jobpipe.store.base import OTHERS, STEP, Batch, Claimed, ClaimRequest, Receipts, Retention, Share, Store
-from tests.store.test_contract import LEASE, NOW, Node, add, edit, get, new_job
+from jobpipe.store.base import (
+    OTHERS,
+    STEP,
+    Batch,
+    Claimed,
+    ClaimRequest,
+    NewGroup,
+    Receipts,
+    Retention,
+    Share,
+    Store,
+)
+from tests.store.test_contract import LEASE, NOW, Node, add, edit, get, new_job, settlement
 
 SLOW = Rate(2, 60.0)
 
@@ -601,6 +613,68 @@ async def test_the_job_that_is_put_aside_first_may_stand_in_a_lane(store: Store,
 
     assert failed == "a0"
     assert sorted(await taken(node, 9)) == ["a1", "x"]
+
+
+async def test_jobs_that_a_handler_enqueues_stand_in_lanes(store: Store, node: Node) -> None:
+    """With the settlement that brings them, whatever queue its job is in."""
+    await store.put_limits("mail", Limits(max_running=2, per_key=PerKey(max_running=1)))
+    await add(store, new_job("parent"), keyed("first", "a"))
+    jobs = {job.id: job for job in await claimed(node, 9)}
+    brought = [*some("a", 2), *some("b", 2), *some(None, 1), keyed("later", "b", run_at=NOW + 5)]
+    ends = settlement(jobs["parent"], Outcome.DONE, jobs=brought)
+    await node.exchange(settlements=[ends])
+    one = await taken(node, 9)
+    await end(node, jobs["first"])
+
+    assert len(one) == 1
+    assert set(one) <= {"b0", "none0"}
+    assert len(await taken(node, 9, NOW + 6)) == 1
+
+
+async def test_a_job_of_a_lane_may_bring_others_and_frees_its_slot(store: Store, node: Node) -> None:
+    """All in one transaction."""
+    await store.put_limits("mail", Limits(per_key=PerKey(max_running=1)))
+    await add(store, *some("a", 2))
+    (first,) = await claimed(node, 9)
+    await node.exchange(settlements=[settlement(first, Outcome.DONE, jobs=[keyed("new", "a", priority=5)])])
+
+    assert await taken(node, 9) == ["new"]
+
+
+async def test_a_callback_stands_in_its_lane(store: Store, node: Node) -> None:
+    """Once the last of its group has ended."""
+    await store.put_limits("mail", Limits(max_running=1))
+    jobs = [keyed("member", None, queue="default")]
+    jobs = [replace(one, options=replace(one.options, group="g")) for one in jobs]
+    then = new_job("then", queue="mail", options=Options(callback_of="g", key="k"))
+    await add(store, keyed("busy"))
+    await store.add_group(NewGroup(id="g", on_failure="go_on", jobs=jobs, then=then), NOW)
+    held = {job.id: job for job in await claimed(node, 9)}
+    await end(node, held["member"])
+    none = await taken(node, 9)
+    await end(node, held["busy"])
+
+    assert (set(held), none) == ({"member", "busy"}, [])
+    assert await taken(node, 9) == ["then"]
+
+
+async def test_a_job_that_is_replaced_stands_in_the_lane_of_the_new_request(store: Store, node: Node) -> None:
+    """As if it had been edited; also when it comes due."""
+    await store.put_limits("mail", Limits(max_running=1))
+    for job_id, at, key in (("first", NOW, "a"), ("second", NOW + 1, "b")):
+        options = Options(key=key, debounce=Debounce("d", 5.0, 50.0))
+        new = new_job(job_id, queue="mail", created_at=at, run_at=at + 5, options=options)
+        await store.add_dependents([new], atomic=True)
+    await add(store, *some("c", 2, priority=-1), now=NOW + 2)
+    one = await claimed(node, 1, NOW + 2)
+    none = await taken(node, 9, NOW + 7)
+    await end(node, *one, now=NOW + 7)
+    (debounced,) = await claimed(node, 9, NOW + 7)
+
+    assert ([job.id for job in one], none) == (["c0"], [])
+    assert debounced.id in {"first", "c1"}
+    await end(node, debounced, now=NOW + 7)
+    assert len(await taken(node, 9, NOW + 7)) == 1
 
 
 async def test_kinds_that_no_node_serves_are_told_of_jobs_in_lanes_too(store: Store, node: Node) -> None:
