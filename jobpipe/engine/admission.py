@@ -194,15 +194,15 @@ class Admission:
 
 def _is_special(new: NewJob) -> bool:
     """Whether a job cannot simply be handed to the ledger: it is late, or what becomes of it depends on others."""
-    return (new.expires_at is not None and new.expires_at <= new.run_at) or _is_judged(new)
+    return (new.expires_at is not None and new.expires_at <= new.run_at) or (
+        new.options is not NO_OPTIONS and _is_judged(new)  # mostly there are none, and a call saved
+    )
 
 
 def _is_judged(new: NewJob) -> bool:
     """Whether it depends on other jobs how a job is stored: it waits for some, is merged with some, or comes of one."""
     options = new.options
-    return options is not NO_OPTIONS and (
-        bool(options.depends_on) or options.merging is not None or options.parent is not None
-    )
+    return bool(options.depends_on) or options.merging is not None or options.parent is not None
 
 
 def in_order(jobs: Sequence[NewJob]) -> Sequence[int]:
