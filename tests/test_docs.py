@@ -106,7 +106,7 @@ def test_docs_name_every_setting_with_its_flag():
     assert [each.flag for each in SETTINGS if f"`{each.flag}`" not in text] == []
 
 
-PLACES = {"job_id": "ID", "name": "NAME", "key": "KEY"}
+PLACES = {"job_id": "ID", "group_id": "ID", "name": "NAME", "key": "KEY"}
 
 
 def test_docs_name_every_route_and_no_other():
