@@ -217,23 +217,6 @@ class Scheduled(msgspec.Struct, frozen=True):
         return datetime.fromtimestamp(self.at, UTC)
 
 
-OnFailure = Literal["go_on", "cancel"]
-"""What a group does when one of its jobs does not succeed: nothing, or cancel those that have not ended."""
-
-
-class GroupOutcome(msgspec.Struct, frozen=True):
-    """How the jobs of a group have ended: how many, in each way."""
-
-    id: str
-    """of the group"""
-    jobs: int
-    done: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    expired: int = 0
-    deleted: int = 0
-
-
 Over = Literal["kind", "payload"]
 """What two jobs may have in common to be the same one."""
 
@@ -274,6 +257,23 @@ class Debounce(msgspec.Struct, frozen=True):
     """how long the job waits at the most, counted from when it was stored"""
 
 
+OnFailure = Literal["go_on", "cancel"]
+"""What a group does when one of its jobs does not succeed: nothing, or cancel those that have not ended."""
+
+
+class GroupOutcome(msgspec.Struct, frozen=True):
+    """How the jobs of a group have ended: how many, in each way."""
+
+    id: str
+    """of the group"""
+    jobs: int
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    deleted: int = 0
+
+
 class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     """What was asked of a job beyond the usual; most jobs ask nothing, and store nothing."""
 
@@ -287,6 +287,9 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     depends_on: tuple[str, ...] = ()
     """ids of the jobs that it waits for"""
     needs: Needs = "done"
+    unique: Unique | None = None
+    throttle: Throttle | None = None
+    debounce: Debounce | None = None
     group: str | None = None
     """the group that it belongs to"""
     callback_of: str | None = None
@@ -295,9 +298,6 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     """how that group has ended"""
     parent: str | None = None
     """the job whose handler enqueued it; no part of what is compared: several may enqueue the same job"""
-    unique: Unique | None = None
-    throttle: Throttle | None = None
-    debounce: Debounce | None = None
 
     @property
     def merging(self) -> Unique | Throttle | Debounce | None:

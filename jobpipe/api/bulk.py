@@ -129,7 +129,7 @@ async def bulk_array(node: Node, content_type: str, body: bytes) -> Answer:
 
 
 def check_stored(receipts: Sequence[Receipt]) -> None:
-    """Raise `Problem` or `StoreUnavailable` where jobs were not stored because of what is in the store."""
+    """Raise `Problem` or `StoreUnavailable` where jobs that were to be stored together were not, for what is there."""
     if unknown := _named(receipts, "unknown_dependency"):
         raise unknown_dependency(unknown)
     for receipt in receipts:

@@ -130,8 +130,8 @@ async def _asked(node: Node, body: bytes) -> NewGroup:
     items = [*sent.jobs, sent.then] if has_then else sent.jobs
     made, faults = await items_asked(node, items)
     faults |= {place: [TOO_LATE] for place, job in made.items() if is_late(job)}
+    faults |= {place: found for place, job in made.items() if (found := _merged(job))}
     last = len(sent.jobs)
-    faults |= {place: [_merged(job)] for place, job in made.items() if job.options.merging is not None}
     if last in made and made[last].options.depends_on:
         faults[last] = [
             Fault("/depends_on", "cannot be combined: this job waits for the others of the group")
@@ -152,9 +152,13 @@ async def _asked(node: Node, body: bytes) -> NewGroup:
     return NewGroup(id=group_id, on_failure=sent.on_failure, jobs=jobs, then=then)
 
 
-def _merged(job: NewJob) -> Fault:
-    name = next(one for one in ("unique", "throttle", "debounce") if getattr(job.options, one) is not None)
-    return Fault(f"/{name}", "cannot be combined with a group: its jobs are its own")
+def _merged(job: NewJob) -> Sequence[Fault]:
+    """What is wrong with a job that is to be merged with others: a group waits for jobs of its own."""
+    return [
+        Fault(f"/{name}", "cannot be combined: a group has jobs of its own")
+        for name in ("unique", "throttle", "debounce")
+        if getattr(job.options, name) is not None
+    ]
 
 
 def _member(job: NewJob, group_id: str, otherwise: str, raw: msgspec.Raw) -> NewJob:

@@ -24,9 +24,9 @@ NOTHING = Asked()
 
 def merging_of(request: EnqueueRequest, faults: list[Fault]) -> Asked:
     """How a request is to be merged with others; adds a fault for each thing that is wrong with that."""
-    named = [name for name in ("unique", "throttle", "debounce") if getattr(request, name) is not None]
-    if not named:
+    if request.unique is None and request.throttle is None and request.debounce is None:
         return NOTHING
+    named = [name for name in ("unique", "throttle", "debounce") if getattr(request, name) is not None]
     faults += _combined(request, *named)
     return Asked(_unique(request.unique, faults), _throttle(request), _debounce(request, faults))
 

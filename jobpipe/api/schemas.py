@@ -258,12 +258,12 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     depends_on: Sequence[str] | UnsetType = UNSET
     needs: Needs | UnsetType = UNSET
     waits_for: WaitsFor | UnsetType = UNSET
-    group: str | UnsetType = UNSET
-    callback_of: str | UnsetType = UNSET
-    parent: str | UnsetType = UNSET
     unique: Unique | UnsetType = UNSET
     throttle: Throttle | UnsetType = UNSET
     debounce: Debounce | UnsetType = UNSET
+    group: str | UnsetType = UNSET
+    callback_of: str | UnsetType = UNSET
+    parent: str | UnsetType = UNSET
     schedule: ScheduledView | UnsetType = UNSET
     attempts: Sequence[AttemptView] | UnsetType = UNSET
 
@@ -849,12 +849,12 @@ def job_view(
         expires_at=when(asked.expires_at),
         depends_on=options.depends_on or UNSET,
         needs=options.needs if options.depends_on else UNSET,
-        group=options.group or UNSET,
-        callback_of=options.callback_of or UNSET,
-        parent=options.parent or UNSET,
         unique=options.unique or UNSET,
         throttle=options.throttle or UNSET,
         debounce=options.debounce or UNSET,
+        group=options.group or UNSET,
+        callback_of=options.callback_of or UNSET,
+        parent=options.parent or UNSET,
         schedule=UNSET
         if options.schedule is None
         else ScheduledView(options.schedule.name, rfc3339(options.schedule.at)),

@@ -53,12 +53,12 @@ class Admission:
         tags: Sequence[str] = (),
         depends_on: Sequence[str] = (),
         needs: Needs = "done",
-        group: str | None = None,
-        callback_of: str | None = None,
-        parent: str | None = None,
         unique: Unique | None = None,
         throttle: Throttle | None = None,
         debounce: Debounce | None = None,
+        group: str | None = None,
+        callback_of: str | None = None,
+        parent: str | None = None,
     ) -> NewJob:
         """Make a job, even one that expires before it could start. Does not check the values.
 
@@ -80,7 +80,8 @@ class Admission:
             tags
             or depends_on
             or on_crash != "retry"
-            or (timeout, backoff, delay, run_at, merging, group, callback_of, parent) != (None,) * 8
+            or (timeout, backoff, delay, run_at) != (None,) * 4
+            or (merging, group, callback_of, parent) != (None,) * 4
         ):
             options = Options(
                 timeout=timeout,
@@ -91,12 +92,12 @@ class Admission:
                 run_at=run_at,
                 depends_on=tuple(dict.fromkeys(depends_on)),
                 needs=needs,
-                group=group,
-                callback_of=callback_of,
-                parent=parent,
                 unique=unique,
                 throttle=throttle,
                 debounce=debounce,
+                group=group,
+                callback_of=callback_of,
+                parent=parent,
             )
         return NewJob(
             id=job_id or new_job_id(now, self._random_bits),
@@ -142,7 +143,7 @@ class Admission:
         return [late[place] if place in late else next(others) for place in range(len(jobs))]
 
     async def _stored(self, jobs: Sequence[NewJob], *, atomic: bool, of_handler: bool) -> Sequence[Receipt]:
-        """Store jobs of which some may depend on others, are merged with others, or are children of others."""
+        """Store jobs of which some may depend on others, be merged with others, or come of one."""
         if not any(map(_is_judged, jobs)):
             return await self._backlog.enqueue(jobs, atomic=atomic, of_handler=of_handler)
         if atomic:
@@ -191,14 +192,14 @@ class Admission:
 
 def _is_special(new: NewJob) -> bool:
     """Whether a job cannot simply be handed to the ledger: it is late, or what becomes of it depends on others."""
-    return (new.expires_at is not None and new.expires_at <= new.run_at) or _is_judged(new)
+    return (new.expires_at is not None and new.expires_at <= new.run_at) or (
+        new.options is not NO_OPTIONS and _is_judged(new)  # mostly there are none, and a call saved
+    )
 
 
 def _is_judged(new: NewJob) -> bool:
-    """Whether other jobs matter for how a job is stored: it waits for some, is merged with some, or a child of one."""
+    """Whether it depends on other jobs how a job is stored: it waits for some, is merged with some, or comes of one."""
     options = new.options
-    if options is NO_OPTIONS:
-        return False
     return bool(options.depends_on) or options.merging is not None or options.parent is not None
 
 

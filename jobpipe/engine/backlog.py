@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from jobpipe.engine.channel import Channel
+from jobpipe.engine.gathering import Gathering
 from jobpipe.engine.ledger import Ledger
 from jobpipe.errors import Draining, QueueFull
 from jobpipe.job import NewJob
@@ -12,13 +13,14 @@ from jobpipe.store.base import EngineStore, GroupReceipt, NewGroup, Receipt
 class Backlog:
     """Stores jobs through the ledger, while there is room.
 
-    Those that wait for others or are merged with others, in a transaction of their own.
+    Those that wait for others or are merged with others, in transactions beside its own.
     """
 
     def __init__(
         self, store: EngineStore, ledger: Ledger, channels: Sequence[Channel], *, max_backlog: int
     ) -> None:
-        self._store, self._ledger, self._channels, self._max_backlog = store, ledger, channels, max_backlog
+        self._store, self._gathering = store, Gathering(store)
+        self._ledger, self._channels, self._max_backlog = ledger, channels, max_backlog
         self.draining = False
         """whether the node drains, so that no new job is taken in"""
 
@@ -45,7 +47,7 @@ class Backlog:
             self._check(len(jobs))
         self._ledger.arriving += len(jobs)
         try:
-            receipts = await self._store.add_dependents(jobs, atomic=atomic)
+            receipts = await self._gathering.add(jobs, atomic=atomic)
             self._ledger.waiting += sum(one.verdict == "stored" for one in receipts)  # until the next batch
             return receipts
         finally:

@@ -156,3 +156,30 @@ async def test_a_group_that_is_not_there(autojump_clock) -> None:
 
     assert (none.status_code, none.json()["code"]) == (404, "no_such_group")
     assert (bad.status_code, bad.json()["code"]) == (422, "invalid")
+
+
+@pytest.mark.parametrize("name", ["unique", "throttle", "debounce"])
+async def test_jobs_of_a_group_are_not_merged_with_others(autojump_clock, name: str) -> None:
+    """The group would wait for a job that is not its own."""
+    how = {
+        "unique": {"key": "k"},
+        "throttle": {"key": "k", "every": 60},
+        "debounce": {"key": "k", "wait": 60},
+    }
+    async with open_door() as door:
+        refused = await door.post("/groups", json={"jobs": [{}, {name: how[name]}]})
+        listed = await door.get("/jobs")
+
+    (fault,) = refused.json()["faults"]
+    assert (refused.status_code, fault["pointer"]) == (422, f"/jobs/1/{name}")
+    assert listed.json()["jobs"] == []
+
+
+async def test_a_group_of_jobs_for_a_closed_queue_is_not_stored(autojump_clock) -> None:
+    async with open_door() as door:
+        await door.put("/queues/mail", json={"closed": True})
+        refused = await door.post("/groups", json={"id": "g", "jobs": [{}, {"queue": "mail"}]})
+        group = await door.get("/groups/g")
+
+    assert (refused.status_code, refused.json()["code"]) == (409, "queue_closed")
+    assert group.status_code == 404

@@ -17,6 +17,7 @@ from jobpipe.handlers.context import Context
 from jobpipe.handlers.exceptions import Fail, Retry, Snooze
 from jobpipe.handlers.registry import Handler
 from jobpipe.job import Backoff, JobError, Options, Status
+from jobpipe.store.base import QueueSettings
 from jobpipe.store.memory import MemoryStore
 from jobpipe.store.verbs.bringing import NOTHING_STORED
 from tests.engine.conftest import NOW, FaultyStore, Rig, new_job, running, turns
@@ -571,3 +572,23 @@ async def test_what_is_stored_with_the_end_of_a_job_is_its_child(autojump_clock)
     assert refused.verdict == "refused"
     assert [job.status for job in jobs] == [Status.DONE, Status.DONE]
     assert [job.asked.options.parent for job in jobs] == ["a", None]
+
+
+async def test_a_job_that_enqueues_into_a_closed_queue_fails(autojump_clock) -> None:
+    """And says so; nothing of what it enqueued is stored."""
+
+    async def play(job: Context) -> None:
+        await job.enqueue("act", ACT, id="open")
+        await job.enqueue("act", ACT, id="shut", queue="mail")
+
+    async with running(handlers=[handler(play)]) as rig:
+        await rig.node.store.put_queue("mail", QueueSettings(closed=True))
+        await rig.enqueue(kind="play")
+        job = await rig.ended()
+        left = await ids(rig)
+
+    assert job.status is Status.FAILED
+    assert job.state.error is not None
+    assert job.state.error.type == "EnqueueError"
+    assert "the queue 'mail' of the job 'shut' takes no new jobs" in job.state.error.message
+    assert left == {"a"}

@@ -122,6 +122,13 @@ COUNT = {"state": TEXTS, "jobs": NUMBERS, "size": (-1, 0, 7, BIG, -BIG)}
 QUEUE = {"name": TEXTS, "reason": (None, *TEXTS), "paused_until": (None, *TIMES), "has_settings": NUMBERS}
 """Of its settings none that could be true and has jobs refused or deleted."""
 KEPT = {"queue": TEXTS, "finished_at": TIMES, "due": TIMES}
+UNIQUE = {
+    "seq": NUMBERS,
+    "id": TEXTS,
+    "claim": (None, *NUMBERS),
+    "since": TIMES,
+    "until": (None, *TIMES),
+}
 SWEEP = {"finished_at": TIMES, "seq": NUMBERS, "begun_at": TIMES}
 OTHERS = (
     ("attempts", ATTEMPT),
@@ -132,6 +139,7 @@ OTHERS = (
     ("queues", QUEUE),
     ("kept", KEPT),
     ("sweeps", SWEEP),
+    ("uniques", UNIQUE),
 )
 RAW_TEXT = b"\xff\xe9 latin"
 """Text that is not UTF-8, as SQLite takes it without a word."""

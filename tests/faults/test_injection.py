@@ -16,7 +16,7 @@ import trio
 from msgspec.structs import replace
 
 from jobpipe.engine.unforeseen import UNFORESEEN
-from jobpipe.job import ENDED, Backoff, Job, NewJob, OnFailure, Options, Status
+from jobpipe.job import ENDED, Backoff, Debounce, Job, NewJob, OnFailure, Options, Status, Unique
 from jobpipe.schedules import Spec
 from jobpipe.store.base import NewGroup, Store
 from tests.engine.conftest import Rig, Step, new_job, running
@@ -32,6 +32,7 @@ HEART = {
         "enqueuing",
         "executor",
         "follower",
+        "gathering",
         "held",
         "intake",
         "lease",
@@ -214,7 +215,7 @@ async def store_job(rig: Rig, job: NewJob) -> None:
 async def play(rig: Rig) -> dict[str, Job]:
     """Jobs of every kind: that are done, retried, failed, put off, cancelled while they wait and while they run.
 
-    And the job of a schedule that fires once.
+    And some that are merged with others, and the job of a schedule that fires once.
     """
     now, name = rig.node.clock.now(), rig.node.name
 
@@ -250,6 +251,11 @@ async def play(rig: Rig) -> dict[str, Job]:
     for group in groups:
         await again(functools.partial(rig.node.admission.enqueue_group, group))
     behind += [one for group in groups for one in group.every]
+    alone = with_options(job("alone"), unique=Unique(name, ("kind",), ("queued", "running"), None, "return"))
+    quiet = [
+        with_options(job(what, later=0.05), debounce=Debounce(name, 0.05, 0.5)) for what in ("quiet", "same")
+    ]
+    await again(lambda: rig.node.backlog.enqueue_dependents([alone, *quiet], atomic=False))
     with trio.fail_after(30):
         while not rig.actor.running(f"{name}:waits"):  # noqa: ASYNC110 - `begun` counts the others too
             await trio.sleep(0.01)
@@ -264,7 +270,7 @@ async def play(rig: Rig) -> dict[str, Job]:
     with trio.fail_after(30):
         while not (fired := await again(lambda: rig.store.fired_jobs(f"{name}.s", 2))):  # noqa: ASYNC110 - nobody tells of a firing
             await trio.sleep(0.01)
-    jobs = await until_ended(rig, born, *(one.id for one in (*made, *behind, *fired)))
+    jobs = await until_ended(rig, born, *(one.id for one in (*made, *behind, alone, quiet[0], *fired)))
     enqueued = [one.id + "-enqueued" for one in jobs.values() if one.id.endswith(":enqueues")]
     return jobs | (
         await until_ended(rig, *enqueued) if jobs[f"{name}:enqueues"].status is Status.DONE else {}
@@ -272,7 +278,11 @@ async def play(rig: Rig) -> dict[str, Job]:
 
 
 def depending(job: NewJob, job_id: str, needs: Literal["done", "ended"]) -> NewJob:
-    return replace(job, options=replace(job.options, depends_on=(job_id,), needs=needs))
+    return with_options(job, depends_on=(job_id,), needs=needs)
+
+
+def with_options(job: NewJob, **options: Any) -> NewJob:
+    return replace(job, options=replace(job.options, **options))
 
 
 def in_group(name: str, on_failure: OnFailure, *jobs: NewJob) -> NewGroup:

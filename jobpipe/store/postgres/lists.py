@@ -131,7 +131,7 @@ def counted(form: Form) -> str | None:
 def looked(form: Form, *, few: bool) -> str:
     """The query for the places (at, seq) of the rows that a list looks at, no more than `%(look)s` of them.
 
-    A tag, else a group, else a queue, else a kind decides on the index, queue and kind together with the status unless
+    A tag, else a group, else a queue, else a kind decides on the index, the last two together with the status unless
     most jobs have that. What else is asked has to be looked for among these rows. `few`: the jobs that `counted` counts
     are few.
     """
