@@ -184,8 +184,8 @@ async def _refusal(session: Session, jobs: Sequence[NewJob]) -> Sequence[Receipt
         twin = twins.get(job.id) or seen.get(job.id)
         if twin is None and job.queue in closed:
             receipts.append(Receipt("closed", queue=job.queue))
-        else:
-            receipts.append(Receipt("refused") if twin is None else compared(job, twin))
+            continue  # it is not stored, so nothing is in conflict with it
+        receipts.append(Receipt("refused") if twin is None else compared(job, twin))
         seen.setdefault(job.id, Job(job, State(job.status)))
     return receipts if any(receipt.verdict in {"conflict", "closed"} for receipt in receipts) else None
 
