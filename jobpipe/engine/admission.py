@@ -51,6 +51,7 @@ class Admission:
         backoff: Backoff | None = None,
         on_crash: Literal["retry", "fail"] = "retry",
         tags: Sequence[str] = (),
+        key: str | None = None,
         depends_on: Sequence[str] = (),
         needs: Needs = "done",
         unique: Unique | None = None,
@@ -80,7 +81,7 @@ class Admission:
             tags
             or depends_on
             or on_crash != "retry"
-            or (timeout, backoff, delay, run_at) != (None,) * 4
+            or (timeout, backoff, delay, run_at, key) != (None,) * 5
             or (merging, group, callback_of, parent) != (None,) * 4
         ):
             options = Options(
@@ -92,6 +93,7 @@ class Admission:
                 run_at=run_at,
                 depends_on=tuple(dict.fromkeys(depends_on)),
                 needs=needs,
+                key=key,
                 unique=unique,
                 throttle=throttle,
                 debounce=debounce,
