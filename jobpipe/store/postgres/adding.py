@@ -94,7 +94,7 @@ def _insert(*, tags: bool, lanes: bool) -> str:
         *(alive if lanes else [_ALIVE]),
         _COUNTED,
     ]
-    return f"with {','.join(parts)} select id from new"
+    return f"with {','.join(parts)} select id, queue from new"
 
 
 _INSERT = {
@@ -146,8 +146,18 @@ class Adding:
     @functools.cached_property
     def _stored(self) -> Sequence[bool]:
         """Of each job whether it is stored now."""
-        new = {job_id: True for (job_id,) in self._answer.rows()} if self._answer else {}
-        return [new.pop(job.id, False) for job in self._jobs]
+        new = dict.fromkeys(self._answer.rows(), True) if self._answer else {}
+        return [new.pop((job.id, job.queue), False) for job in self._jobs]
+
+    @functools.cached_property
+    def _shut_out(self) -> Sequence[bool]:
+        """Of each job whether a later one with its id is stored: so its own queue takes none."""
+        shut_out, stored = list[bool](), set[str]()
+        for job, is_stored in zip(reversed(self._jobs), reversed(self._stored), strict=True):
+            shut_out.append(job.id in stored and not is_stored)
+            if is_stored:
+                stored.add(job.id)
+        return shut_out[::-1]
 
     @property
     def stored(self) -> Sequence[NewJob]:
@@ -157,12 +167,19 @@ class Adding:
     @property
     def taken(self) -> Sequence[NewJob]:
         """The jobs whose ids were taken."""
-        return [job for job, stored in zip(self._jobs, self._stored, strict=True) if not stored]
+        each = zip(self._jobs, self._stored, self._shut_out, strict=True)
+        return [job for job, stored, shut_out in each if not (stored or shut_out)]
 
     def receipts(self, taken: Sequence[Receipt]) -> Sequence[Sequence[Receipt]]:
         """Those of each add, given those of the jobs whose ids were taken."""
         others = iter(taken)
-        each = iter([STORED if stored else next(others) for stored in self._stored])
+        told = zip(self._jobs, self._stored, self._shut_out, strict=True)
+        each = iter(
+            [
+                STORED if stored else Receipt("closed", queue=job.queue) if shut_out else next(others)
+                for job, stored, shut_out in told
+            ]
+        )
         return [[next(each) for _ in add.jobs] for add in self._adds]
 
 
@@ -214,7 +231,7 @@ async def _refusal(session: Session, jobs: Sequence[NewJob]) -> Sequence[Receipt
             receipts.append(Receipt("closed", queue=job.queue))
         else:
             receipts.append(Receipt("refused") if twin is None else compared(job, twin))
-        seen.setdefault(job.id, Job(job, State(job.status)))
+            seen.setdefault(job.id, Job(job, State(job.status)))
     return receipts if any(receipt.verdict in {"conflict", "closed"} for receipt in receipts) else None
 
 

@@ -1,6 +1,5 @@
 """New jobs: stored, or compared with those that have their ids already."""
 
-import itertools
 from collections import Counter
 from collections.abc import Collection, Sequence
 
@@ -77,11 +76,14 @@ class Adding:
     def _insert_around(
         self, jobs: Sequence[NewJob], keys: Sequence[str | None] | None, closed: Collection[str]
     ) -> Sequence[Receipt]:
-        """Insert those that are not for closed queues."""
-        open_to = [job.queue not in closed for job in jobs]
-        its_keys = keys and list(itertools.compress(keys, open_to))
-        entered = iter(self._insert(list(itertools.compress(jobs, open_to)), its_keys, one_by_one=True))
-        return [self._shut_out(job) if job.queue in closed else next(entered) for job in jobs]
+        """Insert those that are not for closed queues, in their order: several may have one id."""
+        receipts = list[Receipt]()
+        for place, job in enumerate(jobs):
+            key = keys and keys[place : place + 1]
+            receipts += (
+                [self._shut_out(job)] if job.queue in closed else self._insert([job], key, one_by_one=True)
+            )
+        return receipts
 
     def _shut_out(self, new: NewJob) -> Receipt:
         """The receipt of a job for a closed queue: it may be there already."""
@@ -129,5 +131,5 @@ class Adding:
                 receipts.append(Receipt("closed", queue=job.queue))
             else:
                 receipts.append(Receipt("refused") if twin is None else compared(job, twin))
-            seen.setdefault(job.id, Job(job, State(job.status)))
+                seen.setdefault(job.id, Job(job, State(job.status)))
         return receipts if any(receipt.verdict in {"conflict", "closed"} for receipt in receipts) else None

@@ -105,9 +105,9 @@ class Transaction(Protocol):
         """
 
     async def lock_blocked(self, seqs: Sequence[int]) -> Mapping[int, Stored | None]:
-        """Jobs by their numbers, without attempts, locked; None: the job has ended or is gone.
+        """Jobs that wait for others, or any that have not ended, by their numbers, without attempts, locked.
 
-        Leaves out those that somebody else has locked, and waits for nobody.
+        None: the job has ended or is gone. Leaves out those that somebody else has locked, and waits for nobody.
         """
 
     async def twins(self, ids: Sequence[str]) -> Mapping[str, Job]:
