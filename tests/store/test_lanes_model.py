@@ -156,7 +156,7 @@ class Keyed(RuleBasedStateMachine):
             taken += receipts.claimed
             if len(taken) == limit or not receipts.more_ready:
                 break
-        assert len(taken) == expected
+        assert len(taken) == expected, f"{len(taken)} jobs were taken instead of {expected}"
         by_key = Counter(job.options.key or "" for job in taken)
         for key, jobs in by_key.items():
             assert jobs <= self.room_of(key)
