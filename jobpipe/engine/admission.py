@@ -53,6 +53,7 @@ class Admission:
         tags: Sequence[str] = (),
         depends_on: Sequence[str] = (),
         needs: Needs = "done",
+        deadline: float | None = None,
         unique: Unique | None = None,
         throttle: Throttle | None = None,
         debounce: Debounce | None = None,
@@ -80,7 +81,7 @@ class Admission:
             tags
             or depends_on
             or on_crash != "retry"
-            or (timeout, backoff, delay, run_at) != (None,) * 4
+            or (timeout, backoff, delay, run_at, deadline) != (None,) * 5
             or (merging, group, callback_of, parent) != (None,) * 4
         ):
             options = Options(
@@ -92,6 +93,7 @@ class Admission:
                 run_at=run_at,
                 depends_on=tuple(dict.fromkeys(depends_on)),
                 needs=needs,
+                deadline=deadline,
                 unique=unique,
                 throttle=throttle,
                 debounce=debounce,
@@ -108,7 +110,7 @@ class Admission:
             max_retries=max_retries,
             created_at=now,
             run_at=start,
-            expires_at=expires_at,
+            expires_at=deadline if expires_at is None else expires_at,
             options=options,
         )
 
