@@ -37,20 +37,21 @@ It has no lookahead, no \\Z and no character beyond U+00FF; so it lets a few cha
 decides, does not.
 """
 
-JobId = Annotated[
-    str,
-    Meta(
-        pattern=rf"^(?!\.{{1,2}}\Z)[^\s/\u200c\u200d{INVISIBLE}]{{1,200}}\Z",
-        description="1 to 200 characters, without spaces, slashes, control and invisible characters; not . or ..",
-        extra_json_schema={
-            PORTABLE: (
-                r"^(?:[^\x00-\x20./\x7f-\xa0\xad][^\x00-\x20/\x7f-\xa0\xad]{0,199}"
-                r"|\.[^\x00-\x20./\x7f-\xa0\xad][^\x00-\x20/\x7f-\xa0\xad]{0,198}"
-                r"|\.\.[^\x00-\x20/\x7f-\xa0\xad]{1,198})$"
-            )
-        },
-    ),
-]
+_IN_PATH = Meta(
+    pattern=rf"^(?!\.{{1,2}}\Z)[^\s/\u200c\u200d{INVISIBLE}]{{1,200}}\Z",
+    description="1 to 200 characters, without spaces, slashes, control and invisible characters; not . or ..",
+    extra_json_schema={
+        PORTABLE: (
+            r"^(?:[^\x00-\x20./\x7f-\xa0\xad][^\x00-\x20/\x7f-\xa0\xad]{0,199}"
+            r"|\.[^\x00-\x20./\x7f-\xa0\xad][^\x00-\x20/\x7f-\xa0\xad]{0,198}"
+            r"|\.\.[^\x00-\x20/\x7f-\xa0\xad]{1,198})$"
+        )
+    },
+)
+"""Of names that stand in the path of a URL, and are told apart by eye."""
+
+JobId = Annotated[str, _IN_PATH]
+Key = Annotated[str, _IN_PATH]
 Name = Annotated[
     str,
     Meta(
@@ -289,6 +290,8 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     needs: Needs = "done"
     deadline: float | None = None
     """when it has to be done, over all its attempts; then `NewJob.expires_at` is that time or an earlier one"""
+    key: str | None = None
+    """whom the job is for, within its queue: limits and turns go by it (see `jobpipe.lanes`)"""
     unique: Unique | None = None
     throttle: Throttle | None = None
     debounce: Debounce | None = None

@@ -21,6 +21,7 @@ from jobpipe.api.health import health_blueprint
 from jobpipe.api.holding import awaited, check
 from jobpipe.api.inputs import check_inputs, query, received
 from jobpipe.api.jobs import jobs_blueprint
+from jobpipe.api.keys import keys_blueprint
 from jobpipe.api.problems import Code, Problem, ProblemDetails, internal, no_route, problem_from, too_large
 from jobpipe.api.queues import queues_blueprint
 from jobpipe.api.responses import respond
@@ -37,6 +38,7 @@ JOB = Content(
         "job": {"id": "t1", "payload": "data", "max_retries": 3},
         "later": {"id": "t2", "delay": "5m"},
         "after": {"id": "t3", "depends_on": ["t1", "t2"]},
+        "tenant": {"id": "t4", "queue": "mail", "key": "acme"},
         "unique": {"payload": 7, "unique": {"key": "user-7", "on_conflict": "reject"}},
         "throttle": {"payload": 7, "throttle": {"key": "user-7", "every": "10m", "trailing": True}},
         "debounce": {"payload": 7, "debounce": {"key": "user-7", "wait": 5, "max_wait": "1m"}},
@@ -98,6 +100,7 @@ def create_app(node: Node) -> Front:
         streams_blueprint(node),
         groups_blueprint(node),
         queues_blueprint(node),
+        keys_blueprint(node),
         schedules_blueprint(node),
         health_blueprint(node),
         docs_blueprint(spec.schema if optional_kind else lambda: with_kind_required(spec.schema())),

@@ -332,6 +332,7 @@ def made(
         backoff=request.backoff,
         on_crash=request.on_crash,
         tags=request.tags,
+        key=request.key,
         depends_on=request.depends_on,
         needs=request.needs,
         deadline=deadline,

@@ -322,6 +322,7 @@ def _job_view(job: NewJob, *, whole: bool) -> ScheduledJobView:
         backoff=options.backoff,
         on_crash=options.on_crash,
         tags=options.tags,
+        key=options.key,
     )
 
 

@@ -25,6 +25,7 @@ from jobpipe.job import (
     Job,
     JobError,
     JobId,
+    Key,
     Level,
     LongestWait,
     Name,
@@ -47,8 +48,9 @@ from jobpipe.job import (
     Unique,
     UniqueKey,
 )
+from jobpipe.lanes import LONGEST, SHORTEST, KeyStanding, Rate, Running, Weight
 from jobpipe.schedules import CatchUp, Overlap
-from jobpipe.store.base import LOG_LINES, QUEUES, SCHEDULES, Unserved
+from jobpipe.store.base import KEYS, LOG_LINES, QUEUES, SCHEDULES, Unserved
 
 Time = Annotated[datetime, Meta(tz=True, description=TIME)]
 
@@ -142,6 +144,7 @@ class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     deadline: Time | None = None
     on_crash: Literal["retry", "fail"] = "retry"
     tags: Tags = []
+    key: Key | None = None
     depends_on: DependsOn = []
     needs: Needs = "done"
     unique: UniqueRequest | None = None
@@ -161,6 +164,7 @@ class EditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     backoff: BackoffRequest | UnsetType | None = UNSET
     expires_at: Time | UnsetType | None = UNSET
     tags: Tags | UnsetType = UNSET
+    key: Key | UnsetType | None = UNSET
 
 
 class GroupRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -230,10 +234,10 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """A job. `attempt` counts the runs so far; lists leave payload and result out unless asked.
 
     `progress` is that of its latest attempt; lists leave it and the attempts out. A job that a schedule made says which
-    one and when. `depends_on` and `needs` are left out where a job depends on no other, `unique`, `throttle` and
-    `debounce` where it was not sent, `group` where it belongs to none, `callback_of` where it waits for the end of
-    none, `parent` where no handler enqueued it. `waits_for` is there while a job is blocked, where one job is asked
-    for.
+    one and when. `key` is left out where a job has none, `depends_on` and `needs` where it depends on no other,
+    `unique`, `throttle` and `debounce` where it was not sent, `group` where it belongs to none, `callback_of` where it
+    waits for the end of none, `parent` where no handler enqueued it. `waits_for` is there while a job is blocked, where
+    one job is asked for.
     """
 
     id: str
@@ -256,6 +260,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     started_at: When | None
     finished_at: When | None
     expires_at: When | None
+    key: str | UnsetType = UNSET
     depends_on: Sequence[str] | UnsetType = UNSET
     needs: Needs | UnsetType = UNSET
     deadline: When | UnsetType = UNSET
@@ -347,11 +352,41 @@ class Keep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     bytes: Number | None = None
 
 
+class RateRequest(Rate, frozen=True, forbid_unknown_fields=True):
+    """At most `limit` jobs start in any `period`, and at most `burst` of them at once."""
+
+    period: Annotated[
+        float,
+        Meta(ge=SHORTEST, le=LONGEST, description="a number of seconds from 0.001 to 31536000"),
+        OR_TEXT,
+    ]
+
+
+class PerKeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What each key of a queue may do: how many jobs run at once, and how many start over time."""
+
+    max_running: Running | None = None
+    rate: RateRequest | None = None
+
+
 class QueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The settings of a queue. What is left out is set back."""
 
     closed: bool = False
     keep: Keep | Literal["none"] | None = None
+    max_running: Running | None = None
+    rate: RateRequest | None = None
+    per_key: PerKeyRequest | None = None
+
+
+class KeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The settings of a key in a queue. What is left out is set back.
+
+    `max_running` stands for what the queue says of each key.
+    """
+
+    weight: Weight = 1
+    max_running: Running | None = None
 
 
 class QueuePauseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -372,11 +407,43 @@ class QueuePauseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     ) = msgspec.field(default=None, name="for")
 
 
+class PerKeyView(msgspec.Struct, frozen=True, kw_only=True):
+    """What each key of a queue may do; null: as much as anybody likes."""
+
+    max_running: int | None
+    rate: Rate | None
+
+
+class KeyView(msgspec.Struct, frozen=True, kw_only=True):
+    """A key of a queue: how many of its jobs are ready (`waiting`) or held by nodes (`running`), and how it stands.
+
+    `until` is when one that is `resting` may go on. It says what the last claim has found: an `open` key may be found
+    `full` by the next one.
+    """
+
+    key: str
+    state: KeyStanding
+    until: When | None
+    waiting: int
+    running: int
+    weight: int
+    max_running: int | None
+
+
+class KeyList(msgspec.Struct, frozen=True):
+    """A page of keys. `next_cursor` is null at the end."""
+
+    keys: Sequence[KeyView]
+    next_cursor: str | None
+
+
 class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     """A queue with its counts by status; `oldest_age` is how many seconds its oldest ready job has waited.
 
     `paused_until` is when a pause ends by itself. A `closed` queue takes no new jobs. `keep` says how long its ended
-    jobs are kept; null: as the settings say. `served` is false where no live node takes jobs from it.
+    jobs are kept; null: as the settings say. `served` is false where no live node takes jobs from it. Lists leave out
+    what it allows (`max_running`, `rate`, `per_key`), how many jobs its rate allows at this moment (`tokens`), and how
+    many of its `keys` stand how.
     """
 
     name: str
@@ -385,6 +452,11 @@ class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     paused_until: When | None
     closed: bool
     keep: Keep | Literal["none"] | None
+    max_running: int | UnsetType | None = UNSET
+    rate: Rate | UnsetType | None = UNSET
+    per_key: PerKeyView | UnsetType | None = UNSET
+    tokens: int | UnsetType | None = UNSET
+    keys: dict[KeyStanding, int] | UnsetType = UNSET
     served: bool
     counts: dict[Status, int]
     oldest_age: float | None
@@ -421,6 +493,7 @@ class ScheduledJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     backoff: BackoffRequest | None = None
     on_crash: Literal["retry", "fail"] = "retry"
     tags: Tags = []
+    key: Key | None = None
 
 
 class ScheduleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -498,6 +571,7 @@ class ScheduledJobView(msgspec.Struct, frozen=True, kw_only=True):
     backoff: Backoff | None
     on_crash: Literal["retry", "fail"]
     tags: Sequence[str]
+    key: str | None
 
 
 class FiringView(msgspec.Struct, frozen=True, kw_only=True):
@@ -693,6 +767,18 @@ class QueueQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     cursor: Cursor | None = None
 
 
+class KeyQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which keys to list."""
+
+    state: Annotated[KeyStanding, Means("only keys that stand so")] | None = None
+    limit: Annotated[
+        int,
+        Meta(ge=1, le=1000, description="a whole number from 1 to 1000"),
+        Means("the most keys in a page"),
+    ] = KEYS
+    cursor: Cursor | None = None
+
+
 class ScheduleQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which schedules to list."""
 
@@ -851,6 +937,7 @@ def job_view(
         finished_at=when(state.finished_at),
         expires_at=None if asked.waits_until_its_deadline else when(asked.expires_at),
         deadline=when(options.deadline) or UNSET,
+        key=UNSET if options.key is None else options.key,
         depends_on=options.depends_on or UNSET,
         needs=options.needs if options.depends_on else UNSET,
         unique=options.unique or UNSET,

@@ -51,6 +51,7 @@ class Admission:
         backoff: Backoff | None = None,
         on_crash: Literal["retry", "fail"] = "retry",
         tags: Sequence[str] = (),
+        key: str | None = None,
         depends_on: Sequence[str] = (),
         needs: Needs = "done",
         deadline: float | None = None,
@@ -81,7 +82,7 @@ class Admission:
             tags
             or depends_on
             or on_crash != "retry"
-            or (timeout, backoff, delay, run_at, deadline) != (None,) * 5
+            or (timeout, backoff, delay, run_at, deadline, key) != (None,) * 6
             or (merging, group, callback_of, parent) != (None,) * 4
         ):
             options = Options(
@@ -94,6 +95,7 @@ class Admission:
                 depends_on=tuple(dict.fromkeys(depends_on)),
                 needs=needs,
                 deadline=deadline,
+                key=key,
                 unique=unique,
                 throttle=throttle,
                 debounce=debounce,

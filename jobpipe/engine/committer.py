@@ -192,8 +192,13 @@ class Committer:
         if receipts.following:
             self._follower.wake()
         self._ledger.claims += any(receipts.claims)
+        short = []
         asked = zip(entries.claimers, entries.batch.claims, receipts.claims, strict=True)
-        short = [claimer for claimer, claim, took in asked if len(took) < claim.limit]
+        for number, (claimer, claim, took) in enumerate(asked):
+            held_back = number in receipts.held_back
+            claimer.learn(held_back=held_back)
+            if len(took) < claim.limit and not held_back:
+                short.append(claimer)
         dry = [] if receipts.more_ready else short
         self._ledger.batching.learn(entries.batch.now, due=receipts.next_due, dry=dry)
 

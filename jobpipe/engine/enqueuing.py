@@ -77,6 +77,7 @@ class Enqueuing:
             backoff=asked.backoff,
             on_crash=asked.on_crash,
             tags=asked.tags,
+            key=asked.key,
             depends_on=asked.depends_on,
             needs=asked.needs,
             parent=parent,

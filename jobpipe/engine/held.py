@@ -76,9 +76,15 @@ class Held:
         """The attempts of claims (seq, claim); one that is over is left out."""
         return [self._attempts[claim] for claim in claims if claim in self._attempts]
 
-    def unbegun(self, queue: str) -> list[Attempt]:
-        """The attempts of a queue whose handlers have not begun."""
-        return [one for one in self._attempts.values() if one.job.queue == queue and one.started_at is None]
+    def unbegun(self, queue: str, key: str | None = None) -> list[Attempt]:
+        """The attempts of a queue whose handlers have not begun, or those of one key in it."""
+        return [
+            one
+            for one in self._attempts.values()
+            if one.job.queue == queue
+            and one.started_at is None
+            and (key is None or (one.job.options.key or "") == key)
+        ]
 
     def untaken(self) -> list[Attempt]:
         """What only waits in the channel, or was dropped by a channel without receivers."""

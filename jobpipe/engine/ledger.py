@@ -59,7 +59,7 @@ class Ledger:
         self._suspended = False
         self._tenure = 0
         self._writing = False
-        self._recalled: set[str] = set()
+        self._recalled: set[tuple[str, str | None]] = set()
         self._idle = trio.Event()
         self.arriving = 0
         """how many jobs were handed in and are not stored yet"""
@@ -174,11 +174,11 @@ class Ledger:
         else:
             self._events.publish(change.id, change.status)
 
-    def recall(self, queue: str) -> None:
-        """A queue was paused: hand back its jobs that have not begun, also those that are being claimed."""
+    def recall(self, queue: str, key: str | None = None) -> None:
+        """A queue, or a key of it, was paused: hand back what has not begun of it, also what is being claimed."""
         if self._writing:
-            self._recalled.add(queue)
-        self.stop(self._held.unbegun(queue), "pause")
+            self._recalled.add((queue, key))
+        self.stop(self._held.unbegun(queue, key), "pause")
 
     # When there is something to take
 
@@ -322,11 +322,16 @@ class Ledger:
         Those that nobody may have any more go back: the claimer has gone, the lease was lost, the queue was paused.
         """
         lost = claimer not in self._claimers or tenure != self._tenure
-        granted = [job for job in claimed if not lost and job.queue not in self._recalled]
+        granted: Sequence[Claimed] = () if lost else claimed
+        if not lost and self._recalled:
+            granted = [job for job in claimed if not self._is_recalled(job)]
         if len(granted) < len(claimed):
-            self.return_claimed([job for job in claimed if lost or job.queue in self._recalled])
+            self.return_claimed([job for job in claimed if lost or self._is_recalled(job)])
         if granted:
             claimer.take(asked, self._held.hold(granted))
+
+    def _is_recalled(self, job: Claimed) -> bool:
+        return not self._recalled.isdisjoint([(job.queue, None), (job.queue, job.options.key or "")])
 
     def return_claimed(self, jobs: Sequence[Claimed]) -> None:
         """Put jobs that were claimed for nobody back, unspent."""

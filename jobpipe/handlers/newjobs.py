@@ -16,6 +16,7 @@ from jobpipe.job import (
     Backoff,
     DependsOn,
     JobId,
+    Key,
     Name,
     Needs,
     Priority,
@@ -45,6 +46,7 @@ class JobOptions(TypedDict, total=False):
     backoff: Backoff | Mapping[str, Any] | None
     on_crash: Literal["retry", "fail"]
     tags: list[str]
+    key: str | None
     depends_on: list[str]
     needs: Needs
     now: bool
@@ -68,6 +70,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     backoff: Backoff | None = None
     on_crash: Literal["retry", "fail"] = "retry"
     tags: Tags = []
+    key: Key | None = None
     depends_on: DependsOn = []
     needs: Needs = "done"
     now: bool = False

@@ -33,6 +33,7 @@ from jobpipe.job import (
     Progress,
     Status,
 )
+from jobpipe.lanes import KeySettings, KeyStanding, Limits
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 
 STEP = 1000
@@ -40,6 +41,9 @@ STEP = 1000
 
 QUEUES = 1000
 """The most queues of one list, unless asked for fewer."""
+
+KEYS = 100
+"""The most keys of one list, unless asked for fewer."""
 
 SCHEDULES = 100
 """The most schedules of one list, and the most that are fired in one transaction."""
@@ -218,6 +222,12 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     Each gives its share at most, in this order, and then again and again, until the limit is reached or none has more.
     Those with a share of 0 come last, one after the other. Where nodes claim at the same time, it is about so.
     """
+    free: int = 1 << 30
+    """how many workers wait for a job: one that a limit of its queue counts is taken for one of these, or not at all
+
+    Of the jobs that are taken, no such job is beyond so many of the first. So none waits claimed while another node has
+    a worker for it, and starts keep to the rate of the claims.
+    """
 
     @property
     def names(self) -> frozenset[str] | None:
@@ -241,6 +251,10 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """take ready jobs for each asker in its turn, in order of priority (highest first), run_at, arrival
 
     With `ClaimRequest.queues` this is the order within each queue, and that in which the taken jobs are returned.
+    In a gated queue (see `jobpipe.lanes`) this is the order within each key, and its limits hold whoever claims. Its
+    keys take turns: while two of them have ready jobs and their limits allow more, the numbers of their jobs that are
+    taken differ, by weight, by at most what one claim takes of a key, however many jobs wait of each. A job comes no
+    earlier among those of other queues than one of its queue whose turn was before it.
     A claim clears the job's started_at, so that a held job which has one has begun. It passes over jobs that are
     past their expires_at and not expired yet. Ready jobs of other kinds do not slow it down, however many are ahead of
     the jobs that it may take. Each is met by one claim at most; then it stands aside until a node that serves its kind
@@ -272,6 +286,11 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     """for each claim, the jobs that were taken, in their order"""
     more_ready: bool = False
     """whether more jobs may be ready although fewer than `limit` were claimed: ask again at once"""
+    held_back: frozenset[int] = frozenset()
+    """the numbers of the claims, in their order from 0, that left jobs which might be taken, but for `free`
+
+    Nothing is to be claimed ahead of free workers then, or those jobs would wait for long.
+    """
     waiting: int = 0
     """how many jobs wait in the store, those held by nodes not counted"""
     next_due: float | None = None
@@ -422,6 +441,33 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[Status, int]
     oldest_queued_at: float | None = None
     """run_at of the job that has been ready the longest"""
+
+
+class KeyState(msgspec.Struct, frozen=True, kw_only=True):
+    """One key of a queue."""
+
+    key: str
+    """`''`: the jobs of the queue that have none"""
+    waiting: int
+    """how many of its jobs are ready"""
+    running: int
+    """how many of its jobs are held"""
+    state: KeyStanding
+    until: float | None = None
+    """when its rate allows the next job, where it rests"""
+    settings: KeySettings
+
+
+class GateState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a queue allows, and how far it is used."""
+
+    limits: Limits
+    running: int
+    """how many of its jobs are held"""
+    tokens: int | None
+    """how many jobs its rate allows now; None: it has no rate"""
+    keys: dict[KeyStanding, int]
+    """how many of its keys stand how; those of which there is nothing to tell are not counted"""
 
 
 class Unserved(msgspec.Struct, frozen=True):
@@ -650,8 +696,8 @@ class EngineStore(Protocol):
 
         Fewer than `STEP`: nothing is left to delete. Too old is what ended at or before `now` less its age. Of a queue
         that says how long its jobs are kept, those that `note_kept` has noted are deleted by that as well. Then queues
-        are forgotten that have no jobs, are not paused, and have no settings, and keys that no job can have any more,
-        some thousands at a time.
+        are forgotten that have no jobs, are not paused, and have no settings, and keys that are gone, or that no job
+        can have any more, some thousands at a time.
         """
 
     async def note_kept(self, now: float, retention: Retention) -> bool:
@@ -732,14 +778,30 @@ class ControlStore(Protocol):
     async def resume(self, queue: str) -> None:
         """Claim from a queue again."""
 
-    async def put_queue(self, queue: str, settings: QueueSettings) -> None:
+    async def put_queue(self, queue: str, settings: QueueSettings, limits: Limits | None = None) -> None:
         """Set all of a queue's settings; it need not exist yet. Whether it is paused stays as it is.
 
+        `limits`: as with `put_limits`; None: they stay as they are.
         An exchange under way may still store jobs in a queue that is closed just now.
         """
 
     async def delete_queue(self, queue: str) -> QueueChange:
         """Forget a queue, its pause and its settings. Refused while it has jobs, ended ones too."""
+
+    async def put_limits(self, queue: str, limits: Limits) -> None:
+        """Set what a queue allows, and each of its keys, instead of what it allowed; the queue need not exist yet.
+
+        Counts from the next claim on: jobs that wait already are bound by it too, though some may wait a moment longer.
+        """
+
+    async def put_key(self, queue: str, key: str, settings: KeySettings) -> KeyState:
+        """Set what one key of a queue may do; no job need have it yet. Stays until it is set back to what is usual."""
+
+    async def pause_key(self, queue: str, key: str) -> KeyState:
+        """Claim no job of a key from now on; no job need have it yet. Those that are held go on."""
+
+    async def resume_key(self, queue: str, key: str) -> KeyState:
+        """Claim jobs of a key again."""
 
     async def put_schedule(self, name: str, spec: Spec, job: NewJob, now: float) -> SchedulePut:
         """Store a schedule, or change what it says; with the same content nothing changes. Refused when it is declared.
@@ -797,6 +859,24 @@ class ReadStore(Protocol):
     async def queue(self, name: str) -> QueueState | None:
         """One queue; None when there is nothing to tell of it."""
 
+    async def gate(self, queue: str, now: float) -> GateState | None:
+        """What a queue allows, and how far it is used; None where it has neither limits nor keys.
+
+        What of its row cannot be read counts as not set.
+        """
+
+    async def keys(
+        self, queue: str, limit: int = KEYS, after: str | None = None, state: KeyStanding | None = None
+    ) -> Sequence[KeyState]:
+        """At most `limit` keys of a queue by name, behind the one named `after`; of those that stand so, or of all.
+
+        The jobs without a key come first, under `''`. A key is there while it has ready jobs, something is set for it,
+        or its rate counts jobs of the past.
+        """
+
+    async def key(self, queue: str, key: str) -> KeyState:
+        """One key of a queue, whether there is anything to tell of it or not."""
+
     async def schedule(self, name: str) -> Schedule | None:
         """One schedule. What of its row cannot be read is in `Schedule.error`."""
 
@@ -830,7 +910,8 @@ class ReadStore(Protocol):
     async def unserved(self) -> Sequence[Unserved]:
         """The kinds of ready jobs that no live node serves, by name, `UNSERVED` at most.
 
-        A job that became ready before the node which served it left is counted once a claim has met it.
+        A job that became ready before the node which served it left is counted once a claim has met it; one with a key,
+        at once, if it is in one of the first `STEP` keys.
         """
 
     async def ping(self) -> None:

@@ -213,13 +213,33 @@ class Breakable(MemoryStore):
         await self._obey()
         await super().pause(*what)
 
-    async def put_queue(self, queue, settings):
+    async def put_queue(self, queue, settings, limits=None):
         await self._obey()
-        await super().put_queue(queue, settings)
+        await super().put_queue(queue, settings, limits)
 
     async def resume(self, queue):
         await self._obey()
         await super().resume(queue)
+
+    async def keys(self, *what):
+        await self._obey()
+        return await super().keys(*what)
+
+    async def key(self, *what):
+        await self._obey()
+        return await super().key(*what)
+
+    async def put_key(self, *what):
+        await self._obey()
+        return await super().put_key(*what)
+
+    async def pause_key(self, *what):
+        await self._obey()
+        return await super().pause_key(*what)
+
+    async def resume_key(self, *what):
+        await self._obey()
+        return await super().resume_key(*what)
 
 
 class Call(NamedTuple):

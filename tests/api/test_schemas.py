@@ -153,6 +153,7 @@ def test_a_request_can_say_what_a_job_shows():
         JOB.asked.options,
         depends_on=("b",),
         needs="ended",
+        key="k",
         unique=Unique("k", ("kind",), ("queued",), 5.0, "reject"),
         throttle=Throttle("k", 5.0, trailing=True),
         debounce=Debounce("k", 5.0, 50.0),
@@ -164,6 +165,7 @@ def test_a_request_can_say_what_a_job_shows():
     assert {name: after[name] for name in set(after) - set(shown(JOB))} == {
         "depends_on": ["b"],
         "needs": "ended",
+        "key": "k",
         "unique": {"key": "k", "over": ["kind"], "while": ["queued"], "for": 5.0, "on_conflict": "reject"},
         "throttle": {"key": "k", "every": 5.0, "trailing": True},
         "debounce": {"key": "k", "wait": 5.0, "max_wait": 50.0},

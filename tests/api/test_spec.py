@@ -179,7 +179,7 @@ async def test_schemas_are_those_of_the_structs_of_the_wire(spec):
     _, made = msgspec.json.schema_components([*structs, JobError], ref_template="#/components/schemas/{name}")
     components = json.loads(msgspec.json.encode(made))
     queries = {  # written as parameters
-        *("WaitQuery", "HoldQuery", "ListQuery", "LogQuery", "QueueQuery", "ScheduleQuery")
+        *("WaitQuery", "HoldQuery", "ListQuery", "LogQuery", "QueueQuery", "KeyQuery", "ScheduleQuery")
     }
 
     assert _without_defaults_and_patterns(spec.schemas) == _without_defaults_and_patterns(
@@ -401,6 +401,8 @@ async def _with_settings(door):
     yield await door.put("/queues/shut", json={"closed": True, "keep": {"done": "1h"}})
     for name in ("shut", "none", "-"):
         yield await door.get(f"/queues/{name}")
+    async for response in _with_keys(door):
+        yield response
     yield await door.enqueue(queue="shut")
     yield await door.post("/enqueue/bulk", json=[{"queue": "shut"}])
     await door.enqueue(id="outside", delay=1000)
@@ -409,6 +411,31 @@ async def _with_settings(door):
     yield await door.post("/schedules/shut/run")
     await door.delete("/schedules/shut")
     await door.delete("/jobs/outside")
+
+
+async def _with_keys(door):
+    """Answers about limits, and about keys of a queue."""
+    rate = {"limit": 5, "period": "1m", "burst": 2}
+    yield await door.put("/queues/limited", json={"max_running": 0, "rate": rate, "per_key": {"rate": rate}})
+    yield await door.enqueue(id="keyed", queue="limited", key="acme")
+    for path in (
+        "/queues/limited",
+        "/queues/limited/keys",
+        "/queues/-/keys",
+        "/queues/limited/keys?state=shut",
+    ):
+        yield await door.get(path)
+    for key in ("acme", "a%20b"):
+        path = f"/queues/limited/keys/{key}"
+        yield await door.get(path)
+        yield await door.put(path, json={"weight": 2})
+        yield await door.put(path, content=b"{")
+        yield await door.put(path, content=b"{}", headers={"Content-Type": "text/plain"})
+        yield await door.put(path, json={}, headers=CROSS_SITE)
+        for verb in ("pause", "resume"):
+            yield await door.post(f"{path}/{verb}")
+            yield await door.post(f"{path}/{verb}", headers=CROSS_SITE)
+    await door.delete("/jobs/keyed")
 
 
 async def _with_dependents(door):
@@ -582,6 +609,11 @@ async def _broken(door):
         yield await door.post(path)
     yield await door.get("/queues/default")
     yield await door.put("/queues/default", json={})
+    for path in ("/queues/default/keys", "/queues/default/keys/a"):
+        yield await door.get(path)
+    yield await door.put("/queues/default/keys/a", json={})
+    for verb in ("pause", "resume"):
+        yield await door.post(f"/queues/default/keys/a/{verb}")
     for path in ("/schedules", "/schedules/a", "/groups/a"):
         yield await door.get(path)
     yield await door.post("/groups", json={"jobs": [{}]})

@@ -49,6 +49,9 @@ class Claimer:
     def __init__(self, wanted: int, *, pressing: bool) -> None:
         self._wanted, self._pressing = wanted, pressing
 
+    def learn(self, *, held_back: bool) -> None:
+        pass
+
     def wanted(self) -> int:
         return self._wanted
 

@@ -439,6 +439,7 @@ async def test_what_may_be_asked_arrives(autojump_clock) -> None:
             max_retries=7,
             on_crash="fail",
             tags=["blue", "blue"],
+            key="acme",
             expires_at=datetime.fromtimestamp(NOW + 9999, UTC),
         )
         await job.enqueue(
@@ -452,7 +453,13 @@ async def test_what_may_be_asked_arrives(autojump_clock) -> None:
 
     assert (x.payload, x.run_at, x.expires_at, x.max_retries) == (b'{"pieces":2}', NOW + 3600, NOW + 9999, 7)
     assert x.options == Options(
-        timeout=300.0, backoff=Backoff(base=10), on_crash="fail", tags=("blue",), delay=3600.0, parent="a"
+        timeout=300.0,
+        backoff=Backoff(base=10),
+        on_crash="fail",
+        tags=("blue",),
+        delay=3600.0,
+        parent="a",
+        key="acme",
     )
     assert (y.run_at, y.options.backoff) == (NOW + 60, Backoff(base=2))
 

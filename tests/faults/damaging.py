@@ -84,6 +84,7 @@ JOB = {
     "payload": BYTES,
     "result": (None, *BYTES),
     "error": (None, *ERRORS),
+    "key": (None, *TEXTS),
 }
 ASKED = frozenset(
     ("kind", "queue", "priority", "run_at", "max_retries", "created_at", "expires_at", "options", "payload")
@@ -120,7 +121,23 @@ NODE = {"name": TEXTS, "lease_until": (None, *TIMES)}
 COUNT = {"state": TEXTS, "jobs": NUMBERS, "size": (-1, 0, 7, BIG, -BIG)}
 """Of the sizes none that could be true and is beyond what is kept: nobody can tell such a one from a full store."""
 QUEUE = {"name": TEXTS, "reason": (None, *TEXTS), "paused_until": (None, *TIMES), "has_settings": NUMBERS}
+QUEUE |= {
+    "turn": TIMES,
+    "tat": (None, *TIMES),
+    "gated": (0, 1, True, False),
+    "lining_up": (0, 1, True, False),
+}
 """Of its settings none that could be true and has jobs refused or deleted."""
+LANE = {
+    "queue": TEXTS,
+    "key": TEXTS,
+    "turn": TIMES,
+    "state": (-1, 0, 1, 2, 3, 77, BIG),
+    "until": (None, *TIMES),
+    "tat": (None, *TIMES),
+    "weight": NUMBERS,
+}
+"""Of its states all but that it is paused."""
 KEPT = {"queue": TEXTS, "finished_at": TIMES, "due": TIMES}
 UNIQUE = {
     "seq": NUMBERS,
@@ -137,6 +154,7 @@ OTHERS = (
     ("progress", PROGRESS),
     ("logs", LINE),
     ("queues", QUEUE),
+    ("lanes", LANE),
     ("kept", KEPT),
     ("sweeps", SWEEP),
     ("uniques", UNIQUE),
@@ -221,7 +239,18 @@ class PostgresDamager:
                 job_id,
             )
         value = chance.choice([*JOB[column], float("nan")] if JOB[column] is TIMES else JOB[column])
-        alive = {"queue", "status", "priority", "run_at", "attempt", "claim", "node", "rescued", "started_at"}
+        alive = {
+            "key",
+            "queue",
+            "status",
+            "priority",
+            "run_at",
+            "attempt",
+            "claim",
+            "node",
+            "rescued",
+            "started_at",
+        }
         if column in {*alive, "expires_at", "error"} and chance.random() < 0.7:
             return self._write(
                 f"update live set {column} = %s where seq = (select seq from jobs where id = %s)",

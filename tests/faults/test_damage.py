@@ -45,6 +45,8 @@ STATES = (
     *("done", "failed", "cancelled", "expired"),
     *("unique", "throttled", "debounced"),
 )
+KEYED = ("due", "held", "retrying", "cancelled")
+"""Of these, the jobs that have a key, in a queue of their own."""
 OPTIONS = Options(tags=("tag",), timeout=30)
 ROUNDS = int(os.environ.get("JOBPIPE_TEST_DAMAGE", "25"))
 """How many stores the thorough form damages; each has `2 * len(STATES)` damaged jobs."""
@@ -127,7 +129,11 @@ async def filled(store: Store, copies: int) -> dict[str, str]:
         for one, state in states.items()
         if state in ("held", "running", "cancelling", "retrying", "done", "failed")
     ]
-    new = {one: job(one, **times.get(state, {})) for one, state in states.items()}
+    keyed = {"queue": "keyed", "options": msgspec.structs.replace(OPTIONS, key="k")}
+    new = {
+        one: job(one, **times.get(state, {}), **(keyed if state in KEYED else {}))
+        for one, state in states.items()
+    }
     await store.exchange(Batch(node="dead", now=BEFORE, adds=[Add([new[one] for one in taken])]))
     claimed = (
         await store.exchange(

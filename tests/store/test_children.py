@@ -119,6 +119,17 @@ async def test_very_many_are_cancelled_step_by_step(node: Node) -> None:
     assert await node.store.follow(NOW) == await node.store.follow(NOW)
 
 
+async def test_a_step_may_be_full_when_others_wait_for_the_job(node: Node) -> None:
+    """The job that takes very many with it is one that another depends on."""
+    await put_begun(node, new_job("p"))
+    await put_begun(node, child("a", "p"))
+    await put(node.store, new_job("next", options=Options(depends_on=("a",))))
+    await put(node.store, *(child(f"x{number}", "a") for number in range(MOST + 50)))
+    await cancel(node, "p")
+
+    assert (await node.store.overview(frozenset())).counts == {Status.CANCELLED: MOST + 53}
+
+
 async def test_a_deep_tree_is_cancelled_to_its_leaves(node: Node) -> None:
     await put_begun(node, new_job("x0"))
     for number in range(1, 60):

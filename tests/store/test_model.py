@@ -295,9 +295,10 @@ class Model:
         """Store what a settlement brings, all or none; returns how the job ends then."""
         kept, arrivals, paused = dict(self.jobs), self.arrivals, dict(self.paused)
         for new in one.jobs:
-            if self.add_one(new)[0] == "conflict":
+            if why := REFUSED.get(self.add_one(new)[0]):
                 self.jobs, self.arrivals, self.paused = kept, arrivals, paused
-                words = f"nothing that the handler has enqueued was stored: the id {new.id!r} belongs to another job"
+                told = why.format(id=new.id, queue=new.queue)
+                words = f"nothing that the handler has enqueued was stored: {told}"
                 failed = JobError("EnqueueError", words)
                 size = one.size - len(one.result or b"") + len(words)
                 return replace(
@@ -514,6 +515,10 @@ class Model:
         return states
 
 
+REFUSED = {
+    "conflict": "the id {id!r} belongs to another job",
+    "closed": "the queue {queue!r} of the job {id!r} takes no new jobs",
+}
 END_IN_WORDS = {
     "failed": "has failed",
     "cancelled": "was cancelled",

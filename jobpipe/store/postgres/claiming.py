@@ -10,13 +10,13 @@ from jobpipe.store.base import OTHERS
 from jobpipe.store.postgres.counts import counting
 from jobpipe.store.postgres.reader import (
     ASIDE,
+    CLAIMABLE,
     FIRST_QUEUE,
     MINE_ASIDE,
     NEXT_QUEUE,
     NOT_ASIDE,
     ORDER,
     READY,
-    UNPAUSED,
 )
 
 PASSED = 10_000
@@ -34,16 +34,16 @@ SPARE = 4
 # "Ready", said so that the planner looks up each row by its key, and takes no index of ready jobs for a short cut.
 _STILL_READY = "l.status = 'queued' and coalesce(l.node, 0) = 0"
 _FRESH = "(l.expires_at is null or l.expires_at > %(now)s)"
-_UNPAUSED = UNPAUSED.format(of="l")
+_CLAIMABLE = CLAIMABLE.format(of="l")
 _PASSED_OVER = """
 array(
-    select name from queues where paused
+    select name from queues where paused or gated
     union all
     select unnest(%(queues)s::text[])
 )
 """
 _OTHERS = f"{{of}}.queue <> all ({_PASSED_OVER})"
-"""Neither paused nor named by the claim."""
+"""Neither paused nor gated, nor named by the claim."""
 _IN_ORDER = ORDER.format(of="l")
 
 # The large statement takes one of three ways. It reads one index over all queues, and passes over the jobs of paused
@@ -77,7 +77,7 @@ first as materialized (
     select l.seq
     from live l
     where {READY}
-        and {_UNPAUSED}
+        and {_CLAIMABLE}
         and {_FRESH}
         and not (select by_queue or aside from way)
         and exists (select from me)
@@ -273,10 +273,10 @@ with recursive {_ME},
 {_WAY},
 {_FIRST},
 {_WALK},
-{_HEADS.format(passing=UNPAUSED.format(of="w"))},
+{_HEADS.format(passing=CLAIMABLE.format(of="w"))},
 {_OF_QUEUES},
-{_NEAR.format(passing=_UNPAUSED, when="aside and not by_queue")},
-{_OF_KINDS.format(passing=_UNPAUSED)},
+{_NEAR.format(passing=_CLAIMABLE, when="aside and not by_queue")},
+{_OF_KINDS.format(passing=_CLAIMABLE)},
 {_MERGED},
 found as (
     select seq from first
@@ -303,7 +303,7 @@ _ASKED = f"""
 asked as materialized (
     select a.queue, a.share, a.place
     from unnest(%(queues)s::text[], %(shares)s::bigint[]) with ordinality as a (queue, share, place)
-    where {UNPAUSED.format(of="a")}
+    where {CLAIMABLE.format(of="a")}
 )
 """
 _WAY_BY_NAME = f"""
@@ -475,7 +475,7 @@ returning 1
 _FRONT = f"""
     select l.seq
     from live l
-    where {READY} and {_UNPAUSED}
+    where {READY} and {_CLAIMABLE}
     {_IN_ORDER}
     limit %(slice)s
 """
@@ -488,7 +488,7 @@ _FRONT_OF_QUEUES = f"""
         {_IN_ORDER}
         limit %(slice)s
     ) r
-    where {UNPAUSED.format(of="a")}
+    where {CLAIMABLE.format(of="a")}
 """
 PUT_ASIDE, PUT_ASIDE_OF_QUEUES = _PUT_ASIDE.format(near=_FRONT), _PUT_ASIDE.format(near=_FRONT_OF_QUEUES)
 
@@ -518,7 +518,7 @@ of_kinds as (
         limit 1
     ) r
 )
-select l.seq
+select -l.priority::bigint, l.run_at, l.seq
 from (
     select * from near
     union all
@@ -529,6 +529,6 @@ from (
 join live l on l.seq = c.seq
 for update of l skip locked
 """
-HEAD = _HEAD.format(passing=_UNPAUSED)
-HEAD_OF_QUEUE = _HEAD.format(passing=f"l.queue = %(name)s and {_UNPAUSED}")
+HEAD = _HEAD.format(passing=_CLAIMABLE)
+HEAD_OF_QUEUE = _HEAD.format(passing=f"l.queue = %(name)s and {_CLAIMABLE}")
 HEAD_OF_OTHERS = _HEAD.format(passing=_OTHERS.format(of="l"))

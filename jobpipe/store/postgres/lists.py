@@ -64,7 +64,7 @@ from (
 where true
 """
 _FIRST_QUEUED = f"""
-order by queue, (case when kind is null then 0 else 1 end), priority desc, run_at, seq
+order by queue, (case when key is not null then 2 when kind is null then 0 else 1 end), priority desc, run_at, seq
 limit {FEW}
 """
 _FIRST_LATER = f"""

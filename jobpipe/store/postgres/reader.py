@@ -14,6 +14,7 @@ from jobpipe.store.paging import Pager
 from jobpipe.store.postgres import lists
 from jobpipe.store.postgres.arrays import Texts, integers, texts
 from jobpipe.store.postgres.counts import bounded
+from jobpipe.store.postgres.lanes import ANY_READY
 from jobpipe.store.postgres.session import Result, Row, Session
 from jobpipe.store.rows import attempt_from, shown, stored_from
 from jobpipe.store.verbs.notes import PROGRESS_COLUMNS, with_progress
@@ -32,15 +33,20 @@ STATUSES = frozenset(Status)
 
 _QUEUED = "l.status = 'queued' and l.node is null"
 READY = f"{_QUEUED} and l.kind is null"
-ASIDE = f"{_QUEUED} and l.kind is not null"
-"""Ready jobs that do not stand aside, and those that do."""
+ASIDE = f"{_QUEUED} and l.kind is not null and l.key is null"
+"""Ready jobs that do not stand aside, and those that do; neither stands in a lane."""
 
-_IS_ASIDE = "(case when l.kind is null then 0 else 1 end)"
+IN_LANE = f"{_QUEUED} and l.key is not null"
+"""Ready jobs that stand in lanes."""
+
+_IS_ASIDE = "(case when l.key is not null then 2 when l.kind is null then 0 else 1 end)"
 NOT_ASIDE = f"{_IS_ASIDE} = 0"
 """As the index by queue has it."""
 
 ORDER = "order by {of}.priority desc, {of}.run_at, {of}.seq"
 UNPAUSED = "{of}.queue <> all (array(select name from queues where paused))"
+CLAIMABLE = "{of}.queue <> all (array(select name from queues where paused or gated))"
+"""A queue whose jobs are claimed without lanes."""
 
 NEXT_QUEUE = f"""
 (
@@ -143,7 +149,7 @@ with recursive tops as (
         order by l.priority desc
         limit 1
     ) as priority
-    from unnest(%(names)s) as q (name), (values (0), (1)) a (aside)
+    from unnest(%(names)s) as q (name), (values (0), (1), (2)) a (aside)
     union all
     select t.name, t.aside, (
         select l.priority
@@ -187,7 +193,7 @@ select distinct k
 from nodes, unnest(kinds) as k
 where lease_until is not null
 """
-# From one kind of which a job stands aside to the next by name.
+# From one kind of which a job stands aside to the next by name; and through the first lanes.
 _UNSERVED = f"""
 with recursive walk (kind) as (
     (
@@ -212,14 +218,49 @@ named as materialized (
     from walk
     where kind <> all (array({_KINDS}))
     limit %(limit)s
+),
+through (queue, key, kind) as (
+    (
+        select l.queue, l.key, l.kind
+        from live l
+        where {IN_LANE}
+        order by l.queue, l.key, l.kind
+        limit 1
+    )
+    union all
+    select n.*
+    from through t cross join lateral (
+        select l.queue, l.key, l.kind
+        from live l
+        where {IN_LANE} and (l.queue, l.key, l.kind) > (t.queue, t.key, t.kind)
+        order by l.queue, l.key, l.kind
+        limit 1
+    ) n
+),
+looked as materialized (
+    select queue, key, kind
+    from (select * from through limit %(walked)s) t
+    where kind <> all (array({_KINDS}))
 )
-select n.kind, c.jobs, c.since
-from named n cross join lateral (
-    select count(*) as jobs, min(l.run_at) as since
-    from live l
-    where {ASIDE} and l.kind = n.kind
-) c
-order by n.kind
+select f.kind, sum(f.jobs)::bigint, min(f.since)
+from (
+    select n.kind, c.jobs, c.since
+    from named n cross join lateral (
+        select count(*) as jobs, min(l.run_at) as since
+        from live l
+        where {ASIDE} and l.kind = n.kind
+    ) c
+    union all
+    select n.kind, c.jobs, c.since
+    from looked n cross join lateral (
+        select count(*) as jobs, min(l.run_at) as since
+        from live l
+        where {IN_LANE} and l.queue = n.queue and l.key = n.key and l.kind = n.kind
+    ) c
+) f
+group by f.kind
+order by f.kind
+limit %(limit)s
 """
 
 _ANY_READY = f"""
@@ -242,6 +283,7 @@ select exists (
             )
     )
     or {MINE_ASIDE.format(which=UNPAUSED.format(of="l"))}
+    or {ANY_READY.format(queue="true")}
 """
 # The same of some queues.
 _ANY_READY_OF_QUEUES = f"""
@@ -269,6 +311,7 @@ select exists (
             )
         )
 )
+or {ANY_READY.format(queue="la.queue = any (%(queues)s::text[])")}
 """
 _SERVED_QUEUES = """
 select distinct q.name
@@ -510,7 +553,8 @@ async def unserved_queues(session: Session, served: frozenset[str]) -> Sequence[
 
 async def unserved(session: Session) -> Sequence[Unserved]:
     """See `jobpipe.store.base.ReadStore.unserved`."""
-    return [Unserved(*row) for row in await session.rows(_UNSERVED, {"limit": UNSERVED})]
+    values = {"limit": UNSERVED, "walked": STEP}
+    return [Unserved(*row) for row in await session.rows(_UNSERVED, values)]
 
 
 async def ping(session: Session) -> None:

@@ -23,6 +23,18 @@ from jobpipe.store.postgres.claiming import HEAD, HEAD_OF_OTHERS, HEAD_OF_QUEUE
 from jobpipe.store.postgres.counts import CountChanges, fold, forget_empty, mend_loudly
 from jobpipe.store.postgres.exchange import CLOCK
 from jobpipe.store.postgres.failures import ENTRYS_OWN, Locked
+from jobpipe.store.postgres.lanes import (
+    GATE,
+    HEAD_IN_LANES,
+    HEAD_IN_LANES_OF_OTHERS,
+    HEAD_IN_LANES_OF_QUEUE,
+    HELD_IN,
+    IN_LANES,
+    LANE_KEY,
+    MEND,
+    TOLD,
+    tell,
+)
 from jobpipe.store.postgres.notifications import CANCEL, ended_words, notify
 from jobpipe.store.postgres.reader import JOB_COLUMNS
 from jobpipe.store.postgres.session import Row, Session, Values
@@ -132,12 +144,13 @@ where seq in (
 """
 _BY_SEQ = f"select {JOB_COLUMNS} from shown where seq = any(%(seqs)s) order by seq"
 
-_END = """
+_END = f"""
 with gone as (
     delete from live
     where seq = %(seq)s
-    returning node
-)
+    returning node, queue, key
+),
+{TOLD.format(ready="false", those="gone", which="node is not null")}
 insert into ended (
     seq, status, kind, queue, created_at, run_at, attempt,
     claim, node, rescued, started_at, finished_at, size, error
@@ -149,19 +162,29 @@ from gone g cross join jobs j
 where j.seq = %(seq)s
 """
 # Only a damaged job that has ended is in "live" already.
-_REVIVE = """
+_REVIVE = f"""
 with gone as (
     delete from ended
     where seq = %(seq)s
-)
-insert into live (seq, queue, status, priority, run_at, created_at, expires_at, attempt, claim, rescued, error)
-select
-    seq, queue, %(status)s, priority, %(run_at)s, created_at, expires_at,
-    %(attempt)s, %(claim)s, %(rescued)s, %(error)s
-from jobs
-where seq = %(seq)s
-on conflict (seq) do update set
+),
+keyed as (
+    select jobs.*, {LANE_KEY.format(asked="%(key)s", queue="queue")} as key
+    from jobs
+    where seq = %(seq)s
+),
+alive as (
+    insert into live (
+        seq, kind, queue, key, status, priority, run_at,
+        created_at, expires_at, attempt, claim, rescued, error
+    )
+    select
+        seq, case when key is not null then kind end, queue, key, %(status)s, priority, %(run_at)s,
+        created_at, expires_at, %(attempt)s, %(claim)s, %(rescued)s, %(error)s
+    from keyed
+    on conflict (seq) do update set
     queue = excluded.queue,
+    kind = excluded.kind,
+    key = excluded.key,
     status = excluded.status,
     priority = excluded.priority,
     run_at = excluded.run_at,
@@ -172,8 +195,37 @@ on conflict (seq) do update set
     token = null,
     started_at = null,
     error = excluded.error
+    returning queue, key, status
+),
+{TOLD.format(ready="true", those="alive", which="status = 'queued'")}
+select 1
 """
-_UPDATE_LIVE = "update live set {assignments} where seq = %(seq)s"
+# A job that changes where nobody may run it meanwhile is ready then, or held no more.
+_UPDATE_LIVE = f"""
+with changed as (
+    update live
+    set {{assignments}}
+    where seq = %(seq)s
+    returning queue, key, status, node
+),
+{TOLD.format(ready="status = 'queued'", those="changed", which="node is null")}
+select 1
+"""
+# Behind the change of its queue or its key.
+_STAND = f"""
+with changed as (
+    update live l
+    set kind = case when k.key is not null then j.kind end,
+        key = k.key
+    from jobs j cross join lateral (
+        select {LANE_KEY.format(asked="%(key)s", queue="j.queue")} as key
+    ) k
+    where l.seq = %(seq)s and j.seq = %(seq)s and l.node is null
+    returning l.queue, l.key, l.status
+),
+{TOLD.format(ready="true", those="changed", which="status = 'queued'")}
+select 1
+"""
 _UPDATE_JOBS = "update jobs set {assignments} where seq = %(seq)s"
 
 _LIVE = frozenset(
@@ -263,7 +315,14 @@ delete from counts
 where queue = %(queue)s
     and not exists (select from locked group by state having sum(jobs) <> 0 or sum(size) <> 0)
 """
-_FORGET_QUEUE = "delete from queues where name = %(queue)s"
+_HEADS = {True: (HEAD_OF_OTHERS, HEAD_IN_LANES_OF_OTHERS), False: (HEAD_OF_QUEUE, HEAD_IN_LANES_OF_QUEUE)}
+"""The first ready job that stands in no lane, and the first of one: of all others, or of a named queue."""
+
+_FORGET_QUEUE = (
+    "delete from queues where name = %(queue)s",
+    "delete from lanes where queue = %(queue)s",
+    "delete from lane_news where queue = %(queue)s",
+)
 _ALONE = "select pg_try_advisory_xact_lock(hashtextextended(%(name)s, 1))"
 
 
@@ -358,14 +417,13 @@ class Tables:
     async def first_ready(self, claim: ClaimRequest, now: float) -> Stored | None:
         values = {"now": float(now), "kinds": texts(sorted(claim.kinds))}
         named = {"queues": texts([share.queue for share in claim.queues])}
-        heads: list[tuple[str, Values]] = [
-            (HEAD_OF_OTHERS, named) if share.queue == OTHERS else (HEAD_OF_QUEUE, {"name": share.queue})
-            for share in claim.queues
-        ]
-        for head, of_queue in heads or [(HEAD, {})]:
-            if found := await self._session.rows(head, {**values, **of_queue}):
-                seqs = integers([seq for (seq,) in found])
-                rows = await self._session.rows(_BY_SEQ, {"seqs": seqs})
+        heads = [(_HEADS[share.queue == OTHERS], {**named, "name": share.queue}) for share in claim.queues]
+        for (head, in_lanes), of_queue in heads or [((HEAD, HEAD_IN_LANES), {})]:
+            found = [self._session.run(sql, {**values, **of_queue}) for sql in (head, in_lanes)]
+            await self._session.answered()
+            # In the order of the claim, which goes by "live".
+            if places := sorted(place for one in found for place in one.rows()):
+                rows = await self._session.rows(_BY_SEQ, {"seqs": integers([places[0][-1]])})
                 return stored_from(rows[0]) if rows else None
         return None
 
@@ -402,6 +460,9 @@ class Tables:
             live |= _EDITED if asked else {}
             self._update(_UPDATE_LIVE, before.seq, live)
             self._update(_UPDATE_JOBS, before.seq, asked)
+            one, other = before.job.asked, after.job.asked
+            if lives and (one.queue, one.options.key) != (other.queue, other.options.key):
+                self._session.run(_STAND, {"seq": before.seq, "key": other.options.key})
 
     def _update(self, sql: str, seq: int, columns: Mapping[str, Any]) -> None:
         if columns:
@@ -416,7 +477,7 @@ class Tables:
     def _revive(self, after: Stored, columns: Mapping[str, Any]) -> None:
         """Put a row into `live` for a job that had ended."""
         self._update(_UPDATE_JOBS, after.seq, _asked(columns))
-        self._session.run(_REVIVE, _standing(after))
+        self._session.run(_REVIVE, {**_standing(after), "key": after.job.asked.options.key})
 
     def _write_beside(self, before: Stored, after: Stored) -> None:
         """Write the rows that belong to a job: its attempts and tags."""
@@ -495,6 +556,7 @@ class Tables:
     async def fail(self, stored: Stored, now: float, words: str) -> None:
         """The job leaves `live` even where its end cannot be written."""
         seqs = {"seqs": integers([stored.seq])}
+        tell(self._session, [stored.seq])
         for sql in _LEAVE:
             self._session.run(sql, seqs)
         values = {"now": float(now), "error": encoded_error(JobError("DamagedRow", words))}
@@ -532,9 +594,27 @@ class Tables:
     async def queue(self, name: str) -> QueueState | None:
         return await reader.queue(self._session, name)
 
+    async def gate(self, queue: str) -> None:
+        for sql in GATE:
+            self._session.run(sql, {"queue": queue})
+
+    async def mend_lanes(self, after: tuple[str, str], limit: int) -> tuple[str, str]:
+        queue, key = after
+        row = await self._session.row(MEND, {"queue": queue, "key": key, "limit": limit})
+        return (row[0], row[1]) if row and row[2] == limit else ("", "")
+
+    async def in_lanes(self, queue: str, keys: Sequence[str]) -> Mapping[str, tuple[int, int]]:
+        rows = await self._session.rows(IN_LANES, {"queue": queue, "keys": texts(keys)})
+        return {key: (waiting, running) for key, waiting, running in rows}
+
+    async def held_in(self, queue: str) -> int:
+        row = await self._session.row(HELD_IN, {"queue": queue})
+        return int(row[0]) if row else 0
+
     def forget_queue(self, name: str) -> None:
         self._session.run(_FORGET_COUNTS, {"queue": name})
-        self._session.run(_FORGET_QUEUE, {"queue": name})
+        for sql in _FORGET_QUEUE:
+            self._session.run(sql, {"queue": name})
 
     def forget_empty(self, *, thoroughly: bool) -> None:
         fold(self._session, self._slot, all_slots=thoroughly)

@@ -26,6 +26,7 @@ from jobpipe.store.postgres.connections import TRIES, KeptConnection
 from jobpipe.store.postgres.counts import fold
 from jobpipe.store.postgres.exchange import CLOCK, Exchange
 from jobpipe.store.postgres.failures import CommitUnknown, Locked
+from jobpipe.store.postgres.lanes import Held, tell, tell_of
 from jobpipe.store.postgres.locks import Aside, Locks
 from jobpipe.store.postgres.notifications import ended_words, notify, wake
 from jobpipe.store.postgres.reader import any_ready
@@ -74,10 +75,11 @@ class Writer:
         self._locks = Locks(connection)
         self._walked, self._plainly = "", True
         self._idle: dict[str, tuple[bool, Texts | None]] = {}
-        self._token = time.time_ns()  # larger than any of an earlier run
+        self._token = self._first_token = time.time_ns()  # larger than any of an earlier run
         self._unknown: dict[int, float] = {}
         self._doubtful: dict[Fence, Settlement] = {}
         self._scattered = False
+        self._held = Held()
         self.offset: float | None = None
         """by how much the database's clock was ahead at the last renewal"""
 
@@ -91,7 +93,8 @@ class Writer:
         if self._unknown:
             with suppress(Locked):  # then with a later one
                 await self._connection.transact(lambda session: self._hand_back(session, batch))
-        self._token += 1
+        self._first_token = self._token + 1
+        self._token += max(1, len(batch.claims))
         exchange: Exchange | None = None
         try:
             exchange, aside = await self._around_locks(batch)
@@ -103,7 +106,7 @@ class Writer:
             if exchange.met_others:
                 await self._put_aside(exchange.kinds, exchange.queues)
                 more_ready = True
-            receipts = exchange.receipts(more_ready=more_ready or exchange.released)
+            receipts = exchange.receipts(more_ready=more_ready or exchange.released or exchange.overlooked)
         except StoreError as error:
             if exchange is not None or isinstance(error, CommitUnknown):
                 self._doubt(batch, patience)
@@ -117,10 +120,10 @@ class Writer:
     async def _claim_around(self, exchange: Exchange) -> None:
         """Claim once more, for the claims that took nothing since something was in the way."""
         plainly, self._plainly = self._plainly, not exchange.obstructed
-        if plainly and exchange.obstructed:
+        if plainly and (left_over := exchange.left_over):
             batch = exchange.batch
-            claims = [batch.claims[number] for number in exchange.obstructed]
-            again = Batch(node=batch.node, now=batch.now, claims=claims)
+            again = Batch(node=batch.node, now=batch.now, claims=list(left_over.values()))
+            self._token += len(left_over)
             exchange.take_claims(await self._tried(again, careful=False))
 
     async def _settle_followed(self, exchange: Exchange) -> frozenset[Fence]:
@@ -159,6 +162,7 @@ class Writer:
         self, exchange: Exchange, settlements: Sequence[Settlement], *, careful: bool
     ) -> None:
         now = exchange.batch.now
+        freed = self._held.freed(settlements)
         with_jobs = [one for one in settlements if one.jobs]
         others = [one for one in settlements if not one.jobs]
 
@@ -166,6 +170,8 @@ class Writer:
             tables = self._tables(session)
             settling = await _settled(tables, session, others, self._slot)
             brought = await bringing.settle(tables, with_jobs, careful=careful) if with_jobs else Brought()
+            if freed:
+                tell_of(session, freed)
             expired = await tables.expire_with_care(now, STEP) if exchange.overdue else ()
             followed = await followers.finish(tables, now)
             exchange.look(session)
@@ -202,8 +208,8 @@ class Writer:
             return error
 
         async def renew(session: Session) -> bool:
-            exchange = Exchange(session, batch, self._slot)
-            return await session.row(*exchange.renewal(self._leases)) is not None
+            exchange = self._begun(session, batch)
+            return await session.row(*exchange.renewal()) is not None
 
         return TablesLocked(str(error), lease_lost=not await self._connection.transact(renew))
 
@@ -224,9 +230,12 @@ class Writer:
         exchange.judge()
         return exchange
 
+    def _begun(self, session: Session, batch: Batch) -> Exchange:
+        return Exchange(session, batch, self._slot, self._leases, self._held)
+
     async def _once(self, session: Session, batch: Batch, *, careful: bool) -> Exchange:
-        exchange = Exchange(session, batch, self._slot)
-        exchange.renew(self._leases)
+        exchange = self._begun(session, batch)
+        exchange.renew()
         exchange.promote()
         exchange.start()
         if batch.notes:
@@ -273,14 +282,17 @@ class Writer:
 
     def _doubt(self, batch: Batch, patience: float) -> None:
         """It may be written, and nobody is told: remember what is to be made good then."""
+        until = time.monotonic() + patience
         if batch.claims:
-            self._unknown[self._token] = time.monotonic() + patience
+            self._unknown |= dict.fromkeys(range(self._first_token, self._token + 1), until)
         self._doubtful |= {(one.seq, one.claim): one for one in batch.settlements}
 
     async def _hand_back(self, session: Session, batch: Batch) -> None:
         """Hand back what exchanges claimed whose commits were not answered: nobody here knows of those claims."""
         values = {"node": batch.node, "tokens": integers(list(self._unknown))}
         rows = await session.rows(_UNKNOWN, values)
+        if rows:
+            tell(session, [seq for seq, *_ in rows])
         back = [
             Settlement(
                 seq=seq,
@@ -305,6 +317,8 @@ class Writer:
         """What is certain now that the transaction is committed."""
         self._walked = exchange.walked or self._walked
         self._scattered = exchange.scattered
+        self._held.learn(exchange.batch, exchange.gating.taken)
+        self._held.gates = exchange.gates
         self._doubtful.clear()
         now = time.monotonic()
         self._unknown = {token: until for token, until in self._unknown.items() if until > now}
@@ -349,6 +363,7 @@ class Writer:
     def forget(self, node: str) -> None:
         """Its row was made anew."""
         self._idle.pop(node, None)
+        self._held.forget()
 
 
 async def _settled(

@@ -1,6 +1,7 @@
 """What the API reads: on connections of its own, so that nothing waits for the writer."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import apsw
@@ -20,6 +21,7 @@ from jobpipe.store.sqlite.rows import (
     LISTED_COLUMNS,
     NEXT_QUEUE,
     READY_BY_QUEUE,
+    READY_IN_LANE,
     as_json,
     fetch,
     fetch_one,
@@ -202,6 +204,15 @@ from named cross join {ASIDE}
 group by named.kind
 order by named.kind
 """
+# From one kind in a lane to the next: how many jobs it has there does not matter.
+_NEXT_IN_LANES = f"""
+select queue, key, kind
+from {READY_IN_LANE}
+    and (queue, key, kind) > (?, ?, ?)
+order by queue, key, kind
+limit 1
+"""
+_OF_LANE = f"select count(*), min(run_at) from {READY_IN_LANE} and queue = ? and key = ? and kind = ?"
 _OF_STATUS = "select coalesce(sum(jobs), 0) from totals where state = ?"
 _OF_QUEUE = "select coalesce(sum(jobs), 0) from counts where queue = ?"
 FEW = 1000
@@ -383,7 +394,24 @@ def unserved_queues(db: apsw.Connection, served: frozenset[str]) -> Sequence[str
 
 def unserved(db: apsw.Connection) -> Sequence[Unserved]:
     """See `jobpipe.store.base.ReadStore.unserved`."""
-    return [Unserved(*row) for row in fetch(db, _UNSERVED)]
+    jobs, since = Counter[str](), dict[str, float]()
+    for kind, number, at in [*fetch(db, _UNSERVED), *_unserved_in_lanes(db, kinds(db))]:
+        jobs[kind] += number
+        since[kind] = min(since.get(kind, at), at)
+    return [Unserved(kind, jobs[kind], since[kind]) for kind in sorted(jobs)][:UNSERVED]
+
+
+def _unserved_in_lanes(db: apsw.Connection, served: frozenset[str]) -> Iterator[Row]:
+    """Kinds that are not served, how many jobs there are, and since when: of each of the first lanes."""
+    place: Row = ("", "", "")
+    for _ in range(STEP):
+        row = fetch_one(db, _NEXT_IN_LANES, place)
+        if row is None or row == place:  # the same again: its text is not UTF-8, so nobody can name it
+            return
+        place = row
+        jobs, since = (0, None) if place[-1] in served else db.execute(_OF_LANE, place).fetchall()[0]
+        if jobs:
+            yield place[-1], jobs, since
 
 
 def ping(db: apsw.Connection) -> None:

@@ -38,6 +38,9 @@ READY = "jobs indexed by jobs_ready where status = 'queued' and held = 0 and asi
 ASIDE = "jobs indexed by jobs_aside where status = 'queued' and held = 0 and aside = 1"
 """Ready jobs that do not stand aside, and those that do. The index by queue has both."""
 READY_BY_QUEUE = "jobs indexed by jobs_ready_by_queue where status = 'queued' and held = 0"
+READY_IN_LANE = (
+    "jobs indexed by jobs_in_lane where key is not null and aside = 2 and status = 'queued' and held = 0"
+)
 NEXT_QUEUE = f"""
 (
     select queue

@@ -11,6 +11,7 @@ from jobpipe.store.sqlite.adding import Adding
 from jobpipe.store.sqlite.claiming import Claiming, Unserved
 from jobpipe.store.sqlite.counts import CountChanges
 from jobpipe.store.sqlite.known import Known
+from jobpipe.store.sqlite.lanes import Lanes
 from jobpipe.store.sqlite.rows import fetch, transaction
 from jobpipe.store.sqlite.settling import Settling
 from jobpipe.store.sqlite.tables import Tables
@@ -21,7 +22,7 @@ from jobpipe.transitions import PAST_DEADLINE
 
 _RENEW = "update nodes set lease_until = ? where name = ? and lease_until is not null"
 _DUE = """
-select seq, queue, status
+select seq, queue, status, key
 from jobs indexed by jobs_later
 where status in ('scheduled', 'retrying') and run_at <= ?
 order by run_at
@@ -42,14 +43,19 @@ _EXPIRE = "update jobs set status = ?, finished_at = ?, size = ?, error = coales
 
 NOTHING = Followed()
 
+SET_BACK = 1.0
+"""By how many seconds a batch may be older than the one before, and the clock not count as set back."""
+
 
 class Writer:
     """The writing half of the store: prepared on one connection, used by one thread at a time."""
 
     def __init__(self, db: apsw.Connection) -> None:
         self.db, self._known = db, Known(db)
-        self._settling, self._adding = Settling(db, self._known), Adding(db, self._known)
+        self._lanes = Lanes(db, self._known)
+        self._settling, self._adding = Settling(db, self._known), Adding(db, self._known, self._lanes)
         self._claiming = Claiming(db, self._known)
+        self._latest = 0.0
 
     def forget(self) -> None:
         """Ask the database for everything again: somebody else has written, or a transaction was undone."""
@@ -85,6 +91,9 @@ class Writer:
         return receipts
 
     def _carry_out(self, batch: Batch, *, one_by_one: bool, wary: bool) -> Receipts:
+        if batch.now < self._latest - SET_BACK:
+            self.forget()  # what is remembered of times does not hold
+        self._latest = batch.now
         counts = CountChanges()
         lease_lost = not self._renew(batch)
         expired = self._promote(batch.now, counts)
@@ -96,16 +105,21 @@ class Writer:
         settled = self._settling.settle(plain, counts, stale, one_by_one=one_by_one)
         if with_jobs:
             settled |= self._bring(with_jobs, stale, careful=one_by_one)
+        if batch.settlements and (gated := self._known.gated()):
+            self._lanes.settled([one.seq for one in batch.settlements if one.queue in gated])
         followed = self._follow(batch, expired, settled, stale)
         adds = [self._adding.add(add, counts, one_by_one=one_by_one) for add in batch.adds]
         claims: list[Sequence[Claimed]] = [[]] * len(batch.claims)
-        more_ready = False
+        more_ready = self._known.lining_up() and not self._lanes.move_in()
+        held_back = set[int]()
         if not lease_lost:
             for number, claim in enumerate(batch.claims):
                 claims[number], more = self._claiming.claim(
                     batch, claim, counts, one_by_one=one_by_one, wary=wary
                 )
                 more_ready |= more
+                if self._claiming.held_back:
+                    held_back.add(number)
         counts.write(self.db)
         return Receipts(
             lease_lost=lease_lost,
@@ -114,6 +128,7 @@ class Writer:
             adds=adds,
             claims=claims,
             more_ready=more_ready,
+            held_back=frozenset(held_back),
             waiting=self._known.waiting(counts),
             next_due=self._known.next_due(),
             changes=[*(Changed(one.id, Status(one.status)) for one in expired), *followed.changes],
@@ -174,11 +189,13 @@ class Writer:
         overdue = fetch(self.db, _OVERDUE, (now, STEP))
         ended = [self._expire(now, row, counts) for row in overdue]
         due = fetch(self.db, _DUE, (now, STEP))
-        self.db.executemany(_PROMOTE, [(seq,) for seq, _, _ in due])
-        for _, queue, status in due:
+        self.db.executemany(_PROMOTE, [(seq,) for seq, _, _, _ in due])
+        for _, queue, status, _ in due:
             counts.move(queue, status, Status.QUEUED)
-        self._known.due_changed()
-        self._known.ready_changed()
+        self._lanes.promoted((seq, queue, key) for seq, queue, _, key in due)
+        if self._known.gated():
+            self._lanes.open_due(now)
+        self._known.came_due(now)
         return ended
 
     def _expire(self, now: float, row: Row, counts: CountChanges) -> Ended:

@@ -6,10 +6,13 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from jobpipe.job import LEVELS, Level, NewJob
+from jobpipe.lanes import KeySettings, KeyStanding, Limits
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 from jobpipe.store.base import (
+    KEYS,
     LOG_LINES,
     SCHEDULES,
+    STEP,
     Batch,
     Change,
     Changed,
@@ -18,8 +21,10 @@ from jobpipe.store.base import (
     Fired,
     FiredJob,
     Followed,
+    GateState,
     GroupReceipt,
     GroupState,
+    KeyState,
     LogPage,
     NewGroup,
     OpenDependencies,
@@ -38,6 +43,7 @@ from jobpipe.store.verbs import (
     groups,
     jobs,
     keeping,
+    lanes,
     nodes,
     notes,
     queues,
@@ -62,6 +68,7 @@ class SharedVerbs(ABC):
     def __init__(self) -> None:
         self._followed = deque[Changed](maxlen=TOLD)
         self.following = False
+        self._swept = ("", "")
 
     @abstractmethod
     async def _transact(
@@ -115,7 +122,10 @@ class SharedVerbs(ABC):
         return await self._carry_out(lambda tx: nodes.rescue(tx, node, now), now)
 
     async def prune(self, now: float, retained: Retention) -> int:
-        return await self._carry_out(lambda tx: retention.prune(tx, now, retained), now)
+        deleted = await self._carry_out(lambda tx: retention.prune(tx, now, retained), now)
+        if deleted < STEP:
+            self._swept = await self._carry_out(lambda tx: lanes.sweep(tx, now, self._swept), repeatable=True)
+        return deleted
 
     async def note_kept(self, now: float, retained: Retention) -> bool:
         if not await self._look(keeping.any_keeping):
@@ -146,11 +156,39 @@ class SharedVerbs(ABC):
     async def resume(self, queue: str) -> None:
         await self._carry_out(lambda tx: queues.resume(tx, queue), repeatable=True)
 
-    async def put_queue(self, queue: str, settings: QueueSettings) -> None:
-        await self._carry_out(lambda tx: queues.put(tx, queue, settings), repeatable=True)
+    async def put_queue(self, queue: str, settings: QueueSettings, limits: Limits | None = None) -> None:
+        async def put(tx: Transaction) -> None:
+            await queues.put(tx, queue, settings)
+            if limits is not None:
+                await lanes.put_limits(tx, queue, limits)
+
+        await self._carry_out(put, repeatable=True)
 
     async def delete_queue(self, queue: str) -> QueueChange:
         return await self._carry_out(lambda tx: queues.delete(tx, queue))
+
+    async def put_limits(self, queue: str, limits: Limits) -> None:
+        await self._carry_out(lambda tx: lanes.put_limits(tx, queue, limits), repeatable=True)
+
+    async def put_key(self, queue: str, key: str, settings: KeySettings) -> KeyState:
+        return await self._carry_out(lambda tx: lanes.put_key(tx, queue, key, settings), repeatable=True)
+
+    async def pause_key(self, queue: str, key: str) -> KeyState:
+        return await self._carry_out(lambda tx: lanes.pause_key(tx, queue, key), repeatable=True)
+
+    async def resume_key(self, queue: str, key: str) -> KeyState:
+        return await self._carry_out(lambda tx: lanes.resume_key(tx, queue, key), repeatable=True)
+
+    async def gate(self, queue: str, now: float) -> GateState | None:
+        return await self._look(lambda tx: lanes.gate(tx, queue, now))
+
+    async def keys(
+        self, queue: str, limit: int = KEYS, after: str | None = None, state: KeyStanding | None = None
+    ) -> Sequence[KeyState]:
+        return await self._look(lambda tx: lanes.listed(tx, queue, limit, after, state))
+
+    async def key(self, queue: str, key: str) -> KeyState:
+        return await self._look(lambda tx: lanes.one(tx, queue, key))
 
     async def put_schedule(self, name: str, spec: Spec, job: NewJob, now: float) -> SchedulePut:
         return await self._carry_out(lambda tx: schedules.put(tx, name, spec, job, now))

@@ -124,7 +124,8 @@ async def finish(tx: Transaction, now: float) -> Followed:
             left |= below.more
         level, touched = await _note(tx)
         seqs.update(level)
-        changes += await _step(tx, level, now, MOST - len(changes))
+        if level:
+            changes += await _step(tx, level, now, max(MOST - len(changes), 0))
         if touched:
             of_groups = await groups.step(tx, touched, now, MOST)
             changes += of_groups.changes
