@@ -288,6 +288,8 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     depends_on: tuple[str, ...] = ()
     """ids of the jobs that it waits for"""
     needs: Needs = "done"
+    deadline: float | None = None
+    """when it has to be done, over all its attempts; then `NewJob.expires_at` is that time or an earlier one"""
     key: str | None = None
     """whom the job is for, within its queue: limits and turns go by it (see `jobpipe.lanes`)"""
     unique: Unique | None = None
@@ -334,6 +336,11 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     """when it is due: at first as it was asked for, then as a retry or a snooze has set it"""
     expires_at: float | None = None
     options: Options = NO_OPTIONS
+
+    @property
+    def waits_until_its_deadline(self) -> bool:
+        """Whether its expires_at is its deadline: where it still waits then, it has failed."""
+        return self.expires_at is not None and self.expires_at == self.options.deadline
 
     @property
     def status(self) -> Status:

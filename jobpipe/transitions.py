@@ -31,6 +31,7 @@ MOST_RESCUED = 1_000_000
 
 DIED = JobError("NodeDied", "the node died during the attempt")
 DIED_LAST = JobError("NodeDied", "the node died during the last attempt")
+PAST_DEADLINE = JobError("DeadlineExceeded", "the job was not done by its deadline")
 DIED_FOR_GOOD = JobError("NodeDied", 'the node died during the attempt, and "on_crash" is "fail"')
 
 
@@ -76,15 +77,22 @@ def cancelled(stored: Stored, now: float) -> Stored | None:
 def retried(stored: Stored, now: float, *, blocked: bool = False) -> Stored | None:
     """Queued again by hand, once it has ended, with all its attempts before it; its result and error are forgotten.
 
+    And so are an expires_at and a deadline that have passed; a request for what was asked first is still the same.
     `blocked`: it waits for other jobs, as it did at first.
     """
     job, asked = stored.job, stored.job.asked
     if job.status not in ENDED:
         return None
+    due = replace(asked, run_at=now)
+    if asked.options.deadline is not None and asked.options.deadline <= now:
+        due = replace(due, options=replace(asked.options, deadline=None))
     over = asked.expires_at is not None and asked.expires_at <= now
+    if over:
+        due = replace(due, expires_at=due.options.deadline)
     again = replace(
         job,
-        asked=replace(asked, run_at=now, expires_at=None if over else asked.expires_at),
+        asked=due,
+        original=job.original or (asked if over else None),
         state=State(Status.BLOCKED if blocked else Status.QUEUED, claim=job.state.claim),
         attempts=(*job.attempts, *_success(stored)),
     )
@@ -154,11 +162,14 @@ def _asked_anew(stored: Stored, asked: NewJob, now: float, *, moved: bool) -> St
 
 
 def expired(stored: Stored, now: float) -> Stored | None:
-    """Over, since it still waited at its expires_at."""
+    """Over, since it still waited at its expires_at; failed, where that is its deadline."""
     expires_at = stored.job.asked.expires_at
     if stored.held or stored.job.status not in WAITING or expires_at is None or expires_at > now:
         return None
-    return _ended(stored, Status.EXPIRED, now)
+    if not stored.job.asked.waits_until_its_deadline:
+        return _ended(stored, Status.EXPIRED, now)
+    after = _ended(stored, Status.FAILED, now)
+    return replace(after, job=replace(after.job, state=replace(after.job.state, error=PAST_DEADLINE)))
 
 
 def released(stored: Stored, now: float) -> Stored | None:

@@ -10,12 +10,13 @@ import trio
 
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.enqueue import (
-    TOO_LATE,
+    LOCKED,
     asked,
     is_json,
     known,
     new_job_from,
     too_deep,
+    too_late,
 )
 from jobpipe.api.faults import plain
 from jobpipe.api.malformed import BOM, malformed
@@ -38,7 +39,7 @@ from jobpipe.api.problems import (
 from jobpipe.api.schemas import BulkReceipt, LineReceipt
 from jobpipe.engine.admission import is_late
 from jobpipe.engine.node import Node
-from jobpipe.errors import JobpipeError, QueueFull
+from jobpipe.errors import JobpipeError, QueueFull, StoreUnavailable
 from jobpipe.job import NewJob
 from jobpipe.store.base import Receipt
 
@@ -116,7 +117,7 @@ async def bulk_array(node: Node, content_type: str, body: bytes) -> Answer:
     faults |= {
         place: [fault]
         for place, receipt in zip(jobs, receipts, strict=True)
-        if (fault := fault_of(receipt)) is not None
+        if (fault := fault_of(jobs[place], receipt)) is not None
     }
     if faults:
         raise invalid(
@@ -132,9 +133,8 @@ def check_stored(receipts: Sequence[Receipt]) -> None:
     """Raise `Problem` or `StoreUnavailable` where jobs that were to be stored together were not, for what is there."""
     if unknown := _named(receipts, "unknown_dependency"):
         raise unknown_dependency(unknown)
-    for receipt in receipts:
-        if receipt.verdict == "locked":
-            known(receipt)  # raises what is to be told
+    if any(receipt.verdict == "locked" for receipt in receipts):
+        raise StoreUnavailable(LOCKED)
     taken = [
         receipt.job.id for receipt in receipts if receipt.verdict == "conflict" and receipt.job is not None
     ]
@@ -146,11 +146,11 @@ def check_stored(receipts: Sequence[Receipt]) -> None:
         raise closed(shut)
 
 
-def fault_of(receipt: Receipt) -> Fault | None:
+def fault_of(new: NewJob, receipt: Receipt) -> Fault | None:
     """Why a job cannot be stored whatever is in the store."""
     match receipt.verdict:
         case "late":
-            return TOO_LATE
+            return too_late(new)
         case "dependency_cycle":
             return Fault("/depends_on", f"waits for itself: {' -> '.join(receipt.dependencies[:SHOWN])}")
         case _:
@@ -332,7 +332,9 @@ async def _answers(node: Node, group: Sequence[tuple[int, Asked]]) -> bytes:
     stored = iter(await _stored(node, [new for line, new in jobs if line not in late]))
     return _encode_lines(
         [
-            _told(one, one if isinstance(one, Problem) else late.get(line) or next(stored), line)
+            msgspec.structs.replace(one.details, line=line)
+            if isinstance(one, Problem)
+            else _told(one, late.get(line) or next(stored), line)
             for line, one in group
         ]
     )
@@ -356,14 +358,13 @@ async def _stored(node: Node, jobs: Sequence[NewJob]) -> Sequence[Receipt | Prob
     return [*await _stored(node, jobs[:half]), *await _stored(node, jobs[half:])]
 
 
-def _told(asked_for: Asked, receipt: Receipt | Problem, line: int) -> LineReceipt | ProblemDetails:
+def _told(new: NewJob, receipt: Receipt | Problem, line: int) -> LineReceipt | ProblemDetails:
     if isinstance(receipt, Problem):
         return msgspec.structs.replace(receipt.details, line=line)
-    if receipt.verdict == "stored" and isinstance(asked_for, NewJob):
-        status = asked_for.status if receipt.job is None else receipt.job.status
-        return LineReceipt(asked_for.id, status)
+    if receipt.verdict == "stored":
+        return LineReceipt(new.id, new.status if receipt.job is None else receipt.job.status)
     try:
-        there = known(receipt)
+        there = known(new, receipt)
     except (Problem, JobpipeError) as error:
         return msgspec.structs.replace(problem_from(error).details, line=line)
     return LineReceipt(there.id, there.status)

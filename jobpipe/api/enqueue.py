@@ -50,7 +50,14 @@ from jobpipe.job import (
 )
 from jobpipe.store.base import Receipt
 
-TOO_LATE = Fault("/expires_at", "is not after the time at which the job could run: send a later time")
+TOO_LATE = "is not after the time at which the job could run: send a later time"
+"""What is wrong with an expires_at, or a deadline."""
+
+LOCKED = "another program has locked the job with this id"
+
+AFTER_DEADLINE = (
+    "is not before the deadline, by which the job has to be done: send an earlier time, or leave it out"
+)
 
 
 class AskedRequest(EnqueueRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -105,11 +112,11 @@ async def enqueue(node: Node, content_type: str, body: bytes, hold: Hold | None 
         return await _held(node, new, receipt, hold)
     if receipt.verdict == "stored":
         return _answer(job_view(stored_job(new, receipt), node.registry), 202)
-    return _answer(stored_view(known(receipt), node.registry), 200)
+    return _answer(stored_view(known(new, receipt), node.registry), 200)
 
 
 async def _held(node: Node, new: NewJob, receipt: Receipt, hold: Hold) -> Answer:
-    job = stored_job(new, receipt) if receipt.verdict == "stored" else known(receipt)
+    job = stored_job(new, receipt) if receipt.verdict == "stored" else known(new, receipt)
     if job.status not in ENDED:
         with suppress(StoreUnavailable):  # which would say that nothing was stored
             job = await hold(job.id)
@@ -125,7 +132,12 @@ def stored_job(new: NewJob, receipt: Receipt) -> Job:
     return receipt.job or Job(new, State(new.status))
 
 
-def known(receipt: Receipt) -> Job:
+def too_late(new: NewJob) -> Fault:
+    """What is wrong with a job that expires before it could start."""
+    return Fault("/deadline" if new.waits_until_its_deadline else "/expires_at", TOO_LATE)
+
+
+def known(new: NewJob, receipt: Receipt) -> Job:
     """The job that an earlier request stored, or the one that the new one was merged with.
 
     Raises `Problem` when its content differs, or when there is none because the new one comes too late, is for a closed
@@ -141,9 +153,9 @@ def known(receipt: Receipt) -> Job:
     if receipt.verdict == "not_unique":
         raise not_unique(receipt.other or "", None if receipt.job is None else receipt.job.status)
     if receipt.verdict == "late":
-        raise invalid([TOO_LATE])
+        raise invalid([too_late(new)])
     if receipt.verdict == "locked":
-        raise StoreUnavailable("another program has locked the job with this id")
+        raise StoreUnavailable(LOCKED)
     assert receipt.job is not None  # noqa: S101 - an existing one or a conflict has it
     if receipt.verdict == "conflict":
         raise conflict([receipt.job.id])
@@ -294,6 +306,9 @@ def made(
     """The job of a kind that a request asks for. Raises a problem where it has faults, known before or not."""
     run_at = None if request.run_at is None else unix_time(request.run_at, "/run_at", faults)
     expires_at = None if request.expires_at is None else unix_time(request.expires_at, "/expires_at", faults)
+    deadline = None if request.deadline is None else unix_time(request.deadline, "/deadline", faults)
+    if expires_at is not None and deadline is not None and expires_at >= deadline:
+        faults.append(Fault("/expires_at", AFTER_DEADLINE))
     if request.delay is not None and request.run_at is not None:
         faults.append(Fault("/run_at", "cannot be combined with delay: send one of them"))
     if request.needs != "done" and not request.depends_on:
@@ -320,6 +335,7 @@ def made(
         key=request.key,
         depends_on=request.depends_on,
         needs=request.needs,
+        deadline=deadline,
         unique=merging.unique,
         throttle=merging.throttle,
         debounce=merging.debounce,
@@ -334,10 +350,15 @@ def edits_from(node: Node, job: Job, body: bytes) -> Mapping[str, Any]:
     faults = [*unfit(payload, request.payload, handler)] if handler and "payload" in given else []
     new = made(node, AskedRequest(id=job.id, **given), payload, job.asked.kind, faults)
     run_at = new.run_at if "run_at" in given else max(new.created_at, job.asked.run_at)
-    expires_at = new.expires_at if "expires_at" in given else job.asked.expires_at
+    expires_at, deadline = job.asked.expires_at, job.asked.options.deadline
+    if "expires_at" in given:
+        expires_at = deadline if new.expires_at is None else new.expires_at
+        if new.expires_at is not None and deadline is not None and new.expires_at >= deadline:
+            raise invalid([Fault("/expires_at", AFTER_DEADLINE)])
     if job.status in WAITING and expires_at is not None and expires_at <= run_at:
-        raise invalid([TOO_LATE])
-    return {name: getattr(new if hasattr(new, name) else new.options, name) for name in given}
+        raise invalid([Fault("/expires_at", TOO_LATE)])
+    edits = {name: getattr(new if hasattr(new, name) else new.options, name) for name in given}
+    return {**edits, "expires_at": expires_at} if "expires_at" in given else edits
 
 
 def unfit(sent: bytes, payload: Any, handler: Handler) -> Sequence[Fault]:  # noqa: ANN401 - any JSON

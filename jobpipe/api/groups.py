@@ -12,7 +12,7 @@ from quart_schema import tag_blueprint
 
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.bulk import MOST, check_stored, fault_of, items_asked
-from jobpipe.api.enqueue import TOO_LATE, check_json, read
+from jobpipe.api.enqueue import check_json, read, too_late
 from jobpipe.api.faults import faults_of
 from jobpipe.api.inputs import received
 from jobpipe.api.malformed import BOM
@@ -129,7 +129,7 @@ async def _asked(node: Node, body: bytes) -> NewGroup:
     has_then = sent.then != NULL
     items = [*sent.jobs, sent.then] if has_then else sent.jobs
     made, faults = await items_asked(node, items)
-    faults |= {place: [TOO_LATE] for place, job in made.items() if is_late(job)}
+    faults |= {place: [too_late(job)] for place, job in made.items() if is_late(job)}
     faults |= {place: found for place, job in made.items() if (found := _merged(job))}
     last = len(sent.jobs)
     if last in made and made[last].options.depends_on:
@@ -181,7 +181,7 @@ def _refuse(new: NewGroup, receipts: Sequence[Receipt]) -> None:
     if cycle := [
         Fault(f"/jobs/{place}{fault.pointer}", fault.detail)
         for place, receipt in places
-        if (fault := fault_of(receipt)) is not None
+        if (fault := fault_of(new.every[place], receipt)) is not None
     ]:
         raise invalid(cycle)
     check_stored(receipts)

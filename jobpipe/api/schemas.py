@@ -141,6 +141,7 @@ class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     timeout: Annotated[Timeout, OR_TEXT] | None = None
     backoff: BackoffRequest | None = None
     expires_at: Time | None = None
+    deadline: Time | None = None
     on_crash: Literal["retry", "fail"] = "retry"
     tags: Tags = []
     key: Key | None = None
@@ -262,6 +263,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     key: str | UnsetType = UNSET
     depends_on: Sequence[str] | UnsetType = UNSET
     needs: Needs | UnsetType = UNSET
+    deadline: When | UnsetType = UNSET
     waits_for: WaitsFor | UnsetType = UNSET
     unique: Unique | UnsetType = UNSET
     throttle: Throttle | UnsetType = UNSET
@@ -874,6 +876,7 @@ def _times(job: Job) -> Sequence[tuple[str, float | None]]:
         ("started_at", job.state.started_at),
         ("finished_at", job.state.finished_at),
         ("expires_at", job.asked.expires_at),
+        ("deadline", job.asked.options.deadline),
     )
 
 
@@ -932,7 +935,8 @@ def job_view(
         run_at=created_at if asked.run_at == asked.created_at else rfc3339(asked.run_at),
         started_at=when(state.started_at),
         finished_at=when(state.finished_at),
-        expires_at=when(asked.expires_at),
+        expires_at=None if asked.waits_until_its_deadline else when(asked.expires_at),
+        deadline=when(options.deadline) or UNSET,
         key=UNSET if options.key is None else options.key,
         depends_on=options.depends_on or UNSET,
         needs=options.needs if options.depends_on else UNSET,

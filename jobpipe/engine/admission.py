@@ -54,6 +54,7 @@ class Admission:
         key: str | None = None,
         depends_on: Sequence[str] = (),
         needs: Needs = "done",
+        deadline: float | None = None,
         unique: Unique | None = None,
         throttle: Throttle | None = None,
         debounce: Debounce | None = None,
@@ -81,7 +82,7 @@ class Admission:
             tags
             or depends_on
             or on_crash != "retry"
-            or (timeout, backoff, delay, run_at, key) != (None,) * 5
+            or (timeout, backoff, delay, run_at, deadline, key) != (None,) * 6
             or (merging, group, callback_of, parent) != (None,) * 4
         ):
             options = Options(
@@ -93,6 +94,7 @@ class Admission:
                 run_at=run_at,
                 depends_on=tuple(dict.fromkeys(depends_on)),
                 needs=needs,
+                deadline=deadline,
                 key=key,
                 unique=unique,
                 throttle=throttle,
@@ -110,7 +112,7 @@ class Admission:
             max_retries=max_retries,
             created_at=now,
             run_at=start,
-            expires_at=expires_at,
+            expires_at=deadline if expires_at is None else expires_at,
             options=options,
         )
 

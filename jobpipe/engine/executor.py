@@ -87,6 +87,9 @@ class Executor:
         elif job.attempt > retries_of(job.max_retries):
             self._ledger.end(attempt, outcomes.SPENT)  # its last attempt ended with its node
             return None
+        elif job.options.deadline is not None and job.options.deadline <= self._clock.now():
+            self._ledger.end(attempt, outcomes.TOO_LATE)
+            return None
         return handler
 
     async def _started(self, attempt: Attempt) -> bool:
@@ -122,8 +125,11 @@ class Executor:
 
     async def _run(self, attempt: Attempt, handler: Handler, scope: ReusableScope) -> Verdict:
         """Run the handler in its scope, and judge how it ended."""
-        timeout = attempt.job.options.timeout or handler.timeout or math.inf
-        deadline = math.inf if timeout == math.inf else trio.current_time() + timeout
+        options = attempt.job.options
+        timeout = options.timeout or handler.timeout or math.inf
+        left = math.inf if options.deadline is None else options.deadline - self._clock.now()
+        longest = min(timeout, left)
+        deadline = math.inf if longest == math.inf else trio.current_time() + longest
         try:
             with scope:
                 attempt.scope = scope
@@ -134,7 +140,9 @@ class Executor:
         # SystemExit, groups, a foreign Cancelled: all end the attempt only. `perform` raises the worker's own cancel.
         except BaseException as error:  # noqa: BLE001, ASYNC103 - see above
             return _judged(attempt, error)  # noqa: ASYNC104 - see above
-        return _stopped(attempt) or outcomes.timed_out(timeout)
+        return _stopped(attempt) or (
+            outcomes.timed_out(timeout) if timeout < left else outcomes.STOPPED_AT_DEADLINE
+        )
 
     async def call(self, attempt: Attempt, handler: Handler, deadline: float) -> Any:  # noqa: ANN401 - a handler may return anything
         """Call the handler, in a thread when it is not async. The watchdog knows this frame on a stack."""

@@ -26,7 +26,7 @@ from jobpipe.job import (
     retries_of,
 )
 from jobpipe.store.base import Claimed, Settlement
-from jobpipe.transitions import DIED_LAST
+from jobpipe.transitions import DIED_LAST, PAST_DEADLINE
 
 MESSAGE = 1_000
 """The most characters of an error's message that are kept."""
@@ -85,6 +85,9 @@ CANCELLED = Verdict(Outcome.CANCELLED)
 INTERRUPTED = Verdict(Outcome.INTERRUPTED)
 SPENT = Verdict(None, error=DIED_LAST)
 """It did not begin: the last attempt that the job may have ended with its node."""
+TOO_LATE = Verdict(None, error=PAST_DEADLINE)
+"""It did not begin: the job's deadline has passed."""
+STOPPED_AT_DEADLINE = Verdict(Outcome.FAIL, error=PAST_DEADLINE)
 
 
 def returned(value: Any, max_result: int) -> Verdict:  # noqa: ANN401 - a handler may return anything
@@ -345,7 +348,7 @@ def settlement(
         case Outcome.CANCELLED:
             status, attempt = Status.CANCELLED, number if started_at is not None else attempt
             outcome = outcome if started_at is not None else None
-        case None if verdict is SPENT:
+        case None if verdict is SPENT or verdict is TOO_LATE:
             status = Status.FAILED
         case Outcome.INTERRUPTED | None:
             pass

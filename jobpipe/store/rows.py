@@ -152,6 +152,12 @@ def readable_options(options: bytes | None) -> Options | None:
         return None
 
 
+def is_deadline(expires_at: float, options: bytes) -> bool:
+    """Whether a stored expires_at is the deadline in the stored options; no, where these cannot be read."""
+    read = readable_options(options)
+    return read is not None and read.deadline == expires_at
+
+
 def stored_from(row: Row, attempts: Sequence[AttemptRecord] = ()) -> Stored:
     """A job as it is stored, from JOB_COLUMNS, with its attempts that have ended."""
     named = JobRow(*row)

@@ -157,6 +157,7 @@ def test_a_request_can_say_what_a_job_shows():
         unique=Unique("k", ("kind",), ("queued",), 5.0, "reject"),
         throttle=Throttle("k", 5.0, trailing=True),
         debounce=Debounce("k", 5.0, 50.0),
+        deadline=1_700_000_000.0,
     )
     after = shown(replace(JOB, asked=replace(JOB.asked, options=options)))
 
@@ -168,6 +169,7 @@ def test_a_request_can_say_what_a_job_shows():
         "unique": {"key": "k", "over": ["kind"], "while": ["queued"], "for": 5.0, "on_conflict": "reject"},
         "throttle": {"key": "k", "every": 5.0, "trailing": True},
         "debounce": {"key": "k", "wait": 5.0, "max_wait": 50.0},
+        "deadline": "2023-11-14T22:13:20.000Z",
     }
 
 

@@ -168,11 +168,11 @@ class Exchange:
         self.stale: set[Fence] = set()
         self.walked: str | None = None
         """the last queue that a claim read, where it went queue by queue"""
-        self._expired: list[str] = []
+        self._expired: list[Changed] = []
         self.watched: Sequence[str] = ()
         """ids of watched jobs that have ended"""
         self.overdue = False
-        """whether jobs are past their time that others wait for"""
+        """whether jobs are past their time that others wait for, or past their deadline"""
         self._followed = Followed()
         self._freed_late = False
         self._brought_ready = 0
@@ -260,8 +260,8 @@ class Exchange:
         self.overdue = bool(overdue)
         self._settling.judge()
         self._readied = promoted + self._settling.readied
-        self._expired = list(expired or ())
-        self.watched = [*self._expired, *self._settling.watched]
+        self._expired = [Changed(job_id, Status.EXPIRED) for job_id in expired or ()]
+        self.watched = [*(expired or ()), *self._settling.watched]
         self.stale |= self._settling.stale
         self.stale |= {(one.seq, one.claim) for one in self._with_jobs}
         if self._starts is not None:
@@ -328,7 +328,7 @@ class Exchange:
         return [one for one in self.batch.settlements if one.jobs or (one.seq, one.claim) in late]
 
     def take_followed(
-        self, settling: Settling, brought: Brought, expired: Sequence[str], followed: Followed
+        self, settling: Settling, brought: Brought, expired: Sequence[Changed], followed: Followed
     ) -> None:
         """Take in what was settled after the exchange, with the jobs that it brought, and with what followed."""
         self._state = State(*self._asked.rows()[0])
@@ -476,7 +476,7 @@ class Exchange:
             waiting=state.waiting,
             next_due=state.next_due,
             changes=[
-                *(Changed(job_id, Status.EXPIRED) for job_id in self._expired),
+                *self._expired,
                 *self._followed.changes,
             ],
             following=self._followed.more,

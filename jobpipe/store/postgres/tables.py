@@ -95,7 +95,8 @@ for update of l skip locked
 """
 _LOCK_BLOCKED = _SKIP_LOCKED.format(which="l.seq = any(%(seqs)s)")
 _LOCK_OVERDUE = _SKIP_LOCKED.format(
-    which="""l.expires_at is not null and l.node is null and l.expires_at <= %(now)s and l.followed
+    which="""l.expires_at is not null and l.node is null and l.expires_at <= %(now)s
+    and (l.followed or names_deadline(j.options))
 order by l.expires_at
 limit %(limit)s"""
 )
@@ -400,10 +401,10 @@ class Tables:
         seqs = {"seqs": integers([seq for (seq,) in locked])}
         return [stored_from(row) for row in await self._session.rows(_BY_SEQ, seqs)]
 
-    async def expire_followed(self, now: float, limit: int) -> Sequence[Stored]:
-        """Expire jobs that are past their time and that others wait for, at most so many; returns what they become.
+    async def expire_with_care(self, now: float, limit: int) -> Sequence[Stored]:
+        """Expire jobs that are past their time, and that others wait for or that have a deadline.
 
-        Passes over those that somebody else has locked.
+        At most so many; returns what they become. Passes over those that somebody else has locked.
         """
         overdue = await self._locked(_LOCK_OVERDUE, {"now": float(now), "limit": limit})
         pairs = [(one, after) for one in overdue if (after := expired(one, now)) is not None]

@@ -11,7 +11,7 @@ from msgspec import structs
 
 from jobpipe.errors import StoreError, StoreUnavailable, TablesLocked
 from jobpipe.job import NewJob, Status
-from jobpipe.store.base import LOCKED, STEP, Add, Batch, Followed, Receipt, Receipts, Settlement
+from jobpipe.store.base import LOCKED, STEP, Add, Batch, Changed, Followed, Receipt, Receipts, Settlement
 from jobpipe.store.postgres.adding import Conflict, store_or_look
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.arrays import Texts, integers
@@ -166,16 +166,16 @@ class Writer:
         with_jobs = [one for one in settlements if one.jobs]
         others = [one for one in settlements if not one.jobs]
 
-        async def verb(session: Session) -> tuple[Settling, Brought, Sequence[str], Followed]:
+        async def verb(session: Session) -> tuple[Settling, Brought, Sequence[Changed], Followed]:
             tables = self._tables(session)
             settling = await _settled(tables, session, others, self._slot)
             brought = await bringing.settle(tables, with_jobs, careful=careful) if with_jobs else Brought()
             if freed:
                 tell_of(session, freed)
-            expired = await tables.expire_followed(now, STEP) if exchange.overdue else ()
+            expired = await tables.expire_with_care(now, STEP) if exchange.overdue else ()
             followed = await followers.finish(tables, now)
             exchange.look(session)
-            return settling, brought, [one.job.id for one in expired], followed
+            return settling, brought, [Changed(one.job.id, one.job.status) for one in expired], followed
 
         settling, brought, expired, followed = await self._connection.transact(verb)
         exchange.take_followed(settling, brought, expired, followed)

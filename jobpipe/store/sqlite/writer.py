@@ -6,6 +6,7 @@ import apsw
 
 from jobpipe.job import ENDED, Status
 from jobpipe.store.base import STEP, Batch, Changed, Claimed, Followed, Receipts, Settlement
+from jobpipe.store.rows import Row, encoded_error, is_deadline
 from jobpipe.store.sqlite.adding import Adding
 from jobpipe.store.sqlite.claiming import Claiming, Unserved
 from jobpipe.store.sqlite.counts import CountChanges
@@ -17,6 +18,7 @@ from jobpipe.store.sqlite.tables import Tables
 from jobpipe.store.sqlite.values import Mismatch
 from jobpipe.store.verbs import bringing, followers, notes
 from jobpipe.store.verbs.transaction import Ended, at_once
+from jobpipe.transitions import PAST_DEADLINE
 
 _RENEW = "update nodes set lease_until = ? where name = ? and lease_until is not null"
 _DUE = """
@@ -28,7 +30,7 @@ limit ?
 """
 _PROMOTE = "update jobs set status = 'queued' where seq = ?"
 _OVERDUE = """
-select seq, id, queue, status, length(payload)
+select seq, id, queue, status, length(payload), expires_at, iif(instr(options, '"deadline"'), options, null)
 from jobs
 where expires_at is not null and finished_at is null and held = 0 and expires_at <= ?
 order by expires_at
@@ -36,7 +38,7 @@ limit ?
 """
 _RESUME = "update queues set paused = 0, reason = null, paused_until = null where paused_until <= ?"
 _WAIT_NO_MORE = "delete from waits where seq = ?"
-_EXPIRE = "update jobs set status = 'expired', finished_at = ?, size = ? where seq = ?"
+_EXPIRE = "update jobs set status = ?, finished_at = ?, size = ?, error = coalesce(?, error) where seq = ?"
 
 
 NOTHING = Followed()
@@ -129,7 +131,7 @@ class Writer:
             held_back=frozenset(held_back),
             waiting=self._known.waiting(counts),
             next_due=self._known.next_due(),
-            changes=[*(Changed(one.id, Status.EXPIRED) for one in expired), *followed.changes],
+            changes=[*(Changed(one.id, Status(one.status)) for one in expired), *followed.changes],
             following=followed.more,
         )
 
@@ -185,11 +187,7 @@ class Writer:
         if self.db.changes():
             self._known.pauses_changed()
         overdue = fetch(self.db, _OVERDUE, (now, STEP))
-        for seq, _, queue, status, size in overdue:
-            self.db.execute(_EXPIRE, (now, size, seq))
-            counts.move(queue, status, Status.EXPIRED, size=size)
-            if status == Status.BLOCKED:
-                self.db.execute(_WAIT_NO_MORE, (seq,))
+        ended = [self._expire(now, row, counts) for row in overdue]
         due = fetch(self.db, _DUE, (now, STEP))
         self.db.executemany(_PROMOTE, [(seq,) for seq, _, _, _ in due])
         for _, queue, status, _ in due:
@@ -198,4 +196,16 @@ class Writer:
         if self._known.gated():
             self._lanes.open_due(now)
         self._known.came_due(now)
-        return [Ended(seq, job_id, Status.EXPIRED) for seq, job_id, _, _, _ in overdue]
+        return ended
+
+    def _expire(self, now: float, row: Row, counts: CountChanges) -> Ended:
+        """End a job that still waits at its expires_at."""
+        seq, job_id, queue, status, size, expires_at, options = row
+        becomes, error = Status.EXPIRED, None
+        if options is not None and is_deadline(expires_at, options):
+            becomes, error = Status.FAILED, encoded_error(PAST_DEADLINE)
+        self.db.execute(_EXPIRE, (becomes.value, now, size, error, seq))
+        counts.move(queue, status, becomes, size=size)
+        if status == Status.BLOCKED:
+            self.db.execute(_WAIT_NO_MORE, (seq,))
+        return Ended(seq, job_id, becomes)
