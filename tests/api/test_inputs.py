@@ -19,7 +19,7 @@ def every_request(door):
         yield from ((method, path) for method in sorted(rule.methods))
 
 
-PLACES = {"job_id": "a", "name": "default", "filename": "docs.css", "group_id": "g"}
+PLACES = {"job_id": "a", "name": "default", "filename": "docs.css", "group_id": "g", "key": "k"}
 
 
 def places(answer):

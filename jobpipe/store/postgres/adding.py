@@ -35,8 +35,8 @@ _TAGGED = """
 tagged as (
     insert into tags (tag, created_at, seq)
     select t.tag, new.created_at, new.seq
-    from unnest(%(tags)s, %(tagged)s) as t (tag, id)
-    join new on new.id = t.id
+    from unnest(%(tags)s, %(tagged)s, %(tagged_in)s) as t (tag, id, queue)
+    join new on new.id = t.id and new.queue = t.queue
     on conflict do nothing
 )
 """
@@ -124,14 +124,15 @@ class Adding:
     def send(self, session: Session) -> None:
         """Store what is not there."""
         if self._jobs:
-            # Of two with one id the first is stored.
-            firsts = {job.id: job for job in reversed(self._jobs)}.values()
-            pairs = [(tag.encode(), job.id) for job in firsts for tag in job.options.tags]
+            # Of two with one id the first is stored whose queue is not closed.
+            firsts = {(job.id, job.queue): job for job in reversed(self._jobs)}.values()
+            pairs = [(tag.encode(), job) for job in firsts for tag in job.options.tags]
             values = _columns(self._jobs)
             values |= {"all_kinds": texts(sorted({job.kind for job in self._jobs})), "slot": self._slot}
             if pairs:
                 values |= {"tags": binaries([tag for tag, _ in pairs])}
-                values |= {"tagged": texts([job_id for _, job_id in pairs])}
+                values |= {"tagged": texts([job.id for _, job in pairs])}
+                values |= {"tagged_in": texts([job.queue for _, job in pairs])}
             lanes = self._gates or any(job.options.key is not None for job in self._jobs)
             self._answer = session.run(_INSERT[bool(pairs), lanes], values)
 
