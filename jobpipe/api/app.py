@@ -67,7 +67,6 @@ REFUSALS = (
     Code.NOT_JSON,
     Code.CROSS_SITE,
     Code.ID_CONFLICT,
-    Code.NOT_UNIQUE,
     Code.DEPENDENCY_FAILED,
     Code.QUEUE_CLOSED,
     Code.UNKNOWN_DEPENDENCY,
@@ -160,7 +159,7 @@ def _enqueue_routes(app: QuartTrio, node: Node) -> None:
         headers=LOCATION,
     )
     @answers(202, "The job, stored so that it survives a crash.", Content(JobView), headers=LOCATION)
-    @problems(*REFUSALS, Code.NO_SUCH_JOB)
+    @problems(*REFUSALS, Code.NOT_UNIQUE, Code.NO_SUCH_JOB)
     async def enqueue_job() -> Response:
         """Enqueue a job.
 

@@ -579,7 +579,7 @@ async def _with_schedules(door):
 async def _strange(door):
     """Requests that no route takes: parameters that it does not have, and bodies beyond the limit."""
     for method, path in (await _spec_of(door)).operations:
-        path = path.format(job_id="a", name="default", group_id="g")  # noqa: PLW2901 - filled in
+        path = path.format(job_id="a", name="default", group_id="g", key="k")  # noqa: PLW2901 - filled in
         yield await door.request(method, f"{path}?never_a_name=1")
         yield await door.request(method, path, content=b"x" * 3000)
 

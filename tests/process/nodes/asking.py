@@ -22,6 +22,6 @@ async def ask(url: str, sql: str) -> list[tuple[Any, ...]]:
 
 async def left_behind(url: str) -> tuple[int, int]:
     """How often jobs were taken back from a dead node, and how many attempts were broken off by somebody else."""
-    ((rescued,),) = await ask(url, "select coalesce(sum(rescued), 0)::int from jobs")
+    ((rescued,),) = await ask(url, "select coalesce(sum(rescued), 0)::int from shown")
     ((broken,),) = await ask(url, "select count(*) from attempts where outcome = 'interrupted'")
     return rescued, broken
