@@ -16,7 +16,7 @@ import trio
 
 Message = dict[str, Any]
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds after which a test gives up on the browser: far more than it ever needs, on any machine."""
 
 FLAGS = [
