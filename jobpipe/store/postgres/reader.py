@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
 import trio
 
 from jobpipe.job import Job, Status
@@ -323,11 +322,31 @@ _WITH_TEXT = """
     or position(%(text)s in message_of(error)) > 0
 )
 """
+_OF_KINDS = """
+(
+    kind = any (%(kinds)s)
+    or exists (select from unnest(%(prefixes)s::text[]) as prefix where starts_with(kind, prefix))
+)
+"""
+_HAS_TAG = """
+exists (
+    select
+    from unnest(%(tag)s::text[]) as asked
+    join tags t on t.tag = convert_to(asked, 'UTF8')
+    where t.created_at = s.created_at and t.seq = s.seq
+)
+"""
 _CONDITIONS = {
-    "status": "status = %(status)s",
-    "kind": "kind = %(kind)s",
-    "queue": "queue = %(queue)s",
+    "status": "status = any (%(status)s)",
+    "kind": _OF_KINDS,
+    "queue": "queue = any (%(queue)s)",
+    "tag": _HAS_TAG,
+    "node": "node = any (%(node)s)",
+    "error_type": "error_type(error) = any (%(error_type)s)",
     "text": _WITH_TEXT,
+    "ended_after": "finished_at >= %(ended_after)s",
+    "ended_before": "finished_at < %(ended_before)s",
+    "top": "seq <= %(top)s",
 }
 
 
@@ -335,7 +354,9 @@ _CONDITIONS = {
 def _list(form: lists.Form, *, few: bool, content: bool) -> tuple[str, str]:
     """The statements for the places of the jobs on a page, and for the last place that was looked at."""
     looked = lists.looked(form, few=few)
-    conditions = [sql for name, sql in _CONDITIONS.items() if name in form.given]
+    conditions = [
+        sql for name, sql in _CONDITIONS.items() if name in form.given and not (name == "tag" and form.by_tag)
+    ]
     query = _LIST.format(
         size=_SIZE if content else _BARE_SIZE,
         looked=looked,
@@ -375,10 +396,10 @@ async def one(session: Session, job_id: str) -> Job | None:
 
 async def listed(session: Session, where: Filter, limit: int, before: Place | None) -> Page:
     """See `jobpipe.store.base.ReadStore.jobs`."""
-    wanted = {name: value for name, value in msgspec.structs.asdict(where).items() if value is not None}
-    if any(isinstance(value, str) and "\0" in value for value in wanted.values()):
+    wanted = lists.values_of(where)
+    if "\0" in (where.text or ""):
         return Page([])  # no text here holds one
-    form = lists.Form(where.status, frozenset(wanted))
+    form = lists.form_of(where)
     query, edge = _list(form, few=await _few(session, form, wanted), content=where.content)
     pager = Pager(where, limit, before, trio.current_time)
     while not pager.over:

@@ -9,6 +9,7 @@ from jobpipe.job import LEVELS, Level, NewJob
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 from jobpipe.store.base import (
     LOG_LINES,
+    OPERATIONS,
     SCHEDULES,
     Batch,
     Change,
@@ -19,7 +20,9 @@ from jobpipe.store.base import (
     FiredJob,
     Followed,
     LogPage,
+    NewOperation,
     OpenDependencies,
+    Operation,
     QueueChange,
     QueueSettings,
     Receipt,
@@ -27,6 +30,9 @@ from jobpipe.store.base import (
     Retention,
     ScheduleDeletion,
     SchedulePut,
+    Slice,
+    Sliced,
+    TakenOperation,
 )
 from jobpipe.store.verbs import (
     declarations,
@@ -36,6 +42,7 @@ from jobpipe.store.verbs import (
     keeping,
     nodes,
     notes,
+    operations,
     queues,
     retention,
     schedules,
@@ -46,6 +53,7 @@ from jobpipe.store.verbs.transaction import Transaction
 R = TypeVar("R")
 
 NOTHING_DECLARED = Declared()
+NO_OPERATION = TakenOperation(None)
 
 
 TOLD = 10_000
@@ -141,6 +149,26 @@ class SharedVerbs(ABC):
 
     async def delete_queue(self, queue: str) -> QueueChange:
         return await self._carry_out(lambda tx: queues.delete(tx, queue))
+
+    async def begin_operation(self, operation: NewOperation, now: float) -> Operation:
+        return await self._carry_out(lambda tx: operations.begin(tx, operation, now))
+
+    async def stop_operation(self, operation: str, now: float) -> Operation | None:
+        return await self._carry_out(lambda tx: operations.stop(tx, operation, now), repeatable=True)
+
+    async def take_operation(self, node: str, now: float, until: float) -> TakenOperation:
+        if not await self._look(operations.any_running):
+            return NO_OPERATION
+        return await self._carry_out(lambda tx: operations.take(tx, node, now, until), repeatable=True)
+
+    async def slice(self, part: Slice, node: str, now: float, until: float) -> Sliced:
+        return await self._carry_out(lambda tx: operations.sliced(tx, part, node, now, until), now)
+
+    async def operation(self, operation: str) -> Operation | None:
+        return await self._look(lambda tx: operations.one(tx, operation))
+
+    async def operations(self, limit: int = OPERATIONS) -> Sequence[Operation]:
+        return await self._look(lambda tx: operations.listed(tx, limit))
 
     async def put_schedule(self, name: str, spec: Spec, job: NewJob, now: float) -> SchedulePut:
         return await self._carry_out(lambda tx: schedules.put(tx, name, spec, job, now))
