@@ -16,6 +16,7 @@ from jobpipe.api.problems import (
     internal,
     invalid,
     no_job,
+    no_operation,
     no_queue,
     no_schedule,
     not_empty,
@@ -48,6 +49,7 @@ TAGS = {
     "enqueue": "New jobs",
     "jobs": "Get and list jobs, wait for them, cancel, retry, promote, edit and delete them",
     "queues": "Get and list queues, set what holds for them, pause, resume and delete them",
+    "operations": "Cancel, retry, delete, promote, move and edit many jobs at once",
     "schedules": "Jobs that are enqueued again and again: put, get, list, pause, resume, run and delete schedules",
     "service": "The service itself",
 }
@@ -66,6 +68,7 @@ PROBLEMS = {
         ),
         no_queue("reports"),
         no_schedule("nightly"),
+        no_operation("0190c3e2-5a1e-7c6f-8d10-3f2b6a1c9e55"),
         declared("nightly"),
         not_empty("reports", {Status.QUEUED: 3}),
         closed(["reports"]),

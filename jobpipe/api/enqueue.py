@@ -15,6 +15,7 @@ from msgspec import UNSET, UnsetType
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.durations import in_seconds
 from jobpipe.api.faults import fault_from, faults_of
+from jobpipe.api.lists import as_sent, in_lists
 from jobpipe.api.malformed import BOM, malformed
 from jobpipe.api.numbers import may_vanish, vanishing
 from jobpipe.api.problems import (
@@ -46,7 +47,7 @@ from jobpipe.job import (
     may_nest_deeper,
     nests_deeper,
 )
-from jobpipe.store.base import Receipt
+from jobpipe.store.base import Changes, Receipt
 
 LATEST = 253_402_300_799.999
 """The last millisecond of the year 9999, the last that RFC 3339 can write."""
@@ -241,16 +242,18 @@ def _exactly(body: bytes) -> bytes:
 
 
 def _in_words(body: bytes, first: msgspec.ValidationError, kind: type[S], model: type[msgspec.Struct]) -> S:
-    """Read a request whose first fault is known, and may be a duration that is a text: it is a number then.
+    """Read a request whose first fault is known.
+
+    It may be a duration that is a text, which is a number then, or one value instead of a list.
 
     Raises `Problem` with every fault of the body, or `msgspec.DecodeError` where it is no JSON further on.
     """
     try:
         value = msgspec.json.decode(body)
-        numbers = in_seconds(value, model)
-        faults = faults_of(numbers, model)
-        if numbers is not value and not faults:
-            return msgspec.convert(numbers, kind)
+        meant = in_lists(in_seconds(value, model), model)
+        faults = [Fault(as_sent(one.pointer, value), one.detail) for one in faults_of(meant, model)]
+        if meant is not value and not faults:
+            return msgspec.convert(meant, kind)
     except (msgspec.ValidationError, RecursionError):  # a number beyond all bounds, or too deep
         value, faults = None, []
     if isinstance(value, list) and issubclass(model, EnqueueRequest):
@@ -334,6 +337,19 @@ def edits_from(node: Node, job: Job, body: bytes) -> Mapping[str, Any]:
     if job.status in WAITING and expires_at is not None and expires_at <= run_at:
         raise invalid([TOO_LATE])
     return {name: getattr(new if hasattr(new, name) else new.options, name) for name in given}
+
+
+def changes_from(node: Node, body: bytes) -> Changes:
+    """The fields that a body names, to be changed of jobs of any kind. Raises `Problem` with every fault."""
+    request, payload = request_from(body, _decode_edit, AskedEdit, EditRequest)
+    given = {name: value for name, value in msgspec.structs.asdict(request).items() if value is not UNSET}
+    if not given:
+        raise invalid([Fault("", "names no field: send what is to be changed")])
+    new = made(node, AskedRequest(**given), payload, DEFAULT_KIND, [])
+    until = new.expires_at
+    if {"run_at", "expires_at"} <= given.keys() and until is not None and until <= new.run_at:
+        raise invalid([TOO_LATE])
+    return Changes(**{name: getattr(new if hasattr(new, name) else new.options, name) for name in given})
 
 
 def _unknown(node: Node, kind: str) -> str:

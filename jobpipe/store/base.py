@@ -858,8 +858,10 @@ class ReadStore(Protocol):
     async def operation(self, operation: str) -> Operation | None:
         """One operation."""
 
-    async def operations(self, limit: int = OPERATIONS) -> Sequence[Operation]:
-        """The newest operations, `limit` at most."""
+    async def operations(
+        self, limit: int = OPERATIONS, before: tuple[float, str] | None = None
+    ) -> Sequence[Operation]:
+        """At most `limit` operations, the newest first, behind the one that has `before`: its created_at and its id."""
 
     async def schedule(self, name: str) -> Schedule | None:
         """One schedule. What of its row cannot be read is in `Schedule.error`."""

@@ -167,8 +167,10 @@ class SharedVerbs(ABC):
     async def operation(self, operation: str) -> Operation | None:
         return await self._look(lambda tx: operations.one(tx, operation))
 
-    async def operations(self, limit: int = OPERATIONS) -> Sequence[Operation]:
-        return await self._look(lambda tx: operations.listed(tx, limit))
+    async def operations(
+        self, limit: int = OPERATIONS, before: tuple[float, str] | None = None
+    ) -> Sequence[Operation]:
+        return await self._look(lambda tx: operations.listed(tx, limit, before))
 
     async def put_schedule(self, name: str, spec: Spec, job: NewJob, now: float) -> SchedulePut:
         return await self._carry_out(lambda tx: schedules.put(tx, name, spec, job, now))

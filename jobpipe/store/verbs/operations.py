@@ -31,6 +31,9 @@ KEPT = 7 * 86_400.0
 FORGOTTEN = 1_000
 """How many older ones are deleted when one begins."""
 
+LAST = 1e300
+"""A time after all others."""
+
 _VERBS: Mapping[str, OperationVerb] = {verb: verb for verb in get_args(OperationVerb)}
 _STATES: Mapping[str, OperationState] = {state: state for state in get_args(OperationState)}
 
@@ -45,6 +48,7 @@ _LOCK_ONE = f"{_ONE} {{lock}}"
 _LIST = f"""
 select {COLUMNS}
 from operations
+where (created_at, id) < (:at, :id)
 order by created_at desc, id desc
 limit :limit
 """
@@ -158,9 +162,11 @@ async def one(tx: Transaction, operation: str) -> Operation | None:
     return _first(await tx.rows(_ONE, {"id": operation}))
 
 
-async def listed(tx: Transaction, limit: int) -> Sequence[Operation]:
+async def listed(tx: Transaction, limit: int, before: tuple[float, str] | None) -> Sequence[Operation]:
     """See `jobpipe.store.base.ReadStore.operations`."""
-    return [operation_from(row) for row in await tx.rows(_LIST, {"limit": limit})]
+    at, operation = before or (LAST, "")
+    values = {"at": float(at), "id": operation, "limit": limit}
+    return [operation_from(row) for row in await tx.rows(_LIST, values)]
 
 
 async def any_running(tx: Transaction) -> bool:
