@@ -110,7 +110,7 @@ def test_docs_name_every_route_and_no_other():
     node = Node(Settings(store="memory:"), MemoryStore(), load([]), WallClock())
     app: Any = create_app(node)._app
     routes = {
-        f"{method} {re.sub('<([^:>]*:)?job_id>', 'ID', re.sub('<([^:>]*:)?name>', 'NAME', rule.rule))}"
+        f"{method} {re.sub('<([^:>]*:)?(job|operation)_id>', 'ID', re.sub('<([^:>]*:)?name>', 'NAME', rule.rule))}"
         for rule in app.url_map.iter_rules()
         for method in rule.methods - {"HEAD", "OPTIONS"}
         if "static" not in rule.rule

@@ -50,7 +50,7 @@ def means_all(asked: JobFilter) -> bool:
 def filter_view(where: Filter) -> FilterView:
     """A filter as it is shown."""
     return FilterView(
-        status=[Status(one) for one in where.each("status")],
+        status=tuple(map(Status, where.each("status"))),
         kind=where.each("kind"),
         queue=where.each("queue"),
         tag=where.each("tag"),
