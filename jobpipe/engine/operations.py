@@ -18,7 +18,7 @@ from jobpipe.errors import StoreError
 from jobpipe.events import Events
 from jobpipe.store.base import Change, Filter, NewOperation, Operation, Slice, Store
 
-SLICE = 200
+SLICE = 100
 """The most jobs of one slice."""
 
 RETRY = 1.0

@@ -154,9 +154,9 @@ def _without_defaults_and_patterns(schema):
     match schema:
         case {"x-duration": _, **number}:
             return {"oneOf": [_without_defaults_and_patterns(number), {"type": "string"}]}
-        case {"x-one-or-more": _, **several}:
-            several = _without_defaults_and_patterns(several)
-            return {"anyOf": [several["items"], several]}
+        case {"x-one-or-more": _, **rest}:
+            array = _without_defaults_and_patterns(rest)
+            return {"anyOf": [array["items"], array]}
         case dict():
             return {
                 name: _without_defaults_and_patterns(value)
@@ -396,7 +396,7 @@ async def _with_jobs(door):
     door.stage.cleaned.set()
 
 
-BULK = {
+BULK: dict[str, dict[str, Any]] = {
     "cancel": {},
     "retry": {},
     "delete": {},

@@ -114,7 +114,13 @@ async def _wait(tx: Transaction, waits: Mapping[str, tuple[Options, Sequence[str
 
 async def retry(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Change]:
     """See `jobpipe.store.base.ControlStore.retry`."""
-    locked = await tx.lock(ids)
+    return await retry_locked(tx, await tx.lock(ids), ids, now)
+
+
+async def retry_locked(
+    tx: Transaction, locked: Mapping[str, Stored], ids: Sequence[str], now: float
+) -> Sequence[Change]:
+    """The same, with those of the jobs that are there locked before."""
     asked = {
         job_id: one.job.asked.options
         for job_id, one in locked.items()

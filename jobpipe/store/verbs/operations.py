@@ -24,6 +24,7 @@ from jobpipe.store.matching import matches
 from jobpipe.store.rows import Row
 from jobpipe.store.verbs import dependencies, jobs
 from jobpipe.store.verbs.transaction import Transaction
+from jobpipe.transitions import Stored, cancelled, promoted
 
 KEPT = 7 * 86_400.0
 """Seconds for which operations are kept that have ended."""
@@ -202,7 +203,7 @@ async def sliced(tx: Transaction, part: Slice, node: str, now: float, until: flo
         return Sliced(found)
     there = await tx.lock(part.ids)
     meant = [one for one in part.ids if one in there and matches(there[one], found.asked.where)]
-    changes = await _done(tx, found.asked, meant, now) if meant else []
+    changes = await _done(tx, found.asked, there, meant, now) if meant else []
     changed = sum(one.verdict == "changed" for one in changes)
     values = {
         "id": part.operation,
@@ -220,18 +221,21 @@ async def sliced(tx: Transaction, part: Slice, node: str, now: float, until: flo
     return Sliced(_first(await tx.rows(_MOVE, values)), changes)
 
 
-async def _done(tx: Transaction, asked: NewOperation, ids: Sequence[str], now: float) -> Sequence[Change]:
+async def _done(
+    tx: Transaction, asked: NewOperation, locked: Mapping[str, Stored], ids: Sequence[str], now: float
+) -> Sequence[Change]:
     match asked.verb:
         case "cancel":
-            return await jobs.cancel(tx, ids, now)
+            return jobs.change_locked(tx, locked, ids, lambda stored: cancelled(stored, now))
         case "retry":
-            return await dependencies.retry(tx, ids, now)
+            return await dependencies.retry_locked(tx, locked, ids, now)
         case "delete":
-            return await jobs.delete(tx, ids)
+            return jobs.delete_locked(tx, locked, ids)
         case "promote":
-            return await jobs.promote(tx, ids, now)
+            return jobs.change_locked(tx, locked, ids, lambda stored: promoted(stored, now))
         case "move" | "edit":
-            return await jobs.edit(tx, ids, asked.changes.edits if asked.changes else {}, now)
+            edits = asked.changes.edits if asked.changes else {}
+            return await jobs.edit_locked(tx, locked, ids, edits, now)
 
 
 def _first(rows: Sequence[Row]) -> Operation | None:
