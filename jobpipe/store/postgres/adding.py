@@ -34,8 +34,8 @@ _TAGGED = """
 tagged as (
     insert into tags (tag, created_at, seq)
     select t.tag, new.created_at, new.seq
-    from unnest(%(tags)s, %(tagged)s) as t (tag, id)
-    join new on new.id = t.id
+    from unnest(%(tags)s, %(tagged)s, %(tagged_in)s) as t (tag, id, queue)
+    join new on new.id = t.id and new.queue = t.queue
     on conflict do nothing
 )
 """
@@ -66,7 +66,7 @@ _INSERT = f"""
 with {_NEW},
 {_ALIVE},
 {_COUNTED}
-select id
+select id, queue
 from new
 """
 _INSERT_WITH_TAGS = f"""
@@ -74,7 +74,7 @@ with {_NEW},
 {_TAGGED},
 {_ALIVE},
 {_COUNTED}
-select id
+select id, queue
 from new
 """
 
@@ -97,14 +97,15 @@ class Adding:
     def send(self, session: Session) -> None:
         """Store what is not there."""
         if self._jobs:
-            # Of two with one id the first is stored.
-            firsts = {job.id: job for job in reversed(self._jobs)}.values()
-            pairs = [(tag.encode(), job.id) for job in firsts for tag in job.options.tags]
+            # Of two with one id the first is stored whose queue is not closed.
+            firsts = {(job.id, job.queue): job for job in reversed(self._jobs)}.values()
+            pairs = [(tag.encode(), job) for job in firsts for tag in job.options.tags]
             values = _columns(self._jobs)
             values |= {"all_kinds": texts(sorted({job.kind for job in self._jobs})), "slot": self._slot}
             if pairs:
                 values |= {"tags": binaries([tag for tag, _ in pairs])}
-                values |= {"tagged": texts([job_id for _, job_id in pairs])}
+                values |= {"tagged": texts([job.id for _, job in pairs])}
+                values |= {"tagged_in": texts([job.queue for _, job in pairs])}
             self._answer = session.run(_INSERT_WITH_TAGS if pairs else _INSERT, values)
 
     async def check(self, session: Session) -> None:
@@ -118,8 +119,8 @@ class Adding:
     @functools.cached_property
     def _stored(self) -> Sequence[bool]:
         """Of each job whether it is stored now."""
-        new = {job_id: True for (job_id,) in self._answer.rows()} if self._answer else {}
-        return [new.pop(job.id, False) for job in self._jobs]
+        new = dict.fromkeys(self._answer.rows(), True) if self._answer else {}
+        return [new.pop((job.id, job.queue), False) for job in self._jobs]
 
     @property
     def stored(self) -> Sequence[NewJob]:

@@ -64,9 +64,11 @@ class Adding:
         return [STORED] * len(jobs)
 
     def _insert_around(self, jobs: Sequence[NewJob], closed: Collection[str]) -> Sequence[Receipt]:
-        """Insert those that are not for closed queues."""
-        entered = iter(self._insert([job for job in jobs if job.queue not in closed], one_by_one=True))
-        return [self._shut_out(job) if job.queue in closed else next(entered) for job in jobs]
+        """Insert those that are not for closed queues, one after the other: two may have one id."""
+        return [
+            self._shut_out(job) if job.queue in closed else self._insert([job], one_by_one=True)[0]
+            for job in jobs
+        ]
 
     def _shut_out(self, new: NewJob) -> Receipt:
         """The receipt of a job for a closed queue: it may be there already."""
