@@ -7,16 +7,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jobpipe.errors import EnqueueError
     from jobpipe.handlers.context import Context
     from jobpipe.handlers.exceptions import Fail, Retry, Snooze
     from jobpipe.handlers.registry import handler
     from jobpipe.job import Backoff
 
-__all__ = ["Backoff", "Context", "Fail", "Retry", "Snooze", "handler"]
+__all__ = ["Backoff", "Context", "EnqueueError", "Fail", "Retry", "Snooze", "handler"]
 
 _ROOMS = {
     "Backoff": "jobpipe.job",
     "Context": "jobpipe.handlers.context",
+    "EnqueueError": "jobpipe.errors",
     "Fail": "jobpipe.handlers.exceptions",
     "Retry": "jobpipe.handlers.exceptions",
     "Snooze": "jobpipe.handlers.exceptions",

@@ -13,6 +13,10 @@ class HandlerError(JobpipeError):
     """A handler cannot be registered: its kind is taken, or its signature fits no job."""
 
 
+class EnqueueError(JobpipeError):
+    """A job that a handler enqueues is refused; the text says what is wrong with it. Nothing of the call was stored."""
+
+
 class StoreError(JobpipeError):
     """The store cannot be used as it is: wrong file, newer version, no permission, in use elsewhere."""
 

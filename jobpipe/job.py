@@ -1,6 +1,7 @@
 """The job: its words, its data, and which status may follow which. Pure: no clock, no store, no task."""
 
 import enum
+import math
 import operator
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -36,20 +37,21 @@ It has no lookahead, no \\Z and no character beyond U+00FF; so it lets a few cha
 decides, does not.
 """
 
-JobId = Annotated[
-    str,
-    Meta(
-        pattern=rf"^(?!\.{{1,2}}\Z)[^\s/\u200c\u200d{INVISIBLE}]{{1,200}}\Z",
-        description="1 to 200 characters, without spaces, slashes, control and invisible characters; not . or ..",
-        extra_json_schema={
-            PORTABLE: (
-                r"^(?:[^\x00-\x20./\x7f-\xa0\xad][^\x00-\x20/\x7f-\xa0\xad]{0,199}"
-                r"|\.[^\x00-\x20./\x7f-\xa0\xad][^\x00-\x20/\x7f-\xa0\xad]{0,198}"
-                r"|\.\.[^\x00-\x20/\x7f-\xa0\xad]{1,198})$"
-            )
-        },
-    ),
-]
+_IN_PATH = Meta(
+    pattern=rf"^(?!\.{{1,2}}\Z)[^\s/\u200c\u200d{INVISIBLE}]{{1,200}}\Z",
+    description="1 to 200 characters, without spaces, slashes, control and invisible characters; not . or ..",
+    extra_json_schema={
+        PORTABLE: (
+            r"^(?:[^\x00-\x20./\x7f-\xa0\xad][^\x00-\x20/\x7f-\xa0\xad]{0,199}"
+            r"|\.[^\x00-\x20./\x7f-\xa0\xad][^\x00-\x20/\x7f-\xa0\xad]{0,198}"
+            r"|\.\.[^\x00-\x20/\x7f-\xa0\xad]{1,198})$"
+        )
+    },
+)
+"""Of names that stand in the path of a URL, and are told apart by eye."""
+
+JobId = Annotated[str, _IN_PATH]
+Key = Annotated[str, _IN_PATH]
 Name = Annotated[
     str,
     Meta(
@@ -66,6 +68,13 @@ Tag = Annotated[
         extra_json_schema={PORTABLE: r"^[^\x00-\x1f\x7f-\x9f\xad]{1,100}$"},
     ),
 ]
+Tags = Annotated[list[Tag], Meta(max_length=20, description="an array of at most 20 tags")]
+DependsOn = Annotated[
+    list[JobId], Meta(max_length=1000, description="an array of at most 1000 ids of jobs that it waits for")
+]
+Priority = Annotated[
+    int, Meta(ge=-1000, le=1000, description="a whole number from -1000 to 1000; higher runs first")
+]
 Seconds = Annotated[
     float, Meta(ge=0, le=315_360_000, description="a number of seconds from 0 to 315360000 (ten years)")
 ]
@@ -77,9 +86,24 @@ Timeout = Annotated[
         description="a number of seconds above 0, up to 315360000 (ten years); how long one attempt may take",
     ),
 ]
+UniqueKey = Annotated[
+    str,
+    Meta(
+        pattern=rf"^[^{INVISIBLE}]{{1,200}}\Z",
+        description="1 to 200 characters, without control and invisible characters",
+        extra_json_schema={PORTABLE: r"^[^\x00-\x1f\x7f-\x9f\xad]{1,200}$"},
+    ),
+]
+Span = Annotated[
+    float, Meta(gt=0, le=315_360_000, description="a number of seconds above 0, up to 315360000 (ten years)")
+]
 Retries = Annotated[
     int, Meta(ge=0, le=10_000, description="a whole number from 0 to 10000; attempts after the first")
 ]
+
+
+LATEST = 253_402_300_799.999
+"""The last millisecond of the year 9999, the last that RFC 3339 can write."""
 
 
 class Status(enum.StrEnum):
@@ -194,6 +218,63 @@ class Scheduled(msgspec.Struct, frozen=True):
         return datetime.fromtimestamp(self.at, UTC)
 
 
+Over = Literal["kind", "payload"]
+"""What two jobs may have in common to be the same one."""
+
+Phase = Literal["queued", "running"]
+"""Until when a job has a unique key: until it is first claimed, or until it has ended."""
+
+OnConflict = Literal["return", "reject", "replace"]
+"""What becomes of a request whose key another job has."""
+
+
+class Unique(msgspec.Struct, frozen=True, rename={"while_": "while", "for_": "for"}):
+    """At most one job has a key at a time. Keys are of one queue."""
+
+    key: str | None
+    over: tuple[Over, ...]
+    """what belongs to the key beside `key`"""
+    while_: tuple[Phase, ...]
+    for_: float | None
+    """the job has the key for so long after it was stored, whatever becomes of it"""
+    on_conflict: OnConflict
+
+
+class Throttle(msgspec.Struct, frozen=True):
+    """At most one job of a key is due in each window. Keys are of one queue and kind."""
+
+    key: str
+    every: float
+    trailing: bool
+    """whether what is asked within a window becomes one job at its end"""
+
+
+class Debounce(msgspec.Struct, frozen=True):
+    """The last request of a key counts, once none has come for a while. Keys are of one queue and kind."""
+
+    key: str
+    wait: float
+    max_wait: float
+    """how long the job waits at the most, counted from when it was stored"""
+
+
+OnFailure = Literal["go_on", "cancel"]
+"""What a group does when one of its jobs does not succeed: nothing, or cancel those that have not ended."""
+
+
+class GroupOutcome(msgspec.Struct, frozen=True):
+    """How the jobs of a group have ended: how many, in each way."""
+
+    id: str
+    """of the group"""
+    jobs: int
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    deleted: int = 0
+
+
 class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     """What was asked of a job beyond the usual; most jobs ask nothing, and store nothing."""
 
@@ -207,6 +288,26 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     depends_on: tuple[str, ...] = ()
     """ids of the jobs that it waits for"""
     needs: Needs = "done"
+    deadline: float | None = None
+    """when it has to be done, over all its attempts; then `NewJob.expires_at` is that time or an earlier one"""
+    key: str | None = None
+    """whom the job is for, within its queue: limits and turns go by it (see `jobpipe.lanes`)"""
+    unique: Unique | None = None
+    throttle: Throttle | None = None
+    debounce: Debounce | None = None
+    group: str | None = None
+    """the group that it belongs to"""
+    callback_of: str | None = None
+    """the group for whose end it waits"""
+    outcome: GroupOutcome | None = None
+    """how that group has ended"""
+    parent: str | None = None
+    """the job whose handler enqueued it; no part of what is compared: several may enqueue the same job"""
+
+    @property
+    def merging(self) -> Unique | Throttle | Debounce | None:
+        """How requests for the same are merged into one job; None: each makes a job of its own."""
+        return self.unique or self.throttle or self.debounce
 
 
 NO_OPTIONS = Options()
@@ -235,6 +336,11 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     """when it is due: at first as it was asked for, then as a retry or a snooze has set it"""
     expires_at: float | None = None
     options: Options = NO_OPTIONS
+
+    @property
+    def waits_until_its_deadline(self) -> bool:
+        """Whether its expires_at is its deadline: where it still waits then, it has failed."""
+        return self.expires_at is not None and self.expires_at == self.options.deadline
 
     @property
     def status(self) -> Status:
@@ -314,9 +420,16 @@ def same_content(new: NewJob, old: NewJob) -> bool:
 
     Never raises: a stored payload that cannot be read is another content.
     """
-    return _content(new) == _content(old) and (
+    return _content(_of_nobody(new)) == _content(_of_nobody(old)) and (
         new.payload == old.payload or _same_json(new.payload, old.payload)
     )
+
+
+def _of_nobody(job: NewJob) -> NewJob:
+    """A job without its parent."""
+    if job.options.parent is None:
+        return job
+    return msgspec.structs.replace(job, options=msgspec.structs.replace(job.options, parent=None))
 
 
 _content = operator.attrgetter(
@@ -365,6 +478,21 @@ def nests_deeper(value: Any, levels: int) -> bool:  # noqa: ANN401 - any JSON
         if not layer:
             return False
     return any(isinstance(one, dict | list) for one in layer)
+
+
+def holds_nan(value: Any) -> bool:  # noqa: ANN401 - any JSON
+    """Whether a NaN or an infinity is in a value; walks with a list of its own, since a value may nest deep."""
+    left = [value]
+    while left:
+        match left.pop():
+            case float() as number:
+                if not math.isfinite(number):
+                    return True
+            case dict() as table:
+                left += table.values()
+            case list() | tuple() | set() | frozenset() as items:
+                left += items
+    return False
 
 
 def may_nest_deeper(encoded: bytes, levels: int) -> bool:

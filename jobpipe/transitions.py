@@ -17,6 +17,7 @@ from jobpipe.job import (
     FOLLOWS,
     WAITING,
     AttemptRecord,
+    GroupOutcome,
     Job,
     JobError,
     NewJob,
@@ -30,6 +31,7 @@ MOST_RESCUED = 1_000_000
 
 DIED = JobError("NodeDied", "the node died during the attempt")
 DIED_LAST = JobError("NodeDied", "the node died during the last attempt")
+PAST_DEADLINE = JobError("DeadlineExceeded", "the job was not done by its deadline")
 DIED_FOR_GOOD = JobError("NodeDied", 'the node died during the attempt, and "on_crash" is "fail"')
 
 
@@ -75,15 +77,22 @@ def cancelled(stored: Stored, now: float) -> Stored | None:
 def retried(stored: Stored, now: float, *, blocked: bool = False) -> Stored | None:
     """Queued again by hand, once it has ended, with all its attempts before it; its result and error are forgotten.
 
+    And so are an expires_at and a deadline that have passed; a request for what was asked first is still the same.
     `blocked`: it waits for other jobs, as it did at first.
     """
     job, asked = stored.job, stored.job.asked
     if job.status not in ENDED:
         return None
+    due = replace(asked, run_at=now)
+    if asked.options.deadline is not None and asked.options.deadline <= now:
+        due = replace(due, options=replace(asked.options, deadline=None))
     over = asked.expires_at is not None and asked.expires_at <= now
+    if over:
+        due = replace(due, expires_at=due.options.deadline)
     again = replace(
         job,
-        asked=replace(asked, run_at=now, expires_at=None if over else asked.expires_at),
+        asked=due,
+        original=job.original or (asked if over else None),
         state=State(Status.BLOCKED if blocked else Status.QUEUED, claim=job.state.claim),
         attempts=(*job.attempts, *_success(stored)),
     )
@@ -105,15 +114,53 @@ def promoted(stored: Stored, now: float) -> Stored | None:
 
 
 def edited(stored: Stored, changes: Mapping[str, Any], now: float) -> Stored | None:
-    """Asked for otherwise, while it waits and nobody holds it: `changes` are fields of `NewJob` and `Options`."""
+    """Asked for otherwise, while it waits and nobody holds it: `changes` are fields of `NewJob` and `Options`.
+
+    It expires at its deadline at the latest, whatever the changes say.
+    """
     job, asked, status = stored.job, stored.job.asked, stored.job.status
     if stored.held or status not in WAITING or job.damage:
         return None
     named = {name: value for name, value in changes.items() if name in NewJob.__struct_fields__}
+    if "expires_at" in named and asked.options.deadline is not None:
+        expires_at, deadline = named["expires_at"], asked.options.deadline
+        named["expires_at"] = deadline if expires_at is None else min(expires_at, deadline)
     options = {name: value for name, value in changes.items() if name not in named}
     asked = replace(asked, **named, options=replace(asked.options, **options))
+    return _asked_anew(stored, asked, now, moved="run_at" in changes)
+
+
+def replaced(stored: Stored, new: NewJob, run_at: float, now: float) -> Stored | None:
+    """Asked for as a later request says, while it waits and nobody holds it.
+
+    It stays the same job, of the same queue and kind, and behind the same jobs. A retry that is due later stays so.
+    """
+    job, asked = stored.job, stored.job.asked
+    if stored.held or job.status not in WAITING or job.damage:
+        return None
+    options = replace(
+        new.options,
+        depends_on=asked.options.depends_on,
+        needs=asked.options.needs,
+        schedule=asked.options.schedule,
+    )
+    later = replace(
+        new,
+        id=asked.id,
+        kind=asked.kind,
+        queue=asked.queue,
+        created_at=asked.created_at,
+        run_at=max(run_at, asked.run_at) if job.status is Status.RETRYING else run_at,
+        options=options,
+    )
+    return _asked_anew(stored, later, now, moved=True)
+
+
+def _asked_anew(stored: Stored, asked: NewJob, now: float, *, moved: bool) -> Stored:
+    """A waiting job of which something else is asked; `moved`: also when it is due. What was asked first is kept."""
+    job, status = stored.job, stored.job.status
     ready = status is Status.QUEUED or asked.run_at <= now
-    if "run_at" in changes and ready and status is not Status.BLOCKED:
+    if moved and ready and status is not Status.BLOCKED:
         status = Status.SCHEDULED if asked.run_at > now else Status.QUEUED
     original = job.original or (None if asked == job.asked else job.asked)
     state = replace(job.state, status=status)
@@ -121,11 +168,14 @@ def edited(stored: Stored, changes: Mapping[str, Any], now: float) -> Stored | N
 
 
 def expired(stored: Stored, now: float) -> Stored | None:
-    """Over, since it still waited at its expires_at."""
+    """Over, since it still waited at its expires_at; failed, where that is its deadline."""
     expires_at = stored.job.asked.expires_at
     if stored.held or stored.job.status not in WAITING or expires_at is None or expires_at > now:
         return None
-    return _ended(stored, Status.EXPIRED, now)
+    if not stored.job.asked.waits_until_its_deadline:
+        return _ended(stored, Status.EXPIRED, now)
+    after = _ended(stored, Status.FAILED, now)
+    return replace(after, job=replace(after.job, state=replace(after.job.state, error=PAST_DEADLINE)))
 
 
 def released(stored: Stored, now: float) -> Stored | None:
@@ -145,6 +195,29 @@ def forsaken(stored: Stored, now: float, words: str) -> Stored | None:
         return None
     after = _ended(stored, Status.CANCELLED, now)
     state = replace(after.job.state, error=JobError("DependencyFailed", words))
+    return replace(after, job=replace(after.job, state=state))
+
+
+def called_back(stored: Stored, now: float, outcome: GroupOutcome) -> Stored | None:
+    """Released, since the group has ended for which it waited; it is told how.
+
+    Its first request, which did not say that, is kept to be compared with.
+    """
+    after = released(stored, now)
+    if after is None or stored.job.damage:
+        return after
+    asked = replace(after.job.asked, options=replace(after.job.asked.options, outcome=outcome))
+    return replace(
+        after, job=replace(after.job, asked=asked, original=stored.job.original or stored.job.asked)
+    )
+
+
+def given_up(stored: Stored, now: float, words: str) -> Stored | None:
+    """Asked to stop, since another job of its group did not succeed; `words` say so where it ends at once."""
+    after = cancelled(stored, now)
+    if after is None or after.job.status not in ENDED:
+        return after
+    state = replace(after.job.state, error=JobError("GroupFailed", words))
     return replace(after, job=replace(after.job, state=state))
 
 

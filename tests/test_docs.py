@@ -106,11 +106,15 @@ def test_docs_name_every_setting_with_its_flag():
     assert [each.flag for each in SETTINGS if f"`{each.flag}`" not in text] == []
 
 
+PLACES = {"job_id": "ID", "group_id": "ID", "operation_id": "ID", "name": "NAME", "key": "KEY"}
+PLACE = r"<(?:[^:>]*:)?(job_id|group_id|operation_id|name|key)>"
+
+
 def test_docs_name_every_route_and_no_other():
     node = Node(Settings(store="memory:"), MemoryStore(), load([]), WallClock())
     app: Any = create_app(node)._app
     routes = {
-        f"{method} {re.sub('<([^:>]*:)?(job|operation)_id>', 'ID', re.sub('<([^:>]*:)?name>', 'NAME', rule.rule))}"
+        f"{method} {re.sub(PLACE, lambda found: PLACES[found[1]], rule.rule)}"
         for rule in app.url_map.iter_rules()
         for method in rule.methods - {"HEAD", "OPTIONS"}
         if "static" not in rule.rule
@@ -243,6 +247,18 @@ def test_pages_name_only_commands_and_recipes_that_exist(page):
     ] == []
 
 
+METHODS = {
+    "check_cancelled()",
+    "enqueue()",
+    "enqueue_from_thread()",
+    "enqueue_many()",
+    "enqueue_many_from_thread()",
+    "log",
+    "progress()",
+}
+"""What a context can do."""
+
+
 def test_docs_name_what_handlers_may_use():
     page = DOCS / "handlers.md"
     public = first_cells(section(page, "## Names"))
@@ -250,7 +266,7 @@ def test_docs_name_what_handlers_may_use():
 
     assert sorted(public) == sorted(jobpipe.__all__)
     told = {name for name in names(jobpipe.Context) if not name.startswith("_")}
-    assert set(context) == told | {"check_cancelled()", "log", "progress()"}
+    assert set(context) == told | METHODS
     assert set(first_cells(section(page, "## Shipped kinds"))) == set(load([]).kinds)
     assert len(load([]).kinds) == len(SHIPPED)
 

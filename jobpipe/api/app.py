@@ -16,10 +16,12 @@ from jobpipe.api.answers import problem_answer
 from jobpipe.api.descriptions import LOCATION
 from jobpipe.api.docs import STATIC_MAX_AGE, docs_blueprint
 from jobpipe.api.front import Front
+from jobpipe.api.groups import groups_blueprint
 from jobpipe.api.health import health_blueprint
 from jobpipe.api.holding import awaited, check
 from jobpipe.api.inputs import check_inputs, query, received
 from jobpipe.api.jobs import jobs_blueprint
+from jobpipe.api.keys import keys_blueprint
 from jobpipe.api.operations import operations_blueprint
 from jobpipe.api.problems import Code, Problem, ProblemDetails, internal, no_route, problem_from, too_large
 from jobpipe.api.queues import queues_blueprint
@@ -37,6 +39,10 @@ JOB = Content(
         "job": {"id": "t1", "payload": "data", "max_retries": 3},
         "later": {"id": "t2", "delay": "5m"},
         "after": {"id": "t3", "depends_on": ["t1", "t2"]},
+        "tenant": {"id": "t4", "queue": "mail", "key": "acme"},
+        "unique": {"payload": 7, "unique": {"key": "user-7", "on_conflict": "reject"}},
+        "throttle": {"payload": 7, "throttle": {"key": "user-7", "every": "10m", "trailing": True}},
+        "debounce": {"payload": 7, "debounce": {"key": "user-7", "wait": 5, "max_wait": "1m"}},
     },
 )
 JOBS = Content(
@@ -62,6 +68,7 @@ REFUSALS = (
     Code.NOT_JSON,
     Code.CROSS_SITE,
     Code.ID_CONFLICT,
+    Code.NOT_UNIQUE,
     Code.DEPENDENCY_FAILED,
     Code.QUEUE_CLOSED,
     Code.UNKNOWN_DEPENDENCY,
@@ -93,7 +100,9 @@ def create_app(node: Node) -> Front:
         jobs_blueprint(node),
         streams_blueprint(node),
         operations_blueprint(node),
+        groups_blueprint(node),
         queues_blueprint(node),
+        keys_blueprint(node),
         schedules_blueprint(node),
         health_blueprint(node),
         docs_blueprint(spec.schema if optional_kind else lambda: with_kind_required(spec.schema())),
@@ -147,7 +156,8 @@ def _enqueue_routes(app: QuartTrio, node: Node) -> None:
     @takes(JOB)
     @answers(
         200,
-        "The job as it is now: the same request stored it before; or, with `wait`, it has ended.",
+        "The job as it is now: the same request stored it before, or this one was merged with it; or, with `wait`, it "
+        "has ended.",
         Content(JobView),
         headers=LOCATION,
     )
@@ -161,6 +171,9 @@ def _enqueue_routes(app: QuartTrio, node: Node) -> None:
 
         With `depends_on`, the job is `blocked` until those jobs are done, or with `"needs": "ended"` until they have
         ended. 422 `unknown_dependency` when one does not exist, 409 `dependency_failed` when one has ended otherwise.
+
+        With `unique`, `throttle` or `debounce`, the request is merged with others for the same: 200 and the job that
+        has the key, which this request may have changed, or 409 `not_unique` with its id.
 
         With `?wait=SECONDS` the response is held until the job ends, for at most so long: 200 when it has ended, else
         202 and the job as it is. 404 when it was deleted meanwhile. With `on_disconnect=cancel`, a client that hangs up

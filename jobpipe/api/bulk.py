@@ -1,6 +1,7 @@
 """`POST /enqueue/bulk`: an array, all or nothing; or NDJSON, a stream of any length in bounded memory."""
 
 import itertools
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
@@ -9,12 +10,13 @@ import trio
 
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.enqueue import (
-    TOO_LATE,
+    LOCKED,
     asked,
     is_json,
     known,
     new_job_from,
     too_deep,
+    too_late,
 )
 from jobpipe.api.faults import plain
 from jobpipe.api.malformed import BOM, malformed
@@ -37,7 +39,7 @@ from jobpipe.api.problems import (
 from jobpipe.api.schemas import BulkReceipt, LineReceipt
 from jobpipe.engine.admission import is_late
 from jobpipe.engine.node import Node
-from jobpipe.errors import JobpipeError, QueueFull
+from jobpipe.errors import JobpipeError, QueueFull, StoreUnavailable
 from jobpipe.job import NewJob
 from jobpipe.store.base import Receipt
 
@@ -108,31 +110,31 @@ async def bulk_array(node: Node, content_type: str, body: bytes) -> Answer:
         raise unsupported(content_type, f"application/json (an array) or {NDJSON} (one job per line)")
     if len(body) > node.settings.max_body:
         raise too_large(node.settings.max_body)
-    jobs, faults = await _items_asked(node, _items(body))
+    jobs, faults = await items_asked(node, _items(body))
     if faults:  # nothing is to be stored, but late jobs are to be listed with the faults of others
         jobs = {place: new for place, new in jobs.items() if is_late(new)}
     receipts = await node.admission.enqueue(list(jobs.values()), atomic=True)
     faults |= {
         place: [fault]
         for place, receipt in zip(jobs, receipts, strict=True)
-        if (fault := _fault_of(receipt)) is not None
+        if (fault := fault_of(jobs[place], receipt)) is not None
     }
     if faults:
         raise invalid(
             [Fault(f"/{place}{one.pointer}", one.detail) for place in sorted(faults) for one in faults[place]]
         )
-    _check(receipts)
-    enqueued = sum(receipt.verdict == "stored" for receipt in receipts)
-    return answer(BulkReceipt(enqueued, len(receipts) - enqueued), 202)
+    check_stored(receipts)
+    verdicts = Counter(receipt.verdict for receipt in receipts)
+    counts = (verdicts[one] for one in ("stored", "existing", "replaced", "not_unique"))
+    return answer(BulkReceipt(*counts), 202)
 
 
-def _check(receipts: Sequence[Receipt]) -> None:
-    """Raise `Problem` or `StoreUnavailable` where jobs were not stored because of what is in the store."""
+def check_stored(receipts: Sequence[Receipt]) -> None:
+    """Raise `Problem` or `StoreUnavailable` where jobs that were to be stored together were not, for what is there."""
     if unknown := _named(receipts, "unknown_dependency"):
         raise unknown_dependency(unknown)
-    for receipt in receipts:
-        if receipt.verdict == "locked":
-            known(receipt)  # raises what is to be told
+    if any(receipt.verdict == "locked" for receipt in receipts):
+        raise StoreUnavailable(LOCKED)
     taken = [
         receipt.job.id for receipt in receipts if receipt.verdict == "conflict" and receipt.job is not None
     ]
@@ -144,11 +146,11 @@ def _check(receipts: Sequence[Receipt]) -> None:
         raise closed(shut)
 
 
-def _fault_of(receipt: Receipt) -> Fault | None:
+def fault_of(new: NewJob, receipt: Receipt) -> Fault | None:
     """Why a job cannot be stored whatever is in the store."""
     match receipt.verdict:
         case "late":
-            return TOO_LATE
+            return too_late(new)
         case "dependency_cycle":
             return Fault("/depends_on", f"waits for itself: {' -> '.join(receipt.dependencies[:SHOWN])}")
         case _:
@@ -181,7 +183,7 @@ def _items(body: bytes) -> Sequence[msgspec.Raw]:
     return items
 
 
-async def _items_asked(
+async def items_asked(
     node: Node, items: Sequence[msgspec.Raw]
 ) -> tuple[dict[int, NewJob], dict[int, Sequence[Fault]]]:
     """The jobs of an array and the faults of the others, each by its place; stops at more faults than are listed."""
@@ -330,7 +332,9 @@ async def _answers(node: Node, group: Sequence[tuple[int, Asked]]) -> bytes:
     stored = iter(await _stored(node, [new for line, new in jobs if line not in late]))
     return _encode_lines(
         [
-            _told(one, one if isinstance(one, Problem) else late.get(line) or next(stored), line)
+            msgspec.structs.replace(one.details, line=line)
+            if isinstance(one, Problem)
+            else _told(one, late.get(line) or next(stored), line)
             for line, one in group
         ]
     )
@@ -354,14 +358,13 @@ async def _stored(node: Node, jobs: Sequence[NewJob]) -> Sequence[Receipt | Prob
     return [*await _stored(node, jobs[:half]), *await _stored(node, jobs[half:])]
 
 
-def _told(asked_for: Asked, receipt: Receipt | Problem, line: int) -> LineReceipt | ProblemDetails:
+def _told(new: NewJob, receipt: Receipt | Problem, line: int) -> LineReceipt | ProblemDetails:
     if isinstance(receipt, Problem):
         return msgspec.structs.replace(receipt.details, line=line)
-    if receipt.verdict == "stored" and isinstance(asked_for, NewJob):
-        status = asked_for.status if receipt.job is None else receipt.job.status
-        return LineReceipt(asked_for.id, status)
+    if receipt.verdict == "stored":
+        return LineReceipt(new.id, new.status if receipt.job is None else receipt.job.status)
     try:
-        there = known(receipt)
+        there = known(new, receipt)
     except (Problem, JobpipeError) as error:
         return msgspec.structs.replace(problem_from(error).details, line=line)
     return LineReceipt(there.id, there.status)

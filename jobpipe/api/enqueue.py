@@ -1,6 +1,5 @@
 """`POST /enqueue`: plain functions from bytes to answer, called by the thin front and by Quart alike."""
 
-import difflib
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +16,7 @@ from jobpipe.api.durations import in_seconds
 from jobpipe.api.faults import fault_from, faults_of
 from jobpipe.api.lists import as_sent, in_lists
 from jobpipe.api.malformed import BOM, malformed
+from jobpipe.api.merging import merging_of
 from jobpipe.api.numbers import may_vanish, vanishing
 from jobpipe.api.problems import (
     Fault,
@@ -26,6 +26,7 @@ from jobpipe.api.problems import (
     conflict,
     dependency_failed,
     invalid,
+    not_unique,
     too_large,
     unknown_dependency,
     unsupported,
@@ -38,6 +39,7 @@ from jobpipe.job import (
     DEEPEST,
     DEFAULT_KIND,
     ENDED,
+    LATEST,
     WAITING,
     Backoff,
     Job,
@@ -49,13 +51,14 @@ from jobpipe.job import (
 )
 from jobpipe.store.base import Changes, Receipt
 
-LATEST = 253_402_300_799.999
-"""The last millisecond of the year 9999, the last that RFC 3339 can write."""
+TOO_LATE = "is not after the time at which the job could run: send a later time"
+"""What is wrong with an expires_at, or a deadline."""
 
-KINDS_NAMED, COMPARED = 20, 50
-"""The most kinds that the answer to an unknown kind names, and the most that the unknown kind is compared with."""
+LOCKED = "another program has locked the job with this id"
 
-TOO_LATE = Fault("/expires_at", "is not after the time at which the job could run: send a later time")
+AFTER_DEADLINE = (
+    "is not before the deadline, by which the job has to be done: send an earlier time, or leave it out"
+)
 
 
 class AskedRequest(EnqueueRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -110,11 +113,11 @@ async def enqueue(node: Node, content_type: str, body: bytes, hold: Hold | None 
         return await _held(node, new, receipt, hold)
     if receipt.verdict == "stored":
         return _answer(job_view(stored_job(new, receipt), node.registry), 202)
-    return _answer(stored_view(known(receipt), node.registry), 200)
+    return _answer(stored_view(known(new, receipt), node.registry), 200)
 
 
 async def _held(node: Node, new: NewJob, receipt: Receipt, hold: Hold) -> Answer:
-    job = stored_job(new, receipt) if receipt.verdict == "stored" else known(receipt)
+    job = stored_job(new, receipt) if receipt.verdict == "stored" else known(new, receipt)
     if job.status not in ENDED:
         with suppress(StoreUnavailable):  # which would say that nothing was stored
             job = await hold(job.id)
@@ -130,11 +133,17 @@ def stored_job(new: NewJob, receipt: Receipt) -> Job:
     return receipt.job or Job(new, State(new.status))
 
 
-def known(receipt: Receipt) -> Job:
-    """The job that an earlier request stored.
+def too_late(new: NewJob) -> Fault:
+    """What is wrong with a job that expires before it could start."""
+    return Fault("/deadline" if new.waits_until_its_deadline else "/expires_at", TOO_LATE)
+
+
+def known(new: NewJob, receipt: Receipt) -> Job:
+    """The job that an earlier request stored, or the one that the new one was merged with.
 
     Raises `Problem` when its content differs, or when there is none because the new one comes too late, is for a closed
-    queue, or cannot wait for the jobs that it depends on; `StoreUnavailable` when another program has locked it.
+    queue, cannot wait for the jobs that it depends on, or is not unique; `StoreUnavailable` when another program has
+    locked it.
     """
     if receipt.verdict == "unknown_dependency":
         raise unknown_dependency(receipt.dependencies)
@@ -142,10 +151,12 @@ def known(receipt: Receipt) -> Job:
         raise dependency_failed(receipt.dependencies)
     if receipt.verdict == "closed":
         raise closed([receipt.queue])
+    if receipt.verdict == "not_unique":
+        raise not_unique(receipt.other or "", None if receipt.job is None else receipt.job.status)
     if receipt.verdict == "late":
-        raise invalid([TOO_LATE])
+        raise invalid([too_late(new)])
     if receipt.verdict == "locked":
-        raise StoreUnavailable("another program has locked the job with this id")
+        raise StoreUnavailable(LOCKED)
     assert receipt.job is not None  # noqa: S101 - an existing one or a conflict has it
     if receipt.verdict == "conflict":
         raise conflict([receipt.job.id])
@@ -279,9 +290,9 @@ def new_job_from(node: Node, body: bytes) -> NewJob:
     faults: list[Fault] = []
     unknown = handler is None and not node.served.has(kind)
     if request.kind is UNSET and node.settings.shipped_kinds == "off":
-        faults.append(Fault("/kind", f"is required here; {_served_kinds(node)}"))
+        faults.append(Fault("/kind", f"is required here; {node.served.in_words}"))
     elif unknown:
-        faults.append(Fault("/kind", _unknown(node, kind)))
+        faults.append(Fault("/kind", node.served.unknown(kind)))
     elif handler is not None and handler.payload_type is not Any:
         faults += unfit(payload, request.payload, handler)
     return made(node, request, payload, kind, faults, UnknownKind if unknown else Problem)
@@ -298,12 +309,16 @@ def made(
     """The job of a kind that a request asks for. Raises a problem where it has faults, known before or not."""
     run_at = None if request.run_at is None else unix_time(request.run_at, "/run_at", faults)
     expires_at = None if request.expires_at is None else unix_time(request.expires_at, "/expires_at", faults)
+    deadline = None if request.deadline is None else unix_time(request.deadline, "/deadline", faults)
+    if expires_at is not None and deadline is not None and expires_at >= deadline:
+        faults.append(Fault("/expires_at", AFTER_DEADLINE))
     if request.delay is not None and request.run_at is not None:
         faults.append(Fault("/run_at", "cannot be combined with delay: send one of them"))
     if request.needs != "done" and not request.depends_on:
         faults.append(Fault("/needs", "says how other jobs have to end: send depends_on too"))
     if request.depends_on and request.id in request.depends_on:
         faults.append(Fault("/depends_on", "names the job itself"))
+    merging = merging_of(request, faults)
     if faults:
         raise invalid(faults, problem)
     return node.admission.new_job(
@@ -320,8 +335,13 @@ def made(
         backoff=request.backoff,
         on_crash=request.on_crash,
         tags=request.tags,
+        key=request.key,
         depends_on=request.depends_on,
         needs=request.needs,
+        deadline=deadline,
+        unique=merging.unique,
+        throttle=merging.throttle,
+        debounce=merging.debounce,
     )
 
 
@@ -333,10 +353,15 @@ def edits_from(node: Node, job: Job, body: bytes) -> Mapping[str, Any]:
     faults = [*unfit(payload, request.payload, handler)] if handler and "payload" in given else []
     new = made(node, AskedRequest(id=job.id, **given), payload, job.asked.kind, faults)
     run_at = new.run_at if "run_at" in given else max(new.created_at, job.asked.run_at)
-    expires_at = new.expires_at if "expires_at" in given else job.asked.expires_at
+    expires_at, deadline = job.asked.expires_at, job.asked.options.deadline
+    if "expires_at" in given:
+        expires_at = deadline if new.expires_at is None else new.expires_at
+        if new.expires_at is not None and deadline is not None and new.expires_at >= deadline:
+            raise invalid([Fault("/expires_at", AFTER_DEADLINE)])
     if job.status in WAITING and expires_at is not None and expires_at <= run_at:
-        raise invalid([TOO_LATE])
-    return {name: getattr(new if hasattr(new, name) else new.options, name) for name in given}
+        raise invalid([Fault("/expires_at", TOO_LATE)])
+    edits = {name: getattr(new if hasattr(new, name) else new.options, name) for name in given}
+    return {**edits, "expires_at": expires_at} if "expires_at" in given else edits
 
 
 def changes_from(node: Node, body: bytes) -> Changes:
@@ -348,23 +373,8 @@ def changes_from(node: Node, body: bytes) -> Changes:
     new = made(node, AskedRequest(**given), payload, DEFAULT_KIND, [])
     until = new.expires_at
     if {"run_at", "expires_at"} <= given.keys() and until is not None and until <= new.run_at:
-        raise invalid([TOO_LATE])
+        raise invalid([Fault("/expires_at", TOO_LATE)])
     return Changes(**{name: getattr(new if hasattr(new, name) else new.options, name) for name in given})
-
-
-def _unknown(node: Node, kind: str) -> str:
-    """Why a kind is refused, with the name that may be meant."""
-    served = sorted(node.served.kinds)
-    alike = [name for name in served if abs(len(name) - len(kind)) <= 2][:COMPARED]  # noqa: PLR2004 - a slip of the finger
-    meant = difflib.get_close_matches(kind, alike, 1)
-    hint = f"did you mean {meant[0]!r}? " if meant else ""
-    return f"no live node has a handler for {kind!r}; {hint}{_served_kinds(node)}"
-
-
-def _served_kinds(node: Node) -> str:
-    served = sorted(node.served.kinds)
-    more = f" and {len(served) - KINDS_NAMED} more" if len(served) > KINDS_NAMED else ""
-    return f"served are {', '.join(served[:KINDS_NAMED]) or 'none'}{more}"
 
 
 def unfit(sent: bytes, payload: Any, handler: Handler) -> Sequence[Fault]:  # noqa: ANN401 - any JSON

@@ -15,7 +15,7 @@ from jobpipe.api.filters import filter_from
 from jobpipe.api.holding import awaited, check, found
 from jobpipe.api.inputs import query, received
 from jobpipe.api.joblog import page_of
-from jobpipe.api.problems import RETRY_AFTER, Code, Problem, closed, no_job
+from jobpipe.api.problems import RETRY_AFTER, Code, Problem, closed, key_taken, no_job
 from jobpipe.api.responses import respond
 from jobpipe.api.schemas import (
     EditRequest,
@@ -114,23 +114,24 @@ def jobs_blueprint(node: Node) -> Blueprint:
         """Cancel a waiting or running job.
 
         200 when it is `cancelled`: the handler, all its child tasks and their cleanup have ended. 202 while it is
-        `cancelling`: `?wait=SECONDS` waits for its end. 409 when the job had already ended.
+        `cancelling`: `?wait=SECONDS` waits for its end. 409 when the job had already ended. The jobs that its handler
+        has enqueued are cancelled with it, soon after.
         """
         return respond(await _cancel(node, job_id, query(WaitQuery).wait))
 
     @routes.post("/jobs/<job_id>/retry")
     @answers(202, "The job, queued again.", Content(JobView))
-    @problems(*REFUSALS)
+    @problems(*REFUSALS, Code.NOT_UNIQUE)
     async def retry_job(job_id: JobInPath) -> Response:
         """Retry a job manually.
 
         The job must have ended, whether it succeeded or not. It is queued again with all its retries; 202 when that
         is stored, 409 when the job has not ended. It is `blocked` while a job that it depends on has not ended; 409
-        when one of those did not end as needed.
+        when one of those did not end as needed. A job with a `unique` key takes it again: 409 `not_unique`, with the id
+        of the other job, while that one has it.
         """
         change = await node.control.retry(job_id)
-        job = _job_of(change, _why_not_retried(change))
-        return respond(answer(stored_view(job, node.registry), 202))
+        return respond(answer(stored_view(_retried(change), node.registry), 202))
 
     @routes.post("/jobs/<job_id>/promote")
     @answers(200, "The job, due now.", Content(JobView))
@@ -193,7 +194,16 @@ async def _shown(node: Node, job: Job) -> JobView:
     still_open = await node.store.open_dependencies(job.id, OPEN_SHOWN)
     if not still_open.count:  # they ended meanwhile
         return stored_view(await found(node, job.id), node.registry)
-    return structs.replace(view, waits_for=WaitsFor(open=still_open.ids, count=still_open.count))
+    waits_for = WaitsFor(open=still_open.ids, count=still_open.count)
+    if still_open.group is not None:
+        waits_for = structs.replace(waits_for, reason="group", group=still_open.group)
+    return structs.replace(view, waits_for=waits_for)
+
+
+def _retried(change: Change) -> Job:
+    if change.verdict == "not_unique":
+        raise key_taken(change.id, change.other or "")
+    return _job_of(change, _why_not_retried(change))
 
 
 def _why_not_retried(change: Change) -> str:

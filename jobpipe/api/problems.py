@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from jobpipe.errors import Draining, JobpipeError, QueueFull
-from jobpipe.job import Status
+from jobpipe.job import ENDED, Status
 
 RETRY_AFTER = "1"
 """Seconds after which a refused client may try again."""
@@ -48,10 +48,14 @@ class Code(enum.StrEnum):
     """no schedule has this name (404)"""
     NO_SUCH_OPERATION = "no_such_operation"
     """no operation has this id (404)"""
+    NO_SUCH_GROUP = "no_such_group"
+    """no group has this id (404)"""
     METHOD_NOT_ALLOWED = "method_not_allowed"
     """the route supports other methods, listed in `Allow` (405)"""
     ID_CONFLICT = "id_conflict"
     """another job, with other content, has this id (409)"""
+    NOT_UNIQUE = "not_unique"
+    """another job has the unique key (409)"""
     DEPENDENCY_FAILED = "dependency_failed"
     """a job that the new one needs has ended, and not as needed (409)"""
     WRONG_STATUS = "wrong_status"
@@ -194,6 +198,20 @@ def no_operation(operation_id: str) -> Problem:
     return Problem(404, Code.NO_SUCH_OPERATION, "No such operation", detail)
 
 
+def no_group(group_id: str) -> Problem:
+    """404: no such group."""
+    detail = f"no group has the id {group_id!r}; it may have been forgotten some time after its end"
+    return Problem(404, Code.NO_SUCH_GROUP, "No such group", detail)
+
+
+def other_group(group_id: str) -> Problem:
+    """409: another group has the id."""
+    detail = (
+        f"a group with the id {group_id!r} exists and has other content; nothing was stored: send another id"
+    )
+    return Problem(409, Code.ID_CONFLICT, "The id is already used", detail)
+
+
 def too_many_streams(most: int) -> Problem:
     """503: no room for one more stream of events."""
     return Problem(
@@ -238,6 +256,27 @@ def conflict(ids: Sequence[str]) -> Problem:
         f"a job with the id {named} exists and has other content; nothing was stored: send another id",
         ids=ids[:LISTED],
     )
+
+
+def not_unique(other: str, status: Status | None = None) -> Problem:
+    """409: another job has the key of a new one; `status` is what it is, None where it is gone."""
+    if status is None:
+        words = "which is gone, but its time is not over"
+    elif status in ENDED:
+        words = f"which is {status.value}, but its time is not over"
+    else:
+        words = f"which is {status.value}"
+    return _not_unique(other, f"the key is that of job {cut(other)!r}, {words}; nothing was stored")
+
+
+def key_taken(job_id: str, other: str) -> Problem:
+    """409: another job has the key of one that was to be retried."""
+    taken = f"the key of job {cut(job_id)!r} is that of job {cut(other)!r} now"
+    return _not_unique(other, f"{taken}; nothing was changed: cancel that one first")
+
+
+def _not_unique(other: str, detail: str) -> Problem:
+    return Problem(409, Code.NOT_UNIQUE, "Another job has the key", detail, ids=[other])
 
 
 def unknown_dependency(ids: Sequence[str]) -> Problem:

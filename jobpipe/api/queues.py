@@ -3,6 +3,7 @@
 from typing import Annotated, Literal
 
 import msgspec
+from msgspec import UNSET
 from quart import Blueprint, Response
 from quart_schema import document_querystring, tag_blueprint
 
@@ -17,20 +18,31 @@ from jobpipe.api.responses import respond
 from jobpipe.api.schemas import (
     Keep,
     Means,
+    PerKeyRequest,
+    PerKeyView,
     QueueList,
     QueuePauseRequest,
     QueueQuery,
     QueueRequest,
     QueueView,
+    RateRequest,
     unserved_views,
     when,
 )
 from jobpipe.api.spec import Content, answers, problems, takes
 from jobpipe.engine.node import Node
 from jobpipe.job import Name
+from jobpipe.lanes import NO_LIMITS, Limits, PerKey, Rate
 from jobpipe.settings import Settings
-from jobpipe.store.base import QueueSettings, QueueState
+from jobpipe.store.base import GateState, QueueSettings, QueueState
 
+NO_GATE = GateState(limits=NO_LIMITS, running=0, tokens=None, keys={})
+
+LIMITS_EXAMPLE = {
+    "max_running": 20,
+    "rate": {"limit": 100, "period": "1m", "burst": 10},
+    "per_key": {"max_running": 2, "rate": {"limit": 1, "period": 1}},
+}
 SETTINGS_EXAMPLE = {"closed": False, "keep": {"done": "1h", "failed": "7d", "jobs": 10_000}}
 
 _decode = msgspec.json.Decoder(QueueRequest).decode
@@ -63,13 +75,18 @@ def queues_blueprint(node: Node) -> Blueprint:
     async def get_queue(name: QueueInPath) -> Response:
         """Get a queue.
 
-        With its settings, its pause, and the number of its jobs in each status.
+        With its settings, its pause, the number of its jobs in each status, and how its keys stand.
         """
         _check(name)
         return respond(await _shown(_found(name, await node.store.queue(name))))
 
     @routes.put("/queues/<name>")
-    @takes(Content(QueueRequest, examples={"keep": SETTINGS_EXAMPLE, "close": {"closed": True}}))
+    @takes(
+        Content(
+            QueueRequest,
+            examples={"keep": SETTINGS_EXAMPLE, "close": {"closed": True}, "limits": LIMITS_EXAMPLE},
+        )
+    )
     @answers(200, "The queue with its settings.", Content(QueueView))
     @problems(
         Code.NOT_JSON, Code.CROSS_SITE, Code.UNSUPPORTED_MEDIA_TYPE, Code.INVALID, Code.STORE_UNAVAILABLE
@@ -79,15 +96,16 @@ def queues_blueprint(node: Node) -> Blueprint:
 
         All settings are replaced: what is left out is set back. A `closed` queue takes no new jobs (409
         `queue_closed`), and the jobs that wait there run. `keep` says how long its ended jobs are kept, which is never
-        longer than the settings KEEP_DONE and KEEP_FAILED say; `"none"`: for some seconds. The queue need not exist
-        yet.
+        longer than the settings KEEP_DONE and KEEP_FAILED say; `"none"`: for some seconds. `max_running` says how many
+        of its jobs run at once, over all nodes, and `rate` how many start over time; `per_key` says both of each key.
+        The queue need not exist yet.
         """
         _check(name)
         content_type, body = await received()
         check_json(content_type)
         request = read(body.removeprefix(BOM), _decode, QueueRequest, QueueRequest)
-        settings = _settings(request, node.settings)
-        await node.control.put_queue(name, settings)
+        settings, limits = _settings(request, node.settings), _limits(request)
+        await node.control.put_queue(name, settings, limits)
         return await _after(name, QueueState(name=name, paused=False, settings=settings, counts={}))
 
     @routes.post("/queues/<name>/pause")
@@ -139,7 +157,9 @@ def queues_blueprint(node: Node) -> Blueprint:
         return respond(await _shown(await node.store.queue(name) or otherwise))
 
     async def _shown(state: QueueState) -> Answer:
-        return answer(_view(state, await node.store.served_queues(), node.clock.now()))
+        now = node.clock.now()
+        gate = await node.store.gate(state.name, now) or NO_GATE
+        return answer(_view(state, await node.store.served_queues(), now, gate))
 
     return routes
 
@@ -178,6 +198,28 @@ def _settings(request: QueueRequest, settings: Settings) -> QueueSettings:
     )
 
 
+def _limits(request: QueueRequest) -> Limits:
+    """What a request allows. Raises `Problem` where a burst is larger than what it is a part of."""
+    per_key = request.per_key or PerKeyRequest()
+    rates = {"/rate": request.rate, "/per_key/rate": per_key.rate}
+    faults = [
+        Fault(f"{pointer}/burst", f"is more than limit, which is {rate.limit}")
+        for pointer, rate in rates.items()
+        if rate is not None and rate.burst > rate.limit
+    ]
+    if faults:
+        raise invalid(faults)
+    return Limits(
+        max_running=request.max_running,
+        rate=_rate(request.rate),
+        per_key=PerKey(max_running=per_key.max_running, rate=_rate(per_key.rate)),
+    )
+
+
+def _rate(request: RateRequest | None) -> Rate | None:
+    return None if request is None else Rate(request.limit, request.period, request.burst)
+
+
 def _check(name: str) -> None:
     if faults := faults_of(name, Name, "?name"):
         raise invalid(faults)
@@ -207,8 +249,13 @@ async def _list(node: Node, wanted: QueueQuery) -> Answer:
     return answer(QueueList([_view(state, served, now) for state in shown], cursor, unserved_views(unserved)))
 
 
-def _view(state: QueueState, served: frozenset[str] | None, now: float) -> QueueView:
-    """A queue as it is shown; `served`: the queues from which live nodes take jobs, None: all."""
+def _view(
+    state: QueueState, served: frozenset[str] | None, now: float, gate: GateState | None = None
+) -> QueueView:
+    """A queue as it is shown; `served`: the queues from which live nodes take jobs, None: all.
+
+    `gate`: what it allows; None: that is left out.
+    """
     paused = state.paused and (state.paused_until is None or state.paused_until > now)
     age = None if state.oldest_queued_at is None else max(0.0, round(now - state.oldest_queued_at, 3))
     return QueueView(
@@ -218,10 +265,19 @@ def _view(state: QueueState, served: frozenset[str] | None, now: float) -> Queue
         paused_until=when(state.paused_until) if paused else None,
         closed=state.settings.closed,
         keep=_keep(state.settings),
+        max_running=UNSET if gate is None else gate.limits.max_running,
+        rate=UNSET if gate is None else gate.limits.rate,
+        per_key=UNSET if gate is None else _per_key(gate.limits.per_key),
+        tokens=UNSET if gate is None else gate.tokens,
+        keys=UNSET if gate is None else gate.keys,
         served=served is None or state.name in served,
         counts=state.counts,
         oldest_age=age,
     )
+
+
+def _per_key(allowed: PerKey) -> PerKeyView | None:
+    return None if allowed == PerKey() else PerKeyView(max_running=allowed.max_running, rate=allowed.rate)
 
 
 def _keep(settings: QueueSettings) -> Keep | Literal["none"] | None:

@@ -261,7 +261,7 @@ async def _run(node: Node, schedule: Schedule) -> Answer:
     if new is None:
         raise invalid([Fault("?name", "the schedule's row in the store is damaged: PUT it again")])
     (receipt,) = await node.admission.enqueue([new])
-    job = Job(new, State(new.status)) if receipt.verdict == "stored" else known(receipt)
+    job = Job(new, State(new.status)) if receipt.verdict == "stored" else known(new, receipt)
     location = {"Location": "/jobs/" + quote(job.id, safe="")}
     return answer(stored_view(job, node.registry), 202, location)
 
@@ -322,6 +322,7 @@ def _job_view(job: NewJob, *, whole: bool) -> ScheduledJobView:
         backoff=options.backoff,
         on_crash=options.on_crash,
         tags=options.tags,
+        key=options.key,
     )
 
 

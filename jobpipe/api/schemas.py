@@ -1,6 +1,6 @@
 """What goes over the wire: one definition for reading, writing and the OpenAPI spec."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
@@ -16,38 +16,44 @@ from jobpipe.job import (
     DEFAULT_KIND,
     DEFAULT_QUEUE,
     INVISIBLE,
+    LATEST,
     PORTABLE,
     AttemptRecord,
     Backoff,
+    Debounce,
+    DependsOn,
     FirstWait,
     Job,
     JobError,
     JobId,
+    Key,
     Level,
     LongestWait,
     Name,
     Needs,
+    OnConflict,
+    OnFailure,
     Outcome,
+    Over,
+    Phase,
+    Priority,
     Progress,
     Retries,
     Seconds,
+    Span,
     Status,
     Tag,
+    Tags,
+    Throttle,
     Timeout,
+    Unique,
+    UniqueKey,
 )
+from jobpipe.lanes import LONGEST, SHORTEST, KeyStanding, Rate, Running, Weight
 from jobpipe.schedules import CatchUp, Overlap
-from jobpipe.store.base import LOG_LINES, OPERATIONS, QUEUES, SCHEDULES, Unserved
+from jobpipe.store.base import KEYS, LOG_LINES, OPERATIONS, QUEUES, SCHEDULES, Unserved
 
 Time = Annotated[datetime, Meta(tz=True, description=TIME)]
-
-Priority = Annotated[
-    int, Meta(ge=-1000, le=1000, description="a whole number from -1000 to 1000; higher runs first")
-]
-Tags = Annotated[list[Tag], Meta(max_length=20, description="an array of at most 20 tags")]
-
-DependsOn = Annotated[
-    list[JobId], Meta(max_length=1000, description="an array of at most 1000 ids of jobs that it waits for")
-]
 
 Reason = Annotated[
     str,
@@ -70,6 +76,58 @@ class BackoffRequest(Backoff, frozen=True, forbid_unknown_fields=True):
     cap: Annotated[LongestWait, OR_TEXT] = 3600.0
 
 
+class UniqueRequest(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    rename={"while_": "while", "for_": "for"},
+):
+    """At most one job of the queue has the key at a time: `key`, the fields named in `over`, or both.
+
+    Without `over` the kind belongs to it, and without `key` the payload too.
+    """
+
+    key: UniqueKey | None = None
+    over: Annotated[list[Over], Meta(max_length=2, description="an array of kind and payload")] | None = None
+    while_: (
+        Annotated[
+            list[Phase],
+            Meta(
+                min_length=1,
+                max_length=2,
+                description='["queued"] (until a worker takes the job) or ["queued", "running"] (until it has ended); '
+                "default: the latter",
+            ),
+        ]
+        | None
+    ) = None
+    for_: Annotated[Span, OR_TEXT] | None = None
+    on_conflict: OnConflict = "return"
+
+
+class ThrottleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """At most one job of the queue and kind with the key is due in each window of `every` seconds.
+
+    With `trailing`, what is sent within a window becomes one job at its end, with the last payload.
+    """
+
+    key: UniqueKey
+    every: Annotated[Span, OR_TEXT]
+    trailing: bool = False
+
+
+class DebounceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One job of the queue and kind with the key, with the last payload, once none was sent for `wait` seconds.
+
+    But at the latest `max_wait` seconds after the first; ten times `wait`, unless it is sent.
+    """
+
+    key: UniqueKey
+    wait: Annotated[Span, OR_TEXT]
+    max_wait: Annotated[Span, OR_TEXT] | None = None
+
+
 class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A job to be run. Everything may be left out."""
 
@@ -84,10 +142,15 @@ class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     timeout: Annotated[Timeout, OR_TEXT] | None = None
     backoff: BackoffRequest | None = None
     expires_at: Time | None = None
+    deadline: Time | None = None
     on_crash: Literal["retry", "fail"] = "retry"
     tags: Tags = []
+    key: Key | None = None
     depends_on: DependsOn = []
     needs: Needs = "done"
+    unique: UniqueRequest | None = None
+    throttle: ThrottleRequest | None = None
+    debounce: DebounceRequest | None = None
 
 
 class EditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -102,6 +165,34 @@ class EditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     backoff: BackoffRequest | UnsetType | None = UNSET
     expires_at: Time | UnsetType | None = UNSET
     tags: Tags | UnsetType = UNSET
+    key: Key | UnsetType | None = UNSET
+
+
+class GroupRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Jobs that belong together, and `then` one that waits until all of them have ended."""
+
+    id: Name | None = None
+    jobs: Annotated[
+        list[EnqueueRequest], Meta(min_length=1, max_length=10_000, description="an array of 1 to 10000 jobs")
+    ]
+    then: EnqueueRequest | None = None
+    on_failure: OnFailure = "go_on"
+
+
+class GroupView(msgspec.Struct, frozen=True, kw_only=True):
+    """A group. `counts` say how many of its `jobs` have which status.
+
+    Those that have ended count as they had ended, until the group has: deleted ones as `deleted`. `then` is the id of
+    the job that waits for its end; null: there is none, or it was deleted.
+    """
+
+    id: str
+    jobs: int
+    counts: Mapping[str, int]
+    then: str | None
+    on_failure: str
+    created_at: When
+    ended_at: When | None
 
 
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +210,8 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
 class WaitsFor(msgspec.Struct, frozen=True, kw_only=True):
     """What a blocked job waits for: how many jobs have not ended yet, and the first of them by arrival."""
 
-    reason: Literal["dependencies"] = "dependencies"
+    reason: Literal["dependencies", "group"] = "dependencies"
+    group: str | UnsetType = UNSET
     open: Sequence[str]
     count: int
 
@@ -143,8 +235,10 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """A job. `attempt` counts the runs so far; lists leave payload and result out unless asked.
 
     `progress` is that of its latest attempt; lists leave it and the attempts out. A job that a schedule made says which
-    one and when. `depends_on` and `needs` are left out where a job depends on no other. `waits_for` is there while a
-    job is blocked, where one job is asked for.
+    one and when. `key` is left out where a job has none, `depends_on` and `needs` where it depends on no other,
+    `unique`, `throttle` and `debounce` where it was not sent, `group` where it belongs to none, `callback_of` where it
+    waits for the end of none, `parent` where no handler enqueued it. `waits_for` is there while a job is blocked, where
+    one job is asked for.
     """
 
     id: str
@@ -167,9 +261,17 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     started_at: When | None
     finished_at: When | None
     expires_at: When | None
+    key: str | UnsetType = UNSET
     depends_on: Sequence[str] | UnsetType = UNSET
     needs: Needs | UnsetType = UNSET
+    deadline: When | UnsetType = UNSET
     waits_for: WaitsFor | UnsetType = UNSET
+    unique: Unique | UnsetType = UNSET
+    throttle: Throttle | UnsetType = UNSET
+    debounce: Debounce | UnsetType = UNSET
+    group: str | UnsetType = UNSET
+    callback_of: str | UnsetType = UNSET
+    parent: str | UnsetType = UNSET
     schedule: ScheduledView | UnsetType = UNSET
     attempts: Sequence[AttemptView] | UnsetType = UNSET
 
@@ -207,10 +309,16 @@ class LogView(msgspec.Struct, frozen=True):
 
 
 class BulkReceipt(msgspec.Struct, frozen=True):
-    """How many jobs an array made, and how many were there already."""
+    """What became of the jobs of an array: they are new, or were there already.
+
+    With `unique`, `throttle` or `debounce`, `existing` counts also those for which another job is the answer.
+    `replaced` are those that another job, which waits, has become; `rejected` are those that another one has kept out.
+    """
 
     enqueued: int
     existing: int
+    replaced: int
+    rejected: int
 
 
 class LineReceipt(msgspec.Struct, frozen=True):
@@ -245,11 +353,41 @@ class Keep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     bytes: Number | None = None
 
 
+class RateRequest(Rate, frozen=True, forbid_unknown_fields=True):
+    """At most `limit` jobs start in any `period`, and at most `burst` of them at once."""
+
+    period: Annotated[
+        float,
+        Meta(ge=SHORTEST, le=LONGEST, description="a number of seconds from 0.001 to 31536000"),
+        OR_TEXT,
+    ]
+
+
+class PerKeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What each key of a queue may do: how many jobs run at once, and how many start over time."""
+
+    max_running: Running | None = None
+    rate: RateRequest | None = None
+
+
 class QueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The settings of a queue. What is left out is set back."""
 
     closed: bool = False
     keep: Keep | Literal["none"] | None = None
+    max_running: Running | None = None
+    rate: RateRequest | None = None
+    per_key: PerKeyRequest | None = None
+
+
+class KeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The settings of a key in a queue. What is left out is set back.
+
+    `max_running` stands for what the queue says of each key.
+    """
+
+    weight: Weight = 1
+    max_running: Running | None = None
 
 
 class QueuePauseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -270,11 +408,43 @@ class QueuePauseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     ) = msgspec.field(default=None, name="for")
 
 
+class PerKeyView(msgspec.Struct, frozen=True, kw_only=True):
+    """What each key of a queue may do; null: as much as anybody likes."""
+
+    max_running: int | None
+    rate: Rate | None
+
+
+class KeyView(msgspec.Struct, frozen=True, kw_only=True):
+    """A key of a queue: how many of its jobs are ready (`waiting`) or held by nodes (`running`), and how it stands.
+
+    `until` is when one that is `resting` may go on. It says what the last claim has found: an `open` key may be found
+    `full` by the next one.
+    """
+
+    key: str
+    state: KeyStanding
+    until: When | None
+    waiting: int
+    running: int
+    weight: int
+    max_running: int | None
+
+
+class KeyList(msgspec.Struct, frozen=True):
+    """A page of keys. `next_cursor` is null at the end."""
+
+    keys: Sequence[KeyView]
+    next_cursor: str | None
+
+
 class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     """A queue with its counts by status; `oldest_age` is how many seconds its oldest ready job has waited.
 
     `paused_until` is when a pause ends by itself. A `closed` queue takes no new jobs. `keep` says how long its ended
-    jobs are kept; null: as the settings say. `served` is false where no live node takes jobs from it.
+    jobs are kept; null: as the settings say. `served` is false where no live node takes jobs from it. Lists leave out
+    what it allows (`max_running`, `rate`, `per_key`), how many jobs its rate allows at this moment (`tokens`), and how
+    many of its `keys` stand how.
     """
 
     name: str
@@ -283,6 +453,11 @@ class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     paused_until: When | None
     closed: bool
     keep: Keep | Literal["none"] | None
+    max_running: int | UnsetType | None = UNSET
+    rate: Rate | UnsetType | None = UNSET
+    per_key: PerKeyView | UnsetType | None = UNSET
+    tokens: int | UnsetType | None = UNSET
+    keys: dict[KeyStanding, int] | UnsetType = UNSET
     served: bool
     counts: dict[Status, int]
     oldest_age: float | None
@@ -319,6 +494,7 @@ class ScheduledJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     backoff: BackoffRequest | None = None
     on_crash: Literal["retry", "fail"] = "retry"
     tags: Tags = []
+    key: Key | None = None
 
 
 class ScheduleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -396,6 +572,7 @@ class ScheduledJobView(msgspec.Struct, frozen=True, kw_only=True):
     backoff: Backoff | None
     on_crash: Literal["retry", "fail"]
     tags: Sequence[str]
+    key: str | None
 
 
 class FiringView(msgspec.Struct, frozen=True, kw_only=True):
@@ -547,6 +724,8 @@ class JobFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     tag: Annotated[list[Tag], ONE_OR_MORE, Means("only jobs that have this tag, or one of these")] | None = (
         None
     )
+    group: Annotated[list[Name], ONE_OR_MORE, Means("only jobs of this group, or one of these")] | None = None
+    key: Annotated[list[Key], ONE_OR_MORE, Means("only jobs with this key, or one of these")] | None = None
     id: (
         Annotated[list[JobId], ONE_OR_MORE, Means("only the job with this id, or with one of these")] | None
     ) = None
@@ -656,6 +835,8 @@ class FilterView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kind: Sequence[str] = ()
     queue: Sequence[str] = ()
     tag: Sequence[str] = ()
+    group: Sequence[str] = ()
+    key: Sequence[str] = ()
     id: Sequence[str] = ()
     node: Sequence[str] = ()
     error_type: Sequence[str] = ()
@@ -765,6 +946,18 @@ class QueueQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     cursor: Cursor | None = None
 
 
+class KeyQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which keys to list."""
+
+    state: Annotated[KeyStanding, Means("only keys that stand so")] | None = None
+    limit: Annotated[
+        int,
+        Meta(ge=1, le=1000, description="a whole number from 1 to 1000"),
+        Means("the most keys in a page"),
+    ] = KEYS
+    cursor: Cursor | None = None
+
+
 class ScheduleQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which schedules to list."""
 
@@ -785,7 +978,7 @@ TRACEBACKS = 1 << 20
 NULL = msgspec.Raw(b"null")
 
 
-EARLIEST, LATEST = -62_135_596_800.0, 253_402_300_799.999
+EARLIEST = -62_135_596_800.0
 """The first and the last time that RFC 3339 can write: years 1 to 9999."""
 
 
@@ -862,6 +1055,7 @@ def _times(job: Job) -> Sequence[tuple[str, float | None]]:
         ("started_at", job.state.started_at),
         ("finished_at", job.state.finished_at),
         ("expires_at", job.asked.expires_at),
+        ("deadline", job.asked.options.deadline),
     )
 
 
@@ -920,9 +1114,17 @@ def job_view(
         run_at=created_at if asked.run_at == asked.created_at else rfc3339(asked.run_at),
         started_at=when(state.started_at),
         finished_at=when(state.finished_at),
-        expires_at=when(asked.expires_at),
+        expires_at=None if asked.waits_until_its_deadline else when(asked.expires_at),
+        deadline=when(options.deadline) or UNSET,
+        key=UNSET if options.key is None else options.key,
         depends_on=options.depends_on or UNSET,
         needs=options.needs if options.depends_on else UNSET,
+        unique=options.unique or UNSET,
+        throttle=options.throttle or UNSET,
+        debounce=options.debounce or UNSET,
+        group=options.group or UNSET,
+        callback_of=options.callback_of or UNSET,
+        parent=options.parent or UNSET,
         schedule=UNSET
         if options.schedule is None
         else ScheduledView(options.schedule.name, rfc3339(options.schedule.at)),

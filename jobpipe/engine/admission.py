@@ -4,6 +4,8 @@ import graphlib
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import msgspec
+
 from jobpipe.clock import Clock
 from jobpipe.engine.backlog import Backlog
 from jobpipe.job import (
@@ -11,12 +13,15 @@ from jobpipe.job import (
     DEFAULT_QUEUE,
     NO_OPTIONS,
     Backoff,
+    Debounce,
     Needs,
     NewJob,
     Options,
+    Throttle,
+    Unique,
     new_job_id,
 )
-from jobpipe.store.base import ReadStore, Receipt
+from jobpipe.store.base import GroupReceipt, NewGroup, ReadStore, Receipt
 from jobpipe.store.rows import compared
 
 LATE, REFUSED = Receipt("late"), Receipt("refused")
@@ -46,14 +51,23 @@ class Admission:
         backoff: Backoff | None = None,
         on_crash: Literal["retry", "fail"] = "retry",
         tags: Sequence[str] = (),
+        key: str | None = None,
         depends_on: Sequence[str] = (),
         needs: Needs = "done",
+        deadline: float | None = None,
+        unique: Unique | None = None,
+        throttle: Throttle | None = None,
+        debounce: Debounce | None = None,
+        group: str | None = None,
+        callback_of: str | None = None,
+        parent: str | None = None,
     ) -> NewJob:
         """Make a job, even one that expires before it could start. Does not check the values.
 
         Takes what `EnqueueRequest` takes, with `payload` as JSON, times in seconds since the epoch, durations in
         seconds. Without an id the job gets a new one; without `delay` and `run_at` it is to run now, as with a
-        `run_at` in the past. Tags and ids given twice are kept once.
+        `run_at` in the past, or once nobody has asked for the same for a while (`debounce`). Tags and ids given twice
+        are kept once.
         """
         now = start = self._clock.now()
         options = NO_OPTIONS
@@ -61,11 +75,15 @@ class Admission:
             start = round(now + delay, 3)
         elif run_at is not None:
             start = max(now, run_at)
+        elif debounce is not None:
+            start = round(now + debounce.wait, 3)
+        merging = unique or throttle or debounce
         if (
             tags
             or depends_on
             or on_crash != "retry"
-            or (timeout, backoff, delay, run_at) != (None, None, None, None)
+            or (timeout, backoff, delay, run_at, deadline, key) != (None,) * 6
+            or (merging, group, callback_of, parent) != (None,) * 4
         ):
             options = Options(
                 timeout=timeout,
@@ -76,6 +94,14 @@ class Admission:
                 run_at=run_at,
                 depends_on=tuple(dict.fromkeys(depends_on)),
                 needs=needs,
+                deadline=deadline,
+                key=key,
+                unique=unique,
+                throttle=throttle,
+                debounce=debounce,
+                group=group,
+                callback_of=callback_of,
+                parent=parent,
             )
         return NewJob(
             id=job_id or new_job_id(now, self._random_bits),
@@ -86,11 +112,17 @@ class Admission:
             max_retries=max_retries,
             created_at=now,
             run_at=start,
-            expires_at=expires_at,
+            expires_at=deadline if expires_at is None else expires_at,
             options=options,
         )
 
-    async def enqueue(self, jobs: Sequence[NewJob], *, atomic: bool = False) -> Sequence[Receipt]:
+    def new_id(self) -> str:
+        """An id that nothing else has."""
+        return new_job_id(self._clock.now(), self._random_bits)
+
+    async def enqueue(
+        self, jobs: Sequence[NewJob], *, atomic: bool = False, of_handler: bool = False
+    ) -> Sequence[Receipt]:
         """Store jobs, and return a receipt for each once they survive a crash.
 
         A job that expires before it could start is not stored. Its receipt is `late`; or, where an earlier request
@@ -98,36 +130,36 @@ class Admission:
         `atomic`, all other jobs are `refused` when the receipt of such a job is `late` or `conflict`.
 
         A job that depends on others may stand anywhere among `jobs` where they are `atomic`; else behind those of them
-        that it depends on.
+        that it depends on. What becomes of one that is merged with others, its receipt says.
 
-        Raises `Draining`, `QueueFull` or `StoreUnavailable`; then nothing was stored. A cancel leaves either all of
-        them stored or none.
+        Raises `Draining` and `QueueFull`, unless they are `of_handler`, or `StoreUnavailable`; then nothing was stored.
+        A cancel leaves either all of them stored or none.
         """
         if not any(map(_is_special, jobs)):
-            return await self._backlog.enqueue(jobs, atomic=atomic) if jobs else ()
+            return await self._backlog.enqueue(jobs, atomic=atomic, of_handler=of_handler) if jobs else ()
         late = {place: await self._late(new) for place, new in enumerate(jobs) if is_late(new)}
         timely = [new for new in jobs if not is_late(new)]
         if atomic and any(receipt.verdict != "existing" for receipt in late.values()):
             stored: Sequence[Receipt] = [REFUSED] * len(timely)
         else:
-            stored = await self._stored(timely, atomic=atomic) if timely else ()
+            stored = await self._stored(timely, atomic=atomic, of_handler=of_handler) if timely else ()
         others = iter(stored)
         return [late[place] if place in late else next(others) for place in range(len(jobs))]
 
-    async def _stored(self, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
-        """Store jobs of which some may depend on others."""
-        if not any(map(_depends, jobs)):
-            return await self._backlog.enqueue(jobs, atomic=atomic)
+    async def _stored(self, jobs: Sequence[NewJob], *, atomic: bool, of_handler: bool) -> Sequence[Receipt]:
+        """Store jobs of which some may depend on others, be merged with others, or come of one."""
+        if not any(map(_is_judged, jobs)):
+            return await self._backlog.enqueue(jobs, atomic=atomic, of_handler=of_handler)
         if atomic:
-            return await self._stored_in_order(jobs)
-        # Those that depend on nothing go with the others of the node; one may be what another depends on.
-        plain = [new for new in jobs if not _depends(new)]
-        first = iter(await self._backlog.enqueue(plain) if plain else ())
-        dependents = [new for new in jobs if _depends(new)]
-        then = iter(await self._backlog.enqueue_dependents(dependents, atomic=False))
-        return [next(then if _depends(new) else first) for new in jobs]
+            return await self._stored_in_order(jobs, of_handler=of_handler)
+        # All others go with those of the node; one may be what another depends on.
+        plain = [new for new in jobs if not _is_judged(new)]
+        first = iter(await self._backlog.enqueue(plain, of_handler=of_handler) if plain else ())
+        rest = [new for new in jobs if _is_judged(new)]
+        then = iter(await self._backlog.enqueue_dependents(rest, atomic=False, of_handler=of_handler))
+        return [next(then if _is_judged(new) else first) for new in jobs]
 
-    async def _stored_in_order(self, jobs: Sequence[NewJob]) -> Sequence[Receipt]:
+    async def _stored_in_order(self, jobs: Sequence[NewJob], *, of_handler: bool) -> Sequence[Receipt]:
         """Store all or none, each behind those that it depends on."""
         try:
             order = in_order(jobs)
@@ -135,9 +167,27 @@ class Admission:
             cycle: Sequence[str] = error.args[1]
             refused = Receipt("dependency_cycle", dependencies=cycle)
             return [refused if new.id in cycle else REFUSED for new in jobs]
-        receipts = await self._backlog.enqueue_dependents([jobs[place] for place in order], atomic=True)
+        receipts = await self._backlog.enqueue_dependents(
+            [jobs[place] for place in order], atomic=True, of_handler=of_handler
+        )
         by_place = dict(zip(order, receipts, strict=True))
         return [by_place[place] for place in range(len(jobs))]
+
+    async def enqueue_group(self, new: NewGroup) -> GroupReceipt:
+        """Store a group with its jobs, which may depend on one another, in any order; or nothing of it.
+
+        None of them expires before it could start. Raises as `enqueue`.
+        """
+        try:
+            order = in_order(new.jobs)
+        except graphlib.CycleError as error:
+            cycle: Sequence[str] = error.args[1]
+            refused = Receipt("dependency_cycle", dependencies=cycle)
+            return GroupReceipt("refused", [refused if job.id in cycle else REFUSED for job in new.every])
+        ordered = msgspec.structs.replace(new, jobs=[new.jobs[place] for place in order])
+        receipt = await self._backlog.enqueue_group(ordered, self._clock.now())
+        by_place = dict(zip([*order, len(order)], receipt.receipts, strict=False))
+        return msgspec.structs.replace(receipt, receipts=[by_place[place] for place in sorted(by_place)])
 
     async def _late(self, new: NewJob) -> Receipt:
         job = await self._store.get(new.id)
@@ -145,12 +195,16 @@ class Admission:
 
 
 def _is_special(new: NewJob) -> bool:
-    """Whether a job cannot simply be handed to the ledger: it is late, or depends on others."""
-    return (new.expires_at is not None and new.expires_at <= new.run_at) or bool(new.options.depends_on)
+    """Whether a job cannot simply be handed to the ledger: it is late, or what becomes of it depends on others."""
+    return (new.expires_at is not None and new.expires_at <= new.run_at) or (
+        new.options is not NO_OPTIONS and _is_judged(new)  # mostly there are none, and a call saved
+    )
 
 
-def _depends(new: NewJob) -> bool:
-    return bool(new.options.depends_on)
+def _is_judged(new: NewJob) -> bool:
+    """Whether it depends on other jobs how a job is stored: it waits for some, is merged with some, or comes of one."""
+    options = new.options
+    return bool(options.depends_on) or options.merging is not None or options.parent is not None
 
 
 def in_order(jobs: Sequence[NewJob]) -> Sequence[int]:

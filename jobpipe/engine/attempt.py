@@ -6,6 +6,7 @@ from typing import Literal
 import trio
 
 from jobpipe.engine.notebook import Notebook
+from jobpipe.engine.outbox import Outbox
 from jobpipe.engine.scope import ReusableScope
 from jobpipe.store.base import Claimed
 
@@ -19,6 +20,7 @@ class Attempt:
         "deadline",
         "job",
         "notebook",
+        "outbox",
         "over",
         "reason",
         "scope",
@@ -41,6 +43,8 @@ class Attempt:
         """when it was stopped, and when it times out, in Trio's clock"""
         self.notebook: Notebook | None = None
         """what its handler has written; None: nothing so far"""
+        self.outbox: Outbox | None = None
+        """what its handler has enqueued for its end; None: nothing so far"""
 
     def stop(self, reason: Reason) -> None:
         """Cancel the handler, or keep it from beginning; the first reason counts."""

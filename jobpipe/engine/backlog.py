@@ -3,41 +3,68 @@
 from collections.abc import Sequence
 
 from jobpipe.engine.channel import Channel
+from jobpipe.engine.gathering import Gathering
 from jobpipe.engine.ledger import Ledger
 from jobpipe.errors import Draining, QueueFull
 from jobpipe.job import NewJob
-from jobpipe.store.base import EngineStore, Receipt
+from jobpipe.store.base import EngineStore, GroupReceipt, NewGroup, Receipt
 
 
 class Backlog:
-    """Stores jobs through the ledger, while there is room; those that wait for others in a transaction of their own."""
+    """Stores jobs through the ledger, while there is room.
+
+    Those that wait for others or are merged with others, in transactions beside its own.
+    """
 
     def __init__(
         self, store: EngineStore, ledger: Ledger, channels: Sequence[Channel], *, max_backlog: int
     ) -> None:
-        self._store, self._ledger, self._channels, self._max_backlog = store, ledger, channels, max_backlog
+        self._store, self._gathering = store, Gathering(store)
+        self._ledger, self._channels, self._max_backlog = ledger, channels, max_backlog
         self.draining = False
         """whether the node drains, so that no new job is taken in"""
 
-    async def enqueue(self, jobs: Sequence[NewJob], *, atomic: bool = False) -> Sequence[Receipt]:
+    async def enqueue(
+        self, jobs: Sequence[NewJob], *, atomic: bool = False, of_handler: bool = False
+    ) -> Sequence[Receipt]:
         """Store jobs, and return a receipt for each once they survive a crash.
 
-        Raises `Draining`, `QueueFull` or `StoreUnavailable`; then nothing was stored. A cancel leaves either
-        all of them stored or none.
+        Raises `Draining` and `QueueFull`, unless they are those `of_handler`, whose work must not be lost; or
+        `StoreUnavailable`; then nothing was stored. A cancel leaves either all of them stored or none.
         """
-        self._check(len(jobs))
+        if not of_handler:
+            self._check(len(jobs))
         return await self._ledger.add(jobs, atomic=atomic)
 
-    async def enqueue_dependents(self, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
-        """The same for jobs of which some wait for others, each of them behind those of `jobs` that it depends on."""
-        self._check(len(jobs))
+    async def enqueue_dependents(
+        self, jobs: Sequence[NewJob], *, atomic: bool, of_handler: bool = False
+    ) -> Sequence[Receipt]:
+        """The same for jobs of which some wait for others, each of them behind those of `jobs` that it depends on.
+
+        Or of which some are merged with others, or are children of others.
+        """
+        if not of_handler:
+            self._check(len(jobs))
         self._ledger.arriving += len(jobs)
         try:
-            receipts = await self._store.add_dependents(jobs, atomic=atomic)
+            receipts = await self._gathering.add(jobs, atomic=atomic)
             self._ledger.waiting += sum(one.verdict == "stored" for one in receipts)  # until the next batch
             return receipts
         finally:
             self._ledger.arriving -= len(jobs)
+            self._ledger.look()
+
+    async def enqueue_group(self, new: NewGroup, now: float) -> GroupReceipt:
+        """Store a group with all its jobs, or nothing of it. Raises as `enqueue`."""
+        jobs = len(new.every)
+        self._check(jobs)
+        self._ledger.arriving += jobs
+        try:
+            receipt = await self._store.add_group(new, now)
+            self._ledger.waiting += jobs if receipt.verdict == "stored" else 0  # until the next batch
+            return receipt
+        finally:
+            self._ledger.arriving -= jobs
             self._ledger.look()
 
     def _check(self, jobs: int) -> None:

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
+from operator import attrgetter
 
 import trio
 
 from jobpipe.clock import Clock
 from jobpipe.engine.entries import Claimer, Entry
-from jobpipe.store.base import Add, Receipt
+from jobpipe.store.base import Add, Receipt, Settlement
 
 START_DELAY = 0.05
 """Seconds that a start waits for a batch to ride with, before it gets one of its own."""
@@ -35,6 +36,9 @@ BATCH = 400
 
 BATCH_WHILE_ADDING, ADDING = 128, 1.0
 """How many while clients add, who wait for the transaction under way; and for how many seconds they count as adding."""
+
+
+_JOBS = attrgetter("jobs")
 
 
 class Batching:
@@ -145,6 +149,18 @@ class Batching:
             if first and jobs > ADDS:
                 break
             first.append(entry)
+        return first
+
+    def first_outcomes(self, settlements: Sequence[Settlement], most: int) -> Sequence[Settlement]:
+        """Those that have waited longest, at most so many, as go into one batch with all that they bring."""
+        first = settlements[:most]
+        if not any(map(_JOBS, first)):
+            return first
+        jobs = 0
+        for place, one in enumerate(first):
+            jobs += len(one.jobs)
+            if place and jobs > ADDS:
+                return first[:place]
         return first
 
     def most(self, *, adding: bool) -> int:

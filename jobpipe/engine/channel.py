@@ -37,6 +37,7 @@ class Channel:
         self.send, self.receive = trio.open_memory_channel[Attempt](size)
         self._own = self.receive.clone()
         self._short = 0
+        self._held_back = False
         self._unforeseen = Unforeseen()
         self.sent = 0
         """how many jobs went in, those that were taken out again for the store not counted"""
@@ -106,9 +107,14 @@ class Channel:
 
     def request(self, limit: int) -> ClaimRequest:
         """What to ask the store for: each queue with its share, where it takes from some."""
+        free = self.free
         if self._shares is None:
-            return ClaimRequest(limit=limit, kinds=self._kinds)
-        return ClaimRequest(limit=limit, kinds=self._kinds, queues=self._shares.of(limit))
+            return ClaimRequest(limit=limit, kinds=self._kinds, free=free)
+        return ClaimRequest(limit=limit, kinds=self._kinds, queues=self._shares.of(limit), free=free)
+
+    def learn(self, *, held_back: bool) -> None:
+        """Claim nothing ahead while jobs wait that only a free worker may have: else none would be free for long."""
+        self._held_back = held_back
 
     def take(self, asked: ClaimRequest, attempts: Sequence[Attempt]) -> None:
         """Send claimed jobs to the workers."""
@@ -138,6 +144,8 @@ class Channel:
         return waiting[keep:]
 
     def _ahead(self, free: int) -> int:
+        if self._held_back:
+            return 0
         if self.prefetch is None:
             return self._size
         return self.prefetch.ahead(free, self._ledger.exchange_seconds)

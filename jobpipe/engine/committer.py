@@ -12,6 +12,7 @@ from jobpipe.engine.splitting import halves, plain_settlements, smaller_claim, w
 from jobpipe.engine.unforeseen import PAUSE, Unforeseen, in_words
 from jobpipe.errors import StoreError, StoreUnavailable
 from jobpipe.events import Events
+from jobpipe.job import Status
 from jobpipe.store.base import Batch, EngineStore, Receipts
 
 EXCHANGES = 8
@@ -191,8 +192,13 @@ class Committer:
         if receipts.following:
             self._follower.wake()
         self._ledger.claims += any(receipts.claims)
+        short = []
         asked = zip(entries.claimers, entries.batch.claims, receipts.claims, strict=True)
-        short = [claimer for claimer, claim, took in asked if len(took) < claim.limit]
+        for number, (claimer, claim, took) in enumerate(asked):
+            held_back = number in receipts.held_back
+            claimer.learn(held_back=held_back)
+            if len(took) < claim.limit and not held_back:
+                short.append(claimer)
         dry = [] if receipts.more_ready else short
         self._ledger.batching.learn(entries.batch.now, due=receipts.next_due, dry=dry)
 
@@ -226,6 +232,11 @@ class Committer:
         if receipts.cancelling:
             with self._unforeseen.costs("a wish to cancel is told with the next renewal"):
                 self._ledger.stop(self._held.of_claims(receipts.cancelling), "cancel")
+        for change in receipts.changes:
+            with self._unforeseen.costs("what became of a job is not published", job=change.id):
+                self._ledger.changed(change)
+        if receipts.settled:
+            self._tell_failed(entries, receipts)
         if not (receipts.stale or self._events.has_listeners):
             return
         unwritten = receipts.stale | receipts.locked
@@ -237,8 +248,13 @@ class Committer:
             for one in entries.batch.settlements:
                 if (one.seq, one.claim) not in unwritten:
                     self._events.publish(one.id, receipts.settled.get(one.seq, one.status))
-            for change in receipts.changes:
-                self._events.publish(change.id, change.status)
+
+    def _tell_failed(self, entries: Gathered, receipts: Receipts) -> None:
+        """Log which jobs failed since what their handlers had enqueued could not be stored."""
+        for one in entries.batch.settlements:
+            if one.jobs and receipts.settled.get(one.seq) is Status.FAILED:
+                with self._unforeseen.costs("a failed job is not told", job=one.id):
+                    log.warning("job failed: what its handler has enqueued could not be stored", job=one.id)
 
 
 def _named(entries: Gathered) -> str:

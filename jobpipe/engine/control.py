@@ -12,8 +12,17 @@ from jobpipe.engine.scheduler import Scheduler
 from jobpipe.engine.throttle import LogThrottle
 from jobpipe.events import Events
 from jobpipe.job import NewJob
+from jobpipe.lanes import KeySettings, Limits
 from jobpipe.schedules import Schedule, Spec
-from jobpipe.store.base import Change, ControlStore, QueueChange, QueueSettings, ScheduleDeletion, SchedulePut
+from jobpipe.store.base import (
+    Change,
+    ControlStore,
+    KeyState,
+    QueueChange,
+    QueueSettings,
+    ScheduleDeletion,
+    SchedulePut,
+)
 
 ACTS = 20
 """How many acts of people a second have a line in the log."""
@@ -83,9 +92,10 @@ class Control:
             self._ledger.look()  # to know when the pause ends
         self._tell("queue paused", queue=queue)
 
-    async def put_queue(self, queue: str, settings: QueueSettings) -> None:
-        """Set all of a queue's settings."""
-        await self._store.put_queue(queue, settings)
+    async def put_queue(self, queue: str, settings: QueueSettings, limits: Limits) -> None:
+        """Set all of a queue's settings, and what it allows: that counts from the next claim on."""
+        await self._store.put_queue(queue, settings, limits)
+        self._ledger.look()
         self._tell("queue settings changed", queue=queue)
 
     async def delete_queue(self, queue: str) -> QueueChange:
@@ -97,6 +107,27 @@ class Control:
         await self._store.resume(queue)
         self._ledger.look()
         self._tell("queue resumed", queue=queue)
+
+    async def put_key(self, queue: str, key: str, settings: KeySettings) -> KeyState:
+        """Set what one key of a queue may do."""
+        state = await self._store.put_key(queue, key, settings)
+        self._ledger.look()
+        self._tell("key set", queue=queue, key=key)
+        return state
+
+    async def pause_key(self, queue: str, key: str) -> KeyState:
+        """Start no more jobs of a key; those that run go on. None starts here once this has returned."""
+        state = await self._store.pause_key(queue, key)
+        self._ledger.recall(queue, key)
+        self._tell("key paused", queue=queue, key=key)
+        return state
+
+    async def resume_key(self, queue: str, key: str) -> KeyState:
+        """Start jobs of a key again."""
+        state = await self._store.resume_key(queue, key)
+        self._ledger.look()
+        self._tell("key resumed", queue=queue, key=key)
+        return state
 
     async def put_schedule(self, name: str, spec: Spec, job: NewJob) -> SchedulePut:
         """Store a schedule, or change what it says."""

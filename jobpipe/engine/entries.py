@@ -53,6 +53,9 @@ class Claimer(Protocol):
     def request(self, limit: int) -> ClaimRequest:
         """What to ask the store for, where it may have so many jobs."""
 
+    def learn(self, *, held_back: bool) -> None:
+        """What came of its claim: `held_back` when jobs were left for want of a free worker; see `Receipts`."""
+
     def take(self, asked: ClaimRequest, attempts: Sequence[Attempt]) -> None:
         """Take over jobs that a request claimed, and that this node holds.
 

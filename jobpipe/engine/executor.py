@@ -19,7 +19,7 @@ from jobpipe.engine.scope import ReusableScope
 from jobpipe.engine.throttle import LogThrottle
 from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.errors import DamagedRow, StoreUnavailable
-from jobpipe.handlers.context import Context
+from jobpipe.handlers.context import Context, Enqueues
 from jobpipe.handlers.registry import Handler, Registry
 from jobpipe.job import retries_of
 from jobpipe.store.base import Start
@@ -33,11 +33,19 @@ log = structlog.get_logger("jobpipe")
 class Executor:
     """Runs one attempt after another, for every worker."""
 
-    def __init__(
-        self, ledger: Ledger, held: Held, registry: Registry, clock: Clock, *, threads: int, max_result: int
+    def __init__(  # noqa: PLR0913 - what it runs, and what it hands to handlers
+        self,
+        ledger: Ledger,
+        held: Held,
+        registry: Registry,
+        clock: Clock,
+        enqueues: Enqueues,
+        *,
+        threads: int,
+        max_result: int,
     ) -> None:
         self._ledger, self._held, self._registry, self._clock = ledger, held, registry, clock
-        self._max_result = max_result
+        self._enqueues, self._max_result = enqueues, max_result
         # Handlers that are not async run in threads under a limiter of their own: a worker each, so nobody waits.
         self._threads = trio.CapacityLimiter(threads)
         self._lines = LogThrottle(LINES)
@@ -79,6 +87,9 @@ class Executor:
         elif job.attempt > retries_of(job.max_retries):
             self._ledger.end(attempt, outcomes.SPENT)  # its last attempt ended with its node
             return None
+        elif job.options.deadline is not None and job.options.deadline <= self._clock.now():
+            self._ledger.end(attempt, outcomes.TOO_LATE)
+            return None
         return handler
 
     async def _started(self, attempt: Attempt) -> bool:
@@ -114,8 +125,11 @@ class Executor:
 
     async def _run(self, attempt: Attempt, handler: Handler, scope: ReusableScope) -> Verdict:
         """Run the handler in its scope, and judge how it ended."""
-        timeout = attempt.job.options.timeout or handler.timeout or math.inf
-        deadline = math.inf if timeout == math.inf else trio.current_time() + timeout
+        options = attempt.job.options
+        timeout = options.timeout or handler.timeout or math.inf
+        left = math.inf if options.deadline is None else options.deadline - self._clock.now()
+        longest = min(timeout, left)
+        deadline = math.inf if longest == math.inf else trio.current_time() + longest
         try:
             with scope:
                 attempt.scope = scope
@@ -126,7 +140,9 @@ class Executor:
         # SystemExit, groups, a foreign Cancelled: all end the attempt only. `perform` raises the worker's own cancel.
         except BaseException as error:  # noqa: BLE001, ASYNC103 - see above
             return _judged(attempt, error)  # noqa: ASYNC104 - see above
-        return _stopped(attempt) or outcomes.timed_out(timeout)
+        return _stopped(attempt) or (
+            outcomes.timed_out(timeout) if timeout < left else outcomes.STOPPED_AT_DEADLINE
+        )
 
     async def call(self, attempt: Attempt, handler: Handler, deadline: float) -> Any:  # noqa: ANN401 - a handler may return anything
         """Call the handler, in a thread when it is not async. The watchdog knows this frame on a stack."""
@@ -155,7 +171,9 @@ class Executor:
             claim=job.claim,
             deadline=deadline,
             schedule=job.options.schedule,
+            group=job.options.outcome,
             _notes=self._ledger.notes,
+            _enqueues=self._enqueues,
             _run=attempt,
         )
 

@@ -70,6 +70,6 @@ class Follower:
 
     def _tell(self, followed: Followed) -> None:
         for change in followed.changes:
-            self._events.publish(change.id, change.status)
+            self._ledger.changed(change)
         if any(change.status is not Status.CANCELLED for change in followed.changes):
             self._ledger.look()

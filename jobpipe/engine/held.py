@@ -76,9 +76,15 @@ class Held:
         """The attempts of claims (seq, claim); one that is over is left out."""
         return [self._attempts[claim] for claim in claims if claim in self._attempts]
 
-    def unbegun(self, queue: str) -> list[Attempt]:
-        """The attempts of a queue whose handlers have not begun."""
-        return [one for one in self._attempts.values() if one.job.queue == queue and one.started_at is None]
+    def unbegun(self, queue: str, key: str | None = None) -> list[Attempt]:
+        """The attempts of a queue whose handlers have not begun, or those of one key in it."""
+        return [
+            one
+            for one in self._attempts.values()
+            if one.job.queue == queue
+            and one.started_at is None
+            and (key is None or (one.job.options.key or "") == key)
+        ]
 
     def untaken(self) -> list[Attempt]:
         """What only waits in the channel, or was dropped by a channel without receivers."""
@@ -101,7 +107,7 @@ class Held:
         """What a verdict makes of a job. One that it can't be made for fails: it must not stay held for it."""
         now = self._clock.now()
         try:
-            return outcomes.settlement(
+            settled = outcomes.settlement(
                 attempt.job,
                 verdict,
                 started_at=attempt.started_at,
@@ -109,6 +115,9 @@ class Held:
                 policy=policy,
                 random=self._rng.random,
             )
+            if attempt.outbox is not None and settled.status is Status.DONE:
+                settled = msgspec.structs.replace(settled, jobs=attempt.outbox.jobs)
+            return settled  # noqa: TRY300 - what fails here fails the job
         except Exception as error:  # noqa: BLE001 - costs this job
             self._unforeseen.tell(error, "the job fails", job=attempt.job.id)
             return outcomes.settlement(

@@ -19,7 +19,7 @@ from jobpipe.engine.outcomes import Verdict
 from jobpipe.errors import TablesLocked
 from jobpipe.events import Events
 from jobpipe.job import Backoff, NewJob, Status
-from jobpipe.store.base import Add, Batch, Claimed, ClaimRequest, Receipt, Settlement, Start
+from jobpipe.store.base import Add, Batch, Changed, Claimed, ClaimRequest, Receipt, Settlement, Start
 
 W = TypeVar("W")
 R = TypeVar("R")
@@ -59,7 +59,7 @@ class Ledger:
         self._suspended = False
         self._tenure = 0
         self._writing = False
-        self._recalled: set[str] = set()
+        self._recalled: set[tuple[str, str | None]] = set()
         self._idle = trio.Event()
         self.arriving = 0
         """how many jobs were handed in and are not stored yet"""
@@ -167,11 +167,18 @@ class Ledger:
         self._events.publish(job_id, status)
         self.look()
 
-    def recall(self, queue: str) -> None:
-        """A queue was paused: hand back its jobs that have not begun, also those that are being claimed."""
+    def changed(self, change: Changed) -> None:
+        """The store has brought a job to another status by itself: tell who waits for it, and stop it if need be."""
+        if change.status is Status.CANCELLING:
+            self.cancelled(change.id, change.status)
+        else:
+            self._events.publish(change.id, change.status)
+
+    def recall(self, queue: str, key: str | None = None) -> None:
+        """A queue, or a key of it, was paused: hand back what has not begun of it, also what is being claimed."""
         if self._writing:
-            self._recalled.add(queue)
-        self.stop(self._held.unbegun(queue), "pause")
+            self._recalled.add((queue, key))
+        self.stop(self._held.unbegun(queue, key), "pause")
 
     # When there is something to take
 
@@ -245,7 +252,7 @@ class Ledger:
             lease_until=now + self._lease if self._renewals else None,
             starts=[*self._noted.values(), *(entry.what for entry in self._starts)],
             notes=self.notes.gathered(),
-            settlements=self._settlements[:most],
+            settlements=self.batching.first_outcomes(self._settlements, most),
             adds=[entry.what for entry in adds],
             claims=list(claims.values()),
         )
@@ -315,11 +322,16 @@ class Ledger:
         Those that nobody may have any more go back: the claimer has gone, the lease was lost, the queue was paused.
         """
         lost = claimer not in self._claimers or tenure != self._tenure
-        granted = [job for job in claimed if not lost and job.queue not in self._recalled]
+        granted: Sequence[Claimed] = () if lost else claimed
+        if not lost and self._recalled:
+            granted = [job for job in claimed if not self._is_recalled(job)]
         if len(granted) < len(claimed):
-            self.return_claimed([job for job in claimed if lost or job.queue in self._recalled])
+            self.return_claimed([job for job in claimed if lost or self._is_recalled(job)])
         if granted:
             claimer.take(asked, self._held.hold(granted))
+
+    def _is_recalled(self, job: Claimed) -> bool:
+        return not self._recalled.isdisjoint([(job.queue, None), (job.queue, job.options.key or "")])
 
     def return_claimed(self, jobs: Sequence[Claimed]) -> None:
         """Put jobs that were claimed for nobody back, unspent."""

@@ -19,6 +19,7 @@ from jobpipe.engine.backlog import Backlog
 from jobpipe.engine.channel import Channel
 from jobpipe.engine.committer import Committer
 from jobpipe.engine.control import Control
+from jobpipe.engine.enqueuing import Enqueuing
 from jobpipe.engine.executor import Executor
 from jobpipe.engine.follower import Follower
 from jobpipe.engine.held import Held
@@ -86,11 +87,14 @@ class Node:
         """in the order in which they claim: those of reserved workers first, so that those are used first"""
         self.backlog = Backlog(store, self.ledger, self.channels, max_backlog=settings.max_backlog)
         self.admission = Admission(self.backlog, store, clock, self.rng.getrandbits)
+        self.served = Served(store, registry.served)
+        self.enqueuing = Enqueuing(self.admission, self.served, registry, max_payload=settings.max_body)
         self.executor = Executor(
             self.ledger,
             self.held,
             registry,
             clock,
+            self.enqueuing,
             threads=settings.workers,
             max_result=settings.max_body,
         )
@@ -127,7 +131,6 @@ class Node:
             registry.served,
             self.channel.queues,
         )
-        self.served = Served(store, registry.served)
         self.lingering = Lingering(self.held)
         self.maintenance = Maintenance(store, clock, _retention(settings))
         self._unforeseen = Unforeseen()

@@ -20,12 +20,13 @@ from jobpipe.job import (
     JobError,
     Outcome,
     Status,
+    holds_nan,
     may_nest_deeper,
     nests_deeper,
     retries_of,
 )
 from jobpipe.store.base import Claimed, Settlement
-from jobpipe.transitions import DIED_LAST
+from jobpipe.transitions import DIED_LAST, PAST_DEADLINE
 
 MESSAGE = 1_000
 """The most characters of an error's message that are kept."""
@@ -84,6 +85,9 @@ CANCELLED = Verdict(Outcome.CANCELLED)
 INTERRUPTED = Verdict(Outcome.INTERRUPTED)
 SPENT = Verdict(None, error=DIED_LAST)
 """It did not begin: the last attempt that the job may have ended with its node."""
+TOO_LATE = Verdict(None, error=PAST_DEADLINE)
+"""It did not begin: the job's deadline has passed."""
+STOPPED_AT_DEADLINE = Verdict(Outcome.FAIL, error=PAST_DEADLINE)
 
 
 def returned(value: Any, max_result: int) -> Verdict:  # noqa: ANN401 - a handler may return anything
@@ -95,7 +99,7 @@ def returned(value: Any, max_result: int) -> Verdict:  # noqa: ANN401 - a handle
         if len(result) > max_result:
             size = f"the handler returned {len(result)} bytes, and MAX_BODY allows {max_result}"
             return _unfit(f"{size}: store it elsewhere and return its location")
-        if b"null" in result and _holds_nan(msgspec.to_builtins(value)):
+        if b"null" in result and holds_nan(msgspec.to_builtins(value)):
             raise ValueError("JSON has no NaN and no infinity")  # noqa: TRY301 - the same fault as the others here
         # A `msgspec.Raw` anywhere in it may be anything; what is decoded to see that is also measured.
         plain = None if isinstance(value, _PLAIN) else msgspec.json.decode(result)
@@ -122,21 +126,6 @@ def _why_unfit(value: Any, error: BaseException) -> str:  # noqa: ANN401 - a han
 
 def _unfit(message: str) -> Verdict:
     return Verdict(Outcome.FAIL, error=JobError("ResultError", message))
-
-
-def _holds_nan(value: Any) -> bool:  # noqa: ANN401 - any JSON
-    """Whether a NaN or an infinity is in a value; walks with a list of its own, since a value may nest deep."""
-    left = [value]
-    while left:
-        match left.pop():
-            case float() as number:
-                if not math.isfinite(number):
-                    return True
-            case dict() as table:
-                left += table.values()
-            case list() | tuple() | set() | frozenset() as items:
-                left += items
-    return False
 
 
 def raised(error: BaseException) -> Verdict:
@@ -359,7 +348,7 @@ def settlement(
         case Outcome.CANCELLED:
             status, attempt = Status.CANCELLED, number if started_at is not None else attempt
             outcome = outcome if started_at is not None else None
-        case None if verdict is SPENT:
+        case None if verdict is SPENT or verdict is TOO_LATE:
             status = Status.FAILED
         case Outcome.INTERRUPTED | None:
             pass

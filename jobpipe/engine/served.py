@@ -1,5 +1,6 @@
 """Which kinds and queues the live nodes serve together, and which jobs wait for a node that serves theirs."""
 
+import difflib
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
@@ -20,6 +21,9 @@ RARELY = 10
 
 TOLD, AGAIN = 10, 60.0
 """The most lines in the log for one look; and how many seconds pass before a changed count is told again."""
+
+KINDS_NAMED, COMPARED = 20, 50
+"""The most kinds that are named where one is unknown, and the most that the unknown kind is compared with."""
 
 log = structlog.get_logger("jobpipe")
 
@@ -45,6 +49,21 @@ class Served:
     def has(self, kind: str) -> bool:
         """Whether some live node serves a kind, as far as this node knows. Before a no is final, `renew`."""
         return kind in self._own or kind in self._others
+
+    @property
+    def in_words(self) -> str:
+        """Which kinds are served, in words."""
+        served = sorted(self.kinds)
+        more = f" and {len(served) - KINDS_NAMED} more" if len(served) > KINDS_NAMED else ""
+        return f"served are {', '.join(served[:KINDS_NAMED]) or 'none'}{more}"
+
+    def unknown(self, kind: str) -> str:
+        """Why a kind is refused that no live node serves, with the name that may be meant."""
+        served = sorted(self.kinds)
+        alike = [name for name in served if abs(len(name) - len(kind)) <= 2][:COMPARED]  # noqa: PLR2004 - a slip of the finger
+        meant = difflib.get_close_matches(kind, alike, 1)
+        hint = f"did you mean {meant[0]!r}? " if meant else ""
+        return f"no live node has a handler for {kind!r}; {hint}{self.in_words}"
 
     async def renew(self, since: float) -> None:
         """Ask the store which kinds are served, unless it was asked after `since` (in Trio's clock).

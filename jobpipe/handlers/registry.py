@@ -7,7 +7,6 @@ import sys
 import traceback
 import types
 from collections.abc import Callable, Iterable, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,10 +14,10 @@ import msgspec
 
 from jobpipe.errors import HandlerError
 from jobpipe.handlers.context import Context
+from jobpipe.handlers.durations import Duration, in_seconds, seconds
 from jobpipe.handlers.signature import name_of, read_signature
 from jobpipe.job import DEFAULT_QUEUE, Backoff, Name, NewJob, Retries, Timeout, retries_of
 from jobpipe.schedules import CatchUp, Declaration, Overlap, Spec, wrong
-from jobpipe.settings import read_duration
 
 SHIPPED = ("jobpipe.handlers.echo", "jobpipe.handlers.demo")
 _MARK = "__jobpipe_handler__"
@@ -27,8 +26,6 @@ FRAMES = 5
 """How many frames are shown of an error inside a module of handlers, the innermost ones."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-Duration = float | str | timedelta
-"""Seconds, or a text as in the settings: `"500ms"`, `"5m"`, `"2h"`."""
 
 
 class Handler(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,17 +99,17 @@ def handler(  # noqa: PLR0913 - all by name
     # By way of builtins, since the values of a ready-made Backoff would not be checked.
     try:
         asked = msgspec.to_builtins(
-            {"kind": kind, "timeout": _seconds(timeout), "max_retries": max_retries, "backoff": backoff}
+            {"kind": kind, "timeout": seconds(timeout), "max_retries": max_retries, "backoff": backoff}
         )
-        asked["backoff"] = _in_seconds(asked["backoff"])
+        asked["backoff"] = in_seconds(asked["backoff"])
         checked = msgspec.convert(asked, _Asked)
         schedule = _schedule(
             cron=cron,
-            every=_seconds(every),
+            every=seconds(every),
             timezone=timezone,
             overlap=overlap,
             catch_up=catch_up,
-            jitter=_seconds(jitter),
+            jitter=seconds(jitter),
         )
     except (msgspec.ValidationError, TypeError, ValueError) as error:
         raise HandlerError(f"@handler({kind!r}): {error}") from None
@@ -154,29 +151,6 @@ def _check_needs_nothing(described: Handler) -> None:
             f"handler {name_of(described.function)}: the jobs of its schedule have no payload, and it needs one: "
             "let the parameter be None by default, or PUT a schedule with a payload"
         ) from None
-
-
-def _in_seconds(backoff: Any) -> Any:  # noqa: ANN401 - whatever was given; it is checked afterwards
-    """A backoff with its durations in seconds."""
-    if not isinstance(backoff, dict):
-        return backoff
-    return {name: _seconds(value) if name in ("base", "cap") else value for name, value in backoff.items()}
-
-
-def _seconds(duration: Any) -> Any:  # noqa: ANN401 - see above
-    """A duration in seconds; what is none is left for the check that follows, except texts: ValueError."""
-    match duration:
-        case str():
-            try:
-                return read_duration(duration)
-            except ValueError:
-                raise ValueError(
-                    f"{duration!r} is not a duration: give seconds, or a number with ms, s, m, h or d"
-                ) from None
-        case timedelta():
-            return duration.total_seconds()
-        case _:
-            return duration
 
 
 class Registry:

@@ -29,11 +29,13 @@ from jobpipe.job import (
     JobError,
     Level,
     NewJob,
+    OnFailure,
     Options,
     Outcome,
     Progress,
     Status,
 )
+from jobpipe.lanes import KeySettings, KeyStanding, Limits
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 
 STEP = 1000
@@ -41,6 +43,9 @@ STEP = 1000
 
 QUEUES = 1000
 """The most queues of one list, unless asked for fewer."""
+
+KEYS = 100
+"""The most keys of one list, unless asked for fewer."""
 
 SCHEDULES = 100
 """The most schedules of one list, and the most that are fired in one transaction."""
@@ -142,6 +147,11 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     error: JobError | None = None
     size: int = 0
     """bytes of payload, result and error, for the retention of ended jobs"""
+    jobs: Sequence[NewJob] = ()
+    """what its handler has enqueued: new jobs, stored with this and only with this; `status` is `done` then
+
+    One that depends on others of them comes behind those.
+    """
 
 
 class Add(msgspec.Struct, frozen=True):
@@ -165,19 +175,24 @@ class Receipt(msgspec.Struct, frozen=True):
         "dependency_failed",
         "dependency_cycle",
         "closed",
+        "replaced",
+        "not_unique",
     ]
     """`refused`: nothing wrong with this one, but it shared an atomic add with one that was not stored;
     `locked`: an unfinished transaction of another program stores or deletes a job of this id, so nothing can be said
     yet; `late`: the job is new and expires before it could start; `dependency_cycle`: it waits for itself, by way of
     others of the same add (both are said by the engine, which hands no store such a job); `unknown_dependency` and
     `dependency_failed`: a job that it depends on is not there, or did not end as needed; `closed`: the job is new, and
-    its queue takes none"""
+    its queue takes none; `replaced`: `other` waits, and is what this one asks for now; `not_unique`: `other` has its
+    key. One that is `existing` may be `other`, too"""
     job: Job | None = None
-    """also where it is `stored`, and waits for other jobs"""
+    """also where it is `stored`, and waits for other jobs or for another time than it said"""
     dependencies: Sequence[str] = ()
     """the jobs that it depends on and that are not there, or did not end as needed; or those of a cycle"""
     queue: str = ""
     """the queue that is closed"""
+    other: str | None = None
+    """the id of the job that has its key (`Options.merging`). That job may be gone: then `job` is None"""
 
 
 STORED = Receipt("stored")
@@ -209,6 +224,12 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     Each gives its share at most, in this order, and then again and again, until the limit is reached or none has more.
     Those with a share of 0 come last, one after the other. Where nodes claim at the same time, it is about so.
     """
+    free: int = 1 << 30
+    """how many workers wait for a job: one that a limit of its queue counts is taken for one of these, or not at all
+
+    Of the jobs that are taken, no such job is beyond so many of the first. So none waits claimed while another node has
+    a worker for it, and starts keep to the rate of the claims.
+    """
 
     @property
     def names(self) -> frozenset[str] | None:
@@ -232,6 +253,10 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """take ready jobs for each asker in its turn, in order of priority (highest first), run_at, arrival
 
     With `ClaimRequest.queues` this is the order within each queue, and that in which the taken jobs are returned.
+    In a gated queue (see `jobpipe.lanes`) this is the order within each key, and its limits hold whoever claims. Its
+    keys take turns: while two of them have ready jobs and their limits allow more, the numbers of their jobs that are
+    taken differ, by weight, by at most what one claim takes of a key, however many jobs wait of each. A job comes no
+    earlier among those of other queues than one of its queue whose turn was before it.
     A claim clears the job's started_at, so that a held job which has one has begun. It passes over jobs that are
     past their expires_at and not expired yet. Ready jobs of other kinds do not slow it down, however many are ahead of
     the jobs that it may take. Each is met by one claim at most; then it stands aside until a node that serves its kind
@@ -263,6 +288,11 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     """for each claim, the jobs that were taken, in their order"""
     more_ready: bool = False
     """whether more jobs may be ready although fewer than `limit` were claimed: ask again at once"""
+    held_back: frozenset[int] = frozenset()
+    """the numbers of the claims, in their order from 0, that left jobs which might be taken, but for `free`
+
+    Nothing is to be claimed ahead of free workers then, or those jobs would wait for long.
+    """
     waiting: int = 0
     """how many jobs wait in the store, those held by nodes not counted"""
     next_due: float | None = None
@@ -293,23 +323,67 @@ class Followed(msgspec.Struct, frozen=True):
     """whether something is left to be done"""
 
 
+class NewGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked of a group."""
+
+    id: str
+    on_failure: OnFailure
+    jobs: Sequence[NewJob]
+    """its members, each with `Options.group`; one that depends on others of them comes behind those"""
+    then: NewJob | None
+    """the job that waits until all of them have ended, with `Options.callback_of`"""
+
+    @property
+    def every(self) -> Sequence[NewJob]:
+        """All jobs, the one that waits last."""
+        return self.jobs if self.then is None else [*self.jobs, self.then]
+
+
+class GroupReceipt(msgspec.Struct, frozen=True):
+    """What became of a new group."""
+
+    verdict: Literal["stored", "existing", "conflict", "refused"]
+    """`conflict`: there is another one of this id, or another job has the id of one of its jobs; `refused`: a job of it
+    cannot be stored"""
+    receipts: Sequence[Receipt] = ()
+    """those of its jobs, where these are the reason: the job that waits comes last"""
+
+
+class GroupState(msgspec.Struct, frozen=True, kw_only=True):
+    """A group, and how its jobs stand."""
+
+    id: str
+    on_failure: str
+    jobs: int
+    counts: dict[str, int]
+    """how many have which status; those that have ended as they had ended first, and `deleted` ones too"""
+    callback: str | None
+    """the id of the job that waits for its end; None: there is none, or it was deleted"""
+    created_at: float
+    ended_at: float | None
+
+
 class OpenDependencies(msgspec.Struct, frozen=True):
     """Which jobs a job still waits for."""
 
     ids: Sequence[str]
     """the first of them"""
     count: int
+    group: str | None = None
+    """the group that these are of, where it waits for the end of one"""
 
 
 class Change(msgspec.Struct, frozen=True):
     """A verb's effect on one job, or why there was none."""
 
     id: str
-    verdict: Literal["changed", "absent", "refused", "closed"]
-    """`refused`: the job's status does not allow the verb; `closed`: it was to be moved into a queue that takes no jobs
-    """
+    verdict: Literal["changed", "absent", "refused", "closed", "not_unique"]
+    """`refused`: the job's status does not allow the verb; `closed`: it was to be moved into a queue that takes no
+    jobs; `not_unique`: another job has its key"""
     job: Job | None = None
     """the job as it is now, with its attempts; None when absent or deleted"""
+    other: str | None = None
+    """the id of the job that has its key"""
 
 
 class Rescued(msgspec.Struct, frozen=True):
@@ -369,6 +443,33 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[Status, int]
     oldest_queued_at: float | None = None
     """run_at of the job that has been ready the longest"""
+
+
+class KeyState(msgspec.Struct, frozen=True, kw_only=True):
+    """One key of a queue."""
+
+    key: str
+    """`''`: the jobs of the queue that have none"""
+    waiting: int
+    """how many of its jobs are ready"""
+    running: int
+    """how many of its jobs are held"""
+    state: KeyStanding
+    until: float | None = None
+    """when its rate allows the next job, where it rests"""
+    settings: KeySettings
+
+
+class GateState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a queue allows, and how far it is used."""
+
+    limits: Limits
+    running: int
+    """how many of its jobs are held"""
+    tokens: int | None
+    """how many jobs its rate allows now; None: it has no rate"""
+    keys: dict[KeyStanding, int]
+    """how many of its keys stand how; those of which there is nothing to tell are not counted"""
 
 
 class Unserved(msgspec.Struct, frozen=True):
@@ -460,6 +561,9 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kind: str | tuple[str, ...] | None = None
     queue: str | tuple[str, ...] | None = None
     tag: str | tuple[str, ...] | None = None
+    group: str | tuple[str, ...] | None = None
+    key: str | tuple[str, ...] | None = None
+    """whom the job is for"""
     id: str | tuple[str, ...] | None = None
     node: str | tuple[str, ...] | None = None
     """the node that claimed the job last"""
@@ -491,7 +595,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return tuple(kind.removesuffix(ANY_KIND) for kind in self.each("kind") if kind.endswith(ANY_KIND))
 
 
-SEVERAL = ("status", "kind", "queue", "tag", "id", "node", "error_type")
+SEVERAL = ("status", "kind", "queue", "tag", "group", "key", "id", "node", "error_type")
 """The fields of a filter that may have several values."""
 
 ANY_KIND = "*"
@@ -509,6 +613,7 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     timeout: float | UnsetType | None = UNSET
     backoff: Backoff | UnsetType | None = UNSET
     tags: tuple[str, ...] | UnsetType = UNSET
+    key: str | UnsetType | None = UNSET
 
     @property
     def edits(self) -> Mapping[str, Any]:
@@ -657,6 +762,9 @@ class EngineStore(Protocol):
         first, at most `STEP` of each. A new job of a closed queue is not stored; one that is there already is compared.
         Every start, note and settlement matches on the claim number: where no held row has it, nothing changes
         and the pair is returned as stale. A job that waits again keeps its last error unless its settlement brings one.
+        The jobs that a settlement brings are stored in the transaction in which it is written, before it. Where one of
+        them cannot be, none is, and the job has `failed` with an error that says why (`Receipts.settled`); those that
+        are there already are compared, as in an add.
         Of the log lines of a job `LOG_LINES` and `LOG_BYTES` are kept, half of each from the first line on and half up
         to the last.
         """
@@ -664,10 +772,25 @@ class EngineStore(Protocol):
     async def add_dependents(self, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
         """Store jobs of which some wait for others (`Options.depends_on`): these are `blocked` until those have ended.
 
+        Or of which some are merged with others (`Options.merging`): see below.
+
         A job comes after those of `jobs` that it depends on. One is queued, or scheduled, whose dependencies have all
         ended as needed. One that is not there makes its receipt `unknown_dependency`, one that has ended otherwise
         `dependency_failed`. With `atomic`, none is stored then. A job that is there already is compared, as in an
         exchange, whatever its dependencies have come to. New jobs of a closed queue are not stored.
+
+        What becomes of a job that is to be merged with others, and whose id is new, `jobpipe.merging.decided` says: by
+        its created_at. Adds with one key take turns, so no two jobs have it at any time. Where the job is due at
+        another time than it said, its receipt has it; one that expires by then is `late`. No other job of an atomic add
+        is refused because one is `replaced` or `not_unique`.
+        """
+
+    async def add_group(self, new: NewGroup, now: float) -> GroupReceipt:
+        """Store a group with all its jobs, or nothing of it.
+
+        The job that waits is `blocked` until the others have ended, however that was; then it is released once, with
+        `Options.outcome`. With `on_failure` "cancel", the first that is not done has the others cancelled. Where the
+        same group is there already, whatever its jobs have come to, nothing is stored.
         """
 
     async def follow(self, now: float) -> Followed:
@@ -676,6 +799,8 @@ class EngineStore(Protocol):
         In the transaction in which a job ends, whichever verb that is, the jobs are queued that have waited for it and
         wait for nothing else, and those cancelled that needed it to be done, where it is not; also those behind them.
         What is more than a transaction should do, or is locked by somebody else, is noted and left to this.
+        So it is with the job that waits for the end of a group, with those that a group has cancelled, and with the
+        children of jobs that were cancelled.
         Returns also what followed in the verbs before it, those of exchanges left out: their receipts tell it.
         """
 
@@ -698,7 +823,8 @@ class EngineStore(Protocol):
 
         Fewer than `STEP`: nothing is left to delete. Too old is what ended at or before `now` less its age. Of a queue
         that says how long its jobs are kept, those that `note_kept` has noted are deleted by that as well. Then queues
-        are forgotten that have no jobs, are not paused, and have no settings, some thousands at a time.
+        are forgotten that have no jobs, are not paused, and have no settings, and keys that are gone, or that no job
+        can have any more, some thousands at a time.
         """
 
     async def note_kept(self, now: float, retention: Retention) -> bool:
@@ -754,13 +880,18 @@ class ControlStore(Protocol):
     """What people ask of jobs and queues. Each verb is atomic and repeatable."""
 
     async def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        """Cancel waiting jobs; held ones become `cancelling`, which survives a restart. Refused for ended ones."""
+        """Cancel waiting jobs; held ones become `cancelling`, which survives a restart. Refused for ended ones.
+
+        Their children (`Options.parent`) are cancelled too, and the children of these, also of those that have ended: a
+        step at a time (see `follow`).
+        """
 
     async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         """Queue ended jobs again, their count of attempts set back to 0. Refused for jobs that have not ended.
 
+        A job of a group that has not ended counts as one of it again.
         A job that depends on others is blocked while one of them has not ended, and refused while one that is still
-        there has ended otherwise than needed.
+        there has ended otherwise than needed. One with a unique key takes it again, unless another job has it.
         """
 
     async def promote(self, ids: Sequence[str], now: float) -> Sequence[Change]:
@@ -787,9 +918,10 @@ class ControlStore(Protocol):
     async def resume(self, queue: str) -> None:
         """Claim from a queue again."""
 
-    async def put_queue(self, queue: str, settings: QueueSettings) -> None:
+    async def put_queue(self, queue: str, settings: QueueSettings, limits: Limits | None = None) -> None:
         """Set all of a queue's settings; it need not exist yet. Whether it is paused stays as it is.
 
+        `limits`: as with `put_limits`; None: they stay as they are.
         An exchange under way may still store jobs in a queue that is closed just now.
         """
 
@@ -801,6 +933,21 @@ class ControlStore(Protocol):
 
     async def stop_operation(self, operation: str, now: float) -> Operation | None:
         """Have an operation do no more; one that has ended stays as it is. None: there is none."""
+
+    async def put_limits(self, queue: str, limits: Limits) -> None:
+        """Set what a queue allows, and each of its keys, instead of what it allowed; the queue need not exist yet.
+
+        Counts from the next claim on: jobs that wait already are bound by it too, though some may wait a moment longer.
+        """
+
+    async def put_key(self, queue: str, key: str, settings: KeySettings) -> KeyState:
+        """Set what one key of a queue may do; no job need have it yet. Stays until it is set back to what is usual."""
+
+    async def pause_key(self, queue: str, key: str) -> KeyState:
+        """Claim no job of a key from now on; no job need have it yet. Those that are held go on."""
+
+    async def resume_key(self, queue: str, key: str) -> KeyState:
+        """Claim jobs of a key again."""
 
     async def put_schedule(self, name: str, spec: Spec, job: NewJob, now: float) -> SchedulePut:
         """Store a schedule, or change what it says; with the same content nothing changes. Refused when it is declared.
@@ -838,6 +985,9 @@ class ReadStore(Protocol):
     async def open_dependencies(self, job_id: str, limit: int) -> OpenDependencies:
         """Which jobs a job still waits for, the first of them by arrival."""
 
+    async def group(self, group_id: str) -> GroupState | None:
+        """One group; None: there is none, or it was forgotten some time after its end."""
+
     async def jobs(self, where: Filter, limit: int, before: Place | None) -> Page:
         """At most `limit` jobs (without attempts), newest first, that come after the page which ended at `before`.
 
@@ -862,6 +1012,24 @@ class ReadStore(Protocol):
         self, limit: int = OPERATIONS, before: tuple[float, str] | None = None
     ) -> Sequence[Operation]:
         """At most `limit` operations, the newest first, behind the one that has `before`: its created_at and its id."""
+
+    async def gate(self, queue: str, now: float) -> GateState | None:
+        """What a queue allows, and how far it is used; None where it has neither limits nor keys.
+
+        What of its row cannot be read counts as not set.
+        """
+
+    async def keys(
+        self, queue: str, limit: int = KEYS, after: str | None = None, state: KeyStanding | None = None
+    ) -> Sequence[KeyState]:
+        """At most `limit` keys of a queue by name, behind the one named `after`; of those that stand so, or of all.
+
+        The jobs without a key come first, under `''`. A key is there while it has ready jobs, something is set for it,
+        or its rate counts jobs of the past.
+        """
+
+    async def key(self, queue: str, key: str) -> KeyState:
+        """One key of a queue, whether there is anything to tell of it or not."""
 
     async def schedule(self, name: str) -> Schedule | None:
         """One schedule. What of its row cannot be read is in `Schedule.error`."""
@@ -896,7 +1064,8 @@ class ReadStore(Protocol):
     async def unserved(self) -> Sequence[Unserved]:
         """The kinds of ready jobs that no live node serves, by name, `UNSERVED` at most.
 
-        A job that became ready before the node which served it left is counted once a claim has met it.
+        A job that became ready before the node which served it left is counted once a claim has met it; one with a key,
+        at once, if it is in one of the first `STEP` keys.
         """
 
     async def ping(self) -> None:

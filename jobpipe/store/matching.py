@@ -14,6 +14,8 @@ def matches(stored: Stored, where: Filter) -> bool:
         and _one_of(job.asked.queue, where, "queue")
         and _one_of(job.id, where, "id")
         and (where.tag is None or not set(where.each("tag")).isdisjoint(job.asked.options.tags))
+        and _one_of(job.asked.options.group, where, "group")
+        and _one_of(job.asked.options.key, where, "key")
         and _one_of(stored.node, where, "node")
         and _one_of(None if job.state.error is None else job.state.error.type, where, "error_type")
         and _within(job.asked.created_at, where.created_after, where.created_before)

@@ -29,6 +29,17 @@ LARGEST = 1 << 40
 
 Row = tuple[Any, ...]
 
+_REFUSED = {
+    "conflict": "the id {id!r} belongs to another job",
+    "locked": "another program has locked the job with the id {id!r}",
+    "late": "the job {id!r} expires before it could run",
+    "unknown_dependency": "the job {id!r} depends on {other!r}, which does not exist",
+    "dependency_failed": "the job {id!r} depends on {other!r}, which did not end as needed",
+    "dependency_cycle": "the job {id!r} waits for itself, by way of others",
+    "closed": "the queue {queue!r} of the job {id!r} takes no new jobs",
+}
+"""What the verdict on a new job means that is not stored."""
+
 
 class JobRow(NamedTuple):
     """A job as a store selects it: JOB_COLUMNS are these, in this order. Where a row is damaged, any value stands."""
@@ -133,12 +144,18 @@ def plausible(size: int) -> int:
     return min(max(size, 0), LARGEST)
 
 
-def tags_of(options: bytes | None) -> Sequence[str] | None:
-    """The tags in stored options; None where they cannot be read."""
+def readable_options(options: bytes | None) -> Options | None:
+    """Stored options; None where they cannot be read."""
     try:
-        return decoded_options(options).tags
+        return decoded_options(options)
     except Exception:  # noqa: BLE001 - whatever stands there
         return None
+
+
+def is_deadline(expires_at: float, options: bytes) -> bool:
+    """Whether a stored expires_at is the deadline in the stored options; no, where these cannot be read."""
+    read = readable_options(options)
+    return read is not None and read.deadline == expires_at
 
 
 def stored_from(row: Row, attempts: Sequence[AttemptRecord] = ()) -> Stored:
@@ -263,6 +280,14 @@ def attempt_from(row: Row) -> AttemptRecord:
         outcome=read_outcome,
         error=read_error,
     )
+
+
+def refusal(jobs: Sequence[NewJob], receipts: Sequence[Receipt]) -> str | None:
+    """Why jobs that were to be stored together were not, in words; None: they were."""
+    for job, receipt in zip(jobs, receipts, strict=True):
+        if (why := _REFUSED.get(receipt.verdict)) is not None:
+            return why.format(id=job.id, queue=receipt.queue, other=(*receipt.dependencies, "")[0])
+    return None
 
 
 def compared(new: NewJob, job: Job | None) -> Receipt:

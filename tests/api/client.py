@@ -63,7 +63,7 @@ class Stage:
             self.children -= 1
             self.last_cleanup = trio.current_time()
 
-    def registry(self):
+    def registry(self, more=()):
         @handler("play")
         async def play(payload: Any, context: Context) -> Any:
             self.begun.set()
@@ -100,7 +100,7 @@ class Stage:
         module = types.ModuleType("stage")
         module.__dict__.update(play=play, family=family, mail=mail)
         shipped = [one for name in SHIPPED for one in handlers_of(importlib.import_module(name))]
-        return Registry([*shipped, *handlers_of(module)])
+        return Registry([*shipped, *handlers_of(module), *more])
 
 
 class Breakable(MemoryStore):
@@ -173,6 +173,14 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().delete(ids, now)
 
+    async def add_group(self, new, now):
+        await self._obey()
+        return await super().add_group(new, now)
+
+    async def group(self, group_id):
+        await self._obey()
+        return await super().group(group_id)
+
     async def add_dependents(self, jobs, *, atomic):
         await self._obey()
         return await super().add_dependents(jobs, atomic=atomic)
@@ -221,13 +229,33 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().operations(*page)
 
-    async def put_queue(self, queue, settings):
+    async def put_queue(self, queue, settings, limits=None):
         await self._obey()
-        await super().put_queue(queue, settings)
+        await super().put_queue(queue, settings, limits)
 
     async def resume(self, queue):
         await self._obey()
         await super().resume(queue)
+
+    async def keys(self, *what):
+        await self._obey()
+        return await super().keys(*what)
+
+    async def key(self, *what):
+        await self._obey()
+        return await super().key(*what)
+
+    async def put_key(self, *what):
+        await self._obey()
+        return await super().put_key(*what)
+
+    async def pause_key(self, *what):
+        await self._obey()
+        return await super().pause_key(*what)
+
+    async def resume_key(self, *what):
+        await self._obey()
+        return await super().resume_key(*what)
 
 
 class Call(NamedTuple):
@@ -343,12 +371,12 @@ async def asked(nursery, call):
 
 
 @contextlib.asynccontextmanager
-async def open_door(store=None, **settings):
+async def open_door(store=None, *, handlers=(), **settings):
     """Open a door with settings of its own; its node runs until the door is closed."""
     stage = Stage()
     defaults = {"store": "memory:", "max_backlog": 10_000, "workers": 2, "allowed_hosts": ("test",)}
     chosen = Settings(**{**defaults, **settings})
-    node = Node(chosen, store or MemoryStore(), stage.registry(), VirtualClock(), name="n1")
+    node = Node(chosen, store or MemoryStore(), stage.registry(handlers), VirtualClock(), name="n1")
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
         try:

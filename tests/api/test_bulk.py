@@ -50,7 +50,10 @@ def unchunked(response):
 async def test_an_array_is_stored_and_counted(either_door):
     answer = await send_array(either_door, {"id": "a"}, {"id": "b", "payload": 2}, {})
 
-    assert (answer.status_code, answer.json()) == (202, {"enqueued": 3, "existing": 0})
+    assert (answer.status_code, answer.json()) == (
+        202,
+        {"enqueued": 3, "existing": 0, "replaced": 0, "rejected": 0},
+    )
     assert (await either_door.get("/jobs/b")).json()["payload"] == 2
     assert await either_door.stored() == 3
 
@@ -60,20 +63,26 @@ async def test_the_same_array_again_makes_no_job_more(either_door):
 
     answer = await send_array(either_door, {"id": "a"}, {"id": "b"}, {"id": "c"})
 
-    assert (answer.status_code, answer.json()) == (202, {"enqueued": 1, "existing": 2})
+    assert (answer.status_code, answer.json()) == (
+        202,
+        {"enqueued": 1, "existing": 2, "replaced": 0, "rejected": 0},
+    )
 
 
 async def test_a_job_that_stands_twice_in_an_array_is_one_job(either_door):
     answer = await send_array(either_door, {"id": "a"}, {"id": "a"})
 
-    assert answer.json() == {"enqueued": 1, "existing": 1}
+    assert answer.json() == {"enqueued": 1, "existing": 1, "replaced": 0, "rejected": 0}
     assert await either_door.stored() == 1
 
 
 async def test_an_empty_array_is_no_fault(door):
     answer = await send_array(door)
 
-    assert (answer.status_code, answer.json()) == (202, {"enqueued": 0, "existing": 0})
+    assert (answer.status_code, answer.json()) == (
+        202,
+        {"enqueued": 0, "existing": 0, "replaced": 0, "rejected": 0},
+    )
 
 
 async def test_a_fault_in_one_job_of_an_array_means_that_none_is_stored(either_door):
@@ -128,7 +137,10 @@ async def test_an_expired_job_of_an_array_is_known_again_or_refused(door, autoju
     other = await send_array(door, {}, job | {"payload": "other"})
     late = await send_array(door, {}, job | {"id": "b"})
 
-    assert (again.status_code, again.json()) == (202, {"enqueued": 1, "existing": 1})
+    assert (again.status_code, again.json()) == (
+        202,
+        {"enqueued": 1, "existing": 1, "replaced": 0, "rejected": 0},
+    )
     assert (other.status_code, other.json()["ids"]) == (409, ["a"])
     assert (late.status_code, late.json()["faults"][0]["pointer"]) == (422, "/1/expires_at")
     assert await door.stored() == 2

@@ -6,8 +6,9 @@ import apsw
 import pytest
 from structlog.testing import capture_logs
 
-from jobpipe.api.schemas import EARLIEST, LATEST, rfc3339
+from jobpipe.api.schemas import EARLIEST, rfc3339
 from jobpipe.engine.unforeseen import UNFORESEEN
+from jobpipe.job import LATEST
 from jobpipe.store.memory import MemoryStore
 from tests.api.client import open_door
 

@@ -141,9 +141,15 @@ async def test_the_jobs_of_an_array_depend_on_one_another_in_any_order(door):
     done = [(await door.ended(job_id))["started_at"] for job_id in "abc"]
     again = await door.post("/enqueue/bulk", json=flow)
 
-    assert (first.status_code, first.json()) == (202, {"enqueued": 4, "existing": 0})
+    assert (first.status_code, first.json()) == (
+        202,
+        {"enqueued": 4, "existing": 0, "replaced": 0, "rejected": 0},
+    )
     assert done == sorted(done)
-    assert (again.status_code, again.json()) == (202, {"enqueued": 0, "existing": 4})
+    assert (again.status_code, again.json()) == (
+        202,
+        {"enqueued": 0, "existing": 4, "replaced": 0, "rejected": 0},
+    )
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,14 @@ def every_request(door):
         yield from ((method, path) for method in sorted(rule.methods))
 
 
-PLACES = {"job_id": "a", "name": "default", "operation_id": "o", "filename": "docs.css"}
+PLACES = {
+    "job_id": "a",
+    "name": "default",
+    "key": "k",
+    "group_id": "g",
+    "operation_id": "o",
+    "filename": "docs.css",
+}
 BULK = tuple(f"/jobs/{verb}" for verb in get_args(OperationVerb))
 """What takes a filter."""
 
@@ -70,7 +77,10 @@ async def test_an_unknown_parameter_is_refused_by_the_application_behind_the_fro
 @pytest.mark.parametrize("empty", [b"", b" \r\n", b"{}", b"null", b"\xef\xbb\xbf{}"])
 async def test_a_body_that_says_nothing_is_taken_by_every_route(ended, empty):
     for method, path in every_request(ended):
-        if not path.startswith(("/enqueue", *BULK)) and method not in ("PATCH", "PUT"):  # which take a body
+        if not path.startswith(("/enqueue", "/groups", *BULK)) and method not in (
+            "PATCH",
+            "PUT",
+        ):  # which take a body
             await ended.enqueue(id="a")
             await ended.request("PUT", "/schedules/default", json={"every": 1e6})
             await ended.ended("a")
@@ -82,10 +92,10 @@ async def test_a_body_that_says_nothing_is_taken_by_every_route(ended, empty):
 async def test_an_unknown_field_is_refused_on_every_route(ended):
     before = await everything(ended)
     for method, path in every_request(ended):
-        body = {NEVER: 1}
+        body = {NEVER: 1, "jobs": [{}]} if path == "/groups" else {NEVER: 1}
         answer = await ended.request(method, path, json=[body] if path == "/enqueue/bulk" else body)
 
-        takes = path.startswith(("/enqueue", *BULK)) or path.endswith("/default/pause")
+        takes = path.startswith(("/enqueue", "/groups", *BULK)) or path.endswith("/pause")
         if takes and method == "OPTIONS":
             continue  # which takes what its route takes, and does nothing with it
         assert answer.status_code == 422, (method, path)

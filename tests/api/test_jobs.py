@@ -673,6 +673,7 @@ async def test_all_that_can_be_edited_is_edited_and_shown(either_door):
         "backoff": {"base": 2.0, "factor": 3.0, "cap": 4.0, "jitter": "none"},
         "expires_at": "2100-01-31T13:00:00.000Z",
         "tags": ["t", "u"],
+        "key": "acme",
     }
 
     answer = await either_door.patch("/jobs/a", json=edits | {"tags": ["t", "u", "t"]})
@@ -693,6 +694,7 @@ async def test_an_edit_may_change_nothing(either_door):
 
 async def test_null_sets_a_default_again(either_door):
     asked = {"timeout": 1, "backoff": {}, "max_retries": 9, "expires_at": "2100-01-31T12:00:00Z"}
+    asked |= {"key": "acme"}
     await either_door.enqueue(id="a", kind="mail", delay=60, payload={"to": "a@b"}, **asked)
     await either_door.post("/queues/default/pause")
 

@@ -86,7 +86,10 @@ async def test_an_array_and_a_stream_take_the_kinds_of_other_nodes(door):
     )
     answers = [json.loads(line) for line in stream.text.splitlines()]
 
-    assert (array.status_code, array.json()) == (202, {"enqueued": 2, "existing": 0})
+    assert (array.status_code, array.json()) == (
+        202,
+        {"enqueued": 2, "existing": 0, "replaced": 0, "rejected": 0},
+    )
     assert [answer.get("id") or answer["faults"][0]["pointer"] for answer in answers] == ["c", "/kind", "e"]
 
 

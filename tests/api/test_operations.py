@@ -177,6 +177,24 @@ async def test_a_query_takes_several_values_of_a_filter(either_door):
     assert [fault["pointer"] for fault in wrong.json()["faults"]] == ["?queue", "?status", "?text"]
 
 
+async def test_jobs_are_found_by_their_group_and_their_key(either_door):
+    members = [{"id": "a", "key": "acme"}, {"id": "b", "key": "bell"}]
+    await either_door.post("/groups", json={"id": "g", "jobs": [job | {"delay": 1000} for job in members]})
+    await either_door.enqueue(id="c", key="acme", delay=1000)
+    group = await either_door.get("/jobs?group=g&group=h")
+    key = await either_door.get("/jobs?key=acme&key=other")
+    both = await either_door.get("/jobs?group=g&key=bell")
+    changes = {"key": None, "priority": 3}
+    where = {"group": "g", "key": ["acme", "bell"]}
+    edited = await either_door.post("/jobs/edit", json={"filter": where, "changes": changes})
+    left = await either_door.get("/jobs?key=acme&key=bell")
+
+    found = [[job["id"] for job in one.json()["jobs"]] for one in (group, key, both, left)]
+    assert found == [["b", "a"], ["c", "a"], ["b"], ["c"]]
+    assert edited.json()["filter"] == {"group": ["g"], "key": ["acme", "bell"]}
+    assert (edited.json()["changed"], edited.json()["changes"]) == (2, ["key", "priority"])
+
+
 async def test_ended_jobs_are_found_by_when_they_ended(door, autojump_clock):
     await door.enqueue(id="a")
     ended = (await door.ended("a"))["finished_at"]

@@ -39,6 +39,7 @@ async def test_a_schedule_is_created_with_its_next_five_firings(either_door):
         "backoff": None,
         "on_crash": "retry",
         "tags": [],
+        "key": None,
     }
 
 

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from jobpipe.api.answers import encode
-from jobpipe.api.enqueue import LATEST
 from jobpipe.api.schemas import TRACEBACKS, EnqueueRequest, job_view, rfc3339
 from jobpipe.handlers.registry import Registry
 from jobpipe.job import (
+    LATEST,
     AttemptRecord,
     Backoff,
+    Debounce,
     Job,
     JobError,
     NewJob,
@@ -24,6 +25,8 @@ from jobpipe.job import (
     Progress,
     State,
     Status,
+    Throttle,
+    Unique,
 )
 
 JOB = Job(
@@ -146,12 +149,28 @@ def test_a_request_can_say_what_a_job_shows():
     """What may be asked for is shown again under the same name."""
     asked = {field.encode_name for field in msgspec.structs.fields(EnqueueRequest)}
 
-    options = replace(JOB.asked.options, depends_on=("b",), needs="ended")
+    options = replace(
+        JOB.asked.options,
+        depends_on=("b",),
+        needs="ended",
+        key="k",
+        unique=Unique("k", ("kind",), ("queued",), 5.0, "reject"),
+        throttle=Throttle("k", 5.0, trailing=True),
+        debounce=Debounce("k", 5.0, 50.0),
+        deadline=1_700_000_000.0,
+    )
     after = shown(replace(JOB, asked=replace(JOB.asked, options=options)))
 
     assert asked - set(after) == {"delay"}
-    assert set(after) - set(shown(JOB)) == {"depends_on", "needs"}
-    assert (after["depends_on"], after["needs"]) == (["b"], "ended")
+    assert {name: after[name] for name in set(after) - set(shown(JOB))} == {
+        "depends_on": ["b"],
+        "needs": "ended",
+        "key": "k",
+        "unique": {"key": "k", "over": ["kind"], "while": ["queued"], "for": 5.0, "on_conflict": "reject"},
+        "throttle": {"key": "k", "every": 5.0, "trailing": True},
+        "debounce": {"key": "k", "wait": 5.0, "max_wait": 50.0},
+        "deadline": "2023-11-14T22:13:20.000Z",
+    }
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,8 @@ async def test_schemas_are_those_of_the_structs_of_the_wire(spec):
     _, made = msgspec.json.schema_components([*structs, JobError], ref_template="#/components/schemas/{name}")
     components = json.loads(msgspec.json.encode(made))
     queries = {  # written as parameters
-        *("WaitQuery", "HoldQuery", "ListQuery", "LogQuery", "QueueQuery", "ScheduleQuery", "OperationQuery")
+        *("WaitQuery", "HoldQuery", "ListQuery", "LogQuery", "QueueQuery", "KeyQuery", "ScheduleQuery"),
+        "OperationQuery",
     }
 
     assert _without_defaults_and_patterns(spec.schemas) == _without_defaults_and_patterns(
@@ -208,7 +209,7 @@ async def test_every_pattern_is_one_that_every_dialect_reads(spec):
     """RE2 has no lookaheads, JavaScript no \\Z, and they write characters beyond U+00FF differently."""
     patterns = {node["pattern"] for node in _nodes(spec.document) if isinstance(node.get("pattern"), str)}
 
-    assert len(patterns) == 6
+    assert len(patterns) == 7
     for pattern in patterns:
         assert not re.search(r"\(\?[^:]|\\[A-Zu]|\\[0-9]", pattern)
         assert pattern.isascii()
@@ -452,6 +453,8 @@ async def _with_settings(door):
     yield await door.put("/queues/shut", json={"closed": True, "keep": {"done": "1h"}})
     for name in ("shut", "none", "-"):
         yield await door.get(f"/queues/{name}")
+    async for response in _with_keys(door):
+        yield response
     yield await door.enqueue(queue="shut")
     yield await door.post("/enqueue/bulk", json=[{"queue": "shut"}])
     await door.enqueue(id="outside", delay=1000)
@@ -464,6 +467,31 @@ async def _with_settings(door):
         yield response
 
 
+async def _with_keys(door):
+    """Answers about limits, and about keys of a queue."""
+    rate = {"limit": 5, "period": "1m", "burst": 2}
+    yield await door.put("/queues/limited", json={"max_running": 0, "rate": rate, "per_key": {"rate": rate}})
+    yield await door.enqueue(id="keyed", queue="limited", key="acme")
+    for path in (
+        "/queues/limited",
+        "/queues/limited/keys",
+        "/queues/-/keys",
+        "/queues/limited/keys?state=shut",
+    ):
+        yield await door.get(path)
+    for key in ("acme", "a%20b"):
+        path = f"/queues/limited/keys/{key}"
+        yield await door.get(path)
+        yield await door.put(path, json={"weight": 2})
+        yield await door.put(path, content=b"{")
+        yield await door.put(path, content=b"{}", headers={"Content-Type": "text/plain"})
+        yield await door.put(path, json={}, headers=CROSS_SITE)
+        for verb in ("pause", "resume"):
+            yield await door.post(f"{path}/{verb}")
+            yield await door.post(f"{path}/{verb}", headers=CROSS_SITE)
+    await door.delete("/jobs/keyed")
+
+
 async def _with_dependents(door):
     """Answers about jobs that wait for others, and about schedules."""
     for depends_on in ("failed", "nobody", "held"):
@@ -472,8 +500,52 @@ async def _with_dependents(door):
     yield await door.get("/jobs/after-held")
     async for response in _with_settings(door):
         yield response
+    async for response in _merged(door):
+        yield response
     async for response in _with_schedules(door):
         yield response
+    async for response in _with_groups(door):
+        yield response
+
+
+async def _with_groups(door):
+    jobs = [{"id": "g.a", "delay": 1000}]
+    bodies: list[dict[str, object]] = [
+        {"id": "g", "jobs": jobs, "then": {}},
+        {"id": "g", "jobs": jobs, "then": {}},
+        {"id": "h", "jobs": jobs},
+        {"jobs": [{"depends_on": ["nobody"]}]},
+        {"jobs": [{"depends_on": ["failed"]}]},
+        {"jobs": []},
+        {"jobs": [{"queue": "shut"}]},
+    ]
+    await door.put("/queues/shut", json={"closed": True})
+    for body in bodies:
+        yield await door.post("/groups", json=body)
+    yield await door.post("/groups", content=b"{")
+    yield await door.post("/groups", json={}, headers=CROSS_SITE)
+    yield await door.post("/groups", content=b"{}", headers={"Content-Type": "text/plain"})
+    for name in ("g", "none", "-"):
+        yield await door.get(f"/groups/{name}")
+    yield await door.get("/jobs/g.then")
+
+
+async def _merged(door):
+    """Answers about jobs that are merged with others."""
+    late = {"delay": 1000}
+    unique = {"unique": {"key": "k", "for": "5m", "on_conflict": "reject"}}
+    throttle = {"throttle": {"key": "k", "every": 1000, "trailing": True}}
+    debounce = {"debounce": {"key": "k", "wait": 1000}}
+    for number in range(2):
+        for asked_for in (unique | late, throttle, debounce):
+            yield await door.enqueue(id=f"{next(iter(asked_for))}-{number}", **asked_for)
+    yield await door.post("/enqueue/bulk", json=[unique, throttle, debounce])
+    for name in ("unique", "throttle", "debounce"):
+        yield await door.get(f"/jobs/{name}-0")
+    await door.enqueue(id="first", unique={"key": "l"}, **late)
+    await door.post("/jobs/first/cancel")
+    await door.enqueue(id="second", unique={"key": "l"}, **late)
+    yield await door.post("/jobs/first/retry")
 
 
 async def _deleted_while_it_is_waited_for(door):
@@ -551,7 +623,7 @@ async def _with_schedules(door):
 async def _strange(door):
     """Requests that no route takes: parameters that it does not have, and bodies beyond the limit."""
     for method, path in (await _spec_of(door)).operations:
-        path = path.format(job_id="a", name="default", operation_id="o")  # noqa: PLW2901 - filled in
+        path = path.format(job_id="a", name="default", group_id="g", operation_id="o")  # noqa: PLW2901 - filled in
         yield await door.request(method, f"{path}?never_a_name=1")
         yield await door.request(method, path, content=b"x" * 3000)
 
@@ -561,6 +633,7 @@ async def _full(door):
     await door.enqueue(id="first", delay=1000)
     yield await door.post("/schedules/a/run")
     yield await door.enqueue(id="second", delay=1000)
+    yield await door.post("/groups", json={"jobs": [{"delay": 1000}]})
     yield await door.post("/enqueue/bulk", json=[{"id": "second", "delay": 1000}])
 
 
@@ -570,6 +643,7 @@ async def _draining(door):
     yield await door.post("/schedules/a/run")
     yield await door.enqueue(id="a")
     yield await door.post("/enqueue/bulk", json=[{"id": "a"}])
+    yield await door.post("/groups", json={"jobs": [{}]})
     yield await door.get("/health")
 
 
@@ -594,8 +668,14 @@ async def _broken(door):
     for path in ("/operations", "/operations/o"):
         yield await door.get(path)
     yield await door.post("/operations/o/stop")
-    for path in ("/schedules", "/schedules/a"):
+    for path in ("/queues/default/keys", "/queues/default/keys/a"):
         yield await door.get(path)
+    yield await door.put("/queues/default/keys/a", json={})
+    for verb in ("pause", "resume"):
+        yield await door.post(f"/queues/default/keys/a/{verb}")
+    for path in ("/schedules", "/schedules/a", "/groups/a"):
+        yield await door.get(path)
+    yield await door.post("/groups", json={"jobs": [{}]})
     for verb in ("pause", "run", "resume"):
         yield await door.post(f"/schedules/a/{verb}")
     yield await door.request("PUT", "/schedules/a", json={"every": 60})

@@ -9,8 +9,10 @@ import pytest
 import trio
 
 import jobpipe
-from jobpipe.handlers.registry import handlers_of
+from jobpipe.handlers.registry import Handler, handlers_of
+from jobpipe.job import Status
 from tests.docs.pages import DOCS, README, examples
+from tests.engine.conftest import running
 
 pytestmark = pytest.mark.slow
 
@@ -76,3 +78,27 @@ def test_example_of_a_test_passes(tmp_path):
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 passed" in done.stdout
+
+
+def modules_of(page):
+    """The examples of a page, each as a module."""
+    for source in examples(page):
+        module = type(sys)("example")
+        exec(source, module.__dict__)
+        yield module
+
+
+async def test_examples_of_flows_lead_to_the_jobs_they_say(autojump_clock):
+    handlers = [one for module in modules_of(DOCS / "flows.md") for one in handlers_of(module)]
+    echo = Handler(kind="echo", function=print, is_async=False, takes_context=False)
+    async with running(handlers=[*handlers, echo], workers=4, patience=3600) as rig:
+        order = b'{"id":"o1","items":["book","pen"]}'
+        await rig.enqueue("order", kind="order.place", payload=order)
+        await rig.enqueue("report", kind="report", payload=b"null")
+        await rig.ended("order")
+        await rig.ended("report")
+        await rig.ended("report-begun")
+        await trio.sleep(600)
+        statuses = await rig.statuses()
+
+    assert statuses == {Status.DONE: 1 + 2 + 1 + 1 + 2}

@@ -27,7 +27,20 @@ NOW = 1_700_000_000.0
 HOUR, DAY = 3600.0, 86_400.0
 
 Do = Literal[
-    "done", "error", "retry", "snooze", "fail", "sleep", "wait", "hang", "stubborn", "spoil", "block", "say"
+    "done",
+    "error",
+    "retry",
+    "snooze",
+    "fail",
+    "sleep",
+    "wait",
+    "hang",
+    "stubborn",
+    "spoil",
+    "block",
+    "say",
+    "enqueue",
+    "bear",
 ]
 Step = Do | tuple[Do, float]
 """What one run does, and the seconds that belong to it."""
@@ -95,7 +108,7 @@ class Actor:
         finally:
             run.ended = trio.current_time()
 
-    async def _do(self, context: Context, what: Do, seconds: float) -> Any:  # noqa: C901, PLR0912 - one case for each word
+    async def _do(self, context: Context, what: Do, seconds: float) -> Any:  # noqa: C901, PLR0911, PLR0912 - one case for each word
         match what:
             case "done":
                 return "ok"
@@ -112,6 +125,12 @@ class Actor:
                     context.progress(0.5, "half")
                     context.log.info("hello", n=1)
                 await trio.sleep(seconds)
+                return "ok"
+            case "enqueue":
+                return await context.enqueue("act", ["done"], id=f"{context.id}-enqueued")
+            case "bear":
+                await context.enqueue("act", ["done"], id=f"{context.id}-born", delay=3600, now=True)
+                await self.gate.wait()
                 return "ok"
             case "wait":
                 await self.gate.wait()

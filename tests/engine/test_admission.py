@@ -10,7 +10,7 @@ import trio
 
 from jobpipe.engine.admission import in_order
 from jobpipe.errors import Draining, QueueFull
-from jobpipe.job import DEFAULT_KIND, DEFAULT_QUEUE, NO_OPTIONS, Backoff, NewJob, Options, Status
+from jobpipe.job import DEFAULT_KIND, DEFAULT_QUEUE, NO_OPTIONS, Backoff, NewJob, Options, Status, Unique
 from tests.engine.conftest import HOUR, NOW, Rig, new_job, running
 
 
@@ -60,6 +60,9 @@ async def test_a_job_starts_when_it_was_asked_to_or_now(autojump_clock, asked, r
     assert (new.options.delay, new.options.run_at) == (asked.get("delay"), asked.get("run_at"))
 
 
+UNIQUE = Unique("k", ("kind",), ("queued",), 5.0, "reject")
+
+
 async def test_whatever_is_asked_of_a_job_is_in_it(autojump_clock) -> None:
     async with running() as rig:
         new = rig.node.admission.new_job(
@@ -76,6 +79,7 @@ async def test_whatever_is_asked_of_a_job_is_in_it(autojump_clock) -> None:
             tags=["b", "a", "b"],
             depends_on=["y", "x", "y"],
             needs="ended",
+            unique=UNIQUE,
         )
 
     options = Options(
@@ -85,6 +89,7 @@ async def test_whatever_is_asked_of_a_job_is_in_it(autojump_clock) -> None:
         tags=("b", "a"),
         depends_on=("y", "x"),
         needs="ended",
+        unique=UNIQUE,
     )
     assert new == NewJob(
         id="a",

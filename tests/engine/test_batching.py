@@ -3,10 +3,12 @@
 import math
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 import trio
 
 from jobpipe.clock import VirtualClock
+from jobpipe.engine import outcomes
 from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.batching import (
     ADDING,
@@ -23,8 +25,9 @@ from jobpipe.engine.batching import (
     Batching,
 )
 from jobpipe.engine.entries import Entry
+from jobpipe.job import Backoff
 from jobpipe.store.base import Add, ClaimRequest, Receipt
-from tests.engine.conftest import NOW, new_job
+from tests.engine.conftest import NOW, claimed, new_job
 
 
 def batching(*, due: float | None = None, added: int = 0) -> Batching:
@@ -45,6 +48,9 @@ class Claimer:
 
     def __init__(self, wanted: int, *, pressing: bool) -> None:
         self._wanted, self._pressing = wanted, pressing
+
+    def learn(self, *, held_back: bool) -> None:
+        pass
 
     def wanted(self) -> int:
         return self._wanted
@@ -194,6 +200,24 @@ async def test_adds_stay_whole_and_a_batch_takes_those_that_fit(autojump_clock, 
     entries = [Entry[Add, Sequence[Receipt]](Add([new_job("a")] * size)) for size in sizes]
 
     assert batching().first_adds(entries) == entries[:fit]
+
+
+@pytest.mark.parametrize(
+    ("brought", "most", "fit"),
+    [([0, 0, 0], 2, 2), ([900, 100, 1], 9, 2), ([0, 5000, 0], 9, 1), ([5000, 0, 0], 9, 1), ([500] * 4, 9, 2)],
+)
+async def test_an_outcome_stays_whole_with_what_it_brings(autojump_clock, brought, most, fit) -> None:
+    """In order; one that brings more than a batch holds has one of its own."""
+    made = [
+        outcomes.settlement(
+            claimed(), outcomes.CANCELLED, started_at=None, now=NOW, policy=Backoff(), random=float
+        )
+    ] * len(brought)
+    ends = [
+        msgspec.structs.replace(one, jobs=[new_job()] * jobs) for one, jobs in zip(made, brought, strict=True)
+    ]
+
+    assert batching().first_outcomes(ends, most) == ends[:fit]
 
 
 async def test_a_store_that_cannot_write_is_tried_again_less_and_less_often(autojump_clock) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 import trio
 from msgspec.structs import replace
 
+from jobpipe.clock import VirtualClock
 from jobpipe.engine.follower import LONGEST_PAUSE
 from jobpipe.errors import StoreUnavailable
-from jobpipe.job import NewJob, Status
-from jobpipe.store.base import Changed, Followed
+from jobpipe.job import GroupOutcome, NewJob, Options, Status
+from jobpipe.store.base import Changed, Followed, NewGroup
 from jobpipe.store.memory import MemoryStore
 from jobpipe.store.verbs.followers import LEVELS, MOST
 from tests.engine.conftest import DAY, NOW, FaultyStore, Step, new_job, running
@@ -167,3 +168,76 @@ async def test_a_rescue_is_followed(autojump_clock) -> None:
     assert x.status is Status.CANCELLED
     assert x.state.error is not None
     assert x.state.error.message == "the job depends on 'a', which has failed"
+
+
+async def put_group(
+    rig: Any, group_id: str, *jobs: NewJob, on_failure: Any = "go_on", then: Step = "done"
+) -> None:
+    """Store a group, whose callback is `GROUP.then`."""
+    new = NewGroup(
+        id=group_id,
+        on_failure=on_failure,
+        jobs=[replace(job, options=replace(job.options, group=group_id)) for job in jobs],
+        then=new_job(f"{group_id}.then", then, options=Options(callback_of=group_id)),
+    )
+    receipt = await rig.node.admission.enqueue_group(new)
+    assert receipt.verdict == "stored"
+
+
+async def test_a_group_is_called_back_once_when_all_have_ended(autojump_clock) -> None:
+    """Retries included; soon after the last of them."""
+    async with running(workers=3) as rig:
+        await put_group(
+            rig, "g", new_job("a", ("sleep", 2.0)), new_job("b", "error", ("sleep", 5.0)), new_job("c")
+        )
+        job = await rig.ended("g.then")
+        runs = [run for run in rig.actor.runs if run.id == "g.then"]
+        last = max(run.ended or 0.0 for run in rig.actor.runs if run.id != "g.then")
+
+    assert (job.status, len(runs)) == (Status.DONE, 1)
+    assert 0 <= runs[0].began - last < 0.1
+    assert job.asked.options.outcome == GroupOutcome("g", 3, done=3)
+
+
+async def test_a_group_that_cancels_stops_handlers_here(autojump_clock) -> None:
+    """Whether the job that failed was settled, or was cancelled by hand."""
+    async with running(workers=6) as rig:
+        await put_group(rig, "g", new_job("a", ("sleep", 1.0), "fail", max_retries=0), on_failure="cancel")
+        await put_group(
+            rig,
+            "h",
+            new_job("b", "fail"),
+            new_job("c", ("hang", 1.0)),
+            new_job("d", run_at=NOW + 500),
+            on_failure="cancel",
+        )
+        await put_group(
+            rig, "i", new_job("e", ("hang", 1.0)), new_job("f", ("hang", 2.0)), on_failure="cancel"
+        )
+        begun = trio.current_time()
+        await rig.ended("h.then")
+        took = trio.current_time() - begun
+        await rig.node.control.cancel("e")
+        await rig.ended("i.then")
+        outcomes = [(await rig.job(f"{name}.then")).asked.options.outcome for name in "hi"]
+        await rig.ended("g.then")
+
+    assert 1 <= took < 3
+    assert outcomes == [GroupOutcome("h", 3, failed=1, cancelled=2), GroupOutcome("i", 2, cancelled=2)]
+
+
+async def test_a_crash_calls_back_neither_early_nor_twice_nor_never(autojump_clock) -> None:
+    """The node dies while the last member runs; another one takes it over."""
+    store, clock = MemoryStore(), VirtualClock(NOW)
+    async with running(store, clock=clock, name="n1", workers=2) as first:
+        await put_group(first, "g", new_job("a"), new_job("b", ("sleep", 1000.0), "done"))
+        await first.ended("a")
+        await trio.sleep(1)
+        await first.kill()
+        between = (await first.job("g.then")).status
+        async with running(store, clock=clock, name="n2") as second:
+            await second.ended("g.then")
+            runs = second.actor.order()
+
+    assert between is Status.BLOCKED
+    assert runs == ["b", "g.then"]

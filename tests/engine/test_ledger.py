@@ -56,6 +56,9 @@ class Taker:
         self.jobs: list[Claimed] = []
         self.served = trio.Event()
 
+    def learn(self, *, held_back: bool) -> None:
+        pass
+
     def wanted(self) -> int:
         return 0 if self.served.is_set() else self.limit
 

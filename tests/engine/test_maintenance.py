@@ -80,7 +80,7 @@ async def test_trouble_with_the_store_does_not_end_it(autojump_clock) -> None:
         await rig.enqueue("a")
         await rig.ended("a")
         store.broken = True
-        await trio.sleep(PERIOD)
+        await trio.sleep(1.5 * PERIOD)
         still = await there(rig, "a")
         store.broken = False
         await trio.sleep(2 * PERIOD)

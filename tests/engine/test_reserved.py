@@ -194,8 +194,8 @@ async def test_reserved_workers_ask_first(autojump_clock) -> None:
     kinds = asked[0].kinds
 
     assert asked == [
-        ClaimRequest(limit=1, kinds=kinds, queues=[Share("mail", 1)]),
-        ClaimRequest(limit=2, kinds=kinds),
+        ClaimRequest(limit=1, kinds=kinds, queues=[Share("mail", 1)], free=1),
+        ClaimRequest(limit=2, kinds=kinds, free=2),
     ]
 
 

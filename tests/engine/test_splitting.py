@@ -152,6 +152,9 @@ class Asker:
     def __init__(self, kinds: frozenset[str]) -> None:
         self.kinds = kinds
 
+    def learn(self, *, held_back: bool) -> None:
+        pass
+
     def wanted(self) -> int:
         return 1
 

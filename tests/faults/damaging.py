@@ -84,7 +84,13 @@ JOB = {
     "payload": BYTES,
     "result": (None, *BYTES),
     "error": (None, *ERRORS),
+    "key": (None, *TEXTS),
 }
+ASKED = frozenset(
+    ("kind", "queue", "priority", "run_at", "max_retries", "created_at", "expires_at", "options", "payload")
+)
+"""Of these, the columns that say what was asked: on PostgreSQL they are in `jobs`."""
+
 ATTEMPT = {
     "claim": NUMBERS,
     "number": NUMBERS,
@@ -115,8 +121,31 @@ NODE = {"name": TEXTS, "lease_until": (None, *TIMES)}
 COUNT = {"state": TEXTS, "jobs": NUMBERS, "size": (-1, 0, 7, BIG, -BIG)}
 """Of the sizes none that could be true and is beyond what is kept: nobody can tell such a one from a full store."""
 QUEUE = {"name": TEXTS, "reason": (None, *TEXTS), "paused_until": (None, *TIMES), "has_settings": NUMBERS}
+QUEUE |= {
+    "turn": TIMES,
+    "tat": (None, *TIMES),
+    "gated": (0, 1, True, False),
+    "lining_up": (0, 1, True, False),
+}
 """Of its settings none that could be true and has jobs refused or deleted."""
+LANE = {
+    "queue": TEXTS,
+    "key": TEXTS,
+    "turn": TIMES,
+    "state": (-1, 0, 1, 2, 3, 77, BIG),
+    "until": (None, *TIMES),
+    "tat": (None, *TIMES),
+    "weight": NUMBERS,
+}
+"""Of its states all but that it is paused."""
 KEPT = {"queue": TEXTS, "finished_at": TIMES, "due": TIMES}
+UNIQUE = {
+    "seq": NUMBERS,
+    "id": TEXTS,
+    "claim": (None, *NUMBERS),
+    "since": TIMES,
+    "until": (None, *TIMES),
+}
 SWEEP = {"finished_at": TIMES, "seq": NUMBERS, "begun_at": TIMES}
 OTHERS = (
     ("attempts", ATTEMPT),
@@ -125,8 +154,10 @@ OTHERS = (
     ("progress", PROGRESS),
     ("logs", LINE),
     ("queues", QUEUE),
+    ("lanes", LANE),
     ("kept", KEPT),
     ("sweeps", SWEEP),
+    ("uniques", UNIQUE),
 )
 RAW_TEXT = b"\xff\xe9 latin"
 """Text that is not UTF-8, as SQLite takes it without a word."""
@@ -198,17 +229,38 @@ class PostgresDamager:
         if column == "orphan":
             return self._write("delete from jobs where id = %s", job_id)
         if column == "ghost":
-            return self._write("delete from live where seq = (select seq from jobs where id = %s)", job_id)
+            table = chance.choice(["live", "live", "ended"])
+            return self._write(
+                f"delete from {table} where seq = (select seq from jobs where id = %s)", job_id
+            )
         if column in ("held", "watched"):
             return self._write(
                 "update live set watched = true, token = -1 where seq = (select seq from jobs where id = %s)",
                 job_id,
             )
         value = chance.choice([*JOB[column], float("nan")] if JOB[column] is TIMES else JOB[column])
-        alive = {"queue", "status", "priority", "run_at", "attempt", "claim", "node", "rescued", "started_at"}
+        alive = {
+            "key",
+            "queue",
+            "status",
+            "priority",
+            "run_at",
+            "attempt",
+            "claim",
+            "node",
+            "rescued",
+            "started_at",
+        }
         if column in {*alive, "expires_at", "error"} and chance.random() < 0.7:
             return self._write(
                 f"update live set {column} = %s where seq = (select seq from jobs where id = %s)",
+                value,
+                job_id,
+            )
+        ended = {*alive, "kind", "created_at", "finished_at", "size", "result", "error"}
+        if column in ended and (column not in ASKED or chance.random() < 0.5):
+            return self._write(
+                f"update ended set {column} = %s where seq = (select seq from jobs where id = %s)",
                 value,
                 job_id,
             )

@@ -15,8 +15,9 @@ import apsw
 import msgspec
 import pytest
 import trio
+from msgspec.structs import replace
 
-from jobpipe.job import JobError, Options, Outcome, Progress, Status
+from jobpipe.job import Debounce, JobError, Options, Outcome, Progress, Status, Throttle, Unique
 from jobpipe.store.base import (
     Add,
     Batch,
@@ -42,7 +43,10 @@ BEFORE = NOW - 1000.0
 STATES = (
     *("queued", "scheduled", "due", "expiring", "held", "running", "cancelling", "retrying"),
     *("done", "failed", "cancelled", "expired"),
+    *("unique", "throttled", "debounced"),
 )
+KEYED = ("due", "held", "retrying", "cancelled")
+"""Of these, the jobs that have a key, in a queue of their own."""
 OPTIONS = Options(tags=("tag",), timeout=30)
 ROUNDS = int(os.environ.get("JOBPIPE_TEST_DAMAGE", "25"))
 """How many stores the thorough form damages; each has `2 * len(STATES)` damaged jobs."""
@@ -119,12 +123,17 @@ async def filled(store: Store, copies: int) -> dict[str, str]:
         "expiring": {"expires_at": BEFORE + 10, "run_at": BEFORE + 5},
         "expired": {"expires_at": BEFORE + 0.5, "run_at": BEFORE + 0.2},
     }
+    merged = {one: state for one, state in states.items() if state in MERGING}
     taken = [
         one
         for one, state in states.items()
         if state in ("held", "running", "cancelling", "retrying", "done", "failed")
     ]
-    new = {one: job(one, **times.get(state, {})) for one, state in states.items()}
+    keyed = {"queue": "keyed", "options": msgspec.structs.replace(OPTIONS, key="k")}
+    new = {
+        one: job(one, **times.get(state, {}), **(keyed if state in KEYED else {}))
+        for one, state in states.items()
+    }
     await store.exchange(Batch(node="dead", now=BEFORE, adds=[Add([new[one] for one in taken])]))
     claimed = (
         await store.exchange(
@@ -145,14 +154,34 @@ async def filled(store: Store, copies: int) -> dict[str, str]:
             starts=[Start(one.seq, one.claim, 1, BEFORE + 1) for one in begun],
             notes=[said(one) for one in begun],
             settlements=[settled(one, *ends[states[one.id]]) for one in begun if states[one.id] in ends],
-            adds=[Add([new[one] for one in states if one not in taken])],
+            adds=[Add([new[one] for one in states if one not in taken and one not in merged])],
         )
+    )
+    await store.add_dependents(
+        [
+            job(one, run_at=NOW + 3600, options=replace(OPTIONS, **merging_of(one, MERGING[state])))
+            for one, state in merged.items()
+        ],
+        atomic=True,
     )
     await store.cancel(
         [one for one, state in states.items() if state in ("cancelled", "cancelling")], BEFORE + 3
     )
     await store.note_kept(NOW, Retention(done_age=1e6, failed_age=1e6, jobs=10**6, size=10**12))
     return states
+
+
+MERGING: dict[str, Unique | Throttle | Debounce] = {
+    "unique": Unique("", ("kind",), ("queued", "running"), 60.0, "replace"),
+    "throttled": Throttle("", 60.0, trailing=True),
+    "debounced": Debounce("", 3600.0, 36_000.0),
+}
+
+
+def merging_of(job_id: str, merging: Unique | Throttle | Debounce) -> dict[str, Any]:
+    """What a job asks for, with a key of its own."""
+    names = {Unique: "unique", Throttle: "throttle", Debounce: "debounce"}
+    return {names[type(merging)]: replace(merging, key=job_id)}
 
 
 SOUND_ENDS = {
@@ -162,6 +191,8 @@ SOUND_ENDS = {
     "expired": "expired",
     "expiring": "expired",
     "scheduled": "scheduled",
+    "unique": "scheduled",
+    "debounced": "scheduled",
 }
 """What becomes of sound jobs that are not `done` in the end."""
 
@@ -199,6 +230,13 @@ class Caller:
             case "stream":
                 body = msgspec.json.encode(again)
                 await self.call("POST", "/enqueue/bulk", content=body, headers=NDJSON)
+            case "merge":
+                asked = {"kind": "play", "payload": "tell, and end"}
+                unique = {"key": job_id, "on_conflict": "replace"}
+                debounce = {"key": job_id, "wait": 3600}
+                throttle = {"key": job_id, "every": 3600, "trailing": True}
+                for one in ({"unique": unique}, {"debounce": debounce}, {"throttle": throttle}):
+                    await self.call("POST", "/enqueue", json=asked | one)
             case "bulk":
                 await self.call("POST", "/enqueue/bulk", json=[again, {"id": f"{job_id}-too"}])
             case _:
@@ -210,7 +248,7 @@ QUERIES = [
     *("", "payload=true", "text=luck", "kind=play&payload=true", "queue=default", "tag=tag", "limit=3"),
     *(f"status={status}&payload=true" for status in Status),
 ]
-ACTS = ["cancel", "retry", "promote", "delete", "enqueue", "stream", "bulk"]
+ACTS = ["cancel", "retry", "promote", "delete", "enqueue", "stream", "bulk", "merge"]
 
 
 async def live_through(store: Store, damager: Damager, seed: int, copies: int = 1) -> tuple[int, list[str]]:
@@ -227,6 +265,8 @@ async def live_through(store: Store, damager: Damager, seed: int, copies: int = 
             await caller.read(bad)
             for job_id in chance.sample(bad, len(bad) // 3):
                 await caller.change(job_id, chance.choice(ACTS))
+            for job_id in (one for one in bad if states[one] in MERGING):
+                await caller.change(job_id, "merge")
         wrong = [f"{one} is {await store.get(one)}" for one in await left_after(20, store, states)]
         await caller.read(bad)
         new = await door.enqueue(id="new", kind="play", payload="y")

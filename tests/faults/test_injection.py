@@ -16,9 +16,9 @@ import trio
 from msgspec.structs import replace
 
 from jobpipe.engine.unforeseen import UNFORESEEN
-from jobpipe.job import ENDED, Backoff, Job, NewJob, Options, Status
+from jobpipe.job import ENDED, Backoff, Debounce, Job, NewJob, OnFailure, Options, Status, Unique
 from jobpipe.schedules import Spec
-from jobpipe.store.base import Store
+from jobpipe.store.base import NewGroup, Store
 from tests.engine.conftest import Rig, Step, new_job, running
 from tests.store.conftest import OPENERS
 
@@ -29,8 +29,10 @@ HEART = {
         "channel",
         "committer",
         "control",
+        "enqueuing",
         "executor",
         "follower",
+        "gathering",
         "held",
         "intake",
         "lease",
@@ -41,6 +43,7 @@ HEART = {
         "notebook",
         "notes",
         "operations",
+        "outbox",
         "outcomes",
         "prefetch",
         "scheduler",
@@ -50,14 +53,20 @@ HEART = {
         "worker",
     ),
     "verbs": (
+        "blocked",
+        "bringing",
+        "children",
         "declarations",
         "dependencies",
         "dialect",
         "difference",
         "facade",
         "followers",
+        "groups",
         "jobs",
         "keeping",
+        "lanes",
+        "merging",
         "nodes",
         "notes",
         "operations",
@@ -71,7 +80,9 @@ HEART = {
         "adding",
         "claiming",
         "counts",
+        "gated",
         "known",
+        "lanes",
         "lists",
         "nodes",
         "reader",
@@ -87,6 +98,7 @@ HEART = {
         "arrays",
         "counts",
         "exchange",
+        "lanes",
         "locks",
         "nodes",
         "notifications",
@@ -209,7 +221,7 @@ async def store_job(rig: Rig, job: NewJob) -> None:
 async def play(rig: Rig) -> dict[str, Job]:
     """Jobs of every kind: that are done, retried, failed, put off, cancelled while they wait and while they run.
 
-    And the job of a schedule that fires once.
+    And some that are merged with others, and the job of a schedule that fires once.
     """
     now, name = rig.node.clock.now(), rig.node.name
 
@@ -220,6 +232,8 @@ async def play(rig: Rig) -> dict[str, Job]:
     made = [
         *(job(f"done {number}") for number in range(4)),
         job("says something", "say"),
+        job("enqueues", "enqueue"),
+        job("bears", "bear"),
         job("retried", "error", "done"),
         job("failed", "fail"),
         job("snoozed", ("snooze", 0.01), "done"),
@@ -234,28 +248,69 @@ async def play(rig: Rig) -> dict[str, Job]:
     for one in made:
         await store_job(rig, one)
     await again(lambda: rig.node.backlog.enqueue_dependents(behind, atomic=True))
+    groups = [
+        in_group(f"{name}.g", "go_on", job("grouped 0"), job("grouped 1", "retry", "done"), job("then")),
+        in_group(
+            f"{name}.h", "cancel", job("held back too", later=3600), job("failed too", "fail"), job("at last")
+        ),
+    ]
+    for group in groups:
+        await again(functools.partial(rig.node.admission.enqueue_group, group))
+    behind += [one for group in groups for one in group.every]
+    alone = with_options(job("alone"), unique=Unique(name, ("kind",), ("queued", "running"), None, "return"))
+    quiet = [
+        with_options(job(what, later=0.05), debounce=Debounce(name, 0.05, 0.5)) for what in ("quiet", "same")
+    ]
+    await again(lambda: rig.node.backlog.enqueue_dependents([alone, *quiet], atomic=False))
     with trio.fail_after(30):
         while not rig.actor.running(f"{name}:waits"):  # noqa: ASYNC110 - `begun` counts the others too
             await trio.sleep(0.01)
+    born = f"{name}:bears-born"
+    with trio.fail_after(30):
+        while await again(lambda: rig.store.get(born)) is None:  # noqa: ASYNC110 - nobody tells of a new job
+            await trio.sleep(0.01)
     once = Spec(every=1e6, starts_at=rig.node.clock.now() + 0.05, overlap="replace")
     await again(lambda: rig.node.control.put_schedule(f"{name}.s", once, new_job("template", options=QUICK)))
-    for what in ("waits", "held back"):
+    for what in ("waits", "held back", "bears"):
         await again(functools.partial(rig.node.control.cancel, f"{name}:{what}"))
     with trio.fail_after(30):
         while not (fired := await again(lambda: rig.store.fired_jobs(f"{name}.s", 2))):  # noqa: ASYNC110 - nobody tells of a firing
             await trio.sleep(0.01)
-    return await until_ended(rig, *(one.id for one in (*made, *behind, *fired)))
+    jobs = await until_ended(rig, born, *(one.id for one in (*made, *behind, alone, quiet[0], *fired)))
+    enqueued = [one.id + "-enqueued" for one in jobs.values() if one.id.endswith(":enqueues")]
+    return jobs | (
+        await until_ended(rig, *enqueued) if jobs[f"{name}:enqueues"].status is Status.DONE else {}
+    )
 
 
 def depending(job: NewJob, job_id: str, needs: Literal["done", "ended"]) -> NewJob:
-    return replace(job, options=replace(job.options, depends_on=(job_id,), needs=needs))
+    return with_options(job, depends_on=(job_id,), needs=needs)
+
+
+def with_options(job: NewJob, **options: Any) -> NewJob:
+    return replace(job, options=replace(job.options, **options))
+
+
+def in_group(name: str, on_failure: OnFailure, *jobs: NewJob) -> NewGroup:
+    """A group of all but the last of the jobs, which waits for them."""
+    *members, then = jobs
+    return NewGroup(
+        id=name,
+        on_failure=on_failure,
+        jobs=[replace(one, options=replace(one.options, group=name)) for one in members],
+        then=replace(then, options=replace(then.options, callback_of=name)),
+    )
 
 
 ENDS = {
     "failed": Status.FAILED,
+    "failed too": Status.FAILED,
+    "held back too": Status.CANCELLED,
     "waits": Status.CANCELLED,
     "held back": Status.CANCELLED,
     "in vain": Status.CANCELLED,
+    "bears": Status.CANCELLED,
+    "bears-born": Status.CANCELLED,
 }
 
 

@@ -883,7 +883,15 @@ def test_a_wrapped_handler_is_found_as_what_was_decorated(folder: Path) -> None:
 
 def test_the_public_names_are_enough_to_write_handlers() -> None:
     """Nothing else of jobpipe is needed."""
-    assert set(jobpipe.__all__) == {"Backoff", "Context", "Fail", "Retry", "Snooze", "handler"}
+    assert set(jobpipe.__all__) == {
+        "Backoff",
+        "Context",
+        "EnqueueError",
+        "Fail",
+        "Retry",
+        "Snooze",
+        "handler",
+    }
 
 
 def test_a_handler_may_declare_a_schedule() -> None:

@@ -291,6 +291,21 @@ class Model:
         if cancelling:
             entry.end(Status.CANCELLED, one.settled_at, one.size)
 
+    def bring(self, one: Settlement) -> Settlement:
+        """Store what a settlement brings, all or none; returns how the job ends then."""
+        kept, arrivals, paused = dict(self.jobs), self.arrivals, dict(self.paused)
+        for new in one.jobs:
+            if why := REFUSED.get(self.add_one(new)[0]):
+                self.jobs, self.arrivals, self.paused = kept, arrivals, paused
+                told = why.format(id=new.id, queue=new.queue)
+                words = f"nothing that the handler has enqueued was stored: {told}"
+                failed = JobError("EnqueueError", words)
+                size = one.size - len(one.result or b"") + len(words)
+                return replace(
+                    one, outcome=Outcome.FAIL, status=Status.FAILED, result=None, error=failed, size=size
+                )
+        return one
+
     def add(self, one: Add) -> list[tuple[str, str | None]]:
         """The receipts: (verdict, id of the job handed over)."""
         kept, arrivals, paused = dict(self.jobs), self.arrivals, dict(self.paused)
@@ -500,6 +515,10 @@ class Model:
         return states
 
 
+REFUSED = {
+    "conflict": "the id {id!r} belongs to another job",
+    "closed": "the queue {queue!r} of the job {id!r} takes no new jobs",
+}
 END_IN_WORDS = {
     "failed": "has failed",
     "cancelled": "was cancelled",
@@ -534,6 +553,7 @@ NEW_JOBS = st.fixed_dictionaries(
         ),
     }
 )
+BROUGHT: st.SearchStrategy[list[dict[str, Any]]] = st.just([]) | st.lists(NEW_JOBS, min_size=1, max_size=3)
 EDITS = st.fixed_dictionaries(
     {},
     optional={
@@ -914,6 +934,7 @@ class Lives(RuleBasedStateMachine):
             result=b"[true]" if outcome is Outcome.DONE else None,
             error=data.draw(ERRORS) if outcome in {Outcome.RETRY, Outcome.FAIL} else None,
             size=data.draw(st.sampled_from([10, 40])),
+            jobs=self.new_jobs(data.draw(BROUGHT)) if outcome is Outcome.DONE else (),
         )
 
     def exchange(self, batch: Batch) -> None:
@@ -921,6 +942,9 @@ class Lives(RuleBasedStateMachine):
 
         What an exchange releases may be claimed by it, or by the next one.
         """
+        if any(one.jobs for one in batch.settlements):
+            self.exchange_at_once(replace(batch, adds=(), claims=()))
+            batch = Batch(node=batch.node, now=batch.now, adds=batch.adds, claims=batch.claims)
         if batch.claims and any(entry.status is Status.BLOCKED for entry in self.model.jobs.values()):
             self.exchange_at_once(replace(batch, claims=()))
             batch = Batch(node=batch.node, now=batch.now, claims=batch.claims)
@@ -982,7 +1006,7 @@ class Lives(RuleBasedStateMachine):
                 stale.add((note.seq, note.claim))
         for end in batch.settlements:
             if entry := self.model.held(self.arrival, end.seq, end.claim):
-                self.model.settle(entry, end)
+                self.model.settle(entry, self.model.bring(end))
                 if entry.status is not end.status:
                     settled[end.seq] = entry.status
             else:

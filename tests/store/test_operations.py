@@ -6,11 +6,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from jobpipe.job import Status
+from jobpipe.job import GroupOutcome, Options, Outcome, Status
+from jobpipe.lanes import Limits, PerKey
 from jobpipe.store.base import Changes, Filter, NewOperation, Operation, QueueSettings, Slice, Sliced, Store
 from jobpipe.store.verbs import operations
 from jobpipe.store.verbs.transaction import Transaction
 from tests.store.test_contract import LATER, NOW, Node, add, bring_to, get, new_job
+from tests.store.test_groups import followed, put
+from tests.store.test_merging import ask, unique
 
 ALL = Filter(queue="default")
 RETRY = NewOperation(id="o", verb="retry", where=ALL)
@@ -266,3 +269,97 @@ async def test_an_operation_that_cannot_be_read_does_nothing(store: Store, damag
     assert {one.asked.id for one in taken if one} <= {"good", "bad"}
     assert any(one.asked.id == "good" for one in taken if one) or taken[0].asked.id == "bad"
     assert (await get(store, "a")).status is Status.SCHEDULED
+
+
+# What else belongs to jobs is done as for one job
+
+
+async def do(store: Store, verb: Any, where: Filter = ALL, changes: Changes | None = None) -> Operation:
+    """Do a verb to all jobs that a filter means; returns the operation at its end."""
+    asked = NewOperation(id=f"{verb}-all", verb=verb, where=where, changes=changes)
+    slices = await do_all(store, await store.begin_operation(asked, NOW))
+    done = slices[-1].operation
+    assert done is not None
+    return done
+
+
+async def test_members_of_a_group_that_are_retried_count_again(node: Node) -> None:
+    await put(node.store, "a", "b", "c")
+    await node.store.cancel(["a", "b"], NOW)
+    await followed(node.store)
+    done = await do(node.store, "retry", Filter(group="g", status=Status.CANCELLED))
+    for _ in range(3):
+        await node.settle(await node.take(), Outcome.DONE)
+    callback = await node.take()
+
+    assert numbers(done) == ("done", 2, 2, 0)
+    assert callback.options.outcome == GroupOutcome("g", 3, done=3)
+
+
+async def test_a_group_whose_jobs_are_cancelled_ends(node: Node) -> None:
+    await put(node.store, "a", "b", "c")
+    done = await do(node.store, "cancel", Filter(group="g"))
+    await followed(node.store)
+
+    assert numbers(done) == ("done", 3, 3, 0)
+    assert (await node.take()).options.outcome == GroupOutcome("g", 3, cancelled=3)
+
+
+@pytest.mark.parametrize("verb", ["delete", "cancel"])
+async def test_unique_keys_are_let_go(node: Node, verb: Any) -> None:
+    await ask(node.store, unique("a"))
+    await do(node.store, verb)
+    (receipt,) = await ask(node.store, unique("b"))
+
+    assert receipt.verdict == "stored"
+
+
+async def test_of_jobs_with_one_unique_key_one_is_retried(node: Node) -> None:
+    for job_id in ("a", "b"):
+        await ask(node.store, unique(job_id))
+        await node.store.cancel([job_id], NOW)
+    done = await do(node.store, "retry")
+
+    assert numbers(done) == ("done", 2, 1, 1)
+    assert {(await get(node.store, one)).status for one in "ab"} == {Status.QUEUED, Status.CANCELLED}
+
+
+async def test_children_of_jobs_that_are_cancelled_are_too(node: Node) -> None:
+    await fill(node.store, "p", "q", run_at=NOW)
+    await node.claim(2)
+    children = [new_job(f"{one}1", queue="other", options=Options(parent=one)) for one in "pq"]
+    await node.store.add_dependents(children, atomic=True)
+    await do(node.store, "cancel")
+    await followed(node.store)
+
+    assert {(await get(node.store, one)).status for one in ("p1", "q1")} == {Status.CANCELLED}
+
+
+async def test_jobs_of_a_key_leave_their_lane_and_stand_in_another(node: Node) -> None:
+    """Limits of the queue hold for those that are moved there."""
+    await node.store.put_limits("mail", Limits(per_key=PerKey(max_running=1)))
+    await fill(node.store, "a", "b", "c", queue="mail", run_at=NOW, options=Options(key="k"))
+    await fill(node.store, "d", "e", queue="news", run_at=NOW)
+    cancelled = await do(node.store, "cancel", Filter(queue="mail", key="k", id=("a", "b")))
+    renamed = await do(node.store, "edit", Filter(queue="news"), Changes(key="k"))
+    moved = await do(node.store, "move", Filter(key="k", queue="news"), Changes(queue="mail"))
+    key = await node.store.key("mail", "k")
+    taken = await node.claim(9)
+
+    assert [one.changed for one in (cancelled, renamed, moved)] == [2, 2, 2]
+    assert key.waiting == 3
+    assert [one.id for one in taken] == ["c"]
+
+
+async def test_no_job_expires_after_its_deadline(node: Node) -> None:
+    """Whatever an edit says."""
+    await fill(node.store, "a", expires_at=LATER + 5, options=Options(deadline=LATER + 9))
+    await fill(node.store, "b")
+    ends = list[Any]()
+    for number, expires_at in enumerate((LATER + 50, None, LATER + 7)):
+        changes = Changes(expires_at=expires_at)
+        asked = NewOperation(id=f"o{number}", verb="edit", where=ALL, changes=changes)
+        await do_all(node.store, await node.store.begin_operation(asked, NOW))
+        ends.append(tuple([(await get(node.store, one)).asked.expires_at for one in "ab"]))
+
+    assert ends == [(LATER + 9, LATER + 50), (LATER + 9, None), (LATER + 7, LATER + 7)]

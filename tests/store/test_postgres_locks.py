@@ -139,17 +139,14 @@ async def test_a_job_of_a_queue_that_nobody_noted_is_claimed(node: Node, applica
     assert [queue.name for queue in await node.store.queues()] == ["mail", "other"]
 
 
-@pytest.mark.parametrize(
-    ("table", "outcome"),
-    [("live", Outcome.DONE), ("live", Outcome.RETRY), ("live", None), ("jobs", Outcome.DONE)],
-)
+@pytest.mark.parametrize("outcome", [Outcome.DONE, Outcome.RETRY, None])
 async def test_an_outcome_whose_row_is_locked_is_written_later(
-    node: Node, application: Any, table: str, outcome: Outcome | None
+    node: Node, application: Any, outcome: Outcome | None
 ) -> None:
     """Those beside it are written now; nothing is stale."""
     await add(node.store, new_job("a"), new_job("b"), new_job("c"))
     jobs = await node.claim(2)
-    application.execute(f"select from {table} where seq = %s for update".encode(), (jobs[0].seq,))
+    application.execute("select from live where seq = %s for update", (jobs[0].seq,))
     with trio.fail_after(5):
         receipts = await node.exchange(
             starts=[start(job) for job in jobs] if outcome is not None else [],
@@ -178,7 +175,7 @@ async def test_rows_that_an_open_transaction_changes_wait_for_it(
         application.execute("delete from live where seq = %s", (jobs[0].seq,))
         application.execute("delete from jobs where seq = %s", (jobs[0].seq,))
     else:
-        application.execute("update jobs set priority = 1 where seq = %s", (jobs[0].seq,))
+        application.execute("update live set priority = 1 where seq = %s", (jobs[0].seq,))
     receipts = await node.exchange(settlements=[settlement(job, Outcome.DONE) for job in jobs])
     application.commit()
     at_last = await node.exchange(settlements=[settlement(jobs[0], Outcome.DONE)])
@@ -206,6 +203,34 @@ async def test_a_note_whose_row_is_locked_is_written_later(node: Node, applicati
     assert meanwhile is not None
     assert meanwhile.lines == []
     assert [log and [one.text for one in log.lines] for log in logs] == [["hello"], ["hello"]]
+
+
+@pytest.mark.parametrize("locked", ["an id", "the row"])
+async def test_an_end_that_brings_a_locked_job_is_written_later(
+    node: Node, application: Any, locked: str
+) -> None:
+    """With all that it brings; those beside it are written now."""
+    await add(node.store, new_job("a"), new_job("b"), new_job("c"))
+    jobs = await node.claim(2)
+    if locked == "an id":
+        application.execute("select enqueue('echo', id => 'of-a')")
+    else:
+        application.execute("select from live where seq = %s for update", (jobs[0].seq,))
+    ends = [
+        settlement(job, Outcome.DONE, jobs=[new_job(f"of-{job.id}"), new_job(f"too-of-{job.id}")])
+        for job in jobs
+    ]
+    with trio.fail_after(5):
+        receipts = await node.exchange(settlements=ends, claim=1)
+        between = sorted(await listed(node.store))
+    application.rollback()
+    at_last = await node.exchange(settlements=ends[:1])
+
+    assert receipts.locked == {(jobs[0].seq, 1)}
+    assert (receipts.stale, at_last.stale, at_last.locked) == ((frozenset(),) * 3)
+    assert [job.id for job in receipts.claimed] == ["c"]
+    assert between == ["a", "b", "c", "of-b", "too-of-b"]
+    assert sorted(await listed(node.store)) == ["a", "b", "c", "of-a", "of-b", "too-of-a", "too-of-b"]
 
 
 @pytest.mark.parametrize("table", ["live", "jobs", "counts", "totals"])
@@ -265,8 +290,8 @@ async def test_a_rescue_leaves_locked_jobs_for_the_next_one(node: Node, applicat
     await add(node.store, new_job("a", max_retries=0), new_job("b"), new_job("c"))
     jobs = await node.claim(3)
     await node.exchange(starts=[start(job) for job in jobs])
-    application.execute("select from jobs where id = 'a' for update")
-    application.execute("select from live where seq = %s for update", (jobs[1].seq,))
+    for job in jobs[:2]:
+        application.execute("select from live where seq = %s for update", (job.seq,))
     with trio.fail_after(5):
         first = await node.store.rescue("other", LATER)
     application.rollback()
@@ -279,7 +304,7 @@ async def test_a_rescue_leaves_locked_jobs_for_the_next_one(node: Node, applicat
 async def test_expiry_passes_over_locked_jobs(node: Node, application: Any) -> None:
     """They expire when they can."""
     await add(node.store, new_job("a", expires_at=NOW + 1), new_job("b", expires_at=NOW + 1))
-    application.execute("select from jobs where id = 'a' for update")
+    application.execute("select from live where seq = (select seq from jobs where id = 'a') for update")
     with trio.fail_after(2):
         await node.exchange(LATER)
     before = [(await get(node.store, job_id)).status for job_id in "ab"]

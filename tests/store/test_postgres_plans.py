@@ -29,10 +29,12 @@ from jobpipe.store.postgres.nodes import Nodes
 from jobpipe.store.postgres.session import Session
 from jobpipe.store.postgres.tables import Tables
 from jobpipe.store.postgres.writer import Writer
+from jobpipe.store.verbs import merging
 from jobpipe.store.verbs.facade import SharedVerbs
 from jobpipe.store.verbs.followers import MOST
 from tests.store.server import ask, new_schema, server_url, with_query
 from tests.store.test_contract import KEEP_ALL, LATER, NOW, new_job, settlement, start, wish
+from tests.store.test_merging import debounced, throttled, unique
 
 pytestmark = pytest.mark.slow
 
@@ -45,31 +47,37 @@ OLD = NOW - 1e6
 """Before all others were created."""
 
 # Of each status that waits or has ended, some of a rare queue and some of a rare kind; and a million newer jobs.
+_ENDED = (
+    "insert into {0}.ended (seq, status, kind, queue, created_at, run_at, attempt, claim, rescued, finished_at, size) "
+    "select seq, status, kind, queue, created_at, run_at, 1, 1, 0, finished_at, 0 from "
+)
 _RARE_ENDED = (
-    "insert into {0}.jobs "
-    "(id, kind, queue, status, priority, run_at, max_retries, created_at, finished_at, payload) "
-    "select s || k || n, k, case k when 'echo' then 'rare' else 'default' end, s, 0, "
-    f"{OLD}, 3, {OLD} + n, {NOW} + 1, '1' "
+    "with new as (insert into {0}.jobs (id, kind, queue, priority, run_at, max_retries, created_at, payload) "
+    "select s || k || n, k, case k when 'echo' then 'rare' else 'default' end, 0, "
+    f"{OLD}, 3, {OLD} + n, '1' "
     "from unnest(array['done', 'failed', 'cancelled', 'expired']) s, unnest(array['echo', 'rare']) k, "
-    f"generate_series(1, {RARE}) n"
+    f"generate_series(1, {RARE}) n returning *) {_ENDED}"
+    "(select *, substring(id from '^(done|failed|cancelled|expired)') as status, "
+    f"{NOW} + 1 as finished_at from new) of_all"
 )
 _RARE_WAITING = (
     "with new as (insert into {0}.jobs (id, kind, queue, priority, run_at, max_retries, created_at, payload) "
     f"select s || k || n, k, case k when 'echo' then 'rare' else 'default' end, -9, 2e11, 3, {OLD} + n, '1' "
     "from unnest(array['queued', 'scheduled', 'retrying', 'blocked']) s, unnest(array['echo', 'rare']) k, "
     f"generate_series(1, {RARE}) n returning *) "
-    "insert into {0}.live (seq, queue, status, priority, run_at, created_at) "
-    "select seq, queue, substring(id from '^(queued|scheduled|retrying|blocked)'), priority, run_at, created_at "
-    "from new"
+    "insert into {0}.live (seq, kind, queue, status, priority, run_at, created_at) "
+    "select seq, case when id ~ '^queuedrare' then kind end, queue, "
+    "substring(id from '^(queued|scheduled|retrying|blocked)'), priority, run_at, created_at from new"
 )
 FILL = (
     _RARE_ENDED,
     _RARE_WAITING,
     (
-        "insert into {0}.jobs "
-        "(id, kind, queue, status, priority, run_at, max_retries, created_at, finished_at, payload) "
-        "select 'e' || n, 'echo', 'default', (array['done', 'failed', 'cancelled', 'expired'])[1 + n % 4], 0, "
-        f"{NOW}, 3, {NOW} + n / 1e3, {NOW} + n / 1e6, '1' from generate_series(1, {ENDED_JOBS}) n"
+        "with new as (insert into {0}.jobs (id, kind, queue, priority, run_at, max_retries, created_at, payload) "
+        f"select 'e' || n, 'echo', 'default', 0, {NOW}, 3, {NOW} + n / 1e3, '1' "
+        f"from generate_series(1, {ENDED_JOBS}) n returning *) {_ENDED}"
+        "(select *, (array['done', 'failed', 'cancelled', 'expired'])[1 + substring(id from 2)::int % 4] as status, "
+        f"{NOW} + substring(id from 2)::int / 1e6 as finished_at from new) of_all"
     ),
     (
         "with new as (insert into {0}.jobs (id, kind, queue, priority, run_at, max_retries, created_at, payload) "
@@ -110,11 +118,13 @@ FILL = (
         f"on o.id = 'l' || substring(new.id from 2) or o.id = 'hub' || substring(new.id from 2)::int % {HUBS}"
     ),
     "update {0}.live set followed = true where seq in (select on_seq from {0}.waits)",
-    "insert into {0}.tags select 'rare', created_at, seq from {0}.jobs where id like '%777'",
+    # Each job that comes later has a key; some of those are also taken for a while.
     (
-        "insert into {0}.counts select queue, status, 999, count(*), 0 from {0}.jobs "
-        "where status is not null group by 1, 2"
+        "insert into {0}.uniques select md5(id), seq, id, null, created_at, "
+        f"case when seq % 10 = 0 then {LATER} + seq end from {{0}}.jobs where id like 'l%'"
     ),
+    "insert into {0}.tags select 'rare', created_at, seq from {0}.jobs where id like '%777'",
+    "insert into {0}.counts select queue, status, 999, count(*), 0 from {0}.ended group by 1, 2",
     "insert into {0}.counts select queue, status, 999, count(*), 0 from {0}.live group by 1, 2",
     # Fifty thousand queues that were used once, and each in several slots.
     (
@@ -124,14 +134,16 @@ FILL = (
     "insert into {0}.totals select state, 999, sum(jobs), 0 from {0}.counts group by 1",
     "vacuum (analyze) {0}.jobs",
     "vacuum (analyze) {0}.live",
+    "vacuum (analyze) {0}.ended",
     "vacuum (analyze) {0}.waits",
+    "vacuum (analyze) {0}.uniques",
     "vacuum (analyze) {0}.counts",
 )
 
 _READ = (
     "select relname, seq_tup_read, idx_tup_fetch from pg_stat_xact_user_tables "
     "where schemaname = %(schema)s and relname in "
-    "('jobs', 'live', 'attempts', 'tags', 'counts', 'totals', 'queues', 'waits')"
+    "('jobs', 'live', 'ended', 'attempts', 'tags', 'counts', 'totals', 'queues', 'waits', 'uniques')"
 )
 
 
@@ -339,6 +351,31 @@ async def test_a_job_that_waits_for_others_reads_those(connection: Counting, ver
     assert read == [(0, True)] * 4
 
 
+async def test_a_key_is_found_among_those_of_all_jobs(connection: Counting, verbs: Verbs) -> None:
+    """To store, replace, retry and delete jobs, and to sweep what is over."""
+    read = list[tuple[int, bool]]()
+
+    def noted() -> None:
+        read.append((connection.whole, connection.by_index <= 200))
+
+    jobs = [unique("u1"), throttled("u2", NOW), debounced("u3", NOW)]
+    receipts = await verbs.add_dependents(jobs, atomic=True)
+    noted()
+    receipts = [*receipts, *await verbs.add_dependents([debounced("u4", NOW + 1)], atomic=True)]
+    noted()
+    await verbs.cancel(["u1"], NOW)
+    (retried,) = await verbs.retry(["u1"], NOW)
+    noted()
+    (deleted,) = await verbs.delete(["u1"], NOW)
+    noted()
+    await verbs._carry_out(lambda tx: merging.sweep(tx, NOW))
+    noted()
+
+    assert [one.verdict for one in receipts] == ["stored"] * 3 + ["replaced"]
+    assert (retried.verdict, deleted.verdict) == ("changed", "changed")
+    assert read == [(0, True)] * 5
+
+
 async def test_what_follows_the_end_of_a_job_reads_those_that_wait_for_it(
     connection: Counting, writer: Writer, verbs: Verbs
 ) -> None:
@@ -377,10 +414,25 @@ LISTS: Sequence[dict[str, Any]] = [
     *({"status": status, "created_before": NOW - 1} for status in Status),
     {"status": Status.QUEUED, "queue": "q1"},
     {"status": Status.SCHEDULED, "queue": "default"},
+    {"tag": ("rare", "none")},
+    {"queue": ("rare", "q1", "none")},
+    {"kind": ("rare", "none")},
+    {"status": (Status.FAILED, Status.CANCELLED)},
+    {"status": tuple(Status)},
+    {"queue": ("rare", "none"), "status": (Status.FAILED, Status.EXPIRED, Status.BLOCKED)},
+    {"kind": ("rare", "none"), "status": (Status.FAILED, Status.EXPIRED)},
+    {"queue": "rare", "status": (Status.DONE, Status.FAILED)},
 ]
 
-LOOKED = [{"status": status, "kind": "rare"} for status in WAIT]
-"""Pairs for which other jobs of the kind are looked at, where very many jobs have the status: a page may be short."""
+LOOKED = [
+    *({"status": status, "kind": "rare"} for status in WAIT),
+    *({"status": Status.DONE, name: "rare"} for name in ("queue", "kind")),
+    {"queue": "rare", "status": (Status.DONE, Status.FAILED)},
+]
+"""Pairs for which other jobs of the queue or kind are looked at, where very many jobs have the status.
+
+A page may be short.
+"""
 
 
 @pytest.mark.parametrize("where", LISTS, ids=str)

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from jobpipe.job import Options, Outcome, Status
+from jobpipe.lanes import Limits, PerKey
 from jobpipe.store.base import (
     OTHERS,
     Add,
@@ -37,6 +38,8 @@ class Life:
         self.name, self.store, self.chance, self.kinds = name, store, chance, kinds
         self.held: list[Claimed] = []
         self.asked: Sequence[ClaimRequest] = ()
+        self.keyed = False
+        """whether some of its jobs have keys"""
         self.claims: list[tuple[int, int]] = []
         self.written: list[tuple[int, int]] = []
 
@@ -86,7 +89,10 @@ class Life:
                 priority=self.chance.randrange(3),
                 created_at=now,
                 run_at=now + self.chance.choice([0, 0, 2]),
-                options=Options(tags=("t",)) if self.chance.random() < 0.2 else Options(),
+                options=Options(
+                    tags=("t",) if self.chance.random() < 0.2 else (),
+                    key=self.chance.choice([None, None, "k", "l"]) if self.keyed else None,
+                ),
             )
             for _ in range(self.chance.randrange(6))
         ]
@@ -133,11 +139,11 @@ class Life:
                     await self.store.queues()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("seed", "keyed"), [(0, False), (1, False), (2, False), (3, True), (4, True)])
 async def test_whatever_nodes_and_people_do_at_once_every_row_is_accounted_for(
-    schema: str, seed: int
+    schema: str, seed: int, *, keyed: bool
 ) -> None:
-    """Each claim is made once and settled at most once, and the counts are those of the rows."""
+    """Each claim is made once and settled at most once, and the counts are those of the rows. With keys, too."""
     async with AsyncExitStack() as stack:
         lives = []
         for number in range(NODES):
@@ -145,6 +151,9 @@ async def test_whatever_nodes_and_people_do_at_once_every_row_is_accounted_for(
             store = await stack.enter_async_context(open_postgres(url))
             lives.append(Life(f"n{number}", store, random.Random(seed * 100 + number), SERVES[number % 2]))
             await store.join(f"n{number}", NOW, NOW + 100, SERVES[number % 2])
+            lives[-1].keyed = keyed
+        if keyed:
+            await lives[0].store.put_limits("y", Limits(max_running=9, per_key=PerKey(max_running=4)))
         async with trio.open_nursery() as nursery:
             for life in lives:
                 nursery.start_soon(life.work)
@@ -169,8 +178,9 @@ async def test_whatever_nodes_and_people_do_at_once_every_row_is_accounted_for(
         if not held and status in {"scheduled", "queued", "retrying"}
     )
     assert ask(
-        f"select count(*) from {schema}.jobs j full join {schema}.live l on l.seq = j.seq "
-        "where j.seq is null or (j.status is null) <> (l.seq is not null)"
+        f"select count(*) from {schema}.jobs j "
+        f"full join {schema}.live l using (seq) full join {schema}.ended e using (seq) "
+        "where j.id is null or (l.status is null) = (e.status is null)"
     ) == [(0,)]
     assert ask(
         f"select count(*) from {schema}.tags t where not exists (select from {schema}.jobs j where j.seq = t.seq)"

@@ -509,3 +509,17 @@ async def test_garbage_among_the_notes_is_thrown_away(node: Node) -> None:
     await note(node.store, LATER)
 
     assert await there(node.store, "a", "b") == ["b"]
+
+
+async def test_a_job_for_a_closed_queue_takes_no_id_from_one_that_follows_it(node: Node) -> None:
+    """In one add; nor is the second compared with the first, where all or none are stored."""
+    await node.store.put_queue("mail", QueueSettings(closed=True))
+    jobs = [new_job("a", queue="mail"), new_job("a", priority=7)]
+    refused = await add(node.store, *jobs, atomic=True)
+    stored = await add(node.store, *jobs)
+    again = await add(node.store, *jobs)
+
+    assert [one.verdict for one in refused] == ["closed", "refused"]
+    assert [one.verdict for one in stored] == ["closed", "stored"]
+    assert [one.verdict for one in again] == ["conflict", "existing"]
+    assert (await get(node.store)).asked.priority == 7

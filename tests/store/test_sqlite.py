@@ -16,7 +16,7 @@ import pytest
 from msgspec.structs import replace
 
 from jobpipe.errors import StoreError
-from jobpipe.job import JobError, NewJob, Options, Outcome, Progress, Status
+from jobpipe.job import JobError, NewJob, OnFailure, Options, Outcome, Progress, Status
 from jobpipe.store import paging
 from jobpipe.store.base import (
     LOG_LINES,
@@ -27,6 +27,7 @@ from jobpipe.store.base import (
     ClaimRequest,
     Filter,
     LogLine,
+    NewGroup,
     Note,
     Place,
     QueueSettings,
@@ -44,8 +45,9 @@ from jobpipe.store.sqlite.nodes import Nodes
 from jobpipe.store.sqlite.opening import check_path
 from jobpipe.store.sqlite.tables import carry_out, looked
 from jobpipe.store.sqlite.writer import Writer
-from jobpipe.store.verbs import dependencies, followers, jobs, nodes, queues, retention
-from tests.store.test_contract import wish
+from jobpipe.store.verbs import dependencies, followers, groups, jobs, nodes, queues, retention
+from tests.store.test_contract import KEEP_ALL, wish
+from tests.store.test_merging import debounced, throttled, unique
 
 NOW = 1_700_000_000.0
 TAKE = Retention(done_age=0, failed_age=0, jobs=0, size=0)
@@ -253,8 +255,8 @@ def test_what_follows_the_end_of_a_job_walks_indexes(db: apsw.Connection) -> Non
             end = settlement(one.seq, one.claim, outcome, status)
             writer.exchange(Batch(node="n", now=NOW, settlements=[end]))
         carry_out(db, lambda tx: followers.follow(tx, NOW))
-        carry_out(db, lambda tx: dependencies.retry(tx, ["b", "x"], NOW))
-        carry_out(db, lambda tx: dependencies.retry(tx, ["x"], NOW))
+        carry_out(db, lambda tx: groups.retry(tx, ["b", "x"], NOW))
+        carry_out(db, lambda tx: groups.retry(tx, ["x"], NOW))
 
     found = plans(db, act)
 
@@ -262,6 +264,40 @@ def test_what_follows_the_end_of_a_job_walks_indexes(db: apsw.Connection) -> Non
     scans = [sql for sql, how in found.items() if re.search(r"SCAN (waits|w|follow_ups)\b", " ".join(how))]
     assert all("limit" in sql for sql in scans), scans
     assert carry_out(db, lambda tx: tx.lock(["x"]))["x"].job.status is Status.BLOCKED
+
+
+def test_what_follows_the_end_of_a_group_walks_indexes(db: apsw.Connection) -> None:
+    """So does what is asked of groups."""
+    writer = Writer(db)
+
+    def group(name: str, on_failure: OnFailure) -> NewGroup:
+        jobs = [job(f"{name}{number}") for number in range(3)]
+        in_group = [replace(one, options=Options(group=name)) for one in jobs]
+        return NewGroup(id=name, on_failure=on_failure, jobs=in_group, then=job(f"{name}.then"))
+
+    def act() -> None:
+        carry_out(db, lambda tx: groups.add(tx, group("g", "go_on"), NOW))
+        carry_out(db, lambda tx: groups.add(tx, group("h", "cancel"), NOW))
+        looked(db, lambda tx: groups.state(tx, "g"))
+        looked(db, lambda tx: groups.still_open(tx, "g.then", 10))
+        reader.listed(db, Filter(group="g"), 10, None)
+        writer.forget()
+        claimed = writer.exchange(Batch(node="n", now=NOW, claims=wish(4))).claimed
+        for one in claimed:
+            end = settlement(one.seq, one.claim, Outcome.FAIL, Status.FAILED)
+            writer.exchange(Batch(node="n", now=NOW, settlements=[end]))
+        carry_out(db, lambda tx: groups.retry(tx, ["g0"], NOW))
+        db.execute("insert into group_notes values (1, 1)")
+        carry_out(db, lambda tx: followers.follow(tx, NOW))
+        carry_out(db, lambda tx: groups.sweep(tx, NOW, Retention(1e9, 1e9, 1, 1)))
+
+    found = plans(db, act)
+
+    assert faults(found, "FOR GROUP BY") == []  # of the members of one group, or of a few
+    tables = r"SCAN (groups|g|members|m|group_notes)\b(?! USING)"
+    scans = [sql for sql, how in found.items() if re.search(tables, " ".join(how))]
+    assert all("limit" in sql for sql in scans), scans
+    assert looked(db, lambda tx: groups.state(tx, "h")).counts == {"failed": 1, "cancelled": 2}  # type: ignore[union-attr] # it is there
 
 
 def steps(db: apsw.Connection, act: Callable[[], object]) -> int:
@@ -475,14 +511,35 @@ def test_a_health_check_costs_the_same_among_fifty_thousand_queues(db: apsw.Conn
     assert all(after <= 1.2 * before + 100 for before, after in zip(*costs, strict=True))
 
 
+def test_keys_are_found_by_index(db: apsw.Connection) -> None:
+    """Whatever is done with those: jobs are stored, replaced, retried, deleted and pruned."""
+    new = [unique("a"), unique("b", on_conflict="replace"), throttled("c", NOW), debounced("d", NOW)]
+
+    def act() -> None:
+        carry_out(db, lambda tx: dependencies.add(tx, new, atomic=True))
+        carry_out(db, lambda tx: dependencies.add(tx, [debounced("e", NOW + 1)], atomic=True))
+        carry_out(db, lambda tx: jobs.cancel(tx, ["a"], NOW))
+        carry_out(db, lambda tx: groups.retry(tx, ["a"], NOW))
+        carry_out(db, lambda tx: jobs.delete(tx, ["a", "c"], NOW))
+        carry_out(db, lambda tx: retention.prune(tx, NOW + 1000, KEEP_ALL))
+
+    found = plans(db, act)
+
+    # The keys of one request are sorted as they come.
+    assert faults({sql: how for sql, how in found.items() if "insert into uniques" not in sql}) == []
+    scans = [sql for sql, how in found.items() if re.search(r"SCAN uniques\b(?! USING)", " ".join(how))]
+    assert scans == []
+    assert sum("uniques" in sql for sql in found) >= 8
+
+
 def test_control_walks_indexes(db: apsw.Connection) -> None:
     """Cancel, retry, delete and rescue find their rows by id, seq or the index of held jobs."""
     a_bit_of_everything(db)
 
     def act() -> None:
         carry_out(db, lambda tx: jobs.cancel(tx, ["a", "b", "later", "mail", "none"], NOW))
-        carry_out(db, lambda tx: dependencies.retry(tx, ["a", "late"], NOW))
-        carry_out(db, lambda tx: jobs.delete(tx, ["later"]))
+        carry_out(db, lambda tx: groups.retry(tx, ["a", "late"], NOW))
+        carry_out(db, lambda tx: jobs.delete(tx, ["later"], NOW))
         carry_out(db, lambda tx: nodes.rescue(tx, "other", NOW + 1e6))
 
     found = plans(db, act)
@@ -516,6 +573,22 @@ EACH_LIST = [
         {"created_before": NOW, "created_after": NOW - 5},
     )
 ]
+SEVERAL: list[tuple[dict[str, Any], str, int]] = [
+    ({"id": ("a", "b")}, "(id=?)", 1),
+    ({"tag": ("t", "u"), "queue": "mail"}, "PRIMARY KEY (tag=? AND ", 2),
+    ({"group": ("g", "h"), "queue": "mail"}, "PRIMARY KEY (grp=? AND ", 2),
+    ({"group": "g", "key": "k"}, "PRIMARY KEY (grp=? AND ", 1),
+    ({"queue": ("mail", "news"), "kind": "echo"}, "jobs_by_queue (queue=? AND ", 2),
+    (
+        {"queue": ("a", "b"), "status": (Status.FAILED, Status.EXPIRED)},
+        "jobs_unusual_by_queue (queue=? AND ",
+        4,
+    ),
+    ({"queue": "mail", "status": (Status.DONE, Status.EXPIRED)}, "jobs_by_queue (queue=? AND ", 1),
+    ({"kind": ("echo", "demo"), "error_type": "E"}, "jobs_by_kind (kind=? AND ", 2),
+    ({"kind": "e*", "status": (Status.FAILED, Status.DONE)}, "jobs_by_status (status=? AND ", 2),
+    ({"key": "k", "node": ("n", "m"), "ended_after": NOW}, "jobs_by_status (status=? AND ", len(Status)),
+]
 
 
 @pytest.mark.parametrize("where", EACH_LIST, ids=str)
@@ -532,6 +605,17 @@ def test_a_list_walks_the_index_of_its_filters(db: apsw.Connection, where: dict[
 
     assert faults(found) == []
     assert any(index in step and "created_at" in step.partition(index)[2] for step in steps)
+
+
+@pytest.mark.parametrize(("where", "index", "ranges"), SEVERAL, ids=str)
+def test_a_list_walks_an_index_for_each_of_several_values(
+    db: apsw.Connection, where: dict[str, Any], index: str, ranges: int
+) -> None:
+    found = plans(db, lambda: reader.listed(db, Filter(**where), 10, Place(NOW, 5)))
+    (steps,) = (steps for sql, steps in found.items() if "as looked" in sql)
+
+    assert not any(step.startswith("SCAN jobs") for step in steps)
+    assert sum(index in step for step in steps) == ranges
 
 
 def test_reads_walk_indexes(db: apsw.Connection) -> None:

@@ -8,6 +8,7 @@ from jobpipe.job import Job, NewJob, State
 from jobpipe.store.base import STORED, Add, Receipt
 from jobpipe.store.postgres.arrays import binaries, floats, integers, texts
 from jobpipe.store.postgres.counts import counting
+from jobpipe.store.postgres.lanes import ASKED_KEY, LANE_KEY, TOLD
 from jobpipe.store.postgres.reader import several
 from jobpipe.store.postgres.session import Result, Session
 from jobpipe.store.rows import compared, encoded_options
@@ -27,7 +28,7 @@ new as (
     where v.queue <> all (array(select name from queues where closed = 1))
     order by n
     on conflict (id) do nothing
-    returning seq, id, kind, queue, priority, run_at, created_at, expires_at
+    returning seq, id, kind, queue, priority, run_at, created_at, expires_at{and_options}
 )
 """
 _TAGGED = """
@@ -61,22 +62,45 @@ alive as (
     returning queue, status
 )
 """
+# The same where jobs may stand in lanes.
+_KEYED = f"""
+keyed as (
+    select new.*, {LANE_KEY.format(asked=ASKED_KEY, queue="queue")} as key
+    from new
+)
+"""
+_ALIVE_IN_LANES = f"""
+alive as (
+    insert into live (seq, kind, queue, status, priority, run_at, created_at, expires_at, key)
+    select
+        seq,
+        case when key is not null or kind = any (array({_NOT_SERVED_BY_ALL})) then kind end,
+        queue,
+        case when run_at > created_at then 'scheduled' else 'queued' end,
+        priority, run_at, created_at, expires_at, key
+    from keyed
+    returning queue, status, key
+)
+"""
 _COUNTED = counting("select queue, status, 1, 0 from alive")
-_INSERT = f"""
-with {_NEW},
-{_ALIVE},
-{_COUNTED}
-select id, queue
-from new
-"""
-_INSERT_WITH_TAGS = f"""
-with {_NEW},
-{_TAGGED},
-{_ALIVE},
-{_COUNTED}
-select id, queue
-from new
-"""
+
+
+def _insert(*, tags: bool, lanes: bool) -> str:
+    """The statement that stores jobs, where some have tags, or may stand in lanes."""
+    alive = [_KEYED, _ALIVE_IN_LANES, TOLD.format(ready="true", those="alive", which="status = 'queued'")]
+    parts = [
+        _NEW.format(and_options=", options" if lanes else ""),
+        *([_TAGGED] if tags else []),
+        *(alive if lanes else [_ALIVE]),
+        _COUNTED,
+    ]
+    return f"with {','.join(parts)} select id, queue from new"
+
+
+_INSERT = {
+    (tags, lanes): _insert(tags=tags, lanes=lanes) for tags in (False, True) for lanes in (False, True)
+}
+"""By whether there are tags, and whether jobs may stand in lanes."""
 
 
 _CLOSED = "select name from queues where closed = 1 and name = any (%(names)s)"
@@ -87,10 +111,13 @@ class Conflict(Exception):  # noqa: N818 - no error: it is caught where it is ra
 
 
 class Adding:
-    """The adds of one batch, stored all at once by `send`; what came of it can be asked for once that is answered."""
+    """The adds of one batch, stored all at once by `send`; what came of it can be asked for once that is answered.
 
-    def __init__(self, adds: Sequence[Add], slot: int) -> None:
-        self._adds, self._slot = adds, slot
+    `gates`: whether there may be gated queues. A job that is stored without a key in one of them gets it from a claim.
+    """
+
+    def __init__(self, adds: Sequence[Add], slot: int, *, gates: bool = False) -> None:
+        self._adds, self._slot, self._gates = adds, slot, gates
         self._jobs = [job for add in adds for job in add.jobs]
         self._answer: Result | None = None
 
@@ -106,7 +133,8 @@ class Adding:
                 values |= {"tags": binaries([tag for tag, _ in pairs])}
                 values |= {"tagged": texts([job.id for _, job in pairs])}
                 values |= {"tagged_in": texts([job.queue for _, job in pairs])}
-            self._answer = session.run(_INSERT_WITH_TAGS if pairs else _INSERT, values)
+            lanes = self._gates or any(job.options.key is not None for job in self._jobs)
+            self._answer = session.run(_INSERT[bool(pairs), lanes], values)
 
     async def check(self, session: Session) -> None:
         """Raise `Conflict` when one that is to be all or nothing may not be all. Waits only if there is such a one."""
@@ -122,6 +150,16 @@ class Adding:
         new = dict.fromkeys(self._answer.rows(), True) if self._answer else {}
         return [new.pop((job.id, job.queue), False) for job in self._jobs]
 
+    @functools.cached_property
+    def _shut_out(self) -> Sequence[bool]:
+        """Of each job whether a later one with its id is stored: so its own queue takes none."""
+        shut_out, stored = list[bool](), set[str]()
+        for job, is_stored in zip(reversed(self._jobs), reversed(self._stored), strict=True):
+            shut_out.append(job.id in stored and not is_stored)
+            if is_stored:
+                stored.add(job.id)
+        return shut_out[::-1]
+
     @property
     def stored(self) -> Sequence[NewJob]:
         """The jobs that are new."""
@@ -130,12 +168,19 @@ class Adding:
     @property
     def taken(self) -> Sequence[NewJob]:
         """The jobs whose ids were taken."""
-        return [job for job, stored in zip(self._jobs, self._stored, strict=True) if not stored]
+        each = zip(self._jobs, self._stored, self._shut_out, strict=True)
+        return [job for job, stored, shut_out in each if not (stored or shut_out)]
 
     def receipts(self, taken: Sequence[Receipt]) -> Sequence[Sequence[Receipt]]:
         """Those of each add, given those of the jobs whose ids were taken."""
         others = iter(taken)
-        each = iter([STORED if stored else next(others) for stored in self._stored])
+        told = zip(self._jobs, self._stored, self._shut_out, strict=True)
+        each = iter(
+            [
+                STORED if stored else Receipt("closed", queue=job.queue) if shut_out else next(others)
+                for job, stored, shut_out in told
+            ]
+        )
         return [[next(each) for _ in add.jobs] for add in self._adds]
 
 
@@ -187,7 +232,7 @@ async def _refusal(session: Session, jobs: Sequence[NewJob]) -> Sequence[Receipt
             receipts.append(Receipt("closed", queue=job.queue))
         else:
             receipts.append(Receipt("refused") if twin is None else compared(job, twin))
-        seen.setdefault(job.id, Job(job, State(job.status)))
+            seen.setdefault(job.id, Job(job, State(job.status)))
     return receipts if any(receipt.verdict in {"conflict", "closed"} for receipt in receipts) else None
 
 

@@ -1,7 +1,8 @@
 """The statement of a claim: which ready jobs a node takes, and in what order.
 
-While nothing is in its way, a claim reads the first entries of one index over all queues. Many ready jobs of paused
-queues make it go queue by queue. It puts jobs of other kinds aside, where only claims for their kind look.
+While nothing is in its way, a claim reads the first entries of one index over all queues: a small statement, since each
+part of a large one costs time even where it has nothing to do. Many ready jobs of paused queues make it go queue by
+queue. It puts jobs of other kinds aside, where only claims for their kind look.
 A claim that names queues is another statement, which reads each of them about as far as it takes from it.
 """
 
@@ -9,13 +10,13 @@ from jobpipe.store.base import OTHERS
 from jobpipe.store.postgres.counts import counting
 from jobpipe.store.postgres.reader import (
     ASIDE,
+    CLAIMABLE,
     FIRST_QUEUE,
     MINE_ASIDE,
     NEXT_QUEUE,
     NOT_ASIDE,
     ORDER,
     READY,
-    UNPAUSED,
 )
 
 PASSED = 10_000
@@ -33,20 +34,21 @@ SPARE = 4
 # "Ready", said so that the planner looks up each row by its key, and takes no index of ready jobs for a short cut.
 _STILL_READY = "l.status = 'queued' and coalesce(l.node, 0) = 0"
 _FRESH = "(l.expires_at is null or l.expires_at > %(now)s)"
-_UNPAUSED = UNPAUSED.format(of="l")
+_CLAIMABLE = CLAIMABLE.format(of="l")
 _PASSED_OVER = """
 array(
-    select name from queues where paused
+    select name from queues where paused or gated
     union all
     select unnest(%(queues)s::text[])
 )
 """
 _OTHERS = f"{{of}}.queue <> all ({_PASSED_OVER})"
-"""Neither paused nor named by the claim."""
+"""Neither paused nor gated, nor named by the claim."""
 _IN_ORDER = ORDER.format(of="l")
 
-# The server takes one of three ways. It reads one index over all queues, and passes over the jobs of paused ones; or,
-# where those are too many, it reads the first jobs of each queue; and where jobs of its kinds stand aside, it merges.
+# The large statement takes one of three ways. It reads one index over all queues, and passes over the jobs of paused
+# ones; or, where those are too many, it reads the first jobs of each queue; and where jobs of its kinds stand aside, it
+# merges.
 _WAY = f"""
 way as materialized (
     select
@@ -75,7 +77,7 @@ first as materialized (
     select l.seq
     from live l
     where {READY}
-        and {_UNPAUSED}
+        and {_CLAIMABLE}
         and {_FRESH}
         and not (select by_queue or aside from way)
         and exists (select from me)
@@ -243,15 +245,38 @@ _LAST_WALKED = """
     limit 1
 )
 """
+# A row without values says that something is in the way: many jobs of paused queues, or jobs of its kinds that stand
+# aside.
+_OBSTRUCTED = f"""
+union all
+select {", ".join(["null"] * 17)}
+from way
+where by_queue or aside
+"""
+CLAIM_PLAINLY = f"""
+with {_ME},
+{_WAY},
+{_FIRST},
+found as (
+    select seq from first
+),
+{_READY_ROWS},
+{_TAKEN},
+{_COUNT_TAKEN}
+{_ANSWER.format(last_walked="null::text")}
+{_OBSTRUCTED}
+"""
+"""The claim while nothing is in its way; else it takes nothing, and `CLAIM` has to be asked."""
+
 CLAIM = f"""
 with recursive {_ME},
 {_WAY},
 {_FIRST},
 {_WALK},
-{_HEADS.format(passing=UNPAUSED.format(of="w"))},
+{_HEADS.format(passing=CLAIMABLE.format(of="w"))},
 {_OF_QUEUES},
-{_NEAR.format(passing=_UNPAUSED, when="aside and not by_queue")},
-{_OF_KINDS.format(passing=_UNPAUSED)},
+{_NEAR.format(passing=_CLAIMABLE, when="aside and not by_queue")},
+{_OF_KINDS.format(passing=_CLAIMABLE)},
 {_MERGED},
 found as (
     select seq from first
@@ -262,10 +287,11 @@ found as (
 {_TAKEN},
 {_COUNT_TAKEN}
 {_ANSWER.format(last_walked=_LAST_WALKED)}
+{_OBSTRUCTED}
 """
 MINE, PLACE, CLAIMED, LAST_WALKED, EDITED = 0, slice(4), slice(3, -2), -2, -1
-"""In a row of it: whether the job is taken, where it stands in line, the values of `Claimed`, the last queue walked to,
-whether the job was edited.
+"""In a row of them: whether the job is taken (null: the row tells of no job), where it stands in line, the values of
+`Claimed`, the last queue walked to, whether the job was edited.
 
 A job's place in line ends with seq, with which the values of `Claimed` begin.
 """
@@ -277,7 +303,7 @@ _ASKED = f"""
 asked as materialized (
     select a.queue, a.share, a.place
     from unnest(%(queues)s::text[], %(shares)s::bigint[]) with ordinality as a (queue, share, place)
-    where {UNPAUSED.format(of="a")}
+    where {CLAIMABLE.format(of="a")}
 )
 """
 _WAY_BY_NAME = f"""
@@ -449,7 +475,7 @@ returning 1
 _FRONT = f"""
     select l.seq
     from live l
-    where {READY} and {_UNPAUSED}
+    where {READY} and {_CLAIMABLE}
     {_IN_ORDER}
     limit %(slice)s
 """
@@ -462,7 +488,7 @@ _FRONT_OF_QUEUES = f"""
         {_IN_ORDER}
         limit %(slice)s
     ) r
-    where {UNPAUSED.format(of="a")}
+    where {CLAIMABLE.format(of="a")}
 """
 PUT_ASIDE, PUT_ASIDE_OF_QUEUES = _PUT_ASIDE.format(near=_FRONT), _PUT_ASIDE.format(near=_FRONT_OF_QUEUES)
 
@@ -492,7 +518,7 @@ of_kinds as (
         limit 1
     ) r
 )
-select l.seq
+select -l.priority::bigint, l.run_at, l.seq
 from (
     select * from near
     union all
@@ -503,6 +529,6 @@ from (
 join live l on l.seq = c.seq
 for update of l skip locked
 """
-HEAD = _HEAD.format(passing=_UNPAUSED)
-HEAD_OF_QUEUE = _HEAD.format(passing=f"l.queue = %(name)s and {_UNPAUSED}")
+HEAD = _HEAD.format(passing=_CLAIMABLE)
+HEAD_OF_QUEUE = _HEAD.format(passing=f"l.queue = %(name)s and {_CLAIMABLE}")
 HEAD_OF_OTHERS = _HEAD.format(passing=_OTHERS.format(of="l"))

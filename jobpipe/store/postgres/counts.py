@@ -80,7 +80,8 @@ group by state
 FOLDED = 10_000
 """The most rows that one fold takes."""
 
-# Rows in which nothing is left, and queues of which nothing is set.
+# Rows in which nothing is left, and queues of which nothing is set: one without limits is gated no more once it has no
+# lanes and none of its jobs has a key.
 _FORGET = """
 delete from counts
 where (queue, state, slot) in (
@@ -91,12 +92,44 @@ where (queue, state, slot) in (
     for update skip locked
 )
 """
+_UNGATE = """
+update queues
+set gated = false, lining_up = false
+where name in (
+    select name
+    from queues q
+    where q.gated
+        and coalesce(
+            q.max_running, q.rate_limit, q.key_max_running, q.key_rate_limit
+        ) is null
+        and (select la.key from lanes la where la.queue = q.name order by la.key limit 1) is null
+        and (
+            select l.key
+            from live l
+            where l.key is not null and l.node is not null and l.queue = q.name
+            order by l.key
+            limit 1
+        ) is null
+        and (
+            select l.key
+            from live l
+            where l.key is not null and l.status = 'queued' and l.node is null and l.queue = q.name
+            order by l.key, l.kind, l.priority desc, l.run_at, l.seq
+            limit 1
+        ) is null
+    limit %(most)s
+    for update skip locked
+)
+"""
 _FORGET_QUEUES = """
 delete from queues
 where name in (
     select name
     from queues
-    where not paused and has_settings = 0
+    where not paused
+        and has_settings = 0
+        and not gated
+        and coalesce(max_running, rate_limit, key_max_running, key_rate_limit) is null
     limit %(most)s
     for update skip locked
 )
@@ -209,10 +242,11 @@ group by queue, status
 """
 _RECOUNT_ENDED = """
 insert into counts (queue, state, slot, jobs, size)
-select queue, status, 0, count(*), sum(length(payload) + coalesce(length(result), 0) + coalesce(length(error), 0))
-from jobs
-where status is not null
-group by queue, status
+select
+    j.queue, e.status, 0, count(*),
+    sum(length(j.payload) + coalesce(length(e.result), 0) + coalesce(length(e.error), 0))
+from ended e join jobs j on j.seq = e.seq
+group by j.queue, e.status
 on conflict do nothing
 """
 _RECOUNT_TOTALS = """
@@ -252,4 +286,5 @@ def fold(session: Session, slot: int, *, all_slots: bool) -> None:
 def forget_empty(session: Session) -> None:
     """Delete what tells nothing, at most `FOLDED` rows: then empty queues are forgotten, unless something is set."""
     session.run(_FORGET, {"most": FOLDED})
+    session.run(_UNGATE, {"most": FOLDED})
     session.run(_FORGET_QUEUES, {"most": FOLDED})

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -35,9 +36,12 @@ limit %(look)s
 """
 
 # Sources, and what narrows them down.
-_TAGGED = "from tags where tag = convert_to(%({name})s, 'UTF8')"
 _OF_IDS = "from jobs where id = any (%(id)s)"
-_OF_STATUS = "from jobs where coalesce(status, 'live') = '{status}'"
+_TAGGED = "from tags where tag = convert_to(%({name})s, 'UTF8')"
+_IN_GROUP = "from members where grp = (select grp from groups where id = %({name})s)"
+_OF_JOBS = "from jobs where true"
+_ENDED = "from ended where status = '{status}'"
+_UNUSUAL = f"{_ENDED} and status <> 'done'"
 _WAITING = {
     Status.BLOCKED: "from live where status = 'blocked'",
     Status.SCHEDULED: "from live where status = 'scheduled'",
@@ -45,7 +49,8 @@ _WAITING = {
     Status.QUEUED: "from live where status = 'queued' and node is null",
 }
 _LATER = "from live where status = '{status}' and status in ('blocked', 'scheduled', 'retrying')"
-_HELD = "from live where node is not null and status = '{status}'"
+_HELD = "from live where node is not null"
+_OF_STATUS = "and status = '{status}'"
 _OF_QUEUE = "and queue = %({name})s"
 _OF_KIND = "and kind = %({name})s"
 
@@ -65,7 +70,7 @@ from (
 where true
 """
 _FIRST_QUEUED = f"""
-order by queue, (case when kind is null then 0 else 1 end), priority desc, run_at, seq
+order by queue, (case when key is not null then 2 when kind is null then 0 else 1 end), priority desc, run_at, seq
 limit {FEW}
 """
 _FIRST_LATER = f"""
@@ -104,15 +109,19 @@ from (
     select jobs from counts where slot < 0 and state = %(status_0)s
 ) counted
 """
-"""How many jobs have a status that waits, those held by nodes not counted."""
+"""How many jobs have a status, those held by nodes not counted."""
 
 
 MOST = 50
 """The most ranges of indexes that a list merges; where there would be more, fewer fields decide on them."""
 
-
 NO_TEXT = "\x01"
 """In the place of a character that no text here may hold: no name has this one either."""
+
+
+USUAL = frozenset(
+    {"status", "kind", "queue", "tag", "group", "created_after", "created_before", "top", "content"}
+)
 
 
 class Form(NamedTuple):
@@ -131,18 +140,23 @@ class Form(NamedTuple):
         return names_of(field, dict(self.several).get(field, 0))
 
     @property
-    def narrow(self) -> str | None:
-        """What decides on the index beside the status."""
-        for column in ("queue", "kind"):
-            ranges = len(self.names(column)) * (len(self.statuses) or 1)
-            if 0 < ranges <= MOST and not (column == "kind" and self.prefixes):
-                return column
-        return None
+    def is_usual(self) -> bool:
+        """Whether it is one of a few hundred forms, which most lists have."""
+        return self.given <= USUAL and all(number == 1 for _, number in self.several)
 
     @property
-    def by_tag(self) -> bool:
-        """Whether the tags decide on the index."""
-        return "id" not in self.given and 0 < len(self.names("tag")) <= MOST
+    def decides(self) -> str | None:
+        """What decides on the index: an id, else a tag, else a group, else a queue, else a kind; None: the status.
+
+        Not where there would be too many ranges, nor a kind that is given by what it begins with.
+        """
+        if "id" in self.given:
+            return "id"
+        statuses = len(self.statuses) or 1
+        for field, ranges in (("tag", 1), ("group", 1), ("queue", statuses), ("kind", statuses)):
+            if 0 < len(self.names(field)) * ranges <= MOST and not (field == "kind" and self.prefixes):
+                return field
+        return None
 
 
 def form_of(where: Filter) -> Form:
@@ -175,11 +189,14 @@ def values_of(where: Filter) -> dict[str, Any]:
 def counted(form: Form) -> str | None:
     """The query for the number that decides whether few jobs are to be looked at; None: it does not matter."""
     status, *others = form.statuses or (None,)
-    if others or form.by_tag or "id" in form.given or status not in _WAITING:
+    column = form.decides
+    if others or column not in ("queue", "kind") or len(form.names(column)) > 1:
         return None
-    if form.narrow is None or len(form.names(form.narrow)) > 1:
+    if status is Status.DONE:
+        return COUNTED_IN_ALL
+    if status not in _WAITING:
         return None
-    if form.narrow == "queue":
+    if column == "queue":
         return COUNTED if status is Status.QUEUED else None
     return COUNTED_IN_ALL
 
@@ -187,30 +204,35 @@ def counted(form: Form) -> str | None:
 def looked(form: Form, *, few: bool) -> str:
     """The query for the places (at, seq) of the rows that a list looks at, no more than `%(look)s` of them.
 
-    An id, else a tag, else a queue, else a kind decides on the index, each but the first two together with the status.
+    What `form.decides` decides on the index, a queue and a kind together with the status unless most jobs have that.
     What else is asked has to be looked for among these rows. Where one of several values is asked for, there is a range
     for each. `few`: the jobs that `counted` counts are few.
     """
     since = _SINCE if "created_after" in form.given else ""
-    sources = list(dict.fromkeys(_sources(form, few=few)))
-    arms = [_ARM.format(source=source, since=since) for source in sources]
+    arms = [_ARM.format(source=source, since=since) for source in _sources(form, few=few)]
+    if len(arms) == 1:
+        return arms[0]
     # A job may be in several ranges, with several tags for example.
     several = any(number > 1 for _, number in form.several)
-    return (
-        arms[0] if len(arms) == 1 else _MERGED.format(arms=("union" if several else "union all").join(arms))
-    )
+    return _MERGED.format(arms=("union" if several else "union all").join(arms))
 
 
 def _sources(form: Form, *, few: bool) -> list[str]:
     """Where the rows come from: each is a "from" with its "where"."""
-    if "id" in form.given:
-        return [_OF_IDS]
-    if form.by_tag:
-        return [_TAGGED.format(name=name) for name in form.names("tag")]
-    pairs = itertools.product(form.names(form.narrow) if form.narrow else [None], form.statuses or [None])
-    return [
-        source for name, status in pairs for source in _of_one(_Range(form.narrow, name), status, few=few)
-    ]
+    field = form.decides
+    match field:
+        case "id":
+            return [_OF_IDS]
+        case "tag":
+            return [_TAGGED.format(name=name) for name in form.names(field)]
+        case "group":
+            return [_IN_GROUP.format(name=name) for name in form.names(field)]
+        case "queue" | "kind":
+            each = [_Range(field, name) for name in form.names(field)]
+            return list(itertools.chain(*(_narrow(one, form.statuses, few=few) for one in each)))
+        case _:
+            every = [_of_one(EVERY, status, few=few) for status in form.statuses]
+            return list(itertools.chain(*every)) if every else _every()
 
 
 class _Range(NamedTuple):
@@ -226,29 +248,49 @@ class _Range(NamedTuple):
         return which.format(name=self.name)
 
 
-def _of_one(which: _Range, status: Status | None, *, few: bool) -> list[str]:
-    narrow = which.condition
-    if status is None:
-        return [f"{_OF_STATUS.format(status=one)} {narrow}" for one in ("live", *sorted(ENDED))]
+EVERY = _Range(None, None)
+
+
+def _narrow(which: _Range, statuses: Sequence[Status], *, few: bool) -> list[str]:
+    """The sources of the jobs of one queue or kind; where all of these are looked at, nothing else need be."""
+    every = f"{_OF_JOBS} {which.condition}"
+    sources = list(itertools.chain(*(_of_one(which, status, few=few) for status in statuses)))
+    return sources if sources and every not in sources else [every]
+
+
+def _every() -> list[str]:
+    """All jobs: of each status those that wait or have ended, and those that are held."""
+    ended = [_ENDED.format(status=one) for one in sorted(ENDED)]
+    return [*ended, *_WAITING.values(), _all(_HELD, _EACH_HELD, EVERY)]
+
+
+def _of_one(which: _Range, status: Status, *, few: bool) -> list[str]:
+    """The sources of the jobs that have a status."""
     if status in ENDED:
-        return [f"{_OF_STATUS.format(status=status.value)} {narrow}"]
-    held = [_all(_HELD.format(status=status.value), _EACH_HELD, which)]
+        return [_of_ended(which, status, few=few)]
+    held = [_all(f"{_HELD} {_OF_STATUS.format(status=status.value)}", _EACH_HELD, which)]
     if status in ACTIVE:
         return held
     # A held job that has not begun is queued, too, and not among those that wait in "live".
-    apart = status is Status.QUEUED and (few or not narrow)
+    apart = status is Status.QUEUED and (few or not which.condition)
     return [_waiting(which, status, few=few), *(held if apart else [])]
 
 
+def _of_ended(which: _Range, status: Status, *, few: bool) -> str:
+    if not which.condition or few:
+        return _ENDED.format(status=status.value)
+    source = _OF_JOBS if status is Status.DONE else _UNUSUAL.format(status=status.value)
+    return f"{source} {which.condition}"
+
+
 def _waiting(which: _Range, status: Status, *, few: bool) -> str:
-    narrow = which.condition
-    if not narrow:
+    if not which.condition:
         return _WAITING[status]
     if few:
         return _all(_WAITING[status], _FIRST[status], which)
     if which.column == "queue" and status is not Status.QUEUED:
-        return f"{_LATER.format(status=status.value)} {narrow}"
-    return f"{_OF_STATUS.format(status='live')} {narrow}"
+        return f"{_LATER.format(status=status.value)} {which.condition}"
+    return f"{_OF_JOBS} {which.condition}"
 
 
 def _all(source: str, order: str, which: _Range) -> str:

@@ -23,14 +23,13 @@ REMEMBER = 10.0
 
 _WAIT = "select set_config('lock_timeout', %(milliseconds)s, true)"
 
-# As strong as what settlements take: they delete the row of the one, and update that of the other.
+# As strong as what settlements take: they delete the row of the one, and read that of the other.
 _LOCKED_ROWS = """
 with free as materialized (
     select l.seq
     from live l join jobs j on j.seq = l.seq
     where l.seq = any(%(seqs)s)
     for update of l skip locked
-    for no key update of j skip locked
 )
 select l.seq
 from live l

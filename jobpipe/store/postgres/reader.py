@@ -13,6 +13,7 @@ from jobpipe.store.paging import Pager
 from jobpipe.store.postgres import lists
 from jobpipe.store.postgres.arrays import Texts, integers, texts
 from jobpipe.store.postgres.counts import bounded
+from jobpipe.store.postgres.lanes import ANY_READY
 from jobpipe.store.postgres.session import Result, Row, Session
 from jobpipe.store.rows import attempt_from, shown, stored_from
 from jobpipe.store.verbs.notes import PROGRESS_COLUMNS, with_progress
@@ -31,15 +32,20 @@ STATUSES = frozenset(Status)
 
 _QUEUED = "l.status = 'queued' and l.node is null"
 READY = f"{_QUEUED} and l.kind is null"
-ASIDE = f"{_QUEUED} and l.kind is not null"
-"""Ready jobs that do not stand aside, and those that do."""
+ASIDE = f"{_QUEUED} and l.kind is not null and l.key is null"
+"""Ready jobs that do not stand aside, and those that do; neither stands in a lane."""
 
-_IS_ASIDE = "(case when l.kind is null then 0 else 1 end)"
+IN_LANE = f"{_QUEUED} and l.key is not null"
+"""Ready jobs that stand in lanes."""
+
+_IS_ASIDE = "(case when l.key is not null then 2 when l.kind is null then 0 else 1 end)"
 NOT_ASIDE = f"{_IS_ASIDE} = 0"
 """As the index by queue has it."""
 
 ORDER = "order by {of}.priority desc, {of}.run_at, {of}.seq"
 UNPAUSED = "{of}.queue <> all (array(select name from queues where paused))"
+CLAIMABLE = "{of}.queue <> all (array(select name from queues where paused or gated))"
+"""A queue whose jobs are claimed without lanes."""
 
 NEXT_QUEUE = f"""
 (
@@ -142,7 +148,7 @@ with recursive tops as (
         order by l.priority desc
         limit 1
     ) as priority
-    from unnest(%(names)s) as q (name), (values (0), (1)) a (aside)
+    from unnest(%(names)s) as q (name), (values (0), (1), (2)) a (aside)
     union all
     select t.name, t.aside, (
         select l.priority
@@ -186,7 +192,7 @@ select distinct k
 from nodes, unnest(kinds) as k
 where lease_until is not null
 """
-# From one kind of which a job stands aside to the next by name.
+# From one kind of which a job stands aside to the next by name; and through the first lanes.
 _UNSERVED = f"""
 with recursive walk (kind) as (
     (
@@ -211,14 +217,49 @@ named as materialized (
     from walk
     where kind <> all (array({_KINDS}))
     limit %(limit)s
+),
+through (queue, key, kind) as (
+    (
+        select l.queue, l.key, l.kind
+        from live l
+        where {IN_LANE}
+        order by l.queue, l.key, l.kind
+        limit 1
+    )
+    union all
+    select n.*
+    from through t cross join lateral (
+        select l.queue, l.key, l.kind
+        from live l
+        where {IN_LANE} and (l.queue, l.key, l.kind) > (t.queue, t.key, t.kind)
+        order by l.queue, l.key, l.kind
+        limit 1
+    ) n
+),
+looked as materialized (
+    select queue, key, kind
+    from (select * from through limit %(walked)s) t
+    where kind <> all (array({_KINDS}))
 )
-select n.kind, c.jobs, c.since
-from named n cross join lateral (
-    select count(*) as jobs, min(l.run_at) as since
-    from live l
-    where {ASIDE} and l.kind = n.kind
-) c
-order by n.kind
+select f.kind, sum(f.jobs)::bigint, min(f.since)
+from (
+    select n.kind, c.jobs, c.since
+    from named n cross join lateral (
+        select count(*) as jobs, min(l.run_at) as since
+        from live l
+        where {ASIDE} and l.kind = n.kind
+    ) c
+    union all
+    select n.kind, c.jobs, c.since
+    from looked n cross join lateral (
+        select count(*) as jobs, min(l.run_at) as since
+        from live l
+        where {IN_LANE} and l.queue = n.queue and l.key = n.key and l.kind = n.kind
+    ) c
+) f
+group by f.kind
+order by f.kind
+limit %(limit)s
 """
 
 _ANY_READY = f"""
@@ -241,6 +282,7 @@ select exists (
             )
     )
     or {MINE_ASIDE.format(which=UNPAUSED.format(of="l"))}
+    or {ANY_READY.format(queue="true")}
 """
 # The same of some queues.
 _ANY_READY_OF_QUEUES = f"""
@@ -268,6 +310,7 @@ select exists (
             )
         )
 )
+or {ANY_READY.format(queue="la.queue = any (%(queues)s::text[])")}
 """
 _SERVED_QUEUES = """
 select distinct q.name
@@ -336,13 +379,25 @@ exists (
     where t.created_at = s.created_at and t.seq = s.seq
 )
 """
+_IN_GROUP = """
+seq in (
+    select m.seq
+    from groups g join members m using (grp)
+    where g.id = any (%(group)s)
+)
+"""
+ALL_FOUND = ("tag", "group")
+"""Where one of these decides on the index, only jobs are looked at to which it applies."""
+
 _CONDITIONS = {
     "status": "status = any (%(status)s)",
     "kind": _OF_KINDS,
     "queue": "queue = any (%(queue)s)",
     "tag": _HAS_TAG,
+    "group": _IN_GROUP,
+    "key": "text_of(options, 'key') = any (%(key)s)",
     "node": "node = any (%(node)s)",
-    "error_type": "error_type(error) = any (%(error_type)s)",
+    "error_type": "text_of(error, 'type') = any (%(error_type)s)",
     "text": _WITH_TEXT,
     "ended_after": "finished_at >= %(ended_after)s",
     "ended_before": "finished_at < %(ended_before)s",
@@ -350,13 +405,12 @@ _CONDITIONS = {
 }
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1000)
 def _list(form: lists.Form, *, few: bool, content: bool) -> tuple[str, str]:
     """The statements for the places of the jobs on a page, and for the last place that was looked at."""
     looked = lists.looked(form, few=few)
-    conditions = [
-        sql for name, sql in _CONDITIONS.items() if name in form.given and not (name == "tag" and form.by_tag)
-    ]
+    found = form.decides if form.decides in ALL_FOUND else None
+    conditions = [sql for name, sql in _CONDITIONS.items() if name in form.given and name != found]
     query = _LIST.format(
         size=_SIZE if content else _BARE_SIZE,
         looked=looked,
@@ -405,14 +459,14 @@ async def listed(session: Session, where: Filter, limit: int, before: Place | No
     while not pager.over:
         bounds = lists.bounds(where, pager.before)
         values = wanted | bounds | {"look": pager.look, "limit": pager.room}
-        found = await _once(session, query, values)
+        found = await _once(session, query, values, form)
         fitting = itertools.takewhile(lambda row: pager.fits(row[2], Place(row[0], row[1])), found)
         if seqs := [seq for _, seq, _ in fitting]:
             page = _WITH_CONTENT if where.content else _BARE
             for row in await session.rows(page, {"seqs": integers(seqs)}):
                 pager.take(row)
         if not pager.over:
-            ends = await _once(session, edge, values)
+            ends = await _once(session, edge, values, form)
             pager.looked(Place(*ends[0]) if ends else None)
     return pager.page()
 
@@ -422,13 +476,13 @@ async def _few(session: Session, form: lists.Form, wanted: Mapping[str, Any]) ->
     query = lists.counted(form)
     if query is None:
         return False
-    ((jobs,),) = await _once(session, query, wanted)
+    ((jobs,),) = await _once(session, query, wanted, form)
     return bool(jobs <= lists.FEW)
 
 
-async def _once(session: Session, sql: str, values: Mapping[str, Any]) -> list[Row]:
-    # To plan a list takes longer than to read it. A search has more forms, and takes its time anyway.
-    answer = session.run(sql, values, prepare="text" not in values)
+async def _once(session: Session, sql: str, values: Mapping[str, Any], form: lists.Form) -> list[Row]:
+    # To plan a list takes longer than to read it. There are more forms of other searches, which take their time anyway.
+    answer = session.run(sql, values, prepare=form.is_usual)
     await session.answered()
     return answer.rows()
 
@@ -530,7 +584,8 @@ async def unserved_queues(session: Session, served: frozenset[str]) -> Sequence[
 
 async def unserved(session: Session) -> Sequence[Unserved]:
     """See `jobpipe.store.base.ReadStore.unserved`."""
-    return [Unserved(*row) for row in await session.rows(_UNSERVED, {"limit": UNSERVED})]
+    values = {"limit": UNSERVED, "walked": STEP}
+    return [Unserved(*row) for row in await session.rows(_UNSERVED, values)]
 
 
 async def ping(session: Session) -> None:

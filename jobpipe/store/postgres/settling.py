@@ -50,7 +50,7 @@ where a.seq = {{settled}}.seq
     and a.claim <= {{settled}}.claim - {ATTEMPTS_KEPT}
 """
 
-# A job that ends leaves "live"; what became of it goes where it stays.
+# A job that ends leaves "live"; what became of it is written into "ended".
 _LEAVE = f"""
 delete from live l
 using (
@@ -66,23 +66,20 @@ using (
 where {_ENDED}
 """
 _STAY = """
-update jobs j
-set status = g.status,
-    run_at = g.run_at,
-    attempt = g.attempt,
-    claim = g.claim,
-    node = g.node,
-    rescued = g.rescued,
-    started_at = g.started_at,
-    finished_at = g.settled_at,
-    error = g.error,
-    size = g.size,
-    result = g.result
-from gone g
-where j.seq = g.seq
-returning g.seq, g.claim, g.status, j.id, g.watched, j.queue, j.size
+insert into ended (
+    seq, status, kind, queue, created_at, run_at, attempt,
+    claim, node, rescued, started_at, finished_at, size, result, error
+)
+select
+    g.seq, {status}, j.kind, j.queue, j.created_at, g.run_at, g.attempt,
+    g.claim, g.node, g.rescued, g.started_at, g.settled_at, g.size, {result}, {error}
+from {source} g
+join jobs j on j.seq = g.seq
+{which}
+returning seq, claim, status, queue, size
 """
-_COUNT_ENDED = counting("select queue, status, 1, size from ended")
+_ENDED_NOW = _STAY.format(status="g.status", result="g.result", error="g.error", source="gone", which="")
+_COUNT_ENDED = counting("select queue, status, 1, size from ended_now")
 _END = f"""
 with gone as (
     {_LEAVE}
@@ -99,12 +96,13 @@ forgotten as (
     {_FORGET.format(settled="gone")}
     and gone.status <> 'done'
 ),
-ended as (
-    {_STAY}
+ended_now as (
+    {_ENDED_NOW}
 ),
 {_COUNT_ENDED}
-select seq, claim, status, id, watched
-from ended
+select e.seq, e.claim, e.status, gone.watched
+from ended_now e
+join gone on gone.seq = e.seq
 """
 # The same, for jobs that are done: nothing is recorded elsewhere.
 _END_WELL = f"""
@@ -115,20 +113,28 @@ with gone as (
         coalesce(v.started_at, l.started_at) as started_at,
         v.settled_at, v.error, v.size, v.result
 ),
-ended as (
-    {_STAY}
+ended_now as (
+    {_ENDED_NOW}
 ),
 {_COUNT_ENDED}
-select seq, claim, status, id, watched
-from ended
+select e.seq, e.claim, e.status, gone.watched
+from ended_now e
+join gone on gone.seq = e.seq
 """
 
 # A job that waits again; or, when it was asked to cancel meanwhile, has ended.
 _COUNT_AGAIN = counting("""
     select queue, status, 1, 0 from back
     union all
-    select queue, status, 1, size from ended
+    select queue, status, 1, size from ended_now
 """)
+_CANCELLED = _STAY.format(
+    status="'cancelled'",
+    result="null",
+    error="g.last_error",
+    source="hit",
+    which="where g.before = 'cancelling'",
+)
 _AGAIN = f"""
 with hit as (
     select
@@ -167,21 +173,8 @@ gone as (
     using hit
     where l.seq = hit.seq and hit.before = 'cancelling'
 ),
-ended as (
-    update jobs j
-    set status = 'cancelled',
-        run_at = g.run_at,
-        attempt = g.attempt,
-        claim = g.claim,
-        node = g.node,
-        rescued = g.rescued,
-        started_at = g.started_at,
-        finished_at = g.settled_at,
-        error = g.last_error,
-        size = g.size
-    from hit g
-    where j.seq = g.seq and g.before = 'cancelling'
-    returning j.queue, j.status, j.size
+ended_now as (
+    {_CANCELLED}
 ),
 recorded as (
     {_RECORD.format(settled="hit")}
@@ -190,9 +183,8 @@ forgotten as (
     {_FORGET.format(settled="hit")}
 ),
 {_COUNT_AGAIN}
-select hit.seq, hit.claim, case when before = 'cancelling' then 'cancelled' else hit.status end, j.id, watched
+select seq, claim, case when before = 'cancelling' then 'cancelled' else status end, watched
 from hit
-join jobs j on j.seq = hit.seq
 """
 
 # Whether a claim was settled just so by an exchange whose commit was not answered.
@@ -283,13 +275,13 @@ class Settling:
             if row is None:
                 self.stale.add((one.seq, one.claim))
                 continue
-            _, _, status, job_id, watched = row
+            _, _, status, watched = row
             if status != one.status:
                 self.changed[one.seq] = Status(status)
             if self._followed and status in ENDED:
-                self.ended.append(Ended(one.seq, job_id, status))
+                self.ended.append(Ended(one.seq, one.id, status))
             if watched and status in ENDED:
-                self.watched.append(job_id)
+                self.watched.append(one.id)
             self.readied += status == Status.QUEUED
 
 

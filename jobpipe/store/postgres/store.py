@@ -117,12 +117,12 @@ class PostgresStore(SharedVerbs):
             receipts = await self._writer.exchange(batch, self._connector.limits.lease)
         if batch.lease_until is not None and self._writer.offset is not None:
             self.clock_offset = self._writer.offset
-        self.vacuum.count(len(receipts.claimed) + len(batch.settlements), len(batch.settlements))
+        self.vacuum.count(hot=len(receipts.claimed) + len(batch.settlements), cold=0)
         return receipts
 
     async def prune(self, now: float, retained: Retention) -> int:
         pruned = await super().prune(now, retained)
-        self.vacuum.count(0, pruned)
+        self.vacuum.count(hot=0, cold=pruned)
         return pruned
 
     async def leave(self, node: str) -> None:

@@ -1,10 +1,11 @@
 """The tables of PostgreSQL, for the verbs: see `jobpipe.store.verbs.transaction.Transaction`.
 
-A job that has not ended stands in two rows: what was asked of it in `jobs`, how it stands in `live`. Rows are locked
-in one order: first those in `live`, then those in `jobs`, each by seq; then those of the counts. An exchange keeps to
-it within each statement that starts or settles. Where it does both, it may be in a deadlock with a verb that locks
-several jobs: whoever has waited long enough gives up first. What follows the end of a job waits for no lock, and a job
-that is to depend on others waits for none while it holds one.
+A job stands in two rows: what was asked of it in `jobs`; how it stands in `live`, or once it has ended in `ended`. Rows
+are locked in one order: first those in `live`, then those in `jobs`, each by seq; then those of the counts. Whoever
+changes a job that has ended locks its row in `jobs`. An exchange keeps to the order within each statement that starts
+or settles. Where it does both, it may be in a deadlock with a verb that locks several jobs: whoever has waited long
+enough gives up first. What follows the end of a job waits for no lock, and a job that is to depend on others waits for
+none while it holds one.
 """
 
 import functools
@@ -13,7 +14,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from typing import Any
 
 from jobpipe.job import ENDED, Job, JobError, NewJob, Status
-from jobpipe.store.base import LONGEST_LEASE, OTHERS, Add, ClaimRequest, QueueState
+from jobpipe.store.base import LONGEST_LEASE, OTHERS, Add, ClaimRequest, QueueState, Settlement
 from jobpipe.store.postgres import reader
 from jobpipe.store.postgres.adding import Adding
 from jobpipe.store.postgres.address import Leases
@@ -22,14 +23,26 @@ from jobpipe.store.postgres.claiming import HEAD, HEAD_OF_OTHERS, HEAD_OF_QUEUE
 from jobpipe.store.postgres.counts import CountChanges, fold, forget_empty, mend_loudly
 from jobpipe.store.postgres.exchange import CLOCK
 from jobpipe.store.postgres.failures import ENTRYS_OWN, Locked
+from jobpipe.store.postgres.lanes import (
+    GATE,
+    HEAD_IN_LANES,
+    HEAD_IN_LANES_OF_OTHERS,
+    HEAD_IN_LANES_OF_QUEUE,
+    HELD_IN,
+    IN_LANES,
+    LANE_KEY,
+    MEND,
+    TOLD,
+    tell,
+)
 from jobpipe.store.postgres.notifications import CANCEL, ended_words, notify
 from jobpipe.store.postgres.reader import JOB_COLUMNS
 from jobpipe.store.postgres.session import Row, Session, Values
-from jobpipe.store.postgres.settling import lock_claims
+from jobpipe.store.postgres.settling import Settling, lock_claims
 from jobpipe.store.rows import encoded_error, stored_from
+from jobpipe.store.verbs.blocked import FORGET, as_json
 from jobpipe.store.verbs.dialect import translated
-from jobpipe.store.verbs.difference import changed, ended, ended_attempts, tags, wait_no_more
-from jobpipe.store.verbs.followers import FORGET, as_json
+from jobpipe.store.verbs.difference import changed, ended, ended_attempts, stopped, tags, wait_no_more
 from jobpipe.store.verbs.transaction import DELETED, READY, DeadNodes, Ended, Overtaken, Removal, Standing
 from jobpipe.transitions import Stored, expired, follows
 
@@ -67,8 +80,8 @@ order by w.seq
 """
 _LOCK_ONE = "select seq from live where seq = %(seq)s for no key update"
 _STANDING = """
-select j.id, j.seq, coalesce(l.status, j.status, 'cancelled'), l.seq is not null
-from jobs j left join live l on l.seq = j.seq
+select j.id, j.seq, coalesce(l.status, e.status, 'cancelled'), l.seq is not null
+from jobs j left join live l on l.seq = j.seq left join ended e on e.seq = j.seq
 where j.id = any(%(ids)s)
 """
 ROUNDS = 20
@@ -79,11 +92,11 @@ select l.seq
 from live l join jobs j on j.seq = l.seq
 where {which}
 for update of l skip locked
-for no key update of j skip locked
 """
 _LOCK_BLOCKED = _SKIP_LOCKED.format(which="l.seq = any(%(seqs)s)")
 _LOCK_OVERDUE = _SKIP_LOCKED.format(
-    which="""l.expires_at is not null and l.node is null and l.expires_at <= %(now)s and l.followed
+    which="""l.expires_at is not null and l.node is null and l.expires_at <= %(now)s
+    and (l.followed or names_deadline(j.options))
 order by l.expires_at
 limit %(limit)s"""
 )
@@ -107,7 +120,6 @@ _END_LEASES_BY = {
     "caller": _END_LEASES.format(clock="%(now)s", longest=LONGEST_LEASE),
 }
 # Locked first, then read: a start that is committed between the two would be missed by one statement for both.
-# Also the row in "jobs", which the end of a job is written to: what anybody else has locked is left for later.
 _LOCK_HELD = """
 select l.seq
 from live l
@@ -117,7 +129,6 @@ where l.node is not null and (n.node is null or (n.lease_until is null and n.nam
 order by l.seq
 limit %(limit)s
 for update of l skip locked
-for no key update of j skip locked
 """
 # A damaged database may have rows without a job, and nobody can run them.
 _DROP_LOST = """
@@ -133,30 +144,47 @@ where seq in (
 """
 _BY_SEQ = f"select {JOB_COLUMNS} from shown where seq = any(%(seqs)s) order by seq"
 
-_END = """
+_END = f"""
 with gone as (
     delete from live
     where seq = %(seq)s
-    returning node
+    returning node, queue, key
+),
+{TOLD.format(ready="false", those="gone", which="node is not null")}
+insert into ended (
+    seq, status, kind, queue, created_at, run_at, attempt,
+    claim, node, rescued, started_at, finished_at, size, error
 )
-update jobs j
-set {assignments}, node = g.node
-from gone g
+select
+    j.seq, %(status)s, j.kind, j.queue, j.created_at, %(run_at)s, %(attempt)s,
+    %(claim)s, g.node, %(rescued)s, %(started_at)s, %(finished_at)s, %(size)s, %(error)s
+from gone g cross join jobs j
 where j.seq = %(seq)s
 """
 # Only a damaged job that has ended is in "live" already.
-_REVIVE = """
-with again as (
-    update jobs
-    set {assignments}
+_REVIVE = f"""
+with gone as (
+    delete from ended
     where seq = %(seq)s
-    returning *
-)
-insert into live (seq, queue, status, priority, run_at, created_at, expires_at, attempt, claim, rescued, error)
-select seq, queue, %(becomes)s, priority, run_at, created_at, expires_at, attempt, claim, rescued, error
-from again
-on conflict (seq) do update set
+),
+keyed as (
+    select jobs.*, {LANE_KEY.format(asked="%(key)s", queue="queue")} as key
+    from jobs
+    where seq = %(seq)s
+),
+alive as (
+    insert into live (
+        seq, kind, queue, key, status, priority, run_at,
+        created_at, expires_at, attempt, claim, rescued, error
+    )
+    select
+        seq, case when key is not null then kind end, queue, key, %(status)s, priority, %(run_at)s,
+        created_at, expires_at, %(attempt)s, %(claim)s, %(rescued)s, %(error)s
+    from keyed
+    on conflict (seq) do update set
     queue = excluded.queue,
+    kind = excluded.kind,
+    key = excluded.key,
     status = excluded.status,
     priority = excluded.priority,
     run_at = excluded.run_at,
@@ -167,8 +195,37 @@ on conflict (seq) do update set
     token = null,
     started_at = null,
     error = excluded.error
+    returning queue, key, status
+),
+{TOLD.format(ready="true", those="alive", which="status = 'queued'")}
+select 1
 """
-_UPDATE_LIVE = "update live set {assignments} where seq = %(seq)s"
+# A job that changes where nobody may run it meanwhile is ready then, or held no more.
+_UPDATE_LIVE = f"""
+with changed as (
+    update live
+    set {{assignments}}
+    where seq = %(seq)s
+    returning queue, key, status, node
+),
+{TOLD.format(ready="status = 'queued'", those="changed", which="node is null")}
+select 1
+"""
+# Behind the change of its queue or its key.
+_STAND = f"""
+with changed as (
+    update live l
+    set kind = case when k.key is not null then j.kind end,
+        key = k.key
+    from jobs j cross join lateral (
+        select {LANE_KEY.format(asked="%(key)s", queue="j.queue")} as key
+    ) k
+    where l.seq = %(seq)s and j.seq = %(seq)s and l.node is null
+    returning l.queue, l.key, l.status
+),
+{TOLD.format(ready="true", those="changed", which="status = 'queued'")}
+select 1
+"""
 _UPDATE_JOBS = "update jobs set {assignments} where seq = %(seq)s"
 
 _LIVE = frozenset(
@@ -188,18 +245,21 @@ _LIVE = frozenset(
 """Columns of `live` that change."""
 
 _FAIL = """
-update jobs
-set status = 'failed',
-    finished_at = %(now)s,
-    error = %(error)s,
-    size = length(payload)
+insert into ended (
+    seq, status, kind, queue, created_at, run_at, attempt,
+    claim, rescued, finished_at, size, error
+)
+select
+    seq, 'failed', kind, queue, created_at, run_at, %(attempt)s,
+    %(claim)s, %(rescued)s, %(now)s, length(payload), %(error)s
+from jobs
 where seq = any(%(seqs)s)
 """
 
 _ASKED = frozenset(
     ("kind", "queue", "priority", "max_retries", "expires_at", "options", "payload", "original")
 )
-"""Columns of `jobs` that change while a job lives."""
+"""Columns of `jobs` that change."""
 
 _RELEASED = {"node": None, "token": None}
 """What a row in `live` has that nobody holds."""
@@ -230,12 +290,17 @@ using unnest(%(tags)s, %(seqs)s) as v (tag, seq) join jobs j on j.seq = v.seq
 where t.tag = v.tag and t.created_at = j.created_at and t.seq = v.seq
 """
 _UNTAG_ALL = "delete from tags where seq = any(%(seqs)s)"  # reads them all
-_DELETE = (
+_LEAVE = (
     "delete from live where seq = any(%(seqs)s)",
+    "delete from ended where seq = any(%(seqs)s)",
+)
+_DELETE = (
+    *_LEAVE,
     "delete from jobs where seq = any(%(seqs)s)",
     "delete from attempts where seq = any(%(seqs)s)",
     "delete from progress where seq = any(%(seqs)s)",
     "delete from logs where seq = any(%(seqs)s)",
+    "delete from children where parent = any(%(seqs)s)",
 )
 # Locked and summed once more: a job may have come since the look. One that comes later is counted in a row of its own.
 _FORGET_COUNTS = """
@@ -250,7 +315,14 @@ delete from counts
 where queue = %(queue)s
     and not exists (select from locked group by state having sum(jobs) <> 0 or sum(size) <> 0)
 """
-_FORGET_QUEUE = "delete from queues where name = %(queue)s"
+_HEADS = {True: (HEAD_OF_OTHERS, HEAD_IN_LANES_OF_OTHERS), False: (HEAD_OF_QUEUE, HEAD_IN_LANES_OF_QUEUE)}
+"""The first ready job that stands in no lane, and the first of one: of all others, or of a named queue."""
+
+_FORGET_QUEUE = (
+    "delete from queues where name = %(queue)s",
+    "delete from lanes where queue = %(queue)s",
+    "delete from lane_news where queue = %(queue)s",
+)
 _ALONE = "select pg_try_advisory_xact_lock(hashtextextended(%(name)s, 1))"
 
 
@@ -259,7 +331,7 @@ class Tables:
 
     def __init__(self, session: Session, slot: int, leases: Leases, channel: str) -> None:
         self._session, self._slot, self._leases, self._channel = session, slot, leases, channel
-        self.ended = list[Ended]()
+        self.ended, self.stopped = list[Ended](), list[int]()
 
     async def rows(self, sql: str, values: Mapping[str, Any]) -> Sequence[Row]:
         return await self._session.rows(translated(sql, "postgres"), values)
@@ -281,6 +353,14 @@ class Tables:
 
     async def lock_claims(self, claims: Sequence[tuple[int, int]]) -> frozenset[tuple[int, int]]:
         return await lock_claims(self._session, claims)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        settling = Settling(settlements, self._slot, followed=True)
+        settling.send(self._session)
+        await self._session.answered()
+        settling.judge()
+        self.ended += settling.ended
+        notify(self._session, self._channel, ended_words(settling.watched))
 
     async def lock_held(self, nodes: DeadNodes, limit: int) -> Sequence[Stored]:
         values = {"node": nodes.node, "now": float(nodes.now), "limit": limit}
@@ -321,10 +401,10 @@ class Tables:
         seqs = {"seqs": integers([seq for (seq,) in locked])}
         return [stored_from(row) for row in await self._session.rows(_BY_SEQ, seqs)]
 
-    async def expire_followed(self, now: float, limit: int) -> Sequence[Stored]:
-        """Expire jobs that are past their time and that others wait for, at most so many; returns what they become.
+    async def expire_with_care(self, now: float, limit: int) -> Sequence[Stored]:
+        """Expire jobs that are past their time, and that others wait for or that have a deadline.
 
-        Passes over those that somebody else has locked.
+        At most so many; returns what they become. Passes over those that somebody else has locked.
         """
         overdue = await self._locked(_LOCK_OVERDUE, {"now": float(now), "limit": limit})
         pairs = [(one, after) for one in overdue if (after := expired(one, now)) is not None]
@@ -337,14 +417,13 @@ class Tables:
     async def first_ready(self, claim: ClaimRequest, now: float) -> Stored | None:
         values = {"now": float(now), "kinds": texts(sorted(claim.kinds))}
         named = {"queues": texts([share.queue for share in claim.queues])}
-        heads: list[tuple[str, Values]] = [
-            (HEAD_OF_OTHERS, named) if share.queue == OTHERS else (HEAD_OF_QUEUE, {"name": share.queue})
-            for share in claim.queues
-        ]
-        for head, of_queue in heads or [(HEAD, {})]:
-            if found := await self._session.rows(head, {**values, **of_queue}):
-                seqs = integers([seq for (seq,) in found])
-                rows = await self._session.rows(_BY_SEQ, {"seqs": seqs})
+        heads = [(_HEADS[share.queue == OTHERS], {**named, "name": share.queue}) for share in claim.queues]
+        for (head, in_lanes), of_queue in heads or [((HEAD, HEAD_IN_LANES), {})]:
+            found = [self._session.run(sql, {**values, **of_queue}) for sql in (head, in_lanes)]
+            await self._session.answered()
+            # In the order of the claim, which goes by "live".
+            if places := sorted(place for one in found for place in one.rows()):
+                rows = await self._session.rows(_BY_SEQ, {"seqs": integers([places[0][-1]])})
                 return stored_from(rows[0]) if rows else None
         return None
 
@@ -363,6 +442,7 @@ class Tables:
         counts.write(self._session)
         self._tell(changes)
         self.ended += ended(changes)
+        self.stopped += stopped(changes)
         if seqs := wait_no_more(changes):
             self.run(FORGET, {"seqs": as_json(seqs)})
 
@@ -372,34 +452,32 @@ class Tables:
         if lived and not lives:
             self._end(after, columns)
         elif lives and not lived:
-            self._revive(after)
+            self._revive(after, columns)
         else:
-            asked = {name: value for name, value in columns.items() if name in _ASKED}
+            asked = _asked(columns)
             live = {name: value for name, value in columns.items() if name in _LIVE}
             live |= _RELEASED if before.held and not after.held else {}
             live |= _EDITED if asked else {}
             self._update(_UPDATE_LIVE, before.seq, live)
             self._update(_UPDATE_JOBS, before.seq, asked)
+            one, other = before.job.asked, after.job.asked
+            if lives and (one.queue, one.options.key) != (other.queue, other.options.key):
+                self._session.run(_STAND, {"seq": before.seq, "key": other.options.key})
 
     def _update(self, sql: str, seq: int, columns: Mapping[str, Any]) -> None:
         if columns:
             self._session.run(_assigning(sql, tuple(columns)), {**columns, "seq": seq})
 
     def _end(self, after: Stored, columns: Mapping[str, Any]) -> None:
-        """Move what stood in `live` into `jobs`."""
-        asked = {name: value for name, value in columns.items() if name in _ASKED}
-        values = {**asked, **_standing(after), "status": after.job.status.value}
-        values |= {"finished_at": after.job.state.finished_at, "size": after.size}
-        sql = _assigning(_END, tuple(values))
-        self._session.run(sql, {**values, "seq": after.seq})
+        """Put a row into `ended` for what stood in `live`."""
+        self._update(_UPDATE_JOBS, after.seq, _asked(columns))
+        values = {**_standing(after), "finished_at": after.job.state.finished_at, "size": after.size}
+        self._session.run(_END, values)
 
-    def _revive(self, after: Stored) -> None:
-        """Make a row in `live` for a job that had ended."""
-        job = after.job
-        values = {**_standing(after), "expires_at": job.asked.expires_at, "result": job.state.result}
-        values |= {"status": None, "finished_at": None, "size": after.size}
-        sql = _assigning(_REVIVE, tuple(values))
-        self._session.run(sql, {**values, "seq": after.seq, "becomes": job.status.value})
+    def _revive(self, after: Stored, columns: Mapping[str, Any]) -> None:
+        """Put a row into `live` for a job that had ended."""
+        self._update(_UPDATE_JOBS, after.seq, _asked(columns))
+        self._session.run(_REVIVE, {**_standing(after), "key": after.job.asked.options.key})
 
     def _write_beside(self, before: Stored, after: Stored) -> None:
         """Write the rows that belong to a job: its attempts and tags."""
@@ -477,11 +555,14 @@ class Tables:
 
     async def fail(self, stored: Stored, now: float, words: str) -> None:
         """The job leaves `live` even where its end cannot be written."""
-        error, seqs = encoded_error(JobError("DamagedRow", words)), integers([stored.seq])
-        self._session.run(_DELETE[0], {"seqs": seqs})
+        seqs = {"seqs": integers([stored.seq])}
+        tell(self._session, [stored.seq])
+        for sql in _LEAVE:
+            self._session.run(sql, seqs)
+        values = {"now": float(now), "error": encoded_error(JobError("DamagedRow", words))}
         with suppress(*ENTRYS_OWN):
             async with self._session.savepoint():
-                self._session.run(_FAIL, {"now": float(now), "error": error, "seqs": seqs})
+                self._session.run(_FAIL, {**_standing(stored), **values, **seqs})
         counts = CountChanges(self._slot)
         before = None if stored.held else stored.job.status
         counts.move(stored.job.asked.queue, before, Status.FAILED, size=len(stored.job.asked.payload))
@@ -496,12 +577,12 @@ class Tables:
 
     @asynccontextmanager
     async def _savepoint(self) -> AsyncIterator[None]:
-        before = len(self.ended)
+        before, stopped_before = len(self.ended), len(self.stopped)
         try:
             async with self._session.savepoint():
                 yield
         except BaseException:
-            del self.ended[before:]
+            del self.ended[before:], self.stopped[stopped_before:]
             raise
 
     def blames(self, error: Exception) -> bool:
@@ -513,9 +594,27 @@ class Tables:
     async def queue(self, name: str) -> QueueState | None:
         return await reader.queue(self._session, name)
 
+    async def gate(self, queue: str) -> None:
+        for sql in GATE:
+            self._session.run(sql, {"queue": queue})
+
+    async def mend_lanes(self, after: tuple[str, str], limit: int) -> tuple[str, str]:
+        queue, key = after
+        row = await self._session.row(MEND, {"queue": queue, "key": key, "limit": limit})
+        return (row[0], row[1]) if row and row[2] == limit else ("", "")
+
+    async def in_lanes(self, queue: str, keys: Sequence[str]) -> Mapping[str, tuple[int, int]]:
+        rows = await self._session.rows(IN_LANES, {"queue": queue, "keys": texts(keys)})
+        return {key: (waiting, running) for key, waiting, running in rows}
+
+    async def held_in(self, queue: str) -> int:
+        row = await self._session.row(HELD_IN, {"queue": queue})
+        return int(row[0]) if row else 0
+
     def forget_queue(self, name: str) -> None:
         self._session.run(_FORGET_COUNTS, {"queue": name})
-        self._session.run(_FORGET_QUEUE, {"queue": name})
+        for sql in _FORGET_QUEUE:
+            self._session.run(sql, {"queue": name})
 
     def forget_empty(self, *, thoroughly: bool) -> None:
         fold(self._session, self._slot, all_slots=thoroughly)
@@ -531,9 +630,11 @@ class Tables:
 
 
 def _standing(stored: Stored) -> dict[str, Any]:
-    """How a job stands, as both tables have it."""
+    """How a job stands, as `live` and `ended` have it."""
     job = stored.job
     return {
+        "seq": stored.seq,
+        "status": job.status.value,
         "run_at": job.asked.run_at,
         "attempt": max(job.state.attempt, 0),
         "claim": job.state.claim,
@@ -541,6 +642,10 @@ def _standing(stored: Stored) -> dict[str, Any]:
         "started_at": job.state.started_at,
         "error": encoded_error(job.state.error),
     }
+
+
+def _asked(columns: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {name: value for name, value in columns.items() if name in _ASKED}
 
 
 @functools.cache

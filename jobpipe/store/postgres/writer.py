@@ -11,7 +11,7 @@ from msgspec import structs
 
 from jobpipe.errors import StoreError, StoreUnavailable, TablesLocked
 from jobpipe.job import NewJob, Status
-from jobpipe.store.base import LOCKED, STEP, Batch, Followed, Receipt, Receipts, Settlement
+from jobpipe.store.base import LOCKED, STEP, Add, Batch, Changed, Followed, Receipt, Receipts, Settlement
 from jobpipe.store.postgres.adding import Conflict, store_or_look
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.arrays import Texts, integers
@@ -26,13 +26,15 @@ from jobpipe.store.postgres.connections import TRIES, KeptConnection
 from jobpipe.store.postgres.counts import fold
 from jobpipe.store.postgres.exchange import CLOCK, Exchange
 from jobpipe.store.postgres.failures import CommitUnknown, Locked
+from jobpipe.store.postgres.lanes import Held, tell, tell_of
 from jobpipe.store.postgres.locks import Aside, Locks
 from jobpipe.store.postgres.notifications import ended_words, notify, wake
 from jobpipe.store.postgres.reader import any_ready
 from jobpipe.store.postgres.session import Session
 from jobpipe.store.postgres.settling import Fence, Settling, written_before
 from jobpipe.store.postgres.tables import Tables
-from jobpipe.store.verbs import followers, notes
+from jobpipe.store.verbs import bringing, followers, notes
+from jobpipe.store.verbs.bringing import Brought, Unsure
 
 log = structlog.get_logger("jobpipe")
 
@@ -71,12 +73,13 @@ class Writer:
     def __init__(self, connection: KeptConnection, slot: int, leases: Leases, channel: str) -> None:
         self._connection, self._slot, self._leases, self._channel = connection, slot, leases, channel
         self._locks = Locks(connection)
-        self._walked = ""
+        self._walked, self._plainly = "", True
         self._idle: dict[str, tuple[bool, Texts | None]] = {}
-        self._token = time.time_ns()  # larger than any of an earlier run
+        self._token = self._first_token = time.time_ns()  # larger than any of an earlier run
         self._unknown: dict[int, float] = {}
         self._doubtful: dict[Fence, Settlement] = {}
         self._scattered = False
+        self._held = Held()
         self.offset: float | None = None
         """by how much the database's clock was ahead at the last renewal"""
 
@@ -90,10 +93,12 @@ class Writer:
         if self._unknown:
             with suppress(Locked):  # then with a later one
                 await self._connection.transact(lambda session: self._hand_back(session, batch))
-        self._token += 1
+        self._first_token = self._token + 1
+        self._token += max(1, len(batch.claims))
         exchange: Exchange | None = None
         try:
             exchange, aside = await self._around_locks(batch)
+            await self._claim_around(exchange)
             unsettled = await self._settle_followed(exchange)
             await self._look_after(exchange)
             self._learn(exchange)
@@ -101,7 +106,7 @@ class Writer:
             if exchange.met_others:
                 await self._put_aside(exchange.kinds, exchange.queues)
                 more_ready = True
-            receipts = exchange.receipts(more_ready=more_ready or exchange.released)
+            receipts = exchange.receipts(more_ready=more_ready or exchange.released or exchange.overlooked)
         except StoreError as error:
             if exchange is not None or isinstance(error, CommitUnknown):
                 self._doubt(batch, patience)
@@ -112,8 +117,17 @@ class Writer:
         completed = aside.completed(receipts)
         return structs.replace(completed, locked=completed.locked | unsettled) if unsettled else completed
 
+    async def _claim_around(self, exchange: Exchange) -> None:
+        """Claim once more, for the claims that took nothing since something was in the way."""
+        plainly, self._plainly = self._plainly, not exchange.obstructed
+        if plainly and (left_over := exchange.left_over):
+            batch = exchange.batch
+            again = Batch(node=batch.node, now=batch.now, claims=list(left_over.values()))
+            self._token += len(left_over)
+            exchange.take_claims(await self._tried(again, careful=False))
+
     async def _settle_followed(self, exchange: Exchange) -> frozenset[Fence]:
-        """End the jobs that others wait for, with what follows, in one transaction.
+        """End the jobs that others wait for, or that bring others, with what follows, in one transaction.
 
         Returns the fences of those settlements that were not written, and are to be tried again: another program has
         locked their rows, or the transaction failed.
@@ -121,33 +135,50 @@ class Writer:
         late = exchange.unsettled
         if not (late or exchange.overdue):
             return frozenset()
+        adds = [Add(one.jobs, atomic=True) for one in late if one.jobs]
         aside = Aside(
-            Batch(node=exchange.batch.node, now=exchange.batch.now, settlements=late), set(), doubtful=False
+            Batch(node=exchange.batch.node, now=exchange.batch.now, settlements=late, adds=adds),
+            set(),
+            doubtful=False,
         )
+        careful = False
         try:
             for _ in range(ROUNDS):
-                with suppress(Locked):
-                    await self._settle_rest(exchange, aside.rest.settlements)
+                try:
+                    await self._settle_rest(exchange, aside.rest.settlements, careful=careful)
+                except Unsure:
+                    careful = True
+                except Locked:
+                    await self._locks.probe(aside)
+                    aside.seqs |= {one.seq for one in late if any(job.id in aside.ids for job in one.jobs)}
+                else:
                     return aside.locked
-                await self._locks.probe(aside)
         except StoreError as error:
-            log.warning("jobs that others wait for could not be settled: trying again", error=str(error))
+            log.warning("outcomes could not be written with what follows: trying again", error=str(error))
         exchange.stale -= aside.fences
         return aside.fences
 
-    async def _settle_rest(self, exchange: Exchange, settlements: Sequence[Settlement]) -> None:
+    async def _settle_rest(
+        self, exchange: Exchange, settlements: Sequence[Settlement], *, careful: bool
+    ) -> None:
         now = exchange.batch.now
+        freed = self._held.freed(settlements)
+        with_jobs = [one for one in settlements if one.jobs]
+        others = [one for one in settlements if not one.jobs]
 
-        async def verb(session: Session) -> tuple[Settling, Sequence[str], Followed]:
+        async def verb(session: Session) -> tuple[Settling, Brought, Sequence[Changed], Followed]:
             tables = self._tables(session)
-            settling = await _settled(tables, session, settlements, self._slot)
-            expired = await tables.expire_followed(now, STEP) if exchange.overdue else ()
+            settling = await _settled(tables, session, others, self._slot)
+            brought = await bringing.settle(tables, with_jobs, careful=careful) if with_jobs else Brought()
+            if freed:
+                tell_of(session, freed)
+            expired = await tables.expire_with_care(now, STEP) if exchange.overdue else ()
             followed = await followers.finish(tables, now)
             exchange.look(session)
-            return settling, [one.job.id for one in expired], followed
+            return settling, brought, [Changed(one.job.id, one.job.status) for one in expired], followed
 
-        settling, expired, followed = await self._connection.transact(verb)
-        exchange.take_followed(settling, expired, followed)
+        settling, brought, expired, followed = await self._connection.transact(verb)
+        exchange.take_followed(settling, brought, expired, followed)
         exchange.watched = [*exchange.watched, *settling.watched]
 
     def _tables(self, session: Session) -> Tables:
@@ -177,8 +208,8 @@ class Writer:
             return error
 
         async def renew(session: Session) -> bool:
-            exchange = Exchange(session, batch, self._slot)
-            return await session.row(*exchange.renewal(self._leases)) is not None
+            exchange = self._begun(session, batch)
+            return await session.row(*exchange.renewal()) is not None
 
         return TablesLocked(str(error), lease_lost=not await self._connection.transact(renew))
 
@@ -199,9 +230,12 @@ class Writer:
         exchange.judge()
         return exchange
 
+    def _begun(self, session: Session, batch: Batch) -> Exchange:
+        return Exchange(session, batch, self._slot, self._leases, self._held)
+
     async def _once(self, session: Session, batch: Batch, *, careful: bool) -> Exchange:
-        exchange = Exchange(session, batch, self._slot)
-        exchange.renew(self._leases)
+        exchange = self._begun(session, batch)
+        exchange.renew()
         exchange.promote()
         exchange.start()
         if batch.notes:
@@ -212,7 +246,7 @@ class Writer:
             await exchange.add_with_care()
         else:
             await exchange.add()
-        exchange.claim(self._token, self._walked)
+        exchange.claim(self._token, self._walked, plainly=self._plainly)
         if self._scattered:
             fold(session, self._slot, all_slots=False)
         exchange.look()
@@ -248,14 +282,17 @@ class Writer:
 
     def _doubt(self, batch: Batch, patience: float) -> None:
         """It may be written, and nobody is told: remember what is to be made good then."""
+        until = time.monotonic() + patience
         if batch.claims:
-            self._unknown[self._token] = time.monotonic() + patience
+            self._unknown |= dict.fromkeys(range(self._first_token, self._token + 1), until)
         self._doubtful |= {(one.seq, one.claim): one for one in batch.settlements}
 
     async def _hand_back(self, session: Session, batch: Batch) -> None:
         """Hand back what exchanges claimed whose commits were not answered: nobody here knows of those claims."""
         values = {"node": batch.node, "tokens": integers(list(self._unknown))}
         rows = await session.rows(_UNKNOWN, values)
+        if rows:
+            tell(session, [seq for seq, *_ in rows])
         back = [
             Settlement(
                 seq=seq,
@@ -280,6 +317,8 @@ class Writer:
         """What is certain now that the transaction is committed."""
         self._walked = exchange.walked or self._walked
         self._scattered = exchange.scattered
+        self._held.learn(exchange.batch, exchange.gating.taken)
+        self._held.gates = exchange.gates
         self._doubtful.clear()
         now = time.monotonic()
         self._unknown = {token: until for token, until in self._unknown.items() if until > now}
@@ -324,6 +363,7 @@ class Writer:
     def forget(self, node: str) -> None:
         """Its row was made anew."""
         self._idle.pop(node, None)
+        self._held.forget()
 
 
 async def _settled(

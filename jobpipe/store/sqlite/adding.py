@@ -11,6 +11,7 @@ from jobpipe.store.rows import compared
 from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.counts import CountChanges
 from jobpipe.store.sqlite.known import Known
+from jobpipe.store.sqlite.lanes import IN_LANE, Lanes
 from jobpipe.store.sqlite.rows import new_row
 from jobpipe.store.sqlite.values import Mismatch, execute_values
 
@@ -25,7 +26,7 @@ insert or ignore into jobs ({_NEW})
 {{values}}
 """
 _INSERT_NEW_ASIDE = f"""
-insert or ignore into jobs ({_NEW}, aside)
+insert or ignore into jobs ({_NEW}, aside, key)
 {{values}}
 """
 _TAG = """
@@ -39,47 +40,67 @@ where id = ?
 class Adding:
     """Stores new jobs."""
 
-    def __init__(self, db: apsw.Connection, known: Known) -> None:
-        self._db, self._known = db, known
+    def __init__(self, db: apsw.Connection, known: Known, lanes: Lanes) -> None:
+        self._db, self._known, self._lanes = db, known, lanes
 
     def add(self, add: Add, counts: CountChanges, *, one_by_one: bool) -> Sequence[Receipt]:
         """Store the jobs of an add, each unless its id is taken or its queue closed; if it is atomic all or none."""
         closed = self._known.closed()
         if add.atomic and (refused := self._refusal(add.jobs, closed)):
             return refused
+        keys = self._lanes.keys_of(add.jobs)
         if closed and any(job.queue in closed for job in add.jobs):
-            receipts = self._insert_around(add.jobs, closed)
+            receipts = self._insert_around(add.jobs, keys, closed)
         else:
-            receipts = self._insert(add.jobs, one_by_one=one_by_one)
+            receipts = self._insert(add.jobs, keys, one_by_one=one_by_one)
         stored = [job for job, receipt in zip(add.jobs, receipts, strict=True) if receipt is STORED]
         self._note(stored, counts)
+        if keys is not None:
+            self._lanes.added(add.jobs, keys, receipts)
         return receipts
 
-    def _insert(self, jobs: Sequence[NewJob], *, one_by_one: bool) -> Sequence[Receipt]:
+    def _insert(
+        self, jobs: Sequence[NewJob], keys: Sequence[str | None] | None, *, one_by_one: bool
+    ) -> Sequence[Receipt]:
         aside = self._known.not_served_by_all({job.kind for job in jobs})
         if one_by_one:
-            return [STORED if self._inserted([job], aside) else self._twin(job) for job in jobs]
-        if self._inserted(jobs, aside) != len(jobs):
+            each = keys or [None] * len(jobs)
+            return [
+                STORED if self._inserted([job], aside, keys and [key]) else self._twin(job)
+                for job, key in zip(jobs, each, strict=True)
+            ]
+        if self._inserted(jobs, aside, keys) != len(jobs):
             raise Mismatch
         return [STORED] * len(jobs)
 
-    def _insert_around(self, jobs: Sequence[NewJob], closed: Collection[str]) -> Sequence[Receipt]:
-        """Insert those that are not for closed queues, one after the other: two may have one id."""
-        return [
-            self._shut_out(job) if job.queue in closed else self._insert([job], one_by_one=True)[0]
-            for job in jobs
-        ]
+    def _insert_around(
+        self, jobs: Sequence[NewJob], keys: Sequence[str | None] | None, closed: Collection[str]
+    ) -> Sequence[Receipt]:
+        """Insert those that are not for closed queues, in their order: several may have one id."""
+        receipts = list[Receipt]()
+        for place, job in enumerate(jobs):
+            key = keys and keys[place : place + 1]
+            receipts += (
+                [self._shut_out(job)] if job.queue in closed else self._insert([job], key, one_by_one=True)
+            )
+        return receipts
 
     def _shut_out(self, new: NewJob) -> Receipt:
         """The receipt of a job for a closed queue: it may be there already."""
         twin = reader.one(self._db, new.id)
         return Receipt("closed", queue=new.queue) if twin is None else compared(new, twin)
 
-    def _inserted(self, jobs: Sequence[NewJob], aside: Collection[str]) -> int:
-        """Insert what is not there, and tell how many were not; those of some kinds stand aside."""
-        if not aside:
+    def _inserted(
+        self, jobs: Sequence[NewJob], aside: Collection[str], keys: Sequence[str | None] | None
+    ) -> int:
+        """Insert what is not there, and tell how many were not; those of some kinds, or with a key, stand aside."""
+        if not aside and keys is None:
             return execute_values(self._db, _INSERT_NEW, list(map(new_row, jobs)))
-        rows = [(*new_row(job), int(job.kind in aside)) for job in jobs]
+        places = [
+            (int(job.kind in aside), None) if key is None else (IN_LANE, key)
+            for job, key in zip(jobs, keys or [None] * len(jobs), strict=True)
+        ]
+        rows = [(*new_row(job), *place) for job, place in zip(jobs, places, strict=True)]
         return execute_values(self._db, _INSERT_NEW_ASIDE, rows)
 
     def _note(self, stored: Sequence[NewJob], counts: CountChanges) -> None:
@@ -110,5 +131,5 @@ class Adding:
                 receipts.append(Receipt("closed", queue=job.queue))
             else:
                 receipts.append(Receipt("refused") if twin is None else compared(job, twin))
-            seen.setdefault(job.id, Job(job, State(job.status)))
+                seen.setdefault(job.id, Job(job, State(job.status)))
         return receipts if any(receipt.verdict in {"conflict", "closed"} for receipt in receipts) else None

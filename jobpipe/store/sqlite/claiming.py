@@ -18,6 +18,7 @@ from jobpipe.job import Status
 from jobpipe.store.base import OTHERS, Batch, Claimed, ClaimRequest, Share
 from jobpipe.store.rows import Row, claimed_from
 from jobpipe.store.sqlite.counts import HELD, CountChanges
+from jobpipe.store.sqlite.gated import LAST_NAME, Gated
 from jobpipe.store.sqlite.known import Known
 from jobpipe.store.sqlite.rows import (
     ASIDE,
@@ -41,7 +42,12 @@ WALKED = 1_000
 SLICE, SLICES = 1_000, 5
 """How many ready jobs are looked at in one step to put aside those of other kinds, and how often in one exchange."""
 
-_PAUSED = "select name from queues where paused = 1"
+# Also a gated queue whose jobs are not all in their lanes yet: what is in its lanes is claimed elsewhere.
+_PAUSED = """
+select name from queues where paused = 1
+union all
+select name from queues where gated = 1 and lining_up = 1
+"""
 _PAUSED_OR_NAMED = f"{_PAUSED} union all select value from json_each(:named)"
 _FRESH = "(expires_at is null or expires_at > :now)"
 _ORDER = "order by priority desc, run_at, seq"
@@ -144,10 +150,11 @@ cross join jobs j on j.seq = (
 where walked.queue <= :until and walked.queue not in ({{passed}})
 limit :queues
 """
-LAST_NAME = chr(0x10FFFF)
-"""Sorts behind the name of every queue."""
-
-_PAUSED_OF_NAMED = f"{_PAUSED} and name in (select value from json_each(:named))"
+_SET_OF_NAMED = """
+select name, paused
+from queues
+where name in (select value from json_each(:named)) and (paused = 1 or (gated = 1 and lining_up = 1))
+"""
 
 IS_SERVED = "kind in (select value from json_each(:kinds))"
 _CLAIM = """
@@ -200,16 +207,20 @@ class Claiming:
 
     def __init__(self, db: apsw.Connection, known: Known) -> None:
         self._db, self._known = db, known
-        self._walked = ""
+        self._walked = self._walked_gates = ""
+        self.held_back = False
+        """whether the last claim left jobs for which there is no free worker"""
 
     def claim(
         self, batch: Batch, claim: ClaimRequest, counts: CountChanges, *, one_by_one: bool, wary: bool
     ) -> tuple[Sequence[Claimed], bool]:
         """Hold ready jobs; returns them, and whether more may be ready although fewer were taken than asked for."""
+        self.held_back = False
         if self._known.none_ready(claim):
             return (), False
         rows, more_ready = self._take(batch, claim, one_by_one=one_by_one, wary=wary)
-        if len(rows) < claim.limit and not (more_ready or one_by_one or self._walked):
+        walked = self._walked or self._walked_gates
+        if len(rows) < claim.limit and not (more_ready or one_by_one or walked or self.held_back):
             self._known.took_all(claim)
         if any(row[_EXPIRES_AT] is not None for row in rows):
             self._known.due_changed()  # a held job does not expire
@@ -226,18 +237,55 @@ class Claiming:
         Raises `Unserved` when one of them is of another kind, unless it is `wary` of that.
         """
         values: Values = {"node": self._known.node(batch.node), "now": batch.now, "limit": claim.limit}
+        if self._known.gated() and not claim.queues:
+            return self._take_gated(claim, values | {"kinds": as_json(claim.kinds)}, one_by_one=one_by_one)
         if claim.queues:
             values["kinds"] = as_json(claim.kinds)
             return self._take_by_queue(claim, values, one_by_one=one_by_one)
         if one_by_one:
             values["kinds"] = as_json(claim.kinds)
-            return self._take_with_care(values, self._seqs_in_order(values)), False
+            return self._take_with_care(values, _seqs(self._in_order(values))), False
         if wary or self._known.paused() or self._db.execute(_ANY_ASIDE).get:
             return self._take_served(values | {"kinds": as_json(claim.kinds)})
         rows = self._sorted(_CLAIM_FIRST, values)
         if any(row[_KIND] not in claim.kinds for row in rows):
             raise Unserved
         return rows, False
+
+    def _take_gated(self, claim: ClaimRequest, values: Values, *, one_by_one: bool) -> tuple[list[Row], bool]:
+        """Hold the next jobs where some queues are gated; see `_take`. What is in their way is put aside."""
+        rows: list[Row] = []
+        for _ in range(SLICES):
+            limit = claim.limit - len(rows)
+            part = values | {"limit": limit}
+            gated = self._gates(claim, rows, limit, values["now"])
+            jobs = gated.others((), self._walked_gates, self._next(part, PAUSED))
+            seqs = _seqs(itertools.islice(jobs, limit))
+            held = self._held(values, seqs, one_by_one=one_by_one)
+            self._took(gated, held)
+            rows += held
+            if len(rows) == claim.limit or len(held) == len(seqs):
+                return rows, False
+            self._put_aside(values | {"limit": SLICE})
+        return rows, True
+
+    def _gates(self, claim: ClaimRequest, rows: Sequence[Row], limit: int, now: float) -> Gated:
+        """What gated queues give to what is left of a claim, of which some jobs are held already."""
+        free = claim.free - len(rows)
+        return Gated(self._db, self._known, claim.kinds, limit=limit, free=free, now=now)
+
+    def _took(self, gated: Gated, held: Sequence[Row]) -> None:
+        gated.took(_seqs(row[:3] for row in held))
+        self._walked_gates = gated.walked
+        self.held_back |= gated.held_back
+
+    def _held(self, values: Values, seqs: Sequence[int], *, one_by_one: bool) -> list[Row]:
+        """Hold those of the jobs that are of the served kinds, and return them in their order."""
+        if one_by_one:
+            return self._take_with_care(values, seqs)
+        place = {seq: number for number, seq in enumerate(seqs)}
+        rows = fetch(self._db, _CLAIM_THESE, values | {"seqs": as_numbers(seqs)}) if seqs else []
+        return sorted(rows, key=lambda row: place[row[2]])
 
     def _take_served(self, values: Values) -> tuple[list[Row], bool]:
         """Hold the next jobs of the kinds that are served. What is in their way, of other kinds, is put aside."""
@@ -257,11 +305,11 @@ class Claiming:
         rows: list[Row] = []
         for _ in range(SLICES):
             limit = claim.limit - len(rows)
-            seqs = _seqs(dealt(self._queues(claim, values | {"limit": limit}, without=rows), limit))
-            if one_by_one:
-                held = self._take_with_care(values, seqs)
-            else:
-                held = fetch(self._db, _CLAIM_THESE, values | {"seqs": as_numbers(seqs)})
+            gated = self._gates(claim, rows, limit, values["now"]) if self._known.gated() else None
+            seqs = _seqs(dealt(self._queues(claim, values | {"limit": limit}, gated, without=rows), limit))
+            held = self._held(values, seqs, one_by_one=one_by_one)
+            if gated is not None:
+                self._took(gated, held)
             rows = sorted(rows + held, key=lambda row: row[:3])
             if len(rows) == claim.limit or len(held) == len(seqs):
                 return rows, False
@@ -270,7 +318,7 @@ class Claiming:
 
     def _clear(self, claim: ClaimRequest, values: Values) -> bool:
         """Put jobs of other kinds aside that are in front of the queues asked for; whether there were any."""
-        queues = self._queues(claim, values | {"limit": SLICE}, without=())
+        queues = self._queues(claim, values | {"limit": SLICE}, None, without=())
         near = [row for _, queue in queues for row in itertools.islice(queue, SLICE)]
         self._db.execute(_PUT_THESE_ASIDE, values | {"seqs": as_numbers(_seqs(near))})
         return bool(self._db.changes())
@@ -278,29 +326,39 @@ class Claiming:
     def first(self, claim: ClaimRequest, now: float) -> Sequence[int]:
         """The job that a claim takes first, if there is one; what is in its way is put aside, a bounded number."""
         values = {"now": now, "limit": 1, "kinds": as_json(claim.kinds)}
+        gated = self._gates(claim, (), 1, now)
         if not claim.queues:
-            return self._seqs_in_order(values)
+            return _seqs(itertools.islice(gated.others((), "", self._in_order(values)), 1))
         for _ in range(SLICES):
             if not self._clear(claim, values):
                 break
-        return _seqs(dealt(self._queues(claim, values, without=()), 1))
+        return _seqs(dealt(self._queues(claim, values, gated, without=()), 1))
 
     def _queues(
-        self, claim: ClaimRequest, values: Values, *, without: Sequence[Row]
+        self, claim: ClaimRequest, values: Values, gated: Gated | None, *, without: Sequence[Row]
     ) -> Sequence[tuple[int, Iterator[Row]]]:
-        """What each queue gives at first, less the jobs `without`, and its ready jobs in order, read when asked for."""
+        """What each queue gives at first, less the jobs `without`, and its ready jobs in order, read when asked for.
+
+        `gated`: what gated queues give; None: leave out what stands in lanes.
+        """
         named = {share.queue for share in claim.queues} - {OTHERS}
         values = values | {"named": as_json(named)}
-        paused = (
-            {name for (name,) in fetch(self._db, _PAUSED_OF_NAMED, values)} if self._known.paused() else ()
-        )
+        some_set = self._known.paused() or self._known.lining_up()
+        # Paused queues, and those whose jobs are not all in their lanes yet.
+        passed: dict[str, int] = dict(fetch(self._db, _SET_OF_NAMED, values)) if some_set else {}
         aside = sorted(claim.kinds) if self._db.execute(_MINE_ASIDE, values).get else ()
         taken = Counter(row[_QUEUE] if row[_QUEUE] in named else OTHERS for row in without)
-        return [
-            (max(0, share.jobs - taken[share.queue]), self._queue(share, aside, values))
-            for share in claim.queues
-            if share.queue not in paused
-        ]
+        queues = list[tuple[int, Iterator[Row]]]()
+        for share in claim.queues:
+            jobs: Iterator[Row] = iter(())
+            if share.queue not in passed:
+                jobs = self._queue(share, aside, values)
+            if gated is not None and share.queue == OTHERS:
+                jobs = gated.others(named, self._walked_gates, jobs)
+            elif gated is not None and passed.get(share.queue) != 1:
+                jobs = gated.of(share.queue, jobs)
+            queues.append((max(0, share.jobs - taken[share.queue]), jobs))
+        return queues
 
     def _queue(self, share: Share, aside: Collection[str], values: Values) -> Iterator[Row]:
         """The ready jobs of a queue in order, with those of the kinds that may stand `aside`."""
@@ -330,12 +388,12 @@ class Claiming:
                 rows.append((minus_priority, run_at, seq, *names, *rest))
         return rows
 
-    def _seqs_in_order(self, values: Values) -> Sequence[int]:
+    def _in_order(self, values: Values) -> Sequence[Row]:
         """The next jobs of the served kinds; what is in their way is put aside, a bounded number."""
         for _ in range(SLICES):
             if not self._put_aside(values | {"limit": SLICE}):
                 break
-        return _seqs(self._next(values, PAUSED))
+        return self._next(values, PAUSED)
 
     def _hold(self, values: Values) -> tuple[list[Row], bool]:
         """Hold the next jobs that are served; also whether there were fewer, none of another kind among them."""
@@ -352,7 +410,7 @@ class Claiming:
 
     def _put_aside(self, values: Values) -> bool:
         """Put jobs of other kinds aside that are in front; whether there were any."""
-        if self._known.paused():
+        if self._known.paused() or self._known.lining_up():
             self._db.execute(
                 _PUT_THESE_ASIDE, values | {"seqs": as_numbers(_seqs(self._around(values, PAUSED)))}
             )
@@ -410,7 +468,7 @@ def _share(limit: int, heads: Sequence[Row]) -> int:
     return 2 * limit // max(len(heads), 1) + 1
 
 
-def _seqs(rows: Sequence[Row]) -> Sequence[int]:
+def _seqs(rows: Iterable[Row]) -> Sequence[int]:
     return [seq for _, _, seq in rows]
 
 

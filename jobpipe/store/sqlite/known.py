@@ -10,14 +10,29 @@ from jobpipe.store.sqlite.counts import CountChanges, waiting
 from jobpipe.store.sqlite.rows import fetch, fetch_one
 
 _NODE = "select node from nodes where name = ? and lease_until is not null"
-_ANY_PAUSED = "select exists (select 1 from queues where paused = 1)"
+_SET = """
+select
+    exists (select 1 from queues where paused = 1),
+    exists (select 1 from queues where gated = 1),
+    exists (select 1 from queues where gated = 1 and lining_up = 1)
+"""
+_GATED = "select name from queues where gated = 1"
 _IS_PAUSED = "select exists (select 1 from queues where name = ? and paused = 1)"
 _CLOSED = "select name from queues where closed = 1"
 _SERVED = "select kinds from nodes where lease_until is not null and kinds <> '[]'"
-_FOLLOWED = "select distinct on_seq from waits limit ?"
-_FOLLOWED_OF = "select distinct on_seq from waits where on_seq in (select value from json_each(?))"
+_FOLLOWED = """
+select on_seq from (select distinct on_seq from waits limit ?1)
+union all
+select seq from (select seq from members where ended is null limit ?1)
+"""
+_FOLLOWED_OF = """
+select on_seq from waits where on_seq in (select value from json_each(?1))
+union all
+select seq from members where ended is null and seq in (select value from json_each(?1))
+"""
+NONE_GATED = frozenset[str]()
 KEPT = 1000
-"""Of how many jobs it is remembered that others wait for them; when there are more, the file is asked."""
+"""Of how many jobs it is remembered that others follow them, or groups; when there are more, the file is asked."""
 _NEXT_DUE = """
 select min(at)
 from (
@@ -32,6 +47,10 @@ from (
     select min(paused_until)
     from queues indexed by queues_ending
     where paused_until is not null
+    union all
+    select min(until)
+    from lanes
+    where until is not null
 )
 """
 
@@ -45,7 +64,9 @@ class Known:
 
     def forget(self) -> None:
         """Ask the database for everything again: somebody else has written, or a transaction was undone."""
-        self._any_paused: bool | None = None
+        self._set: tuple[bool, bool, bool] | None = None
+        self._gated: frozenset[str] | None = None
+        self._opens_at: float | None = None
         self._closed: frozenset[str] | None = None
         self._served: Sequence[frozenset[str]] | None = None
         self._nodes: dict[str, int] = {}
@@ -55,11 +76,37 @@ class Known:
         self._followed: frozenset[int] | None = None
         self._drained: set[tuple[frozenset[str], frozenset[str] | None]] = set()
 
+    @property
+    def _any_set(self) -> tuple[bool, bool, bool]:
+        if self._set is None:
+            paused, gated, lining_up = self._db.execute(_SET).fetchall()[0]
+            self._set = bool(paused), bool(gated), bool(lining_up)
+        return self._set
+
     def paused(self) -> bool:
         """Whether a queue is paused."""
-        if self._any_paused is None:
-            self._any_paused = bool(self._db.execute(_ANY_PAUSED).get)
-        return self._any_paused
+        return self._any_set[0]
+
+    def lining_up(self) -> bool:
+        """Whether jobs of a gated queue are not in their lanes yet."""
+        return self._any_set[2]
+
+    def gated(self) -> frozenset[str]:
+        """The queues whose jobs stand in lanes."""
+        if not self._any_set[1]:
+            return NONE_GATED
+        if self._gated is None:
+            self._gated = frozenset(name for (name,) in fetch(self._db, _GATED))
+        return self._gated
+
+    def gates_changed(self) -> None:
+        """A queue was gated, or the jobs of one that is are in their lanes now."""
+        self._set = self._gated = None
+        self.ready_changed()
+
+    def opens_at(self, at: float) -> None:
+        """The rate of a queue allows its next job at a time, so far as it has one."""
+        self._opens_at = at if self._opens_at is None else min(self._opens_at, at)
 
     def is_paused(self, queue: str) -> bool:
         """Whether this queue is paused."""
@@ -67,7 +114,7 @@ class Known:
 
     def pauses_changed(self) -> None:
         """A queue was resumed."""
-        self._any_paused = None
+        self._set = None
         self.ready_changed()
 
     def closed(self) -> frozenset[str]:
@@ -111,14 +158,23 @@ class Known:
         return self._waiting
 
     def next_due(self) -> float | None:
-        """When the next job is to be promoted or expired, or the next pause ends."""
+        """When the next job is to be promoted or expired, the next pause ends, or a limit allows a job again."""
         if not self._due_known:
             self._next_due, self._due_known = self._db.execute(_NEXT_DUE).get, True
-        return self._next_due
+        if self._opens_at is None:
+            return self._next_due
+        return self._opens_at if self._next_due is None else min(self._next_due, self._opens_at)
 
     def due_changed(self) -> None:
         """A job came or went that waits for a time."""
         self._due_known = False
+
+    def came_due(self, now: float) -> None:
+        """What was due by now was done."""
+        self._due_known = False
+        if self._opens_at is not None and self._opens_at <= now:
+            self._opens_at = None
+        self._drained.clear()
 
     def none_ready(self, claim: ClaimRequest) -> bool:
         """Whether a claim like this one found all there was, and no job has become ready since."""

@@ -1,6 +1,7 @@
 """Which rows a list looks at: the newest first, from the index that holds the fewest others."""
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 
@@ -36,6 +37,7 @@ where {{column}} = :{{name}}
     and status not in {tuple(status.value for status in USUAL)}
 """
 _TAGGED = "from tags where tag = :{name}"
+_IN_GROUP = "from members where grp = (select grp from groups where id = :{name})"
 _OF_IDS = "from jobs where id in (select value from json_each(:id))"
 
 MOST = 50
@@ -45,9 +47,9 @@ MOST = 50
 def looked(where: Filter, *, few: bool = False) -> str:
     """The query for the places (at, seq) of the rows that a list looks at, no more than `:look` of them.
 
-    An id, else a tag, else a queue, else a kind decides on the index, queue and kind together with the status unless
-    that is a usual one. A usual status decides alone where few jobs have it. What else is asked has to be looked for
-    among these rows. Where one of several values is asked for, there is a range for each.
+    What `decides` decides on the index, queue and kind together with the status unless that is a usual one. A usual
+    status decides alone where few jobs have it. What else is asked has to be looked for among these rows. Where one of
+    several values is asked for, there is a range for each.
     """
     since = _SINCE if where.created_after is not None else ""
     sources = _sources(where, few=few)
@@ -56,42 +58,47 @@ def looked(where: Filter, *, few: bool = False) -> str:
     return _MERGED.format(arms=union.join(_ARM.format(source=source, since=since) for source in sources))
 
 
-def decides(where: Filter, field: str) -> bool:
-    """Whether the tags, or the ids, decide on the index."""
-    if field == "id":
-        return where.id is not None
-    return where.id is None and 0 < len(where.each("tag")) <= MOST
+def decides(where: Filter) -> str | None:
+    """What decides on the index: an id, else a tag, else a group, else a queue, else a kind; None: the status alone.
+
+    Not where there would be too many ranges, nor a kind that is given by what it begins with.
+    """
+    if where.id is not None:
+        return "id"
+    statuses = len(where.each("status")) or 1
+    for field, ranges in (("tag", 1), ("group", 1), ("queue", statuses), ("kind", statuses)):
+        if 0 < len(where.each(field)) * ranges <= MOST and not (field == "kind" and where.prefixes):
+            return field
+    return None
 
 
 def _has_several(where: Filter) -> bool:
-    return any(len(where.each(name)) > 1 for name in ("status", "kind", "queue", "tag"))
+    return any(len(where.each(name)) > 1 for name in ("status", "kind", "queue", "tag", "group"))
 
 
 def _sources(where: Filter, *, few: bool) -> list[str]:
     """Where the rows come from: each is a "from" with its "where"."""
-    if where.id is not None:
-        return [_OF_IDS]
-    if decides(where, "tag"):
-        return [_TAGGED.format(name=name) for name in names_of(where, "tag")]
-    statuses, column = [Status(one) for one in where.each("status")], column_of(where)
-    if column is None:
-        return [_OF_STATUS.format(status=one.value) for one in statuses or Status]
+    statuses = [Status(one) for one in where.each("status")]
+    match decides(where):
+        case None:
+            return [_OF_STATUS.format(status=one.value) for one in statuses or Status]
+        case "id":
+            return [_OF_IDS]
+        case "tag":
+            return [_TAGGED.format(name=name) for name in names_of(where, "tag")]
+        case "group":
+            return [_IN_GROUP.format(name=name) for name in names_of(where, "group")]
+        case column:
+            return _of_column(where, column, statuses, few=few)
+
+
+def _of_column(where: Filter, column: str, statuses: Sequence[Status], *, few: bool) -> list[str]:
     names = names_of(where, column)
     if not statuses or (any(one in USUAL for one in statuses) and not few):
         return [_OF_COLUMN.format(column=column, name=name) for name in names]
     if few:
         return [_OF_STATUS.format(status=statuses[0].value)]
     return [_UNUSUAL.format(column=column, name=name, status=one.value) for name in names for one in statuses]
-
-
-def column_of(where: Filter) -> str | None:
-    """What decides on the index beside the status."""
-    statuses = len(where.each("status")) or 1
-    for column in ("queue", "kind"):
-        values = len(where.each(column))
-        if values and values * statuses <= MOST and not (column == "kind" and where.prefixes):
-            return column
-    return None
 
 
 def names_of(where: Filter, field: str) -> list[str]:

@@ -1,6 +1,7 @@
 """What the API reads: on connections of its own, so that nothing waits for the writer."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import apsw
@@ -19,6 +20,7 @@ from jobpipe.store.sqlite.rows import (
     LISTED_COLUMNS,
     NEXT_QUEUE,
     READY_BY_QUEUE,
+    READY_IN_LANE,
     as_json,
     fetch,
     fetch_one,
@@ -201,6 +203,15 @@ from named cross join {ASIDE}
 group by named.kind
 order by named.kind
 """
+# From one kind in a lane to the next: how many jobs it has there does not matter.
+_NEXT_IN_LANES = f"""
+select queue, key, kind
+from {READY_IN_LANE}
+    and (queue, key, kind) > (?, ?, ?)
+order by queue, key, kind
+limit 1
+"""
+_OF_LANE = f"select count(*), min(run_at) from {READY_IN_LANE} and queue = ? and key = ? and kind = ?"
 _OF_STATUS = "select coalesce(sum(jobs), 0) from totals where state = ?"
 _OF_QUEUE = "select coalesce(sum(jobs), 0) from counts where queue = ?"
 FEW = 1000
@@ -252,20 +263,33 @@ exists (
     where tags.created_at = jobs.created_at and tags.seq = jobs.seq
 )
 """
-_ERROR_TYPE = """
-(
-    error is not null
-    and json_valid(cast(error as text))
-    and cast(error as text) ->> 'type' in (select value from json_each(:error_type))
+_IN_GROUP = """
+jobs.seq in (
+    select seq
+    from members
+    where grp in (select grp from groups where id in (select value from json_each(:group)))
 )
 """
+# What is damaged has no such field.
+_FIELD = """
+(
+    {stored} is not null
+    and json_valid(cast({stored} as text))
+    and cast({stored} as text) ->> '{field}' in (select value from json_each(:{asked}))
+)
+"""
+ALL_FOUND = ("tag", "group")
+"""Where one of these decides on the index, only jobs are looked at to which it applies."""
+
 _CONDITIONS = {
     "status": "status in (select value from json_each(:status))",
     "kind": _OF_KINDS,
     "queue": "queue in (select value from json_each(:queue))",
     "tag": _HAS_TAG,
+    "group": _IN_GROUP,
+    "key": _FIELD.format(stored="options", field="key", asked="key"),
     "node": "jobs.node in (select node from nodes where name in (select value from json_each(:node)))",
-    "error_type": _ERROR_TYPE,
+    "error_type": _FIELD.format(stored="error", field="type", asked="error_type"),
     "text": _WITH_TEXT,
     "ended_after": "finished_at >= :ended_after",
     "ended_before": "finished_at < :ended_before",
@@ -293,7 +317,8 @@ def stored(db: apsw.Connection, job_id: str) -> Stored | None:
 def listed(db: apsw.Connection, where: Filter, limit: int, before: Place | None) -> Page:
     """See `jobpipe.store.base.ReadStore.jobs`."""
     wanted = lists.values_of(where)
-    asked = [name for name in wanted if not (name == "tag" and lists.decides(where, "tag"))]
+    found = lists.decides(where) if lists.decides(where) in ALL_FOUND else None
+    asked = [name for name in wanted if name != found]
     conditions = "\n    and ".join(sql for name, sql in _CONDITIONS.items() if name in asked) or "true"
     columns = LISTED_COLUMNS if where.content else BARE_JOB_COLUMNS
     pager = Pager(where, limit, before)
@@ -311,8 +336,8 @@ def listed(db: apsw.Connection, where: Filter, limit: int, before: Place | None)
 
 def _are_few(db: apsw.Connection, where: Filter) -> bool:
     """Whether fewer jobs have the status that is asked for than are in the queue, or than are looked through."""
-    column, (status, *others) = lists.column_of(where), where.each("status") or ("",)
-    if status not in lists.USUAL or others or column is None or lists.decides(where, "tag"):
+    column, (status, *others) = lists.decides(where), where.each("status") or ("",)
+    if status not in lists.USUAL or others or column not in ("queue", "kind"):
         return False
     queues = where.each("queue") if column == "queue" else ()
     most = sum(db.execute(_OF_QUEUE, (queue,)).get for queue in queues) if queues else FEW
@@ -415,7 +440,24 @@ def unserved_queues(db: apsw.Connection, served: frozenset[str]) -> Sequence[str
 
 def unserved(db: apsw.Connection) -> Sequence[Unserved]:
     """See `jobpipe.store.base.ReadStore.unserved`."""
-    return [Unserved(*row) for row in fetch(db, _UNSERVED)]
+    jobs, since = Counter[str](), dict[str, float]()
+    for kind, number, at in [*fetch(db, _UNSERVED), *_unserved_in_lanes(db, kinds(db))]:
+        jobs[kind] += number
+        since[kind] = min(since.get(kind, at), at)
+    return [Unserved(kind, jobs[kind], since[kind]) for kind in sorted(jobs)][:UNSERVED]
+
+
+def _unserved_in_lanes(db: apsw.Connection, served: frozenset[str]) -> Iterator[Row]:
+    """Kinds that are not served, how many jobs there are, and since when: of each of the first lanes."""
+    place: Row = ("", "", "")
+    for _ in range(STEP):
+        row = fetch_one(db, _NEXT_IN_LANES, place)
+        if row is None or row == place:  # the same again: its text is not UTF-8, so nobody can name it
+            return
+        place = row
+        jobs, since = (0, None) if place[-1] in served else db.execute(_OF_LANE, place).fetchall()[0]
+        if jobs:
+            yield place[-1], jobs, since
 
 
 def ping(db: apsw.Connection) -> None:

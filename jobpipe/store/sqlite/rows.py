@@ -19,7 +19,10 @@ _JOB_COLUMNS = """
 JOB_COLUMNS = _JOB_COLUMNS.format(
     payload="payload",
     result="result",
-    followed="exists (select 1 from waits where on_seq = jobs.seq)",
+    followed="""(
+        exists (select 1 from waits where on_seq = jobs.seq)
+        or exists (select 1 from members where members.seq = jobs.seq and ended is null)
+    )""",
     original="original",
 )
 """See `jobpipe.store.rows.JobRow`; nobody else can wait for a job here: none is watched."""
@@ -35,6 +38,9 @@ READY = "jobs indexed by jobs_ready where status = 'queued' and held = 0 and asi
 ASIDE = "jobs indexed by jobs_aside where status = 'queued' and held = 0 and aside = 1"
 """Ready jobs that do not stand aside, and those that do. The index by queue has both."""
 READY_BY_QUEUE = "jobs indexed by jobs_ready_by_queue where status = 'queued' and held = 0"
+READY_IN_LANE = (
+    "jobs indexed by jobs_in_lane where key is not null and aside = 2 and status = 'queued' and held = 0"
+)
 NEXT_QUEUE = f"""
 (
     select queue

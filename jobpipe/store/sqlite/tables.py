@@ -9,19 +9,22 @@ import apsw
 import msgspec
 
 from jobpipe.job import ENDED, Job, JobError, NewJob, Status
-from jobpipe.store.base import LONGEST_LEASE, STORED, Add, ClaimRequest, QueueState
+from jobpipe.store.base import LONGEST_LEASE, STORED, Add, ClaimRequest, QueueState, Settlement
 from jobpipe.store.rows import Row, encoded_error, stored_from
 from jobpipe.store.sqlite import reader
 from jobpipe.store.sqlite.adding import Adding
 from jobpipe.store.sqlite.claiming import IS_SERVED, Claiming
 from jobpipe.store.sqlite.counts import HELD, CountChanges, mend_loudly
+from jobpipe.store.sqlite.gated import HELD_IN_QUEUE
 from jobpipe.store.sqlite.known import Known
+from jobpipe.store.sqlite.lanes import Lanes
 from jobpipe.store.sqlite.opening import STORES_OWN
-from jobpipe.store.sqlite.rows import JOB_COLUMNS, as_json, fetch, transaction
+from jobpipe.store.sqlite.rows import JOB_COLUMNS, READY_IN_LANE, as_json, fetch, transaction
+from jobpipe.store.sqlite.settling import Settling
+from jobpipe.store.verbs.blocked import FORGET
+from jobpipe.store.verbs.blocked import as_json as numbers
 from jobpipe.store.verbs.dialect import translated
-from jobpipe.store.verbs.difference import changed, ended, ended_attempts, tags, wait_no_more
-from jobpipe.store.verbs.followers import FORGET
-from jobpipe.store.verbs.followers import as_json as numbers
+from jobpipe.store.verbs.difference import changed, ended, ended_attempts, stopped, tags, wait_no_more
 from jobpipe.store.verbs.transaction import DELETED, DeadNodes, Ended, Removal, Standing, at_once
 from jobpipe.transitions import Stored, follows
 
@@ -62,15 +65,52 @@ _DELETE = (
 _DELETE_NOTES = (
     ("select min(seq) from progress", "delete from progress where seq in (select value from json_each(?))"),
     ("select min(seq) from logs", "delete from logs where seq in (select value from json_each(?))"),
+    (
+        "select min(parent) from children",
+        "delete from children where parent in (select value from json_each(?))",
+    ),
 )
+_IN_LANES = f"""
+select
+    lane.value,
+    (select count(*) from {READY_IN_LANE} and queue = :queue and key = lane.value),
+    (
+        select count(*)
+        from jobs indexed by jobs_held_in_lane
+        where key is not null and held = 1 and queue = :queue and key = lane.value
+    )
+from json_each(:keys) as lane
+"""
 _FORGET_QUEUE = (
     "delete from counts where queue = ?",
     "delete from queues where name = ?",
+    "delete from lanes where queue = ?",
 )
 # Rows of counts in which nothing is left, and rows of queues in which nothing is set.
 _FORGET_EMPTY = (
     "delete from counts where (queue, state) in (select queue, state from counts where jobs = 0 and size = 0 limit ?)",
-    "delete from queues where name in (select name from queues where paused = 0 and has_settings = 0 limit ?)",
+    """
+update queues
+set gated = 0
+where name in (
+    select name
+    from queues
+    where gated = 1
+        and lining_up = 0
+        and coalesce(max_running, rate_limit, key_max_running, key_rate_limit) is null
+        and not exists (select 1 from lanes where queue = name)
+        and not exists (
+            select 1
+            from jobs indexed by jobs_held_in_lane
+            where jobs.key is not null and jobs.held = 1 and jobs.queue = queues.name
+        )
+    limit ?
+)
+""",
+    """
+delete from queues
+where name in (select name from queues where paused = 0 and has_settings = 0 and gated = 0 limit ?)
+""",
 )
 FORGOTTEN = 10_000
 """How many such rows one prune deletes."""
@@ -84,7 +124,11 @@ class Tables:
 
     def __init__(self, db: apsw.Connection) -> None:
         self._db = db
-        self.ended = list[Ended]()
+        self.ended, self.stopped = list[Ended](), list[int]()
+
+    @property
+    def _lanes(self) -> Lanes:
+        return Lanes(self._db, Known(self._db))
 
     async def rows(self, sql: str, values: Mapping[str, Any]) -> Sequence[Row]:
         return fetch(self._db, translated(sql, "sqlite"), values)
@@ -99,6 +143,12 @@ class Tables:
     async def lock_claims(self, claims: Sequence[tuple[int, int]]) -> frozenset[tuple[int, int]]:
         rows = (self._db.execute(_HELD, claim).fetchone() for claim in claims)
         return frozenset(row for row in rows if row is not None)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        counts = CountChanges()
+        Settling(self._db, Known(self._db)).settle(settlements, counts, set(), one_by_one=True)
+        counts.write(self._db)
+        self.ended += [Ended(one.seq, one.id, one.status.value) for one in settlements]
 
     async def lock_held(self, nodes: DeadNodes, limit: int) -> Sequence[Stored]:
         sound = (math.nextafter(nodes.now, math.inf), nodes.now + LONGEST_LEASE)
@@ -136,7 +186,9 @@ class Tables:
             )
             counts.move(after.job.asked.queue, None, _state(after), size=after.size)
         counts.write(self._db)
+        self._lanes.saved(changes)
         self.ended += ended(changes)
+        self.stopped += stopped(changes)
         if seqs := wait_no_more(changes):
             self.run(FORGET, {"seqs": numbers(seqs)})
 
@@ -163,7 +215,8 @@ class Tables:
 
     async def add(self, jobs: Sequence[NewJob]) -> Sequence[str]:
         counts = CountChanges()
-        receipts = Adding(self._db, Known(self._db)).add(Add(jobs), counts, one_by_one=True)
+        known = Known(self._db)
+        receipts = Adding(self._db, known, Lanes(self._db, known)).add(Add(jobs), counts, one_by_one=True)
         counts.write(self._db)
         return [job.id for job, receipt in zip(jobs, receipts, strict=True) if receipt is STORED]
 
@@ -204,18 +257,20 @@ class Tables:
         counts = CountChanges()
         counts.move(stored.job.asked.queue, _state(stored), Status.FAILED, size=len(stored.job.asked.payload))
         counts.write(self._db)
+        if stored.held:
+            self._lanes.settled([stored.seq])
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:
         return self._savepoint()
 
     @asynccontextmanager
     async def _savepoint(self) -> AsyncIterator[None]:
-        before = len(self.ended)
+        before, stopped_before = len(self.ended), len(self.stopped)
         try:
             with transaction(self._db):
                 yield
         except BaseException:
-            del self.ended[before:]
+            del self.ended[before:], self.stopped[stopped_before:]
             raise
 
     def blames(self, error: Exception) -> bool:
@@ -226,6 +281,19 @@ class Tables:
 
     async def queue(self, name: str) -> QueueState | None:
         return reader.queue(self._db, name)
+
+    async def gate(self, queue: str) -> None:
+        self._lanes.gate(queue)
+
+    async def mend_lanes(self, after: tuple[str, str], limit: int) -> tuple[str, str]:
+        return self._lanes.mend(after, limit)
+
+    async def in_lanes(self, queue: str, keys: Sequence[str]) -> Mapping[str, tuple[int, int]]:
+        asked = {"queue": queue, "keys": as_json(keys)}
+        return {key: (ready, held) for key, ready, held in fetch(self._db, _IN_LANES, asked)}
+
+    async def held_in(self, queue: str) -> int:
+        return int(self._db.execute(HELD_IN_QUEUE, (queue,)).get)
 
     def forget_queue(self, name: str) -> None:
         for sql in _FORGET_QUEUE:

@@ -5,21 +5,24 @@ from collections.abc import Collection, Mapping, Sequence
 import apsw
 
 from jobpipe.job import ENDED, Status
-from jobpipe.store.base import STEP, Batch, Changed, Claimed, Followed, Receipts
+from jobpipe.store.base import STEP, Batch, Changed, Claimed, Followed, Receipts, Settlement
+from jobpipe.store.rows import Row, encoded_error, is_deadline
 from jobpipe.store.sqlite.adding import Adding
 from jobpipe.store.sqlite.claiming import Claiming, Unserved
 from jobpipe.store.sqlite.counts import CountChanges
 from jobpipe.store.sqlite.known import Known
+from jobpipe.store.sqlite.lanes import Lanes
 from jobpipe.store.sqlite.rows import fetch, transaction
 from jobpipe.store.sqlite.settling import Settling
 from jobpipe.store.sqlite.tables import Tables
 from jobpipe.store.sqlite.values import Mismatch
-from jobpipe.store.verbs import followers, notes
+from jobpipe.store.verbs import bringing, followers, notes
 from jobpipe.store.verbs.transaction import Ended, at_once
+from jobpipe.transitions import PAST_DEADLINE
 
 _RENEW = "update nodes set lease_until = ? where name = ? and lease_until is not null"
 _DUE = """
-select seq, queue, status
+select seq, queue, status, key
 from jobs indexed by jobs_later
 where status in ('scheduled', 'retrying') and run_at <= ?
 order by run_at
@@ -27,7 +30,7 @@ limit ?
 """
 _PROMOTE = "update jobs set status = 'queued' where seq = ?"
 _OVERDUE = """
-select seq, id, queue, status, length(payload)
+select seq, id, queue, status, length(payload), expires_at, iif(instr(options, '"deadline"'), options, null)
 from jobs
 where expires_at is not null and finished_at is null and held = 0 and expires_at <= ?
 order by expires_at
@@ -35,10 +38,13 @@ limit ?
 """
 _RESUME = "update queues set paused = 0, reason = null, paused_until = null where paused_until <= ?"
 _WAIT_NO_MORE = "delete from waits where seq = ?"
-_EXPIRE = "update jobs set status = 'expired', finished_at = ?, size = ? where seq = ?"
+_EXPIRE = "update jobs set status = ?, finished_at = ?, size = ?, error = coalesce(?, error) where seq = ?"
 
 
 NOTHING = Followed()
+
+SET_BACK = 1.0
+"""By how many seconds a batch may be older than the one before, and the clock not count as set back."""
 
 
 class Writer:
@@ -46,8 +52,10 @@ class Writer:
 
     def __init__(self, db: apsw.Connection) -> None:
         self.db, self._known = db, Known(db)
-        self._settling, self._adding = Settling(db, self._known), Adding(db, self._known)
+        self._lanes = Lanes(db, self._known)
+        self._settling, self._adding = Settling(db, self._known), Adding(db, self._known, self._lanes)
         self._claiming = Claiming(db, self._known)
+        self._latest = 0.0
 
     def forget(self) -> None:
         """Ask the database for everything again: somebody else has written, or a transaction was undone."""
@@ -62,7 +70,11 @@ class Writer:
         while True:
             try:
                 return self._written(batch, one_by_one=one_by_one, wary=wary)
-            except (Mismatch, UnicodeDecodeError):  # a claimed row may hold text that is no UTF-8
+            except (
+                Mismatch,
+                bringing.Unsure,
+                UnicodeDecodeError,
+            ):  # a claimed row may hold text that is no UTF-8
                 if one_by_one:
                     raise
                 one_by_one = True
@@ -79,23 +91,35 @@ class Writer:
         return receipts
 
     def _carry_out(self, batch: Batch, *, one_by_one: bool, wary: bool) -> Receipts:
+        if batch.now < self._latest - SET_BACK:
+            self.forget()  # what is remembered of times does not hold
+        self._latest = batch.now
         counts = CountChanges()
         lease_lost = not self._renew(batch)
         expired = self._promote(batch.now, counts)
         stale = self._settling.start(batch.starts)
         if batch.notes:
             stale |= at_once(notes.write(Tables(self.db), batch.notes))
-        settled = self._settling.settle(batch.settlements, counts, stale, one_by_one=one_by_one)
+        with_jobs = [one for one in batch.settlements if one.jobs]
+        plain = [one for one in batch.settlements if not one.jobs] if with_jobs else batch.settlements
+        settled = self._settling.settle(plain, counts, stale, one_by_one=one_by_one)
+        if with_jobs:
+            settled |= self._bring(with_jobs, stale, careful=one_by_one)
+        if batch.settlements and (gated := self._known.gated()):
+            self._lanes.settled([one.seq for one in batch.settlements if one.queue in gated])
         followed = self._follow(batch, expired, settled, stale)
         adds = [self._adding.add(add, counts, one_by_one=one_by_one) for add in batch.adds]
         claims: list[Sequence[Claimed]] = [[]] * len(batch.claims)
-        more_ready = False
+        more_ready = self._known.lining_up() and not self._lanes.move_in()
+        held_back = set[int]()
         if not lease_lost:
             for number, claim in enumerate(batch.claims):
                 claims[number], more = self._claiming.claim(
                     batch, claim, counts, one_by_one=one_by_one, wary=wary
                 )
                 more_ready |= more
+                if self._claiming.held_back:
+                    held_back.add(number)
         counts.write(self.db)
         return Receipts(
             lease_lost=lease_lost,
@@ -104,11 +128,21 @@ class Writer:
             adds=adds,
             claims=claims,
             more_ready=more_ready,
+            held_back=frozenset(held_back),
             waiting=self._known.waiting(counts),
             next_due=self._known.next_due(),
-            changes=[*(Changed(one.id, Status.EXPIRED) for one in expired), *followed.changes],
+            changes=[*(Changed(one.id, Status(one.status)) for one in expired), *followed.changes],
             following=followed.more,
         )
+
+    def _bring(
+        self, settlements: Sequence[Settlement], stale: set[tuple[int, int]], *, careful: bool
+    ) -> Mapping[int, Status]:
+        """Settle jobs with what they bring; returns those that became something else."""
+        brought = at_once(bringing.settle(Tables(self.db), settlements, careful=careful))
+        self._known.forget()
+        stale |= brought.stale
+        return brought.settled
 
     def _follow(
         self,
@@ -153,15 +187,25 @@ class Writer:
         if self.db.changes():
             self._known.pauses_changed()
         overdue = fetch(self.db, _OVERDUE, (now, STEP))
-        for seq, _, queue, status, size in overdue:
-            self.db.execute(_EXPIRE, (now, size, seq))
-            counts.move(queue, status, Status.EXPIRED, size=size)
-            if status == Status.BLOCKED:
-                self.db.execute(_WAIT_NO_MORE, (seq,))
+        ended = [self._expire(now, row, counts) for row in overdue]
         due = fetch(self.db, _DUE, (now, STEP))
-        self.db.executemany(_PROMOTE, [(seq,) for seq, _, _ in due])
-        for _, queue, status in due:
+        self.db.executemany(_PROMOTE, [(seq,) for seq, _, _, _ in due])
+        for _, queue, status, _ in due:
             counts.move(queue, status, Status.QUEUED)
-        self._known.due_changed()
-        self._known.ready_changed()
-        return [Ended(seq, job_id, Status.EXPIRED) for seq, job_id, _, _, _ in overdue]
+        self._lanes.promoted((seq, queue, key) for seq, queue, _, key in due)
+        if self._known.gated():
+            self._lanes.open_due(now)
+        self._known.came_due(now)
+        return ended
+
+    def _expire(self, now: float, row: Row, counts: CountChanges) -> Ended:
+        """End a job that still waits at its expires_at."""
+        seq, job_id, queue, status, size, expires_at, options = row
+        becomes, error = Status.EXPIRED, None
+        if options is not None and is_deadline(expires_at, options):
+            becomes, error = Status.FAILED, encoded_error(PAST_DEADLINE)
+        self.db.execute(_EXPIRE, (becomes.value, now, size, error, seq))
+        counts.move(queue, status, becomes, size=size)
+        if status == Status.BLOCKED:
+            self.db.execute(_WAIT_NO_MORE, (seq,))
+        return Ended(seq, job_id, becomes)

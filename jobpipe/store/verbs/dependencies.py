@@ -7,8 +7,9 @@ import msgspec
 from jobpipe.job import ENDED, Job, NewJob, Options, State, Status
 from jobpipe.store.base import STORED, Change, OpenDependencies, Receipt
 from jobpipe.store.rows import compared
-from jobpipe.store.verbs import queues
+from jobpipe.store.verbs import children, queues
 from jobpipe.store.verbs.jobs import change_locked
+from jobpipe.store.verbs.merging import Merging, Retaking
 from jobpipe.store.verbs.transaction import Overtaken, Standing, Transaction
 from jobpipe.transitions import Stored, retried
 
@@ -35,14 +36,22 @@ limit :limit
 """
 _COUNT = "select count(*) from waits where seq = (select seq from jobs where id = :id)"
 
+ANSWERED = frozenset({"stored", "existing", "replaced", "not_unique"})
+"""What may become of the jobs of an atomic add without its being refused."""
+
 
 async def add(tx: Transaction, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
     """See `jobpipe.store.base.EngineStore.add_dependents`."""
-    standing = await tx.lock_standing(_named(job.options for job in jobs))
+    merging = Merging(tx, jobs)
+    await merging.lock()
+    named = _named(job.options for job in jobs)
+    standing = await tx.lock_standing(named) if named else {}
     twins = dict(await tx.twins([job.id for job in jobs]))
+    await merging.look()
     closed = await queues.closed(tx, {job.queue for job in jobs})
     receipts, new = list[Receipt](), dict[str, NewJob]()
-    for job in jobs:
+    for job, key in zip(jobs, merging.keys, strict=True):
+        made = job
         if job.id in twins:
             receipt = compared(job, twins[job.id])
         elif job.queue in closed:
@@ -50,18 +59,33 @@ async def add(tx: Transaction, jobs: Sequence[NewJob], *, atomic: bool) -> Seque
         else:
             receipt = judged(job, standing, new)
         if receipt is STORED:
-            new[job.id] = job
-            twins[job.id] = Job(job, State(job.status))
+            made, receipt = merging.judged(job, key)
+        if receipt is STORED:
+            new[job.id] = made
+            twins[job.id] = Job(made, State(made.status))
         receipts.append(receipt)
-    if atomic and any(one.verdict not in {"stored", "existing"} for one in receipts):
-        return [Receipt("refused") if one is STORED else one for one in receipts]
+    if atomic and any(one.verdict not in ANSWERED for one in receipts):
+        merging.leave()
+        return [Receipt("refused") if one is STORED or one.other is not None else one for one in receipts]
     if len(await tx.add(list(new.values()))) != len(new):
         raise Overtaken("other requests keep storing and deleting jobs with these ids: try again")
+    children.join(tx, list(new.values()))
     blocked = await _block(tx, new, standing)
-    return [
-        Receipt("stored", Job(job, State(Status.BLOCKED))) if one is STORED and job.id in blocked else one
-        for job, one in zip(jobs, receipts, strict=True)
-    ]
+    await merging.write()
+    merging.leave()
+    return await merging.told(
+        [
+            _stored(new[job.id], job, blocked) if one is STORED else one
+            for job, one in zip(jobs, receipts, strict=True)
+        ]
+    )
+
+
+def _stored(made: NewJob, asked: NewJob, blocked: Collection[str]) -> Receipt:
+    """The receipt of a job that is stored, with the job where it is not simply as it was asked for."""
+    if made.id in blocked:
+        return Receipt("stored", Job(made, State(Status.BLOCKED)))
+    return STORED if made is asked else Receipt("stored", Job(made, State(made.status)))
 
 
 def judged(job: NewJob, standing: Mapping[str, Standing], coming: Collection[str]) -> Receipt:
@@ -112,20 +136,17 @@ async def _wait(tx: Transaction, waits: Mapping[str, tuple[Options, Sequence[str
     return seqs
 
 
-async def retry(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Change]:
-    """See `jobpipe.store.base.ControlStore.retry`."""
-    return await retry_locked(tx, await tx.lock(ids), ids, now)
-
-
 async def retry_locked(
     tx: Transaction, locked: Mapping[str, Stored], ids: Sequence[str], now: float
 ) -> Sequence[Change]:
-    """The same, with those of the jobs that are there locked before."""
+    """Retry jobs, with those of them that are there locked before; one may have to wait for others again."""
     asked = {
         job_id: one.job.asked.options
         for job_id, one in locked.items()
         if one.job.asked.options.depends_on and one.job.status in ENDED
     }
+    retaking = Retaking(tx, [one for one in locked.values() if one.job.status in ENDED], now)
+    await retaking.lock()
     standing = await tx.lock_standing(_named(asked.values())) if asked else {}
     still = {
         job_id: [one for one in options.depends_on if _is_open(standing.get(one))]
@@ -134,12 +155,15 @@ async def retry_locked(
 
     def becomes(stored: Stored) -> Stored | None:
         options = stored.job.asked.options
+        if stored.job.id in retaking.others:
+            return None
         if any(in_vain(options, standing[one]) for one in options.depends_on if one in standing):
             return None
         return retried(stored, now, blocked=bool(still.get(stored.job.id)))
 
     changes = change_locked(tx, locked, ids, becomes)
     changed = {one.id for one in changes if one.verdict == "changed"}
+    retaking.write(changed)
     if waits := {
         job_id: (asked[job_id], still[job_id]) for job_id in asked if job_id in changed and still[job_id]
     }:
@@ -147,11 +171,11 @@ async def retry_locked(
         # A note of an earlier end would take them for jobs that have waited since then.
         if await tx.rows(_STILL_FOLLOWED, {"seqs": _as_json([seqs[job_id] for job_id in waits])}):
             raise Overtaken("the last end of a job that this one depends on is still being told: try again")
-    return changes
+    return [retaking.told(one) for one in changes]
 
 
 async def still_open(tx: Transaction, job_id: str, limit: int) -> OpenDependencies:
-    """See `jobpipe.store.base.ReadStore.open_dependencies`."""
+    """Which jobs a job still waits for that it depends on, the first of them by arrival."""
     ids = await tx.rows(_OPEN, {"id": job_id, "limit": limit})
     ((count,),) = await tx.rows(_COUNT, {"id": job_id})
     return OpenDependencies([one for (one,) in ids], count)

@@ -53,6 +53,19 @@ def ended(changes: Sequence[tuple[Stored, Stored]]) -> Sequence[Ended]:
     ]
 
 
+def stopped(changes: Sequence[tuple[Stored, Stored]]) -> Sequence[int]:
+    """The numbers of the jobs that the changes have cancelled, or asked to stop, and that may have children.
+
+    One that nobody has claimed has none: only its handler could have enqueued them.
+    """
+    stops = {Status.CANCELLED, Status.CANCELLING}
+    return [
+        one.seq
+        for one, after in changes
+        if after.job.status in stops and one.job.status not in stops and one.job.state.claim
+    ]
+
+
 def wait_no_more(changes: Sequence[tuple[Stored, Stored]]) -> Sequence[int]:
     """The numbers of the jobs that waited for others before the changes, and do no more."""
     blocked = Status.BLOCKED

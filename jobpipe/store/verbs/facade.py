@@ -6,11 +6,14 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from jobpipe.job import LEVELS, Level, NewJob
+from jobpipe.lanes import KeySettings, KeyStanding, Limits
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 from jobpipe.store.base import (
+    KEYS,
     LOG_LINES,
     OPERATIONS,
     SCHEDULES,
+    STEP,
     Batch,
     Change,
     Changed,
@@ -19,7 +22,12 @@ from jobpipe.store.base import (
     Fired,
     FiredJob,
     Followed,
+    GateState,
+    GroupReceipt,
+    GroupState,
+    KeyState,
     LogPage,
+    NewGroup,
     NewOperation,
     OpenDependencies,
     Operation,
@@ -38,8 +46,10 @@ from jobpipe.store.verbs import (
     declarations,
     dependencies,
     followers,
+    groups,
     jobs,
     keeping,
+    lanes,
     nodes,
     notes,
     operations,
@@ -66,6 +76,7 @@ class SharedVerbs(ABC):
     def __init__(self) -> None:
         self._followed = deque[Changed](maxlen=TOLD)
         self.following = False
+        self._swept = ("", "")
 
     @abstractmethod
     async def _transact(
@@ -107,13 +118,22 @@ class SharedVerbs(ABC):
         return await self._carry_out(lambda tx: dependencies.add(tx, jobs, atomic=atomic))
 
     async def open_dependencies(self, job_id: str, limit: int) -> OpenDependencies:
-        return await self._look(lambda tx: dependencies.still_open(tx, job_id, limit))
+        return await self._look(lambda tx: groups.still_open(tx, job_id, limit))
+
+    async def add_group(self, new: NewGroup, now: float) -> GroupReceipt:
+        return await self._carry_out(lambda tx: groups.add(tx, new, now))
+
+    async def group(self, group_id: str) -> GroupState | None:
+        return await self._look(lambda tx: groups.state(tx, group_id))
 
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
         return await self._carry_out(lambda tx: nodes.rescue(tx, node, now), now)
 
     async def prune(self, now: float, retained: Retention) -> int:
-        return await self._carry_out(lambda tx: retention.prune(tx, now, retained), now)
+        deleted = await self._carry_out(lambda tx: retention.prune(tx, now, retained), now)
+        if deleted < STEP:
+            self._swept = await self._carry_out(lambda tx: lanes.sweep(tx, now, self._swept), repeatable=True)
+        return deleted
 
     async def note_kept(self, now: float, retained: Retention) -> bool:
         if not await self._look(keeping.any_keeping):
@@ -127,7 +147,7 @@ class SharedVerbs(ABC):
         return await self._carry_out(lambda tx: jobs.cancel(tx, ids, now), now)
 
     async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        return await self._carry_out(lambda tx: dependencies.retry(tx, ids, now))
+        return await self._carry_out(lambda tx: groups.retry(tx, ids, now))
 
     async def promote(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         return await self._carry_out(lambda tx: jobs.promote(tx, ids, now))
@@ -136,7 +156,7 @@ class SharedVerbs(ABC):
         return await self._carry_out(lambda tx: jobs.edit(tx, ids, edits, now))
 
     async def delete(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        return await self._carry_out(lambda tx: jobs.delete(tx, ids), now)
+        return await self._carry_out(lambda tx: jobs.delete(tx, ids, now), now)
 
     async def pause(self, queue: str, reason: str | None = None, until: float | None = None) -> None:
         await self._carry_out(lambda tx: queues.pause(tx, queue, reason, until), repeatable=True)
@@ -144,8 +164,13 @@ class SharedVerbs(ABC):
     async def resume(self, queue: str) -> None:
         await self._carry_out(lambda tx: queues.resume(tx, queue), repeatable=True)
 
-    async def put_queue(self, queue: str, settings: QueueSettings) -> None:
-        await self._carry_out(lambda tx: queues.put(tx, queue, settings), repeatable=True)
+    async def put_queue(self, queue: str, settings: QueueSettings, limits: Limits | None = None) -> None:
+        async def put(tx: Transaction) -> None:
+            await queues.put(tx, queue, settings)
+            if limits is not None:
+                await lanes.put_limits(tx, queue, limits)
+
+        await self._carry_out(put, repeatable=True)
 
     async def delete_queue(self, queue: str) -> QueueChange:
         return await self._carry_out(lambda tx: queues.delete(tx, queue))
@@ -171,6 +196,29 @@ class SharedVerbs(ABC):
         self, limit: int = OPERATIONS, before: tuple[float, str] | None = None
     ) -> Sequence[Operation]:
         return await self._look(lambda tx: operations.listed(tx, limit, before))
+
+    async def put_limits(self, queue: str, limits: Limits) -> None:
+        await self._carry_out(lambda tx: lanes.put_limits(tx, queue, limits), repeatable=True)
+
+    async def put_key(self, queue: str, key: str, settings: KeySettings) -> KeyState:
+        return await self._carry_out(lambda tx: lanes.put_key(tx, queue, key, settings), repeatable=True)
+
+    async def pause_key(self, queue: str, key: str) -> KeyState:
+        return await self._carry_out(lambda tx: lanes.pause_key(tx, queue, key), repeatable=True)
+
+    async def resume_key(self, queue: str, key: str) -> KeyState:
+        return await self._carry_out(lambda tx: lanes.resume_key(tx, queue, key), repeatable=True)
+
+    async def gate(self, queue: str, now: float) -> GateState | None:
+        return await self._look(lambda tx: lanes.gate(tx, queue, now))
+
+    async def keys(
+        self, queue: str, limit: int = KEYS, after: str | None = None, state: KeyStanding | None = None
+    ) -> Sequence[KeyState]:
+        return await self._look(lambda tx: lanes.listed(tx, queue, limit, after, state))
+
+    async def key(self, queue: str, key: str) -> KeyState:
+        return await self._look(lambda tx: lanes.one(tx, queue, key))
 
     async def put_schedule(self, name: str, spec: Spec, job: NewJob, now: float) -> SchedulePut:
         return await self._carry_out(lambda tx: schedules.put(tx, name, spec, job, now))

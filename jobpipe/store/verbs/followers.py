@@ -9,17 +9,16 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-import structlog
 
 from jobpipe.job import Status
 from jobpipe.store.base import Changed, Followed
 from jobpipe.store.rows import Row
+from jobpipe.store.verbs import children, groups
+from jobpipe.store.verbs.blocked import FORGET, as_json, carefully
 from jobpipe.store.verbs.transaction import Ended, Transaction
 from jobpipe.transitions import Stored, forsaken, released
 
 R = TypeVar("R")
-
-log = structlog.get_logger("jobpipe")
 
 MOST = 500
 """How many waiting jobs one transaction releases or cancels, about."""
@@ -32,10 +31,13 @@ NOTES = 100
 
 _NOTE = """
 insert into follow_ups (seq, upto, id, ended)
-select :seq, max(seq), :id, :ended
-from waits
-where on_seq = :seq
-having count(*) > 0
+select
+    ends.ended_seq,
+    (select max(w.seq) from waits w where w.on_seq = ends.ended_seq),
+    ends.id,
+    ends.how
+from {rows ends: ended_seq bigint, id text, how text}
+where exists (select 1 from waits w where w.on_seq = ends.ended_seq)
 on conflict (seq, upto) do nothing
 """
 _NOTED = """
@@ -64,9 +66,6 @@ where seq {among seqs}
     )
 """
 _STILL_WAIT = "select distinct seq from waits where seq {among seqs}"
-FORGET = "delete from waits where seq {among seqs}"
-"""What was written of the waits of jobs that wait no more."""
-
 _SETTLED = """
 delete from follow_ups
 where seq {among seqs}
@@ -102,7 +101,7 @@ async def carried_out(
 ) -> tuple[R, Followed]:
     """Carry out a verb, and what follows the ends of jobs in it; `now` is None for a verb that ends none."""
     result = await verb(tx)
-    if not tx.ended:
+    if not (tx.ended or tx.stopped):
         return result, Followed()
     if now is None:
         raise RuntimeError("a verb has ended jobs, and does not know when")
@@ -112,73 +111,72 @@ async def carried_out(
 async def finish(tx: Transaction, now: float) -> Followed:
     """Do what follows the ends of jobs in this transaction. To be called before its commit.
 
-    Whatever else is to follow the end of a job belongs here: a further step for each level of ends.
+    Whatever else is to follow the end of a job belongs here: a further step for each level of ends, as those of groups
+    and of children.
     """
-    changes, seqs = list[Changed](), set[int]()
+    changes, seqs, left = list[Changed](), set[int](), False
     for _ in range(LEVELS):
-        if not tx.ended or len(changes) >= MOST:
+        if not (tx.ended or tx.stopped) or len(changes) >= MOST:
             break
-        level = _note(tx)
+        if children.note(tx):
+            below = await children.step(tx, now, MOST)
+            changes += below.changes
+            left |= below.more
+        level, touched = await _note(tx)
         seqs.update(level)
-        changes += await _step(tx, level, now, MOST - len(changes))
-    seqs.update(_note(tx))
-    return Followed(changes, more=bool(seqs) and await _tidied(tx, seqs))
+        if level:
+            changes += await _step(tx, level, now, max(MOST - len(changes), 0))
+        if touched:
+            of_groups = await groups.step(tx, touched, now, MOST)
+            changes += of_groups.changes
+            left |= of_groups.more
+    level, touched = await _note(tx)
+    seqs.update(level)
+    if touched:
+        groups.note(tx, touched)
+    left |= children.note(tx) or bool(touched)
+    return Followed(changes, more=(bool(seqs) and await _tidied(tx, seqs)) or left)
 
 
-def _note(tx: Transaction) -> Sequence[int]:
-    """Note the ends of jobs in this transaction, those that others wait for; returns their numbers."""
+async def _note(tx: Transaction) -> tuple[Sequence[int], Mapping[int, int]]:
+    """Note the ends of jobs in this transaction: of those that others wait for, and of members of groups.
+
+    Returns their numbers, and the numbers of the groups, each with that of a member.
+    """
     ended, tx.ended = tx.ended, []
-    for one in ended:
-        tx.run(_NOTE, {"seq": one.seq, "id": one.id, "ended": one.status})
-    return [one.seq for one in ended]
+    if not ended:
+        return [], {}
+    ends = [{"ended_seq": one.seq, "id": one.id, "how": one.status} for one in ended]
+    tx.run(_NOTE, {"ends": msgspec.json.encode(ends).decode()})
+    return [one.seq for one in ended], await groups.mark(tx, ended)
 
 
 async def follow(tx: Transaction, now: float) -> Followed:
     """See `jobpipe.store.base.EngineStore.follow`."""
     seqs = sorted({seq for (seq,) in await tx.rows(_NOTED, {"limit": NOTES})})
-    if not seqs:
+    touched = await groups.noted(tx, NOTES)
+    below = await children.step(tx, now, MOST)
+    if not (seqs or touched or below.changes or below.more or tx.stopped):
         return Followed()
-    changes = await _step(tx, seqs, now, MOST)
-    left = await _tidied(tx, seqs)
+    changes = list(await _step(tx, seqs, now, MOST)) if seqs else []
+    left = bool(seqs) and await _tidied(tx, seqs)
+    of_groups = await groups.step(tx, touched, now, MOST) if touched else Followed()
     further = await finish(tx, now)
-    return Followed([*changes, *further.changes], more=left or further.more or len(seqs) == NOTES)
+    more = left or of_groups.more or below.more or further.more or NOTES in {len(seqs), len(touched)}
+    return Followed([*below.changes, *changes, *of_groups.changes, *further.changes], more=more)
 
 
 async def _step(tx: Transaction, seqs: Sequence[int], now: float, limit: int) -> Sequence[Changed]:
     """Do what follows some noted ends, for so many waits at the most; returns what became of the jobs that waited."""
     waits = list(map(_wait, await tx.rows(_WAITING, {"seqs": as_json(seqs), "limit": limit})))
-    return await _changed_carefully(tx, waits, now) if waits else []
-
-
-async def _changed_carefully(tx: Transaction, waits: Sequence[Wait], now: float) -> Sequence[Changed]:
-    """Release or cancel jobs, all at once; where a row of them does not allow that, one by one: that job fails.
-
-    So it costs neither the others nor the job that has ended.
-    """
-    try:
-        async with tx.savepoint():
-            return await _changed(tx, waits, now)
-    except Exception as error:
-        if not tx.blames(error):
-            raise
-        seqs = sorted({one.seq for one in waits})
-        if len(seqs) == 1:
-            return await _fail(tx, seqs[0], now, error)
-        middle = seqs[len(seqs) // 2]
-        first = await _changed_carefully(tx, [one for one in waits if one.seq < middle], now)
-        return [*first, *await _changed_carefully(tx, [one for one in waits if one.seq >= middle], now)]
-
-
-async def _fail(tx: Transaction, seq: int, now: float, error: Exception) -> Sequence[Changed]:
-    stored = (await tx.lock_blocked([seq])).get(seq)
-    if stored is None:
+    if not waits:
         return []
-    log.error("a job that waited for others cannot go on: it fails", job=stored.job.id, exc_info=error)
-    reason = (str(error).splitlines() or [""])[0]
-    words = f"the job could not go on once others had ended ({type(error).__name__}: {reason})"
-    tx.run(FORGET, {"seqs": as_json([seq])})
-    await tx.fail(stored, now, words[:500])
-    return [Changed(stored.job.id, Status.FAILED)]
+
+    async def change(seqs: Sequence[int]) -> Sequence[Changed]:
+        some = frozenset(seqs)
+        return await _changed(tx, [one for one in waits if one.seq in some], now)
+
+    return await carefully(tx, sorted({one.seq for one in waits}), change, now)
 
 
 async def _changed(tx: Transaction, waits: Sequence[Wait], now: float) -> Sequence[Changed]:
@@ -242,8 +240,3 @@ async def _tidied(tx: Transaction, seqs: Sequence[int] | set[int]) -> bool:
     tx.run(_SETTLED, values)
     ((left,),) = await tx.rows(_LEFT, values)
     return bool(left)
-
-
-def as_json(numbers: Sequence[int]) -> str:
-    """Numbers as one value of a statement."""
-    return msgspec.json.encode(numbers).decode()

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from jobpipe.store.base import Change
 from jobpipe.store.rows import shown
-from jobpipe.store.verbs import queues
+from jobpipe.store.verbs import merging, queues
 from jobpipe.store.verbs.transaction import Removal, Transaction
 from jobpipe.transitions import Stored, cancelled, edited, promoted
 
@@ -81,15 +81,17 @@ def _told(job_id: str, before: Stored | None, after: Stored | None) -> Change:
     return Change(job_id, "changed", shown(after))
 
 
-async def delete(tx: Transaction, ids: Sequence[str]) -> Sequence[Change]:
+async def delete(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Change]:
     """See `jobpipe.store.base.ControlStore.delete`."""
-    return delete_locked(tx, await tx.lock(ids), ids)
+    return await delete_locked(tx, await tx.lock(ids), ids, now)
 
 
-def delete_locked(tx: Transaction, locked: Mapping[str, Stored], ids: Sequence[str]) -> Sequence[Change]:
+async def delete_locked(
+    tx: Transaction, locked: Mapping[str, Stored], ids: Sequence[str], now: float
+) -> Sequence[Change]:
     """The same, with those of the jobs that are there locked before."""
     there = dict(locked)
-    removals, told = list[Removal](), list[Change]()
+    removals, told, keys = list[Removal](), list[Change](), list[int]()
     for job_id in ids:
         stored = there.get(job_id)
         if stored is None:
@@ -99,7 +101,10 @@ def delete_locked(tx: Transaction, locked: Mapping[str, Stored], ids: Sequence[s
         else:
             removals.append(_removal(there.pop(job_id)))
             told.append(Change(job_id, "changed"))
+            if stored.job.damage or stored.job.asked.options.merging is not None:
+                keys.append(stored.seq)
     tx.erase(removals)
+    await merging.forget(tx, keys, now)
     return told
 
 

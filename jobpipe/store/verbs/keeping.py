@@ -12,7 +12,7 @@ import msgspec
 from jobpipe.job import ENDED, Status
 from jobpipe.store.base import QueueSettings, Retention
 from jobpipe.store.rows import Row
-from jobpipe.store.verbs.followers import as_json
+from jobpipe.store.verbs.blocked import as_json
 from jobpipe.store.verbs.queues import settings_from
 from jobpipe.store.verbs.transaction import Transaction
 
@@ -50,7 +50,7 @@ limit 1
 """
 _SWEEPS = "select status, finished_at, seq, begun_at from sweeps"
 _ENDED_BEHIND = """
-from jobs j
+from {ended} j
 where j.status = :status
     and j.finished_at is not null
     and (j.finished_at, j.seq) > (:at, :seq)
@@ -107,10 +107,10 @@ order by finished_at, seq
 limit :limit
 """
 # Those of the jobs that are there, and whether each is to be had: another program may have locked it.
-_THERE = "select seq from jobs where seq {among seqs} and finished_at is not null"
+_THERE = "select seq from {ended} where seq {among seqs} and finished_at is not null"
 _JOBS = """
 select finished_at, seq, queue, status, size, options
-from jobs
+from {ended}
 where seq {among seqs} and finished_at is not null
 {skip locked}
 """

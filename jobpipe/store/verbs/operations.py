@@ -22,7 +22,7 @@ from jobpipe.store.base import (
 )
 from jobpipe.store.matching import matches
 from jobpipe.store.rows import Row
-from jobpipe.store.verbs import dependencies, jobs
+from jobpipe.store.verbs import groups, jobs
 from jobpipe.store.verbs.transaction import Transaction
 from jobpipe.transitions import Stored, cancelled, promoted
 
@@ -228,9 +228,9 @@ async def _done(
         case "cancel":
             return jobs.change_locked(tx, locked, ids, lambda stored: cancelled(stored, now))
         case "retry":
-            return await dependencies.retry_locked(tx, locked, ids, now)
+            return await groups.retry_locked(tx, locked, ids, now)
         case "delete":
-            return jobs.delete_locked(tx, locked, ids)
+            return await jobs.delete_locked(tx, locked, ids, now)
         case "promote":
             return jobs.change_locked(tx, locked, ids, lambda stored: promoted(stored, now))
         case "move" | "edit":

@@ -3,15 +3,15 @@
 import math
 from collections.abc import Container, Mapping, Sequence
 
-from jobpipe.job import ENDED, Status
+from jobpipe.job import ENDED, Options, Status
 from jobpipe.store.base import STEP, Retention
-from jobpipe.store.rows import Row, tags_of
-from jobpipe.store.verbs import keeping, notes
+from jobpipe.store.rows import Row, readable_options
+from jobpipe.store.verbs import groups, keeping, merging, notes
 from jobpipe.store.verbs.transaction import Removal, Transaction
 
 _OLDEST = """
 select finished_at, seq, queue, status, size, options
-from jobs
+from {ended}
 where status = :status and finished_at is not null and finished_at <= :until
 order by finished_at, seq
 limit :limit
@@ -32,16 +32,22 @@ async def prune(tx: Transaction, now: float, retention: Retention) -> int:
     rows = await _too_much(tx, now, retention)
     if len(rows) < STEP and await keeping.any_keeping(tx):
         rows = [*rows, *await keeping.too_much(tx, now, retention, STEP - len(rows), without=rows)]
-    tx.erase([_removal(row) for row in rows])
+    options = {row[1]: readable_options(row[5]) for row in rows}
+    tx.erase([_removal(row, options[row[1]]) for row in rows])
+    await merging.forget(tx, [seq for seq, one in options.items() if one is None or one.merging], now)
     tx.forget_empty(thoroughly=len(rows) < STEP)
     if len(rows) < STEP:
         await notes.sweep(tx)
+        await merging.sweep(tx, now)
+        await groups.sweep(tx, now, retention)
     return len(rows)
 
 
-def _removal(row: Row) -> Removal:
-    _, seq, queue, status, size, options = row
-    return Removal(seq=seq, queue=queue, state=status, size=size, tags=tags_of(options))
+def _removal(row: Row, options: Options | None) -> Removal:
+    _, seq, queue, status, size, _ = row
+    return Removal(
+        seq=seq, queue=queue, state=status, size=size, tags=None if options is None else options.tags
+    )
 
 
 async def _too_much(tx: Transaction, now: float, retention: Retention) -> Sequence[Row]:

@@ -15,7 +15,7 @@ import msgspec
 
 from jobpipe.errors import StoreUnavailable
 from jobpipe.job import Job, NewJob
-from jobpipe.store.base import ClaimRequest, QueueState
+from jobpipe.store.base import ClaimRequest, QueueState, Settlement
 from jobpipe.store.rows import Row
 from jobpipe.transitions import Stored
 
@@ -73,6 +73,8 @@ class Transaction(Protocol):
 
     ended: list[Ended]
     """jobs that ended here and are followed: `followers.finish` does what follows, before the commit"""
+    stopped: list[int]
+    """numbers of jobs that were cancelled here, or asked to stop: so are their children, by the same"""
 
     async def rows(self, sql: str, values: Mapping[str, Any]) -> Sequence[Row]:
         """The rows of a statement in the shared dialect (see `jobpipe.store.verbs.dialect`)."""
@@ -85,6 +87,9 @@ class Transaction(Protocol):
 
     async def lock_claims(self, claims: Sequence[tuple[int, int]]) -> frozenset[tuple[int, int]]:
         """Those of the claims (seq, claim) under which jobs are held; they stay so until the commit."""
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        """End held jobs, whose claims are locked."""
 
     async def lock_held(self, nodes: DeadNodes, limit: int) -> Sequence[Stored]:
         """At most so many jobs of dead nodes, without attempts, locked; also ends the leases that are over.
@@ -100,9 +105,9 @@ class Transaction(Protocol):
         """
 
     async def lock_blocked(self, seqs: Sequence[int]) -> Mapping[int, Stored | None]:
-        """Jobs by their numbers, without attempts, locked; None: the job has ended or is gone.
+        """Jobs that wait for others, or any that have not ended, by their numbers, without attempts, locked.
 
-        Leaves out those that somebody else has locked, and waits for nobody.
+        None: the job has ended or is gone. Leaves out those that somebody else has locked, and waits for nobody.
         """
 
     async def twins(self, ids: Sequence[str]) -> Mapping[str, Job]:
@@ -146,6 +151,24 @@ class Transaction(Protocol):
 
     async def queue(self, name: str) -> QueueState | None:
         """How a queue stands."""
+
+    async def gate(self, queue: str) -> None:
+        """Have each job of a queue stand in a lane from now on; those that are ready move there in bounded slices.
+
+        Until a job has moved no claim takes it. The held ones count at once.
+        """
+
+    async def in_lanes(self, queue: str, keys: Sequence[str]) -> Mapping[str, tuple[int, int]]:
+        """How many jobs of keys are ready, and how many are held; a key that is left out has none."""
+
+    async def mend_lanes(self, after: tuple[str, str], limit: int) -> tuple[str, str]:
+        """Look at so many lanes (queue, key) that have ready jobs, behind one, and open those that are lost.
+
+        Lost is a lane whose row is gone, or says what cannot be. Returns the last one; two empty texts: that was all.
+        """
+
+    async def held_in(self, queue: str) -> int:
+        """How many jobs of a gated queue are held."""
 
     def forget_queue(self, name: str) -> None:
         """Delete what was set for a queue and its counts, unless a job has come meanwhile."""

@@ -24,10 +24,10 @@ create table operations (
 create index operations_running on operations (created_at, id) where state = 'running';
 create index operations_ended on operations (ended_at) where ended_at is not null;
 
--- The type of an error, to be searched. What is damaged has none.
-create function error_type(error bytea) returns text language plpgsql immutable as $$
+-- A field of what is stored as JSON, to be searched. What is damaged has none.
+create function text_of(stored bytea, field text) returns text language plpgsql immutable strict as $$
 begin
-    return convert_from(error, 'UTF8')::json ->> 'type';
+    return convert_from(stored, 'UTF8')::json ->> field;
 exception when data_exception or program_limit_exceeded then
     return null;
 end

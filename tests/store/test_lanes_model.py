@@ -1,0 +1,289 @@
+"""Whole lives of jobs with keys, drawn at random: each store against the arithmetic of limits.
+
+A claim is to take just as many jobs as the limits of the queue and of each key allow: no more, whatever has crashed,
+and no fewer, so that no slot and no token is ever lost. Which ones, the contract tests show.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from jobpipe.job import Options, Outcome
+from jobpipe.lanes import NO_LIMITS, KeySettings, Limits, PerKey, Rate
+from jobpipe.store.base import Add, Batch, Claimed, ClaimRequest, Retention, Store
+from tests.store.test_contract import KINDS, NOW, new_job, settlement
+from tests.store.test_model import QUICK
+
+NODES = ("n1", "n2")
+KEYS = ("", "a", "b", "c")
+LONG = 1000.0
+"""Seconds in which every rate has all its tokens again."""
+
+rates = st.none() | st.sampled_from(
+    [Rate(1, 3.0), Rate(5, 10.0, 1), Rate(5, 10.0, 5), Rate(5, 10.0, 3), Rate(4, 60.0, 2)]
+)
+most = st.none() | st.integers(0, 6)
+limits = st.builds(
+    Limits, max_running=most, rate=rates, per_key=st.builds(PerKey, max_running=most, rate=rates)
+)
+
+
+@dataclass
+class Entry:
+    """A job in the model."""
+
+    key: str
+    due: float = 0.0
+    holder: str | None = None
+    claim: Claimed | None = None
+    over: bool = False
+
+
+class Keyed(RuleBasedStateMachine):
+    """Draws what nodes and people do, all in one queue."""
+
+    open_store: Callable[[], tuple[Store, Callable[[], None]]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store, self.close = self.open_store()
+        self.now = NOW
+        self.jobs: dict[str, Entry] = {}
+        self.limits = NO_LIMITS
+        self.settings: dict[str, KeySettings] = {}
+        self.paused = set[str]()
+        self.tat: float | None = None
+        self.tats: dict[str, float] = {}
+        self.starts = list[tuple[float, str]]()
+        """of each claim since the limits were set: when, and of which key"""
+
+    def teardown(self) -> None:
+        self.limits, self.settings = NO_LIMITS, {}
+        self.call(self.store.put_limits, "mail", NO_LIMITS)
+        for key in KEYS:
+            self.call(self.store.put_key, "mail", key, KeySettings())
+            self.resume_key(key)
+        self.pass_time(LONG)
+        self.claim("n1", 1000, None)
+        assert not self.ready()
+        self.close()
+
+    def call(self, verb: Callable[..., Any], *args: Any) -> Any:
+        return trio.from_thread.run(verb, *args)
+
+    def exchange(self, node: str, **parts: Any) -> Any:
+        batch = Batch(node=node, now=self.now, lease_until=self.now + 1e5, **parts)
+        return self.call(self.store.exchange, batch)
+
+    @initialize(allowed=limits)
+    def begin(self, allowed: Limits) -> None:
+        for node in NODES:
+            self.call(self.store.join, node, self.now, self.now + 1e5, KINDS)
+        self.set_limits(allowed)
+        for key in KEYS:
+            self.add(key, 6, 0.0)
+
+    @rule(key=st.sampled_from(KEYS), number=st.integers(1, 6), later=st.sampled_from([0.0, 0.0, 0.0, 4.1]))
+    def add(self, key: str, number: int, later: float) -> None:
+        new = [
+            new_job(
+                f"j{len(self.jobs) + one}",
+                queue="mail",
+                created_at=self.now,
+                run_at=self.now + later,
+                options=Options(key=key or None),
+            )
+            for one in range(number)
+        ]
+        self.jobs |= {one.id: Entry(key, one.run_at) for one in new}
+        self.exchange("n1", adds=[Add(new)])
+
+    @rule(allowed=limits)
+    def set_limits(self, allowed: Limits) -> None:
+        """A while after the last claim, so that nothing of the rates before counts."""
+        self.pass_time(LONG)
+        self.limits = allowed
+        self.starts.clear()
+        self.call(self.store.put_limits, "mail", allowed)
+
+    @rule(key=st.sampled_from(KEYS), weight=st.integers(1, 3), max_running=most)
+    def set_key(self, key: str, weight: int, max_running: int | None) -> None:
+        self.settings[key] = KeySettings(weight=weight, max_running=max_running)
+        self.call(self.store.put_key, "mail", key, self.settings[key])
+
+    @rule(key=st.sampled_from(KEYS))
+    def pause_key(self, key: str) -> None:
+        self.paused.add(key)
+        self.call(self.store.pause_key, "mail", key)
+
+    @rule(key=st.sampled_from(KEYS))
+    def resume_key(self, key: str) -> None:
+        self.paused.discard(key)
+        self.call(self.store.resume_key, "mail", key)
+
+    @rule(seconds=st.sampled_from([0.37, 1.21, 5.3, 31.7]))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(
+        node=st.sampled_from(NODES),
+        limit=st.integers(1, 12),
+        free=st.none() | st.integers(0, 4),
+    )
+    def claim(self, node: str, limit: int, free: int | None) -> None:
+        """Takes what the limits allow, over all nodes."""
+        expected = min(limit, self.allowed())
+        if free is not None and self.limits != NO_LIMITS:
+            expected = min(free, expected)
+        taken = list[Claimed]()
+        while True:
+            left = 1 << 30 if free is None or self.limits == NO_LIMITS else free - len(taken)
+            wanted = ClaimRequest(limit=limit - len(taken), kinds=KINDS, free=left)
+            receipts = self.exchange(node, claims=[wanted])
+            taken += receipts.claimed
+            if len(taken) == limit or not receipts.more_ready:
+                break
+        assert len(taken) == expected
+        by_key = Counter(job.options.key or "" for job in taken)
+        for key, jobs in by_key.items():
+            assert jobs <= self.room_of(key)
+            self.starts += [(self.now, key)] * jobs
+            if self.limits.per_key.rate is not None:
+                self.tats[key] = self.limits.per_key.rate.taken(self.tats.get(key), jobs, self.now)
+        if taken and self.limits.rate is not None:
+            self.tat = self.limits.rate.taken(self.tat, len(taken), self.now)
+        for job in taken:
+            entry = self.jobs[job.id]
+            assert not entry.over
+            assert entry.holder is None
+            entry.holder, entry.claim = node, job
+        self.check_rates()
+
+    def allowed(self) -> int:
+        """How many jobs may be claimed now."""
+        room = 1 << 30
+        if self.limits.max_running is not None:
+            room = self.limits.max_running - len(self.held())
+        if self.limits.rate is not None:
+            room = min(room, self.limits.rate.tokens(self.tat, self.now))
+        waiting = Counter(entry.key for entry in self.ready())
+        return max(0, min(room, sum(min(jobs, self.room_of(key)) for key, jobs in waiting.items())))
+
+    def room_of(self, key: str) -> int:
+        if key in self.paused:
+            return 0
+        own = self.settings.get(key, KeySettings()).max_running
+        per_key = self.limits.per_key
+        limit = per_key.max_running if own is None else own
+        room = 1 << 30
+        if limit is not None:
+            room = limit - sum(entry.key == key for entry in self.held())
+        if per_key.rate is not None:
+            room = min(room, per_key.rate.tokens(self.tats.get(key), self.now))
+        return max(0, room)
+
+    def ready(self) -> Sequence[Entry]:
+        jobs = self.jobs.values()
+        return [one for one in jobs if not one.over and one.holder is None and one.due <= self.now]
+
+    def held(self) -> Sequence[Entry]:
+        return [one for one in self.jobs.values() if one.holder is not None]
+
+    def check_rates(self) -> None:
+        """In no window of its period has a rate let more through than its limit."""
+        rules = [(self.limits.rate, None), *((self.limits.per_key.rate, key) for key in KEYS)]
+        for rate, key in rules:
+            times = [at for at, one in self.starts if key in (None, one)]
+            for number, first in enumerate(times if rate is not None else ()):
+                assert rate is not None
+                within = [at for at in times[number:] if at < first + rate.period - 1e-4]
+                assert len(within) <= rate.limit
+
+    @rule(
+        pick=st.randoms(use_true_random=False),
+        jobs=st.integers(1, 3),
+        outcome=st.sampled_from([*Outcome, None]),
+    )
+    def settle(self, pick: Any, jobs: int, outcome: Outcome | None) -> None:
+        """Some jobs end, wait again, or go back."""
+        for entry in pick.sample(self.held(), min(jobs, len(self.held()))):
+            self.settle_one(entry, outcome)
+
+    def settle_one(self, entry: Entry, outcome: Outcome | None) -> None:
+        assert entry.claim is not None
+        if outcome in (Outcome.SNOOZE, Outcome.INTERRUPTED):
+            outcome = None
+        later = {"run_at": self.now + 2.3} if outcome is Outcome.RETRY else {}
+        assert entry.holder is not None
+        self.exchange(entry.holder, settlements=[settlement(entry.claim, outcome, self.now, **later)])
+        entry.holder = None
+        if outcome is Outcome.RETRY:
+            entry.due = self.now + 2.3
+        elif outcome is not None:
+            entry.over = True
+
+    @rule(node=st.sampled_from(NODES))
+    def crash(self, node: str) -> None:
+        """A node dies; its jobs count until they are rescued."""
+        other = NODES[1 - NODES.index(node)]
+        self.call(self.store.leave, node)
+        self.claim(other, 3, None)
+        self.call(self.store.rescue, other, self.now)
+        for entry in self.held():
+            if entry.holder == node:
+                entry.holder = None
+        self.call(self.store.join, node, self.now, self.now + 1e5, KINDS)
+
+    @rule(pick=st.randoms(use_true_random=False), verb=st.sampled_from(["cancel", "delete", "promote"]))
+    def steer(self, pick: Any, verb: str) -> None:
+        """Somebody has a waiting job cancelled, deleted, or due now."""
+        waiting = [job_id for job_id, one in self.jobs.items() if not one.over and one.holder is None]
+        if not waiting:
+            return
+        job_id = pick.choice(waiting)
+        if verb == "delete":
+            self.call(self.store.delete, [job_id], self.now)
+            self.jobs[job_id].over = True
+        elif verb == "cancel":
+            self.call(self.store.cancel, [job_id], self.now)
+            self.jobs[job_id].over = True
+            self.call(self.store.retry, [job_id], self.now)
+            self.jobs[job_id] = Entry(self.jobs[job_id].key, self.now)
+        else:
+            self.call(self.store.promote, [job_id], self.now)
+            self.jobs[job_id].due = min(self.jobs[job_id].due, self.now)
+
+    @rule()
+    def prune(self) -> None:
+        self.call(self.store.prune, self.now, Retention(1e9, 1e9, 1 << 40, 1 << 50))
+
+
+@pytest.mark.parametrize("lives", [15, pytest.param(200, marks=pytest.mark.slow)])
+async def test_limits_hold_and_nothing_is_lost(open_store: Any, lives: int) -> None:
+    """Whatever nodes and people do."""
+    thorough = settings.get_current_profile_name() == "thorough"
+    chosen = settings() if thorough else settings(QUICK, max_examples=lives)
+
+    async def opened(task_status: trio.TaskStatus[tuple[Store, trio.CancelScope]]) -> None:
+        async with open_store() as store:
+            with trio.CancelScope() as scope:
+                task_status.started((store, scope))
+                await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+
+        def open_one() -> tuple[Store, Callable[[], None]]:
+            store, scope = trio.from_thread.run(nursery.start, opened)
+            return store, lambda: trio.from_thread.run_sync(scope.cancel)
+
+        class Machine(Keyed):
+            open_store = staticmethod(open_one)
+
+        await trio.to_thread.run_sync(lambda: run_state_machine_as_test(Machine, settings=chosen))
