@@ -1513,6 +1513,7 @@ async def test_a_job_that_has_ended_can_be_retried(node: Node, status: Status) -
         msgspec.structs.replace(before.asked, run_at=LATER, expires_at=None),
         State(Status.QUEUED, claim=before.state.claim),
         before.attempts,
+        original=before.asked if status is Status.EXPIRED else None,
     )
     assert (again.claim, again.attempt) == (before.state.claim + 1, 0)
 

@@ -123,6 +123,17 @@ async def test_jobs_of_a_dead_node_count_until_they_are_rescued(
     assert await taken(other, 9, LEASE + 1) == ["k0"]
 
 
+async def test_a_node_that_joins_anew_still_frees_the_slots_of_its_jobs(store: Store, node: Node) -> None:
+    """It lost its lease, and nobody took its jobs meanwhile."""
+    await store.put_limits("mail", Limits(per_key=PerKey(max_running=1)))
+    await add(store, *some("a", 2))
+    held = await claimed(node, 9)
+    await node.join()
+    await end(node, *held)
+
+    assert await taken(node, 9) == ["a1"]
+
+
 async def test_what_is_claimed_in_vain_counts_no_more_once_it_is_back(store: Store, node: Node) -> None:
     """Handed back, or cancelled before it began."""
     await store.put_limits("mail", Limits(max_running=1))

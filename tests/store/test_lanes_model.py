@@ -11,13 +11,19 @@ from typing import Any
 
 import pytest
 import trio
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from msgspec.structs import replace
 
 from jobpipe.job import Options, Outcome
 from jobpipe.lanes import NO_LIMITS, KeySettings, Limits, PerKey, Rate
 from jobpipe.store.base import Add, Batch, Claimed, ClaimRequest, Retention, Store
+from jobpipe.store.memory import open_memory
+from jobpipe.store.sqlite import gated
+from jobpipe.store.sqlite import lanes as lanes_of_sqlite
+from jobpipe.store.sqlite.lanes import Lanes
+from jobpipe.transitions import Stored
 from tests.store.test_contract import KINDS, NOW, new_job, settlement
 from tests.store.test_model import QUICK
 
@@ -150,7 +156,7 @@ class Keyed(RuleBasedStateMachine):
             taken += receipts.claimed
             if len(taken) == limit or not receipts.more_ready:
                 break
-        assert len(taken) == expected
+        assert len(taken) == expected, f"{len(taken)} jobs were taken instead of {expected}"
         by_key = Counter(job.options.key or "" for job in taken)
         for key, jobs in by_key.items():
             assert jobs <= self.room_of(key)
@@ -210,11 +216,14 @@ class Keyed(RuleBasedStateMachine):
         pick=st.randoms(use_true_random=False),
         jobs=st.integers(1, 3),
         outcome=st.sampled_from([*Outcome, None]),
+        claims=st.booleans(),
     )
-    def settle(self, pick: Any, jobs: int, outcome: Outcome | None) -> None:
-        """Some jobs end, wait again, or go back."""
+    def settle(self, pick: Any, jobs: int, outcome: Outcome | None, claims: bool) -> None:
+        """Some jobs end, wait again, or go back; then others may be claimed."""
         for entry in pick.sample(self.held(), min(jobs, len(self.held()))):
             self.settle_one(entry, outcome)
+        if claims:
+            self.claim(NODES[0], 9, None)
 
     def settle_one(self, entry: Entry, outcome: Outcome | None) -> None:
         assert entry.claim is not None
@@ -231,7 +240,7 @@ class Keyed(RuleBasedStateMachine):
 
     @rule(node=st.sampled_from(NODES))
     def crash(self, node: str) -> None:
-        """A node dies; its jobs count until they are rescued."""
+        """A node dies; its jobs count until they are rescued, and not any longer."""
         other = NODES[1 - NODES.index(node)]
         self.call(self.store.leave, node)
         self.claim(other, 3, None)
@@ -239,6 +248,7 @@ class Keyed(RuleBasedStateMachine):
         for entry in self.held():
             if entry.holder == node:
                 entry.holder = None
+        self.claim(other, 9, None)
         self.call(self.store.join, node, self.now, self.now + 1e5, KINDS)
 
     @rule(pick=st.randoms(use_true_random=False), verb=st.sampled_from(["cancel", "delete", "promote"]))
@@ -265,11 +275,8 @@ class Keyed(RuleBasedStateMachine):
         self.call(self.store.prune, self.now, Retention(1e9, 1e9, 1 << 40, 1 << 50))
 
 
-@pytest.mark.parametrize("lives", [15, pytest.param(200, marks=pytest.mark.slow)])
-async def test_limits_hold_and_nothing_is_lost(open_store: Any, lives: int) -> None:
-    """Whatever nodes and people do."""
-    thorough = settings.get_current_profile_name() == "thorough"
-    chosen = settings() if thorough else settings(QUICK, max_examples=lives)
+async def lived(open_store: Any, chosen: settings) -> None:
+    """Lives of a store; raises what the machine finds."""
 
     async def opened(task_status: trio.TaskStatus[tuple[Store, trio.CancelScope]]) -> None:
         async with open_store() as store:
@@ -286,4 +293,52 @@ async def test_limits_hold_and_nothing_is_lost(open_store: Any, lives: int) -> N
         class Machine(Keyed):
             open_store = staticmethod(open_one)
 
+        # Hypothesis is not async: it runs in a thread, from which each verb is called in this loop.
         await trio.to_thread.run_sync(lambda: run_state_machine_as_test(Machine, settings=chosen))
+
+
+@pytest.mark.parametrize("lives", [15, pytest.param(200, marks=pytest.mark.slow)])
+async def test_limits_hold_and_nothing_is_lost(open_store: Any, lives: int) -> None:
+    """Whatever nodes and people do."""
+    thorough = settings.get_current_profile_name() == "thorough"
+    await lived(open_store, settings() if thorough else settings(QUICK, max_examples=lives))
+
+
+# What the machine must find; each breaks SQLite's store alone.
+def a_slot_leaks_at_a_crash(patch: pytest.MonkeyPatch) -> None:
+    """A lane that was full stays so when its jobs are rescued."""
+    saved = Lanes.saved
+
+    def forgetful(self: Lanes, changes: Sequence[tuple[Stored, Stored]]) -> None:
+        saved(self, [(replace(before, held=False), after) for before, after in changes])
+
+    patch.setattr(Lanes, "saved", forgetful)
+
+
+def only_begun_jobs_count(patch: pytest.MonkeyPatch) -> None:
+    """What is claimed and has not begun is not counted."""
+    patch.setattr(gated, "HELD_IN_QUEUE", f"{gated.HELD_IN_QUEUE} and status = 'running'")
+    patch.setattr(
+        gated, "_LANES", gated._LANES.replace("jobs.held = 1", "jobs.held = 1 and jobs.status = 'running'")
+    )
+
+
+def a_settlement_frees_no_slot(patch: pytest.MonkeyPatch) -> None:
+    """A lane that was full stays so when one of its jobs ends."""
+    patch.setattr(lanes_of_sqlite, "_FREE", f"{lanes_of_sqlite._FREE} and false")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "broken", [a_slot_leaks_at_a_crash, only_begun_jobs_count, a_settlement_frees_no_slot]
+)
+async def test_a_broken_store_is_found(
+    broken: Callable[[pytest.MonkeyPatch], None], monkeypatch: Any
+) -> None:
+    """By the same machine."""
+    broken(monkeypatch)
+    many = settings(QUICK, max_examples=500, phases=[Phase.generate])
+    with pytest.raises(BaseExceptionGroup) as found:
+        await lived(open_memory, many)
+
+    assert found.group_contains(AssertionError)

@@ -445,10 +445,11 @@ class Model:
         if entry.status not in ENDED or failed:
             return "refused"
         entry.waits = waits
+        if entry.expires_at is not None and entry.expires_at <= now:
+            entry.first = entry.first or entry.asked
+            entry.expires_at = None
         entry.status, entry.attempt, entry.run_at = Status.BLOCKED if waits else Status.QUEUED, 0, now
         entry.started_at = entry.finished_at = entry.result = entry.error = None
-        if entry.expires_at is not None and entry.expires_at <= now:
-            entry.expires_at = None
         return "changed"
 
     def promote(self, job_id: str, now: float) -> str:

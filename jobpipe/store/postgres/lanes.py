@@ -279,7 +279,11 @@ def tell_of(session: Session, lanes: Sequence[Freed]) -> None:
 
 
 class Held:
-    """What a writer knows of gated queues: whether there are any, and in which lanes the jobs stand that it holds."""
+    """What a writer knows of gated queues: whether there are any, and in which lanes the jobs stand that it holds.
+
+    Also those that it holds no more, since its lease was lost, until it hands in what became of them: to open a lane in
+    vain does no harm.
+    """
 
     def __init__(self) -> None:
         self.gates = True
@@ -303,10 +307,6 @@ class Held:
             for one in settlements
             if (lane := self._lanes.get(one.seq)) is not None
         ]
-
-    def forget(self) -> None:
-        """What was held is held no more."""
-        self._lanes.clear()
 
     def learn(self, batch: Batch, taken: Mapping[int, tuple[str, str]]) -> None:
         """The batch is committed: it has settled jobs, and taken some out of lanes."""

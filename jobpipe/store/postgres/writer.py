@@ -363,7 +363,6 @@ class Writer:
     def forget(self, node: str) -> None:
         """Its row was made anew."""
         self._idle.pop(node, None)
-        self._held.forget()
 
 
 async def _settled(
