@@ -579,10 +579,10 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """whether the jobs come with payload and result; without them a payload is empty"""
 
     def each(self, name: str) -> tuple[str, ...]:
-        """The values of a field that may have several, those of `status` as texts."""
+        """The values of a field that may have several, each once, those of `status` as texts."""
         value = getattr(self, name)
         values = () if value is None else value if isinstance(value, tuple) else (value,)
-        return tuple(str(one) for one in values)
+        return tuple(dict.fromkeys(str(one) for one in values))
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ FILTERS: Sequence[dict[str, Any]] = [
     {"status": tuple(Status)},
     {"queue": ("a", "b")},
     {"queue": ("a", "none")},
+    {"queue": ("a", "b", "a"), "status": (Status.FAILED, Status.DONE, Status.FAILED)},
     {"queue": ("a", "b"), "status": Status.QUEUED},
     {"queue": ("a", "b"), "status": (Status.FAILED, Status.CANCELLED)},
     {"queue": ("a", "b"), "status": (Status.DONE, Status.FAILED)},

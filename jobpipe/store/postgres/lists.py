@@ -212,9 +212,8 @@ def looked(form: Form, *, few: bool) -> str:
     arms = [_ARM.format(source=source, since=since) for source in _sources(form, few=few)]
     if len(arms) == 1:
         return arms[0]
-    # A job may be in several ranges, with several tags for example.
-    several = any(number > 1 for _, number in form.several)
-    return _MERGED.format(arms=("union" if several else "union all").join(arms))
+    # A job may have several of the tags; of all else it has one value, so it is in one range.
+    return _MERGED.format(arms=("union" if form.decides == "tag" else "union all").join(arms))
 
 
 def _sources(form: Form, *, few: bool) -> list[str]:

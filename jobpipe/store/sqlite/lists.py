@@ -52,10 +52,9 @@ def looked(where: Filter, *, few: bool = False) -> str:
     several values is asked for, there is a range for each.
     """
     since = _SINCE if where.created_after is not None else ""
-    sources = _sources(where, few=few)
-    # A job may be in several ranges, with several tags for example.
-    union = "union all" if not _has_several(where) else "union"
-    return _MERGED.format(arms=union.join(_ARM.format(source=source, since=since) for source in sources))
+    arms = [_ARM.format(source=source, since=since) for source in _sources(where, few=few)]
+    # A job may have several of the tags; of all else it has one value, so it is in one range.
+    return _MERGED.format(arms=("union" if decides(where) == "tag" else "union all").join(arms))
 
 
 def decides(where: Filter) -> str | None:
@@ -70,10 +69,6 @@ def decides(where: Filter) -> str | None:
         if 0 < len(where.each(field)) * ranges <= MOST and not (field == "kind" and where.prefixes):
             return field
     return None
-
-
-def _has_several(where: Filter) -> bool:
-    return any(len(where.each(name)) > 1 for name in ("status", "kind", "queue", "tag", "group"))
 
 
 def _sources(where: Filter, *, few: bool) -> list[str]:
