@@ -109,7 +109,10 @@ def queues_blueprint(node: Node) -> Blueprint:
         return await _after(name, QueueState(name=name, paused=False, settings=settings, counts={}))
 
     @routes.post("/queues/<name>/pause")
-    @takes(Content(QueuePauseRequest, examples={"pause": {"reason": "the printer is broken", "for": "10m"}}))
+    @takes(
+        Content(QueuePauseRequest, examples={"pause": {"reason": "the printer is broken", "for": "10m"}}),
+        required=False,
+    )
     @answers(200, "The queue, paused.", Content(QueueView))
     @problems(
         Code.NOT_JSON, Code.CROSS_SITE, Code.UNSUPPORTED_MEDIA_TYPE, Code.INVALID, Code.STORE_UNAVAILABLE

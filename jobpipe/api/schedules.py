@@ -121,7 +121,7 @@ def schedules_blueprint(node: Node) -> Blueprint:
         return respond(await _put(node, name, body.removeprefix(BOM)))
 
     @routes.post("/schedules/<name>/pause")
-    @takes(Content(PauseRequest, examples={"reason": {"reason": "the printer is broken"}}))
+    @takes(Content(PauseRequest, examples={"reason": {"reason": "the printer is broken"}}), required=False)
     @answers(200, "The schedule, paused.", Content(ScheduleView))
     @problems(
         Code.NOT_JSON,

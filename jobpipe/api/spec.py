@@ -35,15 +35,22 @@ class Content(msgspec.Struct, frozen=True):
     lines: Sequence[Any] = ()
 
 
+class _Taken(msgspec.Struct, frozen=True):
+    contents: Sequence[Content]
+    required: bool
+
+
 class _Answered(msgspec.Struct, frozen=True):
     description: str
     contents: Sequence[Content]
     headers: Mapping[str, Json]
 
 
-def takes(*contents: Content) -> Callable[[R], R]:
-    """Say what bodies a route takes."""
-    model: Any = contents  # quart-schema only carries it from the route to the provider below
+def takes(*contents: Content, required: bool = True) -> Callable[[R], R]:
+    """Say what bodies a route takes, and whether there has to be one."""
+    model: Any = _Taken(
+        contents, required
+    )  # quart-schema only carries it from the route to the provider below
     return document_request(model)
 
 
@@ -140,8 +147,8 @@ class Spec(OpenAPIProvider):
         return parameters, components
 
     def build_request_body(self, model: Any, source: Any) -> tuple[Json, Json]:  # noqa: ANN401, ARG002 - the base's
-        content, components = _content(model)
-        return {"required": True, "content": content}, components
+        content, components = _content(model.contents)
+        return {"required": model.required, "content": content}, components
 
     def build_response_object(self, model: Any, headers_model: Any) -> tuple[Json, Json]:  # noqa: ANN401, ARG002 - the base's
         response = {"description": model.description}

@@ -191,6 +191,16 @@ async def test_schemas_are_those_of_the_structs_of_the_wire(spec):
     )
 
 
+async def test_a_body_is_required_but_where_none_is_as_good(spec):
+    optional = {
+        path
+        for (_, path), operation in spec.operations.items()
+        if not operation.get("requestBody", {"required": True})["required"]
+    }
+
+    assert optional == {"/queues/{name}/pause", "/schedules/{name}/pause"}
+
+
 async def test_no_property_has_a_default_and_none_of_a_request_is_required(spec):
     """Generators of clients would demand it from whoever enqueues a job."""
     assert [

@@ -18,7 +18,7 @@ assert.deepEqual(ended.data?.result, { to: "a@b.c" });
 
 const backoff = { id: "ts-2", delay: 60, backoff: { base: 5 }, tags: ["weekly"] };
 const several = await enqueueJobs({ body: [backoff, { id: "ts-3", run_at: "2099-01-01T00:00:00Z" }] });
-assert.deepEqual(several.data, { enqueued: 2, existing: 0 });
+assert.deepEqual(several.data, { enqueued: 2, existing: 0, replaced: 0, rejected: 0 });
 
 const page = await listJobs({ query: { tag: "weekly" } });
 assert.deepEqual(page.data?.jobs.map((one) => one.id), ["ts-2"]);

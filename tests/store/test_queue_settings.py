@@ -15,7 +15,6 @@ from jobpipe.store.base import (
     Change,
     QueueSettings,
     Receipt,
-    SharedStore,
     Store,
 )
 from jobpipe.store.verbs import keeping
@@ -464,10 +463,11 @@ async def _write(store: Any, sql: str) -> None:
         "reason = cast(x'fffe' as text), paused = 1",
     ],
 )
+@pytest.mark.parametrize(
+    "open_store", ["memory", pytest.param("sqlite", marks=pytest.mark.slow)], indirect=True
+)
 async def test_a_damaged_row_of_a_queue_keeps_nobody_from_its_work(node: Node, damage: str) -> None:
-    """What cannot have been set counts as not set; a PUT mends it."""
-    if isinstance(node.store, SharedStore):
-        pytest.skip("PostgreSQL refuses such values")
+    """What cannot have been set counts as not set; a PUT mends it. PostgreSQL refuses such values."""
     await bring_to(node, Status.DONE, "a", queue="mail")
     await node.store.put_queue("mail", QueueSettings(keep_done=1e6))
     await _write(node.store, "pragma ignore_check_constraints = on")
