@@ -114,11 +114,17 @@ def promoted(stored: Stored, now: float) -> Stored | None:
 
 
 def edited(stored: Stored, changes: Mapping[str, Any], now: float) -> Stored | None:
-    """Asked for otherwise, while it waits and nobody holds it: `changes` are fields of `NewJob` and `Options`."""
+    """Asked for otherwise, while it waits and nobody holds it: `changes` are fields of `NewJob` and `Options`.
+
+    It expires at its deadline at the latest, whatever the changes say.
+    """
     job, asked, status = stored.job, stored.job.asked, stored.job.status
     if stored.held or status not in WAITING or job.damage:
         return None
     named = {name: value for name, value in changes.items() if name in NewJob.__struct_fields__}
+    if "expires_at" in named and asked.options.deadline is not None:
+        expires_at, deadline = named["expires_at"], asked.options.deadline
+        named["expires_at"] = deadline if expires_at is None else min(expires_at, deadline)
     options = {name: value for name, value in changes.items() if name not in named}
     asked = replace(asked, **named, options=replace(asked.options, **options))
     return _asked_anew(stored, asked, now, moved="run_at" in changes)

@@ -106,14 +106,15 @@ def test_docs_name_every_setting_with_its_flag():
     assert [each.flag for each in SETTINGS if f"`{each.flag}`" not in text] == []
 
 
-PLACES = {"job_id": "ID", "group_id": "ID", "name": "NAME", "key": "KEY"}
+PLACES = {"job_id": "ID", "group_id": "ID", "operation_id": "ID", "name": "NAME", "key": "KEY"}
+PLACE = r"<(?:[^:>]*:)?(job_id|group_id|operation_id|name|key)>"
 
 
 def test_docs_name_every_route_and_no_other():
     node = Node(Settings(store="memory:"), MemoryStore(), load([]), WallClock())
     app: Any = create_app(node)._app
     routes = {
-        f"{method} {re.sub(r'<(?:[^:>]*:)?(job_id|group_id|name|key)>', lambda found: PLACES[found[1]], rule.rule)}"
+        f"{method} {re.sub(PLACE, lambda found: PLACES[found[1]], rule.rule)}"
         for rule in app.url_map.iter_rules()
         for method in rule.methods - {"HEAD", "OPTIONS"}
         if "static" not in rule.rule

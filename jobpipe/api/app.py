@@ -22,6 +22,7 @@ from jobpipe.api.holding import awaited, check
 from jobpipe.api.inputs import check_inputs, query, received
 from jobpipe.api.jobs import jobs_blueprint
 from jobpipe.api.keys import keys_blueprint
+from jobpipe.api.operations import operations_blueprint
 from jobpipe.api.problems import Code, Problem, ProblemDetails, internal, no_route, problem_from, too_large
 from jobpipe.api.queues import queues_blueprint
 from jobpipe.api.responses import respond
@@ -97,6 +98,7 @@ def create_app(node: Node) -> Front:
     for blueprint in (
         jobs_blueprint(node),
         streams_blueprint(node),
+        operations_blueprint(node),
         groups_blueprint(node),
         queues_blueprint(node),
         keys_blueprint(node),

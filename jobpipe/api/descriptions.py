@@ -17,6 +17,7 @@ from jobpipe.api.problems import (
     invalid,
     no_group,
     no_job,
+    no_operation,
     no_queue,
     no_schedule,
     not_empty,
@@ -51,6 +52,7 @@ TAGS = {
     "jobs": "Get and list jobs, wait for them, cancel, retry, promote, edit and delete them",
     "groups": "Jobs that belong together, and one that is run when all of them have ended",
     "queues": "Get and list queues, set what holds for them, pause, resume and delete them",
+    "operations": "Cancel, retry, delete, promote, move and edit many jobs at once",
     "schedules": "Jobs that are enqueued again and again: put, get, list, pause, resume, run and delete schedules",
     "service": "The service itself",
 }
@@ -69,6 +71,7 @@ PROBLEMS = {
         ),
         no_queue("reports"),
         no_schedule("nightly"),
+        no_operation("0190c3e2-5a1e-7c6f-8d10-3f2b6a1c9e55"),
         no_group("import"),
         declared("nightly"),
         not_empty("reports", {Status.QUEUED: 3}),

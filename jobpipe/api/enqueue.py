@@ -14,6 +14,7 @@ from msgspec import UNSET, UnsetType
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.durations import in_seconds
 from jobpipe.api.faults import fault_from, faults_of
+from jobpipe.api.lists import as_sent, in_lists
 from jobpipe.api.malformed import BOM, malformed
 from jobpipe.api.merging import merging_of
 from jobpipe.api.numbers import may_vanish, vanishing
@@ -48,7 +49,7 @@ from jobpipe.job import (
     may_nest_deeper,
     nests_deeper,
 )
-from jobpipe.store.base import Receipt
+from jobpipe.store.base import Changes, Receipt
 
 TOO_LATE = "is not after the time at which the job could run: send a later time"
 """What is wrong with an expires_at, or a deadline."""
@@ -252,16 +253,18 @@ def _exactly(body: bytes) -> bytes:
 
 
 def _in_words(body: bytes, first: msgspec.ValidationError, kind: type[S], model: type[msgspec.Struct]) -> S:
-    """Read a request whose first fault is known, and may be a duration that is a text: it is a number then.
+    """Read a request whose first fault is known.
+
+    It may be a duration that is a text, which is a number then, or one value instead of a list.
 
     Raises `Problem` with every fault of the body, or `msgspec.DecodeError` where it is no JSON further on.
     """
     try:
         value = msgspec.json.decode(body)
-        numbers = in_seconds(value, model)
-        faults = faults_of(numbers, model)
-        if numbers is not value and not faults:
-            return msgspec.convert(numbers, kind)
+        meant = in_lists(in_seconds(value, model), model)
+        faults = [Fault(as_sent(one.pointer, value), one.detail) for one in faults_of(meant, model)]
+        if meant is not value and not faults:
+            return msgspec.convert(meant, kind)
     except (msgspec.ValidationError, RecursionError):  # a number beyond all bounds, or too deep
         value, faults = None, []
     if isinstance(value, list) and issubclass(model, EnqueueRequest):
@@ -359,6 +362,19 @@ def edits_from(node: Node, job: Job, body: bytes) -> Mapping[str, Any]:
         raise invalid([Fault("/expires_at", TOO_LATE)])
     edits = {name: getattr(new if hasattr(new, name) else new.options, name) for name in given}
     return {**edits, "expires_at": expires_at} if "expires_at" in given else edits
+
+
+def changes_from(node: Node, body: bytes) -> Changes:
+    """The fields that a body names, to be changed of jobs of any kind. Raises `Problem` with every fault."""
+    request, payload = request_from(body, _decode_edit, AskedEdit, EditRequest)
+    given = {name: value for name, value in msgspec.structs.asdict(request).items() if value is not UNSET}
+    if not given:
+        raise invalid([Fault("", "names no field: send what is to be changed")])
+    new = made(node, AskedRequest(**given), payload, DEFAULT_KIND, [])
+    until = new.expires_at
+    if {"run_at", "expires_at"} <= given.keys() and until is not None and until <= new.run_at:
+        raise invalid([Fault("/expires_at", TOO_LATE)])
+    return Changes(**{name: getattr(new if hasattr(new, name) else new.options, name) for name in given})
 
 
 def unfit(sent: bytes, payload: Any, handler: Handler) -> Sequence[Fault]:  # noqa: ANN401 - any JSON

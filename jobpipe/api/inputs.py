@@ -88,11 +88,15 @@ def query_from(raw: bytes, model: type[Q]) -> Q:
         pointer = f"?{name[:LONGEST_NAME]}"
         if name not in fields:
             faults.append(Fault(pointer, unknown("parameter", name, list(fields))))
-        elif name in values:
+            continue
+        kind = _given(fields[name].type)
+        item = _item(kind)
+        if name in values and item is None:
             faults.append(Fault(pointer, "is given twice: send it once"))
-        else:
-            values[name], wrong = _value(text, _given(fields[name].type), pointer)
-            faults += wrong
+            continue
+        value, wrong = _value(text, kind if item is None else item, pointer)
+        values[name] = value if item is None else [*values.get(name, ()), value]
+        faults += wrong
     if faults:
         raise invalid(faults)
     return model(**values)
@@ -118,6 +122,12 @@ def _value(text: str, kind: Any, pointer: str) -> tuple[Any, Sequence[Fault]]:  
     hint = "; in a query string write + as %2B" if plain is datetime and " " in text else ""
     got = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
     return None, [Fault(pointer, f"{expected}, got {got!r}{hint}")]
+
+
+def _item(kind: Any) -> Any:  # noqa: ANN401 - any type
+    """What the type of a parameter is a list of, which may be given several times; None: it may not."""
+    plain = _without_meta(kind)
+    return typing.get_args(plain)[0] if typing.get_origin(plain) is list else None
 
 
 def _given(kind: Any) -> Any:  # noqa: ANN401 - any type

@@ -1,7 +1,6 @@
 """`/jobs`: get and list jobs and their logs, wait for them, cancel, retry, promote, edit and delete them."""
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Annotated, Any
 
 from msgspec import structs
@@ -12,6 +11,7 @@ from jobpipe.api.answers import Answer, answer
 from jobpipe.api.cursors import cursor_of, place_of
 from jobpipe.api.departure import DEPARTURE, Departure
 from jobpipe.api.enqueue import check_json, edits_from
+from jobpipe.api.filters import filter_from
 from jobpipe.api.holding import awaited, check, found
 from jobpipe.api.inputs import query, received
 from jobpipe.api.joblog import page_of
@@ -33,7 +33,7 @@ from jobpipe.api.schemas import (
 from jobpipe.api.spec import Content, answers, problems, takes
 from jobpipe.engine.node import Node
 from jobpipe.job import ENDED, Job, JobId, Status
-from jobpipe.store.base import Change, Filter, Place
+from jobpipe.store.base import Change, Place
 
 OPEN_SHOWN = 100
 """The most jobs that are shown of those that a job waits for."""
@@ -98,9 +98,10 @@ def jobs_blueprint(node: Node) -> Blueprint:
     async def list_jobs() -> Response:
         """List jobs, newest first.
 
-        A job must match all filters that are given. A page may hold fewer than `limit` jobs although there are more:
-        it holds at most 4 MiB (or one larger job), and a search stops after a quarter of a second. Follow
-        `next_cursor` until it is null.
+        A job must match all filters that are given. One that is given several times matches any of its values:
+        `?status=failed&status=expired`. A page may hold fewer than `limit` jobs although there are more: it holds at
+        most 4 MiB (or one larger job), and a search stops after a quarter of a second. Follow `next_cursor` until it is
+        null.
         """
         return respond(await _list(node, query(ListQuery)))
 
@@ -262,21 +263,7 @@ def _wrong_status(job: Job, advice: str, *, again: bool = False) -> Problem:
 
 
 async def _list(node: Node, wanted: ListQuery) -> Answer:
-    where = Filter(
-        status=wanted.status,
-        kind=wanted.kind,
-        queue=wanted.queue,
-        tag=wanted.tag,
-        group=wanted.group,
-        text=wanted.text,
-        created_after=_seconds(wanted.created_after),
-        created_before=_seconds(wanted.created_before),
-        content=wanted.payload,
-    )
+    where = filter_from(wanted, content=wanted.payload)
     page = await node.store.jobs(where, wanted.limit, place_of(wanted.cursor, Place))
     views = [stored_view(job, node.registry, content=wanted.payload, attempts=False) for job in page.jobs]
     return answer(JobList(views, None if page.next_before is None else cursor_of(page.next_before)))
-
-
-def _seconds(time: datetime | None) -> float | None:
-    return None if time is None else time.timestamp()

@@ -46,6 +46,8 @@ class Code(enum.StrEnum):
     """no queue has this name (404)"""
     NO_SUCH_SCHEDULE = "no_such_schedule"
     """no schedule has this name (404)"""
+    NO_SUCH_OPERATION = "no_such_operation"
+    """no operation has this id (404)"""
     NO_SUCH_GROUP = "no_such_group"
     """no group has this id (404)"""
     METHOD_NOT_ALLOWED = "method_not_allowed"
@@ -188,6 +190,12 @@ def no_schedule(name: str) -> Problem:
     """404: no such schedule."""
     detail = f"no schedule has the name {name!r}; it may have been deleted"
     return Problem(404, Code.NO_SUCH_SCHEDULE, "No such schedule", detail)
+
+
+def no_operation(operation_id: str) -> Problem:
+    """404: no such operation."""
+    detail = f"no operation has the id {cut(operation_id)!r}; they are kept for a week after their end"
+    return Problem(404, Code.NO_SUCH_OPERATION, "No such operation", detail)
 
 
 def no_group(group_id: str) -> Problem:

@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from jobpipe.api.durations import OR_TEXT
 from jobpipe.api.faults import TIME
+from jobpipe.api.lists import ONE_OR_MORE
 from jobpipe.engine.attempt import Attempt
 from jobpipe.handlers.registry import Registry
 from jobpipe.job import (
@@ -50,7 +51,7 @@ from jobpipe.job import (
 )
 from jobpipe.lanes import LONGEST, SHORTEST, KeyStanding, Rate, Running, Weight
 from jobpipe.schedules import CatchUp, Overlap
-from jobpipe.store.base import KEYS, LOG_LINES, QUEUES, SCHEDULES, Unserved
+from jobpipe.store.base import KEYS, LOG_LINES, OPERATIONS, QUEUES, SCHEDULES, Unserved
 
 Time = Annotated[datetime, Meta(tz=True, description=TIME)]
 
@@ -689,14 +690,61 @@ class HoldQuery(WaitQuery, frozen=True, forbid_unknown_fields=True):
     ) = None
 
 
-class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which jobs to list."""
+KindPattern = Annotated[
+    str,
+    Meta(
+        pattern=r"^(?:[A-Za-z0-9][A-Za-z0-9._-]{0,99}\*?|\*)\Z",
+        description="a kind, or what kinds begin with and a *",
+        extra_json_schema={PORTABLE: r"^(?:[A-Za-z0-9][A-Za-z0-9._-]{0,99}\*?|\*)$"},
+    ),
+]
+ErrorType = Annotated[
+    str, Meta(min_length=1, max_length=200, description="1 to 200 characters; the name of an exception")
+]
+NodeName = Annotated[str, Meta(min_length=1, max_length=200, description="1 to 200 characters")]
 
-    status: Annotated[Status, Means("only jobs with this status")] | None = None
-    kind: Annotated[Name, Means("only jobs of this kind")] | None = None
-    queue: Annotated[Name, Means("only jobs of this queue")] | None = None
-    tag: Annotated[Tag, Means("only jobs that have this tag")] | None = None
-    group: Annotated[Name, Means("only jobs of this group")] | None = None
+
+class JobFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which jobs are meant: those to which all fields apply. Of several values of a field, one has to apply."""
+
+    status: (
+        Annotated[list[Status], ONE_OR_MORE, Means("only jobs with this status, or one of these")] | None
+    ) = None
+    kind: (
+        Annotated[
+            list[KindPattern],
+            ONE_OR_MORE,
+            Means(
+                "only jobs of this kind, or one of these; `mail.*` means all kinds that begin with `mail.`"
+            ),
+        ]
+        | None
+    ) = None
+    queue: Annotated[list[Name], ONE_OR_MORE, Means("only jobs of this queue, or one of these")] | None = None
+    tag: Annotated[list[Tag], ONE_OR_MORE, Means("only jobs that have this tag, or one of these")] | None = (
+        None
+    )
+    group: Annotated[list[Name], ONE_OR_MORE, Means("only jobs of this group, or one of these")] | None = None
+    key: Annotated[list[Key], ONE_OR_MORE, Means("only jobs with this key, or one of these")] | None = None
+    id: (
+        Annotated[list[JobId], ONE_OR_MORE, Means("only the job with this id, or with one of these")] | None
+    ) = None
+    node: (
+        Annotated[
+            list[NodeName],
+            ONE_OR_MORE,
+            Means("only jobs that this node has claimed last, or one of these"),
+        ]
+        | None
+    ) = None
+    error_type: (
+        Annotated[
+            list[ErrorType],
+            ONE_OR_MORE,
+            Means("only jobs whose last error is of this type, or one of these"),
+        ]
+        | None
+    ) = None
     text: (
         Annotated[
             str,
@@ -722,6 +770,27 @@ class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         ]
         | None
     ) = None
+    ended_after: (
+        Annotated[
+            Time,
+            Means(
+                "only jobs that ended at this time or later: RFC 3339 with a time zone, 2030-01-31T12:00:00Z"
+            ),
+        ]
+        | None
+    ) = None
+    ended_before: (
+        Annotated[
+            Time,
+            Means("only jobs that ended before this time: RFC 3339 with a time zone, 2030-01-31T12:00:00Z"),
+        ]
+        | None
+    ) = None
+
+
+class ListQuery(JobFilter, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which jobs to list."""
+
     limit: Annotated[
         int,
         Meta(ge=1, le=1000, description="a whole number from 1 to 1000"),
@@ -729,6 +798,116 @@ class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     ] = 100
     cursor: Cursor | None = None
     payload: Annotated[bool, Meta(description="true or false; true lists payloads and results too")] = False
+
+
+class BulkRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What to do it to. With `dry_run`, nothing is done, and the jobs are counted."""
+
+    filter: JobFilter
+    dry_run: bool = False
+    rate: (
+        Annotated[
+            float,
+            Meta(
+                gt=0, le=100_000, description="a number above 0, up to 100000; at most so many jobs a second"
+            ),
+        ]
+        | None
+    ) = None
+
+
+class MoveRequest(BulkRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which jobs to move, and into which queue."""
+
+    queue: Name
+
+
+class BulkEditRequest(BulkRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which jobs to edit, and what of them."""
+
+    changes: EditRequest
+
+
+class FilterView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A filter as it is shown: each field that was asked for; those that may have several values as arrays."""
+
+    status: Sequence[Status] = ()
+    kind: Sequence[str] = ()
+    queue: Sequence[str] = ()
+    tag: Sequence[str] = ()
+    group: Sequence[str] = ()
+    key: Sequence[str] = ()
+    id: Sequence[str] = ()
+    node: Sequence[str] = ()
+    error_type: Sequence[str] = ()
+    text: str | None = None
+    created_after: When | None = None
+    created_before: When | None = None
+    ended_after: When | None = None
+    ended_before: When | None = None
+
+
+Verb = Literal["cancel", "retry", "delete", "promote", "move", "edit"]
+
+
+class OperationView(msgspec.Struct, frozen=True, kw_only=True):
+    """What is done to many jobs. `state` is `running`, `done` or `stopped`.
+
+    `matched` counts the jobs that it has come to; of these it has `changed` some, and `refused` are those whose status
+    does not allow it. `error` says what of its row in the store cannot be read.
+    """
+
+    id: str
+    verb: Verb
+    filter: FilterView
+    changes: Sequence[str]
+    rate: float | None
+    state: Literal["running", "done", "stopped"]
+    matched: int
+    changed: int
+    refused: int
+    created_at: When
+    ended_at: When | None
+    error: JobError | None
+
+
+class BulkView(msgspec.Struct, frozen=True, kw_only=True):
+    """An operation that has ended; or, with `dry_run`, how many jobs a filter means, and nothing else.
+
+    Where that is not `exact`, there are at least so many.
+    """
+
+    matched: int
+    exact: bool | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+    verb: Verb | UnsetType = UNSET
+    filter: FilterView | UnsetType = UNSET
+    changes: Sequence[str] | UnsetType = UNSET
+    rate: float | UnsetType | None = UNSET
+    state: Literal["running", "done", "stopped"] | UnsetType = UNSET
+    changed: int | UnsetType = UNSET
+    refused: int | UnsetType = UNSET
+    created_at: When | UnsetType = UNSET
+    ended_at: When | UnsetType | None = UNSET
+    error: JobError | UnsetType | None = UNSET
+
+
+class OperationList(msgspec.Struct, frozen=True):
+    """A page of operations, the newest first. `next_cursor` is null at the end."""
+
+    operations: Sequence[OperationView]
+    next_cursor: str | None
+
+
+class OperationQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which operations to list."""
+
+    limit: Annotated[
+        int,
+        Meta(ge=1, le=OPERATIONS, description=f"a whole number from 1 to {OPERATIONS}"),
+        Means("the most operations in a page"),
+    ] = OPERATIONS
+    cursor: Cursor | None = None
 
 
 class LogQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -11,7 +11,7 @@ from quart_schema import Info, OpenAPIProvider, QuartSchema, Tag, document_reque
 from quart_trio import QuartTrio
 from werkzeug.routing import Rule
 
-from jobpipe.api import durations
+from jobpipe.api import durations, lists
 from jobpipe.api.descriptions import DESCRIPTION, PROBLEMS, RETRY_LATER, TAGS
 from jobpipe.api.problems import Code, ProblemDetails
 from jobpipe.api.schemas import meaning_of
@@ -195,6 +195,9 @@ def _portable(schema: Any) -> Any:  # noqa: ANN401 - any JSON
     match schema:
         case {durations.MARK: _}:
             return _duration(schema)
+        case {lists.MARK: _}:
+            rest = {name: value for name, value in schema.items() if name != lists.MARK}
+            return {"anyOf": [_portable(schema["items"]), _portable(rest)]}
         case {"pattern": _}:
             rest = {name: value for name, value in schema.items() if name != PORTABLE}
             return rest | {"pattern": schema.get(PORTABLE, schema["pattern"])}
@@ -239,4 +242,7 @@ def _in_words(schema: Json) -> Json:
 def _given(schema: Json) -> Json:
     """The schema of a parameter that is there: one that is not is left out, it is never null."""
     choices = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
-    return choices[0] if len(choices) == 1 else schema
+    if len(choices) > 1:
+        return schema | {"anyOf": choices}
+    given: Json = choices[0] if choices else schema
+    return given

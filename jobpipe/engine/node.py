@@ -29,6 +29,7 @@ from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.lingering import Lingering
 from jobpipe.engine.listener import Listener
 from jobpipe.engine.maintenance import Maintenance
+from jobpipe.engine.operations import Operations
 from jobpipe.engine.prefetch import Prefetch
 from jobpipe.engine.scheduler import Scheduler
 from jobpipe.engine.served import Served
@@ -106,6 +107,15 @@ class Node:
             node=self.name,
             period=settings.lease,
         )
+        self.operations = Operations(
+            store,
+            self.ledger,
+            self.follower,
+            self.events,
+            clock,
+            node=self.name,
+            period=settings.lease,
+        )
         self.control = Control(store, self.ledger, self.follower, self.scheduler, self.events, clock)
         self.listener = Listener(store, self.ledger, self.scheduler, self.events)
         self.waiting = Waiting(store, self.events, self.listener)
@@ -168,6 +178,7 @@ class Node:
                 self.maintenance,
                 self.follower,
                 self.scheduler,
+                self.operations,
                 self.lingering,
                 self.listener,
                 self.served,

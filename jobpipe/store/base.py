@@ -19,10 +19,12 @@ from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from jobpipe.job import (
     LEVELS,
     NO_OPTIONS,
+    Backoff,
     Job,
     JobError,
     Level,
@@ -548,22 +550,147 @@ class FiredJob(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: float | None
 
 
-class Filter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which jobs a list holds; None means any. Texts match parts of id, payload and error.
+class Filter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Which jobs are meant: those to which all of it applies. None means any; of several values one has to apply.
 
-    `created_after` is inclusive, `created_before` is not.
+    A kind that ends in `*` means all kinds that begin so. Texts match parts of id, payload and error. Times `after` are
+    inclusive, and times `before` are not.
     """
 
-    status: Status | None = None
-    kind: str | None = None
-    queue: str | None = None
-    tag: str | None = None
-    group: str | None = None
+    status: Status | tuple[Status, ...] | None = None
+    kind: str | tuple[str, ...] | None = None
+    queue: str | tuple[str, ...] | None = None
+    tag: str | tuple[str, ...] | None = None
+    group: str | tuple[str, ...] | None = None
+    key: str | tuple[str, ...] | None = None
+    """whom the job is for"""
+    id: str | tuple[str, ...] | None = None
+    node: str | tuple[str, ...] | None = None
+    """the node that claimed the job last"""
+    error_type: str | tuple[str, ...] | None = None
     text: str | None = None
     created_after: float | None = None
     created_before: float | None = None
+    ended_after: float | None = None
+    ended_before: float | None = None
+    top: int | None = None
+    """the highest number of a job that is meant"""
     content: bool = True
     """whether the jobs come with payload and result; without them a payload is empty"""
+
+    def each(self, name: str) -> tuple[str, ...]:
+        """The values of a field that may have several, each once, those of `status` as texts."""
+        value = getattr(self, name)
+        values = () if value is None else value if isinstance(value, tuple) else (value,)
+        return tuple(dict.fromkeys(str(one) for one in values))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds that are named in full."""
+        return tuple(kind for kind in self.each("kind") if not kind.endswith(ANY_KIND))
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What other kinds begin with."""
+        return tuple(kind.removesuffix(ANY_KIND) for kind in self.each("kind") if kind.endswith(ANY_KIND))
+
+
+SEVERAL = ("status", "kind", "queue", "tag", "group", "key", "id", "node", "error_type")
+"""The fields of a filter that may have several values."""
+
+ANY_KIND = "*"
+
+
+class Changes(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is changed of each of many jobs: fields of `NewJob` and `Options`. One that is unset stays as it is."""
+
+    payload: bytes | UnsetType = UNSET
+    queue: str | UnsetType = UNSET
+    priority: int | UnsetType = UNSET
+    max_retries: int | UnsetType | None = UNSET
+    run_at: float | UnsetType = UNSET
+    expires_at: float | UnsetType | None = UNSET
+    timeout: float | UnsetType | None = UNSET
+    backoff: Backoff | UnsetType | None = UNSET
+    tags: tuple[str, ...] | UnsetType = UNSET
+    key: str | UnsetType | None = UNSET
+
+    @property
+    def edits(self) -> Mapping[str, Any]:
+        """The fields that are changed, with their values."""
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if value is not UNSET}
+
+
+OperationVerb = Literal["cancel", "retry", "delete", "promote", "move", "edit"]
+OperationState = Literal["running", "done", "stopped"]
+
+
+class NewOperation(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be done to all jobs that a filter means."""
+
+    id: str
+    verb: OperationVerb
+    where: Filter
+    changes: Changes | None = None
+    """for `edit`, and the queue for `move`"""
+    rate: float | None = None
+    """at most so many jobs a second; None: as fast as it goes"""
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """An operation as it stands. It goes on from the newest job to the oldest one."""
+
+    asked: NewOperation
+    state: OperationState
+    place: "Place | None"
+    """the jobs behind it are left; None: all of them"""
+    matched: int = 0
+    """how many jobs it has come to that the filter meant by then"""
+    changed: int = 0
+    refused: int = 0
+    """how many of them stayed as they were, since their status does not allow the verb, or they could not be written"""
+    created_at: float
+    ended_at: float | None = None
+    next_at: float
+    """when the next slice may be done"""
+    error: JobError | None = None
+    """what of its row cannot be read: it does nothing"""
+
+
+class TakenOperation(msgspec.Struct, frozen=True):
+    """An operation that a node is to go on with, or when there will be one; None: there is none."""
+
+    operation: Operation | None
+    next_at: float | None = None
+
+
+class Slice(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of an operation: some jobs behind the place to which it has come."""
+
+    operation: str
+    place: "Place | None"
+    """where it is believed to stand"""
+    ids: Sequence[str]
+    """the jobs that the filter seemed to mean"""
+    refused: int = 0
+    """how many jobs more are left out, since they cannot be written"""
+    next: "Place | None"
+    """where it stands then; None: it is done"""
+    next_at: float
+    """when the slice after it may be done"""
+
+
+class Sliced(msgspec.Struct, frozen=True):
+    """What came of a slice."""
+
+    operation: Operation | None
+    """as it stands now; None: it is not there any more"""
+    changes: Sequence[Change] = ()
+    """what the verb did; none where somebody else has moved the operation on, or stopped it"""
+
+
+OPERATIONS = 100
+"""The most operations of one list."""
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True, order=True):
@@ -732,6 +859,19 @@ class EngineStore(Protocol):
         turns. It owns its name, and takes over a schedule that was put by hand. A pause by hand stays.
         """
 
+    async def take_operation(self, node: str, now: float, until: float) -> TakenOperation:
+        """An operation that has a slice to be done now, and that no other node is about: the one that waited longest.
+
+        Until then it is this node's; a slice makes that longer.
+        """
+
+    async def slice(self, part: Slice, node: str, now: float, until: float) -> Sliced:
+        """Do a slice of an operation, if it stands where it is believed to stand, and move it on, in one transaction.
+
+        Of the jobs only those are changed that its filter means now. So each job is changed once at most, whoever else
+        does the same, and a crash loses nothing.
+        """
+
     async def leave(self, node: str) -> None:
         """Forget a node that has drained. Held jobs, were there any, are left to rescue."""
 
@@ -787,6 +927,12 @@ class ControlStore(Protocol):
 
     async def delete_queue(self, queue: str) -> QueueChange:
         """Forget a queue, its pause and its settings. Refused while it has jobs, ended ones too."""
+
+    async def begin_operation(self, operation: NewOperation, now: float) -> Operation:
+        """Store an operation, for the jobs that are there now. It is done by slices. Old ones that have ended go."""
+
+    async def stop_operation(self, operation: str, now: float) -> Operation | None:
+        """Have an operation do no more; one that has ended stays as it is. None: there is none."""
 
     async def put_limits(self, queue: str, limits: Limits) -> None:
         """Set what a queue allows, and each of its keys, instead of what it allowed; the queue need not exist yet.
@@ -858,6 +1004,14 @@ class ReadStore(Protocol):
 
     async def queue(self, name: str) -> QueueState | None:
         """One queue; None when there is nothing to tell of it."""
+
+    async def operation(self, operation: str) -> Operation | None:
+        """One operation."""
+
+    async def operations(
+        self, limit: int = OPERATIONS, before: tuple[float, str] | None = None
+    ) -> Sequence[Operation]:
+        """At most `limit` operations, the newest first, behind the one that has `before`: its created_at and its id."""
 
     async def gate(self, queue: str, now: float) -> GateState | None:
         """What a queue allows, and how far it is used; None where it has neither limits nor keys.

@@ -213,6 +213,22 @@ class Breakable(MemoryStore):
         await self._obey()
         await super().pause(*what)
 
+    async def begin_operation(self, *what):
+        await self._obey()
+        return await super().begin_operation(*what)
+
+    async def stop_operation(self, *what):
+        await self._obey()
+        return await super().stop_operation(*what)
+
+    async def operation(self, operation):
+        await self._obey()
+        return await super().operation(operation)
+
+    async def operations(self, *page):
+        await self._obey()
+        return await super().operations(*page)
+
     async def put_queue(self, queue, settings, limits=None):
         await self._obey()
         await super().put_queue(queue, settings, limits)

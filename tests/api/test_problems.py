@@ -27,6 +27,7 @@ CODES = {
     "cross_site",
     "not_found",
     "no_such_job",
+    "no_such_operation",
     "no_such_queue",
     "no_such_schedule",
     "no_such_group",

@@ -148,12 +148,15 @@ async def test_every_reference_leads_to_a_schema_and_every_schema_is_used(spec):
 def _without_defaults_and_patterns(schema):
     """A schema without what the spec says in other words.
 
-    A description has the default, patterns are portable, and a duration is a number or a text.
+    A description has the default, patterns are portable, a duration is a number or a text, some lists are one value.
     """
     left_out = {"default", "description", "pattern", "x-portable-pattern"}
     match schema:
         case {"x-duration": _, **number}:
             return {"oneOf": [_without_defaults_and_patterns(number), {"type": "string"}]}
+        case {"x-one-or-more": _, **rest}:
+            array = _without_defaults_and_patterns(rest)
+            return {"anyOf": [array["items"], array]}
         case dict():
             return {
                 name: _without_defaults_and_patterns(value)
@@ -179,7 +182,8 @@ async def test_schemas_are_those_of_the_structs_of_the_wire(spec):
     _, made = msgspec.json.schema_components([*structs, JobError], ref_template="#/components/schemas/{name}")
     components = json.loads(msgspec.json.encode(made))
     queries = {  # written as parameters
-        *("WaitQuery", "HoldQuery", "ListQuery", "LogQuery", "QueueQuery", "KeyQuery", "ScheduleQuery")
+        *("WaitQuery", "HoldQuery", "ListQuery", "LogQuery", "QueueQuery", "KeyQuery", "ScheduleQuery"),
+        "OperationQuery",
     }
 
     assert _without_defaults_and_patterns(spec.schemas) == _without_defaults_and_patterns(
@@ -215,7 +219,7 @@ async def test_every_pattern_is_one_that_every_dialect_reads(spec):
     """RE2 has no lookaheads, JavaScript no \\Z, and they write characters beyond U+00FF differently."""
     patterns = {node["pattern"] for node in _nodes(spec.document) if isinstance(node.get("pattern"), str)}
 
-    assert len(patterns) == 6
+    assert len(patterns) == 7
     for pattern in patterns:
         assert not re.search(r"\(\?[^:]|\\[A-Zu]|\\[0-9]", pattern)
         assert pattern.isascii()
@@ -289,7 +293,9 @@ async def test_query_parameters_have_their_types_bounds_and_defaults(spec):
     parameters = {one["name"]: one["schema"] for one in spec.operations["get", "/jobs"]["parameters"]}
 
     assert parameters["limit"] == {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}
-    assert parameters["status"] == {"$ref": "#/components/schemas/Status"}
+    status = {"$ref": "#/components/schemas/Status"}
+    several = {"type": "array", "items": status, "minItems": 1, "maxItems": 100}
+    assert parameters["status"] == {"anyOf": [status, several]}
     assert parameters["created_after"] == {"type": "string", "format": "date-time"}
     assert parameters["payload"] == {"type": "boolean", "default": False}
 
@@ -401,6 +407,52 @@ async def _with_jobs(door):
     door.stage.cleaned.set()
 
 
+BULK: dict[str, dict[str, Any]] = {
+    "cancel": {},
+    "retry": {},
+    "delete": {},
+    "promote": {},
+    "move": {"queue": "shut"},
+    "edit": {"changes": {"queue": "shut"}},
+}
+"""What bulk routes take beside a filter."""
+
+
+async def _with_operations(door):
+    """Answers about operations; those that move jobs would move them into a closed queue."""
+    for verb, more in BULK.items():
+        path = f"/jobs/{verb}"
+        body = {"filter": {"id": "none"}} | more
+        yield await door.post(path, content=b"{")
+        yield await door.post(path, content=b"{}", headers={"Content-Type": "text/plain"})
+        yield await door.post(path, json=body, headers=CROSS_SITE)
+        yield await door.post(path, json={})
+        yield await door.post(path, json=body)
+        open_to_all = json.loads(json.dumps(body).replace("shut", "open"))
+        yield await door.post(path, json=open_to_all | {"dry_run": True})
+        yield await door.post(path, json=open_to_all)
+    for number in range(3):
+        await door.enqueue(id=f"many{number}", queue="many", delay=1000)
+    slow = await door.post("/jobs/edit", json=_slow({"changes": {"priority": 1}}))
+    yield slow
+    for verb in ("move", "cancel", "retry", "promote", "delete"):
+        yield await door.post(f"/jobs/{verb}", json=_slow({"queue": "many2"} if verb == "move" else {}))
+    yield await door.get("/operations")
+    yield await door.get("/operations?limit=0")
+    operation_id = slow.json()["id"]
+    yield await door.get(f"/operations/{operation_id}")
+    yield await door.get(f"/operations/{operation_id}?wait=long")
+    yield await door.get("/operations/none")
+    yield await door.post(f"/operations/{operation_id}/stop", headers=CROSS_SITE)
+    for name in (operation_id, "none", "-"):
+        yield await door.post(f"/operations/{name}/stop")
+    await door.post("/jobs/delete", json={"filter": {"queue": ["many", "many2"]}})
+
+
+def _slow(more):
+    return {"filter": {"queue": ["many", "many2"]}, "rate": 0.5} | more
+
+
 async def _with_settings(door):
     """Answers about settings of queues, and about jobs for a closed one."""
     for method, path in (("PUT", "/queues/shut"), ("POST", "/queues/shut/pause")):
@@ -421,6 +473,8 @@ async def _with_settings(door):
     yield await door.post("/schedules/shut/run")
     await door.delete("/schedules/shut")
     await door.delete("/jobs/outside")
+    async for response in _with_operations(door):
+        yield response
 
 
 async def _with_keys(door):
@@ -579,7 +633,8 @@ async def _with_schedules(door):
 async def _strange(door):
     """Requests that no route takes: parameters that it does not have, and bodies beyond the limit."""
     for method, path in (await _spec_of(door)).operations:
-        path = path.format(job_id="a", name="default", group_id="g", key="k")  # noqa: PLW2901 - filled in
+        names = {"job_id": "a", "name": "default", "group_id": "g", "operation_id": "o", "key": "k"}
+        path = path.format(**names)  # noqa: PLW2901 - filled in
         yield await door.request(method, f"{path}?never_a_name=1")
         yield await door.request(method, path, content=b"x" * 3000)
 
@@ -619,6 +674,11 @@ async def _broken(door):
         yield await door.post(path)
     yield await door.get("/queues/default")
     yield await door.put("/queues/default", json={})
+    for verb, more in BULK.items():
+        yield await door.post(f"/jobs/{verb}", json={"filter": {"id": "none"}} | more)
+    for path in ("/operations", "/operations/o"):
+        yield await door.get(path)
+    yield await door.post("/operations/o/stop")
     for path in ("/queues/default/keys", "/queues/default/keys/a"):
         yield await door.get(path)
     yield await door.put("/queues/default/keys/a", json={})

@@ -976,11 +976,20 @@ class Lives(RuleBasedStateMachine):
 
         assert receipts.lease_lost == lease_lost
         assert (set(receipts.stale), receipts.settled) == (stale, settled)
-        assert [[(one.verdict, one.job and one.job.id) for one in add] for add in receipts.adds] == adds
+        found = [[(one.verdict, one.job.id if one.job else None) for one in add] for add in receipts.adds]
+        for told, expected in zip(found, adds, strict=True):
+            assert len(told) == len(expected)
+            assert all(map(self.may_be_told, told, expected)), (told, expected)
         self.compare_claimed([job for each in taken for job in each], entries)
         if last is not receipts:
             self.model.tick(batch.now)  # the second exchange expires what the first one brought back too late
         assert (last.waiting, last.next_due) == (self.model.waiting(), self.model.next_due())
+
+    def may_be_told(self, told: tuple[str, str | None], expected: tuple[str, str | None]) -> bool:
+        """A job for a closed queue may be compared with one of its id that the same batch stores elsewhere."""
+        verdict, job_id = told
+        compared = verdict in {"conflict", "existing"} and job_id in self.model.jobs
+        return told == expected or (expected[0] == "closed" and compared)
 
     def model_writes(self, batch: Batch) -> tuple[set[tuple[int, int]], dict[int, Status]]:
         stale: set[tuple[int, int]] = set()

@@ -414,11 +414,20 @@ LISTS: Sequence[dict[str, Any]] = [
     *({"status": status, "created_before": NOW - 1} for status in Status),
     {"status": Status.QUEUED, "queue": "q1"},
     {"status": Status.SCHEDULED, "queue": "default"},
+    {"tag": ("rare", "none")},
+    {"queue": ("rare", "q1", "none")},
+    {"kind": ("rare", "none")},
+    {"status": (Status.FAILED, Status.CANCELLED)},
+    {"status": tuple(Status)},
+    {"queue": ("rare", "none"), "status": (Status.FAILED, Status.EXPIRED, Status.BLOCKED)},
+    {"kind": ("rare", "none"), "status": (Status.FAILED, Status.EXPIRED)},
+    {"queue": "rare", "status": (Status.DONE, Status.FAILED)},
 ]
 
 LOOKED = [
     *({"status": status, "kind": "rare"} for status in WAIT),
     *({"status": Status.DONE, name: "rare"} for name in ("queue", "kind")),
+    {"queue": "rare", "status": (Status.DONE, Status.FAILED)},
 ]
 """Pairs for which other jobs of the queue or kind are looked at, where very many jobs have the status.
 

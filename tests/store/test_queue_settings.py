@@ -19,7 +19,19 @@ from jobpipe.store.base import (
 )
 from jobpipe.store.verbs import keeping
 from jobpipe.store.verbs.transaction import Transaction
-from tests.store.test_contract import KEEP_ALL, LATER, NOW, Node, add, bring_to, edit, get, look, new_job
+from tests.store.test_contract import (
+    KEEP_ALL,
+    LATER,
+    NOW,
+    Node,
+    add,
+    bring_to,
+    edit,
+    get,
+    listed,
+    look,
+    new_job,
+)
 from tests.store.test_schedules import FIRST, FIRST_ID, SECOND_ID, fire, one, put
 
 CLOSED = QueueSettings(closed=True)
@@ -210,6 +222,18 @@ async def test_of_an_atomic_add_none_is_stored_when_one_is_for_a_closed_queue(st
     assert many == [Receipt("refused"), FULL, Receipt("existing", old)]
     assert (one, repeated) == ([FULL], [Receipt("stored"), Receipt("existing", old)])
     assert await there(store, "b", "c", "d", "e") == ["e"]
+
+
+async def test_the_first_job_of_an_id_is_stored_whose_queue_is_open(store: Store) -> None:
+    """With its own tags, whatever others ask for who name the same id."""
+    await store.put_queue("mail", CLOSED)
+    first, second = mail(options=Options(tags=("closed",))), new_job(options=Options(tags=("open",)))
+    refused, stored, same = await add(store, first, second, second)
+
+    assert refused.verdict in {"closed", "conflict"}
+    assert (stored, same.verdict) == (Receipt("stored"), "existing")
+    assert (await get(store)).asked == second
+    assert [await listed(store, tag=tag) for tag in ("closed", "open")] == [[], ["a"]]
 
 
 async def test_adds_that_share_an_exchange_do_not_share_a_refusal(node: Node) -> None:

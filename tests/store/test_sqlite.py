@@ -255,8 +255,8 @@ def test_what_follows_the_end_of_a_job_walks_indexes(db: apsw.Connection) -> Non
             end = settlement(one.seq, one.claim, outcome, status)
             writer.exchange(Batch(node="n", now=NOW, settlements=[end]))
         carry_out(db, lambda tx: followers.follow(tx, NOW))
-        carry_out(db, lambda tx: dependencies.retry(tx, ["b", "x"], NOW))
-        carry_out(db, lambda tx: dependencies.retry(tx, ["x"], NOW))
+        carry_out(db, lambda tx: groups.retry(tx, ["b", "x"], NOW))
+        carry_out(db, lambda tx: groups.retry(tx, ["x"], NOW))
 
     found = plans(db, act)
 
@@ -519,7 +519,7 @@ def test_keys_are_found_by_index(db: apsw.Connection) -> None:
         carry_out(db, lambda tx: dependencies.add(tx, new, atomic=True))
         carry_out(db, lambda tx: dependencies.add(tx, [debounced("e", NOW + 1)], atomic=True))
         carry_out(db, lambda tx: jobs.cancel(tx, ["a"], NOW))
-        carry_out(db, lambda tx: dependencies.retry(tx, ["a"], NOW))
+        carry_out(db, lambda tx: groups.retry(tx, ["a"], NOW))
         carry_out(db, lambda tx: jobs.delete(tx, ["a", "c"], NOW))
         carry_out(db, lambda tx: retention.prune(tx, NOW + 1000, KEEP_ALL))
 
@@ -538,7 +538,7 @@ def test_control_walks_indexes(db: apsw.Connection) -> None:
 
     def act() -> None:
         carry_out(db, lambda tx: jobs.cancel(tx, ["a", "b", "later", "mail", "none"], NOW))
-        carry_out(db, lambda tx: dependencies.retry(tx, ["a", "late"], NOW))
+        carry_out(db, lambda tx: groups.retry(tx, ["a", "late"], NOW))
         carry_out(db, lambda tx: jobs.delete(tx, ["later"], NOW))
         carry_out(db, lambda tx: nodes.rescue(tx, "other", NOW + 1e6))
 
@@ -573,6 +573,22 @@ EACH_LIST = [
         {"created_before": NOW, "created_after": NOW - 5},
     )
 ]
+SEVERAL: list[tuple[dict[str, Any], str, int]] = [
+    ({"id": ("a", "b")}, "(id=?)", 1),
+    ({"tag": ("t", "u"), "queue": "mail"}, "PRIMARY KEY (tag=? AND ", 2),
+    ({"group": ("g", "h"), "queue": "mail"}, "PRIMARY KEY (grp=? AND ", 2),
+    ({"group": "g", "key": "k"}, "PRIMARY KEY (grp=? AND ", 1),
+    ({"queue": ("mail", "news"), "kind": "echo"}, "jobs_by_queue (queue=? AND ", 2),
+    (
+        {"queue": ("a", "b"), "status": (Status.FAILED, Status.EXPIRED)},
+        "jobs_unusual_by_queue (queue=? AND ",
+        4,
+    ),
+    ({"queue": "mail", "status": (Status.DONE, Status.EXPIRED)}, "jobs_by_queue (queue=? AND ", 1),
+    ({"kind": ("echo", "demo"), "error_type": "E"}, "jobs_by_kind (kind=? AND ", 2),
+    ({"kind": "e*", "status": (Status.FAILED, Status.DONE)}, "jobs_by_status (status=? AND ", 2),
+    ({"key": "k", "node": ("n", "m"), "ended_after": NOW}, "jobs_by_status (status=? AND ", len(Status)),
+]
 
 
 @pytest.mark.parametrize("where", EACH_LIST, ids=str)
@@ -589,6 +605,17 @@ def test_a_list_walks_the_index_of_its_filters(db: apsw.Connection, where: dict[
 
     assert faults(found) == []
     assert any(index in step and "created_at" in step.partition(index)[2] for step in steps)
+
+
+@pytest.mark.parametrize(("where", "index", "ranges"), SEVERAL, ids=str)
+def test_a_list_walks_an_index_for_each_of_several_values(
+    db: apsw.Connection, where: dict[str, Any], index: str, ranges: int
+) -> None:
+    found = plans(db, lambda: reader.listed(db, Filter(**where), 10, Place(NOW, 5)))
+    (steps,) = (steps for sql, steps in found.items() if "as looked" in sql)
+
+    assert not any(step.startswith("SCAN jobs") for step in steps)
+    assert sum(index in step for step in steps) == ranges
 
 
 def test_reads_walk_indexes(db: apsw.Connection) -> None:

@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
 import trio
 
 from jobpipe.job import Job, Status
@@ -366,20 +365,52 @@ _WITH_TEXT = """
     or position(%(text)s in message_of(error)) > 0
 )
 """
+_OF_KINDS = """
+(
+    kind = any (%(kinds)s)
+    or exists (select from unnest(%(prefixes)s::text[]) as prefix where starts_with(kind, prefix))
+)
+"""
+_HAS_TAG = """
+exists (
+    select
+    from unnest(%(tag)s::text[]) as asked
+    join tags t on t.tag = convert_to(asked, 'UTF8')
+    where t.created_at = s.created_at and t.seq = s.seq
+)
+"""
+_IN_GROUP = """
+seq in (
+    select m.seq
+    from groups g join members m using (grp)
+    where g.id = any (%(group)s)
+)
+"""
+ALL_FOUND = ("tag", "group")
+"""Where one of these decides on the index, only jobs are looked at to which it applies."""
+
 _CONDITIONS = {
-    "status": "status = %(status)s",
-    "kind": "kind = %(kind)s",
-    "queue": "queue = %(queue)s",
-    "group": "seq in (select seq from members where grp = (select grp from groups where id = %(group)s))",
+    "status": "status = any (%(status)s)",
+    "kind": _OF_KINDS,
+    "queue": "queue = any (%(queue)s)",
+    "tag": _HAS_TAG,
+    "group": _IN_GROUP,
+    "key": "text_of(options, 'key') = any (%(key)s)",
+    "node": "node = any (%(node)s)",
+    "error_type": "text_of(error, 'type') = any (%(error_type)s)",
     "text": _WITH_TEXT,
+    "ended_after": "finished_at >= %(ended_after)s",
+    "ended_before": "finished_at < %(ended_before)s",
+    "top": "seq <= %(top)s",
 }
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1000)
 def _list(form: lists.Form, *, few: bool, content: bool) -> tuple[str, str]:
     """The statements for the places of the jobs on a page, and for the last place that was looked at."""
     looked = lists.looked(form, few=few)
-    conditions = [sql for name, sql in _CONDITIONS.items() if name in form.given]
+    found = form.decides if form.decides in ALL_FOUND else None
+    conditions = [sql for name, sql in _CONDITIONS.items() if name in form.given and name != found]
     query = _LIST.format(
         size=_SIZE if content else _BARE_SIZE,
         looked=looked,
@@ -419,23 +450,23 @@ async def one(session: Session, job_id: str) -> Job | None:
 
 async def listed(session: Session, where: Filter, limit: int, before: Place | None) -> Page:
     """See `jobpipe.store.base.ReadStore.jobs`."""
-    wanted = {name: value for name, value in msgspec.structs.asdict(where).items() if value is not None}
-    if any(isinstance(value, str) and "\0" in value for value in wanted.values()):
+    wanted = lists.values_of(where)
+    if "\0" in (where.text or ""):
         return Page([])  # no text here holds one
-    form = lists.Form(where.status, frozenset(wanted))
+    form = lists.form_of(where)
     query, edge = _list(form, few=await _few(session, form, wanted), content=where.content)
     pager = Pager(where, limit, before, trio.current_time)
     while not pager.over:
         bounds = lists.bounds(where, pager.before)
         values = wanted | bounds | {"look": pager.look, "limit": pager.room}
-        found = await _once(session, query, values)
+        found = await _once(session, query, values, form)
         fitting = itertools.takewhile(lambda row: pager.fits(row[2], Place(row[0], row[1])), found)
         if seqs := [seq for _, seq, _ in fitting]:
             page = _WITH_CONTENT if where.content else _BARE
             for row in await session.rows(page, {"seqs": integers(seqs)}):
                 pager.take(row)
         if not pager.over:
-            ends = await _once(session, edge, values)
+            ends = await _once(session, edge, values, form)
             pager.looked(Place(*ends[0]) if ends else None)
     return pager.page()
 
@@ -445,13 +476,13 @@ async def _few(session: Session, form: lists.Form, wanted: Mapping[str, Any]) ->
     query = lists.counted(form)
     if query is None:
         return False
-    ((jobs,),) = await _once(session, query, wanted)
+    ((jobs,),) = await _once(session, query, wanted, form)
     return bool(jobs <= lists.FEW)
 
 
-async def _once(session: Session, sql: str, values: Mapping[str, Any]) -> list[Row]:
-    # To plan a list takes longer than to read it. A search has more forms, and takes its time anyway.
-    answer = session.run(sql, values, prepare="text" not in values)
+async def _once(session: Session, sql: str, values: Mapping[str, Any], form: lists.Form) -> list[Row]:
+    # To plan a list takes longer than to read it. There are more forms of other searches, which take their time anyway.
+    answer = session.run(sql, values, prepare=form.is_usual)
     await session.answered()
     return answer.rows()
 

@@ -1,9 +1,13 @@
 """Which rows a list looks at: the newest first, from the index that holds the fewest others."""
 
 import math
+from collections.abc import Sequence
+
+import msgspec
 
 from jobpipe.job import Status
-from jobpipe.store.base import Filter, Place
+from jobpipe.store.base import SEVERAL, Filter, Place
+from jobpipe.store.sqlite.rows import as_json
 
 USUAL = (Status.QUEUED, Status.DONE)
 """What most jobs are. Indexes that had these statuses would change with each job that runs."""
@@ -25,48 +29,91 @@ order by at desc, seq desc
 limit :look
 """
 _OF_STATUS = "from jobs indexed by jobs_by_status where status = '{status}'"
-_OF_COLUMN = "from jobs indexed by jobs_by_{column} where {column} = :{column}"
+_OF_COLUMN = "from jobs indexed by jobs_by_{column} where {column} = :{name}"
 _UNUSUAL = f"""
 from jobs indexed by jobs_unusual_by_{{column}}
-where {{column}} = :{{column}}
+where {{column}} = :{{name}}
     and status = '{{status}}'
     and status not in {tuple(status.value for status in USUAL)}
 """
-_TAGGED = "from tags where tag = :tag"
-_IN_GROUP = "from members where grp = (select grp from groups where id = :group)"
+_TAGGED = "from tags where tag = :{name}"
+_IN_GROUP = "from members where grp = (select grp from groups where id = :{name})"
+_OF_IDS = "from jobs where id in (select value from json_each(:id))"
+
+MOST = 50
+"""The most ranges of indexes that a list merges; where there would be more, fewer fields decide on them."""
 
 
 def looked(where: Filter, *, few: bool = False) -> str:
     """The query for the places (at, seq) of the rows that a list looks at, no more than `:look` of them.
 
-    A tag, else a group, else a queue, else a kind decides on the index, queue and kind together with the status unless
-    that is a usual one. A usual status decides alone where few jobs have it. What else is asked has to be looked for
-    among these rows.
+    What `decides` decides on the index, queue and kind together with the status unless that is a usual one. A usual
+    status decides alone where few jobs have it. What else is asked has to be looked for among these rows. Where one of
+    several values is asked for, there is a range for each.
     """
     since = _SINCE if where.created_after is not None else ""
     arms = [_ARM.format(source=source, since=since) for source in _sources(where, few=few)]
-    return _MERGED.format(arms="union all".join(arms))
+    # A job may have several of the tags; of all else it has one value, so it is in one range.
+    return _MERGED.format(arms=("union" if decides(where) == "tag" else "union all").join(arms))
+
+
+def decides(where: Filter) -> str | None:
+    """What decides on the index: an id, else a tag, else a group, else a queue, else a kind; None: the status alone.
+
+    Not where there would be too many ranges, nor a kind that is given by what it begins with.
+    """
+    if where.id is not None:
+        return "id"
+    statuses = len(where.each("status")) or 1
+    for field, ranges in (("tag", 1), ("group", 1), ("queue", statuses), ("kind", statuses)):
+        if 0 < len(where.each(field)) * ranges <= MOST and not (field == "kind" and where.prefixes):
+            return field
+    return None
 
 
 def _sources(where: Filter, *, few: bool) -> list[str]:
     """Where the rows come from: each is a "from" with its "where"."""
-    if where.tag is not None:
-        return [_TAGGED]
-    if where.group is not None:
-        return [_IN_GROUP]
-    status, column = where.status, column_of(where)
-    if column is None:
-        return [_OF_STATUS.format(status=one.value) for one in ([status] if status else Status)]
-    if status is None or (status in USUAL and not few):
-        return [_OF_COLUMN.format(column=column)]
-    if status in USUAL:
-        return [_OF_STATUS.format(status=status.value)]
-    return [_UNUSUAL.format(column=column, status=status.value)]
+    statuses = [Status(one) for one in where.each("status")]
+    match decides(where):
+        case None:
+            return [_OF_STATUS.format(status=one.value) for one in statuses or Status]
+        case "id":
+            return [_OF_IDS]
+        case "tag":
+            return [_TAGGED.format(name=name) for name in names_of(where, "tag")]
+        case "group":
+            return [_IN_GROUP.format(name=name) for name in names_of(where, "group")]
+        case column:
+            return _of_column(where, column, statuses, few=few)
 
 
-def column_of(where: Filter) -> str | None:
-    """What decides on the index beside the status."""
-    return "queue" if where.queue is not None else "kind" if where.kind is not None else None
+def _of_column(where: Filter, column: str, statuses: Sequence[Status], *, few: bool) -> list[str]:
+    names = names_of(where, column)
+    if not statuses or (any(one in USUAL for one in statuses) and not few):
+        return [_OF_COLUMN.format(column=column, name=name) for name in names]
+    if few:
+        return [_OF_STATUS.format(status=statuses[0].value)]
+    return [_UNUSUAL.format(column=column, name=name, status=one.value) for name in names for one in statuses]
+
+
+def names_of(where: Filter, field: str) -> list[str]:
+    """The names under which a statement has the values of a field, one by one."""
+    return [f"{field}_{number}" for number in range(len(where.each(field)))]
+
+
+def values_of(where: Filter) -> dict[str, object]:
+    """All that is asked, as the values of a statement; of fields that may have several: as JSON, and one by one."""
+    values = {
+        name: value
+        for name, value in msgspec.structs.asdict(where).items()
+        if value is not None and name not in SEVERAL
+    }
+    for field in SEVERAL:
+        if asked := where.each(field):
+            values[field] = as_json(asked)
+            values |= dict(zip(names_of(where, field), asked, strict=True))
+    values |= {"kinds": as_json(where.kinds), "prefixes": as_json(where.prefixes)}
+    return values
 
 
 def bounds(where: Filter, before: Place | None) -> dict[str, float]:

@@ -5,7 +5,6 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import apsw
-import msgspec
 
 from jobpipe.job import Job, Status
 from jobpipe.store.base import STEP, UNSERVED, Filter, Overview, Page, Place, QueueState, Unserved
@@ -246,12 +245,55 @@ _WITH_TEXT = """
     )
 )
 """
+_OF_KINDS = """
+(
+    kind in (select value from json_each(:kinds))
+    or exists (
+        select 1
+        from json_each(:prefixes) as prefix
+        where substr(kind, 1, length(prefix.value)) = prefix.value
+    )
+)
+"""
+_HAS_TAG = """
+exists (
+    select 1
+    from json_each(:tag) as asked
+    join tags on tags.tag = asked.value
+    where tags.created_at = jobs.created_at and tags.seq = jobs.seq
+)
+"""
+_IN_GROUP = """
+jobs.seq in (
+    select seq
+    from members
+    where grp in (select grp from groups where id in (select value from json_each(:group)))
+)
+"""
+# What is damaged has no such field.
+_FIELD = """
+(
+    {stored} is not null
+    and json_valid(cast({stored} as text))
+    and cast({stored} as text) ->> '{field}' in (select value from json_each(:{asked}))
+)
+"""
+ALL_FOUND = ("tag", "group")
+"""Where one of these decides on the index, only jobs are looked at to which it applies."""
+
 _CONDITIONS = {
-    "status": "status = :status",
-    "kind": "kind = :kind",
-    "queue": "queue = :queue",
-    "group": "seq in (select seq from members where grp = (select grp from groups where id = :group))",
+    "status": "status in (select value from json_each(:status))",
+    "kind": _OF_KINDS,
+    "queue": "queue in (select value from json_each(:queue))",
+    "tag": _HAS_TAG,
+    "group": _IN_GROUP,
+    "key": _FIELD.format(stored="options", field="key", asked="key"),
+    "node": "jobs.node in (select node from nodes where name in (select value from json_each(:node)))",
+    "error_type": _FIELD.format(stored="error", field="type", asked="error_type"),
     "text": _WITH_TEXT,
+    "ended_after": "finished_at >= :ended_after",
+    "ended_before": "finished_at < :ended_before",
+    "top": "jobs.seq <= :top",
 }
 
 
@@ -274,8 +316,10 @@ def stored(db: apsw.Connection, job_id: str) -> Stored | None:
 
 def listed(db: apsw.Connection, where: Filter, limit: int, before: Place | None) -> Page:
     """See `jobpipe.store.base.ReadStore.jobs`."""
-    wanted = {name: value for name, value in msgspec.structs.asdict(where).items() if value is not None}
-    conditions = "\n    and ".join(sql for name, sql in _CONDITIONS.items() if name in wanted) or "true"
+    wanted = lists.values_of(where)
+    found = lists.decides(where) if lists.decides(where) in ALL_FOUND else None
+    asked = [name for name in wanted if name != found]
+    conditions = "\n    and ".join(sql for name, sql in _CONDITIONS.items() if name in asked) or "true"
     columns = LISTED_COLUMNS if where.content else BARE_JOB_COLUMNS
     pager = Pager(where, limit, before)
     with transaction(db):
@@ -292,10 +336,12 @@ def listed(db: apsw.Connection, where: Filter, limit: int, before: Place | None)
 
 def _are_few(db: apsw.Connection, where: Filter) -> bool:
     """Whether fewer jobs have the status that is asked for than are in the queue, or than are looked through."""
-    if where.status not in lists.USUAL or lists.column_of(where) is None:
+    column, (status, *others) = lists.decides(where), where.each("status") or ("",)
+    if status not in lists.USUAL or others or column not in ("queue", "kind"):
         return False
-    most = FEW if where.queue is None else db.execute(_OF_QUEUE, (where.queue,)).get
-    return bool(db.execute(_OF_STATUS, (where.status.value,)).get < most)
+    queues = where.each("queue") if column == "queue" else ()
+    most = sum(db.execute(_OF_QUEUE, (queue,)).get for queue in queues) if queues else FEW
+    return bool(db.execute(_OF_STATUS, (status,)).get < most)
 
 
 def _take(rows: Generator[Row, None, None], pager: Pager) -> None:

@@ -136,9 +136,10 @@ async def _wait(tx: Transaction, waits: Mapping[str, tuple[Options, Sequence[str
     return seqs
 
 
-async def retry(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Change]:
-    """See `jobpipe.store.base.ControlStore.retry`."""
-    locked = await tx.lock(ids)
+async def retry_locked(
+    tx: Transaction, locked: Mapping[str, Stored], ids: Sequence[str], now: float
+) -> Sequence[Change]:
+    """Retry jobs, with those of them that are there locked before; one may have to wait for others again."""
     asked = {
         job_id: one.job.asked.options
         for job_id, one in locked.items()

@@ -11,6 +11,7 @@ from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 from jobpipe.store.base import (
     KEYS,
     LOG_LINES,
+    OPERATIONS,
     SCHEDULES,
     STEP,
     Batch,
@@ -27,7 +28,9 @@ from jobpipe.store.base import (
     KeyState,
     LogPage,
     NewGroup,
+    NewOperation,
     OpenDependencies,
+    Operation,
     QueueChange,
     QueueSettings,
     Receipt,
@@ -35,6 +38,9 @@ from jobpipe.store.base import (
     Retention,
     ScheduleDeletion,
     SchedulePut,
+    Slice,
+    Sliced,
+    TakenOperation,
 )
 from jobpipe.store.verbs import (
     declarations,
@@ -46,6 +52,7 @@ from jobpipe.store.verbs import (
     lanes,
     nodes,
     notes,
+    operations,
     queues,
     retention,
     schedules,
@@ -56,6 +63,7 @@ from jobpipe.store.verbs.transaction import Transaction
 R = TypeVar("R")
 
 NOTHING_DECLARED = Declared()
+NO_OPERATION = TakenOperation(None)
 
 
 TOLD = 10_000
@@ -166,6 +174,28 @@ class SharedVerbs(ABC):
 
     async def delete_queue(self, queue: str) -> QueueChange:
         return await self._carry_out(lambda tx: queues.delete(tx, queue))
+
+    async def begin_operation(self, operation: NewOperation, now: float) -> Operation:
+        return await self._carry_out(lambda tx: operations.begin(tx, operation, now))
+
+    async def stop_operation(self, operation: str, now: float) -> Operation | None:
+        return await self._carry_out(lambda tx: operations.stop(tx, operation, now), repeatable=True)
+
+    async def take_operation(self, node: str, now: float, until: float) -> TakenOperation:
+        if not await self._look(operations.any_running):
+            return NO_OPERATION
+        return await self._carry_out(lambda tx: operations.take(tx, node, now, until), repeatable=True)
+
+    async def slice(self, part: Slice, node: str, now: float, until: float) -> Sliced:
+        return await self._carry_out(lambda tx: operations.sliced(tx, part, node, now, until), now)
+
+    async def operation(self, operation: str) -> Operation | None:
+        return await self._look(lambda tx: operations.one(tx, operation))
+
+    async def operations(
+        self, limit: int = OPERATIONS, before: tuple[float, str] | None = None
+    ) -> Sequence[Operation]:
+        return await self._look(lambda tx: operations.listed(tx, limit, before))
 
     async def put_limits(self, queue: str, limits: Limits) -> None:
         await self._carry_out(lambda tx: lanes.put_limits(tx, queue, limits), repeatable=True)

@@ -251,7 +251,14 @@ async def _join(tx: Transaction, new: NewGroup, now: float) -> None:
 
 async def retry(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Change]:
     """See `jobpipe.store.base.ControlStore.retry`."""
-    changes = await dependencies.retry(tx, ids, now)
+    return await retry_locked(tx, await tx.lock(ids), ids, now)
+
+
+async def retry_locked(
+    tx: Transaction, locked: Mapping[str, Stored], ids: Sequence[str], now: float
+) -> Sequence[Change]:
+    """The same, with those of the jobs that are there locked before."""
+    changes = await dependencies.retry_locked(tx, locked, ids, now)
     members = [one.id for one in changes if one.verdict == "changed" and _is_member(one.job)]
     if members:
         await _rejoin(tx, members)

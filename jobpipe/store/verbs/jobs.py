@@ -24,17 +24,23 @@ async def promote(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[C
 
 async def edit(tx: Transaction, ids: Sequence[str], edits: Mapping[str, Any], now: float) -> Sequence[Change]:
     """See `jobpipe.store.base.ControlStore.edit`."""
+    return await edit_locked(tx, await tx.lock(ids), ids, edits, now)
+
+
+async def edit_locked(
+    tx: Transaction, locked: Mapping[str, Stored], ids: Sequence[str], edits: Mapping[str, Any], now: float
+) -> Sequence[Change]:
+    """The same, with those of the jobs that are there locked before."""
     queue = edits.get("queue")
     if queue is None or not await queues.closed(tx, [queue]):
-        return await change(tx, ids, lambda stored: edited(stored, edits, now))
-    there = await tx.lock(ids)
-    outside = {job_id for job_id, one in there.items() if one.job.asked.queue != queue}
+        return change_locked(tx, locked, ids, lambda stored: edited(stored, edits, now))
+    outside = {job_id for job_id, one in locked.items() if one.job.asked.queue != queue}
     changes = change_locked(
-        tx, there, ids, lambda stored: None if stored.job.id in outside else edited(stored, edits, now)
+        tx, locked, ids, lambda stored: None if stored.job.id in outside else edited(stored, edits, now)
     )
     return [
         replace(one, verdict="closed")
-        if one.id in outside and edited(there[one.id], edits, now) is not None
+        if one.id in outside and edited(locked[one.id], edits, now) is not None
         else one
         for one in changes
     ]
@@ -77,7 +83,14 @@ def _told(job_id: str, before: Stored | None, after: Stored | None) -> Change:
 
 async def delete(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Change]:
     """See `jobpipe.store.base.ControlStore.delete`."""
-    there = dict(await tx.lock(ids))
+    return await delete_locked(tx, await tx.lock(ids), ids, now)
+
+
+async def delete_locked(
+    tx: Transaction, locked: Mapping[str, Stored], ids: Sequence[str], now: float
+) -> Sequence[Change]:
+    """The same, with those of the jobs that are there locked before."""
+    there = dict(locked)
     removals, told, keys = list[Removal](), list[Change](), list[int]()
     for job_id in ids:
         stored = there.get(job_id)

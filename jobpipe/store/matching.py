@@ -1,0 +1,46 @@
+"""Whether a filter means a job. Pure: what the lists of each database find in SQL, said once more for a job at hand."""
+
+from jobpipe.job import Job
+from jobpipe.store.base import Filter
+from jobpipe.transitions import Stored
+
+
+def matches(stored: Stored, where: Filter) -> bool:
+    """Whether all of the filter applies to a job, as it is now. What of its row cannot be read matches nothing."""
+    job = stored.job
+    return (
+        _one_of(job.status, where, "status")
+        and _of_kind(job.asked.kind, where)
+        and _one_of(job.asked.queue, where, "queue")
+        and _one_of(job.id, where, "id")
+        and (where.tag is None or not set(where.each("tag")).isdisjoint(job.asked.options.tags))
+        and _one_of(job.asked.options.group, where, "group")
+        and _one_of(job.asked.options.key, where, "key")
+        and _one_of(stored.node, where, "node")
+        and _one_of(None if job.state.error is None else job.state.error.type, where, "error_type")
+        and _within(job.asked.created_at, where.created_after, where.created_before)
+        and _within(job.state.finished_at, where.ended_after, where.ended_before)
+        and (where.top is None or stored.seq <= where.top)
+        and (where.text is None or _holds(job, where.text))
+    )
+
+
+def _one_of(value: str | None, where: Filter, field: str) -> bool:
+    return getattr(where, field) is None or value in where.each(field)
+
+
+def _of_kind(kind: str, where: Filter) -> bool:
+    return where.kind is None or kind in where.kinds or kind.startswith(where.prefixes)
+
+
+def _within(at: float | None, after: float | None, before: float | None) -> bool:
+    if after is None and before is None:
+        return True
+    return at is not None and (after is None or at >= after) and (before is None or at < before)
+
+
+def _holds(job: Job, text: str) -> bool:
+    error = job.state.error
+    return (
+        text in job.id or text.encode() in job.asked.payload or (error is not None and text in error.message)
+    )
