@@ -70,6 +70,7 @@ HEART = {
         "nodes",
         "notes",
         "operations",
+        "order",
         "queues",
         "retention",
         "sidelining",

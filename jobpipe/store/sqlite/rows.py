@@ -51,11 +51,15 @@ FIRST_IN_LINE = f"""
     from {IN_LINE}
         and queue = {{queue}}
         and key = {{key}}
+        and (held = 1 or status not in ('running', 'cancelling'))
     order by claim = 0, seq
     limit 1
 )
 """
-"""The job of a lane that comes before all others, where order counts; it may have to wait."""
+"""The job of a lane that comes before all others, where order counts; it may have to wait.
+
+Not one that seems to run, and is not held: its row is damaged, and it would be first for ever.
+"""
 
 NEXT_QUEUE = f"""
 (

@@ -18,8 +18,8 @@ create table stopped_keys (
     primary key (queue, key, seq)
 );
 
--- The job of a lane that comes before all others, where order counts; it may have to wait. Not one that could not be claimed
--- since the database was damaged.
+-- The job of a lane that comes before all others, where order counts; it may have to wait. Not one that would be first for
+-- ever since the database was damaged: it could not be claimed, or seems to run and is not held.
 create function first_in_line(of_queue text, of_key text) returns table (
     seq bigint, kind text, priority int, run_at double precision, expires_at double precision, ready boolean
 ) language sql stable as $$
@@ -27,6 +27,7 @@ create function first_in_line(of_queue text, of_key text) returns table (
         l.status = 'queued' and l.node is null
     from live l
     where l.key is not null and l.queue = of_queue and l.key = of_key
+        and (l.node is not null or l.status not in ('running', 'cancelling'))
         and (select j.kind from jobs j where j.seq = l.seq) = l.kind
     order by (l.claim = 0), l.seq
     limit 1
