@@ -97,13 +97,14 @@ class Keyed(RuleBasedStateMachine):
         batch = Batch(node=node, now=self.now, lease_until=self.now + 1e5, **parts)
         return self.call(self.store.exchange, batch)
 
-    @initialize(allowed=limits)
-    def begin(self, allowed: Limits) -> None:
+    @initialize(allowed=limits, first_later=st.sampled_from([0.0, 4.1]))
+    def begin(self, allowed: Limits, first_later: float) -> None:
         for node in NODES:
             self.call(self.store.join, node, self.now, self.now + 1e5, KINDS)
         self.set_limits(allowed)
         for key in KEYS:
-            self.add(key, 6, 0.0)
+            self.add(key, 1, first_later)
+            self.add(key, 5, 0.0)
 
     @rule(key=st.sampled_from(KEYS), number=st.integers(1, 6), later=st.sampled_from([0.0, 0.0, 0.0, 4.1]))
     def add(self, key: str, number: int, later: float) -> None:
@@ -315,6 +316,15 @@ class Keyed(RuleBasedStateMachine):
         else:
             self.call(self.store.promote, [job_id], self.now)
             self.jobs[job_id].due = min(self.jobs[job_id].due, self.now)
+
+    @rule(key=st.sampled_from(KEYS[1:]), verb=st.sampled_from(["cancel", "delete"]))
+    def drop_first(self, key: str, verb: str) -> None:
+        """Somebody has the waiting job dropped that is before the others of its key; then these may be claimed."""
+        first = self.first(key)
+        if first is not None and first.holder is None:
+            self.call(getattr(self.store, verb), [f"j{first.number}"], self.now)
+            first.over = True
+            self.claim(NODES[0], 9, None)
 
     @rule()
     def prune(self) -> None:

@@ -148,6 +148,10 @@ begin',
         from shared a cross join lateral first_in_line(a.queue, a.key) f
         where a.in_line and f.ready and f.kind = any (of_kinds) and (f.expires_at is null or f.expires_at > at_time)
     ),',
+    'where a.room > a.share
+',
+    'where a.room > a.share and not a.in_line
+',
     -- One that was moved since it was looked at is no more of this lane.
     'where k.key is not null and l.status = ''queued'' and coalesce(l.node, 0) = 0',
     'where k.key is not null and l.status = ''queued'' and coalesce(l.node, 0) = 0
