@@ -80,7 +80,7 @@ class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return max(tat or now, now) + jobs * self.every
 
 
-OnFailure = Literal["go_on", "stop"]
+AfterFailure = Literal["go_on", "stop"]
 """What a job that failed for good means for those behind it: nothing, or that they wait until somebody sees to it."""
 
 
@@ -95,7 +95,7 @@ class PerKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_running: Running | None = None
     rate: Rate | None = None
     ordered: bool = False
-    on_failure: OnFailure = "go_on"
+    on_failure: AfterFailure = "go_on"
 
     @property
     def stops(self) -> bool:

@@ -49,7 +49,7 @@ from jobpipe.job import (
     Unique,
     UniqueKey,
 )
-from jobpipe.lanes import LONGEST, SHORTEST, KeyStanding, OnFailure, Rate, Running, Weight
+from jobpipe.lanes import LONGEST, SHORTEST, AfterFailure, KeyStanding, Rate, Running, Weight
 from jobpipe.schedules import CatchUp, Overlap
 from jobpipe.store.base import KEYS, LOG_LINES, OPERATIONS, QUEUES, SCHEDULES, Unserved
 
@@ -366,14 +366,14 @@ class RateRequest(Rate, frozen=True, forbid_unknown_fields=True):
 class PerKeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What each key of a queue may do: how many jobs run at once, how many start over time, and in which order.
 
-    With `ordered`, jobs of a key run one at a time in the order of arrival; `on_failure` says whether a key stops at a job
-    that failed.
+    With `ordered`, jobs of a key run one at a time in the order of arrival; `on_failure` says whether a key stops at a
+    job that failed.
     """
 
     max_running: Running | None = None
     rate: RateRequest | None = None
     ordered: bool = False
-    on_failure: OnFailure = "go_on"
+    on_failure: AfterFailure = "go_on"
 
 
 class QueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -423,7 +423,7 @@ class PerKeyView(msgspec.Struct, frozen=True, kw_only=True):
     max_running: int | None
     rate: Rate | None
     ordered: bool
-    on_failure: OnFailure
+    on_failure: AfterFailure
 
 
 class KeyView(msgspec.Struct, frozen=True, kw_only=True):

@@ -116,7 +116,14 @@ async def test_an_ordered_key_stops_at_a_failed_job_until_it_is_resumed(either_d
     """It says at which; the next job runs then."""
     order = {"ordered": True, "on_failure": "stop"}
     put = await either_door.put("/queues/mail", json={"per_key": order})
-    await either_door.enqueue(id="a", kind="demo", payload={"fail": 1, "shortest": 0, "longest": 0}, queue="mail", key="acme", max_retries=0)
+    await either_door.enqueue(
+        id="a",
+        kind="demo",
+        payload={"fail": 1, "shortest": 0, "longest": 0},
+        queue="mail",
+        key="acme",
+        max_retries=0,
+    )
     await either_door.enqueue(id="b", queue="mail", key="acme")
     await either_door.enqueue(id="c", queue="mail", key="other")
     failed = await either_door.ended("a")
@@ -128,7 +135,9 @@ async def test_an_ordered_key_stops_at_a_failed_job_until_it_is_resumed(either_d
 
     assert put.json()["per_key"] == {"max_running": None, "rate": None, **order}
     assert (failed["status"], waiting["status"]) == ("failed", "queued")
-    assert [(one["key"], one["state"], one["stopped_by"]) for one in stopped["keys"]] == [("acme", "stopped", "a")]
+    assert [(one["key"], one["state"], one["stopped_by"]) for one in stopped["keys"]] == [
+        ("acme", "stopped", "a")
+    ]
     assert resumed.json()["stopped_by"] is None
 
 

@@ -387,7 +387,9 @@ def a_settlement_frees_no_slot(patch: pytest.MonkeyPatch) -> None:
 def a_retry_breaks_the_order(patch: pytest.MonkeyPatch) -> None:
     """The first job that is ready is taken, though another one waits for its next attempt."""
     patch.setattr(
-        gated, "_FIRST_JOBS", gated._FIRST_JOBS.replace("order by claim", "and status = 'queued' order by claim")
+        gated,
+        "_FIRST_JOBS",
+        gated._FIRST_JOBS.replace("order by claim", "and status = 'queued' order by claim"),
     )
 
 

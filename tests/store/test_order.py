@@ -127,9 +127,7 @@ async def test_a_blocked_first_job_that_is_cancelled_with_another_holds_nobody(
 
 
 @pytest.mark.parametrize("verb", ["cancel", "delete"])
-async def test_whoever_is_behind_a_waiting_job_that_goes_is_next(
-    store: Store, node: Node, verb: str
-) -> None:
+async def test_whoever_is_behind_a_waiting_job_that_goes_is_next(store: Store, node: Node, verb: str) -> None:
     """Cancelled or deleted, ready or not."""
     await store.put_limits("mail", ORDERED)
     await add(store, keyed("a0", "a", run_at=NOW + 5), keyed("a1", "a"), keyed("a2", "a"))
@@ -156,15 +154,11 @@ async def test_whoever_is_behind_a_job_that_expires_is_next(
     assert await taken(node, 9, NOW + 3) == ["a1"]
 
 
-async def test_a_job_keeps_its_place_when_it_is_edited_promoted_or_replaced(
-    store: Store, node: Node
-) -> None:
+async def test_a_job_keeps_its_place_when_it_is_edited_promoted_or_replaced(store: Store, node: Node) -> None:
     """Priority and time do not count within a key."""
     await store.put_limits("mail", ORDERED)
     debounced = Options(key="a", debounce=Debounce("d", 5.0, 50.0))
-    await store.add_dependents(
-        [new_job("a0", queue="mail", run_at=NOW + 5, options=debounced)], atomic=True
-    )
+    await store.add_dependents([new_job("a0", queue="mail", run_at=NOW + 5, options=debounced)], atomic=True)
     await add(store, *[keyed(f"a{number}", "a") for number in (1, 2, 3)])
     await edit(store, "a3", priority=9)
     await store.promote(["a2"], NOW)
@@ -179,7 +173,9 @@ async def test_a_job_keeps_its_place_when_it_is_edited_promoted_or_replaced(
 async def test_jobs_without_a_key_have_no_order(store: Store, node: Node) -> None:
     """They run at once, by priority, beside those that have one."""
     await store.put_limits("mail", ORDERED)
-    await add(store, keyed("later", run_at=NOW + 5), *some(None, 3), keyed("first", priority=3), *some("a", 2))
+    await add(
+        store, keyed("later", run_at=NOW + 5), *some(None, 3), keyed("first", priority=3), *some("a", 2)
+    )
 
     assert sorted(await taken(node, 9)) == ["a0", "first", "none0", "none1", "none2"]
 
@@ -437,9 +433,7 @@ async def test_order_counts_for_a_backlog_and_no_more_when_it_is_switched_off(
 
 
 @pytest.mark.parametrize("limits", [NO_LIMITS, ORDERED])
-async def test_a_stopped_key_goes_on_when_keys_stop_no_more(
-    store: Store, node: Node, limits: Limits
-) -> None:
+async def test_a_stopped_key_goes_on_when_keys_stop_no_more(store: Store, node: Node, limits: Limits) -> None:
     """And does not stop again for what failed before."""
     await stopped(store, node)
     await run(node)

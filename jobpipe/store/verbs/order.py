@@ -1,8 +1,8 @@
 """Strict order within keys: what follows when a job leaves its line, or has failed; see `jobpipe.lanes.PerKey`.
 
-Who is first is read from the jobs at each claim. What is written here: a row in `stopped_keys` for a job that failed where
-its key is to stop, in the transaction in which it fails; and that a lane is to be looked at again, whose first job has
-gone without having run.
+Who is first is read from the jobs at each claim. What is written here: a row in `stopped_keys` for a job that failed
+where its key is to stop, in the transaction in which it fails; and that a lane is to be looked at again, whose first
+job has gone without having run.
 """
 
 from collections.abc import Mapping, Sequence
