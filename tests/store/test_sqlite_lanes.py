@@ -129,7 +129,6 @@ def test_a_claim_of_many_keys_runs_few_statements(db: apsw.Connection, limits: L
 
 
 DAMAGE = {
-    "an order that nobody knows": "update queues set key_order = 'nonsense'",
     "a key stopped by nobody": "insert into stopped_keys values ('mail', 'a', -7, ''), ('none', 'none', 0, 'x')",
     "a lane stopped by nobody": "update lanes set state = 5 where key = 'a'",
     "a turn beyond all": "update lanes set turn = 9e999 where key = 'a'",

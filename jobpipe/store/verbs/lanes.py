@@ -245,7 +245,7 @@ async def _states(tx: Transaction, queue: str, rows: Sequence[Row]) -> Sequence[
 
 
 def limits_from(columns: Sequence[Any]) -> Limits:
-    """The limits of a queue, from LIMIT_COLUMNS."""
+    """The limits of a queue, from LIMIT_COLUMNS. Whatever is said of an order: keys keep it."""
     max_running, *rate = columns[:4]
     key_max_running, *key_rate = columns[4:8]
     key_order = columns[8]

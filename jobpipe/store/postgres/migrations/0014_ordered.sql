@@ -2,7 +2,8 @@
 -- Strict order within keys: of a key in a queue that keeps order, one job at a time, the first that has not ended. A node of
 -- an older version would not stop a key at a job that failed.
 
-alter table queues add column key_order text;  -- null: none; 'go_on' or 'stop': what a failed job means for those behind it
+-- Null: none; 'go_on' or 'stop': what a failed job means for those behind it.
+alter table queues add column key_order text check (key_order in ('go_on', 'stop'));
 
 create index queues_ordered on queues (name) where key_order is not null;
 
