@@ -192,9 +192,10 @@ def counted_outside_the_transaction(patch: pytest.MonkeyPatch) -> None:
     counted: dict[str, int] = {}
 
     def stale(self: gated.Gated, gate: gated._Gate) -> int:
-        running = self._db.execute(gated.HELD_IN_QUEUE, (gate.queue,)).get
+        running = int(self._db.execute(gated.HELD_IN_QUEUE, (gate.queue,)).get)
         before, counted[gate.queue] = counted.get(gate.queue, 0), running
-        return room(self, gate) + running - before
+        rest: int = room(self, gate) + running - before
+        return rest
 
     patch.setattr(gated.Gated, "_room", stale)
 
