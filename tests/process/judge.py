@@ -101,7 +101,7 @@ def check_rules(
 
 
 def died_unheard(job: Line) -> bool:
-    """Whether a job has failed with its node: a kill can fall between its stored start and the first line of its run."""
+    """Whether a job has failed with its node, which may have died between its stored start and its first line."""
     return bool(job["status"] == "failed" and job["error"]["type"] == "NodeDied")
 
 
