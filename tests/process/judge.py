@@ -28,7 +28,7 @@ async def all_come_to_an_end(service: Service, book: Book) -> dict[str, Line]:
     while unended := [
         job_id for job_id, job in (await service.all_jobs()).items() if job["status"] not in ENDED
     ]:
-        assert len(unended) < left, "nothing has ended in all that time"
+        assert len(unended) < left, [await service.job(job_id) for job_id in unended[:20]]
         left = len(unended)
         for job_id in unended:
             await service.job(job_id, wait=PATIENCE / 2)
