@@ -50,6 +50,7 @@ from jobpipe.job import (
     UniqueKey,
 )
 from jobpipe.lanes import LONGEST, SHORTEST, KeyStanding, Rate, Running, Weight
+from jobpipe.obstacles import Why
 from jobpipe.schedules import CatchUp, Overlap
 from jobpipe.store.base import KEYS, LOG_LINES, OPERATIONS, QUEUES, SCHEDULES, Unserved
 
@@ -208,12 +209,32 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WaitsFor(msgspec.Struct, frozen=True, kw_only=True):
-    """What a blocked job waits for: how many jobs have not ended yet, and the first of them by arrival."""
+    """Why a job does not run yet, or what its cancel waits for: the first thing that is in the way, and its figures.
 
-    reason: Literal["dependencies", "group"] = "dependencies"
+    `dependencies`, `group`: jobs have not ended yet, `count` of them, the first of which are `open`; `not_due`: until
+    `run_at`; `paused`: the queue is, `until` when, and why; `queue_full`, `key_full`: as many of its jobs are `running`
+    as may; `rate`, `key_rate`: `until` the next job may start; `key_paused`: the key is; `no_node`: no live node runs
+    jobs of this `kind` from this `queue`; `turn`: it is ready, at this `place` in its queue, or among the jobs of its
+    key, or, where that is not `exact`, behind it; `handler`: it was cancelled, and its handler has not ended on `node`,
+    which told it so at `since`; that is left out where another node is asked.
+    """
+
+    reason: Literal["dependencies", "group", Why, "handler"]
+    run_at: When | UnsetType = UNSET
+    queue: str | UnsetType = UNSET
+    pause_reason: str | UnsetType | None = UNSET
+    key: str | UnsetType = UNSET
+    running: int | UnsetType = UNSET
+    max_running: int | UnsetType = UNSET
+    until: When | UnsetType | None = UNSET
+    kind: str | UnsetType = UNSET
+    place: int | UnsetType = UNSET
+    exact: bool | UnsetType = UNSET
+    node: str | UnsetType | None = UNSET
+    since: When | UnsetType = UNSET
     group: str | UnsetType = UNSET
-    open: Sequence[str]
-    count: int
+    open: Sequence[str] | UnsetType = UNSET
+    count: int | UnsetType = UNSET
 
 
 class ScheduledView(msgspec.Struct, frozen=True):
@@ -237,8 +258,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     `progress` is that of its latest attempt; lists leave it and the attempts out. A job that a schedule made says which
     one and when. `key` is left out where a job has none, `depends_on` and `needs` where it depends on no other,
     `unique`, `throttle` and `debounce` where it was not sent, `group` where it belongs to none, `callback_of` where it
-    waits for the end of none, `parent` where no handler enqueued it. `waits_for` is there while a job is blocked, where
-    one job is asked for.
+    waits for the end of none, `parent` where no handler enqueued it. `waits_for` is there while a job waits, or is
+    being cancelled, where one job is asked for.
     """
 
     id: str

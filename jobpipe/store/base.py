@@ -36,6 +36,7 @@ from jobpipe.job import (
     Status,
 )
 from jobpipe.lanes import KeySettings, KeyStanding, Limits
+from jobpipe.obstacles import Obstacle
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 
 STEP = 1000
@@ -46,6 +47,9 @@ QUEUES = 1000
 
 KEYS = 100
 """The most keys of one list, unless asked for fewer."""
+
+PLACES = 1000
+"""How far a job's place in line is counted."""
 
 SCHEDULES = 100
 """The most schedules of one list, and the most that are fired in one transaction."""
@@ -984,6 +988,13 @@ class ReadStore(Protocol):
 
     async def open_dependencies(self, job_id: str, limit: int) -> OpenDependencies:
         """Which jobs a job still waits for, the first of them by arrival."""
+
+    async def obstacle(self, job: Job, now: float) -> Obstacle | None:
+        """What keeps a job from running that waits for no other: the first thing that a claim would meet.
+
+        Reads a bounded number of rows; `PLACES` jobs ahead of it are counted. What of a row cannot be read counts as
+        not set. None: nothing does any more, it is not as it was read.
+        """
 
     async def group(self, group_id: str) -> GroupState | None:
         """One group; None: there is none, or it was forgotten some time after its end."""

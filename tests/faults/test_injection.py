@@ -69,6 +69,7 @@ HEART = {
         "merging",
         "nodes",
         "notes",
+        "obstacles",
         "operations",
         "queues",
         "retention",

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import trio
 
-from jobpipe.job import Options, Outcome, Status
+from jobpipe.job import Job, Options, Outcome, State, Status
 from jobpipe.schedules import Overlap, Spec, decided
 from jobpipe.store.base import (
     OTHERS,
+    PLACES,
     STEP,
     Add,
     Batch,
@@ -349,6 +350,17 @@ async def test_a_job_that_waits_for_others_reads_those(connection: Counting, ver
     assert (first.verdict, second.verdict, shown.count) == ("stored", "stored", 50)
     assert [change.job and change.job.status for change in changes] == [Status.BLOCKED]
     assert read == [(0, True)] * 4
+
+
+async def test_why_a_job_does_not_run_yet_is_read_from_few_rows(connection: Counting, verbs: Verbs) -> None:
+    """However many jobs are ahead of it, or behind."""
+    found = []
+    for job_id, queue, priority in (("w90004", "q1", 4), ("w90001", "q1", 1)):
+        job = Job(new_job(job_id, queue=queue, priority=priority), State(Status.QUEUED))
+        obstacle = await verbs.obstacle(job, NOW)
+        found.append((obstacle and obstacle.exact, connection.whole, connection.by_index <= 2 * PLACES + 20))
+
+    assert found == [(False, 0, True)] * 2
 
 
 async def test_a_key_is_found_among_those_of_all_jobs(connection: Counting, verbs: Verbs) -> None:

@@ -312,6 +312,30 @@ select exists (
 )
 or {ANY_READY.format(queue="la.queue = any (%(queues)s::text[])")}
 """
+SERVED_FROM = """
+select distinct k
+from nodes n, unnest(n.kinds) as k
+where n.lease_until is not null and (n.queues is null or %(queue)s = any (n.queues))
+"""
+"""The kinds of which some live node takes jobs from a queue."""
+
+_AHEAD = """
+select count(*)
+from (
+    select l.priority, l.run_at, l.seq
+    from live l
+    where {ready} and l.queue = %(queue)s
+    order by l.priority desc, l.run_at, l.seq
+    limit %(limit)s
+) r
+where (-r.priority::bigint, r.run_at, r.seq) < (-%(priority)s::bigint, %(run_at)s, %(seq)s)
+"""
+AHEAD = (
+    _AHEAD.format(ready=f"{READY} and {NOT_ASIDE}"),
+    _AHEAD.format(ready=f"{ASIDE} and l.kind = %(kind)s"),
+)
+"""How many jobs come before one that stands in no lane, of so many at most: of those that stand aside, of its kind."""
+
 _SERVED_QUEUES = """
 select distinct q.name
 from nodes n cross join lateral unnest(coalesce(n.queues, array[null])) as q (name)

@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
+import msgspec
+
 from jobpipe.job import ENDED, Job, JobError, NewJob, Status
 from jobpipe.store.base import LONGEST_LEASE, OTHERS, Add, ClaimRequest, QueueState, Settlement
 from jobpipe.store.postgres import reader
@@ -24,14 +26,17 @@ from jobpipe.store.postgres.counts import CountChanges, fold, forget_empty, mend
 from jobpipe.store.postgres.exchange import CLOCK
 from jobpipe.store.postgres.failures import ENTRYS_OWN, Locked
 from jobpipe.store.postgres.lanes import (
+    AHEAD_IN_LANE,
     GATE,
     HEAD_IN_LANES,
     HEAD_IN_LANES_OF_OTHERS,
     HEAD_IN_LANES_OF_QUEUE,
     HELD_IN,
+    HELD_IN_LANE,
     IN_LANES,
     LANE_KEY,
     MEND,
+    RATED_AT,
     TOLD,
     tell,
 )
@@ -43,7 +48,16 @@ from jobpipe.store.rows import encoded_error, stored_from
 from jobpipe.store.verbs.blocked import FORGET, as_json
 from jobpipe.store.verbs.dialect import translated
 from jobpipe.store.verbs.difference import changed, ended, ended_attempts, stopped, tags, wait_no_more
-from jobpipe.store.verbs.transaction import DELETED, READY, DeadNodes, Ended, Overtaken, Removal, Standing
+from jobpipe.store.verbs.transaction import (
+    DELETED,
+    READY,
+    DeadNodes,
+    Ended,
+    LinePlace,
+    Overtaken,
+    Removal,
+    Standing,
+)
 from jobpipe.transitions import Stored, expired, follows
 
 _LOCK_LIVE = """
@@ -607,9 +621,25 @@ class Tables:
         rows = await self._session.rows(IN_LANES, {"queue": queue, "keys": texts(keys)})
         return {key: (waiting, running) for key, waiting, running in rows}
 
-    async def held_in(self, queue: str) -> int:
-        row = await self._session.row(HELD_IN, {"queue": queue})
+    async def held_in(self, queue: str, key: str | None = None) -> int:
+        sql = HELD_IN if key is None else HELD_IN_LANE
+        row = await self._session.row(sql, {"queue": queue, "key": key})
         return int(row[0]) if row else 0
+
+    async def rated_at(self, now: float) -> float:
+        row = await self._session.row(RATED_AT[self._leases], {"now": float(now)})
+        return float(row[0]) if row else now
+
+    async def served_from(self, queue: str) -> frozenset[str]:
+        rows = await self._session.rows(reader.SERVED_FROM, {"queue": queue})
+        return frozenset(kind for (kind,) in rows)
+
+    async def ahead(self, place: LinePlace, kinds: frozenset[str], limit: int) -> tuple[int, bool]:
+        values = msgspec.structs.asdict(place) | {"kinds": texts(sorted(kinds)), "limit": limit}
+        parts = reader.AHEAD if place.key is None else (AHEAD_IN_LANE,)
+        counts = [count for sql in parts for (count,) in await self._session.rows(sql, values)]
+        jobs = sum(counts)
+        return min(jobs, limit), jobs < limit
 
     def forget_queue(self, name: str) -> None:
         self._session.run(_FORGET_COUNTS, {"queue": name})

@@ -226,11 +226,8 @@ class Gated:
         per_key = gate.limits.per_key
         lanes = list[_Open]()
         for key, stored_turn, tat, weight, max_running, running in rows:
-            most = count_from(max_running)
-            if most is None:
-                most = per_key.max_running
-            else:
-                gate.counted = True
+            most = per_key.most(count_from(max_running))
+            gate.counted |= max_running is not None
             lane = _Open(
                 key=key,
                 turn=_sound(stored_turn, gate.turn),

@@ -5,8 +5,9 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-from jobpipe.job import LEVELS, Level, NewJob
+from jobpipe.job import LEVELS, Job, Level, NewJob
 from jobpipe.lanes import KeySettings, KeyStanding, Limits
+from jobpipe.obstacles import Obstacle
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 from jobpipe.store.base import (
     KEYS,
@@ -52,6 +53,7 @@ from jobpipe.store.verbs import (
     lanes,
     nodes,
     notes,
+    obstacles,
     operations,
     queues,
     retention,
@@ -119,6 +121,9 @@ class SharedVerbs(ABC):
 
     async def open_dependencies(self, job_id: str, limit: int) -> OpenDependencies:
         return await self._look(lambda tx: groups.still_open(tx, job_id, limit))
+
+    async def obstacle(self, job: Job, now: float) -> Obstacle | None:
+        return await self._look(lambda tx: obstacles.first(tx, job, now))
 
     async def add_group(self, new: NewGroup, now: float) -> GroupReceipt:
         return await self._carry_out(lambda tx: groups.add(tx, new, now))
