@@ -229,6 +229,14 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().operations(*page)
 
+    async def errors(self, *wanted):
+        await self._obey()
+        return await super().errors(*wanted)
+
+    async def error(self, *wanted):
+        await self._obey()
+        return await super().error(*wanted)
+
     async def put_queue(self, queue, settings, limits=None):
         await self._obey()
         await super().put_queue(queue, settings, limits)

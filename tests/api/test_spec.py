@@ -183,7 +183,7 @@ async def test_schemas_are_those_of_the_structs_of_the_wire(spec):
     components = json.loads(msgspec.json.encode(made))
     queries = {  # written as parameters
         *("WaitQuery", "HoldQuery", "ListQuery", "LogQuery", "QueueQuery", "KeyQuery", "ScheduleQuery"),
-        "OperationQuery",
+        *("OperationQuery", "WindowQuery", "ErrorQuery"),
     }
 
     assert _without_defaults_and_patterns(spec.schemas) == _without_defaults_and_patterns(
@@ -370,6 +370,8 @@ async def _with_jobs(door):
     await door.enqueue(id="held", kind="play", payload="hold, then clean up")
     await door.enqueue(id="failed", kind="play", payload="fail")
     await door.ended("failed")
+    async for response in _with_errors(door):
+        yield response
     yield await door.get("/jobs/a")
     yield await door.get("/jobs/failed")
     yield await door.get("/jobs/held")
@@ -416,6 +418,15 @@ BULK: dict[str, dict[str, Any]] = {
     "edit": {"changes": {"queue": "shut"}},
 }
 """What bulk routes take beside a filter."""
+
+
+async def _with_errors(door):
+    """Answers about errors; the job `failed` has failed."""
+    yield await door.get("/errors")
+    yield await door.get("/errors?limit=0")
+    fingerprint = (await door.get("/errors")).json()["errors"][0]["fingerprint"]
+    for name in (fingerprint, "none", "-"):
+        yield await door.get(f"/errors/{name}")
 
 
 async def _with_operations(door):
@@ -676,7 +687,7 @@ async def _broken(door):
     yield await door.put("/queues/default", json={})
     for verb, more in BULK.items():
         yield await door.post(f"/jobs/{verb}", json={"filter": {"id": "none"}} | more)
-    for path in ("/operations", "/operations/o"):
+    for path in ("/operations", "/operations/o", "/errors", "/errors/1-x"):
         yield await door.get(path)
     yield await door.post("/operations/o/stop")
     for path in ("/queues/default/keys", "/queues/default/keys/a"):

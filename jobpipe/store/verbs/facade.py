@@ -9,6 +9,8 @@ from jobpipe.job import LEVELS, Level, NewJob
 from jobpipe.lanes import KeySettings, KeyStanding, Limits
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 from jobpipe.store.base import (
+    ERRORS,
+    EVER,
     KEYS,
     LOG_LINES,
     OPERATIONS,
@@ -19,6 +21,9 @@ from jobpipe.store.base import (
     Changed,
     Declared,
     Due,
+    ErrorGroup,
+    ErrorGroups,
+    ErrorPlace,
     Fired,
     FiredJob,
     Followed,
@@ -40,11 +45,13 @@ from jobpipe.store.base import (
     SchedulePut,
     Slice,
     Sliced,
+    Window,
     TakenOperation,
 )
 from jobpipe.store.verbs import (
     declarations,
     dependencies,
+    errors,
     followers,
     groups,
     jobs,
@@ -196,6 +203,14 @@ class SharedVerbs(ABC):
         self, limit: int = OPERATIONS, before: tuple[float, str] | None = None
     ) -> Sequence[Operation]:
         return await self._look(lambda tx: operations.listed(tx, limit, before))
+
+    async def errors(
+        self, limit: int = ERRORS, before: ErrorPlace | None = None, window: Window = EVER
+    ) -> ErrorGroups:
+        return await self._look(lambda tx: errors.listed(tx, limit, before, window))
+
+    async def error(self, fingerprint: str, window: Window = EVER) -> ErrorGroup | None:
+        return await self._look(lambda tx: errors.one(tx, fingerprint, window))
 
     async def put_limits(self, queue: str, limits: Limits) -> None:
         await self._carry_out(lambda tx: lanes.put_limits(tx, queue, limits), repeatable=True)
