@@ -956,7 +956,7 @@ class ErrorView(msgspec.Struct, frozen=True, kw_only=True):
 
     `type`, `message`, `where` and `traceback` are those of the job that failed last: null where it has none, or where
     its row cannot be read. `where` is the function of the handler's own code that raised it. There are at least `jobs`
-    of them where that is not `exact`. `kinds` and `queues` are those of the newest 1000, 20 at most; `examples` are the
+    of them where that is not `exact`. `kinds` and `queues` are those of the newest 500, 20 at most; `examples` are the
     ids of the newest. Lists leave the traceback out.
     """
 

@@ -747,10 +747,10 @@ ERRORS = 100
 GROUPS = 10_000
 """The most error groups that a list looks at."""
 
-COUNTED, COUNTED_OF_ONE = 10_000, 100_000
+COUNTED, COUNTED_OF_ONE = 5_000, 100_000
 """Up to how many jobs of an error group are counted in a list, and where one group is asked for."""
 
-SEEN, NAMED = 1_000, 20
+SEEN, NAMED = 500, 20
 """Of how many of its newest jobs the kinds and queues of an error group are gathered, and how many of each are told."""
 
 EXAMPLES, EXAMPLES_OF_ONE = 3, 20
