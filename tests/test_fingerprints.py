@@ -35,7 +35,10 @@ INSTALLED = Frame("shop.mail", "send", f"{SITE}/shop/mail.py")
     [
         ("no stock for 17", "no stock for 4,711.5"),
         ("order a1b2-c3 is late", "order ff03-9 is late"),
-        ("user 550e8400-e29b-41d4-a716-446655440000 is gone", "user 017f22e2-79b0-7cc3-98c4-dc0c0c07398f is gone"),
+        (
+            "user 550e8400-e29b-41d4-a716-446655440000 is gone",
+            "user 017f22e2-79b0-7cc3-98c4-dc0c0c07398f is gone",
+        ),
         ("object at 0x7f2a1c", "object at 0xdeadbeef"),
         ("commit deadbeefcafe", "commit abcdefabcdef"),
         ("unknown user 'bob'", "unknown user 'it is ann'"),
@@ -81,13 +84,15 @@ def test_any_message_has_a_bounded_wording(message: str) -> None:
     assert of_kind("k", JobError("E", message)).startswith(f"{VERSION}-")
 
 
-@pytest.mark.parametrize("part", ["'", "a", "[", "{[", "<>", "/", "1", "\\", "a@", "a.", "x:", "://", "'a", "[]"])
+@pytest.mark.parametrize(
+    "part", ["'", "a", "[", "{[", "<>", "/", "1", "\\", "a@", "a.", "x:", "://", "'a", "[]"]
+)
 def test_no_message_takes_long(part: str) -> None:
     """However it goes on and on."""
-    begun = time.perf_counter()
+    begun = time.thread_time()
     wording(part * (outcomes.MESSAGE // len(part)))
 
-    assert time.perf_counter() - begun < 0.05
+    assert time.thread_time() - begun < 0.1
 
 
 # Frames
@@ -162,7 +167,10 @@ def test_an_error_says_where_it_was_raised() -> None:
     error = caught(fail)
 
     assert error.where == f"{__name__}.fail"
-    assert caught(lambda: int("x")).where == f"{__name__}.test_an_error_says_where_it_was_raised.<locals>.<lambda>"
+    assert (
+        caught(lambda: int("x")).where
+        == f"{__name__}.test_an_error_says_where_it_was_raised.<locals>.<lambda>"
+    )
 
 
 def test_one_error_is_one_whatever_line_it_is_raised_in_and_whatever_its_values_are() -> None:
@@ -184,9 +192,6 @@ def test_another_type_message_or_function_is_another_error() -> None:
 
     def typed() -> None:
         raise KeyError("no stock for 1")
-
-    class ValueError2(ValueError):
-        pass
 
     namesake = type("ValueError", (ValueError,), {"__module__": "shop"})
 
@@ -227,8 +232,9 @@ def test_a_word_that_handlers_raise_counts_as_any_error() -> None:
 def loaded(source: str, path: str = "/srv/shop/mail.py") -> Callable[[], object]:
     """The function `send` of a module with this source."""
     module = types.ModuleType("shop.mail")
-    exec(compile(source, path, "exec"), module.__dict__)  # noqa: S102 - a module
-    return lambda: module.__dict__["send"]()
+    exec(compile(source, path, "exec"), module.__dict__)
+    sends: Callable[[], object] = module.__dict__["send"]
+    return sends
 
 
 def test_modules_are_named_not_files() -> None:
@@ -248,7 +254,7 @@ def test_comprehensions_are_no_functions() -> None:
     )
 
 
-class Odd(Exception):
+class OddError(Exception):
     """An error that nothing can be asked of."""
 
     @property
@@ -262,7 +268,7 @@ class Odd(Exception):
 
 def test_an_error_has_no_word_in_it() -> None:
     def play() -> None:
-        raise Odd("x")
+        raise OddError("x")
 
     assert caught(play).where == f"{__name__}.test_an_error_has_no_word_in_it.<locals>.play"
 

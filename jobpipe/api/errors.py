@@ -47,9 +47,7 @@ def errors_blueprint(node: Node) -> Blueprint:
     @answers(
         200,
         "A page of error groups.",
-        Content(
-            ErrorList, examples={"errors": {"errors": [GROUP], "complete": True, "next_cursor": None}}
-        ),
+        Content(ErrorList, examples={"errors": {"errors": [GROUP], "complete": True, "next_cursor": None}}),
     )
     @problems(Code.INVALID, Code.STORE_UNAVAILABLE)
     async def list_errors() -> Response:
@@ -78,7 +76,7 @@ def errors_blueprint(node: Node) -> Blueprint:
         """
         if faults := faults_of(fingerprint, Name, "?fingerprint"):
             raise invalid(faults)
-        found = await node.store.error(fingerprint, _window(query(WindowQuery)))
+        found = await node.store.error_group(fingerprint, _window(query(WindowQuery)))
         if found is None:
             raise no_error(fingerprint)
         return respond(answer(_view(found, whole=True)))
@@ -88,7 +86,7 @@ def errors_blueprint(node: Node) -> Blueprint:
 
 async def _list(node: Node, wanted: ErrorQuery) -> Answer:
     before = place_of(wanted.cursor, ErrorPlace)
-    found = await node.store.errors(wanted.limit, before, _window(wanted))
+    found = await node.store.error_groups(wanted.limit, before, _window(wanted))
     cursor = None if found.next_before is None else cursor_of(found.next_before)
     views = [_view(one) for one in found.groups]
     return answer(ErrorList(errors=views, complete=found.complete, next_cursor=cursor))

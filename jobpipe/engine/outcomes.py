@@ -260,9 +260,7 @@ def described(
 def _marked(told: JobError, error: BaseException, word: BaseException) -> JobError:
     """An error with where it was raised in the handler's own code, and its fingerprint; else as it is."""
     try:
-        mine = fingerprints.own(
-            fingerprints.frames(_raised_in(word)), fingerprints.frames(_raised_in(error))
-        )
+        mine = fingerprints.own(fingerprints.frames(_raised_in(word)), fingerprints.frames(_raised_in(error)))
         if not mine:
             return told
         fingerprint = fingerprints.of_frames(_types(word), mine, told.message)

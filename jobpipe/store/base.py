@@ -1077,7 +1077,7 @@ class ReadStore(Protocol):
     ) -> Sequence[Operation]:
         """At most `limit` operations, the newest first, behind the one that has `before`: its created_at and its id."""
 
-    async def errors(
+    async def error_groups(
         self, limit: int = ERRORS, before: ErrorPlace | None = None, window: Window = EVER
     ) -> ErrorGroups:
         """At most `limit` groups of failed jobs, by their fingerprints, of those that failed in a time.
@@ -1085,7 +1085,7 @@ class ReadStore(Protocol):
         That whose last job failed last comes first. Its cost grows with the number of groups, not with that of jobs.
         """
 
-    async def error(self, fingerprint: str, window: Window = EVER) -> ErrorGroup | None:
+    async def error_group(self, fingerprint: str, window: Window = EVER) -> ErrorGroup | None:
         """One group; None: no job that failed in that time has the fingerprint."""
 
     async def gate(self, queue: str, now: float) -> GateState | None:

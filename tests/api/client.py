@@ -229,13 +229,13 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().operations(*page)
 
-    async def errors(self, *wanted):
+    async def error_groups(self, *wanted):
         await self._obey()
-        return await super().errors(*wanted)
+        return await super().error_groups(*wanted)
 
-    async def error(self, *wanted):
+    async def error_group(self, *wanted):
         await self._obey()
-        return await super().error(*wanted)
+        return await super().error_group(*wanted)
 
     async def put_queue(self, queue, settings, limits=None):
         await self._obey()

@@ -44,9 +44,8 @@ async def test_jobs_that_failed_with_the_same_error_are_one_group(door, autojump
 
 
 async def test_a_group_is_found_and_retried_by_its_fingerprint(door, autojump_clock):
-    for number in range(3):
-        job = await fail(door, f"j{number}")
-    fingerprint = job["error"]["fingerprint"]
+    jobs = [await fail(door, f"j{number}") for number in range(3)]
+    fingerprint = jobs[0]["error"]["fingerprint"]
     found = (await door.get(f"/jobs?fingerprint={fingerprint}&fingerprint=none")).json()["jobs"]
     dry = await door.post("/jobs/retry", json={"filter": {"fingerprint": [fingerprint]}, "dry_run": True})
     answer = await door.post("/jobs/retry", json={"filter": {"fingerprint": fingerprint}, "rate": 10})

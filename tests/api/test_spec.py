@@ -370,8 +370,6 @@ async def _with_jobs(door):
     await door.enqueue(id="held", kind="play", payload="hold, then clean up")
     await door.enqueue(id="failed", kind="play", payload="fail")
     await door.ended("failed")
-    async for response in _with_errors(door):
-        yield response
     yield await door.get("/jobs/a")
     yield await door.get("/jobs/failed")
     yield await door.get("/jobs/held")
@@ -421,7 +419,9 @@ BULK: dict[str, dict[str, Any]] = {
 
 
 async def _with_errors(door):
-    """Answers about errors; the job `failed` has failed."""
+    """Answers about errors."""
+    await door.enqueue(id="fails", kind="play", payload="fail")
+    await door.ended("fails")
     yield await door.get("/errors")
     yield await door.get("/errors?limit=0")
     fingerprint = (await door.get("/errors")).json()["errors"][0]["fingerprint"]
@@ -484,6 +484,8 @@ async def _with_settings(door):
     yield await door.post("/schedules/shut/run")
     await door.delete("/schedules/shut")
     await door.delete("/jobs/outside")
+    async for response in _with_errors(door):
+        yield response
     async for response in _with_operations(door):
         yield response
 

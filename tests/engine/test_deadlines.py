@@ -10,7 +10,6 @@ from jobpipe.transitions import PAST_DEADLINE
 from tests.engine.conftest import NOW, PLAIN, running
 from tests.engine.test_enqueuing import handler
 
-
 LATE = marked(PAST_DEADLINE, "play")
 
 

@@ -5,13 +5,14 @@ from typing import Any
 import trio
 from msgspec.structs import replace
 
+from jobpipe.clock import VirtualClock
 from jobpipe.engine.operations import RETRY, SLICE
 from jobpipe.engine.unforeseen import UNFORESEEN
 from jobpipe.errors import StoreUnavailable
 from jobpipe.job import Status
 from jobpipe.store.base import Filter, NewOperation, Operation
 from jobpipe.store.memory import MemoryStore, open_memory
-from tests.engine.conftest import NOW, Rig, VirtualClock, new_job, running
+from tests.engine.conftest import NOW, Rig, new_job, running
 
 CANCEL = NewOperation(id="o", verb="cancel", where=Filter(queue="default"))
 LATER = NOW + 1e6
@@ -135,18 +136,20 @@ async def test_an_operation_that_was_there_at_the_start_goes_on(autojump_clock):
 async def test_a_rate_holds_over_nodes_and_after_a_crash(autojump_clock):
     """In any time at most so many jobs, and a slice more: when it goes on, is written with the slice before."""
     store, clock, rate = Counting(), VirtualClock(NOW), 10.0
-    async with running(store, clock=clock, lease=10.0) as first:
-        async with running(store, name="n2", clock=clock, lease=10.0) as second:
-            await fill(first, 200)
-            await first.node.operations.begin(replace(CANCEL, rate=rate))
-            await trio.sleep(5.5)
-            first.life.cancel()
-            done = await ended(second)
-            jobs = [count for _, count in store.slices]
-            for begin in range(len(jobs)):
-                for end in range(begin, len(jobs)):
-                    within = store.times[end] - store.times[begin]
-                    assert sum(jobs[begin : end + 1]) <= rate * within + rate + 1e-6
+    async with (
+        running(store, clock=clock, lease=10.0) as first,
+        running(store, name="n2", clock=clock, lease=10.0) as second,
+    ):
+        await fill(first, 200)
+        await first.node.operations.begin(replace(CANCEL, rate=rate))
+        await trio.sleep(5.5)
+        first.life.cancel()
+        done = await ended(second)
 
+    jobs = [count for _, count in store.slices]
+    for begin in range(len(jobs)):
+        for end in range(begin, len(jobs)):
+            within = store.times[end] - store.times[begin]
+            assert sum(jobs[begin : end + 1]) <= rate * within + rate + 1e-6
     assert (done.changed, sum(jobs)) == (200, 200)
     assert store.times[-1] - store.times[0] < 200 / rate + 2 * 10

@@ -11,7 +11,6 @@ from jobpipe.transitions import PAST_DEADLINE
 from tests.store.test_contract import NOW, Node, add, get, new_job, start
 from tests.store.test_dependencies import dependent, enqueue
 
-
 LATE = marked(PAST_DEADLINE, "echo")
 
 

@@ -33,12 +33,14 @@ async def fail(node: Node, job_id: str, fingerprint: str | None, at: float = NOW
     """A job that fails at a time; with None, as one of no group."""
     await add(node.store, new_job(job_id, **changes))
     job = await node.take()
-    told = JobError("ValueError", "no such file") if fingerprint is None else error(fingerprint, f"of {job_id}")
+    told = (
+        JobError("ValueError", "no such file") if fingerprint is None else error(fingerprint, f"of {job_id}")
+    )
     await node.settle(job, Outcome.FAIL, at=at, error=told)
 
 
 async def groups(store: Store, **wanted: Any) -> list[tuple[str, int]]:
-    found = await store.errors(**wanted)
+    found = await store.error_groups(**wanted)
     assert found.complete
     return [(one.fingerprint, one.jobs) for one in found.groups]
 
@@ -58,7 +60,7 @@ async def test_failed_jobs_are_in_groups_by_their_fingerprints(node: Node) -> No
     await fail(node, "c", "1-x", NOW + 2, kind="demo")
     await fail(node, "d", None, NOW + 3)
     await bring_to(node, Status.DONE, "e")
-    found = await node.store.errors()
+    found = await node.store.error_groups()
 
     assert found.groups == [
         ErrorGroup(
@@ -85,16 +87,16 @@ async def test_failed_jobs_are_in_groups_by_their_fingerprints(node: Node) -> No
         ),
     ]
     assert (found.next_before, found.complete) == (None, True)
-    assert await node.store.error("1-x") == found.groups[0]
+    assert await node.store.error_group("1-x") == found.groups[0]
     assert (await get(node.store, "c")).state.error == error("1-x", "of c")
 
 
 async def test_a_store_without_failures_has_no_groups(store: Store) -> None:
-    found = await store.errors()
+    found = await store.error_groups()
 
     assert (found.groups, found.next_before, found.complete) == ([], None, True)
     for absent in ("1-x", "", "\0", "'"):
-        assert await store.error(absent) is None
+        assert await store.error_group(absent) is None
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
@@ -104,14 +106,14 @@ async def test_groups_are_listed_in_pages(node: Node, limit: int) -> None:
         await fail(node, f"j{number}", f"1-{number}", NOW + number // 2)
     pages, before = list[str](), None
     while True:
-        page = await node.store.errors(limit, before)
+        page = await node.store.error_groups(limit, before)
         assert len(page.groups) <= limit
         pages += [one.fingerprint for one in page.groups]
         if (before := page.next_before) is None:
             break
 
     assert pages == ["1-4", "1-3", "1-2", "1-1", "1-0"]
-    assert (await node.store.errors(5, ErrorPlace(NOW - 1, "1-0"))).groups == []
+    assert (await node.store.error_groups(5, ErrorPlace(NOW - 1, "1-0"))).groups == []
 
 
 async def test_groups_of_a_time_have_the_jobs_that_failed_within_it(node: Node) -> None:
@@ -120,12 +122,12 @@ async def test_groups_of_a_time_have_the_jobs_that_failed_within_it(node: Node) 
         await fail(node, f"x{number}", "1-x", NOW + number)
     await fail(node, "y", "1-y", NOW + 3)
     window = Window(NOW + 1, NOW + 3)
-    (found,) = (await node.store.errors(window=window)).groups
+    (found,) = (await node.store.error_groups(window=window)).groups
 
     assert (found.fingerprint, found.jobs, found.first_at, found.last_at) == ("1-x", 2, NOW + 1, NOW + 2)
     assert found.examples == ["x2", "x1"]
-    assert await node.store.error("1-x", window) == found
-    assert await node.store.error("1-y", window) is None
+    assert await node.store.error_group("1-x", window) == found
+    assert await node.store.error_group("1-y", window) is None
     assert await groups(node.store, window=Window(after=NOW + 3)) == [("1-y", 1), ("1-x", 1)]
     assert await groups(node.store, window=Window(before=NOW + 1)) == [("1-x", 1)]
 
@@ -144,7 +146,7 @@ async def test_a_group_shrinks_and_goes(node: Node) -> None:
 
     assert (retried, deleted, pruned) == ([("1-x", 3)], [("1-x", 2)], [("1-x", 1)])
     assert await groups(node.store) == []
-    assert await node.store.error("1-x") is None
+    assert await node.store.error_group("1-x") is None
 
 
 async def test_a_job_that_fails_again_is_in_the_group_of_its_last_error(node: Node) -> None:
@@ -194,11 +196,11 @@ async def test_what_is_told_of_a_group_is_bounded(node: Node, monkeypatch: pytes
         await fail(node, f"x{number}", "1-x", NOW + number)
     for number in range(2):
         await fail(node, f"y{number}", "1-y", NOW + number)
-    listed = await node.store.errors()
-    one = await node.store.error("1-x")
+    listed = await node.store.error_groups()
+    one = await node.store.error_group("1-x")
     complete = listed.complete
     await fail(node, "z", "1-z")
-    more = await node.store.errors()
+    more = await node.store.error_groups()
 
     assert [(each.jobs, each.exact) for each in listed.groups] == [(2, False), (2, True)]
     assert one is not None
@@ -268,8 +270,8 @@ async def test_a_fingerprint_that_is_none_hides_no_other_group(node: Node, damag
     some: Any = node.store
     await some._transact(harm)
     shown = await groups(node.store)
-    pages = [(await node.store.errors(1, None)).next_before]
-    (second,) = (await node.store.errors(1, pages[0])).groups
+    pages = [(await node.store.error_groups(1, None)).next_before]
+    (second,) = (await node.store.error_groups(1, pages[0])).groups
     await node.store.retry(["b"], NOW)
 
     assert shown == [(damage, 1), ("1-x", 1)]
@@ -285,13 +287,15 @@ async def test_a_group_whose_newest_error_cannot_be_read_is_shown(node: Node, da
         for table in ("jobs", "ended"):
             try:
                 async with tx.savepoint():
-                    await tx.rows(f"update {table} set error = :damage where seq > 0 returning seq", {"damage": damage})
-            except Exception:  # noqa: BLE001, S112 - the other database has this table
+                    await tx.rows(
+                        f"update {table} set error = :damage where seq > 0 returning seq", {"damage": damage}
+                    )
+            except Exception:  # noqa: BLE001 - the other database has this table
                 continue
 
     some: Any = node.store
     await some._transact(harm)
-    (found,) = (await node.store.errors()).groups
+    (found,) = (await node.store.error_groups()).groups
     await node.store.prune(NOW, KEEP_ALL)
 
     assert (found.newest, found.jobs, found.examples) == (None, 1, ["a"])

@@ -866,8 +866,10 @@ class Lives(RuleBasedStateMachine):
         }
         ready = {queue.name for queue in queues if queue.oldest_queued_at is not None and not queue.paused}
         assert overview.ready == bool(ready)
-        errors = self.call(self.store.errors).groups
-        assert {one.fingerprint: (one.jobs, one.first_at, one.last_at) for one in errors} == self.model.errors()
+        errors = self.call(self.store.error_groups).groups
+        assert {
+            one.fingerprint: (one.jobs, one.first_at, one.last_at) for one in errors
+        } == self.model.errors()
         for name in QUEUES:
             assert self.call(self.store.overview, SERVES["n1"], frozenset({name})).ready == (name in ready)
 

@@ -456,9 +456,9 @@ async def test_a_list_reads_about_what_it_shows(connection: Counting, where: dic
 
 async def test_error_groups_are_told_from_an_index(connection: Counting, verbs: Verbs) -> None:
     """However many jobs have failed."""
-    listed = await verbs.errors(20)
+    listed = await verbs.error_groups(20)
     read = [(connection.whole, connection.by_index)]
-    one = await verbs.error("1-hot")
+    one = await verbs.error_group("1-hot")
     read.append((connection.whole, connection.by_index))
 
     assert (len(listed.groups), listed.complete) == (20, True)

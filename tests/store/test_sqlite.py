@@ -739,8 +739,8 @@ def test_a_list_with_a_usual_status_looks_at_those_who_have_it_where_they_are_fe
 def test_error_groups_are_told_from_an_index(db: apsw.Connection) -> None:
     """However many jobs have failed, and whatever else there is."""
     filled = (
-        "with recursive n (i) as (select 1 union all select i + 1 from n where i < ?) insert into jobs (id, kind, queue, "
-        "status, priority, run_at, max_retries, created_at, finished_at, payload, fingerprint) "
+        "with recursive n (i) as (select 1 union all select i + 1 from n where i < ?) insert into jobs "
+        "(id, kind, queue, status, priority, run_at, max_retries, created_at, finished_at, payload, fingerprint) "
         "select ?2 || i, 'echo', 'mail', ?2, 0, ?3, 3, ?3 + i, ?3 + i, x'31', "
         "iif(?2 = 'failed', iif(i % 1000, '1-hot', '1-' || i), null) from n"
     )

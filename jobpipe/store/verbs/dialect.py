@@ -4,9 +4,9 @@
 leaves out those that somebody else has locked, and locks the others; `{total COLUMN}` is the sum of a column as a whole
 number, whatever damage is in it; `{each NAME}` are the texts of a value that is a JSON array, `{among NAME}` says that
 a number is in one, `{rows NAME: COLUMN TYPE, ...}` are its objects as a table of that name; `{shown}` has every job
-with its status, `{ended}` has those that have ended, and may have others; `{failed}` has those that belong to a group of
-errors, with its `where`, to be read by `fingerprint, finished_at, seq`; `{gathered COLUMN}` are the values of a column as
-a JSON array.
+with its status, `{ended}` has those that have ended, and may have others; `{failed}` has those that are in an error
+group, with its `where`, to be read by `fingerprint, finished_at, seq`; `{gathered COLUMN}` are the values of a column
+as a JSON array.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Failed jobs in groups, by the fingerprints of their errors: counted from an index that has only them.
 
-A list goes from one fingerprint to the next, and looks up the last failure of each. What else is told of a group is read
-for those of the page, and from a bounded part of the index: so it does not matter how many jobs have failed.
+A list goes from one fingerprint to the next, and looks up the last failure of each. What else is told of a group is
+read for those of the page, and from a bounded part of the index: so it does not matter how many jobs have failed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -150,7 +150,7 @@ _seqs = msgspec.json.Decoder(list[int]).decode
 
 
 async def listed(tx: Transaction, limit: int, before: ErrorPlace | None, window: Window) -> ErrorGroups:
-    """See `jobpipe.store.base.ReadStore.errors`."""
+    """See `jobpipe.store.base.ReadStore.error_groups`."""
     place = before or FIRST
     values = {
         **_bounds(window, COUNTED, EXAMPLES),
@@ -171,7 +171,7 @@ async def listed(tx: Transaction, limit: int, before: ErrorPlace | None, window:
 
 
 async def one(tx: Transaction, fingerprint: str, window: Window) -> ErrorGroup | None:
-    """See `jobpipe.store.base.ReadStore.error`."""
+    """See `jobpipe.store.base.ReadStore.error_group`."""
     if "\0" in fingerprint:
         return None
     values = {**_bounds(window, COUNTED_OF_ONE, EXAMPLES_OF_ONE), "fingerprint": fingerprint}
@@ -201,7 +201,11 @@ async def _of_jobs(tx: Transaction, sql: str, seqs: Sequence[int]) -> Sequence[A
 
 
 def _group(
-    row: Sequence[Any], seqs: Sequence[int], ids: Mapping[int, str], errors: Mapping[int, bytes | None], counted: int
+    row: Sequence[Any],
+    seqs: Sequence[int],
+    ids: Mapping[int, str],
+    errors: Mapping[int, bytes | None],
+    counted: int,
 ) -> ErrorGroup:
     fingerprint, last_at, first_at, jobs, kinds, queues, _ = row
     return ErrorGroup(

@@ -45,8 +45,8 @@ from jobpipe.store.base import (
     SchedulePut,
     Slice,
     Sliced,
-    Window,
     TakenOperation,
+    Window,
 )
 from jobpipe.store.verbs import (
     declarations,
@@ -204,12 +204,12 @@ class SharedVerbs(ABC):
     ) -> Sequence[Operation]:
         return await self._look(lambda tx: operations.listed(tx, limit, before))
 
-    async def errors(
+    async def error_groups(
         self, limit: int = ERRORS, before: ErrorPlace | None = None, window: Window = EVER
     ) -> ErrorGroups:
         return await self._look(lambda tx: errors.listed(tx, limit, before, window))
 
-    async def error(self, fingerprint: str, window: Window = EVER) -> ErrorGroup | None:
+    async def error_group(self, fingerprint: str, window: Window = EVER) -> ErrorGroup | None:
         return await self._look(lambda tx: errors.one(tx, fingerprint, window))
 
     async def put_limits(self, queue: str, limits: Limits) -> None:
