@@ -156,7 +156,7 @@ async def listed(tx: Transaction, limit: int, before: ErrorPlace | None, window:
         **_bounds(window, COUNTED, EXAMPLES),
         "groups": GROUPS,
         "at": float(place.last_at),
-        "behind": place.fingerprint,
+        "behind": place.fingerprint.replace("\0", ""),
         "limit": limit + 1,
     }
     found = await tx.rows(_LIST, values)
