@@ -107,8 +107,15 @@ def test_docs_name_every_setting_with_its_flag():
     assert [each.flag for each in SETTINGS if f"`{each.flag}`" not in text] == []
 
 
-PLACES = {"job_id": "ID", "group_id": "ID", "operation_id": "ID", "name": "NAME", "key": "KEY"}
-PLACE = r"<(?:[^:>]*:)?(job_id|group_id|operation_id|name|key)>"
+PLACES = {
+    "job_id": "ID",
+    "group_id": "ID",
+    "operation_id": "ID",
+    "name": "NAME",
+    "key": "KEY",
+    "fingerprint": "FINGERPRINT",
+}
+PLACE = rf"<(?:[^:>]*:)?({'|'.join(PLACES)})>"
 
 
 def test_docs_name_every_route_and_no_other():

@@ -15,6 +15,7 @@ from jobpipe.api import bulk, enqueue
 from jobpipe.api.answers import problem_answer
 from jobpipe.api.descriptions import LOCATION
 from jobpipe.api.docs import STATIC_MAX_AGE, docs_blueprint
+from jobpipe.api.errors import errors_blueprint
 from jobpipe.api.front import Front
 from jobpipe.api.groups import groups_blueprint
 from jobpipe.api.health import health_blueprint
@@ -99,6 +100,7 @@ def create_app(node: Node) -> Front:
         jobs_blueprint(node),
         streams_blueprint(node),
         operations_blueprint(node),
+        errors_blueprint(node),
         groups_blueprint(node),
         queues_blueprint(node),
         keys_blueprint(node),

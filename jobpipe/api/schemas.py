@@ -52,7 +52,7 @@ from jobpipe.job import (
 from jobpipe.lanes import LONGEST, SHORTEST, KeyStanding, Rate, Running, Weight
 from jobpipe.obstacles import Why
 from jobpipe.schedules import CatchUp, Overlap
-from jobpipe.store.base import KEYS, LOG_LINES, OPERATIONS, QUEUES, SCHEDULES, Unserved
+from jobpipe.store.base import ERRORS, KEYS, LOG_LINES, OPERATIONS, QUEUES, SCHEDULES, Unserved
 
 Time = Annotated[datetime, Meta(tz=True, description=TIME)]
 
@@ -766,6 +766,14 @@ class JobFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         ]
         | None
     ) = None
+    fingerprint: (
+        Annotated[
+            list[Name],
+            ONE_OR_MORE,
+            Means("only jobs that have failed with an error of this fingerprint, or of one of these"),
+        ]
+        | None
+    ) = None
     text: (
         Annotated[
             str,
@@ -861,6 +869,7 @@ class FilterView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     id: Sequence[str] = ()
     node: Sequence[str] = ()
     error_type: Sequence[str] = ()
+    fingerprint: Sequence[str] = ()
     text: str | None = None
     created_after: When | None = None
     created_before: When | None = None
@@ -929,6 +938,72 @@ class OperationQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         Means("the most operations in a page"),
     ] = OPERATIONS
     cursor: Cursor | None = None
+
+
+class WindowQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Of which failures to tell: those within a time."""
+
+    ended_after: (
+        Annotated[
+            Time,
+            Means(
+                "only jobs that failed at this time or later: RFC 3339 with a time zone, 2030-01-31T12:00:00Z"
+            ),
+        ]
+        | None
+    ) = None
+    ended_before: (
+        Annotated[
+            Time,
+            Means("only jobs that failed before this time: RFC 3339 with a time zone, 2030-01-31T12:00:00Z"),
+        ]
+        | None
+    ) = None
+
+
+class ErrorQuery(WindowQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which error groups to list."""
+
+    limit: Annotated[
+        int,
+        Meta(ge=1, le=ERRORS, description=f"a whole number from 1 to {ERRORS}"),
+        Means("the most error groups in a page"),
+    ] = 50
+    cursor: Cursor | None = None
+
+
+class ErrorView(msgspec.Struct, frozen=True, kw_only=True):
+    """The jobs that have failed with the same error: its `fingerprint` is the filter that finds them.
+
+    `type`, `message`, `where` and `traceback` are those of the job that failed last: null where it has none, or where
+    its row cannot be read. `where` is the function of the handler's own code that raised it. There are at least `jobs`
+    of them where that is not `exact`. `kinds` and `queues` are those of the newest 500, 20 at most; `examples` are the
+    ids of the newest. Lists leave the traceback out.
+    """
+
+    fingerprint: str
+    type: str | None
+    message: str | None
+    where: str | None
+    jobs: int
+    exact: bool
+    first_at: When
+    last_at: When
+    kinds: Sequence[str]
+    queues: Sequence[str]
+    examples: Sequence[str]
+    traceback: str | UnsetType | None = UNSET
+
+
+class ErrorList(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of error groups, that whose last job failed last first. `next_cursor` is null at the end.
+
+    Where it is not `complete`, there are more than 10000 groups, and only so many were looked at.
+    """
+
+    errors: Sequence[ErrorView]
+    complete: bool
+    next_cursor: str | None
 
 
 class LogQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -1088,9 +1163,8 @@ def _told(damage: Sequence[str], error: JobError | None) -> JobError:
     words = f"the job's row in the store is damaged: {'; '.join(damage)}"
     if error is None:
         return JobError("DamagedRow", words)
-    return JobError(
-        "DamagedRow", f"{words}; its last error was {error.type}: {error.message}", error.traceback
-    )
+    told = f"{words}; its last error was {error.type}: {error.message}"
+    return msgspec.structs.replace(error, type="DamagedRow", message=told)
 
 
 def unserved_views(found: Sequence[Unserved]) -> Sequence[UnservedView]:

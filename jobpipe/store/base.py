@@ -572,6 +572,8 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     node: str | tuple[str, ...] | None = None
     """the node that claimed the job last"""
     error_type: str | tuple[str, ...] | None = None
+    fingerprint: str | tuple[str, ...] | None = None
+    """of the error with which the job has failed"""
     text: str | None = None
     created_after: float | None = None
     created_before: float | None = None
@@ -599,7 +601,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return tuple(kind.removesuffix(ANY_KIND) for kind in self.each("kind") if kind.endswith(ANY_KIND))
 
 
-SEVERAL = ("status", "kind", "queue", "tag", "group", "key", "id", "node", "error_type")
+SEVERAL = ("status", "kind", "queue", "tag", "group", "key", "id", "node", "error_type", "fingerprint")
 """The fields of a filter that may have several values."""
 
 ANY_KIND = "*"
@@ -695,6 +697,68 @@ class Sliced(msgspec.Struct, frozen=True):
 
 OPERATIONS = 100
 """The most operations of one list."""
+
+
+class Window(msgspec.Struct, frozen=True):
+    """A time from `after` on until just before `before`; None: it is open to that side."""
+
+    after: float | None = None
+    before: float | None = None
+
+
+EVER = Window()
+
+
+class ErrorGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """The jobs that have failed with errors of one fingerprint, within a time."""
+
+    fingerprint: str
+    jobs: int
+    exact: bool
+    """whether there are just so many jobs; else at least so many"""
+    first_at: float
+    last_at: float
+    """when the first of them failed that is still there, and the last one"""
+    kinds: Sequence[str]
+    queues: Sequence[str]
+    """of the newest `SEEN` of them, sorted; `NAMED` of each at the most"""
+    newest: JobError | None
+    """the error of the newest; None where it cannot be read"""
+    examples: Sequence[str]
+    """ids of the newest jobs, the newest first"""
+
+
+class ErrorGroups(msgspec.Struct, frozen=True):
+    """A part of a list of groups, that whose last job failed last first."""
+
+    groups: Sequence[ErrorGroup]
+    next_before: "ErrorPlace | None"
+    """continues it; None: there is no more"""
+    complete: bool
+    """whether all groups were looked at: of very many only the `GROUPS` that come first by fingerprint are"""
+
+
+class ErrorPlace(msgspec.Struct, frozen=True, array_like=True):
+    """Where a group stands in that list. Means the same when the group is gone."""
+
+    last_at: float
+    fingerprint: str
+
+
+ERRORS = 100
+"""The most error groups of one list."""
+
+GROUPS = 10_000
+"""The most error groups that a list looks at."""
+
+COUNTED, COUNTED_OF_ONE = 5_000, 100_000
+"""Up to how many jobs of an error group are counted in a list, and where one group is asked for."""
+
+SEEN, NAMED = 500, 20
+"""Of how many of its newest jobs the kinds and queues of an error group are gathered, and how many of each are told."""
+
+EXAMPLES, EXAMPLES_OF_ONE = 3, 20
+"""How many of its newest jobs are told of an error group in a list, and where one group is asked for."""
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True, order=True):
@@ -1023,6 +1087,17 @@ class ReadStore(Protocol):
         self, limit: int = OPERATIONS, before: tuple[float, str] | None = None
     ) -> Sequence[Operation]:
         """At most `limit` operations, the newest first, behind the one that has `before`: its created_at and its id."""
+
+    async def error_groups(
+        self, limit: int = ERRORS, before: ErrorPlace | None = None, window: Window = EVER
+    ) -> ErrorGroups:
+        """At most `limit` groups of failed jobs, by their fingerprints, of those that failed in a time.
+
+        That whose last job failed last comes first. Its cost grows with the number of groups, not with that of jobs.
+        """
+
+    async def error_group(self, fingerprint: str, window: Window = EVER) -> ErrorGroup | None:
+        """One group; None: no job that failed in that time has the fingerprint."""
 
     async def gate(self, queue: str, now: float) -> GateState | None:
         """What a queue allows, and how far it is used; None where it has neither limits nor keys.

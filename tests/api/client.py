@@ -229,6 +229,14 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().operations(*page)
 
+    async def error_groups(self, *wanted):
+        await self._obey()
+        return await super().error_groups(*wanted)
+
+    async def error_group(self, *wanted):
+        await self._obey()
+        return await super().error_group(*wanted)
+
     async def put_queue(self, queue, settings, limits=None):
         await self._obey()
         await super().put_queue(queue, settings, limits)

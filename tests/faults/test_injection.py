@@ -60,6 +60,7 @@ HEART = {
         "dependencies",
         "dialect",
         "difference",
+        "errors",
         "facade",
         "followers",
         "groups",

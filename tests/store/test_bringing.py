@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from jobpipe.fingerprints import marked
 from jobpipe.job import JobError, NewJob, Options, Outcome, Status
 from jobpipe.store.base import Add, Changed, Claimed, QueueSettings, Receipts, Settlement, Store
 from jobpipe.store.verbs import bringing
@@ -183,7 +184,7 @@ async def test_a_job_whose_new_jobs_cannot_be_stored_has_failed(
     assert receipts.settled == {job.seq: Status.FAILED}
     assert receipts.stale == frozenset()
     assert parent.status is Status.FAILED
-    assert parent.state.error == JobError("EnqueueError", bringing.NOTHING_STORED + words)
+    assert parent.state.error == marked(JobError("EnqueueError", bringing.NOTHING_STORED + words), "echo")
     assert parent.state.result is None
     assert [one.outcome for one in parent.attempts] == [Outcome.FAIL]
     assert await node.store.get("first") is None

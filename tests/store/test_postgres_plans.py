@@ -10,6 +10,7 @@ import trio
 from jobpipe.job import Job, Options, Outcome, State, Status
 from jobpipe.schedules import Overlap, Spec, decided
 from jobpipe.store.base import (
+    COUNTED,
     OTHERS,
     PLACES,
     STEP,
@@ -117,6 +118,11 @@ FILL = (
         "select seq, queue, 'blocked', priority, run_at, created_at from new) "
         "insert into {0}.waits select o.seq, new.seq, 1 from new join {0}.jobs o "
         f"on o.id = 'l' || substring(new.id from 2) or o.id = 'hub' || substring(new.id from 2)::int % {HUBS}"
+    ),
+    # Of the jobs that have failed, half with one error.
+    (
+        "update {0}.ended set fingerprint = case when seq / 4 % 2 = 0 then '1-hot' else '1-' || seq / 4 % 100 end "
+        "where status = 'failed' and kind = 'echo' and queue = 'default'"
     ),
     "update {0}.live set followed = true where seq in (select on_seq from {0}.waits)",
     # Each job that comes later has a key; some of those are also taken for a while.
@@ -427,6 +433,8 @@ LISTS: Sequence[dict[str, Any]] = [
     {"status": Status.QUEUED, "queue": "q1"},
     {"status": Status.SCHEDULED, "queue": "default"},
     {"tag": ("rare", "none")},
+    {"fingerprint": "1-hot"},
+    {"fingerprint": ("1-hot", "1-3")},
     {"queue": ("rare", "q1", "none")},
     {"kind": ("rare", "none")},
     {"status": (Status.FAILED, Status.CANCELLED)},
@@ -456,6 +464,19 @@ async def test_a_list_reads_about_what_it_shows(connection: Counting, where: dic
     assert len(page.jobs) == (0 if nothing else 20)
     assert connection.whole == 0
     assert connection.by_index <= (5 * 3 * 2 * RARE if where in LOOKED else 300)
+
+
+async def test_error_groups_are_told_from_an_index(connection: Counting, verbs: Verbs) -> None:
+    """However many jobs have failed."""
+    listed = await verbs.error_groups(20)
+    read = [(connection.whole, connection.by_index)]
+    one = await verbs.error_group("1-hot")
+    read.append((connection.whole, connection.by_index))
+
+    assert (len(listed.groups), listed.complete) == (20, True)
+    assert one is not None
+    assert one.jobs >= COUNTED
+    assert all(whole == 0 and by_index <= 300 for whole, by_index in read)
 
 
 async def test_deep_pages_cost_no_more_than_the_first(connection: Counting) -> None:

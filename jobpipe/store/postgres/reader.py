@@ -410,9 +410,16 @@ seq in (
     where g.id = any (%(group)s)
 )
 """
-ALL_FOUND = ("tag", "group")
+ALL_FOUND = ("tag", "group", "fingerprint")
 """Where one of these decides on the index, only jobs are looked at to which it applies."""
 
+_OF_ERRORS = """
+exists (
+    select
+    from ended f
+    where f.seq = s.seq and f.fingerprint = any (%(fingerprint)s)
+)
+"""
 _CONDITIONS = {
     "status": "status = any (%(status)s)",
     "kind": _OF_KINDS,
@@ -422,6 +429,7 @@ _CONDITIONS = {
     "key": "text_of(options, 'key') = any (%(key)s)",
     "node": "node = any (%(node)s)",
     "error_type": "text_of(error, 'type') = any (%(error_type)s)",
+    "fingerprint": _OF_ERRORS,
     "text": _WITH_TEXT,
     "ended_after": "finished_at >= %(ended_after)s",
     "ended_before": "finished_at < %(ended_before)s",

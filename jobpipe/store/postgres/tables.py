@@ -167,11 +167,11 @@ with gone as (
 {TOLD.format(ready="false", those="gone", which="node is not null")}
 insert into ended (
     seq, status, kind, queue, created_at, run_at, attempt,
-    claim, node, rescued, started_at, finished_at, size, error
+    claim, node, rescued, started_at, finished_at, size, error, fingerprint
 )
 select
     j.seq, %(status)s, j.kind, j.queue, j.created_at, %(run_at)s, %(attempt)s,
-    %(claim)s, g.node, %(rescued)s, %(started_at)s, %(finished_at)s, %(size)s, %(error)s
+    %(claim)s, g.node, %(rescued)s, %(started_at)s, %(finished_at)s, %(size)s, %(error)s, %(fingerprint)s
 from gone g cross join jobs j
 where j.seq = %(seq)s
 """
@@ -485,8 +485,9 @@ class Tables:
     def _end(self, after: Stored, columns: Mapping[str, Any]) -> None:
         """Put a row into `ended` for what stood in `live`."""
         self._update(_UPDATE_JOBS, after.seq, _asked(columns))
-        values = {**_standing(after), "finished_at": after.job.state.finished_at, "size": after.size}
-        self._session.run(_END, values)
+        state = after.job.state
+        ends = {"finished_at": state.finished_at, "size": after.size, "fingerprint": state.fingerprint}
+        self._session.run(_END, {**_standing(after), **ends})
 
     def _revive(self, after: Stored, columns: Mapping[str, Any]) -> None:
         """Put a row into `live` for a job that had ended."""

@@ -48,6 +48,7 @@ _OF_USUAL = {
 }
 _TAGGED = "from tags where tag = :{name}"
 _IN_GROUP = "from members where grp = (select grp from groups where id = :{name})"
+_FAILED = "from jobs indexed by jobs_by_fingerprint where fingerprint = :{name}"
 _OF_IDS = "from jobs where id in (select value from json_each(:id))"
 
 MOST = 50
@@ -68,14 +69,17 @@ def looked(where: Filter, *, few: bool = False) -> str:
 
 
 def decides(where: Filter) -> str | None:
-    """What decides on the index: an id, else a tag, else a group, else a queue, else a kind; None: the status alone.
+    """What decides on the index; None: the status alone.
+
+    An id, else a fingerprint, else a tag, else a group, else a queue, else a kind.
 
     Not where there would be too many ranges, nor a kind that is given by what it begins with.
     """
     if where.id is not None:
         return "id"
     statuses = len(where.each("status")) or 1
-    for field, ranges in (("tag", 1), ("group", 1), ("queue", statuses), ("kind", statuses)):
+    ranges_of_each = {"fingerprint": 1, "tag": 1, "group": 1, "queue": statuses, "kind": statuses}
+    for field, ranges in ranges_of_each.items():
         if 0 < len(where.each(field)) * ranges <= MOST and not (field == "kind" and where.prefixes):
             return field
     return None
@@ -91,6 +95,8 @@ def _sources(where: Filter, *, few: bool) -> list[str]:
             return [_OF_ALL]
         case "id":
             return [_OF_IDS]
+        case "fingerprint":
+            return [_FAILED.format(name=name) for name in names_of(where, "fingerprint")]
         case "tag":
             return [_TAGGED.format(name=name) for name in names_of(where, "tag")]
         case "group":

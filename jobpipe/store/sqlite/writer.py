@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import apsw
 
+from jobpipe.fingerprints import marked
 from jobpipe.job import ENDED, Status
 from jobpipe.store.base import STEP, Batch, Changed, Claimed, Followed, Receipts, Settlement
 from jobpipe.store.rows import Row, encoded_error, is_deadline
@@ -13,7 +14,7 @@ from jobpipe.store.sqlite.counts import CountChanges
 from jobpipe.store.sqlite.known import Known
 from jobpipe.store.sqlite.lanes import Lanes
 from jobpipe.store.sqlite.rows import fetch, transaction
-from jobpipe.store.sqlite.settling import Settling
+from jobpipe.store.sqlite.settling import INTO_GROUP, Settling
 from jobpipe.store.sqlite.tables import Tables
 from jobpipe.store.sqlite.values import Mismatch
 from jobpipe.store.verbs import bringing, followers, notes
@@ -30,7 +31,7 @@ limit ?
 """
 _PROMOTE = "update jobs set status = 'queued' where seq = ?"
 _OVERDUE = """
-select seq, id, queue, status, length(payload), expires_at, iif(instr(options, '"deadline"'), options, null)
+select seq, id, kind, queue, status, length(payload), expires_at, iif(instr(options, '"deadline"'), options, null)
 from jobs
 where expires_at is not null and finished_at is null and held = 0 and expires_at <= ?
 order by expires_at
@@ -200,11 +201,12 @@ class Writer:
 
     def _expire(self, now: float, row: Row, counts: CountChanges) -> Ended:
         """End a job that still waits at its expires_at."""
-        seq, job_id, queue, status, size, expires_at, options = row
+        seq, job_id, kind, queue, status, size, expires_at, options = row
         becomes, error = Status.EXPIRED, None
         if options is not None and is_deadline(expires_at, options):
-            becomes, error = Status.FAILED, encoded_error(PAST_DEADLINE)
-        self.db.execute(_EXPIRE, (becomes.value, now, size, error, seq))
+            becomes, error = Status.FAILED, marked(PAST_DEADLINE, kind)
+            self.db.execute(INTO_GROUP, (error.fingerprint or None, seq))
+        self.db.execute(_EXPIRE, (becomes.value, now, size, encoded_error(error), seq))
         counts.move(queue, status, becomes, size=size)
         if status == Status.BLOCKED:
             self.db.execute(_WAIT_NO_MORE, (seq,))

@@ -10,6 +10,8 @@ from jobpipe.lanes import KeySettings, KeyStanding, Limits
 from jobpipe.obstacles import Obstacle
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 from jobpipe.store.base import (
+    ERRORS,
+    EVER,
     KEYS,
     LOG_LINES,
     OPERATIONS,
@@ -20,6 +22,9 @@ from jobpipe.store.base import (
     Changed,
     Declared,
     Due,
+    ErrorGroup,
+    ErrorGroups,
+    ErrorPlace,
     Fired,
     FiredJob,
     Followed,
@@ -42,10 +47,12 @@ from jobpipe.store.base import (
     Slice,
     Sliced,
     TakenOperation,
+    Window,
 )
 from jobpipe.store.verbs import (
     declarations,
     dependencies,
+    errors,
     followers,
     groups,
     jobs,
@@ -201,6 +208,14 @@ class SharedVerbs(ABC):
         self, limit: int = OPERATIONS, before: tuple[float, str] | None = None
     ) -> Sequence[Operation]:
         return await self._look(lambda tx: operations.listed(tx, limit, before))
+
+    async def error_groups(
+        self, limit: int = ERRORS, before: ErrorPlace | None = None, window: Window = EVER
+    ) -> ErrorGroups:
+        return await self._look(lambda tx: errors.listed(tx, limit, before, window))
+
+    async def error_group(self, fingerprint: str, window: Window = EVER) -> ErrorGroup | None:
+        return await self._look(lambda tx: errors.one(tx, fingerprint, window))
 
     async def put_limits(self, queue: str, limits: Limits) -> None:
         await self._carry_out(lambda tx: lanes.put_limits(tx, queue, limits), repeatable=True)
