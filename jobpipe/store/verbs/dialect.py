@@ -4,7 +4,8 @@
 leaves out those that somebody else has locked, and locks the others; `{total COLUMN}` is the sum of a column as a whole
 number, whatever damage is in it; `{each NAME}` are the texts of a value that is a JSON array, `{among NAME}` says that
 a number is in one, `{rows NAME: COLUMN TYPE, ...}` are its objects as a table of that name; `{shown}` has every job
-with its status, `{ended}` has those that have ended, and may have others.
+with its status, `{ended}` has those that have ended, and may have others; `{node of NAME}` is the name of the node that
+claimed a job of `{shown}` last.
 """
 
 import functools
@@ -33,6 +34,7 @@ _ROWS = {
 }
 _SHOWN = {"sqlite": "jobs", "postgres": "shown"}
 _ENDED = {"sqlite": "jobs", "postgres": "ended_jobs"}
+_NODE_OF = {"sqlite": r"(select n.name from nodes n where n.node = \1.node)", "postgres": r"\1.node"}
 _VALUE = {"sqlite": r":\1", "postgres": r"%(\1)s"}
 
 
@@ -44,6 +46,7 @@ def translated(sql: str, database: Database) -> str:
     sql = re.sub(r"\{among (\w+)\}", _AMONG[database], sql)
     sql = re.sub(r"(?<!:):(\w+)", _VALUE[database], sql)
     sql = re.sub(r"\{total (\w+)\}", _TOTAL[database], sql)
+    sql = re.sub(r"\{node of (\w+)\}", _NODE_OF[database], sql)
     sql = sql.replace("{shown}", _SHOWN[database]).replace("{ended}", _ENDED[database])
     sql = sql.replace("{lock}", _LOCK[database])
     return sql.replace("{skip locked}", _SKIP_LOCKED[database])
