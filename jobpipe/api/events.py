@@ -1,9 +1,10 @@
 """`GET /events`: what becomes of all jobs, as server-sent events; or every end of a job, read from the store."""
 
 from collections.abc import AsyncGenerator
+from typing import Annotated
 
 import trio
-from msgspec import UNSET
+from msgspec import UNSET, Meta
 from quart import Blueprint, Response, request
 from quart_schema import document_querystring, tag_blueprint
 
@@ -11,7 +12,7 @@ from jobpipe.api.cursors import cursor_of, place_of
 from jobpipe.api.filters import plain_filter_from
 from jobpipe.api.inputs import query
 from jobpipe.api.problems import Code, Fault, Problem, invalid
-from jobpipe.api.schemas import EventError, EventQuery, EventView, MissedView, rfc3339, when
+from jobpipe.api.schemas import EventError, EventQuery, EventView, GoneView, MissedView, rfc3339, when
 from jobpipe.api.spec import Content, answers, problems
 from jobpipe.api.streams import EVENTS, HEARTBEAT, RETRY, Streams, event_text, streamed
 from jobpipe.engine.ends import Ending
@@ -36,6 +37,14 @@ data: {"id":"t1","status":"done","at":"2030-06-01T12:00:00.123Z","kind":"echo","
 
 """
 
+STREAM = Annotated[
+    str,
+    Meta(
+        description="server-sent events: `job`, what became of a job; `deleted`, of one that was deleted; `missed`, "
+        "events are missing"
+    ),
+]
+
 
 def events_blueprint(node: Node, streams: Streams) -> Blueprint:
     """The route that streams what becomes of all jobs."""
@@ -46,9 +55,8 @@ def events_blueprint(node: Node, streams: Streams) -> Blueprint:
     @document_querystring(EventQuery)
     @answers(
         200,
-        'A stream of events. `job`: what became of a job, `deleted`: `{"id"}` of one that was deleted, `missed`: '
-        '`{"since"}`, events are missing.',
-        Content(EventView, EVENTS, examples={"events": EXAMPLE}),
+        "A stream of events.",
+        Content(STREAM, EVENTS, examples={"events": EXAMPLE}, lines=(EventView, GoneView, MissedView)),
     )
     @problems(Code.INVALID, Code.TOO_MANY_STREAMS, Code.STORE_UNAVAILABLE)
     async def watch_jobs() -> Response:
@@ -62,6 +70,7 @@ def events_blueprint(node: Node, streams: Streams) -> Blueprint:
         however long the client was away. After it has connected again, some may come twice.
         """
         wanted, seen = query(EventQuery), request.headers.get("Last-Event-ID")
+        await node.store.ping()
         means = EventFilter(plain_filter_from(wanted))
         if wanted.durable is None:
             if wanted.ended_after is not None:
@@ -151,7 +160,7 @@ def _shown(node: Node, one: Entry) -> bytes:
         return event_text("missed", mark, MissedView(when(one.since)))
     if not one.shown:
         if one.job is None or one.status == "deleted":
-            one.shown = event_text("deleted", mark, {"id": one.id})
+            one.shown = event_text("deleted", mark, GoneView(one.id))
         else:
             one.shown = event_text("job", mark, _view(one.job, one.status, one.at))
     return one.shown

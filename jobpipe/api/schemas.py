@@ -310,6 +310,12 @@ class EventView(msgspec.Struct, frozen=True, kw_only=True):
     error: EventError | None
 
 
+class GoneView(msgspec.Struct, frozen=True):
+    """A job was deleted by hand."""
+
+    id: str
+
+
 class MissedView(msgspec.Struct, frozen=True):
     """Events are missing. `since` is null where nobody knows since when: then since the last event that was sent."""
 

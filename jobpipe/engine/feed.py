@@ -300,7 +300,7 @@ class Feed:
             self._unforeseen.costs("some changes are not told to other nodes"),
             suppress(StoreError),  # those who listen see that some are missing
         ):
-            await self._shared.tell(self._node, first, untold, more)
+            await self._shared.tell_others(self._node, first, untold, more)
 
     async def _look_up(self, changes: Sequence[_Change]) -> None:
         found: dict[str, Summary] = {}

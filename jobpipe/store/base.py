@@ -1185,7 +1185,7 @@ class SharedStore(Store, Protocol):
     async def any_listening(self, node: str) -> bool:
         """Whether somebody listens to all jobs on a live node other than this one."""
 
-    async def tell(self, node: str, first: int, changes: Sequence[Untold], more: int) -> int:
+    async def tell_others(self, node: str, first: int, changes: Sequence[Untold], more: int) -> int:
         """Tell other nodes of changes, numbered from `first` on; behind them `more` are left out.
 
         Only as many as one notification holds; those behind them are left out too. Returns how many were told.

@@ -194,7 +194,8 @@ async def test_what_cannot_be_judged_by_an_event_is_refused_by_name(door):
         faults[fault["pointer"]] = fault["detail"]
     wrong = await door.get("/events?durable=done,running")
 
-    assert "GET /jobs" in faults["?text"] and "GET /jobs" in faults["?created_after"]
+    assert "GET /jobs" in faults["?text"]
+    assert "GET /jobs" in faults["?created_after"]
     assert "durable" in faults["?ended_after"]
     assert "known are status" in faults["?nonsense"]
     assert wrong.json()["faults"][0]["pointer"] == "?durable"
@@ -277,11 +278,12 @@ async def test_a_slow_reader_is_told_what_it_missed_and_goes_on_from_now(door, a
     assert told == [("last", "scheduled")]
     assert slow.told[0] == ("first", "scheduled")
     assert slow.told[-1] == ("next", "scheduled")
-    assert slow.names.count("missed") == 1 and len(slow.told) < 60
+    assert slow.names.count("missed") == 1
+    assert len(slow.told) < 60
 
 
 async def test_thousands_of_jobs_at_once_are_all_told(door, autojump_clock):
-    jobs = [{"id": f"j{number}", "delay": 100} for number in range(5000)]
+    jobs = [{"id": f"j{number}", "delay": 100} for number in range(2000)]
     async with watching(door, Filter(status=Status.SCHEDULED)) as stream:
         await door.post("/enqueue/bulk", json=jobs)
         await trio.sleep(5)
@@ -314,7 +316,8 @@ async def test_streams_end_with_the_node(autojump_clock):
     async with open_door() as door, watching(door) as live, following(door) as durable:
         door.node.drain()
         await trio.sleep(10)
-        assert live.over and durable.over
+        assert live.over
+        assert durable.over
         async with watching(door) as late:
             await trio.sleep(1)
         assert late.over
@@ -359,6 +362,7 @@ async def test_streams_are_counted_together_and_a_client_that_leaves_frees_its_o
     assert (head.status_code, head.headers["Content-Type"], head.text) == (200, "text/event-stream", "")
 
 
+@pytest.mark.slow
 async def test_a_client_that_hangs_up_is_noticed(door):
     """Within seconds, though there is nothing to tell it."""
     async with door.connected() as client:
@@ -368,7 +372,7 @@ async def test_a_client_that_hangs_up_is_noticed(door):
         assert door.node.feed._readers == 1
         await client.aclose()
         with trio.fail_after(5):
-            while door.node.feed._readers:
+            while door.node.feed._readers:  # noqa: ASYNC110 - no event tells
                 await trio.sleep(0.05)
 
 
@@ -385,14 +389,14 @@ async def test_ends_are_told_from_the_store(either_door):
         await door.enqueue(id="b", kind="play", payload="fail")
         await door.ended("b")
         with trio.fail_after(10):
-            while len(stream.told) < 2:
+            while len(stream.told) < 2:  # noqa: ASYNC110 - no event tells
                 await trio.sleep(0.1)
     await door.enqueue(id="c")
     await door.ended("c")
     place = msgspec.json.decode(_decoded(stream.mark), type=EndPlace)
     async with following(door, place=place) as again:
         with trio.fail_after(10):
-            while ("c", "done") not in again.told:
+            while ("c", "done") not in again.told:  # noqa: ASYNC110 - no event tells
                 await trio.sleep(0.1)
 
     assert sorted(stream.told) == [("a", "done"), ("b", "failed")]

@@ -3,7 +3,7 @@
 Anyone who can connect to the database may notify too, so each of these is only a reason to look in the store.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -45,7 +45,7 @@ class Row(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     """What became of one job."""
 
     id: Annotated[str, Meta(min_length=1, max_length=200)]
-    status: Status | Literal["deleted"] | None
+    status: str | None
     at: Annotated[float, Meta(ge=0, le=LATEST)]
 
 
@@ -58,6 +58,11 @@ class Tale(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     changes: list[Row]
 
 
+_STATUSES: Mapping[str | None, Status | Literal["deleted"] | None] = {
+    None: None,
+    "deleted": "deleted",
+    **{one.value: one for one in Status},
+}
 _encode = msgspec.json.Encoder().encode
 _tale = msgspec.json.Decoder(Tale).decode
 
@@ -121,10 +126,11 @@ def tale_word(node: str, first: int, changes: Sequence[Untold], more: int) -> tu
 def _told(tale: str) -> Sequence[Notification] | None:
     try:
         read = _tale(tale)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        statuses = [_STATUSES[one.status] for one in read.changes]
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, KeyError):
         return None
     told = [
-        Notification("told", id=one.id, told=Told(read.node, number, one.status, one.at))
+        Notification("told", id=one.id, told=Told(read.node, number, statuses[number - read.first], one.at))
         for number, one in enumerate(read.changes, start=read.first)
     ]
     if read.more:

@@ -139,7 +139,7 @@ class PostgresStore(SharedVerbs):
     async def any_listening(self, node: str) -> bool:
         return await self._reading.read(lambda session: any_listening(session, node))
 
-    async def tell(self, node: str, first: int, changes: Sequence[Untold], more: int) -> int:
+    async def tell_others(self, node: str, first: int, changes: Sequence[Untold], more: int) -> int:
         word, told = tale_word(node, first, changes, more)
 
         async def verb(session: Session) -> None:
