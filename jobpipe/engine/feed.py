@@ -316,17 +316,18 @@ class Feed:
             self._unforeseen.tell(error, "events are missing")
             self.missed()
             return
+        now = self.now()
         for change in changes:
-            self._append(change, found.get(change.id))
+            self._append(change, found.get(change.id), now)
         self._grow()
         await trio.lowlevel.checkpoint()
 
-    def _append(self, change: _Change, job: Summary | None) -> None:
+    def _append(self, change: _Change, job: Summary | None, now: float) -> None:
         status = change.status or (None if job is None else job.status)
         if status is None or (job is None and status != "deleted"):
             return  # it is gone, and told as deleted; or cannot be read
         self._latest = change.at
-        number = self.ring.next_number(self.now())
+        number = self.ring.next_number(now)
         self.ring.append(JobEvent(number, change.id, status, change.at, None if status == "deleted" else job))
 
     def _note_gap(self) -> None:

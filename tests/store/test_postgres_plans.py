@@ -15,6 +15,7 @@ from jobpipe.store.base import (
     Add,
     Batch,
     ClaimRequest,
+    EndPlace,
     Filter,
     Place,
     Retention,
@@ -444,6 +445,23 @@ async def test_a_list_reads_about_what_it_shows(connection: Counting, where: dic
     assert len(page.jobs) == (0 if nothing else 20)
     assert connection.whole == 0
     assert connection.by_index <= (5 * 3 * 2 * RARE if where in LOOKED else 300)
+
+
+async def test_events_read_the_jobs_that_they_tell_of(connection: Counting, verbs: Verbs) -> None:
+    """And ends a page, wherever it begins, though none of it may be new."""
+    first = await verbs.ends(Status.DONE, EndPlace(NOW - 1e9, 0), 50, ())
+    assert first.next is not None
+    rest = await verbs.ends(Status.DONE, first.next, 50, ())
+    reads = [connection.by_index]
+    known = [place for place, _ in rest.jobs]
+    nothing = await verbs.ends(Status.DONE, first.next, 50, known)
+    reads.append(connection.by_index)
+    told = await verbs.summaries([job.id for _, job in rest.jobs])
+    reads.append(connection.by_index)
+
+    assert (len(first.jobs), len(rest.jobs), len(nothing.jobs), len(told)) == (50, 50, 0, 50)
+    assert connection.whole == 0
+    assert [read <= most for read, most in zip(reads, (500, 250, 500), strict=True)] == [True] * 3, reads
 
 
 async def test_deep_pages_cost_no_more_than_the_first(connection: Counting) -> None:
