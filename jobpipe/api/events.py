@@ -16,7 +16,7 @@ from jobpipe.api.schemas import EventError, EventQuery, EventView, GoneView, Mis
 from jobpipe.api.spec import Content, answers, problems
 from jobpipe.api.streams import EVENTS, HEARTBEAT, RETRY, Streams, event_text, streamed
 from jobpipe.engine.ends import Ending
-from jobpipe.engine.feed import Reader
+from jobpipe.engine.feed import PART, Reader
 from jobpipe.engine.node import Node
 from jobpipe.engine.ring import Entry, Missed
 from jobpipe.errors import StoreError
@@ -199,17 +199,20 @@ async def ended_events(
         yield b"id: %s\n\n" % mark.encode()
         while not node.feed.closed:
             ends = await reader.part()
-            mark = cursor_of(reader.horizon)
-            text = b"".join(
-                event_text("job", mark, _view(job, job.status, at.at))
-                for at, job in ends
+            views = [
+                _view(job, job.status, place.at)
+                for place, job in ends
                 if job.status is not None and wanted.means(job.id, job.status, job)
-                if since is None or at.at >= since
-            )
-            if text:
+                if since is None or place.at >= since
+            ]
+            before, mark = mark, cursor_of(reader.horizon)
+            # Only who has the last of them has them all.
+            told = [event_text("job", before, view) for view in views[:-1]]
+            told += [event_text("job", mark, view) for view in views[-1:]]
+            for start in range(0, len(told), PART):
                 heart.beat()
-                yield text
-            elif heart.left <= 0:
+                yield b"".join(told[start : start + PART])
+            if heart.left <= 0:
                 heart.beat()
                 yield b": nothing new\nid: %s\n\n" % mark.encode()
             if not ends:

@@ -64,9 +64,7 @@ class Backlog:
             receipt = await self._store.add_group(new, now)
             if receipt.verdict == "stored":
                 self._ledger.waiting += jobs  # until the next batch
-                for job in new.every:
-                    waits = job.options.depends_on or job.options.callback_of
-                    self._ledger.made(job.id, Status.BLOCKED if waits else job.status)
+                self._ledger.made((job.id, _status_of(job)) for job in new.every)
             return receipt
         finally:
             self._ledger.arriving -= jobs
@@ -85,3 +83,9 @@ class Backlog:
         for channel in self._channels:
             waiting += channel.buffered
         return waiting
+
+
+def _status_of(new: NewJob) -> Status:
+    """What a new job of a group is: its callback waits for the others, which may wait for one another."""
+    waits = new.options.depends_on or new.options.callback_of
+    return Status.BLOCKED if waits else new.status

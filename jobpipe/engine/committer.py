@@ -263,8 +263,9 @@ class Committer:
             self._ledger.stored(add.jobs, added)
         for one in entries.batch.settlements:
             if (one.seq, one.claim) not in unwritten and one.seq not in receipts.settled:
-                for job in one.jobs:
-                    self._ledger.made(job.id, None if job.options.depends_on else job.status)
+                self._ledger.made(
+                    (job.id, None if job.options.depends_on else job.status) for job in one.jobs
+                )
 
     def _tell_failed(self, entries: Gathered, receipts: Receipts) -> None:
         """Log which jobs failed since what their handlers had enqueued could not be stored."""

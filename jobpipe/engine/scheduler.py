@@ -167,8 +167,7 @@ class Scheduler:
             if change.verdict == "changed" and change.job is not None:
                 self._ledger.cancelled(change.id, change.job.status)
         self._follower.look()
-        for job_id in fired.stored:
-            self._ledger.made(job_id, statuses.get(job_id))
+        self._ledger.made((job_id, statuses.get(job_id)) for job_id in fired.stored)
         if fired.stored:
             self._ledger.look()
         if fired.locked:

@@ -299,7 +299,7 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     """when the next job is to be promoted or expired, or the next pause ends; None: nothing waits for a time"""
     changes: Sequence[Changed] = ()
     """the jobs that expired, and those that waited for jobs which have ended; from a store that nodes share, of those
-    that expired only the ones that somebody watches or waits for"""
+    that expired only the ones that somebody watches or waits for, unless somebody listens to all jobs"""
     following: bool = False
     """whether more follows from the ends of jobs than was done: `follow` goes on with it"""
     cancelling: frozenset[tuple[int, int]] = frozenset()
@@ -742,8 +742,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 class EndPlace(msgspec.Struct, frozen=True, array_like=True, order=True):
     """Where a job stands among those that have ended as it has: by its end, then by its number."""
 
-    at: float
-    seq: int
+    at: Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
+    seq: Annotated[int, msgspec.Meta(ge=-1, lt=1 << 62)]
 
 
 class Ends(msgspec.Struct, frozen=True):

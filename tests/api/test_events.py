@@ -425,6 +425,29 @@ async def test_ends_since_a_time(door, autojump_clock):
     assert all_of_them.told == [("a", "done"), ("b", "done")]
 
 
+async def test_a_client_that_is_cut_off_anywhere_misses_nothing(door, autojump_clock):
+    """In the middle of what is sent at once, too."""
+    everything = [f"j{number}" for number in range(20)]
+    for job_id in everything:
+        await door.enqueue(id=job_id)
+        await door.ended(job_id)
+        await trio.sleep(1)
+    reader = ending(door, lease=0.5)
+    await trio.sleep(1)
+    async with following(door, since=0.0, reader=reader) as stream:
+        await trio.sleep(5)
+    blocks = [block for block in stream.text.split("\n\n") if "data: " in block]
+    for number, block in enumerate(blocks, start=1):
+        place = msgspec.json.decode(_decoded(block.splitlines()[0].removeprefix("id: ")), type=EndPlace)
+        async with following(door, place=place, reader=ending(door, lease=0.5)) as rest:
+            await trio.sleep(1)
+        known = [job_id for job_id, _ in stream.told[:number]]
+        assert sorted({*known, *(job_id for job_id, _ in rest.told)}) == sorted(everything)
+
+    assert len(blocks) == 20
+    assert len(rest.told) < 5
+
+
 async def test_a_garbled_id_of_an_end_is_refused(door):
     """A browser would connect again for ever, and would never learn what is wrong."""
     for seen in (
@@ -433,6 +456,7 @@ async def test_a_garbled_id_of_an_end_is_refused(door):
         cursor_of({"at": 1}),
         cursor_of([1.0]),
         cursor_of(["a", 1]),
+        cursor_of([1.0, 1 << 63]),
     ):
         answer = await door.get("/events?durable=done", headers={"Last-Event-ID": seen})
         assert (answer.status_code, answer.json()["code"]) == (422, "invalid")

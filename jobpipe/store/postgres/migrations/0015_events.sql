@@ -4,16 +4,13 @@
 alter table nodes add column listening boolean not null default false;
 
 -- While somebody listens, promote() tells of all jobs that expire, not only of those that are watched.
-create function anybody_listens() returns boolean language sql stable as $$
-    select exists (select from nodes where listening and lease_until is not null)
-$$;
-
 do $patch$
 declare
     all_at_once constant text := pg_get_functiondef('promote'::regproc);
     one_by_one constant text := pg_get_functiondef('promote_one_by_one'::regproc);
     place constant text := 'from gone g join jobs j on j.seq = g.seq where g.watched)';
     place_of_one constant text := 'if due.watched then';
+    anybody_listens constant text := 'exists (select from nodes where listening and lease_until is not null)';
 begin
     if strpos(all_at_once, place) = 0 then
         raise exception 'the function promote() is not as expected';
@@ -21,9 +18,7 @@ begin
     if strpos(one_by_one, place_of_one) = 0 then
         raise exception 'the function promote_one_by_one() is not as expected';
     end if;
-    execute replace(all_at_once, place, 'from gone g join jobs j on j.seq = g.seq where g.watched or anybody_listens())');
-    execute replace(one_by_one, place_of_one, 'if due.watched or anybody_listens() then');
+    execute replace(all_at_once, place, 'from gone g join jobs j on j.seq = g.seq where g.watched or ' || anybody_listens || ')');
+    execute replace(one_by_one, place_of_one, 'if due.watched or ' || anybody_listens || ' then');
 end
 $patch$;
-
-do $$ begin execute format('revoke execute on all functions in schema %I from public', current_schema()); end $$;
