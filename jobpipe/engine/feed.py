@@ -248,8 +248,8 @@ class Feed:
         now = trio.current_time()
         if self._elsewhere and now >= self._asked_at + ASK_AGAIN:
             await self.look()
-        if self._said and now >= self._said_at + SAY_AGAIN:
-            self._said = None  # another lease has begun, perhaps
+        if self._said is not False and now >= self._said_at + SAY_AGAIN:
+            self._said, self._said_at = None, now  # another lease has begun, perhaps; or it could not be said
             with suppress(StoreError):
                 await self._announce()
 

@@ -209,3 +209,28 @@ async def test_the_names_of_nodes_that_are_made_up_are_not_kept_for_ever(
         await trio.sleep(1)
 
         assert len(rig.node.feed._heard_to) <= 10
+
+
+async def test_what_could_not_be_said_is_said_later(
+    autojump_clock: Any, shared: Looking, monkeypatch: Any
+) -> None:
+    """That nobody listens any more, or that somebody does."""
+    said, listen = list[bool](), shared.listen
+
+    async def once(node: str, *, listening: bool) -> None:
+        said.append(listening)
+        if len(said) == 2:
+            raise StoreUnavailable("away")
+        await listen(node, listening=listening)
+
+    monkeypatch.setattr(shared, "listen", once)
+    async with running(shared) as rig:
+        async with reading(rig):
+            pass
+        await trio.sleep(LINGER + 1)
+        for _ in range(2):
+            shared.tell.send_nowait(Notification("look"))
+            await trio.sleep(20)
+
+        assert said == [True, False, False]
+        assert shared.listens == [True, False]
