@@ -338,7 +338,7 @@ def _are_few(db: apsw.Connection, where: Filter) -> bool:
     if not lists.asks_usual(where) or lists.decides(where) not in (None, "queue", "kind"):
         return False
     usual = [one for one in where.each("status") if one in lists.USUAL]
-    return sum(db.execute(_OF_STATUS, (status,)).get for status in usual) < FEW
+    return bool(sum(db.execute(_OF_STATUS, (status,)).get for status in usual) < FEW)
 
 
 def _take(rows: Generator[Row, None, None], pager: Pager) -> None:
