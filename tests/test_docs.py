@@ -23,7 +23,7 @@ from jobpipe.api.schemas import (
     QueueView,
 )
 from jobpipe.clock import WallClock
-from jobpipe.engine import notes, watchdog
+from jobpipe.engine import ends, feed, notes, ring, watchdog
 from jobpipe.engine.node import Node
 from jobpipe.engine.outcomes import MESSAGE, TRACEBACK
 from jobpipe.handlers.registry import SHIPPED, load
@@ -33,6 +33,7 @@ from jobpipe.settings import SETTINGS, Settings
 from jobpipe.store.base import LOG_BYTES, LOG_LINES, PAGE_BYTES
 from jobpipe.store.memory import MemoryStore
 from jobpipe.store.paging import LOOK
+from jobpipe.store.verbs import summaries
 from tests.docs.pages import DOCS, FENCE, PAGES, README, ROOT, first_cells, quoted, read, rows, section
 
 
@@ -215,6 +216,10 @@ def test_docs_name_every_field_of_a_job_of_its_attempts_and_of_a_problem():
         ("handlers.md", f"deeper than {DEEPEST} levels"),
         ("handlers.md", f"at most {MESSAGE:,} characters"),
         ("life-of-a-job.md", f"at most the newest {ATTEMPTS_KEPT}"),
+        ("events.md", f"keeps its latest {ring.KEPT:,} events, and for {feed.LINGER:.0f} seconds"),
+        ("events.md", f"at most {feed.TOLD} changes each"),
+        ("events.md", f"more than {ends.REMEMBERED:,} are not remembered"),
+        ("events.md", f"the first {summaries.MESSAGE} characters of its message"),
         ("progress.md", f"{LOG_LINES:,} lines and {LOG_BYTES >> 10} KiB a job"),
         ("progress.md", f"{LINE_BYTES >> 10} KiB a line"),
         ("progress.md", f"of which {PROGRESS_MESSAGE} characters are kept"),

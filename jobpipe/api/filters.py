@@ -5,9 +5,9 @@ from typing import TypeVar
 
 import msgspec
 
-from jobpipe.api.schemas import FilterView, JobFilter, when
+from jobpipe.api.schemas import FilterView, JobFilter, PlainFilter, when
 from jobpipe.job import Status
-from jobpipe.store.base import Filter
+from jobpipe.store.base import SEVERAL, Filter
 
 T = TypeVar("T")
 
@@ -32,6 +32,11 @@ def filter_from(asked: JobFilter, *, content: bool = True) -> Filter:
         ended_before=seconds(asked.ended_before),
         content=content,
     )
+
+
+def plain_filter_from(asked: PlainFilter) -> Filter:
+    """The same of a filter that events can be judged by."""
+    return msgspec.structs.replace(Filter(), **{name: _some(getattr(asked, name)) for name in SEVERAL})
 
 
 def _some(values: list[T] | None) -> T | tuple[T, ...] | None:

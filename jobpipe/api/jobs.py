@@ -9,7 +9,7 @@ from quart_schema import document_querystring, tag_blueprint
 
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.cursors import cursor_of, place_of
-from jobpipe.api.departure import DEPARTURE, Departure
+from jobpipe.api.departure import departure_of
 from jobpipe.api.enqueue import check_json, edits_from
 from jobpipe.api.filters import filter_from
 from jobpipe.api.holding import awaited, check, found
@@ -177,7 +177,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
 async def _get(node: Node, job_id: str, hold: HoldQuery) -> Job:
     check(hold)
     if hold.on_disconnect == "cancel":
-        _departure().job_id = job_id
+        departure_of(request.scope).job_id = job_id
     job = await found(node, job_id)
     if hold.wait and job.status not in ENDED:
         return await awaited(node, job_id, hold.wait)
@@ -209,13 +209,6 @@ def _why_not_promoted(change: Change) -> str:
     if change.job is not None and change.job.status is Status.BLOCKED:
         return "it waits for other jobs to end"
     return "only a waiting job that no worker holds can be promoted"
-
-
-def _departure() -> Departure:
-    """What is to happen when the client of the request under way hangs up."""
-    state: Mapping[str, Any] = request.scope.get("state", {})  # where the front stands before the application
-    departure: Departure = state.get(DEPARTURE, Departure())
-    return departure
 
 
 async def _edit(node: Node, job_id: str, body: bytes) -> Job:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -302,6 +302,45 @@ class JobList(msgspec.Struct, frozen=True):
 
     jobs: Sequence[JobView]
     next_cursor: str | None
+
+
+class EventError(msgspec.Struct, frozen=True):
+    """Why an attempt failed, in short."""
+
+    type: str
+    message: str
+
+
+class EventView(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a job: the status to which it came, and when. All else is as it was shortly after.
+
+    `error` is that of its last attempt that had one, its message cut at 500 characters. `key` and `group` are left out
+    where a job has none.
+    """
+
+    id: str
+    status: Status
+    at: When
+    kind: str
+    queue: str
+    key: str | UnsetType = UNSET
+    group: str | UnsetType = UNSET
+    tags: Sequence[str]
+    attempt: int
+    node: str | None
+    error: EventError | None
+
+
+class GoneView(msgspec.Struct, frozen=True):
+    """A job was deleted by hand."""
+
+    id: str
+
+
+class MissedView(msgspec.Struct, frozen=True):
+    """Events are missing. `since` is null where nobody knows since when: then since the last event that was sent."""
+
+    since: When | None
 
 
 class LineView(msgspec.Struct, frozen=True, kw_only=True):
@@ -725,8 +764,8 @@ ErrorType = Annotated[
 NodeName = Annotated[str, Meta(min_length=1, max_length=200, description="1 to 200 characters")]
 
 
-class JobFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which jobs are meant: those to which all fields apply. Of several values of a field, one has to apply."""
+class PlainFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """As much of a filter as an event can be judged by."""
 
     status: (
         Annotated[list[Status], ONE_OR_MORE, Means("only jobs with this status, or one of these")] | None
@@ -766,6 +805,11 @@ class JobFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         ]
         | None
     ) = None
+
+
+class JobFilter(PlainFilter, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which jobs are meant: those to which all fields apply. Of several values of a field, one has to apply."""
+
     fingerprint: (
         Annotated[
             list[Name],
@@ -812,6 +856,42 @@ class JobFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         Annotated[
             Time,
             Means("only jobs that ended before this time: RFC 3339 with a time zone, 2030-01-31T12:00:00Z"),
+        ]
+        | None
+    ) = None
+
+
+_IN_LIST = "cannot be judged by an event: ask GET /jobs for a list with this filter, or leave it out"
+
+
+class EventQuery(PlainFilter, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which events to send."""
+
+    refused: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("text", "created_after", "created_before", "ended_before"), _IN_LIST
+    )
+    """what other filters have, and what to do instead"""
+
+    durable: (
+        Annotated[
+            str,
+            Meta(
+                pattern=r"^(done|failed|cancelled|expired)(,(done|failed|cancelled|expired)){0,9}\Z",
+                description="done, failed, cancelled and expired, or some of these, with commas between them",
+                extra_json_schema={
+                    PORTABLE: r"^(done|failed|cancelled|expired)(,(done|failed|cancelled|expired)){0,9}$"
+                },
+            ),
+            Means(
+                "only ends of jobs, from the store, so that none is missed: `done,failed,cancelled,expired`, or some"
+            ),
+        ]
+        | None
+    ) = None
+    ended_after: (
+        Annotated[
+            Time,
+            Means("with `durable`: begin with what ended at this time, and not with what ends from now on"),
         ]
         | None
     ) = None

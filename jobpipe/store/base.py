@@ -14,7 +14,7 @@ start is written, with the next commit; so what is shown as running runs, and wh
 but not begun has not spent an attempt.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
@@ -303,7 +303,7 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     """when the next job is to be promoted or expired, or the next pause ends; None: nothing waits for a time"""
     changes: Sequence[Changed] = ()
     """the jobs that expired, and those that waited for jobs which have ended; from a store that nodes share, of those
-    that expired only the ones that somebody watches or waits for"""
+    that expired only the ones that somebody watches or waits for, unless somebody listens to all jobs"""
     following: bool = False
     """whether more follows from the ends of jobs than was done: `follow` goes on with it"""
     cancelling: frozenset[tuple[int, int]] = frozenset()
@@ -787,6 +787,42 @@ class StoredLine(msgspec.Struct, frozen=True):
     fields: bytes | None
 
 
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What an event tells of a job. What of its row cannot be read is left out."""
+
+    seq: int
+    id: str
+    status: Status | None
+    """None: it cannot be read"""
+    kind: str
+    queue: str
+    key: str | None
+    group: str | None
+    tags: Sequence[str]
+    attempt: int
+    node: str | None
+    """the node that claimed it last"""
+    error: JobError | None
+    """without its traceback"""
+    finished_at: float | None
+
+
+class EndPlace(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """Where a job stands among those that have ended as it has: by its end, then by its number."""
+
+    at: Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
+    seq: Annotated[int, msgspec.Meta(ge=-1, lt=1 << 62)]
+
+
+class Ends(msgspec.Struct, frozen=True):
+    """A part of the jobs that have ended, the earliest end first."""
+
+    jobs: Sequence[tuple[EndPlace, Summary]]
+    """without those that were known already"""
+    next: EndPlace | None
+    """the next part begins behind it; None: there is no more"""
+
+
 class LogPage(msgspec.Struct, frozen=True, kw_only=True):
     """A part of a job's log."""
 
@@ -1050,6 +1086,15 @@ class ReadStore(Protocol):
         None: there is no such job.
         """
 
+    async def summaries(self, ids: Sequence[str]) -> Sequence[Summary]:
+        """What there is to tell of some hundreds of jobs, as they are now; those that are gone are left out."""
+
+    async def ends(self, status: Status, after: EndPlace, limit: int, known: Container[EndPlace]) -> Ends:
+        """Look at no more than `limit` jobs that have ended with a status, behind a place.
+
+        Commits come out of order: an end may be written after another one that is behind it.
+        """
+
     async def open_dependencies(self, job_id: str, limit: int) -> OpenDependencies:
         """Which jobs a job still waits for, the first of them by arrival."""
 
@@ -1162,14 +1207,32 @@ class Store(EngineStore, ControlStore, ReadStore, Protocol):
     """All of it."""
 
 
+class Told(msgspec.Struct, frozen=True):
+    """One of the changes that a node tells to others while somebody listens there."""
+
+    node: str
+    number: int
+    """its place among all changes that the node would tell: what others miss are gaps"""
+    status: Status | Literal["deleted"] | None
+    """what it came to; None: what the store says"""
+    at: float
+
+
+Untold = tuple[str, Status | Literal["deleted"] | None, float]
+"""A change that is to be told: the id of a job, and what it came to when, as in `Told`."""
+
+
 class Notification(msgspec.Struct, frozen=True):
     """Something that another node did, or a reason to look for oneself."""
 
-    what: Literal["look", "missed", "ended", "paused", "schedules"]
+    what: Literal["look", "missed", "ended", "paused", "schedules", "listeners", "told"]
     """`look`: jobs may have become ready, or held ones may have been asked to stop; `missed`: anything may have
     happened; `ended`: a job that is watched may have ended, or was deleted; `paused`: a queue may have been paused;
-    `schedules`: a schedule may be due earlier than it was"""
+    `schedules`: a schedule may be due earlier than it was; `listeners`: on another node somebody may listen to all
+    jobs, or nobody any more; `told`: what may have become of a job there, or, without an id, that such changes were
+    left out"""
     id: str = ""
+    told: Told | None = None
 
 
 @runtime_checkable
@@ -1201,6 +1264,18 @@ class SharedStore(Store, Protocol):
 
     async def paused(self) -> Sequence[str]:
         """The names of paused queues, at most `STEP` of them."""
+
+    async def listen(self, node: str, *, listening: bool) -> None:
+        """Say whether somebody listens to all jobs on a node. Other nodes are told; a node that leaves has nobody."""
+
+    async def any_listening(self, node: str) -> bool:
+        """Whether somebody listens to all jobs on a live node other than this one."""
+
+    async def tell_others(self, node: str, first: int, changes: Sequence[Untold], more: int) -> int:
+        """Tell other nodes of changes, numbered from `first` on; behind them `more` are left out.
+
+        Only as many as one notification holds; those behind them are left out too. Returns how many were told.
+        """
 
     async def watch(self, job_id: str) -> None:
         """Have every node told when the job ends. Read the job after this, so that no end falls between.

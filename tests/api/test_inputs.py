@@ -87,6 +87,8 @@ async def test_a_body_that_says_nothing_is_taken_by_every_route(ended, empty):
             "PATCH",
             "PUT",
         ):  # which take a body
+            if (method, path) == ("GET", "/events"):
+                continue  # whose answer has no end
             await ended.enqueue(id="a")
             await ended.request("PUT", "/schedules/default", json={"every": 1e6})
             await ended.ended("a")

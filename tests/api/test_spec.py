@@ -183,7 +183,7 @@ async def test_schemas_are_those_of_the_structs_of_the_wire(spec):
     components = json.loads(msgspec.json.encode(made))
     queries = {  # written as parameters
         *("WaitQuery", "HoldQuery", "ListQuery", "LogQuery", "QueueQuery", "KeyQuery", "ScheduleQuery"),
-        *("OperationQuery", "WindowQuery", "ErrorQuery"),
+        *("OperationQuery", "WindowQuery", "ErrorQuery", "EventQuery", "PlainFilter"),
     }
 
     assert _without_defaults_and_patterns(spec.schemas) == _without_defaults_and_patterns(
@@ -219,7 +219,7 @@ async def test_every_pattern_is_one_that_every_dialect_reads(spec):
     """RE2 has no lookaheads, JavaScript no \\Z, and they write characters beyond U+00FF differently."""
     patterns = {node["pattern"] for node in _nodes(spec.document) if isinstance(node.get("pattern"), str)}
 
-    assert len(patterns) == 7
+    assert len(patterns) == 8
     for pattern in patterns:
         assert not re.search(r"\(\?[^:]|\\[A-Zu]|\\[0-9]", pattern)
         assert pattern.isascii()
@@ -607,15 +607,15 @@ async def _live(door):
     yield await door.get("/jobs/told")
     yield await door.get("/jobs/none/log")
     yield await door.get("/jobs/a/log?level=fatal")
-    yield await _beside_too_many_streams(door)
+    yield await _refused_for_streams(door, "/jobs/held/events")
 
 
-async def _beside_too_many_streams(door):
+async def _refused_for_streams(door, path):
     async with trio.open_nursery() as nursery:
         for _ in range(door.node.settings.max_connections // 2):
-            nursery.start_soon(door.get, "/jobs/held/events")
+            nursery.start_soon(door.get, path)
         await trio.testing.wait_all_tasks_blocked(0.01)
-        refused = await door.get("/jobs/held/events")
+        refused = await door.get(path)
         nursery.cancel_scope.cancel()
     return refused
 
@@ -664,7 +664,10 @@ async def _full(door):
 
 async def _draining(door):
     await door.request("PUT", "/schedules/a", json={"every": 3600})
+    yield await _refused_for_streams(door, "/events")
     door.node.drain()
+    for query in ("", "?durable=done"):
+        yield await door.get(f"/events{query}")  # until the node has stopped
     yield await door.post("/schedules/a/run")
     yield await door.enqueue(id="a")
     yield await door.post("/enqueue/bulk", json=[{"id": "a"}])
@@ -676,7 +679,7 @@ async def _broken(door):
     door.store.refuses = True
     yield await door.enqueue(id="a")
     yield await door.post("/enqueue/bulk", json=[{"id": "a"}])
-    for path in ("/jobs/a", "/jobs/a/events", "/jobs/a/log", "/jobs", "/queues", "/health"):
+    for path in ("/jobs/a", "/jobs/a/events", "/jobs/a/log", "/jobs", "/queues", "/health", "/events"):
         yield await door.get(path)
     for path in (
         "/jobs/a/cancel",

@@ -17,6 +17,7 @@ from jobpipe.store.base import (
     Add,
     Batch,
     ClaimRequest,
+    EndPlace,
     Filter,
     Place,
     Retention,
@@ -477,6 +478,23 @@ async def test_error_groups_are_told_from_an_index(connection: Counting, verbs: 
     assert one is not None
     assert one.jobs >= COUNTED
     assert all(whole == 0 and by_index <= 300 for whole, by_index in read)
+
+
+async def test_events_read_the_jobs_that_they_tell_of(connection: Counting, verbs: Verbs) -> None:
+    """And ends a page, wherever it begins, though none of it may be new."""
+    first = await verbs.ends(Status.DONE, EndPlace(NOW - 1e9, 0), 50, ())
+    assert first.next is not None
+    rest = await verbs.ends(Status.DONE, first.next, 50, ())
+    reads = [connection.by_index]
+    known = [place for place, _ in rest.jobs]
+    nothing = await verbs.ends(Status.DONE, first.next, 50, known)
+    reads.append(connection.by_index)
+    told = await verbs.summaries([job.id for _, job in rest.jobs])
+    reads.append(connection.by_index)
+
+    assert (len(first.jobs), len(rest.jobs), len(nothing.jobs), len(told)) == (50, 50, 0, 50)
+    assert connection.whole == 0
+    assert [read <= most for read, most in zip(reads, (500, 250, 500), strict=True)] == [True] * 3, reads
 
 
 async def test_deep_pages_cost_no_more_than_the_first(connection: Counting) -> None:

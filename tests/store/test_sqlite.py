@@ -26,6 +26,7 @@ from jobpipe.store.base import (
     Batch,
     Claimed,
     ClaimRequest,
+    EndPlace,
     Filter,
     LogLine,
     NewGroup,
@@ -46,7 +47,17 @@ from jobpipe.store.sqlite.nodes import Nodes
 from jobpipe.store.sqlite.opening import check_path
 from jobpipe.store.sqlite.tables import carry_out, looked
 from jobpipe.store.sqlite.writer import Writer
-from jobpipe.store.verbs import dependencies, errors, followers, groups, jobs, nodes, queues, retention
+from jobpipe.store.verbs import (
+    dependencies,
+    errors,
+    followers,
+    groups,
+    jobs,
+    nodes,
+    queues,
+    retention,
+    summaries,
+)
 from tests.store.test_contract import KEEP_ALL, wish
 from tests.store.test_merging import debounced, throttled, unique
 
@@ -636,6 +647,8 @@ def test_reads_walk_indexes(db: apsw.Connection) -> None:
         reader.overview(db, frozenset({"echo"}), frozenset({"mail"}))
         reader.unserved(db)
         reader.unserved_queues(db, frozenset({"mail"}))
+        looked(db, lambda tx: summaries.of_jobs(tx, ["a", "b"]))
+        looked(db, lambda tx: summaries.ends(tx, Status.DONE, EndPlace(0.0, 0), 10, ()))
 
     found = plans(db, act)
 

@@ -4,9 +4,9 @@
 leaves out those that somebody else has locked, and locks the others; `{total COLUMN}` is the sum of a column as a whole
 number, whatever damage is in it; `{each NAME}` are the texts of a value that is a JSON array, `{among NAME}` says that
 a number is in one, `{rows NAME: COLUMN TYPE, ...}` are its objects as a table of that name; `{shown}` has every job
-with its status, `{ended}` has those that have ended, and may have others; `{failed}` has those that are in an error
-group, with its `where`, to be read by `fingerprint, finished_at, seq`; `{gathered COLUMN}` are the values of a column
-as a JSON array.
+with its status, `{ended}` has those that have ended, and may have others; `{node of NAME}` is the name of the node that
+claimed a job of `{shown}` last; `{failed}` has the jobs that are in an error group, with its `where`, to be read by
+`fingerprint, finished_at, seq`; `{gathered COLUMN}` are the values of a column as a JSON array.
 """
 
 import functools
@@ -40,6 +40,7 @@ _FAILED = {
     "postgres": "ended where fingerprint is not null",
 }
 _GATHERED = {"sqlite": r"json_group_array(\1)", "postgres": r"json_agg(\1)::text"}
+_NODE_OF = {"sqlite": r"(select n.name from nodes n where n.node = \1.node)", "postgres": r"\1.node"}
 _VALUE = {"sqlite": r":\1", "postgres": r"%(\1)s"}
 
 
@@ -52,6 +53,7 @@ def translated(sql: str, database: Database) -> str:
     sql = re.sub(r"\{gathered ([^}]+)\}", _GATHERED[database], sql)
     sql = re.sub(r"(?<!:):(\w+)", _VALUE[database], sql)
     sql = re.sub(r"\{total (\w+)\}", _TOTAL[database], sql)
+    sql = re.sub(r"\{node of (\w+)\}", _NODE_OF[database], sql)
     sql = sql.replace("{shown}", _SHOWN[database]).replace("{ended}", _ENDED[database])
     sql = sql.replace("{failed}", _FAILED[database])
     sql = sql.replace("{lock}", _LOCK[database])

@@ -2,10 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-from jobpipe.job import LEVELS, Job, Level, NewJob
+from jobpipe.job import LEVELS, Job, Level, NewJob, Status
 from jobpipe.lanes import KeySettings, KeyStanding, Limits
 from jobpipe.obstacles import Obstacle
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
@@ -22,6 +22,8 @@ from jobpipe.store.base import (
     Changed,
     Declared,
     Due,
+    EndPlace,
+    Ends,
     ErrorGroup,
     ErrorGroups,
     ErrorPlace,
@@ -46,6 +48,7 @@ from jobpipe.store.base import (
     SchedulePut,
     Slice,
     Sliced,
+    Summary,
     TakenOperation,
     Window,
 )
@@ -66,6 +69,7 @@ from jobpipe.store.verbs import (
     retention,
     schedules,
     sidelining,
+    summaries,
 )
 from jobpipe.store.verbs.transaction import Transaction
 
@@ -125,6 +129,12 @@ class SharedVerbs(ABC):
 
     async def add_dependents(self, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
         return await self._carry_out(lambda tx: dependencies.add(tx, jobs, atomic=atomic))
+
+    async def summaries(self, ids: Sequence[str]) -> Sequence[Summary]:
+        return await self._look(lambda tx: summaries.of_jobs(tx, ids))
+
+    async def ends(self, status: Status, after: EndPlace, limit: int, known: Container[EndPlace]) -> Ends:
+        return await self._look(lambda tx: summaries.ends(tx, status, after, limit, known))
 
     async def open_dependencies(self, job_id: str, limit: int) -> OpenDependencies:
         return await self._look(lambda tx: groups.still_open(tx, job_id, limit))
