@@ -16,7 +16,6 @@ from jobpipe.api.durations import in_seconds
 from jobpipe.api.faults import fault_from, faults_of
 from jobpipe.api.lists import as_sent, in_lists
 from jobpipe.api.malformed import BOM, malformed
-from jobpipe.api.merging import merging_of
 from jobpipe.api.numbers import may_vanish, vanishing
 from jobpipe.api.problems import (
     Fault,
@@ -32,6 +31,7 @@ from jobpipe.api.problems import (
     unsupported,
 )
 from jobpipe.api.schemas import NULL, EditRequest, EnqueueRequest, JobView, job_view, stored_view
+from jobpipe.asking import AFTER_DEADLINE, TOO_FAR, debounce, seconds, throttle, unique, wrong
 from jobpipe.engine.node import Node
 from jobpipe.errors import StoreUnavailable
 from jobpipe.handlers.registry import Handler
@@ -55,10 +55,6 @@ TOO_LATE = "is not after the time at which the job could run: send a later time"
 """What is wrong with an expires_at, or a deadline."""
 
 LOCKED = "another program has locked the job with this id"
-
-AFTER_DEADLINE = (
-    "is not before the deadline, by which the job has to be done: send an earlier time, or leave it out"
-)
 
 
 class AskedRequest(EnqueueRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -307,18 +303,8 @@ def made(
     problem: type[Problem] = Problem,
 ) -> NewJob:
     """The job of a kind that a request asks for. Raises a problem where it has faults, known before or not."""
-    run_at = None if request.run_at is None else unix_time(request.run_at, "/run_at", faults)
-    expires_at = None if request.expires_at is None else unix_time(request.expires_at, "/expires_at", faults)
-    deadline = None if request.deadline is None else unix_time(request.deadline, "/deadline", faults)
-    if expires_at is not None and deadline is not None and expires_at >= deadline:
-        faults.append(Fault("/expires_at", AFTER_DEADLINE))
-    if request.delay is not None and request.run_at is not None:
-        faults.append(Fault("/run_at", "cannot be combined with delay: send one of them"))
-    if request.needs != "done" and not request.depends_on:
-        faults.append(Fault("/needs", "says how other jobs have to end: send depends_on too"))
-    if request.depends_on and request.id in request.depends_on:
-        faults.append(Fault("/depends_on", "names the job itself"))
-    merging = merging_of(request, faults)
+    if together := wrong(request, (request.id,)):
+        faults += [Fault(one.pointer, one.detail) for one in together]
     if faults:
         raise invalid(faults, problem)
     return node.admission.new_job(
@@ -329,8 +315,8 @@ def made(
         priority=request.priority,
         max_retries=request.max_retries,
         delay=request.delay,
-        run_at=run_at,
-        expires_at=expires_at,
+        run_at=None if request.run_at is None else seconds(request.run_at),
+        expires_at=None if request.expires_at is None else seconds(request.expires_at),
         timeout=request.timeout,
         backoff=request.backoff,
         on_crash=request.on_crash,
@@ -338,10 +324,10 @@ def made(
         key=request.key,
         depends_on=request.depends_on,
         needs=request.needs,
-        deadline=deadline,
-        unique=merging.unique,
-        throttle=merging.throttle,
-        debounce=merging.debounce,
+        deadline=None if request.deadline is None else seconds(request.deadline),
+        unique=None if request.unique is None else unique(request.unique),
+        throttle=None if request.throttle is None else throttle(request.throttle),
+        debounce=None if request.debounce is None else debounce(request.debounce),
     )
 
 
@@ -400,7 +386,7 @@ def _unescaped(escape: re.Match[bytes]) -> bytes:
 
 def unix_time(time: datetime, pointer: str, faults: list[Fault]) -> float:
     """A time in whole milliseconds, or a fault more when no answer could show it."""
-    seconds = round(time.timestamp(), 3)
-    if seconds > LATEST:
-        faults.append(Fault(pointer, "is after the year 9999, in UTC: send an earlier time"))
-    return seconds
+    unix = seconds(time)
+    if unix > LATEST:
+        faults.append(Fault(pointer, TOO_FAR))
+    return unix

@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 from jobpipe.api.durations import OR_TEXT
 from jobpipe.api.faults import TIME
 from jobpipe.api.lists import ONE_OR_MORE
+from jobpipe.asking import AskedDebounce, AskedThrottle, AskedUnique
 from jobpipe.engine.attempt import Attempt
 from jobpipe.handlers.registry import Registry
 from jobpipe.job import (
@@ -31,11 +32,8 @@ from jobpipe.job import (
     LongestWait,
     Name,
     Needs,
-    OnConflict,
     OnFailure,
     Outcome,
-    Over,
-    Phase,
     Priority,
     Progress,
     Retries,
@@ -47,7 +45,6 @@ from jobpipe.job import (
     Throttle,
     Timeout,
     Unique,
-    UniqueKey,
 )
 from jobpipe.lanes import LONGEST, SHORTEST, KeyStanding, Rate, Running, Weight
 from jobpipe.schedules import CatchUp, Overlap
@@ -76,54 +73,30 @@ class BackoffRequest(Backoff, frozen=True, forbid_unknown_fields=True):
     cap: Annotated[LongestWait, OR_TEXT] = 3600.0
 
 
-class UniqueRequest(
-    msgspec.Struct,
-    frozen=True,
-    forbid_unknown_fields=True,
-    kw_only=True,
-    rename={"while_": "while", "for_": "for"},
-):
+class UniqueRequest(AskedUnique, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """At most one job of the queue has the key at a time: `key`, the fields named in `over`, or both.
 
     Without `over` the kind belongs to it, and without `key` the payload too.
     """
 
-    key: UniqueKey | None = None
-    over: Annotated[list[Over], Meta(max_length=2, description="an array of kind and payload")] | None = None
-    while_: (
-        Annotated[
-            list[Phase],
-            Meta(
-                min_length=1,
-                max_length=2,
-                description='["queued"] (until a worker takes the job) or ["queued", "running"] (until it has ended); '
-                "default: the latter",
-            ),
-        ]
-        | None
-    ) = None
     for_: Annotated[Span, OR_TEXT] | None = None
-    on_conflict: OnConflict = "return"
 
 
-class ThrottleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ThrottleRequest(AskedThrottle, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """At most one job of the queue and kind with the key is due in each window of `every` seconds.
 
     With `trailing`, what is sent within a window becomes one job at its end, with the last payload.
     """
 
-    key: UniqueKey
     every: Annotated[Span, OR_TEXT]
-    trailing: bool = False
 
 
-class DebounceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class DebounceRequest(AskedDebounce, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One job of the queue and kind with the key, with the last payload, once none was sent for `wait` seconds.
 
     But at the latest `max_wait` seconds after the first; ten times `wait`, unless it is sent.
     """
 
-    key: UniqueKey
     wait: Annotated[Span, OR_TEXT]
     max_wait: Annotated[Span, OR_TEXT] | None = None
 

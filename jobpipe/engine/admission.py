@@ -130,7 +130,8 @@ class Admission:
         `atomic`, all other jobs are `refused` when the receipt of such a job is `late` or `conflict`.
 
         A job that depends on others may stand anywhere among `jobs` where they are `atomic`; else behind those of them
-        that it depends on. What becomes of one that is merged with others, its receipt says.
+        that it depends on. What becomes of one that is merged with others, its receipt says. Those `of_handler` that
+        are `atomic` are all refused where one of them has to have a key that is taken.
 
         Raises `Draining` and `QueueFull`, unless they are `of_handler`, or `StoreUnavailable`; then nothing was stored.
         A cancel leaves either all of them stored or none.

@@ -769,7 +769,9 @@ class EngineStore(Protocol):
         to the last.
         """
 
-    async def add_dependents(self, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
+    async def add_dependents(
+        self, jobs: Sequence[NewJob], *, atomic: bool, strict: bool = False
+    ) -> Sequence[Receipt]:
         """Store jobs of which some wait for others (`Options.depends_on`): these are `blocked` until those have ended.
 
         Or of which some are merged with others (`Options.merging`): see below.
@@ -782,7 +784,8 @@ class EngineStore(Protocol):
         What becomes of a job that is to be merged with others, and whose id is new, `jobpipe.merging.decided` says: by
         its created_at. Adds with one key take turns, so no two jobs have it at any time. Where the job is due at
         another time than it said, its receipt has it; one that expires by then is `late`. No other job of an atomic add
-        is refused because one is `replaced` or `not_unique`.
+        is refused because one is `replaced` or `not_unique`; unless it is `strict`, and a job that has to have its key
+        (see `jobpipe.merging.insists`) is `not_unique`.
         """
 
     async def add_group(self, new: NewGroup, now: float) -> GroupReceipt:

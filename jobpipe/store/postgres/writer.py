@@ -168,6 +168,8 @@ class Writer:
 
         async def verb(session: Session) -> tuple[Settling, Brought, Sequence[Changed], Followed]:
             tables = self._tables(session)
+            if careful:
+                await bringing.lock_keys(tables, with_jobs)
             settling = await _settled(tables, session, others, self._slot)
             brought = await bringing.settle(tables, with_jobs, careful=careful) if with_jobs else Brought()
             if freed:

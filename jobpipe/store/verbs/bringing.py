@@ -1,13 +1,13 @@
 """Settlements that bring new jobs: what a handler has enqueued is stored with the end of its job, or not at all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from jobpipe.job import JobError, Outcome, Status
+from jobpipe.job import JobError, NewJob, Outcome, Status
 from jobpipe.store.base import Settlement
 from jobpipe.store.rows import refusal
-from jobpipe.store.verbs import children, dependencies
+from jobpipe.store.verbs import children, dependencies, merging
 from jobpipe.store.verbs.transaction import Transaction
 
 Fence = tuple[int, int]
@@ -31,6 +31,11 @@ class Brought(msgspec.Struct, frozen=True):
     """about how many of the new jobs are ready"""
 
 
+async def lock_keys(tx: Transaction, settlements: Sequence[Settlement]) -> None:
+    """Lock the keys of what settlements bring. To be done before any other lock is waited for, if it is `careful`."""
+    await merging.lock(tx, [job for one in settlements for job in one.jobs])
+
+
 async def settle(tx: Transaction, settlements: Sequence[Settlement], *, careful: bool) -> Brought:
     """End held jobs, and store what they bring. What follows their ends is left to `followers.finish`.
 
@@ -39,7 +44,13 @@ async def settle(tx: Transaction, settlements: Sequence[Settlement], *, careful:
     fences = sorted((one.seq, one.claim) for one in settlements)
     held = await tx.lock_claims(fences)
     asked = [one for one in settlements if (one.seq, one.claim) in held]
-    ends = [await _stored(tx, one) for one in asked] if careful else await _stored_at_once(tx, asked)
+    if careful:
+        ending = frozenset(one.seq for one in asked)
+        ends: Sequence[Settlement] = [await _stored(tx, one, ending) for one in asked]
+        late = [one for one in settlements if (one.seq, one.claim) not in held]
+        merging.leave(tx, [job for one in late for job in one.jobs])
+    else:
+        ends = await _stored_at_once(tx, asked)
     await tx.settle(ends)
     return Brought(
         frozenset(fences) - held,
@@ -49,17 +60,21 @@ async def settle(tx: Transaction, settlements: Sequence[Settlement], *, careful:
 
 
 async def _stored_at_once(tx: Transaction, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
-    """Store what settlements bring, in the hope that all of it is new, and waits for no other job."""
+    """Store what settlements bring, in the hope that all of it is new, and that other jobs do not matter."""
     jobs = [job for one in settlements for job in one.jobs]
-    if any(job.options.depends_on for job in jobs) or len(await tx.add(jobs)) != len(jobs):
+    if any(map(_is_judged, jobs)) or len(await tx.add(jobs)) != len(jobs):
         raise Unsure
     children.join(tx, jobs)
     return settlements
 
 
-async def _stored(tx: Transaction, one: Settlement) -> Settlement:
+def _is_judged(job: NewJob) -> bool:
+    return bool(job.options.depends_on) or job.options.merging is not None
+
+
+async def _stored(tx: Transaction, one: Settlement, ending: Collection[int]) -> Settlement:
     """Store what a settlement brings, after a look; returns how the job ends then."""
-    receipts = await dependencies.add(tx, one.jobs, atomic=True)
+    receipts = await dependencies.add(tx, one.jobs, atomic=True, strict=True, ending=ending)
     wrong = refusal(one.jobs, receipts)
     return one if wrong is None else _failed(one, NOTHING_STORED + wrong)
 

@@ -114,8 +114,10 @@ class SharedVerbs(ABC):
         self.following |= followed.more
         return Followed(changes, followed.more)
 
-    async def add_dependents(self, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
-        return await self._carry_out(lambda tx: dependencies.add(tx, jobs, atomic=atomic))
+    async def add_dependents(
+        self, jobs: Sequence[NewJob], *, atomic: bool, strict: bool = False
+    ) -> Sequence[Receipt]:
+        return await self._carry_out(lambda tx: dependencies.add(tx, jobs, atomic=atomic, strict=strict))
 
     async def open_dependencies(self, job_id: str, limit: int) -> OpenDependencies:
         return await self._look(lambda tx: groups.still_open(tx, job_id, limit))
