@@ -76,6 +76,8 @@ class Asking(Protocol):
     @property
     def needs(self) -> Needs: ...
     @property
+    def group(self) -> str | None: ...
+    @property
     def unique(self) -> AskedUnique | None: ...
     @property
     def throttle(self) -> AskedThrottle | None: ...
@@ -139,7 +141,14 @@ def _wrong_merging(asked: Asking) -> Iterator[Wrong]:
                 yield Wrong(f"/{name}", f"cannot be combined with {first}, which says when the job is due")
         if asked.depends_on:
             yield Wrong("/depends_on", f"cannot be combined with {first}")
-    elif asked.depends_on and asked.unique is not None and asked.unique.on_conflict == "replace":
+    if asked.group is not None:
+        yield Wrong(f"/{first}", "cannot be combined with group: a group has jobs of its own")
+    if (
+        first == "unique"
+        and asked.depends_on
+        and asked.unique is not None
+        and asked.unique.on_conflict == "replace"
+    ):
         yield Wrong("/depends_on", 'cannot be combined with "on_conflict": "replace"')
     if asked.unique is not None:
         yield from _wrong_unique(asked.unique)

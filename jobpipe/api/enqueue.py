@@ -24,10 +24,12 @@ from jobpipe.api.problems import (
     closed,
     conflict,
     dependency_failed,
+    group_closed,
     invalid,
     not_unique,
     too_large,
     unknown_dependency,
+    unknown_group,
     unsupported,
 )
 from jobpipe.api.schemas import NULL, EditRequest, EnqueueRequest, JobView, job_view, stored_view
@@ -53,6 +55,9 @@ from jobpipe.store.base import Changes, Receipt
 
 TOO_LATE = "is not after the time at which the job could run: send a later time"
 """What is wrong with an expires_at, or a deadline."""
+
+SHOWN = 10
+"""The most ids of a cycle that are shown."""
 
 LOCKED = "another program has locked the job with this id"
 
@@ -134,25 +139,36 @@ def too_late(new: NewJob) -> Fault:
     return Fault("/deadline" if new.waits_until_its_deadline else "/expires_at", TOO_LATE)
 
 
+def cycle(receipt: Receipt) -> Fault:
+    """What is wrong with a job that waits for itself."""
+    return Fault("/depends_on", f"waits for itself: {' -> '.join(receipt.dependencies[:SHOWN])}")
+
+
+_REFUSED: Mapping[str, Callable[[NewJob, Receipt], Exception]] = {
+    "unknown_dependency": lambda _, receipt: unknown_dependency(receipt.dependencies),
+    "dependency_failed": lambda _, receipt: dependency_failed(receipt.dependencies),
+    "dependency_cycle": lambda _, receipt: invalid([cycle(receipt)]),
+    "closed": lambda _, receipt: closed([receipt.queue]),
+    "unknown_group": lambda _, receipt: unknown_group(receipt.group),
+    "group_closed": lambda _, receipt: group_closed(receipt.group),
+    "not_unique": lambda _, receipt: not_unique(
+        receipt.other or "", None if receipt.job is None else receipt.job.status
+    ),
+    "late": lambda new, _: invalid([too_late(new)]),
+    "locked": lambda _, __: StoreUnavailable(LOCKED),
+}
+"""What is raised for a job that was not stored, by its verdict."""
+
+
 def known(new: NewJob, receipt: Receipt) -> Job:
     """The job that an earlier request stored, or the one that the new one was merged with.
 
     Raises `Problem` when its content differs, or when there is none because the new one comes too late, is for a closed
-    queue, cannot wait for the jobs that it depends on, or is not unique; `StoreUnavailable` when another program has
-    locked it.
+    queue, cannot join its group, cannot wait for the jobs that it depends on, or is not unique; `StoreUnavailable` when
+    another program has locked it.
     """
-    if receipt.verdict == "unknown_dependency":
-        raise unknown_dependency(receipt.dependencies)
-    if receipt.verdict == "dependency_failed":
-        raise dependency_failed(receipt.dependencies)
-    if receipt.verdict == "closed":
-        raise closed([receipt.queue])
-    if receipt.verdict == "not_unique":
-        raise not_unique(receipt.other or "", None if receipt.job is None else receipt.job.status)
-    if receipt.verdict == "late":
-        raise invalid([too_late(new)])
-    if receipt.verdict == "locked":
-        raise StoreUnavailable(LOCKED)
+    if (refused := _REFUSED.get(receipt.verdict)) is not None:
+        raise refused(new, receipt)
     assert receipt.job is not None  # noqa: S101 - an existing one or a conflict has it
     if receipt.verdict == "conflict":
         raise conflict([receipt.job.id])
@@ -324,6 +340,7 @@ def made(
         key=request.key,
         depends_on=request.depends_on,
         needs=request.needs,
+        group=request.group,
         deadline=None if request.deadline is None else seconds(request.deadline),
         unique=None if request.unique is None else unique(request.unique),
         throttle=None if request.throttle is None else throttle(request.throttle),

@@ -192,11 +192,13 @@ async def _shown(node: Node, job: Job) -> JobView:
     if job.status is not Status.BLOCKED:
         return view
     still_open = await node.store.open_dependencies(job.id, OPEN_SHOWN)
-    if not still_open.count:  # they ended meanwhile
+    if not (still_open.count or still_open.group_open):  # they ended meanwhile
         return stored_view(await found(node, job.id), node.registry)
     waits_for = WaitsFor(open=still_open.ids, count=still_open.count)
     if still_open.group is not None:
         waits_for = structs.replace(waits_for, reason="group", group=still_open.group)
+    if still_open.group_open:
+        waits_for = structs.replace(waits_for, group_open=True)
     return structs.replace(view, waits_for=waits_for)
 
 

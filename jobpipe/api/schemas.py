@@ -121,6 +121,7 @@ class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     key: Key | None = None
     depends_on: DependsOn = []
     needs: Needs = "done"
+    group: Name | None = None
     unique: UniqueRequest | None = None
     throttle: ThrottleRequest | None = None
     debounce: DebounceRequest | None = None
@@ -141,22 +142,31 @@ class EditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     key: Key | UnsetType | None = UNSET
 
 
+OpenFor = Annotated[Span, OR_TEXT]
+"""For how long jobs can be added to a group."""
+
+
 class GroupRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Jobs that belong together, and `then` one that waits until all of them have ended."""
+    """Jobs that belong together, and `then` one that waits until all of them have ended.
+
+    With `open`, more jobs can be added for so long, or until the group is closed; else there has to be one at least.
+    """
 
     id: Name | None = None
     jobs: Annotated[
-        list[EnqueueRequest], Meta(min_length=1, max_length=10_000, description="an array of 1 to 10000 jobs")
-    ]
+        list[EnqueueRequest], Meta(max_length=10_000, description="an array of at most 10000 jobs")
+    ] = []
     then: EnqueueRequest | None = None
     on_failure: OnFailure = "go_on"
+    open: OpenFor | None = None
 
 
 class GroupView(msgspec.Struct, frozen=True, kw_only=True):
     """A group. `counts` say how many of its `jobs` have which status.
 
     Those that have ended count as they had ended, until the group has: deleted ones as `deleted`. `then` is the id of
-    the job that waits for its end; null: there is none, or it was deleted.
+    the job that waits for its end; null: there is none, or it was deleted. While `closed_at` is null, jobs can be
+    added, until `open_until` at the most; that is null where the group was complete when it was stored.
     """
 
     id: str
@@ -165,6 +175,8 @@ class GroupView(msgspec.Struct, frozen=True, kw_only=True):
     then: str | None
     on_failure: str
     created_at: When
+    open_until: When | None
+    closed_at: When | None
     ended_at: When | None
 
 
@@ -181,10 +193,14 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WaitsFor(msgspec.Struct, frozen=True, kw_only=True):
-    """What a blocked job waits for: how many jobs have not ended yet, and the first of them by arrival."""
+    """What a blocked job waits for: how many jobs have not ended yet, and the first of them by arrival.
+
+    `group_open`: jobs can still be added to the group, so its close is waited for too.
+    """
 
     reason: Literal["dependencies", "group"] = "dependencies"
     group: str | UnsetType = UNSET
+    group_open: Literal[True] | UnsetType = UNSET
     open: Sequence[str]
     count: int
 

@@ -203,9 +203,17 @@ def _is_special(new: NewJob) -> bool:
 
 
 def _is_judged(new: NewJob) -> bool:
-    """Whether it depends on other jobs how a job is stored: it waits for some, is merged with some, or comes of one."""
+    """Whether it depends on others how a job is stored.
+
+    It waits for some jobs, is merged with some, belongs to a group with some, or comes of one.
+    """
     options = new.options
-    return bool(options.depends_on) or options.merging is not None or options.parent is not None
+    return (
+        bool(options.depends_on)
+        or options.merging is not None
+        or options.parent is not None
+        or options.group is not None
+    )
 
 
 def in_order(jobs: Sequence[NewJob]) -> Sequence[int]:

@@ -82,6 +82,7 @@ class Enqueuing:
             key=asked.key,
             depends_on=asked.depends_on,
             needs=asked.needs,
+            group=asked.group,
             unique=None if asked.unique is None else unique(asked.unique),
             throttle=None if asked.throttle is None else throttle(asked.throttle),
             debounce=None if asked.debounce is None else debounce(asked.debounce),

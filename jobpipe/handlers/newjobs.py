@@ -50,6 +50,7 @@ class JobOptions(TypedDict, total=False):
     key: str | None
     depends_on: list[str]
     needs: Needs
+    group: str | None
     unique: Mapping[str, Any] | None
     throttle: Mapping[str, Any] | None
     debounce: Mapping[str, Any] | None
@@ -78,6 +79,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     key: Key | None = None
     depends_on: DependsOn = []
     needs: Needs = "done"
+    group: Name | None = None
     unique: AskedUnique | None = None
     throttle: AskedThrottle | None = None
     debounce: AskedDebounce | None = None

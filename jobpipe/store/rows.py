@@ -38,6 +38,8 @@ _REFUSED = {
     "dependency_failed": "the job {id!r} depends on {other!r}, which did not end as needed",
     "dependency_cycle": "the job {id!r} waits for itself, by way of others",
     "closed": "the queue {queue!r} of the job {id!r} takes no new jobs",
+    "unknown_group": "the job {id!r} is for the group {group!r}, which does not exist",
+    "group_closed": "the group {group!r} of the job {id!r} takes no more jobs",
     "not_unique": "the job {id!r} is not unique: its key is that of the job {other!r}",
 }
 """What the verdict on a new job means that is not stored."""
@@ -291,7 +293,7 @@ def refusal(jobs: Sequence[NewJob], receipts: Sequence[Receipt]) -> str | None:
             continue
         if (why := _REFUSED.get(receipt.verdict)) is not None:
             other = receipt.other or (*receipt.dependencies, "")[0]
-            return why.format(id=job.id, queue=receipt.queue, other=other)
+            return why.format(id=job.id, queue=receipt.queue, group=receipt.group, other=other)
     return None
 
 

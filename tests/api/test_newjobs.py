@@ -37,6 +37,7 @@ VALUES: Mapping[str, Any] = {
     "key": "acme",
     "depends_on": ["first"],
     "needs": "ended",
+    "group": "g",
     "unique": {
         "key": "k",
         "over": ["payload", "kind"],
@@ -88,6 +89,7 @@ async def test_each_means_the_same(autojump_clock, field: str) -> None:
     asks = Handler(kind="asks", function=function, is_async=True, takes_context=True, payload_type=Any)
     async with open_door(handlers=[asks]) as door:
         await door.enqueue(id="first", delay=1000)
+        await door.post("/groups", json={"id": "g", "open": "1h"})
         sent = {
             name: value.isoformat() if isinstance(value, datetime) else value
             for name, value in values.items()

@@ -69,7 +69,8 @@ async def _stored_at_once(tx: Transaction, settlements: Sequence[Settlement]) ->
 
 
 def _is_judged(job: NewJob) -> bool:
-    return bool(job.options.depends_on) or job.options.merging is not None
+    options = job.options
+    return bool(options.depends_on) or options.merging is not None or options.group is not None
 
 
 async def _stored(tx: Transaction, one: Settlement, ending: Collection[int]) -> Settlement:

@@ -10,6 +10,7 @@ from jobpipe.store.base import STORED, Change, OpenDependencies, Receipt
 from jobpipe.store.rows import compared
 from jobpipe.store.verbs import children, queues
 from jobpipe.store.verbs.jobs import change_locked
+from jobpipe.store.verbs.joining import Joining
 from jobpipe.store.verbs.merging import Merging, Retaking
 from jobpipe.store.verbs.transaction import Overtaken, Standing, Transaction
 from jobpipe.transitions import Stored, retried
@@ -48,12 +49,18 @@ async def add(
     atomic: bool,
     strict: bool = False,
     ending: Collection[int] = (),
+    of_group: str | None = None,
 ) -> Sequence[Receipt]:
-    """See `jobpipe.store.base.EngineStore.add_dependents`. `ending`: jobs that end in this transaction."""
+    """See `jobpipe.store.base.EngineStore.add_dependents`.
+
+    `ending`: jobs that end in this transaction; `of_group`: a group that is made in it, with its jobs.
+    """
     merging = Merging(tx, jobs, ending)
+    joining = Joining(tx, jobs, of_group)
     await merging.lock()
     named = _named(job.options for job in jobs)
     standing = await tx.lock_standing(named) if named else {}
+    await joining.lock()
     twins = dict(await tx.twins([job.id for job in jobs]))
     await merging.look()
     closed = await queues.closed(tx, {job.queue for job in jobs})
@@ -66,6 +73,8 @@ async def add(
             receipt = Receipt("closed", queue=job.queue)
         else:
             receipt = judged(job, standing, new)
+        if receipt is STORED:
+            receipt = joining.judged(job)
         if receipt is STORED:
             made, receipt = merging.judged(job, key)
         if receipt is STORED:
@@ -82,6 +91,7 @@ async def add(
     if len(await tx.add(list(new.values()))) != len(new):
         raise Overtaken("other requests keep storing and deleting jobs with these ids: try again")
     children.join(tx, list(new.values()))
+    await joining.write(new.values())
     blocked = await _block(tx, new, standing)
     await merging.write()
     merging.leave()

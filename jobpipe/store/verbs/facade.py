@@ -125,6 +125,10 @@ class SharedVerbs(ABC):
     async def add_group(self, new: NewGroup, now: float) -> GroupReceipt:
         return await self._carry_out(lambda tx: groups.add(tx, new, now))
 
+    async def close_group(self, group_id: str, now: float) -> GroupState | None:
+        await self._carry_out(lambda tx: groups.close(tx, group_id, now), now, repeatable=True)
+        return await self.group(group_id)
+
     async def group(self, group_id: str) -> GroupState | None:
         return await self._look(lambda tx: groups.state(tx, group_id))
 
