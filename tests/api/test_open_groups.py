@@ -23,7 +23,7 @@ async def total(payload: Any, context: Context) -> Any:
 async def crawl(depth: int, context: Context) -> None:
     """Adds pages to its own group."""
     if depth:
-        await context.enqueue_many("crawl", [depth - 1] * 2, group="site")
+        await context.enqueue_many("crawl", [depth - 1] * 2, group=context.member_of)
 
 
 TOTAL = Handler(kind="total", function=total, is_async=True, takes_context=True, payload_type=Any)

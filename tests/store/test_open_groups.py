@@ -422,6 +422,44 @@ async def test_nobody_waits_for_an_add_and_it_is_not_missed() -> None:
     assert callback.asked.options.outcome == GroupOutcome("g", 2, done=1, cancelled=1)
 
 
+async def test_a_failure_closes_a_group_beside_an_add() -> None:
+    """Over PostgreSQL: else it would have to wait for a moment without adds. What was added is cancelled after that."""
+    with empty_schema() as schema:
+        async with open_postgres(with_query(server_url(), schema=schema), leases="caller") as store:
+            node = Node(store)
+            await node.join()
+            await put(store, "a", on_failure="cancel")
+            taken = await node.take()
+            await join(store, member("b", run_at=LATER))
+            with psycopg.connect(server_url(), options=f"-csearch_path={schema}") as other:
+                other.execute("select from groups for key share")
+                with trio.fail_after(2):
+                    receipts = await node.settle(taken, Outcome.FAIL)
+                    refused = await join(store, member("c"), atomic=False)
+                between = await group(store)
+            changes = await followed(store)
+
+    assert (receipts.following, list(receipts.changes), refused) == (True, [], ["group_closed"])
+    assert (between.closed_at, between.counts) == (NOW, {"failed": 1, "scheduled": 1})
+    assert [one.id for one in changes] == ["b", "g.then"]
+
+
+async def test_an_add_that_is_refused_keeps_nobody_from_ending_the_group() -> None:
+    """Over PostgreSQL: it locks nothing. So requests that never cease cannot put off the end of a closed group."""
+    with empty_schema() as schema:
+        async with open_postgres(with_query(server_url(), schema=schema), leases="caller") as store:
+            await put(store)
+            await store.add_group(new_group("x", group="whole", run_at=LATER), NOW)
+            await close(store)
+            with psycopg.connect(server_url(), options=f"-csearch_path={schema}") as other:
+                other.execute("select from groups for update")
+                with trio.fail_after(2):
+                    told = await join(store, member("a"), member("b", "whole"), atomic=False)
+                    told += await join(store, child("c", "x", "g"), atomic=False)
+
+    assert told == ["group_closed"] * 3
+
+
 async def test_an_add_waits_for_whoever_is_about_to_end_the_group() -> None:
     """Over PostgreSQL. Then it is told; to go on beside would be to add a job that nobody has seen."""
     told = list[str]()

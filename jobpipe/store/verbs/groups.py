@@ -89,6 +89,22 @@ where grp {among grps} and ended is not null
 group by grp, ended
 """
 _SHUT = "update groups set closed_at = :now where grp {among grps} and closed_at is null"
+
+# Before the group can be had alone: as long as jobs are added, it may never be.
+_SHUT_FAILED = """
+update groups
+set closed_at = :now
+where grp in (
+    select g.grp
+    from groups g
+    where g.grp {among grps}
+        and g.on_failure = 'cancel'
+        and g.closed_at is null
+        and g.open_until is not null
+        and exists (select 1 from members m where m.grp = g.grp and m.ended <> 'done')
+    {skip updated}
+)
+"""
 _END = "update groups set ended_at = :now where grp {among grps}"
 _REST = """
 select m.seq
@@ -167,7 +183,7 @@ from groups
 where closed_at is null and open_until <= :now
 order by open_until
 limit 100
-{skip locked}
+{skip updated}
 """
 _CLOSE_OVERDUE = "update groups set closed_at = open_until where grp {among grps}"
 _OLD = "select grp from groups where ended_at <= :until order by ended_at limit 10"
@@ -355,6 +371,8 @@ async def step(tx: Transaction, touched: Mapping[int, int], now: float, limit: i
     grps = {"grps": as_json(sorted(touched))}
     locked = [Group(*row) for row in await tx.rows(_LOCK, grps)]
     left = {grp for (grp,) in await tx.rows(_NOT_ENDED, grps)} - {one.grp for one in locked}
+    if left:
+        tx.run(_SHUT_FAILED, {"grps": as_json(sorted(left)), "now": float(now)})
     # A new statement: it sees whoever had a lock before.
     unfinished = {grp for (grp,) in await tx.rows(_UNFINISHED, grps)}
     failed = await _failed(tx, [one for one in locked if one.is_open or one.grp in unfinished], now)

@@ -15,11 +15,21 @@ from jobpipe.store.base import STORED, Receipt
 from jobpipe.store.verbs.blocked import as_json
 from jobpipe.store.verbs.transaction import Transaction
 
+# Only of groups that may take a job: whoever is about to end one must not be kept from it by what is refused anyhow.
 _SHARE = """
-select id
-from groups
-where id in {each ids}
-order by grp
+select g.id
+from groups g
+where g.id in {each ids}
+    and g.ended_at is null
+    and (
+        (g.closed_at is null and g.open_until > :since)
+        or g.grp in (
+            select m.grp
+            from jobs j join members m on m.seq = j.seq
+            where j.id in {each parents} and m.ended is null
+        )
+    )
+order by g.grp
 {share lock}
 """
 _STANDING = """
@@ -91,6 +101,7 @@ class Joining:
         self._tx = tx
         self._jobs = [job for job in jobs if job.options.group not in (None, but)]
         self._all = jobs
+        self._locked = frozenset[str]()
         self._found: Mapping[str, _Standing] = {}
         self._running: Collection[tuple[str, int]] = frozenset()
         """jobs that run, each with the group that it belongs to"""
@@ -101,11 +112,14 @@ class Joining:
         if not self._jobs:
             return
         ids = {"ids": _as_json(sorted({str(job.options.group) for job in self._jobs}))}
-        await self._tx.rows(_SHARE, ids)
+        parents = sorted({job.options.parent for job in self._jobs if job.options.parent is not None})
+        since = min(job.created_at for job in self._jobs)
+        may_take = {"parents": _as_json(parents), "since": float(since)}
+        self._locked = frozenset(name for (name,) in await self._tx.rows(_SHARE, ids | may_take))
         # New statements: they see what those have done that had the groups alone before.
         self._found = {row[0]: _Standing(*row) for row in await self._tx.rows(_STANDING, ids)}
-        if parents := sorted({job.options.parent for job in self._jobs if job.options.parent is not None}):
-            grps = as_json([one.grp for one in self._found.values()])
+        if parents and self._locked:
+            grps = as_json([self._found[name].grp for name in self._locked if name in self._found])
             rows = await self._tx.rows(_RUNNING, {"ids": _as_json(parents), "grps": grps})
             self._running = frozenset((job_id, grp) for job_id, grp in rows)
         self._circular = frozenset([job.id for job in self._jobs if await self._waits_for_itself(job)])
@@ -117,7 +131,8 @@ class Joining:
         group = self._found.get(job.options.group)
         if group is None:
             return Receipt("unknown_group", group=job.options.group)
-        if not (group.is_open(job.created_at) or self._is_of_member(job, group)):
+        takes = group.is_open(job.created_at) or self._is_of_member(job, group)
+        if group.id not in self._locked or not takes:
             return Receipt("group_closed", group=group.id)
         if job.id in self._circular:
             return Receipt("dependency_cycle", dependencies=[job.id, group.callback or "", job.id])
