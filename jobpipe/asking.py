@@ -109,7 +109,7 @@ def seconds(time: datetime) -> float:
 def wrong(asked: Asking, ids: Collection[str | None] = ()) -> list[Wrong]:
     """What is wrong with the fields of a request together; `ids` are those of the jobs that it asks for."""
     faults: list[Wrong] = []
-    if (asked.run_at, asked.expires_at, asked.deadline) != (None, None, None):
+    if asked.run_at is not None or asked.expires_at is not None or asked.deadline is not None:
         faults += _wrong_times(asked)
     if asked.delay is not None and asked.run_at is not None:
         faults.append(Wrong("/run_at", "cannot be combined with delay: send one of them"))
