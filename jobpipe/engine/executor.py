@@ -128,7 +128,7 @@ class Executor:
         options = attempt.job.options
         timeout = options.timeout or handler.timeout or math.inf
         left = math.inf if options.deadline is None else options.deadline - self._clock.now()
-        longest = min(timeout, left)
+        longest = min(left, timeout)
         deadline = math.inf if longest == math.inf else trio.current_time() + longest
         try:
             with scope:

@@ -230,6 +230,21 @@ async def test_who_deletes_a_job_waits_for_nobody_who_has_its_key(node: Node, ot
     assert (change.verdict, pruned, again.verdict) == ("changed", 1, "stored")
 
 
+async def test_a_retry_by_hand_locks_keys_before_jobs(node: Node, other: Other) -> None:
+    """As an add does, which may wait for a job while it has a key: else the two would wait for one another."""
+    await ask(node.store, unique("a"))
+    await node.store.cancel(["a"], NOW)
+    await add(node.store, new_job("b"))
+    other.connection.execute(b"select from uniques for update")
+    with trio.fail_after(LONG):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.store.retry, ["a", "b"], NOW)
+            await other.blocks()
+            other.lock("live", "b", wait=False)
+            other.lock("jobs", "a", wait=False)
+            other.connection.rollback()
+
+
 # --- what it costs others ---------------------------------------------------------------------------------------------
 
 
@@ -305,7 +320,13 @@ class Life:
         for number in range(ROUNDS):
             jobs = [self.job(key, number) for key in self.chance.sample(KEYS, 2)]
             jobs.append(debounced(f"d-{self.name}-{number}", NOW + number, key="d", wait=1.0, max_wait=3.0))
-            receipts = await ask(self.store, *jobs, atomic=self.chance.random() < 0.5)
+            atomic = self.chance.random() < 0.5
+            try:
+                receipts = await ask(self.store, *jobs, atomic=atomic)
+            except (
+                StoreUnavailable
+            ):  # a lock was held for too long: nothing was done, and a client asks again
+                receipts = await ask(self.store, *jobs, atomic=atomic)
             self.ids += [job.id for job, one in zip(jobs, receipts, strict=True) if one.verdict == "stored"]
 
     def job(self, key: str, number: int) -> NewJob:

@@ -586,8 +586,8 @@ SEVERAL: list[tuple[dict[str, Any], str, int]] = [
     ),
     ({"queue": "mail", "status": (Status.DONE, Status.EXPIRED)}, "jobs_by_queue (queue=? AND ", 1),
     ({"kind": ("echo", "demo"), "error_type": "E"}, "jobs_by_kind (kind=? AND ", 2),
-    ({"kind": "e*", "status": (Status.FAILED, Status.DONE)}, "jobs_by_status (status=? AND ", 2),
-    ({"key": "k", "node": ("n", "m"), "ended_after": NOW}, "jobs_by_status (status=? AND ", len(Status)),
+    ({"kind": "e*", "status": (Status.FAILED, Status.EXPIRED)}, "jobs_unusual_by_status (status=? AND ", 2),
+    ({"key": "k", "node": ("n", "m"), "ended_after": NOW}, "jobs_by_time (", 1),
 ]
 
 
@@ -597,9 +597,12 @@ def test_a_list_walks_the_index_of_its_filters(db: apsw.Connection, where: dict[
     db.execute("insert or replace into totals values ('queued', 2000, 0), ('done', 2000, 0)")
     found = plans(db, lambda: reader.listed(db, Filter(**where), 10, Place(NOW, 5)))
     (steps,) = (steps for sql, steps in found.items() if "as looked" in sql)
-    first = next((name for name in ("queue", "kind") if name in where), "status")
-    unusual = first != "status" and where["status"] not in (None, *lists.USUAL)
-    index = f"jobs_unusual_by_{first} ({first}=? AND status=?" if unusual else f"jobs_by_{first} ({first}=?"
+    first = next((name for name in ("queue", "kind") if name in where), None)
+    usual = where["status"] in (None, *lists.USUAL)
+    if first is None:
+        index = "jobs_by_time (" if usual else "jobs_unusual_by_status (status=?"
+    else:
+        index = f"jobs_by_{first} ({first}=?" if usual else f"jobs_unusual_by_{first} ({first}=? AND status=?"
     if "tag" in where:
         index = "PRIMARY KEY (tag=?"
 
@@ -611,6 +614,7 @@ def test_a_list_walks_the_index_of_its_filters(db: apsw.Connection, where: dict[
 def test_a_list_walks_an_index_for_each_of_several_values(
     db: apsw.Connection, where: dict[str, Any], index: str, ranges: int
 ) -> None:
+    db.execute("insert or replace into totals values ('queued', 2000, 0), ('done', 2000, 0)")
     found = plans(db, lambda: reader.listed(db, Filter(**where), 10, Place(NOW, 5)))
     (steps,) = (steps for sql, steps in found.items() if "as looked" in sql)
 
@@ -682,7 +686,7 @@ LISTS: Sequence[dict[str, Any]] = [
         for name in ("queue", "kind")
         if status not in lists.USUAL
     ),
-    *({"status": status, "created_before": NOW + 900} for status in Status),
+    *({"status": status, "created_before": NOW + 900} for status in Status if status not in lists.USUAL),
 ]
 
 
@@ -700,12 +704,13 @@ def test_a_list_among_very_many_jobs_reads_what_it_shows(
 
 USUAL_LISTS: Sequence[dict[str, Any]] = [
     *({"status": status, name: "rare"} for status in lists.USUAL for name in ("queue", "kind")),
+    *({"status": status, "created_before": NOW + 900} for status in lists.USUAL),
     {"queue": "mail", "status": Status.QUEUED, "created_before": NOW + 900},
 ]
 
 
 @pytest.mark.parametrize("where", USUAL_LISTS, ids=str)
-def test_a_list_with_a_usual_status_looks_at_the_jobs_of_its_queue_or_kind(
+def test_a_list_with_a_usual_status_looks_for_its_jobs_among_others(
     crowded: apsw.Connection, where: dict[str, Any]
 ) -> None:
     """No index has the two together: it would change with each job that runs."""
@@ -716,20 +721,21 @@ def test_a_list_with_a_usual_status_looks_at_the_jobs_of_its_queue_or_kind(
     assert steps < 100 * 1000
 
 
-def test_a_list_with_a_usual_status_looks_at_those_who_have_it_where_they_are_fewer(
+def test_a_list_with_a_usual_status_reads_those_who_have_it_where_they_are_few(
     db: apsw.Connection,
 ) -> None:
-    """A few that wait below a million that are done: of the queue, and of the kind."""
+    """A few that wait below a million that are done: of all, of the queue, and of the kind."""
     Writer(db).exchange(Batch(node="n", now=NOW, adds=[Add([job(f"j{n}") for n in range(9)])]))
-    for column, value in (("queue", "default"), ("kind", "echo")):
-        where = replace(Filter(status=Status.QUEUED), **{column: value})
+    for column, value in (("time", None), ("queue", "default"), ("kind", "echo")):
+        where = replace(Filter(status=Status.QUEUED), **({column: value} if value else {}))
         listed = functools.partial(reader.listed, db, where, 10, None)
-        db.execute("update totals set jobs = 8 where state = 'queued'")
+        db.execute("update totals set jobs = 999 where state = 'queued'")
         few = plans(db, listed)
         db.execute("update totals set jobs = 1000 where state = 'queued'")
         many = plans(db, listed)
 
-        assert any("jobs_by_status" in step for steps in few.values() for step in steps)
+        assert any("jobs_ready_by_queue" in step for steps in few.values() for step in steps)
+        assert any("jobs_held" in step for steps in few.values() for step in steps)
         assert any(f"jobs_by_{column}" in step for steps in many.values() for step in steps)
 
 
@@ -748,6 +754,7 @@ def test_a_list_of_what_is_not_rare_looks_at_a_bounded_number_of_rows(
 ) -> None:
     """The rows come from the newest down, no more than `LOOK`, and no further than the page needs."""
     a_bit_of_everything(db)
+    db.execute("insert or replace into totals values ('queued', 2000, 0), ('done', 2000, 0)")
     found = plans(db, lambda: reader.listed(db, where, 3, None))
     (steps,) = (steps for sql, steps in found.items() if "as looked" in sql)
 

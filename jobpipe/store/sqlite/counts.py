@@ -6,7 +6,7 @@ import apsw
 import structlog
 
 from jobpipe.job import WAITING
-from jobpipe.store.rows import plausible
+from jobpipe.store.rows import LARGEST, plausible
 from jobpipe.store.sqlite.values import execute_values
 
 log = structlog.get_logger("jobpipe")
@@ -50,7 +50,7 @@ class CountChanges:
         if after is not None:
             self._jobs[queue, after] += jobs
             if size:
-                self._size[queue, after] += plausible(size)
+                self._size[queue, after] += size if 0 < size < LARGEST else plausible(size)
 
     def drop(self, queue: str, state: str, jobs: int, size: int) -> None:
         """Count ended jobs out, with their bytes."""

@@ -7,7 +7,7 @@ import msgspec
 
 from jobpipe.job import Status
 from jobpipe.store.base import SEVERAL, Filter, Place
-from jobpipe.store.sqlite.rows import as_json
+from jobpipe.store.sqlite.rows import READY_BY_QUEUE, as_json
 
 USUAL = (Status.QUEUED, Status.DONE)
 """What most jobs are. Indexes that had these statuses would change with each job that runs."""
@@ -28,14 +28,24 @@ _MERGED = """
 order by at desc, seq desc
 limit :look
 """
-_OF_STATUS = "from jobs indexed by jobs_by_status where status = '{status}'"
+_OF_ALL = "from jobs indexed by jobs_by_time where true"
 _OF_COLUMN = "from jobs indexed by jobs_by_{column} where {column} = :{name}"
+_NOT_USUAL = " and ".join(f"status <> '{status.value}'" for status in USUAL)
 _UNUSUAL = f"""
 from jobs indexed by jobs_unusual_by_{{column}}
 where {{column}} = :{{name}}
     and status = '{{status}}'
-    and status not in {tuple(status.value for status in USUAL)}
+    and {_NOT_USUAL}
 """
+_OF_UNUSUAL = f"from jobs indexed by jobs_unusual_by_status where status = '{{status}}' and {_NOT_USUAL}"
+# All jobs of a usual status, where they are few: they are not in the order of a list, so they are sorted.
+_OF_USUAL = {
+    Status.QUEUED: (
+        f"from {READY_BY_QUEUE}",
+        "from jobs indexed by jobs_held where held = 1 and status = 'queued'",
+    ),
+    Status.DONE: ("from jobs indexed by jobs_ended where status = 'done' and finished_at is not null",),
+}
 _TAGGED = "from tags where tag = :{name}"
 _IN_GROUP = "from members where grp = (select grp from groups where id = :{name})"
 _OF_IDS = "from jobs where id in (select value from json_each(:id))"
@@ -47,8 +57,8 @@ MOST = 50
 def looked(where: Filter, *, few: bool = False) -> str:
     """The query for the places (at, seq) of the rows that a list looks at, no more than `:look` of them.
 
-    What `decides` decides on the index, queue and kind together with the status unless that is a usual one. A usual
-    status decides alone where few jobs have it. What else is asked has to be looked for among these rows. Where one of
+    What `decides` decides on the index, together with the status unless that is a usual one. A usual status decides
+    alone where few jobs have it; where not, it is looked for among the others, as is what else is asked. Where one of
     several values is asked for, there is a range for each.
     """
     since = _SINCE if where.created_after is not None else ""
@@ -75,8 +85,10 @@ def _sources(where: Filter, *, few: bool) -> list[str]:
     """Where the rows come from: each is a "from" with its "where"."""
     statuses = [Status(one) for one in where.each("status")]
     match decides(where):
+        case None if statuses and (few or not asks_usual(where)):
+            return [source for one in statuses for source in _of_status(one)]
         case None:
-            return [_OF_STATUS.format(status=one.value) for one in statuses or Status]
+            return [_OF_ALL]
         case "id":
             return [_OF_IDS]
         case "tag":
@@ -87,12 +99,21 @@ def _sources(where: Filter, *, few: bool) -> list[str]:
             return _of_column(where, column, statuses, few=few)
 
 
+def asks_usual(where: Filter) -> bool:
+    """Whether a usual status is among those asked for."""
+    return any(one in USUAL for one in where.each("status"))
+
+
+def _of_status(status: Status) -> Sequence[str]:
+    return _OF_USUAL.get(status) or (_OF_UNUSUAL.format(status=status.value),)
+
+
 def _of_column(where: Filter, column: str, statuses: Sequence[Status], *, few: bool) -> list[str]:
     names = names_of(where, column)
-    if not statuses or (any(one in USUAL for one in statuses) and not few):
-        return [_OF_COLUMN.format(column=column, name=name) for name in names]
     if few:
-        return [_OF_STATUS.format(status=statuses[0].value)]
+        return [source for one in statuses for source in _of_status(one)]
+    if not statuses or asks_usual(where):
+        return [_OF_COLUMN.format(column=column, name=name) for name in names]
     return [_UNUSUAL.format(column=column, name=name, status=one.value) for name in names for one in statuses]
 
 

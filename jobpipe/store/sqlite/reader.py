@@ -213,9 +213,8 @@ limit 1
 """
 _OF_LANE = f"select count(*), min(run_at) from {READY_IN_LANE} and queue = ? and key = ? and kind = ?"
 _OF_STATUS = "select coalesce(sum(jobs), 0) from totals where state = ?"
-_OF_QUEUE = "select coalesce(sum(jobs), 0) from counts where queue = ?"
 FEW = 1000
-"""How many jobs of a status are looked through for those of a kind; nobody knows how many jobs a kind has."""
+"""How many jobs of a usual status are read and sorted for a list."""
 
 ABOVE_ALL = 1 << 40
 STATUSES = frozenset(Status)
@@ -335,13 +334,11 @@ def listed(db: apsw.Connection, where: Filter, limit: int, before: Place | None)
 
 
 def _are_few(db: apsw.Connection, where: Filter) -> bool:
-    """Whether fewer jobs have the status that is asked for than are in the queue, or than are looked through."""
-    column, (status, *others) = lists.decides(where), where.each("status") or ("",)
-    if status not in lists.USUAL or others or column not in ("queue", "kind"):
+    """Whether a usual status is asked for that few jobs have: then they are read, and sorted."""
+    if not lists.asks_usual(where) or lists.decides(where) not in (None, "queue", "kind"):
         return False
-    queues = where.each("queue") if column == "queue" else ()
-    most = sum(db.execute(_OF_QUEUE, (queue,)).get for queue in queues) if queues else FEW
-    return bool(db.execute(_OF_STATUS, (status,)).get < most)
+    usual = [one for one in where.each("status") if one in lists.USUAL]
+    return bool(sum(db.execute(_OF_STATUS, (status,)).get for status in usual) < FEW)
 
 
 def _take(rows: Generator[Row, None, None], pager: Pager) -> None:

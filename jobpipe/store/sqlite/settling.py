@@ -89,7 +89,8 @@ class Settling:
             ends = [one for one in ends if (one.seq, one.claim) not in missed]
         for one in ends:
             counts.move(one.queue, HELD, one.status, size=one.size)
-            self._record(one, one.status)
+            if one.status is not Status.DONE:  # its one attempt stands in the job's own row
+                self._record(one)
         changed: dict[int, Status] = {}
         for one in settlements:
             if one.status in WAITING:
@@ -119,16 +120,16 @@ class Settling:
         self._known.due_changed()
         self._known.ready_changed()
         counts.move(one.queue, HELD, status, size=one.size if status in ENDED else 0)
-        self._record(one, status)
+        self._record(one)
 
     def _again(self, one: Settlement) -> Status | None:
         values = (one.status.value, one.settled_at, one.size, one.attempt, one.run_at, one.started_at)
         row = fetch_one(self._db, _AGAIN, (*values, encoded_error(one.error), one.seq, one.claim))
         return None if row is None else Status(row[0])
 
-    def _record(self, one: Settlement, status: Status) -> None:
-        """Keep an attempt; one that ended its job well stands in the job's own row."""
-        if one.outcome is None or status is Status.DONE:
+    def _record(self, one: Settlement) -> None:
+        """Keep an attempt that did not end its job well."""
+        if one.outcome is None:
             return
         values = (
             one.number,

@@ -26,7 +26,7 @@ from jobpipe.store.base import (
     Retention,
 )
 from jobpipe.store.rows import compared
-from jobpipe.store.verbs import dependencies
+from jobpipe.store.verbs import dependencies, merging
 from jobpipe.store.verbs.blocked import as_json, carefully
 from jobpipe.store.verbs.joining import join
 from jobpipe.store.verbs.transaction import Ended, Overtaken, Transaction
@@ -316,6 +316,7 @@ async def close(tx: Transaction, group_id: str, now: float) -> None:
 
 async def retry(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Change]:
     """See `jobpipe.store.base.ControlStore.retry`."""
+    await merging.lock_keys_of(tx, ids)
     return await retry_locked(tx, await tx.lock(ids), ids, now)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from jobpipe.job import Job, NewJob, Status
+from jobpipe.job import ENDED, Job, NewJob, Status
 from jobpipe.merging import (
     NOBODY,
     Decision,
@@ -304,6 +304,17 @@ class Retaking:
             self._tx.run(_TAKE, {"taken": _as_json(taken)})
         if left := sorted(set(self._found) - {one.key for one in taken}):
             self._tx.run(_UNUSED, {"keys": _as_json(left)})
+
+
+async def lock_keys_of(tx: Transaction, ids: Sequence[str]) -> None:
+    """Lock the keys of jobs that are to be retried, before the jobs: as every add does, so that none waits for another.
+
+    A job that ends after this look has its key locked by `Retaking` alone.
+    """
+    jobs = [job for job in (await tx.twins(ids)).values() if job.status in ENDED]
+    asked = [job.original or job.asked for job in jobs]
+    if keys := sorted({key for one in asked if one.options.unique and (key := key_of(one)) is not None}):
+        await _locked(tx, keys)
 
 
 def _first_asked(stored: Stored) -> NewJob:

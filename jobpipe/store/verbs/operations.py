@@ -22,7 +22,7 @@ from jobpipe.store.base import (
 )
 from jobpipe.store.matching import matches
 from jobpipe.store.rows import Row
-from jobpipe.store.verbs import groups, jobs
+from jobpipe.store.verbs import groups, jobs, merging
 from jobpipe.store.verbs.transaction import Transaction
 from jobpipe.transitions import Stored, cancelled, promoted
 
@@ -201,6 +201,8 @@ async def sliced(tx: Transaction, part: Slice, node: str, now: float, until: flo
     found = _first(await tx.rows(_LOCK_ONE, {"id": part.operation}))
     if found is None or found.state != "running" or found.place != part.place:
         return Sliced(found)
+    if found.asked.verb == "retry":
+        await merging.lock_keys_of(tx, part.ids)
     there = await tx.lock(part.ids)
     meant = [one for one in part.ids if one in there and matches(there[one], found.asked.where)]
     changes = await _done(tx, found.asked, there, meant, now) if meant else []

@@ -185,6 +185,8 @@ async def test_of_a_node_that_drained_nothing_needs_rescue(serve, trace, gate, d
 async def test_nodes_that_start_at_once_on_an_empty_database_all_come_up(start, database, count):
     """The tables are made once, and each node works."""
     nodes = await start(count, WORKERS=1)
+    for node in nodes:  # with so many on few processors, one may stand still for a second
+        node.expected_errors.add("the event loop is blocked")
     for number, node in enumerate(nodes):
         await node.enqueue(f"job-{number}", "echo", payload=number)
     ended = [await node.job(f"job-{number}", wait=LONG) for number, node in enumerate(reversed(nodes))]
