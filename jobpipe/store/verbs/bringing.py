@@ -33,7 +33,7 @@ class Brought(msgspec.Struct, frozen=True):
 
 async def lock_keys(tx: Transaction, settlements: Sequence[Settlement]) -> None:
     """Lock the keys of what settlements bring. To be done before any other lock is waited for, if it is `careful`."""
-    await merging.lock(tx, [job for one in settlements for job in one.jobs])
+    await merging.lock_keys(tx, [job for one in settlements for job in one.jobs])
 
 
 async def settle(tx: Transaction, settlements: Sequence[Settlement], *, careful: bool) -> Brought:
@@ -48,7 +48,7 @@ async def settle(tx: Transaction, settlements: Sequence[Settlement], *, careful:
         ending = frozenset(one.seq for one in asked)
         ends: Sequence[Settlement] = [await _stored(tx, one, ending) for one in asked]
         late = [one for one in settlements if (one.seq, one.claim) not in held]
-        merging.leave(tx, [job for one in late for job in one.jobs])
+        merging.leave_keys(tx, [job for one in late for job in one.jobs])
     else:
         ends = await _stored_at_once(tx, asked)
     await tx.settle(ends)

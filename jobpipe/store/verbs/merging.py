@@ -93,13 +93,13 @@ where key in (
 """
 
 
-async def lock(tx: Transaction, jobs: Sequence[NewJob]) -> None:
+async def lock_keys(tx: Transaction, jobs: Sequence[NewJob]) -> None:
     """Lock the keys of jobs that are judged later in this transaction, before any other lock is waited for."""
     if names := sorted({key for job in jobs if (key := key_of(job)) is not None}):
         await _locked(tx, names)
 
 
-def leave(tx: Transaction, jobs: Sequence[NewJob]) -> None:
+def leave_keys(tx: Transaction, jobs: Sequence[NewJob]) -> None:
     """Delete the rows that were made for keys of jobs which nobody has taken."""
     if names := sorted({key for job in jobs if (key := key_of(job)) is not None}):
         tx.run(_UNUSED, {"keys": _as_json(names)})
