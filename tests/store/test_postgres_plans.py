@@ -34,8 +34,9 @@ from jobpipe.store.verbs.facade import SharedVerbs
 from jobpipe.store.verbs.followers import MOST
 from tests.store.server import ask, new_schema, server_url, with_query
 from tests.store.test_contract import KEEP_ALL, LATER, NOW, new_job, settlement, start, wish
+from tests.store.test_groups import member
 from tests.store.test_merging import debounced, throttled, unique
-from tests.store.test_open_groups import OPEN, member, opened
+from tests.store.test_open_groups import OPEN, opened
 
 pytestmark = pytest.mark.slow
 

@@ -135,7 +135,6 @@ delete from group_notes
 where (grp, seq) in (select grp, seq from {rows notes: grp bigint, seq bigint})
 """
 
-
 # Waits for who ends such a group; what has ended then is left out, since the condition is on the row that is locked.
 _REJOINED = """
 select grp
