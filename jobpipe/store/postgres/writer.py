@@ -165,6 +165,7 @@ class Writer:
         freed = self._held.freed(settlements)
         with_jobs = [one for one in settlements if one.jobs]
         others = [one for one in settlements if not one.jobs]
+        careful = careful or bringing.need_care(with_jobs)
 
         async def verb(session: Session) -> tuple[Settling, Brought, Sequence[Changed], Followed]:
             tables = self._tables(session)

@@ -17,7 +17,7 @@ NOTHING_STORED = "nothing that the handler has enqueued was stored: "
 
 
 class Unsure(Exception):  # noqa: N818 - no error: it is caught where it is raised for
-    """Not every new job is one that simply can be stored: undo it all, and do it with care."""
+    """Some of the new jobs are there already: undo it all, and do it with care."""
 
 
 class Brought(msgspec.Struct, frozen=True):
@@ -31,6 +31,16 @@ class Brought(msgspec.Struct, frozen=True):
     """about how many of the new jobs are ready"""
 
 
+def need_care(settlements: Sequence[Settlement]) -> bool:
+    """Whether it depends on other jobs how something of what settlements bring is stored."""
+    return any(_is_judged(job) for one in settlements for job in one.jobs)
+
+
+def _is_judged(job: NewJob) -> bool:
+    options = job.options
+    return bool(options.depends_on) or options.merging is not None or options.group is not None
+
+
 async def lock_keys(tx: Transaction, settlements: Sequence[Settlement]) -> None:
     """Lock the keys of what settlements bring. To be done before any other lock is waited for, if it is `careful`."""
     await merging.lock_keys(tx, [job for one in settlements for job in one.jobs])
@@ -39,7 +49,8 @@ async def lock_keys(tx: Transaction, settlements: Sequence[Settlement]) -> None:
 async def settle(tx: Transaction, settlements: Sequence[Settlement], *, careful: bool) -> Brought:
     """End held jobs, and store what they bring. What follows their ends is left to `followers.finish`.
 
-    Unless it is `careful`, it stores all at once, and raises `Unsure` where that may be wrong.
+    Unless it is `careful`, as it has to be where they `need_care`, it stores all at once, and raises `Unsure` where
+    that is wrong.
     """
     fences = sorted((one.seq, one.claim) for one in settlements)
     held = await tx.lock_claims(fences)
@@ -60,17 +71,12 @@ async def settle(tx: Transaction, settlements: Sequence[Settlement], *, careful:
 
 
 async def _stored_at_once(tx: Transaction, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
-    """Store what settlements bring, in the hope that all of it is new, and that other jobs do not matter."""
+    """Store what settlements bring, in the hope that all of it is new."""
     jobs = [job for one in settlements for job in one.jobs]
-    if any(map(_is_judged, jobs)) or len(await tx.add(jobs)) != len(jobs):
+    if len(await tx.add(jobs)) != len(jobs):
         raise Unsure
     children.join(tx, jobs)
     return settlements
-
-
-def _is_judged(job: NewJob) -> bool:
-    options = job.options
-    return bool(options.depends_on) or options.merging is not None or options.group is not None
 
 
 async def _stored(tx: Transaction, one: Settlement, ending: Collection[int]) -> Settlement:
