@@ -2196,6 +2196,7 @@ async def test_each_pair_of_filters_leads_through_its_pages(
 ) -> None:
     """No job comes twice, none is left out, and none of another status, queue, kind or tag; be they few or not."""
     monkeypatch.setattr("jobpipe.store.postgres.lists.FEW", few)
+    monkeypatch.setattr("jobpipe.store.sqlite.reader.FEW", few)
     await add(node.store, new_job("z", queue="y", kind="l", run_at=LATER))
     for number in range(5):
         one = {"queue": "x", "kind": "k", "options": Options(tags=("t",)), "created_at": NOW + number // 2}
