@@ -273,6 +273,8 @@ class GroupOutcome(msgspec.Struct, frozen=True):
     cancelled: int = 0
     expired: int = 0
     deleted: int = 0
+    timed_out: bool = False
+    """whether the group was open, and nobody closed it in time"""
 
 
 class Options(msgspec.Struct, frozen=True, omit_defaults=True):

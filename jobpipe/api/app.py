@@ -72,7 +72,9 @@ REFUSALS = (
     Code.ID_CONFLICT,
     Code.DEPENDENCY_FAILED,
     Code.QUEUE_CLOSED,
+    Code.GROUP_CLOSED,
     Code.UNKNOWN_DEPENDENCY,
+    Code.UNKNOWN_GROUP,
     Code.TOO_LARGE,
     Code.UNSUPPORTED_MEDIA_TYPE,
     Code.INVALID,
@@ -174,6 +176,9 @@ def _enqueue_routes(app: QuartTrio, node: Node) -> None:
 
         With `depends_on`, the job is `blocked` until those jobs are done, or with `"needs": "ended"` until they have
         ended. 422 `unknown_dependency` when one does not exist, 409 `dependency_failed` when one has ended otherwise.
+
+        With `group`, the job is added to that group while it is open (`open` in `POST /groups`). 422 `unknown_group`
+        when there is none, 409 `group_closed` when it takes no more jobs.
 
         With `unique`, `throttle` or `debounce`, the request is merged with others for the same: 200 and the job that
         has the key, which this request may have changed, or 409 `not_unique` with its id.

@@ -13,6 +13,7 @@ from jobpipe.api.problems import (
     cross_site,
     declared,
     dependency_failed,
+    group_closed,
     internal,
     invalid,
     no_error,
@@ -28,6 +29,7 @@ from jobpipe.api.problems import (
     too_many_streams,
     unavailable,
     unknown_dependency,
+    unknown_group,
     unsupported,
 )
 from jobpipe.errors import Draining, QueueFull, StoreUnavailable
@@ -79,10 +81,12 @@ PROBLEMS = {
         declared("nightly"),
         not_empty("reports", {Status.QUEUED: 3}),
         closed(["reports"]),
+        group_closed("import"),
         conflict(["t1"]),
         not_unique("t1", Status.RUNNING),
         dependency_failed(["t1"]),
         unknown_dependency(["t1"]),
+        unknown_group("import"),
         too_large(1 << 20),
         unsupported("text/plain", "application/json"),
         invalid([Fault("/max_retry", "unknown field; known are id, kind, payload, queue, max_retries")]),

@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 from jobpipe.api.durations import OR_TEXT
 from jobpipe.api.faults import TIME
 from jobpipe.api.lists import ONE_OR_MORE
+from jobpipe.asking import AskedDebounce, AskedThrottle, AskedUnique
 from jobpipe.engine.attempt import Attempt
 from jobpipe.handlers.registry import Registry
 from jobpipe.job import (
@@ -31,11 +32,8 @@ from jobpipe.job import (
     LongestWait,
     Name,
     Needs,
-    OnConflict,
     OnFailure,
     Outcome,
-    Over,
-    Phase,
     Priority,
     Progress,
     Retries,
@@ -47,7 +45,6 @@ from jobpipe.job import (
     Throttle,
     Timeout,
     Unique,
-    UniqueKey,
 )
 from jobpipe.lanes import LONGEST, SHORTEST, KeyStanding, Rate, Running, Weight
 from jobpipe.obstacles import Why
@@ -77,54 +74,30 @@ class BackoffRequest(Backoff, frozen=True, forbid_unknown_fields=True):
     cap: Annotated[LongestWait, OR_TEXT] = 3600.0
 
 
-class UniqueRequest(
-    msgspec.Struct,
-    frozen=True,
-    forbid_unknown_fields=True,
-    kw_only=True,
-    rename={"while_": "while", "for_": "for"},
-):
+class UniqueRequest(AskedUnique, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """At most one job of the queue has the key at a time: `key`, the fields named in `over`, or both.
 
     Without `over` the kind belongs to it, and without `key` the payload too.
     """
 
-    key: UniqueKey | None = None
-    over: Annotated[list[Over], Meta(max_length=2, description="an array of kind and payload")] | None = None
-    while_: (
-        Annotated[
-            list[Phase],
-            Meta(
-                min_length=1,
-                max_length=2,
-                description='["queued"] (until a worker takes the job) or ["queued", "running"] (until it has ended); '
-                "default: the latter",
-            ),
-        ]
-        | None
-    ) = None
     for_: Annotated[Span, OR_TEXT] | None = None
-    on_conflict: OnConflict = "return"
 
 
-class ThrottleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ThrottleRequest(AskedThrottle, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """At most one job of the queue and kind with the key is due in each window of `every` seconds.
 
     With `trailing`, what is sent within a window becomes one job at its end, with the last payload.
     """
 
-    key: UniqueKey
     every: Annotated[Span, OR_TEXT]
-    trailing: bool = False
 
 
-class DebounceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class DebounceRequest(AskedDebounce, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One job of the queue and kind with the key, with the last payload, once none was sent for `wait` seconds.
 
     But at the latest `max_wait` seconds after the first; ten times `wait`, unless it is sent.
     """
 
-    key: UniqueKey
     wait: Annotated[Span, OR_TEXT]
     max_wait: Annotated[Span, OR_TEXT] | None = None
 
@@ -149,6 +122,7 @@ class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     key: Key | None = None
     depends_on: DependsOn = []
     needs: Needs = "done"
+    group: Name | None = None
     unique: UniqueRequest | None = None
     throttle: ThrottleRequest | None = None
     debounce: DebounceRequest | None = None
@@ -169,22 +143,31 @@ class EditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     key: Key | UnsetType | None = UNSET
 
 
+OpenFor = Annotated[Span, OR_TEXT]
+"""For how long jobs can be added to a group."""
+
+
 class GroupRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Jobs that belong together, and `then` one that waits until all of them have ended."""
+    """Jobs that belong together, and `then` one that waits until all of them have ended.
+
+    With `open`, more jobs can be added for so long, or until the group is closed; else there has to be one at least.
+    """
 
     id: Name | None = None
     jobs: Annotated[
-        list[EnqueueRequest], Meta(min_length=1, max_length=10_000, description="an array of 1 to 10000 jobs")
-    ]
+        list[EnqueueRequest], Meta(max_length=10_000, description="an array of at most 10000 jobs")
+    ] = []
     then: EnqueueRequest | None = None
     on_failure: OnFailure = "go_on"
+    open: OpenFor | None = None
 
 
 class GroupView(msgspec.Struct, frozen=True, kw_only=True):
     """A group. `counts` say how many of its `jobs` have which status.
 
     Those that have ended count as they had ended, until the group has: deleted ones as `deleted`. `then` is the id of
-    the job that waits for its end; null: there is none, or it was deleted.
+    the job that waits for its end; null: there is none, or it was deleted. While `closed_at` is null, jobs can be
+    added, until `open_until` at the most; that is null where the group was complete when it was stored.
     """
 
     id: str
@@ -193,6 +176,8 @@ class GroupView(msgspec.Struct, frozen=True, kw_only=True):
     then: str | None
     on_failure: str
     created_at: When
+    open_until: When | None
+    closed_at: When | None
     ended_at: When | None
 
 
@@ -211,12 +196,13 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
 class WaitsFor(msgspec.Struct, frozen=True, kw_only=True):
     """Why a job does not run yet, or what its cancel waits for: the first thing that is in the way, and its figures.
 
-    `dependencies`, `group`: jobs have not ended yet, `count` of them, the first of which are `open`; `not_due`: until
-    `run_at`; `paused`: the queue is, `until` when, and why; `queue_full`, `key_full`: as many of its jobs are `running`
-    as may; `rate`, `key_rate`: `until` the next job may start; `key_paused`: the key is; `no_node`: no live node runs
-    jobs of this `kind` from this `queue`; `turn`: it is ready, at this `place` in its queue, or among the jobs of its
-    key, or, where that is not `exact`, behind it; `handler`: it was cancelled, and its handler has not ended on `node`,
-    which told it so at `since`; that is left out where another node is asked.
+    `dependencies`, `group`: jobs have not ended yet, `count` of them, the first of which are `open`, or the group is
+    open itself (`group_open`), so that its close is waited for too; `not_due`: until `run_at`; `paused`: the queue is,
+    `until` when, and why; `queue_full`, `key_full`: as many of its jobs are `running` as may; `rate`, `key_rate`:
+    `until` the next job may start; `key_paused`: the key is; `no_node`: no live node runs jobs of this `kind` from this
+    `queue`; `turn`: it is ready, at this `place` in its queue, or among the jobs of its key, or, where that is not
+    `exact`, behind it; `handler`: it was cancelled, and its handler has not ended on `node`, which told it so at
+    `since`; that is left out where another node is asked.
     """
 
     reason: Literal["dependencies", "group", Why, "handler"]
@@ -233,6 +219,7 @@ class WaitsFor(msgspec.Struct, frozen=True, kw_only=True):
     node: str | UnsetType | None = UNSET
     since: When | UnsetType = UNSET
     group: str | UnsetType = UNSET
+    group_open: Literal[True] | UnsetType = UNSET
     open: Sequence[str] | UnsetType = UNSET
     count: int | UnsetType = UNSET
 

@@ -88,11 +88,12 @@ def cancel_waits_for(node: Node, job: Job) -> WaitsFor:
 
 async def _others(node: Node, job: Job) -> WaitsFor | None:
     still_open = await node.store.open_dependencies(job.id, OPEN_SHOWN)
-    if not still_open.count:
+    if not (still_open.count or still_open.group_open):
         return None
-    if still_open.group is None:
-        return WaitsFor(reason="dependencies", open=still_open.ids, count=still_open.count)
-    return WaitsFor(reason="group", group=still_open.group, open=still_open.ids, count=still_open.count)
+    waits = WaitsFor(reason="dependencies", open=still_open.ids, count=still_open.count)
+    if still_open.group is not None:
+        waits = structs.replace(waits, reason="group", group=still_open.group)
+    return structs.replace(waits, group_open=True) if still_open.group_open else waits
 
 
 def waits_for(obstacle: Obstacle) -> WaitsFor:

@@ -179,22 +179,27 @@ class Receipt(msgspec.Struct, frozen=True):
         "dependency_failed",
         "dependency_cycle",
         "closed",
+        "unknown_group",
+        "group_closed",
         "replaced",
         "not_unique",
     ]
     """`refused`: nothing wrong with this one, but it shared an atomic add with one that was not stored;
     `locked`: an unfinished transaction of another program stores or deletes a job of this id, so nothing can be said
-    yet; `late`: the job is new and expires before it could start; `dependency_cycle`: it waits for itself, by way of
-    others of the same add (both are said by the engine, which hands no store such a job); `unknown_dependency` and
-    `dependency_failed`: a job that it depends on is not there, or did not end as needed; `closed`: the job is new, and
-    its queue takes none; `replaced`: `other` waits, and is what this one asks for now; `not_unique`: `other` has its
-    key. One that is `existing` may be `other`, too"""
+    yet; `late`: the job is new and expires before it could start (the engine hands no store such a job);
+    `dependency_cycle`: it waits for itself, by way of others of the same add (the engine hands no store such a job), or
+    as it is for a group for whose end it waits; `unknown_dependency` and `dependency_failed`: a job that it depends on
+    is not there, or did not end as needed; `closed`: the job is new, and its queue takes none; `unknown_group` and
+    `group_closed`: its group is not there, or takes no more jobs; `replaced`: `other` waits, and is what this one asks
+    for now; `not_unique`: `other` has its key. One that is `existing` may be `other`, too"""
     job: Job | None = None
     """also where it is `stored`, and waits for other jobs or for another time than it said"""
     dependencies: Sequence[str] = ()
     """the jobs that it depends on and that are not there, or did not end as needed; or those of a cycle"""
     queue: str = ""
     """the queue that is closed"""
+    group: str = ""
+    """the group that is not there, or takes no more jobs"""
     other: str | None = None
     """the id of the job that has its key (`Options.merging`). That job may be gone: then `job` is None"""
 
@@ -336,6 +341,8 @@ class NewGroup(msgspec.Struct, frozen=True, kw_only=True):
     """its members, each with `Options.group`; one that depends on others of them comes behind those"""
     then: NewJob | None
     """the job that waits until all of them have ended, with `Options.callback_of`"""
+    open_for: float | None = None
+    """for so long jobs can be added to it, unless it is closed before; None: it is complete"""
 
     @property
     def every(self) -> Sequence[NewJob]:
@@ -359,11 +366,16 @@ class GroupState(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     on_failure: str
     jobs: int
+    """how many there are by now"""
     counts: dict[str, int]
     """how many have which status; those that have ended as they had ended first, and `deleted` ones too"""
     callback: str | None
     """the id of the job that waits for its end; None: there is none, or it was deleted"""
     created_at: float
+    open_until: float | None
+    """jobs can be added until then at the most; None: it was complete when it was stored"""
+    closed_at: float | None
+    """since when no more jobs can be added, but by one of the group that runs; None: they can"""
     ended_at: float | None
 
 
@@ -375,6 +387,8 @@ class OpenDependencies(msgspec.Struct, frozen=True):
     count: int
     group: str | None = None
     """the group that these are of, where it waits for the end of one"""
+    group_open: bool = False
+    """whether jobs can still be added to that group: it also waits for its close"""
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -873,7 +887,9 @@ class EngineStore(Protocol):
         to the last.
         """
 
-    async def add_dependents(self, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
+    async def add_dependents(
+        self, jobs: Sequence[NewJob], *, atomic: bool, strict: bool = False
+    ) -> Sequence[Receipt]:
         """Store jobs of which some wait for others (`Options.depends_on`): these are `blocked` until those have ended.
 
         Or of which some are merged with others (`Options.merging`): see below.
@@ -883,10 +899,14 @@ class EngineStore(Protocol):
         `dependency_failed`. With `atomic`, none is stored then. A job that is there already is compared, as in an
         exchange, whatever its dependencies have come to. New jobs of a closed queue are not stored.
 
+        One with `Options.group` belongs to that group from then on, if it is open at the job's created_at, or the job's
+        parent (`Options.parent`) belongs to it and has not ended; else it is not stored.
+
         What becomes of a job that is to be merged with others, and whose id is new, `jobpipe.merging.decided` says: by
         its created_at. Adds with one key take turns, so no two jobs have it at any time. Where the job is due at
         another time than it said, its receipt has it; one that expires by then is `late`. No other job of an atomic add
-        is refused because one is `replaced` or `not_unique`.
+        is refused because one is `replaced` or `not_unique`; unless it is `strict`, and a job that has to have its key
+        (see `jobpipe.merging.insists`) is `not_unique`.
         """
 
     async def add_group(self, new: NewGroup, now: float) -> GroupReceipt:
@@ -895,6 +915,9 @@ class EngineStore(Protocol):
         The job that waits is `blocked` until the others have ended, however that was; then it is released once, with
         `Options.outcome`. With `on_failure` "cancel", the first that is not done has the others cancelled. Where the
         same group is there already, whatever its jobs have come to, nothing is stored.
+
+        One with `open_for` has not ended before it is closed, with `close_group`, by a prune once that time is over, or
+        by the first job that is not done where `on_failure` is "cancel". It may have no jobs.
         """
 
     async def follow(self, now: float) -> Followed:
@@ -996,6 +1019,12 @@ class ControlStore(Protocol):
         A job of a group that has not ended counts as one of it again.
         A job that depends on others is blocked while one of them has not ended, and refused while one that is still
         there has ended otherwise than needed. One with a unique key takes it again, unless another job has it.
+        """
+
+    async def close_group(self, group_id: str, now: float) -> GroupState | None:
+        """Take no more jobs into a group, as it is then; None: there is none. Repeatable.
+
+        If all its jobs have ended, so has the group, with this or with the next `follow`.
         """
 
     async def promote(self, ids: Sequence[str], now: float) -> Sequence[Change]:

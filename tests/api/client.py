@@ -185,9 +185,13 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().group(group_id)
 
-    async def add_dependents(self, jobs, *, atomic):
+    async def close_group(self, group_id, now):
         await self._obey()
-        return await super().add_dependents(jobs, atomic=atomic)
+        return await super().close_group(group_id, now)
+
+    async def add_dependents(self, jobs, *, atomic, strict=False):
+        await self._obey()
+        return await super().add_dependents(jobs, atomic=atomic, strict=strict)
 
     async def put_schedule(self, *what):
         await self._obey()

@@ -548,8 +548,17 @@ async def _with_groups(door):
     yield await door.post("/groups", content=b"{")
     yield await door.post("/groups", json={}, headers=CROSS_SITE)
     yield await door.post("/groups", content=b"{}", headers={"Content-Type": "text/plain"})
-    for name in ("g", "none", "-"):
+    yield await door.post("/groups", json={"id": "open", "open": "1h", "then": {}})
+    yield await door.get("/jobs/open.then")
+    for name in ("open", "none"):
+        yield await door.enqueue(group=name)
+        yield await door.post("/enqueue/bulk", json=[{"group": name}])
+    for name in ("g", "none", "-", "open"):
         yield await door.get(f"/groups/{name}")
+        yield await door.post(f"/groups/{name}/close")
+    yield await door.post("/groups/open/close", headers=CROSS_SITE)
+    yield await door.enqueue(group="open")
+    yield await door.post("/enqueue/bulk", json=[{"group": "open"}])
     yield await door.get("/jobs/g.then")
 
 
@@ -704,6 +713,7 @@ async def _broken(door):
     for path in ("/schedules", "/schedules/a", "/groups/a"):
         yield await door.get(path)
     yield await door.post("/groups", json={"jobs": [{}]})
+    yield await door.post("/groups/a/close")
     for verb in ("pause", "run", "resume"):
         yield await door.post(f"/schedules/a/{verb}")
     yield await door.request("PUT", "/schedules/a", json={"every": 60})

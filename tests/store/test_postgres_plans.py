@@ -37,7 +37,9 @@ from jobpipe.store.verbs.facade import SharedVerbs
 from jobpipe.store.verbs.followers import MOST
 from tests.store.server import ask, new_schema, server_url, with_query
 from tests.store.test_contract import KEEP_ALL, LATER, NOW, new_job, settlement, start, wish
+from tests.store.test_groups import member
 from tests.store.test_merging import debounced, throttled, unique
+from tests.store.test_open_groups import OPEN, opened
 
 pytestmark = pytest.mark.slow
 
@@ -368,6 +370,31 @@ async def test_why_a_job_does_not_run_yet_is_read_from_few_rows(connection: Coun
         found.append((obstacle and obstacle.exact, connection.whole, connection.by_index <= 2 * PLACES + 20))
 
     assert found == [(False, 0, True)] * 2
+
+
+async def test_jobs_that_join_a_group_read_those(connection: Counting, verbs: Verbs) -> None:
+    """Also to see that none waits for itself; and to close the group, by hand or since its time is over."""
+    read = list[tuple[int, bool]]()
+
+    def noted() -> None:
+        read.append((connection.whole, connection.by_index <= 50 * 20))
+
+    on = tuple(f"l{number}" for number in range(10_001, 10_021))
+    for name in ("g", "h"):
+        await verbs.add_group(opened(group=name), NOW)
+    noted()
+    jobs = [member(f"n{number}", options=Options(depends_on=on, parent="l10030")) for number in range(20)]
+    receipts = await verbs.add_dependents(jobs, atomic=True)
+    noted()
+    await verbs.close_group("g", NOW)
+    noted()
+    await verbs.prune(NOW + OPEN, KEEP_ALL)
+    closed = await verbs.group("h")
+
+    assert {one.verdict for one in receipts} == {"stored"}
+    assert closed is not None
+    assert closed.closed_at == NOW + OPEN
+    assert read == [(0, True)] * 3
 
 
 async def test_a_key_is_found_among_those_of_all_jobs(connection: Counting, verbs: Verbs) -> None:

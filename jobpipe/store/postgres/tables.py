@@ -345,7 +345,7 @@ class Tables:
 
     def __init__(self, session: Session, slot: int, leases: Leases, channel: str) -> None:
         self._session, self._slot, self._leases, self._channel = session, slot, leases, channel
-        self.ended, self.stopped = list[Ended](), list[int]()
+        self.ended, self.stopped, self.closed = list[Ended](), list[int](), list[int]()
 
     async def rows(self, sql: str, values: Mapping[str, Any]) -> Sequence[Row]:
         return await self._session.rows(translated(sql, "postgres"), values)
@@ -592,12 +592,12 @@ class Tables:
 
     @asynccontextmanager
     async def _savepoint(self) -> AsyncIterator[None]:
-        before, stopped_before = len(self.ended), len(self.stopped)
+        before = len(self.ended), len(self.stopped), len(self.closed)
         try:
             async with self._session.savepoint():
                 yield
         except BaseException:
-            del self.ended[before:], self.stopped[stopped_before:]
+            del self.ended[before[0] :], self.stopped[before[1] :], self.closed[before[2] :]
             raise
 
     def blames(self, error: Exception) -> bool:

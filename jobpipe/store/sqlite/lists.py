@@ -89,10 +89,9 @@ def _sources(where: Filter, *, few: bool) -> list[str]:
     """Where the rows come from: each is a "from" with its "where"."""
     statuses = [Status(one) for one in where.each("status")]
     match decides(where):
-        case None if statuses and (few or not asks_usual(where)):
-            return [source for one in statuses for source in _of_status(one)]
         case None:
-            return [_OF_ALL]
+            of_each = statuses and (few or not asks_usual(where))
+            return [source for one in statuses for source in _of_status(one)] if of_each else [_OF_ALL]
         case "id":
             return [_OF_IDS]
         case "fingerprint":

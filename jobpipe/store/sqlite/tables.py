@@ -180,7 +180,7 @@ class Tables:
 
     def __init__(self, db: apsw.Connection) -> None:
         self._db = db
-        self.ended, self.stopped = list[Ended](), list[int]()
+        self.ended, self.stopped, self.closed = list[Ended](), list[int](), list[int]()
 
     @property
     def _lanes(self) -> Lanes:
@@ -321,12 +321,12 @@ class Tables:
 
     @asynccontextmanager
     async def _savepoint(self) -> AsyncIterator[None]:
-        before, stopped_before = len(self.ended), len(self.stopped)
+        before = len(self.ended), len(self.stopped), len(self.closed)
         try:
             with transaction(self._db):
                 yield
         except BaseException:
-            del self.ended[before:], self.stopped[stopped_before:]
+            del self.ended[before[0] :], self.stopped[before[1] :], self.closed[before[2] :]
             raise
 
     def blames(self, error: Exception) -> bool:

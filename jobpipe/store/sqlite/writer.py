@@ -140,6 +140,7 @@ class Writer:
         self, settlements: Sequence[Settlement], stale: set[tuple[int, int]], *, careful: bool
     ) -> Mapping[int, Status]:
         """Settle jobs with what they bring; returns those that became something else."""
+        careful = careful or bringing.need_care(settlements)
         brought = at_once(bringing.settle(Tables(self.db), settlements, careful=careful))
         self._known.forget()
         stale |= brought.stale

@@ -127,8 +127,10 @@ class SharedVerbs(ABC):
         self.following |= followed.more
         return Followed(changes, followed.more)
 
-    async def add_dependents(self, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
-        return await self._carry_out(lambda tx: dependencies.add(tx, jobs, atomic=atomic))
+    async def add_dependents(
+        self, jobs: Sequence[NewJob], *, atomic: bool, strict: bool = False
+    ) -> Sequence[Receipt]:
+        return await self._carry_out(lambda tx: dependencies.add(tx, jobs, atomic=atomic, strict=strict))
 
     async def summaries(self, ids: Sequence[str]) -> Sequence[Summary]:
         return await self._look(lambda tx: summaries.of_jobs(tx, ids))
@@ -144,6 +146,10 @@ class SharedVerbs(ABC):
 
     async def add_group(self, new: NewGroup, now: float) -> GroupReceipt:
         return await self._carry_out(lambda tx: groups.add(tx, new, now))
+
+    async def close_group(self, group_id: str, now: float) -> GroupState | None:
+        await self._carry_out(lambda tx: groups.close(tx, group_id, now), now, repeatable=True)
+        return await self.group(group_id)
 
     async def group(self, group_id: str) -> GroupState | None:
         return await self._look(lambda tx: groups.state(tx, group_id))

@@ -87,6 +87,8 @@ class Transaction(Protocol):
     """jobs that ended here and are followed: `followers.finish` does what follows, before the commit"""
     stopped: list[int]
     """numbers of jobs that were cancelled here, or asked to stop: so are their children, by the same"""
+    closed: list[int]
+    """numbers of groups that were closed here: it may be that they have ended"""
 
     async def rows(self, sql: str, values: Mapping[str, Any]) -> Sequence[Row]:
         """The rows of a statement in the shared dialect (see `jobpipe.store.verbs.dialect`)."""
