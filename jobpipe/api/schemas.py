@@ -46,7 +46,7 @@ from jobpipe.job import (
     Timeout,
     Unique,
 )
-from jobpipe.lanes import LONGEST, SHORTEST, KeyStanding, Rate, Running, Weight
+from jobpipe.lanes import LONGEST, SHORTEST, AfterFailure, KeyStanding, Rate, Running, Weight
 from jobpipe.obstacles import Why
 from jobpipe.schedules import CatchUp, Overlap
 from jobpipe.store.base import ERRORS, KEYS, LOG_LINES, OPERATIONS, QUEUES, SCHEDULES, Unserved
@@ -411,10 +411,16 @@ class RateRequest(Rate, frozen=True, forbid_unknown_fields=True):
 
 
 class PerKeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What each key of a queue may do: how many jobs run at once, and how many start over time."""
+    """What each key of a queue may do: how many jobs run at once, how many start over time, and in which order.
+
+    With `ordered`, jobs of a key run one at a time in the order of arrival; `on_failure` says whether a key stops at a
+    job that failed.
+    """
 
     max_running: Running | None = None
     rate: RateRequest | None = None
+    ordered: bool = False
+    on_failure: AfterFailure = "go_on"
 
 
 class QueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -456,22 +462,28 @@ class QueuePauseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
 
 class PerKeyView(msgspec.Struct, frozen=True, kw_only=True):
-    """What each key of a queue may do; null: as much as anybody likes."""
+    """What each key of a queue may do; null: as much as anybody likes.
+
+    `ordered`: one job at a time, in the order of arrival.
+    """
 
     max_running: int | None
     rate: Rate | None
+    ordered: bool
+    on_failure: AfterFailure
 
 
 class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     """A key of a queue: how many of its jobs are ready (`waiting`) or held by nodes (`running`), and how it stands.
 
     `until` is when one that is `resting` may go on. It says what the last claim has found: an `open` key may be found
-    `full` by the next one.
+    `full` by the next one. `stopped_by` is the id of the failed job at which a key has stopped.
     """
 
     key: str
     state: KeyStanding
     until: When | None
+    stopped_by: str | None
     waiting: int
     running: int
     weight: int

@@ -475,6 +475,8 @@ class KeyState(msgspec.Struct, frozen=True, kw_only=True):
     state: KeyStanding
     until: float | None = None
     """when its rate allows the next job, where it rests"""
+    stopped_by: str | None = None
+    """id of the failed job for which it is stopped; that job may be gone by now"""
     settings: KeySettings
 
 
@@ -1071,6 +1073,7 @@ class ControlStore(Protocol):
         """Set what a queue allows, and each of its keys, instead of what it allowed; the queue need not exist yet.
 
         Counts from the next claim on: jobs that wait already are bound by it too, though some may wait a moment longer.
+        Keys that stopped at failed jobs go on where `per_key.stops` is changed.
         """
 
     async def put_key(self, queue: str, key: str, settings: KeySettings) -> KeyState:
@@ -1080,7 +1083,7 @@ class ControlStore(Protocol):
         """Claim no job of a key from now on; no job need have it yet. Those that are held go on."""
 
     async def resume_key(self, queue: str, key: str) -> KeyState:
-        """Claim jobs of a key again."""
+        """Claim jobs of a key again, that was paused, or has stopped at a failed job."""
 
     async def put_schedule(self, name: str, spec: Spec, job: NewJob, now: float) -> SchedulePut:
         """Store a schedule, or change what it says; with the same content nothing changes. Refused when it is declared.

@@ -76,6 +76,7 @@ HEART = {
         "notes",
         "obstacles",
         "operations",
+        "order",
         "queues",
         "retention",
         "sidelining",

@@ -493,6 +493,7 @@ def connection() -> Iterator[Reading]:
         "",
         "max_running = 100000, rate_limit = 1000000, rate_period = 1, rate_burst = 100000",
         "key_max_running = 1000, key_rate_limit = 1000000, key_rate_period = 1, key_rate_burst = 100000",
+        "key_order = 'stop'",
     ],
 )
 async def test_a_claim_from_lanes_reads_what_it_takes(connection: Reading, limits: str) -> None:

@@ -92,12 +92,25 @@ _ENDED_ANYHOW = _STAY.format(
     column=", fingerprint",
     value=", g.fingerprint",
 )
+# A job that failed stops its key, where keys stop.
+_STOPPED = """
+stopped as (
+    insert into stopped_keys (queue, key, seq, id)
+    select g.queue, g.key, g.seq, j.id
+    from gone g
+    join jobs j on j.seq = g.seq
+    where g.status = 'failed'
+        and g.key <> ''
+        and g.queue = any (array(select name from queues where key_order = 'stop'))
+    on conflict do nothing
+)
+"""
 _COUNT_ENDED = counting("select queue, status, 1, size from ended_now")
-_END = f"""
+_END_IN_LANES = f"""
 with gone as (
     {_LEAVE_ANYHOW}
     returning
-        l.seq, l.claim, l.node, l.run_at, l.rescued, l.watched, v.status, v.attempt, v.number,
+        l.seq, l.claim, l.node, l.run_at, l.rescued, l.watched, l.queue, l.key, v.status, v.attempt, v.number,
         coalesce(v.started_at, l.started_at) as started_at,
         v.started_at as attempt_started_at,
         v.settled_at, v.outcome, v.error, v.size, v.result, v.fingerprint
@@ -109,6 +122,7 @@ forgotten as (
     {_FORGET.format(settled="gone")}
     and gone.status <> 'done'
 ),
+{_STOPPED},
 ended_now as (
     {_ENDED_ANYHOW}
 ),
@@ -117,6 +131,7 @@ select e.seq, e.claim, e.status, gone.watched
 from ended_now e
 join gone on gone.seq = e.seq
 """
+_END = _END_IN_LANES.replace(f"{_STOPPED},", "")
 # The same, for jobs that are done: nothing is recorded elsewhere.
 _END_WELL = f"""
 with gone as (
@@ -249,11 +264,14 @@ def _start(one: Start) -> tuple[int, int, int, float]:
 class Settling:
     """The settlements of one batch, in two steps: `send` asks for it, `judge` once that is answered."""
 
-    def __init__(self, settlements: Sequence[Settlement], slot: int, *, followed: bool = False) -> None:
+    def __init__(
+        self, settlements: Sequence[Settlement], slot: int, *, followed: bool = False, in_lanes: bool = True
+    ) -> None:
         settlements = sorted(settlements, key=_SEQ)
         self._ends = [one for one in settlements if one.status in ENDED]
         self._again = [one for one in settlements if one.status not in ENDED]
         self._slot, self._followed = slot, followed
+        self._end = _END_IN_LANES if in_lanes else _END
         self._answers: list[Result] = []
         self.stale: set[Fence] = set()
         """those that matched no held row"""
@@ -274,7 +292,7 @@ class Settling:
             values |= {"results": binaries([one.result for one in self._ends])} | self._common
             if not well:
                 values["fingerprints"] = texts([_fingerprint(one) for one in self._ends])
-            self._answers.append(session.run(_END_WELL if well else _END, values))
+            self._answers.append(session.run(_END_WELL if well else self._end, values))
         if self._again:
             values = _columns(self._again)
             values |= {"run_at": floats([one.run_at for one in self._again])} | self._common

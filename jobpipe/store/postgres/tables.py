@@ -38,6 +38,7 @@ from jobpipe.store.postgres.lanes import (
     MEND,
     RATED_AT,
     TOLD,
+    move_up,
     tell,
 )
 from jobpipe.store.postgres.notifications import CANCEL, ended_words, notify
@@ -45,6 +46,7 @@ from jobpipe.store.postgres.reader import JOB_COLUMNS
 from jobpipe.store.postgres.session import Row, Session, Values
 from jobpipe.store.postgres.settling import Settling, lock_claims
 from jobpipe.store.rows import encoded_error, stored_from
+from jobpipe.store.verbs import order
 from jobpipe.store.verbs.blocked import FORGET, as_json
 from jobpipe.store.verbs.dialect import translated
 from jobpipe.store.verbs.difference import changed, ended, ended_attempts, stopped, tags, wait_no_more
@@ -336,6 +338,7 @@ _FORGET_QUEUE = (
     "delete from queues where name = %(queue)s",
     "delete from lanes where queue = %(queue)s",
     "delete from lane_news where queue = %(queue)s",
+    "delete from stopped_keys where queue = %(queue)s",
 )
 _ALONE = "select pg_try_advisory_xact_lock(hashtextextended(%(name)s, 1))"
 
@@ -454,6 +457,7 @@ class Tables:
             if not after.held:
                 counts.move(after.job.asked.queue, None, after.job.status, size=after.size)
         counts.write(self._session)
+        order.saved(self, changes)
         self._tell(changes)
         self.ended += ended(changes)
         self.stopped += stopped(changes)
@@ -586,6 +590,7 @@ class Tables:
             self.ended.append(Ended(stored.seq, stored.job.id, Status.FAILED.value))
         if stored.watched:
             notify(self._session, self._channel, ended_words([stored.job.id]))
+        order.failed(self, stored)
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:
         return self._savepoint()
@@ -612,6 +617,11 @@ class Tables:
     async def gate(self, queue: str) -> None:
         for sql in GATE:
             self._session.run(sql, {"queue": queue})
+
+    def move_up(self, lanes: Sequence[tuple[str, str]]) -> None:
+        if lanes:
+            move_up(self._session, lanes)
+            self.tell(READY)
 
     async def mend_lanes(self, after: tuple[str, str], limit: int) -> tuple[str, str]:
         queue, key = after

@@ -29,6 +29,7 @@ from jobpipe.store.sqlite.rows import (
     transaction,
 )
 from jobpipe.store.sqlite.settling import Settling
+from jobpipe.store.verbs import order
 from jobpipe.store.verbs.blocked import FORGET
 from jobpipe.store.verbs.blocked import as_json as numbers
 from jobpipe.store.verbs.dialect import translated
@@ -141,6 +142,7 @@ _FORGET_QUEUE = (
     "delete from counts where queue = ?",
     "delete from queues where name = ?",
     "delete from lanes where queue = ?",
+    "delete from stopped_keys where queue = ?",
 )
 # Rows of counts in which nothing is left, and rows of queues in which nothing is set.
 _FORGET_EMPTY = (
@@ -154,6 +156,7 @@ where name in (
     where gated = 1
         and lining_up = 0
         and coalesce(max_running, rate_limit, key_max_running, key_rate_limit) is null
+        and key_order is null
         and not exists (select 1 from lanes where queue = name)
         and not exists (
             select 1
@@ -243,6 +246,7 @@ class Tables:
             counts.move(after.job.asked.queue, None, _state(after), size=after.size)
         counts.write(self._db)
         self._lanes.saved(changes)
+        order.saved(self, changes)
         self.ended += ended(changes)
         self.stopped += stopped(changes)
         if seqs := wait_no_more(changes):
@@ -315,6 +319,7 @@ class Tables:
         counts.write(self._db)
         if stored.held:
             self._lanes.settled([stored.seq])
+        order.failed(self, stored)
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:
         return self._savepoint()
@@ -340,6 +345,9 @@ class Tables:
 
     async def gate(self, queue: str) -> None:
         self._lanes.gate(queue)
+
+    def move_up(self, lanes: Sequence[tuple[str, str]]) -> None:
+        self._lanes.move_up(lanes)
 
     async def mend_lanes(self, after: tuple[str, str], limit: int) -> tuple[str, str]:
         return self._lanes.mend(after, limit)

@@ -31,7 +31,9 @@ limit ?
 """
 _PROMOTE = "update jobs set status = 'queued' where seq = ?"
 _OVERDUE = """
-select seq, id, kind, queue, status, length(payload), expires_at, iif(instr(options, '"deadline"'), options, null)
+select
+    seq, id, kind, queue, status, length(payload), expires_at,
+    iif(instr(options, '"deadline"'), options, null), key
 from jobs
 where expires_at is not null and finished_at is null and held = 0 and expires_at <= ?
 order by expires_at
@@ -107,7 +109,13 @@ class Writer:
         if with_jobs:
             settled |= self._bring(with_jobs, stale, careful=one_by_one)
         if batch.settlements and (gated := self._known.gated()):
-            self._lanes.settled([one.seq for one in batch.settlements if one.queue in gated])
+            self._lanes.settled(
+                [
+                    one.seq
+                    for one in batch.settlements
+                    if one.queue in gated and (one.seq, one.claim) not in stale
+                ]
+            )
         followed = self._follow(batch, expired, settled, stale)
         adds = [self._adding.add(add, counts, one_by_one=one_by_one) for add in batch.adds]
         claims: list[Sequence[Claimed]] = [[]] * len(batch.claims)
@@ -190,6 +198,8 @@ class Writer:
             self._known.pauses_changed()
         overdue = fetch(self.db, _OVERDUE, (now, STEP))
         ended = [self._expire(now, row, counts) for row in overdue]
+        if overdue:
+            self._lanes.expired((row[0], row[3], row[-1]) for row in overdue)
         due = fetch(self.db, _DUE, (now, STEP))
         self.db.executemany(_PROMOTE, [(seq,) for seq, _, _, _ in due])
         for _, queue, status, _ in due:
@@ -202,7 +212,7 @@ class Writer:
 
     def _expire(self, now: float, row: Row, counts: CountChanges) -> Ended:
         """End a job that still waits at its expires_at."""
-        seq, job_id, kind, queue, status, size, expires_at, options = row
+        seq, job_id, kind, queue, status, size, expires_at, options, _ = row
         becomes, error = Status.EXPIRED, None
         if options is not None and is_deadline(expires_at, options):
             becomes, error = Status.FAILED, marked(PAST_DEADLINE, kind)

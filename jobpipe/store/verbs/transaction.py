@@ -172,6 +172,9 @@ class Transaction(Protocol):
         Until a job has moved no claim takes it. The held ones count at once.
         """
 
+    def move_up(self, lanes: Sequence[tuple[str, str]]) -> None:
+        """Look again at these lanes (queue, key), of those queues that keep order: another job may be first there."""
+
     async def in_lanes(self, queue: str, keys: Sequence[str]) -> Mapping[str, tuple[int, int]]:
         """How many jobs of keys are ready, and how many are held; a key that is left out has none."""
 
