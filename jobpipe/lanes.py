@@ -75,6 +75,11 @@ class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         opens_at = tat - (self.burst - 1) * self.every
         return 0 if now < opens_at else min(self.burst, math.floor((now - opens_at) / self.every) + 1)
 
+    def rests_until(self, tat: float | None, now: float) -> float | None:
+        """When the next job may be claimed; None: now."""
+        tat = self.cut(tat, now)
+        return None if self.tokens(tat, now) else self.opens_at(tat, now)
+
     def taken(self, tat: float | None, jobs: int, now: float) -> float:
         """So many jobs are claimed now: the time at which all tokens will be there again, to be stored."""
         return max(tat or now, now) + jobs * self.every
@@ -101,6 +106,10 @@ class PerKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def stops(self) -> bool:
         """Whether a key stops at a job that failed."""
         return self.ordered and self.on_failure == "stop"
+
+    def most(self, own: int | None) -> int | None:
+        """How many jobs of a key run at once, of which so many may where that is set; None: no limit."""
+        return self.max_running if own is None else own
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -1,4 +1,4 @@
-"""What people ask of jobs, queues and schedules: cancel, retry, promote, edit, delete, pause, resume."""
+"""What people ask of jobs, groups, queues and schedules: cancel, retry, promote, edit, delete, close, pause, resume."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +17,7 @@ from jobpipe.schedules import Schedule, Spec
 from jobpipe.store.base import (
     Change,
     ControlStore,
+    GroupState,
     KeyState,
     QueueChange,
     QueueSettings,
@@ -62,6 +63,15 @@ class Control:
         """Queue a job that has ended once more."""
         return self._waits(await self._store.retry([job_id], self._clock.now()), "retry requested")
 
+    async def close_group(self, group_id: str) -> GroupState | None:
+        """Take no more jobs into a group; None: there is none."""
+        group = await self._store.close_group(group_id, self._clock.now())
+        if group is not None:
+            self._tell("group closed", group=group_id)
+        self._follower.look()
+        self._ledger.look()
+        return group
+
     async def promote(self, job_id: str) -> Change:
         """Make a waiting job due now."""
         return self._waits(await self._store.promote([job_id], self._clock.now()), "promote requested")
@@ -74,7 +84,7 @@ class Control:
         """Delete a job that no node holds."""
         (change,) = await self._store.delete([job_id], self._clock.now())
         if change.verdict == "changed":
-            self._events.wake(job_id)  # who waits for its end waits for nothing now
+            self._events.deleted(job_id)
             self._tell("job deleted", job=job_id)
         self._follower.look()
         self._ledger.look()
@@ -162,7 +172,8 @@ class Control:
     def _waits(self, changes: Sequence[Change], act: str) -> Change:
         """A job may wait for this node now."""
         (change,) = changes
-        if change.verdict == "changed":
+        if change.verdict == "changed" and change.job is not None:
+            self._events.publish(change.id, change.job.status)
             self._tell(act, job=change.id)
         self._ledger.look()
         return change

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from jobpipe.job import Options, Outcome
 from jobpipe.lanes import NO_LIMITS, KeySettings, Limits, PerKey, Rate
+from jobpipe.obstacles import Why
 from jobpipe.store.base import Add, Batch, Claimed, ClaimRequest, Retention, Store
 from jobpipe.store.memory import open_memory
 from jobpipe.store.sqlite import gated
@@ -227,6 +228,41 @@ class Keyed(RuleBasedStateMachine):
         if per_key.rate is not None:
             room = min(room, per_key.rate.tokens(self.tats.get(key), self.now))
         return max(0, room)
+
+    @rule(pick=st.randoms(use_true_random=False))
+    def ask_why(self, pick: Any) -> None:
+        """A waiting job says what the arithmetic says; what has the first place is what a claim would take."""
+        self.exchange(NODES[0])  # what is due is ready
+        waiting = [job_id for job_id, one in self.jobs.items() if not one.over and one.holder is None]
+        if not waiting:
+            return
+        job_id = pick.choice(waiting)
+        job = self.call(self.store.get, job_id)
+        obstacle = self.call(self.store.obstacle, job, self.now)
+        assert obstacle.reason == self.reason(self.jobs[job_id])
+        if obstacle.reason == "turn" and job.asked.options.key is not None:
+            line = [one for one in self.ready() if one.key == obstacle.key]
+            line.sort(key=lambda one: one.due)  # those that were due at the same time, by arrival
+            assert line[obstacle.place - 1] is self.jobs[job_id]
+
+    def reason(self, entry: Entry) -> Why:
+        """The first thing that is in the way of a job."""
+        held = self.held()
+        own = self.settings.get(entry.key, KeySettings()).max_running
+        limit, per_key = self.limits, self.limits.per_key
+        most = per_key.max_running if own is None else own
+        checks: Sequence[tuple[Why, bool]] = (
+            ("not_due", entry.due > self.now),
+            ("queue_full", limit.max_running is not None and len(held) >= limit.max_running),
+            ("rate", limit.rate is not None and not limit.rate.tokens(self.tat, self.now)),
+            ("key_paused", entry.key in self.paused),
+            ("key_full", most is not None and sum(one.key == entry.key for one in held) >= most),
+            (
+                "key_rate",
+                per_key.rate is not None and not per_key.rate.tokens(self.tats.get(entry.key), self.now),
+            ),
+        )
+        return next((reason for reason, holds in checks if holds), "turn")
 
     def ready(self) -> Sequence[Entry]:
         jobs = self.jobs.values()

@@ -8,7 +8,7 @@ from typing import Any
 import apsw
 import pytest
 
-from jobpipe.job import NewJob, Options, Outcome, Status
+from jobpipe.job import Job, NewJob, Options, Outcome, State, Status
 from jobpipe.lanes import KeySettings, Limits, PerKey, Rate
 from jobpipe.store.base import Add, Batch, Claimed, ClaimRequest, Share
 from jobpipe.store.sqlite import gated
@@ -17,6 +17,7 @@ from jobpipe.store.sqlite.nodes import Nodes
 from jobpipe.store.sqlite.tables import carry_out
 from jobpipe.store.sqlite.writer import Writer
 from jobpipe.store.verbs import jobs, lanes
+from jobpipe.store.verbs.obstacles import first
 from tests.store.test_sqlite import NOW, faults, job, plans, settlement, statements
 
 KINDS = frozenset({"echo"})
@@ -98,6 +99,26 @@ def test_claims_of_lanes_walk_indexes(db: apsw.Connection) -> None:
     # The places of lanes that were settled in are few, and told apart in memory.
     assert faults(found, allowed="FOR DISTINCT") == []
     assert scans == []
+
+
+def test_why_a_job_waits_is_looked_up_by_indexes(db: apsw.Connection) -> None:
+    """In a lane and in none, whatever the limits are."""
+    writer = Writer(db)
+    rate = Rate(2, 60.0)
+    limits = Limits(max_running=9, rate=rate, per_key=PerKey(max_running=9, rate=rate))
+    carry_out(db, lambda tx: lanes.put_limits(tx, "mail", limits))
+    new = [keyed("a", "a"), job("b")]
+    writer.exchange(Batch(node="n", now=NOW, adds=[Add(new)]))
+
+    def act() -> None:
+        for one in new:
+            asked = Job(one, State(Status.QUEUED))
+            carry_out(db, lambda tx, asked=asked: first(tx, asked, NOW))  # type: ignore[misc]  # mypy can't tell
+
+    found = plans(db, act)
+
+    assert faults(found) == []
+    assert [sql for sql, how in found.items() if re.search(r"SCAN (lanes|queues)", " ".join(how))] == []
 
 
 def test_a_batch_without_keys_and_limits_runs_not_one_statement_more(db: apsw.Connection) -> None:

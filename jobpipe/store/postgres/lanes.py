@@ -238,6 +238,24 @@ select count(*)
 from live l
 where l.key is not null and l.node is not null and l.queue = %(queue)s
 """
+HELD_IN_LANE = f"{HELD_IN} and l.key = %(key)s"
+RATED_AT = {leases: f"select {time}" for leases, time in TIMES.items()}
+AHEAD_IN_LANE = """
+select c.ahead
+from unnest(%(kinds)s::text[]) k (kind) cross join lateral (
+    select count(*) as ahead
+    from (
+        select l.priority, l.run_at, l.seq
+        from live l
+        where l.key is not null and l.status = 'queued' and l.node is null
+            and l.queue = %(queue)s and l.key = %(key)s and l.kind = k.kind
+        order by l.priority desc, l.run_at, l.seq
+        limit %(limit)s
+    ) r
+    where (-r.priority::bigint, r.run_at, r.seq) < (-%(priority)s::bigint, %(run_at)s, %(seq)s)
+) c
+"""
+"""How many jobs of each kind come before one in its lane, of so many at most."""
 
 ANY_READY = """
 exists (

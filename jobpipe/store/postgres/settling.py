@@ -51,33 +51,47 @@ where a.seq = {{settled}}.seq
 """
 
 # A job that ends leaves "live"; what became of it is written into "ended".
-_LEAVE = f"""
+_LEAVE = """
 delete from live l
 using (
     select *
     from unnest(
         %(seqs)s, %(claims)s, %(statuses)s, %(attempts)s, %(numbers)s, %(started)s, %(settled)s,
-        %(outcomes)s, %(errors)s, %(sizes)s, %(results)s
+        %(outcomes)s, %(errors)s, %(sizes)s, %(results)s{more_values}
     ) as u (
         seq, claim, status, attempt, number, started_at, settled_at,
-        outcome, error, size, result
+        outcome, error, size, result{more}
     )
 ) as v
-where {_ENDED}
+where {ended}
 """
+_LEAVE_WELL = _LEAVE.format(more_values="", more="", ended=_ENDED)
+_LEAVE_ANYHOW = _LEAVE.format(more_values=", %(fingerprints)s", more=", fingerprint", ended=_ENDED)
 _STAY = """
 insert into ended (
     seq, status, kind, queue, created_at, run_at, attempt,
-    claim, node, rescued, started_at, finished_at, size, result, error
+    claim, node, rescued, started_at, finished_at, size, result, error{column}
 )
 select
     g.seq, {status}, j.kind, j.queue, j.created_at, g.run_at, g.attempt,
-    g.claim, g.node, g.rescued, g.started_at, g.settled_at, g.size, {result}, {error}
+    g.claim, g.node, g.rescued, g.started_at, g.settled_at, g.size, {result}, {error}{value}
 from {source} g
 join jobs j on j.seq = g.seq
 {which}
 returning seq, claim, status, queue, size
 """
+_ENDED_WELL = _STAY.format(
+    status="g.status", result="g.result", error="g.error", source="gone", which="", column="", value=""
+)
+_ENDED_ANYHOW = _STAY.format(
+    status="g.status",
+    result="g.result",
+    error="g.error",
+    source="gone",
+    which="",
+    column=", fingerprint",
+    value=", g.fingerprint",
+)
 # A job that failed stops its key, where keys stop.
 _STOPPED = """
 stopped as (
@@ -91,16 +105,15 @@ stopped as (
     on conflict do nothing
 )
 """
-_ENDED_NOW = _STAY.format(status="g.status", result="g.result", error="g.error", source="gone", which="")
 _COUNT_ENDED = counting("select queue, status, 1, size from ended_now")
 _END_IN_LANES = f"""
 with gone as (
-    {_LEAVE}
+    {_LEAVE_ANYHOW}
     returning
         l.seq, l.claim, l.node, l.run_at, l.rescued, l.watched, l.queue, l.key, v.status, v.attempt, v.number,
         coalesce(v.started_at, l.started_at) as started_at,
         v.started_at as attempt_started_at,
-        v.settled_at, v.outcome, v.error, v.size, v.result
+        v.settled_at, v.outcome, v.error, v.size, v.result, v.fingerprint
 ),
 recorded as (
     {_RECORD.format(settled="gone")}
@@ -111,7 +124,7 @@ forgotten as (
 ),
 {_STOPPED},
 ended_now as (
-    {_ENDED_NOW}
+    {_ENDED_ANYHOW}
 ),
 {_COUNT_ENDED}
 select e.seq, e.claim, e.status, gone.watched
@@ -122,14 +135,14 @@ _END = _END_IN_LANES.replace(f"{_STOPPED},", "")
 # The same, for jobs that are done: nothing is recorded elsewhere.
 _END_WELL = f"""
 with gone as (
-    {_LEAVE}
+    {_LEAVE_WELL}
     returning
         l.seq, l.claim, l.node, l.run_at, l.rescued, l.watched, v.status, v.attempt,
         coalesce(v.started_at, l.started_at) as started_at,
         v.settled_at, v.error, v.size, v.result
 ),
 ended_now as (
-    {_ENDED_NOW}
+    {_ENDED_WELL}
 ),
 {_COUNT_ENDED}
 select e.seq, e.claim, e.status, gone.watched
@@ -149,6 +162,8 @@ _CANCELLED = _STAY.format(
     error="g.last_error",
     source="hit",
     which="where g.before = 'cancelling'",
+    column="",
+    value="",
 )
 _AGAIN = f"""
 with hit as (
@@ -275,6 +290,8 @@ class Settling:
             well = all(one.status is Status.DONE for one in self._ends)
             values = _columns(self._ends)
             values |= {"results": binaries([one.result for one in self._ends])} | self._common
+            if not well:
+                values["fingerprints"] = texts([_fingerprint(one) for one in self._ends])
             self._answers.append(session.run(_END_WELL if well else self._end, values))
         if self._again:
             values = _columns(self._again)
@@ -335,6 +352,13 @@ def _columns(settlements: Sequence[Settlement]) -> dict[str, Any]:
         "errors": binaries(errors),
         "sizes": integers(sizes),
     }
+
+
+def _fingerprint(one: Settlement) -> str | None:
+    """Of which failures a settlement is one."""
+    if one.status is not Status.FAILED or one.error is None:
+        return None
+    return one.error.fingerprint or None
 
 
 async def written_before(session: Session, settlements: Sequence[Settlement]) -> set[Fence]:

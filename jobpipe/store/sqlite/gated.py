@@ -251,11 +251,8 @@ class Gated:
         per_key = gate.limits.per_key
         lanes = list[_Open]()
         for key, stored_turn, tat, weight, max_running, running in rows:
-            most = count_from(max_running)
-            if most is None:
-                most = per_key.max_running
-            else:
-                gate.counted = True
+            most = per_key.most(count_from(max_running))
+            gate.counted |= max_running is not None
             in_line = per_key.ordered and key != ""
             if in_line:
                 most = 1 if most is None else min(most, 1)

@@ -183,6 +183,7 @@ async def gate(tx: Transaction, queue: str, now: float) -> GateState | None:
     ((tat, *columns),) = rows
     limits = limits_from(columns)
     rate = limits.rate
+    now = now if rate is None else await tx.rated_at(now)
     standings = await tx.rows(_STANDINGS, {"queue": queue})
     return GateState(
         limits=limits,
