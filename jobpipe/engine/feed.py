@@ -49,6 +49,9 @@ ASK_AGAIN, SAY_AGAIN = 5.0, 15.0
 """Seconds after which a node asks again whether somebody listens elsewhere, while somebody does, and says again that
 somebody listens here."""
 
+LAST = 1.0
+"""Seconds that a node which ends has for its last events."""
+
 NODES = 1000
 """Of how many other nodes it is known how many changes they have told."""
 
@@ -263,6 +266,11 @@ class Feed:
             self._woken = trio.Event()
             await self._step()
             await trio.sleep(APART)
+
+    async def finish(self) -> None:
+        """Look up and tell what has come by now, before this node ends; for `LAST` seconds at the most."""
+        with trio.move_on_after(LAST), self._unforeseen.costs("the last events are not told"):
+            await self._step()
 
     def _wake_at(self) -> float:
         ends_at = self._until if self._open and not self._readers else math.inf

@@ -323,6 +323,21 @@ async def test_streams_end_with_the_node(autojump_clock):
         assert late.over
 
 
+async def test_what_ends_while_a_node_drains_is_told(autojump_clock):
+    """Up to the last job."""
+    async with open_door() as door, watching(door) as live:
+        await door.enqueue(id="a", kind="play", payload="hold")
+        await door.stage.begun.wait()
+        await trio.sleep(1)
+        door.node.drain()
+        await trio.sleep(1)
+        door.stage.release.set()
+        await trio.sleep(10)
+        assert live.over
+
+    assert live.told[-1] == ("a", "done")
+
+
 async def test_a_lookup_that_fails_is_told_as_missed(autojump_clock):
     class Unread(Breakable):
         unread = False
