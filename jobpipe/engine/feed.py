@@ -123,7 +123,7 @@ class Feed:
         self._gap: float | None = None  # since when events are missing that the ring does not say are missing
         self._gap_at = -math.inf  # when it last said so, in Trio's clock
         self._latest = 0.0  # the time of the last event
-        self._woken = trio.Event()
+        self._woken, self._stepping = trio.Event(), trio.Lock()
         self._unforeseen = Unforeseen()
 
     def now(self) -> float:
@@ -277,6 +277,10 @@ class Feed:
         return ends_at if self._gap is None else min(ends_at, self._gap_at + MISSED_APART)
 
     async def _step(self) -> None:
+        async with self._stepping:
+            await self._tell_all()
+
+    async def _tell_all(self) -> None:
         if self._open and not self._readers and trio.current_time() >= self._until:
             await self._end()
         own, self._own = self._own, []
