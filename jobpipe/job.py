@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 DEFAULT_KIND = "echo"
 DEFAULT_QUEUE = "default"
@@ -273,6 +273,8 @@ class GroupOutcome(msgspec.Struct, frozen=True):
     cancelled: int = 0
     expired: int = 0
     deleted: int = 0
+    timed_out: bool = False
+    """whether the group was open, and nobody closed it in time"""
 
 
 class Options(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -319,6 +321,10 @@ class JobError(msgspec.Struct, frozen=True):
     type: str
     message: str
     traceback: str | None = None
+    where: str | UnsetType = UNSET
+    """module and function in which the handler's own code raised it"""
+    fingerprint: str | UnsetType = UNSET
+    """the same for all errors that are taken to be the same one (see `jobpipe.fingerprints`)"""
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -385,6 +391,13 @@ class State(msgspec.Struct, frozen=True):
     result: bytes | None = None
     error: JobError | None = None
     """of the last attempt that failed"""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of which failures it is one; None: it has not failed, or is of no group."""
+        if self.status is not Status.FAILED or self.error is None:
+            return None
+        return self.error.fingerprint or None
 
 
 class Job(msgspec.Struct, frozen=True):

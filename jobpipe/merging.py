@@ -124,6 +124,11 @@ def _number(digits: str) -> float | int:
     return int(number) if number.is_integer() else number
 
 
+def insists(new: NewJob) -> bool:
+    """Whether a request for a key that is taken has failed. Else what it is about is done, or will be."""
+    return new.options.unique is not None and new.options.unique.on_conflict != "return"
+
+
 def taken_by(new: NewJob, key: str, seq: int, until: float | None, claim: int = 0) -> Taken:
     """The key of a job that takes it: a new one, or one that was claimed so often and is retried."""
     unique = new.options.unique

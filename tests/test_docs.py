@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -28,6 +28,7 @@ from jobpipe.engine.node import Node
 from jobpipe.engine.outcomes import MESSAGE, TRACEBACK
 from jobpipe.handlers.registry import SHIPPED, load
 from jobpipe.job import ATTEMPTS_KEPT, DEEPEST, FOLLOWS, LINE_BYTES, PROGRESS_MESSAGE, Backoff, Outcome
+from jobpipe.obstacles import Why
 from jobpipe.settings import SETTINGS, Settings
 from jobpipe.store.base import LOG_BYTES, LOG_LINES, PAGE_BYTES
 from jobpipe.store.memory import MemoryStore
@@ -107,8 +108,15 @@ def test_docs_name_every_setting_with_its_flag():
     assert [each.flag for each in SETTINGS if f"`{each.flag}`" not in text] == []
 
 
-PLACES = {"job_id": "ID", "group_id": "ID", "operation_id": "ID", "name": "NAME", "key": "KEY"}
-PLACE = r"<(?:[^:>]*:)?(job_id|group_id|operation_id|name|key)>"
+PLACES = {
+    "job_id": "ID",
+    "group_id": "ID",
+    "operation_id": "ID",
+    "name": "NAME",
+    "key": "KEY",
+    "fingerprint": "FINGERPRINT",
+}
+PLACE = rf"<(?:[^:>]*:)?({'|'.join(PLACES)})>"
 
 
 def test_docs_name_every_route_and_no_other():
@@ -140,6 +148,12 @@ def test_table_of_outcomes_has_every_outcome():
     table = first_cells(section(DOCS / "life-of-a-job.md", "## Attempts").split("\n### ")[0])
 
     assert sorted(table) == sorted(outcome.value for outcome in Outcome)
+
+
+def test_table_of_reasons_has_everything_that_a_job_may_wait_for_in_the_order_of_the_claim():
+    table = first_cells(section(DOCS / "why-does-my-job-not-run.md", "## Reasons"))
+
+    assert table == ["dependencies", "group", *get_args(Why), "handler"]
 
 
 def test_table_of_the_backoff_tells_the_defaults():

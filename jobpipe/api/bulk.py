@@ -12,6 +12,7 @@ from jobpipe.api.answers import Answer, answer
 from jobpipe.api.enqueue import (
     LOCKED,
     asked,
+    cycle,
     is_json,
     known,
     new_job_from,
@@ -29,11 +30,13 @@ from jobpipe.api.problems import (
     closed,
     conflict,
     dependency_failed,
+    group_closed,
     internal,
     invalid,
     problem_from,
     too_large,
     unknown_dependency,
+    unknown_group,
     unsupported,
 )
 from jobpipe.api.schemas import BulkReceipt, LineReceipt
@@ -51,9 +54,6 @@ AHEAD = 1 << 20
 
 SLICE = 250
 """How many lines are decoded before other tasks get a turn."""
-
-SHOWN = 10
-"""The most ids of a cycle that are shown."""
 
 MOST = 10_000
 """The most jobs in one array: they share one transaction, and other writes must not wait long for it."""
@@ -142,6 +142,11 @@ def check_stored(receipts: Sequence[Receipt]) -> None:
         raise conflict(taken)
     if failed := _named(receipts, "dependency_failed"):
         raise dependency_failed(failed)
+    for receipt in receipts:
+        if receipt.verdict == "unknown_group":
+            raise unknown_group(receipt.group)
+        if receipt.verdict == "group_closed":
+            raise group_closed(receipt.group)
     if shut := sorted({receipt.queue for receipt in receipts if receipt.verdict == "closed"}):
         raise closed(shut)
 
@@ -152,7 +157,7 @@ def fault_of(new: NewJob, receipt: Receipt) -> Fault | None:
         case "late":
             return too_late(new)
         case "dependency_cycle":
-            return Fault("/depends_on", f"waits for itself: {' -> '.join(receipt.dependencies[:SHOWN])}")
+            return cycle(receipt)
         case _:
             return None
 

@@ -16,7 +16,6 @@ from jobpipe.api.durations import in_seconds
 from jobpipe.api.faults import fault_from, faults_of
 from jobpipe.api.lists import as_sent, in_lists
 from jobpipe.api.malformed import BOM, malformed
-from jobpipe.api.merging import merging_of
 from jobpipe.api.numbers import may_vanish, vanishing
 from jobpipe.api.problems import (
     Fault,
@@ -25,13 +24,16 @@ from jobpipe.api.problems import (
     closed,
     conflict,
     dependency_failed,
+    group_closed,
     invalid,
     not_unique,
     too_large,
     unknown_dependency,
+    unknown_group,
     unsupported,
 )
 from jobpipe.api.schemas import NULL, EditRequest, EnqueueRequest, JobView, job_view, stored_view
+from jobpipe.asking import AFTER_DEADLINE, TOO_FAR, debounce, seconds, throttle, unique, wrong
 from jobpipe.engine.node import Node
 from jobpipe.errors import StoreUnavailable
 from jobpipe.handlers.registry import Handler
@@ -54,11 +56,10 @@ from jobpipe.store.base import Changes, Receipt
 TOO_LATE = "is not after the time at which the job could run: send a later time"
 """What is wrong with an expires_at, or a deadline."""
 
-LOCKED = "another program has locked the job with this id"
+SHOWN = 10
+"""The most ids of a cycle that are shown."""
 
-AFTER_DEADLINE = (
-    "is not before the deadline, by which the job has to be done: send an earlier time, or leave it out"
-)
+LOCKED = "another program has locked the job with this id"
 
 
 class AskedRequest(EnqueueRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -138,25 +139,36 @@ def too_late(new: NewJob) -> Fault:
     return Fault("/deadline" if new.waits_until_its_deadline else "/expires_at", TOO_LATE)
 
 
+def cycle(receipt: Receipt) -> Fault:
+    """What is wrong with a job that waits for itself."""
+    return Fault("/depends_on", f"waits for itself: {' -> '.join(receipt.dependencies[:SHOWN])}")
+
+
+_REFUSED: Mapping[str, Callable[[NewJob, Receipt], Exception]] = {
+    "unknown_dependency": lambda _, receipt: unknown_dependency(receipt.dependencies),
+    "dependency_failed": lambda _, receipt: dependency_failed(receipt.dependencies),
+    "dependency_cycle": lambda _, receipt: invalid([cycle(receipt)]),
+    "closed": lambda _, receipt: closed([receipt.queue]),
+    "unknown_group": lambda _, receipt: unknown_group(receipt.group),
+    "group_closed": lambda _, receipt: group_closed(receipt.group),
+    "not_unique": lambda _, receipt: not_unique(
+        receipt.other or "", None if receipt.job is None else receipt.job.status
+    ),
+    "late": lambda new, _: invalid([too_late(new)]),
+    "locked": lambda _, __: StoreUnavailable(LOCKED),
+}
+"""What is raised for a job that was not stored, by its verdict."""
+
+
 def known(new: NewJob, receipt: Receipt) -> Job:
     """The job that an earlier request stored, or the one that the new one was merged with.
 
     Raises `Problem` when its content differs, or when there is none because the new one comes too late, is for a closed
-    queue, cannot wait for the jobs that it depends on, or is not unique; `StoreUnavailable` when another program has
-    locked it.
+    queue, cannot join its group, cannot wait for the jobs that it depends on, or is not unique; `StoreUnavailable` when
+    another program has locked it.
     """
-    if receipt.verdict == "unknown_dependency":
-        raise unknown_dependency(receipt.dependencies)
-    if receipt.verdict == "dependency_failed":
-        raise dependency_failed(receipt.dependencies)
-    if receipt.verdict == "closed":
-        raise closed([receipt.queue])
-    if receipt.verdict == "not_unique":
-        raise not_unique(receipt.other or "", None if receipt.job is None else receipt.job.status)
-    if receipt.verdict == "late":
-        raise invalid([too_late(new)])
-    if receipt.verdict == "locked":
-        raise StoreUnavailable(LOCKED)
+    if (refused := _REFUSED.get(receipt.verdict)) is not None:
+        raise refused(new, receipt)
     assert receipt.job is not None  # noqa: S101 - an existing one or a conflict has it
     if receipt.verdict == "conflict":
         raise conflict([receipt.job.id])
@@ -307,18 +319,8 @@ def made(
     problem: type[Problem] = Problem,
 ) -> NewJob:
     """The job of a kind that a request asks for. Raises a problem where it has faults, known before or not."""
-    run_at = None if request.run_at is None else unix_time(request.run_at, "/run_at", faults)
-    expires_at = None if request.expires_at is None else unix_time(request.expires_at, "/expires_at", faults)
-    deadline = None if request.deadline is None else unix_time(request.deadline, "/deadline", faults)
-    if expires_at is not None and deadline is not None and expires_at >= deadline:
-        faults.append(Fault("/expires_at", AFTER_DEADLINE))
-    if request.delay is not None and request.run_at is not None:
-        faults.append(Fault("/run_at", "cannot be combined with delay: send one of them"))
-    if request.needs != "done" and not request.depends_on:
-        faults.append(Fault("/needs", "says how other jobs have to end: send depends_on too"))
-    if request.depends_on and request.id in request.depends_on:
-        faults.append(Fault("/depends_on", "names the job itself"))
-    merging = merging_of(request, faults)
+    if together := wrong(request, (request.id,)):
+        faults += [Fault(one.pointer, one.detail) for one in together]
     if faults:
         raise invalid(faults, problem)
     return node.admission.new_job(
@@ -329,8 +331,8 @@ def made(
         priority=request.priority,
         max_retries=request.max_retries,
         delay=request.delay,
-        run_at=run_at,
-        expires_at=expires_at,
+        run_at=None if request.run_at is None else seconds(request.run_at),
+        expires_at=None if request.expires_at is None else seconds(request.expires_at),
         timeout=request.timeout,
         backoff=request.backoff,
         on_crash=request.on_crash,
@@ -338,10 +340,11 @@ def made(
         key=request.key,
         depends_on=request.depends_on,
         needs=request.needs,
-        deadline=deadline,
-        unique=merging.unique,
-        throttle=merging.throttle,
-        debounce=merging.debounce,
+        group=request.group,
+        deadline=None if request.deadline is None else seconds(request.deadline),
+        unique=None if request.unique is None else unique(request.unique),
+        throttle=None if request.throttle is None else throttle(request.throttle),
+        debounce=None if request.debounce is None else debounce(request.debounce),
     )
 
 
@@ -400,7 +403,7 @@ def _unescaped(escape: re.Match[bytes]) -> bytes:
 
 def unix_time(time: datetime, pointer: str, faults: list[Fault]) -> float:
     """A time in whole milliseconds, or a fault more when no answer could show it."""
-    seconds = round(time.timestamp(), 3)
-    if seconds > LATEST:
-        faults.append(Fault(pointer, "is after the year 9999, in UTC: send an earlier time"))
-    return seconds
+    unix = seconds(time)
+    if unix > LATEST:
+        faults.append(Fault(pointer, TOO_FAR))
+    return unix

@@ -1,4 +1,4 @@
-"""`/groups`: put jobs into a group, which has one more run when all of them have ended; and see how it stands."""
+"""`/groups`: put jobs into a group, which has one more run when all of them have ended; close it, see how it stands."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -12,14 +12,16 @@ from quart_schema import tag_blueprint
 
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.bulk import MOST, check_stored, fault_of, items_asked
+from jobpipe.api.durations import in_seconds
 from jobpipe.api.enqueue import check_json, read, too_late
 from jobpipe.api.faults import faults_of
 from jobpipe.api.inputs import received
 from jobpipe.api.malformed import BOM
 from jobpipe.api.problems import Code, Fault, invalid, no_group, other_group
 from jobpipe.api.responses import respond
-from jobpipe.api.schemas import NULL, GroupRequest, GroupView, Means, rfc3339, when
+from jobpipe.api.schemas import NULL, GroupRequest, GroupView, Means, OpenFor, rfc3339, when
 from jobpipe.api.spec import Content, answers, problems, takes
+from jobpipe.asking import MERGED
 from jobpipe.engine.admission import is_late
 from jobpipe.engine.node import Node
 from jobpipe.job import Name, NewJob, OnFailure
@@ -32,6 +34,7 @@ EXAMPLE: Mapping[str, Any] = {
     "jobs": [{"kind": "demo", "payload": {"fail": 0}}, {"payload": 2}],
     "then": {"payload": "all have ended"},
 }
+OPEN: Mapping[str, Any] = {"id": "crawl", "open": "1h", "then": {"payload": "all have ended"}}
 LOCATION: Mapping[str, Any] = {
     "Location": {
         "description": "the path of the group",
@@ -45,9 +48,10 @@ class SentGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """A request whose jobs are the bytes that were sent, so that each is read like a single request."""
 
     id: Name | None = None
-    jobs: Annotated[list[msgspec.Raw], Meta(min_length=1, max_length=MOST)]
+    jobs: Annotated[list[msgspec.Raw], Meta(max_length=MOST)] = []
     then: msgspec.Raw = NULL
     on_failure: OnFailure = "go_on"
+    open: msgspec.Raw = NULL
 
 
 class _Named(msgspec.Struct, frozen=True):
@@ -66,7 +70,7 @@ def groups_blueprint(node: Node) -> Blueprint:
     tag_blueprint(routes, ["groups"])
 
     @routes.post("/groups")
-    @takes(Content(GroupRequest, examples={"group": EXAMPLE}))
+    @takes(Content(GroupRequest, examples={"group": EXAMPLE, "open": OPEN}))
     @answers(
         200,
         "The group as it is now: the same request stored it before.",
@@ -93,10 +97,25 @@ def groups_blueprint(node: Node) -> Blueprint:
         told how many ended in which way. With `"on_failure": "cancel"`, the first of them that does not succeed has the
         others cancelled. Jobs without an `id` get that of the group and a number, so the request can be sent again: 200
         and the group as it is now. 409 when another group, or another job, has one of the ids.
+
+        With `open`, jobs can be added (`group` in `POST /enqueue`) for so long, or until the group is closed. Until
+        then it has not ended, whatever its jobs have come to. It may have no jobs yet.
         """
         content_type, body = await received()
         check_json(content_type)
         return respond(await _post(node, body.removeprefix(BOM)))
+
+    @routes.post("/groups/<group_id>/close")
+    @answers(200, "The group, which takes no more jobs.", Content(GroupView))
+    @problems(Code.NO_SUCH_GROUP, Code.CROSS_SITE, Code.INVALID, Code.STORE_UNAVAILABLE)
+    async def close_group(group_id: GroupInPath) -> Response:
+        """Close a group.
+
+        No more jobs can be added, but by jobs of the group that still run. `then` runs once all of its jobs have ended:
+        at once, if they have. A group that is closed stays as it is.
+        """
+        _check_id(group_id)
+        return respond(answer(_view(_there(group_id, await node.control.close_group(group_id)))))
 
     @routes.get("/groups/<group_id>")
     @answers(200, "The group.", Content(GroupView))
@@ -106,8 +125,7 @@ def groups_blueprint(node: Node) -> Blueprint:
 
         With how many of its jobs have which status; `GET /jobs?group=ID` lists them.
         """
-        if faults := faults_of(group_id, Name, "?group_id"):
-            raise invalid(faults)
+        _check_id(group_id)
         return respond(answer(_view(await _found(node, group_id))))
 
     return routes
@@ -130,18 +148,22 @@ async def _asked(node: Node, body: bytes) -> NewGroup:
     items = [*sent.jobs, sent.then] if has_then else sent.jobs
     made, faults = await items_asked(node, items)
     faults |= {place: [too_late(job)] for place, job in made.items() if is_late(job)}
-    faults |= {place: found for place, job in made.items() if (found := _merged(job))}
+    faults |= {place: found for place, job in made.items() if (found := _not_here(job))}
     last = len(sent.jobs)
     if last in made and made[last].options.depends_on:
         faults[last] = [
             Fault("/depends_on", "cannot be combined: this job waits for the others of the group")
         ]
-    if faults:
+    open_for, wrong = _open_for(sent)
+    if faults or wrong:
         raise invalid(
             [
-                Fault(f"/{'then' if place == last else f'jobs/{place}'}{one.pointer}", one.detail)
-                for place in sorted(faults)
-                for one in faults[place]
+                *wrong,
+                *(
+                    Fault(f"/{'then' if place == last else f'jobs/{place}'}{one.pointer}", one.detail)
+                    for place in sorted(faults)
+                    for one in faults[place]
+                ),
             ]
         )
     group_id = sent.id or node.admission.new_id()
@@ -149,14 +171,22 @@ async def _asked(node: Node, body: bytes) -> NewGroup:
         _member(made[place], group_id, f"{group_id}.{place + 1}", raw) for place, raw in enumerate(sent.jobs)
     ]
     then = None if not has_then else _callback(made[last], group_id, sent.then)
-    return NewGroup(id=group_id, on_failure=sent.on_failure, jobs=jobs, then=then)
+    return NewGroup(id=group_id, on_failure=sent.on_failure, jobs=jobs, then=then, open_for=open_for)
 
 
-def _merged(job: NewJob) -> Sequence[Fault]:
-    """What is wrong with a job that is to be merged with others: a group waits for jobs of its own."""
+def _open_for(sent: SentGroup) -> tuple[float | None, Sequence[Fault]]:
+    """For how long a group is to be open, which may be sent as a text; and what is wrong with that."""
+    value = in_seconds(msgspec.json.decode(sent.open), OpenFor)
+    if value is None and not sent.jobs:
+        return None, [Fault("/jobs", "holds no job: send one, or open to add some later")]
+    return value, faults_of(value, OpenFor | None, "/open")
+
+
+def _not_here(job: NewJob) -> Sequence[Fault]:
+    """What is wrong with a job that is to be merged with others, or belong to a group: this one has jobs of its own."""
     return [
         Fault(f"/{name}", "cannot be combined: a group has jobs of its own")
-        for name in ("unique", "throttle", "debounce")
+        for name in ("group", *MERGED)
         if getattr(job.options, name) is not None
     ]
 
@@ -188,8 +218,16 @@ def _refuse(new: NewGroup, receipts: Sequence[Receipt]) -> None:
     raise other_group(new.id)
 
 
+def _check_id(group_id: str) -> None:
+    if faults := faults_of(group_id, Name, "?group_id"):
+        raise invalid(faults)
+
+
 async def _found(node: Node, group_id: str) -> GroupState:
-    group = await node.store.group(group_id)
+    return _there(group_id, await node.store.group(group_id))
+
+
+def _there(group_id: str, group: GroupState | None) -> GroupState:
     if group is None:
         raise no_group(group_id)
     return group
@@ -203,5 +241,7 @@ def _view(group: GroupState) -> GroupView:
         then=group.callback,
         on_failure=group.on_failure,
         created_at=rfc3339(group.created_at),
+        open_until=when(group.open_until),
+        closed_at=when(group.closed_at),
         ended_at=when(group.ended_at),
     )

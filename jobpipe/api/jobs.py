@@ -27,16 +27,13 @@ from jobpipe.api.schemas import (
     LogView,
     Means,
     WaitQuery,
-    WaitsFor,
     stored_view,
 )
 from jobpipe.api.spec import Content, answers, problems, takes
+from jobpipe.api.waits import EXAMPLES, cancel_waits_for, waits_of
 from jobpipe.engine.node import Node
-from jobpipe.job import ENDED, Job, JobId, Status
+from jobpipe.job import ENDED, WAITING, Job, JobId, Status
 from jobpipe.store.base import Change, Place
-
-OPEN_SHOWN = 100
-"""The most jobs that are shown of those that a job waits for."""
 
 REFUSALS = (Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.STORE_UNAVAILABLE)
 """The problems of every route that changes a job."""
@@ -66,14 +63,15 @@ def jobs_blueprint(node: Node) -> Blueprint:
 
     @routes.get("/jobs/<job_id>")
     @document_querystring(HoldQuery)
-    @answers(200, "The job, with its result or error so far.", Content(JobView))
+    @answers(200, "The job, with its result or error so far.", Content(JobView, examples=EXAMPLES))
     @problems(Code.NO_SUCH_JOB, Code.INVALID, Code.STORE_UNAVAILABLE)
     async def get_job(job_id: JobInPath) -> Response:
         """Get a job with its attempts.
 
         With `?wait=SECONDS` the response is held until the job ends, for at most so long; with `on_disconnect=cancel`,
         a client that hangs up before has the job cancelled. The newest attempts come with their tracebacks, until those
-        take 1 MiB; the tracebacks of older attempts are null.
+        take 1 MiB; the tracebacks of older attempts are null. `waits_for` says why a job does not run yet, or what its
+        cancel waits for.
         """
         job = await _get(node, job_id, query(HoldQuery))
         return respond(answer(await _shown(node, job)))
@@ -188,16 +186,11 @@ async def _get(node: Node, job_id: str, hold: HoldQuery) -> Job:
 
 async def _shown(node: Node, job: Job) -> JobView:
     """A job with what it waits for."""
+    waits_for = await waits_of(node, job)
+    if waits_for is None and job.status in WAITING:  # it is not as it was read any more
+        job = await found(node, job.id)
     view = stored_view(job, node.registry)
-    if job.status is not Status.BLOCKED:
-        return view
-    still_open = await node.store.open_dependencies(job.id, OPEN_SHOWN)
-    if not still_open.count:  # they ended meanwhile
-        return stored_view(await found(node, job.id), node.registry)
-    waits_for = WaitsFor(open=still_open.ids, count=still_open.count)
-    if still_open.group is not None:
-        waits_for = structs.replace(waits_for, reason="group", group=still_open.group)
-    return structs.replace(view, waits_for=waits_for)
+    return view if waits_for is None else structs.replace(view, waits_for=waits_for)
 
 
 def _retried(change: Change) -> Job:
@@ -232,7 +225,8 @@ async def _cancel(node: Node, job_id: str, wait: float) -> Answer:
     if job.status is Status.CANCELLING and wait:
         job = await awaited(node, job_id, wait)
     if job.status is Status.CANCELLING:
-        return answer(stored_view(job, node.registry), 202)
+        view = structs.replace(stored_view(job, node.registry), waits_for=cancel_waits_for(node, job))
+        return answer(view, 202)
     if job.status is not Status.CANCELLED:
         raise _wrong_status(job, "it ended before the cancel reached it")
     return answer(stored_view(job, node.registry))

@@ -48,6 +48,8 @@ class Code(enum.StrEnum):
     """no schedule has this name (404)"""
     NO_SUCH_OPERATION = "no_such_operation"
     """no operation has this id (404)"""
+    NO_SUCH_ERROR = "no_such_error"
+    """no job that is there has failed with an error of that fingerprint (404)"""
     NO_SUCH_GROUP = "no_such_group"
     """no group has this id (404)"""
     METHOD_NOT_ALLOWED = "method_not_allowed"
@@ -64,6 +66,8 @@ class Code(enum.StrEnum):
     """the code of a live node declares the schedule (409)"""
     QUEUE_CLOSED = "queue_closed"
     """the queue takes no new jobs (409)"""
+    GROUP_CLOSED = "group_closed"
+    """the group takes no more jobs (409)"""
     QUEUE_NOT_EMPTY = "queue_not_empty"
     """the queue still has jobs (409)"""
     TOO_LARGE = "too_large"
@@ -74,6 +78,8 @@ class Code(enum.StrEnum):
     """the request has the listed faults (422)"""
     UNKNOWN_DEPENDENCY = "unknown_dependency"
     """a job that the new one depends on does not exist (422)"""
+    UNKNOWN_GROUP = "unknown_group"
+    """the group that the new job is for does not exist (422)"""
     INTERNAL = "internal"
     """a bug in jobpipe (500)"""
     QUEUE_FULL = "queue_full"
@@ -198,6 +204,12 @@ def no_operation(operation_id: str) -> Problem:
     return Problem(404, Code.NO_SUCH_OPERATION, "No such operation", detail)
 
 
+def no_error(fingerprint: str) -> Problem:
+    """404: no such error group."""
+    detail = f"no job that is there has failed with an error of the fingerprint {cut(fingerprint)!r}"
+    return Problem(404, Code.NO_SUCH_ERROR, "No such error", detail)
+
+
 def no_group(group_id: str) -> Problem:
     """404: no such group."""
     detail = f"no group has the id {group_id!r}; it may have been forgotten some time after its end"
@@ -244,6 +256,21 @@ def closed(names: Sequence[str]) -> Problem:
     advice = 'use another queue, or open it with PUT /queues/NAME and "closed": false'
     detail = f"{what} no new jobs; nothing was stored: {advice}"
     return Problem(409, Code.QUEUE_CLOSED, "The queue is closed", detail)
+
+
+def unknown_group(group_id: str) -> Problem:
+    """422: the group that a new job is for does not exist."""
+    detail = f"no group has the id {group_id!r}; nothing was stored: make it with POST /groups first"
+    return Problem(422, Code.UNKNOWN_GROUP, "The group does not exist", detail)
+
+
+def group_closed(group_id: str) -> Problem:
+    """409: the group that a new job is for takes no more."""
+    detail = (
+        f"the group {group_id!r} takes no more jobs; nothing was stored: "
+        'while it has not ended, its own jobs can add some, and POST /groups with "open" makes one that takes more'
+    )
+    return Problem(409, Code.GROUP_CLOSED, "The group is closed", detail)
 
 
 def conflict(ids: Sequence[str]) -> Problem:

@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 from jobpipe.api.durations import OR_TEXT
 from jobpipe.api.faults import TIME
 from jobpipe.api.lists import ONE_OR_MORE
+from jobpipe.asking import AskedDebounce, AskedThrottle, AskedUnique
 from jobpipe.engine.attempt import Attempt
 from jobpipe.handlers.registry import Registry
 from jobpipe.job import (
@@ -31,11 +32,8 @@ from jobpipe.job import (
     LongestWait,
     Name,
     Needs,
-    OnConflict,
     OnFailure,
     Outcome,
-    Over,
-    Phase,
     Priority,
     Progress,
     Retries,
@@ -47,11 +45,11 @@ from jobpipe.job import (
     Throttle,
     Timeout,
     Unique,
-    UniqueKey,
 )
-from jobpipe.lanes import LONGEST, SHORTEST, KeyStanding, Rate, Running, Weight
+from jobpipe.lanes import LONGEST, SHORTEST, AfterFailure, KeyStanding, Rate, Running, Weight
+from jobpipe.obstacles import Why
 from jobpipe.schedules import CatchUp, Overlap
-from jobpipe.store.base import KEYS, LOG_LINES, OPERATIONS, QUEUES, SCHEDULES, Unserved
+from jobpipe.store.base import ERRORS, KEYS, LOG_LINES, OPERATIONS, QUEUES, SCHEDULES, Unserved
 
 Time = Annotated[datetime, Meta(tz=True, description=TIME)]
 
@@ -76,54 +74,30 @@ class BackoffRequest(Backoff, frozen=True, forbid_unknown_fields=True):
     cap: Annotated[LongestWait, OR_TEXT] = 3600.0
 
 
-class UniqueRequest(
-    msgspec.Struct,
-    frozen=True,
-    forbid_unknown_fields=True,
-    kw_only=True,
-    rename={"while_": "while", "for_": "for"},
-):
+class UniqueRequest(AskedUnique, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """At most one job of the queue has the key at a time: `key`, the fields named in `over`, or both.
 
     Without `over` the kind belongs to it, and without `key` the payload too.
     """
 
-    key: UniqueKey | None = None
-    over: Annotated[list[Over], Meta(max_length=2, description="an array of kind and payload")] | None = None
-    while_: (
-        Annotated[
-            list[Phase],
-            Meta(
-                min_length=1,
-                max_length=2,
-                description='["queued"] (until a worker takes the job) or ["queued", "running"] (until it has ended); '
-                "default: the latter",
-            ),
-        ]
-        | None
-    ) = None
     for_: Annotated[Span, OR_TEXT] | None = None
-    on_conflict: OnConflict = "return"
 
 
-class ThrottleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ThrottleRequest(AskedThrottle, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """At most one job of the queue and kind with the key is due in each window of `every` seconds.
 
     With `trailing`, what is sent within a window becomes one job at its end, with the last payload.
     """
 
-    key: UniqueKey
     every: Annotated[Span, OR_TEXT]
-    trailing: bool = False
 
 
-class DebounceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class DebounceRequest(AskedDebounce, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One job of the queue and kind with the key, with the last payload, once none was sent for `wait` seconds.
 
     But at the latest `max_wait` seconds after the first; ten times `wait`, unless it is sent.
     """
 
-    key: UniqueKey
     wait: Annotated[Span, OR_TEXT]
     max_wait: Annotated[Span, OR_TEXT] | None = None
 
@@ -148,6 +122,7 @@ class EnqueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     key: Key | None = None
     depends_on: DependsOn = []
     needs: Needs = "done"
+    group: Name | None = None
     unique: UniqueRequest | None = None
     throttle: ThrottleRequest | None = None
     debounce: DebounceRequest | None = None
@@ -168,22 +143,31 @@ class EditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     key: Key | UnsetType | None = UNSET
 
 
+OpenFor = Annotated[Span, OR_TEXT]
+"""For how long jobs can be added to a group."""
+
+
 class GroupRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Jobs that belong together, and `then` one that waits until all of them have ended."""
+    """Jobs that belong together, and `then` one that waits until all of them have ended.
+
+    With `open`, more jobs can be added for so long, or until the group is closed; else there has to be one at least.
+    """
 
     id: Name | None = None
     jobs: Annotated[
-        list[EnqueueRequest], Meta(min_length=1, max_length=10_000, description="an array of 1 to 10000 jobs")
-    ]
+        list[EnqueueRequest], Meta(max_length=10_000, description="an array of at most 10000 jobs")
+    ] = []
     then: EnqueueRequest | None = None
     on_failure: OnFailure = "go_on"
+    open: OpenFor | None = None
 
 
 class GroupView(msgspec.Struct, frozen=True, kw_only=True):
     """A group. `counts` say how many of its `jobs` have which status.
 
     Those that have ended count as they had ended, until the group has: deleted ones as `deleted`. `then` is the id of
-    the job that waits for its end; null: there is none, or it was deleted.
+    the job that waits for its end; null: there is none, or it was deleted. While `closed_at` is null, jobs can be
+    added, until `open_until` at the most; that is null where the group was complete when it was stored.
     """
 
     id: str
@@ -192,6 +176,8 @@ class GroupView(msgspec.Struct, frozen=True, kw_only=True):
     then: str | None
     on_failure: str
     created_at: When
+    open_until: When | None
+    closed_at: When | None
     ended_at: When | None
 
 
@@ -208,12 +194,34 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WaitsFor(msgspec.Struct, frozen=True, kw_only=True):
-    """What a blocked job waits for: how many jobs have not ended yet, and the first of them by arrival."""
+    """Why a job does not run yet, or what its cancel waits for: the first thing that is in the way, and its figures.
 
-    reason: Literal["dependencies", "group"] = "dependencies"
+    `dependencies`, `group`: jobs have not ended yet, `count` of them, the first of which are `open`, or the group is
+    open itself (`group_open`), so that its close is waited for too; `not_due`: until `run_at`; `paused`: the queue is,
+    `until` when, and why; `queue_full`, `key_full`: as many of its jobs are `running` as may; `rate`, `key_rate`:
+    `until` the next job may start; `key_paused`: the key is; `no_node`: no live node runs jobs of this `kind` from this
+    `queue`; `turn`: it is ready, at this `place` in its queue, or among the jobs of its key, or, where that is not
+    `exact`, behind it; `handler`: it was cancelled, and its handler has not ended on `node`, which told it so at
+    `since`; that is left out where another node is asked.
+    """
+
+    reason: Literal["dependencies", "group", Why, "handler"]
+    run_at: When | UnsetType = UNSET
+    queue: str | UnsetType = UNSET
+    pause_reason: str | UnsetType | None = UNSET
+    key: str | UnsetType = UNSET
+    running: int | UnsetType = UNSET
+    max_running: int | UnsetType = UNSET
+    until: When | UnsetType | None = UNSET
+    kind: str | UnsetType = UNSET
+    place: int | UnsetType = UNSET
+    exact: bool | UnsetType = UNSET
+    node: str | UnsetType | None = UNSET
+    since: When | UnsetType = UNSET
     group: str | UnsetType = UNSET
-    open: Sequence[str]
-    count: int
+    group_open: Literal[True] | UnsetType = UNSET
+    open: Sequence[str] | UnsetType = UNSET
+    count: int | UnsetType = UNSET
 
 
 class ScheduledView(msgspec.Struct, frozen=True):
@@ -237,8 +245,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     `progress` is that of its latest attempt; lists leave it and the attempts out. A job that a schedule made says which
     one and when. `key` is left out where a job has none, `depends_on` and `needs` where it depends on no other,
     `unique`, `throttle` and `debounce` where it was not sent, `group` where it belongs to none, `callback_of` where it
-    waits for the end of none, `parent` where no handler enqueued it. `waits_for` is there while a job is blocked, where
-    one job is asked for.
+    waits for the end of none, `parent` where no handler enqueued it. `waits_for` is there while a job waits, or is
+    being cancelled, where one job is asked for.
     """
 
     id: str
@@ -403,10 +411,16 @@ class RateRequest(Rate, frozen=True, forbid_unknown_fields=True):
 
 
 class PerKeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What each key of a queue may do: how many jobs run at once, and how many start over time."""
+    """What each key of a queue may do: how many jobs run at once, how many start over time, and in which order.
+
+    With `ordered`, jobs of a key run one at a time in the order of arrival; `on_failure` says whether a key stops at a
+    job that failed.
+    """
 
     max_running: Running | None = None
     rate: RateRequest | None = None
+    ordered: bool = False
+    on_failure: AfterFailure = "go_on"
 
 
 class QueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -448,22 +462,28 @@ class QueuePauseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
 
 class PerKeyView(msgspec.Struct, frozen=True, kw_only=True):
-    """What each key of a queue may do; null: as much as anybody likes."""
+    """What each key of a queue may do; null: as much as anybody likes.
+
+    `ordered`: one job at a time, in the order of arrival.
+    """
 
     max_running: int | None
     rate: Rate | None
+    ordered: bool
+    on_failure: AfterFailure
 
 
 class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     """A key of a queue: how many of its jobs are ready (`waiting`) or held by nodes (`running`), and how it stands.
 
     `until` is when one that is `resting` may go on. It says what the last claim has found: an `open` key may be found
-    `full` by the next one.
+    `full` by the next one. `stopped_by` is the id of the failed job at which a key has stopped.
     """
 
     key: str
     state: KeyStanding
     until: When | None
+    stopped_by: str | None
     waiting: int
     running: int
     weight: int
@@ -789,6 +809,14 @@ class PlainFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class JobFilter(PlainFilter, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which jobs are meant: those to which all fields apply. Of several values of a field, one has to apply."""
 
+    fingerprint: (
+        Annotated[
+            list[Name],
+            ONE_OR_MORE,
+            Means("only jobs that have failed with an error of this fingerprint, or of one of these"),
+        ]
+        | None
+    ) = None
     text: (
         Annotated[
             str,
@@ -920,6 +948,7 @@ class FilterView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     id: Sequence[str] = ()
     node: Sequence[str] = ()
     error_type: Sequence[str] = ()
+    fingerprint: Sequence[str] = ()
     text: str | None = None
     created_after: When | None = None
     created_before: When | None = None
@@ -988,6 +1017,72 @@ class OperationQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         Means("the most operations in a page"),
     ] = OPERATIONS
     cursor: Cursor | None = None
+
+
+class WindowQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Of which failures to tell: those within a time."""
+
+    ended_after: (
+        Annotated[
+            Time,
+            Means(
+                "only jobs that failed at this time or later: RFC 3339 with a time zone, 2030-01-31T12:00:00Z"
+            ),
+        ]
+        | None
+    ) = None
+    ended_before: (
+        Annotated[
+            Time,
+            Means("only jobs that failed before this time: RFC 3339 with a time zone, 2030-01-31T12:00:00Z"),
+        ]
+        | None
+    ) = None
+
+
+class ErrorQuery(WindowQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which error groups to list."""
+
+    limit: Annotated[
+        int,
+        Meta(ge=1, le=ERRORS, description=f"a whole number from 1 to {ERRORS}"),
+        Means("the most error groups in a page"),
+    ] = 50
+    cursor: Cursor | None = None
+
+
+class ErrorView(msgspec.Struct, frozen=True, kw_only=True):
+    """The jobs that have failed with the same error: its `fingerprint` is the filter that finds them.
+
+    `type`, `message`, `where` and `traceback` are those of the job that failed last: null where it has none, or where
+    its row cannot be read. `where` is the function of the handler's own code that raised it. There are at least `jobs`
+    of them where that is not `exact`. `kinds` and `queues` are those of the newest 500, 20 at most; `examples` are the
+    ids of the newest. Lists leave the traceback out.
+    """
+
+    fingerprint: str
+    type: str | None
+    message: str | None
+    where: str | None
+    jobs: int
+    exact: bool
+    first_at: When
+    last_at: When
+    kinds: Sequence[str]
+    queues: Sequence[str]
+    examples: Sequence[str]
+    traceback: str | UnsetType | None = UNSET
+
+
+class ErrorList(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of error groups, that whose last job failed last first. `next_cursor` is null at the end.
+
+    Where it is not `complete`, there are more than 10000 groups, and only so many were looked at.
+    """
+
+    errors: Sequence[ErrorView]
+    complete: bool
+    next_cursor: str | None
 
 
 class LogQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -1147,9 +1242,8 @@ def _told(damage: Sequence[str], error: JobError | None) -> JobError:
     words = f"the job's row in the store is damaged: {'; '.join(damage)}"
     if error is None:
         return JobError("DamagedRow", words)
-    return JobError(
-        "DamagedRow", f"{words}; its last error was {error.type}: {error.message}", error.traceback
-    )
+    told = f"{words}; its last error was {error.type}: {error.message}"
+    return msgspec.structs.replace(error, type="DamagedRow", message=told)
 
 
 def unserved_views(found: Sequence[Unserved]) -> Sequence[UnservedView]:

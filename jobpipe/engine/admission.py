@@ -130,7 +130,8 @@ class Admission:
         `atomic`, all other jobs are `refused` when the receipt of such a job is `late` or `conflict`.
 
         A job that depends on others may stand anywhere among `jobs` where they are `atomic`; else behind those of them
-        that it depends on. What becomes of one that is merged with others, its receipt says.
+        that it depends on. What becomes of one that is merged with others, its receipt says. Those `of_handler` that
+        are `atomic` are all refused where one of them has to have a key that is taken.
 
         Raises `Draining` and `QueueFull`, unless they are `of_handler`, or `StoreUnavailable`; then nothing was stored.
         A cancel leaves either all of them stored or none.
@@ -202,9 +203,17 @@ def _is_special(new: NewJob) -> bool:
 
 
 def _is_judged(new: NewJob) -> bool:
-    """Whether it depends on other jobs how a job is stored: it waits for some, is merged with some, or comes of one."""
+    """Whether it depends on others how a job is stored.
+
+    It waits for some jobs, is merged with some, belongs to a group with some, or comes of one.
+    """
     options = new.options
-    return bool(options.depends_on) or options.merging is not None or options.parent is not None
+    return (
+        bool(options.depends_on)
+        or options.merging is not None
+        or options.parent is not None
+        or options.group is not None
+    )
 
 
 def in_order(jobs: Sequence[NewJob]) -> Sequence[int]:

@@ -41,13 +41,14 @@ class Backlog:
     ) -> Sequence[Receipt]:
         """The same for jobs of which some wait for others, each of them behind those of `jobs` that it depends on.
 
-        Or of which some are merged with others, or are children of others.
+        Or of which some are merged with others, or are children of others. Those `of_handler` are stored
+        `strict`ly (see `EngineStore.add_dependents`).
         """
         if not of_handler:
             self._check(len(jobs))
         self._ledger.arriving += len(jobs)
         try:
-            receipts = await self._gathering.add(jobs, atomic=atomic)
+            receipts = await self._gathering.add(jobs, atomic=atomic, strict=of_handler)
             self._ledger.waiting += sum(one.verdict == "stored" for one in receipts)  # until the next batch
             self._ledger.stored(jobs, receipts)
             return receipts

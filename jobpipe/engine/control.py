@@ -1,4 +1,4 @@
-"""What people ask of jobs, queues and schedules: cancel, retry, promote, edit, delete, pause, resume."""
+"""What people ask of jobs, groups, queues and schedules: cancel, retry, promote, edit, delete, close, pause, resume."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +17,7 @@ from jobpipe.schedules import Schedule, Spec
 from jobpipe.store.base import (
     Change,
     ControlStore,
+    GroupState,
     KeyState,
     QueueChange,
     QueueSettings,
@@ -61,6 +62,15 @@ class Control:
     async def retry(self, job_id: str) -> Change:
         """Queue a job that has ended once more."""
         return self._waits(await self._store.retry([job_id], self._clock.now()), "retry requested")
+
+    async def close_group(self, group_id: str) -> GroupState | None:
+        """Take no more jobs into a group; None: there is none."""
+        group = await self._store.close_group(group_id, self._clock.now())
+        if group is not None:
+            self._tell("group closed", group=group_id)
+        self._follower.look()
+        self._ledger.look()
+        return group
 
     async def promote(self, job_id: str) -> Change:
         """Make a waiting job due now."""

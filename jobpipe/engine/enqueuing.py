@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import trio
 
+from jobpipe.asking import debounce, seconds, throttle, unique
 from jobpipe.engine import outbox
 from jobpipe.engine.admission import Admission, is_late
 from jobpipe.engine.attempt import Attempt
@@ -35,6 +36,7 @@ class Enqueuing:
     async def enqueue(self, run: Attempt, asked: Asked, payloads: Sequence[Any]) -> Sequence[str]:
         """Keep new jobs for the end of an attempt, or store them now; returns their ids, in the order of the payloads.
 
+        Where jobs are stored now, the id is that of the job with which one was merged (see `jobpipe.merging`).
         Raises `EnqueueError` or `StoreUnavailable`, and then has neither kept nor stored any. A cancel does the same,
         unless they are being stored just then.
         """
@@ -46,10 +48,9 @@ class Enqueuing:
                 "the attempt is over: its job may run again, and only that run can enqueue jobs"
             )
         if asked.now:
-            await self._store(jobs)
-        else:
-            run.outbox = run.outbox or Outbox()
-            run.outbox.put(jobs)
+            return await self._store(jobs)
+        run.outbox = run.outbox or Outbox()
+        run.outbox.put(jobs)
         return [job.id for job in jobs]
 
     async def _check_kind(self, kind: str) -> None:
@@ -71,8 +72,9 @@ class Enqueuing:
             priority=asked.priority,
             max_retries=asked.max_retries,
             delay=asked.delay,
-            run_at=None if asked.run_at is None else round(asked.run_at.timestamp(), 3),
-            expires_at=None if asked.expires_at is None else round(asked.expires_at.timestamp(), 3),
+            run_at=None if asked.run_at is None else seconds(asked.run_at),
+            expires_at=None if asked.expires_at is None else seconds(asked.expires_at),
+            deadline=None if asked.deadline is None else seconds(asked.deadline),
             timeout=asked.timeout,
             backoff=asked.backoff,
             on_crash=asked.on_crash,
@@ -80,10 +82,15 @@ class Enqueuing:
             key=asked.key,
             depends_on=asked.depends_on,
             needs=asked.needs,
+            group=asked.group,
+            unique=None if asked.unique is None else unique(asked.unique),
+            throttle=None if asked.throttle is None else throttle(asked.throttle),
+            debounce=None if asked.debounce is None else debounce(asked.debounce),
             parent=parent,
         )
         if is_late(new):
-            raise EnqueueError("expires_at is not after the time at which the job could run")
+            field = "deadline" if new.waits_until_its_deadline else "expires_at"
+            raise EnqueueError(f"{field} is not after the time at which the job could run")
         return new
 
     def _checked(self, kind: str, payload: Any) -> bytes:  # noqa: ANN401 - any JSON
@@ -99,9 +106,10 @@ class Enqueuing:
             raise EnqueueError(words) from None
         return sent
 
-    async def _store(self, jobs: Sequence[NewJob]) -> None:
-        """Store jobs now, all or none."""
+    async def _store(self, jobs: Sequence[NewJob]) -> Sequence[str]:
+        """Store jobs now, all or none; returns the ids of those that are there then."""
         outbox.check(len(jobs), sum(len(job.payload) for job in jobs), "one call")
         receipts = await self._admission.enqueue(jobs, atomic=True, of_handler=True)
         if wrong := refusal(jobs, receipts):
             raise EnqueueError(wrong)
+        return [receipt.other or job.id for job, receipt in zip(jobs, receipts, strict=True)]

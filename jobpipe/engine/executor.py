@@ -172,6 +172,7 @@ class Executor:
             deadline=deadline,
             schedule=job.options.schedule,
             group=job.options.outcome,
+            member_of=job.options.group,
             _notes=self._ledger.notes,
             _enqueues=self._enqueues,
             _run=attempt,

@@ -16,8 +16,8 @@ MOST = 1000
 class _Asked:
     """Jobs that are to be stored for one asker, and what came of it."""
 
-    def __init__(self, jobs: Sequence[NewJob], *, atomic: bool) -> None:
-        self.jobs, self.atomic = jobs, atomic
+    def __init__(self, jobs: Sequence[NewJob], *, atomic: bool, strict: bool) -> None:
+        self.jobs, self.atomic, self.strict = jobs, atomic, strict
         self.receipts: Sequence[Receipt] | None = None
         self.error: Exception | None = None
 
@@ -34,13 +34,13 @@ class Gathering:
         self._turn = trio.Lock()
         self._waiting = deque[_Asked]()
 
-    async def add(self, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
+    async def add(self, jobs: Sequence[NewJob], *, atomic: bool, strict: bool = False) -> Sequence[Receipt]:
         """Store jobs as `EngineStore.add_dependents` does; those that are atomic, alone.
 
         Raises what the store raises for these jobs; then nothing of them was stored. A cancel leaves either all of them
         stored or none, and those of others untouched.
         """
-        mine = _Asked(jobs, atomic=atomic)
+        mine = _Asked(jobs, atomic=atomic, strict=strict)
         self._waiting.append(mine)
         try:
             async with self._turn:
@@ -74,7 +74,8 @@ class Gathering:
     async def _store_for(self, taken: Sequence[_Asked]) -> None:
         jobs = [job for one in taken for job in one.jobs]
         try:
-            receipts = iter(await self._store.add_dependents(jobs, atomic=taken[0].atomic))
+            first = taken[0]
+            receipts = iter(await self._store.add_dependents(jobs, atomic=first.atomic, strict=first.strict))
         except Exception as error:  # noqa: BLE001 - whoever asked is told
             if len(taken) == 1 or isinstance(error, StoreError):
                 for one in taken:

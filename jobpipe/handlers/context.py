@@ -52,6 +52,8 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     """the firing of a schedule that made the job: its `name`, and when, as `at` and as `time`"""
     group: GroupOutcome | None = None
     """how the jobs of a group have ended, where this job was to wait for that"""
+    member_of: str | None = None
+    """the group that the job belongs to: it may enqueue further jobs of that, with `group=job.member_of`"""
     _notes: Notes | None = None
     """where progress and log lines go; None: nowhere, as in a test of a handler"""
     _enqueues: Enqueues | None = None

@@ -1,5 +1,6 @@
 """Durations in handlers: a number of seconds, a `timedelta`, or a text as in the settings."""
 
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -25,8 +26,8 @@ def seconds(duration: Any) -> Any:  # noqa: ANN401 - whatever was given; it is c
             return duration
 
 
-def in_seconds(backoff: Any) -> Any:  # noqa: ANN401 - see above
-    """A backoff with its durations in seconds."""
-    if not isinstance(backoff, dict):
-        return backoff
-    return {name: seconds(value) if name in ("base", "cap") else value for name, value in backoff.items()}
+def in_seconds(option: Any, durations: Collection[str] = ("base", "cap")) -> Any:  # noqa: ANN401 - see above
+    """An option of several fields (a backoff, unless others are named) with its durations in seconds."""
+    if not isinstance(option, Mapping):
+        return option
+    return {name: seconds(value) if name in durations else value for name, value in option.items()}

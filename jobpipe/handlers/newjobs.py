@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal, TypedDict
 import msgspec
 from msgspec import Meta
 
+from jobpipe.asking import AskedDebounce, AskedThrottle, AskedUnique, wrong
 from jobpipe.errors import EnqueueError
 from jobpipe.handlers.durations import Duration, in_seconds, seconds
 from jobpipe.job import (
     DEEPEST,
     DEFAULT_QUEUE,
-    LATEST,
     Backoff,
     DependsOn,
     JobId,
@@ -42,6 +42,7 @@ class JobOptions(TypedDict, total=False):
     """counted from the call"""
     run_at: datetime | None
     expires_at: datetime | None
+    deadline: datetime | None
     timeout: Duration | None
     backoff: Backoff | Mapping[str, Any] | None
     on_crash: Literal["retry", "fail"]
@@ -49,6 +50,10 @@ class JobOptions(TypedDict, total=False):
     key: str | None
     depends_on: list[str]
     needs: Needs
+    group: str | None
+    unique: Mapping[str, Any] | None
+    throttle: Mapping[str, Any] | None
+    debounce: Mapping[str, Any] | None
     now: bool
     """store it at once, whatever becomes of the attempt"""
     detach: bool
@@ -66,6 +71,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     delay: Seconds | None = None
     run_at: Time | None = None
     expires_at: Time | None = None
+    deadline: Time | None = None
     timeout: Timeout | None = None
     backoff: Backoff | None = None
     on_crash: Literal["retry", "fail"] = "retry"
@@ -73,6 +79,10 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     key: Key | None = None
     depends_on: DependsOn = []
     needs: Needs = "done"
+    group: Name | None = None
+    unique: AskedUnique | None = None
+    throttle: AskedThrottle | None = None
+    debounce: AskedDebounce | None = None
     now: bool = False
     detach: bool = False
 
@@ -85,9 +95,19 @@ def checked(kind: str, ids: list[str] | None, options: JobOptions) -> Asked:
         asked = msgspec.convert(given, Asked)
     except (msgspec.ValidationError, TypeError, ValueError) as error:
         raise EnqueueError(f"a job of kind {kind!r} cannot be enqueued: {error}") from None
-    if wrong := _combined(asked):
-        raise EnqueueError(f"a job of kind {kind!r} cannot be enqueued: {wrong}")
+    if together := wrong(asked, asked.ids or ()):
+        words = f"{together[0].pointer[1:].replace('/', '.')} {together[0].detail}"
+        raise EnqueueError(f"a job of kind {kind!r} cannot be enqueued: {words}")
     return asked
+
+
+DURATIONS: Mapping[str, tuple[str, ...]] = {
+    "backoff": ("base", "cap"),
+    "unique": ("for",),
+    "throttle": ("every",),
+    "debounce": ("wait", "max_wait"),
+}
+"""The durations within an option."""
 
 
 def _durations(options: JobOptions) -> Mapping[str, Any]:
@@ -95,23 +115,9 @@ def _durations(options: JobOptions) -> Mapping[str, Any]:
     for name, value in options.items():
         if name in ("delay", "timeout"):
             read[name] = seconds(value)
-        elif name == "backoff":
-            read[name] = in_seconds(value)
+        elif name in DURATIONS:
+            read[name] = in_seconds(value, DURATIONS[name])
     return read
-
-
-def _combined(asked: Asked) -> str | None:
-    """What is wrong with the options together; None: nothing."""
-    times = [one for one in (asked.run_at, asked.expires_at) if one is not None]
-    if any(one.timestamp() > LATEST for one in times):
-        return "its time is after the year 9999, in UTC"
-    if asked.delay is not None and asked.run_at is not None:
-        return "delay and run_at cannot be combined: give one of them"
-    if asked.needs != "done" and not asked.depends_on:
-        return "needs says how other jobs have to end: give depends_on too"
-    if asked.depends_on and not set(asked.depends_on).isdisjoint(asked.ids or ()):
-        return "depends_on names the job itself"
-    return None
 
 
 def encoded(payload: Any) -> bytes:  # noqa: ANN401 - a handler may give anything

@@ -36,6 +36,7 @@ from jobpipe.job import (
     Status,
 )
 from jobpipe.lanes import KeySettings, KeyStanding, Limits
+from jobpipe.obstacles import Obstacle
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 
 STEP = 1000
@@ -46,6 +47,9 @@ QUEUES = 1000
 
 KEYS = 100
 """The most keys of one list, unless asked for fewer."""
+
+PLACES = 1000
+"""How far a job's place in line is counted."""
 
 SCHEDULES = 100
 """The most schedules of one list, and the most that are fired in one transaction."""
@@ -175,22 +179,27 @@ class Receipt(msgspec.Struct, frozen=True):
         "dependency_failed",
         "dependency_cycle",
         "closed",
+        "unknown_group",
+        "group_closed",
         "replaced",
         "not_unique",
     ]
     """`refused`: nothing wrong with this one, but it shared an atomic add with one that was not stored;
     `locked`: an unfinished transaction of another program stores or deletes a job of this id, so nothing can be said
-    yet; `late`: the job is new and expires before it could start; `dependency_cycle`: it waits for itself, by way of
-    others of the same add (both are said by the engine, which hands no store such a job); `unknown_dependency` and
-    `dependency_failed`: a job that it depends on is not there, or did not end as needed; `closed`: the job is new, and
-    its queue takes none; `replaced`: `other` waits, and is what this one asks for now; `not_unique`: `other` has its
-    key. One that is `existing` may be `other`, too"""
+    yet; `late`: the job is new and expires before it could start (the engine hands no store such a job);
+    `dependency_cycle`: it waits for itself, by way of others of the same add (the engine hands no store such a job), or
+    as it is for a group for whose end it waits; `unknown_dependency` and `dependency_failed`: a job that it depends on
+    is not there, or did not end as needed; `closed`: the job is new, and its queue takes none; `unknown_group` and
+    `group_closed`: its group is not there, or takes no more jobs; `replaced`: `other` waits, and is what this one asks
+    for now; `not_unique`: `other` has its key. One that is `existing` may be `other`, too"""
     job: Job | None = None
     """also where it is `stored`, and waits for other jobs or for another time than it said"""
     dependencies: Sequence[str] = ()
     """the jobs that it depends on and that are not there, or did not end as needed; or those of a cycle"""
     queue: str = ""
     """the queue that is closed"""
+    group: str = ""
+    """the group that is not there, or takes no more jobs"""
     other: str | None = None
     """the id of the job that has its key (`Options.merging`). That job may be gone: then `job` is None"""
 
@@ -332,6 +341,8 @@ class NewGroup(msgspec.Struct, frozen=True, kw_only=True):
     """its members, each with `Options.group`; one that depends on others of them comes behind those"""
     then: NewJob | None
     """the job that waits until all of them have ended, with `Options.callback_of`"""
+    open_for: float | None = None
+    """for so long jobs can be added to it, unless it is closed before; None: it is complete"""
 
     @property
     def every(self) -> Sequence[NewJob]:
@@ -355,11 +366,16 @@ class GroupState(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     on_failure: str
     jobs: int
+    """how many there are by now"""
     counts: dict[str, int]
     """how many have which status; those that have ended as they had ended first, and `deleted` ones too"""
     callback: str | None
     """the id of the job that waits for its end; None: there is none, or it was deleted"""
     created_at: float
+    open_until: float | None
+    """jobs can be added until then at the most; None: it was complete when it was stored"""
+    closed_at: float | None
+    """since when no more jobs can be added, but by one of the group that runs; None: they can"""
     ended_at: float | None
 
 
@@ -371,6 +387,8 @@ class OpenDependencies(msgspec.Struct, frozen=True):
     count: int
     group: str | None = None
     """the group that these are of, where it waits for the end of one"""
+    group_open: bool = False
+    """whether jobs can still be added to that group: it also waits for its close"""
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -457,6 +475,8 @@ class KeyState(msgspec.Struct, frozen=True, kw_only=True):
     state: KeyStanding
     until: float | None = None
     """when its rate allows the next job, where it rests"""
+    stopped_by: str | None = None
+    """id of the failed job for which it is stopped; that job may be gone by now"""
     settings: KeySettings
 
 
@@ -568,6 +588,8 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     node: str | tuple[str, ...] | None = None
     """the node that claimed the job last"""
     error_type: str | tuple[str, ...] | None = None
+    fingerprint: str | tuple[str, ...] | None = None
+    """of the error with which the job has failed"""
     text: str | None = None
     created_after: float | None = None
     created_before: float | None = None
@@ -595,7 +617,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return tuple(kind.removesuffix(ANY_KIND) for kind in self.each("kind") if kind.endswith(ANY_KIND))
 
 
-SEVERAL = ("status", "kind", "queue", "tag", "group", "key", "id", "node", "error_type")
+SEVERAL = ("status", "kind", "queue", "tag", "group", "key", "id", "node", "error_type", "fingerprint")
 """The fields of a filter that may have several values."""
 
 ANY_KIND = "*"
@@ -691,6 +713,68 @@ class Sliced(msgspec.Struct, frozen=True):
 
 OPERATIONS = 100
 """The most operations of one list."""
+
+
+class Window(msgspec.Struct, frozen=True):
+    """A time from `after` on until just before `before`; None: it is open to that side."""
+
+    after: float | None = None
+    before: float | None = None
+
+
+EVER = Window()
+
+
+class ErrorGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """The jobs that have failed with errors of one fingerprint, within a time."""
+
+    fingerprint: str
+    jobs: int
+    exact: bool
+    """whether there are just so many jobs; else at least so many"""
+    first_at: float
+    last_at: float
+    """when the first of them failed that is still there, and the last one"""
+    kinds: Sequence[str]
+    queues: Sequence[str]
+    """of the newest `SEEN` of them, sorted; `NAMED` of each at the most"""
+    newest: JobError | None
+    """the error of the newest; None where it cannot be read"""
+    examples: Sequence[str]
+    """ids of the newest jobs, the newest first"""
+
+
+class ErrorGroups(msgspec.Struct, frozen=True):
+    """A part of a list of groups, that whose last job failed last first."""
+
+    groups: Sequence[ErrorGroup]
+    next_before: "ErrorPlace | None"
+    """continues it; None: there is no more"""
+    complete: bool
+    """whether all groups were looked at: of very many only the `GROUPS` that come first by fingerprint are"""
+
+
+class ErrorPlace(msgspec.Struct, frozen=True, array_like=True):
+    """Where a group stands in that list. Means the same when the group is gone."""
+
+    last_at: float
+    fingerprint: str
+
+
+ERRORS = 100
+"""The most error groups of one list."""
+
+GROUPS = 10_000
+"""The most error groups that a list looks at."""
+
+COUNTED, COUNTED_OF_ONE = 5_000, 100_000
+"""Up to how many jobs of an error group are counted in a list, and where one group is asked for."""
+
+SEEN, NAMED = 500, 20
+"""Of how many of its newest jobs the kinds and queues of an error group are gathered, and how many of each are told."""
+
+EXAMPLES, EXAMPLES_OF_ONE = 3, 20
+"""How many of its newest jobs are told of an error group in a list, and where one group is asked for."""
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True, order=True):
@@ -805,7 +889,9 @@ class EngineStore(Protocol):
         to the last.
         """
 
-    async def add_dependents(self, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
+    async def add_dependents(
+        self, jobs: Sequence[NewJob], *, atomic: bool, strict: bool = False
+    ) -> Sequence[Receipt]:
         """Store jobs of which some wait for others (`Options.depends_on`): these are `blocked` until those have ended.
 
         Or of which some are merged with others (`Options.merging`): see below.
@@ -815,10 +901,14 @@ class EngineStore(Protocol):
         `dependency_failed`. With `atomic`, none is stored then. A job that is there already is compared, as in an
         exchange, whatever its dependencies have come to. New jobs of a closed queue are not stored.
 
+        One with `Options.group` belongs to that group from then on, if it is open at the job's created_at, or the job's
+        parent (`Options.parent`) belongs to it and has not ended; else it is not stored.
+
         What becomes of a job that is to be merged with others, and whose id is new, `jobpipe.merging.decided` says: by
         its created_at. Adds with one key take turns, so no two jobs have it at any time. Where the job is due at
         another time than it said, its receipt has it; one that expires by then is `late`. No other job of an atomic add
-        is refused because one is `replaced` or `not_unique`.
+        is refused because one is `replaced` or `not_unique`; unless it is `strict`, and a job that has to have its key
+        (see `jobpipe.merging.insists`) is `not_unique`.
         """
 
     async def add_group(self, new: NewGroup, now: float) -> GroupReceipt:
@@ -827,6 +917,9 @@ class EngineStore(Protocol):
         The job that waits is `blocked` until the others have ended, however that was; then it is released once, with
         `Options.outcome`. With `on_failure` "cancel", the first that is not done has the others cancelled. Where the
         same group is there already, whatever its jobs have come to, nothing is stored.
+
+        One with `open_for` has not ended before it is closed, with `close_group`, by a prune once that time is over, or
+        by the first job that is not done where `on_failure` is "cancel". It may have no jobs.
         """
 
     async def follow(self, now: float) -> Followed:
@@ -930,6 +1023,12 @@ class ControlStore(Protocol):
         there has ended otherwise than needed. One with a unique key takes it again, unless another job has it.
         """
 
+    async def close_group(self, group_id: str, now: float) -> GroupState | None:
+        """Take no more jobs into a group, as it is then; None: there is none. Repeatable.
+
+        If all its jobs have ended, so has the group, with this or with the next `follow`.
+        """
+
     async def promote(self, ids: Sequence[str], now: float) -> Sequence[Change]:
         """Make scheduled and retrying jobs due now: queued. Ready ones stay as they are.
 
@@ -974,6 +1073,7 @@ class ControlStore(Protocol):
         """Set what a queue allows, and each of its keys, instead of what it allowed; the queue need not exist yet.
 
         Counts from the next claim on: jobs that wait already are bound by it too, though some may wait a moment longer.
+        Keys that stopped at failed jobs go on where `per_key.stops` is changed.
         """
 
     async def put_key(self, queue: str, key: str, settings: KeySettings) -> KeyState:
@@ -983,7 +1083,7 @@ class ControlStore(Protocol):
         """Claim no job of a key from now on; no job need have it yet. Those that are held go on."""
 
     async def resume_key(self, queue: str, key: str) -> KeyState:
-        """Claim jobs of a key again."""
+        """Claim jobs of a key again, that was paused, or has stopped at a failed job."""
 
     async def put_schedule(self, name: str, spec: Spec, job: NewJob, now: float) -> SchedulePut:
         """Store a schedule, or change what it says; with the same content nothing changes. Refused when it is declared.
@@ -1030,6 +1130,13 @@ class ReadStore(Protocol):
     async def open_dependencies(self, job_id: str, limit: int) -> OpenDependencies:
         """Which jobs a job still waits for, the first of them by arrival."""
 
+    async def obstacle(self, job: Job, now: float) -> Obstacle | None:
+        """What keeps a job from running that waits for no other: the first thing that a claim would meet.
+
+        Reads a bounded number of rows; `PLACES` jobs ahead of it are counted. What of a row cannot be read counts as
+        not set. None: nothing does any more, it is not as it was read.
+        """
+
     async def group(self, group_id: str) -> GroupState | None:
         """One group; None: there is none, or it was forgotten some time after its end."""
 
@@ -1057,6 +1164,17 @@ class ReadStore(Protocol):
         self, limit: int = OPERATIONS, before: tuple[float, str] | None = None
     ) -> Sequence[Operation]:
         """At most `limit` operations, the newest first, behind the one that has `before`: its created_at and its id."""
+
+    async def error_groups(
+        self, limit: int = ERRORS, before: ErrorPlace | None = None, window: Window = EVER
+    ) -> ErrorGroups:
+        """At most `limit` groups of failed jobs, by their fingerprints, of those that failed in a time.
+
+        That whose last job failed last comes first. Its cost grows with the number of groups, not with that of jobs.
+        """
+
+    async def error_group(self, fingerprint: str, window: Window = EVER) -> ErrorGroup | None:
+        """One group; None: no job that failed in that time has the fingerprint."""
 
     async def gate(self, queue: str, now: float) -> GateState | None:
         """What a queue allows, and how far it is used; None where it has neither limits nor keys.

@@ -18,6 +18,7 @@ def matches(stored: Stored, where: Filter) -> bool:
         and _one_of(job.asked.options.key, where, "key")
         and _one_of(stored.node, where, "node")
         and _one_of(None if job.state.error is None else job.state.error.type, where, "error_type")
+        and _one_of(job.state.fingerprint, where, "fingerprint")
         and _within(job.asked.created_at, where.created_after, where.created_before)
         and _within(job.state.finished_at, where.ended_after, where.ended_before)
         and (where.top is None or stored.seq <= where.top)

@@ -19,6 +19,7 @@ from jobpipe.job import (
     kept,
     same_content,
 )
+from jobpipe.merging import insists
 from jobpipe.store.base import Claimed, Receipt
 from jobpipe.transitions import Stored
 
@@ -37,6 +38,9 @@ _REFUSED = {
     "dependency_failed": "the job {id!r} depends on {other!r}, which did not end as needed",
     "dependency_cycle": "the job {id!r} waits for itself, by way of others",
     "closed": "the queue {queue!r} of the job {id!r} takes no new jobs",
+    "unknown_group": "the job {id!r} is for the group {group!r}, which does not exist",
+    "group_closed": "the group {group!r} of the job {id!r} takes no more jobs",
+    "not_unique": "the job {id!r} is not unique: its key is that of the job {other!r}",
 }
 """What the verdict on a new job means that is not stored."""
 
@@ -283,10 +287,13 @@ def attempt_from(row: Row) -> AttemptRecord:
 
 
 def refusal(jobs: Sequence[NewJob], receipts: Sequence[Receipt]) -> str | None:
-    """Why jobs that were to be stored together were not, in words; None: they were."""
+    """Why jobs that were to be stored together, strictly, were not, in words; None: they were."""
     for job, receipt in zip(jobs, receipts, strict=True):
+        if receipt.verdict == "not_unique" and not insists(job):
+            continue
         if (why := _REFUSED.get(receipt.verdict)) is not None:
-            return why.format(id=job.id, queue=receipt.queue, other=(*receipt.dependencies, "")[0])
+            other = receipt.other or (*receipt.dependencies, "")[0]
+            return why.format(id=job.id, queue=receipt.queue, group=receipt.group, other=other)
     return None
 
 

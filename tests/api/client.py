@@ -185,9 +185,13 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().group(group_id)
 
-    async def add_dependents(self, jobs, *, atomic):
+    async def close_group(self, group_id, now):
         await self._obey()
-        return await super().add_dependents(jobs, atomic=atomic)
+        return await super().close_group(group_id, now)
+
+    async def add_dependents(self, jobs, *, atomic, strict=False):
+        await self._obey()
+        return await super().add_dependents(jobs, atomic=atomic, strict=strict)
 
     async def put_schedule(self, *what):
         await self._obey()
@@ -232,6 +236,14 @@ class Breakable(MemoryStore):
     async def operations(self, *page):
         await self._obey()
         return await super().operations(*page)
+
+    async def error_groups(self, *wanted):
+        await self._obey()
+        return await super().error_groups(*wanted)
+
+    async def error_group(self, *wanted):
+        await self._obey()
+        return await super().error_group(*wanted)
 
     async def put_queue(self, queue, settings, limits=None):
         await self._obey()

@@ -43,6 +43,8 @@ async def test_a_group_runs_and_then_the_job_that_waits_for_it(autojump_clock) -
         "then": "import.then",
         "on_failure": "cancel",
         "created_at": None,
+        "open_until": None,
+        "closed_at": stored.json()["created_at"],
         "ended_at": None,
     }
     assert then.json()["result"] == {"of": "import", "done": 2, "failed": 0}
@@ -113,7 +115,9 @@ async def test_a_group_without_id_and_without_callback(autojump_clock) -> None:
         ),
         ({"id": "a b"}, 422, "invalid", ["/id"]),
         ({"on_failure": "explode"}, 422, "invalid", ["/on_failure"]),
-        ({"open": 3600}, 422, "invalid", ["/open"]),
+        ({"open": 0}, 422, "invalid", ["/open"]),
+        ({"open": "soon", "id": "a b"}, 422, "invalid", ["/id", "/open"]),
+        ({"jobs": [{"group": "other"}]}, 422, "invalid", ["/jobs/0/group"]),
         ({"jobs": [{"id": "taken"}]}, 409, "id_conflict", None),
         ({"jobs": [{"id": "x"}, {"id": "x"}]}, 409, "id_conflict", None),
         ({"id": "taken-group"}, 409, "id_conflict", None),

@@ -183,7 +183,7 @@ async def test_schemas_are_those_of_the_structs_of_the_wire(spec):
     components = json.loads(msgspec.json.encode(made))
     queries = {  # written as parameters
         *("WaitQuery", "HoldQuery", "ListQuery", "LogQuery", "QueueQuery", "KeyQuery", "ScheduleQuery"),
-        *("OperationQuery", "EventQuery", "PlainFilter"),
+        *("OperationQuery", "WindowQuery", "ErrorQuery", "EventQuery", "PlainFilter"),
     }
 
     assert _without_defaults_and_patterns(spec.schemas) == _without_defaults_and_patterns(
@@ -418,6 +418,17 @@ BULK: dict[str, dict[str, Any]] = {
 """What bulk routes take beside a filter."""
 
 
+async def _with_errors(door):
+    """Answers about errors."""
+    await door.enqueue(id="fails", kind="play", payload="fail")
+    await door.ended("fails")
+    yield await door.get("/errors")
+    yield await door.get("/errors?limit=0")
+    fingerprint = (await door.get("/errors")).json()["errors"][0]["fingerprint"]
+    for name in (fingerprint, "none", "-"):
+        yield await door.get(f"/errors/{name}")
+
+
 async def _with_operations(door):
     """Answers about operations; those that move jobs would move them into a closed queue."""
     for verb, more in BULK.items():
@@ -473,6 +484,8 @@ async def _with_settings(door):
     yield await door.post("/schedules/shut/run")
     await door.delete("/schedules/shut")
     await door.delete("/jobs/outside")
+    async for response in _with_errors(door):
+        yield response
     async for response in _with_operations(door):
         yield response
 
@@ -535,8 +548,17 @@ async def _with_groups(door):
     yield await door.post("/groups", content=b"{")
     yield await door.post("/groups", json={}, headers=CROSS_SITE)
     yield await door.post("/groups", content=b"{}", headers={"Content-Type": "text/plain"})
-    for name in ("g", "none", "-"):
+    yield await door.post("/groups", json={"id": "open", "open": "1h", "then": {}})
+    yield await door.get("/jobs/open.then")
+    for name in ("open", "none"):
+        yield await door.enqueue(group=name)
+        yield await door.post("/enqueue/bulk", json=[{"group": name}])
+    for name in ("g", "none", "-", "open"):
         yield await door.get(f"/groups/{name}")
+        yield await door.post(f"/groups/{name}/close")
+    yield await door.post("/groups/open/close", headers=CROSS_SITE)
+    yield await door.enqueue(group="open")
+    yield await door.post("/enqueue/bulk", json=[{"group": "open"}])
     yield await door.get("/jobs/g.then")
 
 
@@ -632,8 +654,9 @@ async def _with_schedules(door):
 
 async def _strange(door):
     """Requests that no route takes: parameters that it does not have, and bodies beyond the limit."""
+    names = {"job_id": "a", "name": "default", "group_id": "g", "operation_id": "o", "key": "k"}
+    names |= {"fingerprint": "1-x"}
     for method, path in (await _spec_of(door)).operations:
-        names = {"job_id": "a", "name": "default", "group_id": "g", "operation_id": "o", "key": "k"}
         path = path.format(**names)  # noqa: PLW2901 - filled in
         yield await door.request(method, f"{path}?never_a_name=1")
         yield await door.request(method, path, content=b"x" * 3000)
@@ -679,7 +702,7 @@ async def _broken(door):
     yield await door.put("/queues/default", json={})
     for verb, more in BULK.items():
         yield await door.post(f"/jobs/{verb}", json={"filter": {"id": "none"}} | more)
-    for path in ("/operations", "/operations/o"):
+    for path in ("/operations", "/operations/o", "/errors", "/errors/1-x"):
         yield await door.get(path)
     yield await door.post("/operations/o/stop")
     for path in ("/queues/default/keys", "/queues/default/keys/a"):
@@ -690,6 +713,7 @@ async def _broken(door):
     for path in ("/schedules", "/schedules/a", "/groups/a"):
         yield await door.get(path)
     yield await door.post("/groups", json={"jobs": [{}]})
+    yield await door.post("/groups/a/close")
     for verb in ("pause", "run", "resume"):
         yield await door.post(f"/schedules/a/{verb}")
     yield await door.request("PUT", "/schedules/a", json={"every": 60})

@@ -13,10 +13,11 @@ from jobpipe.clock import VirtualClock
 from jobpipe.engine import outbox
 from jobpipe.engine.unforeseen import UNFORESEEN
 from jobpipe.errors import EnqueueError
+from jobpipe.fingerprints import marked
 from jobpipe.handlers.context import Context
 from jobpipe.handlers.exceptions import Fail, Retry, Snooze
 from jobpipe.handlers.registry import Handler
-from jobpipe.job import Backoff, JobError, Options, Status
+from jobpipe.job import Backoff, JobError, Options, Status, Unique
 from jobpipe.store.base import QueueSettings
 from jobpipe.store.memory import MemoryStore
 from jobpipe.store.verbs.bringing import NOTHING_STORED
@@ -25,6 +26,7 @@ from tests.engine.conftest import NOW, FaultyStore, Rig, new_job, running, turns
 Play = Callable[[Context], Any]
 ACT = ["done"]
 """A payload of the kind `act`."""
+UNIQUE = Unique("k", ("kind",), ("queued", "running"), None, "return")
 
 
 def handler(play: Play, *, is_async: bool = True) -> Handler:
@@ -221,9 +223,8 @@ async def test_where_an_id_is_taken_the_job_fails_with_that_problem(autojump_clo
         job = await rig.ended()
 
     assert (job.status, job.state.attempt) == (Status.FAILED, 1)
-    assert job.state.error == JobError(
-        "EnqueueError", f"{NOTHING_STORED}the id 'taken' belongs to another job"
-    )
+    words = f"{NOTHING_STORED}the id 'taken' belongs to another job"
+    assert job.state.error == marked(JobError("EnqueueError", words), "play")
     assert [line["job"] for line in rig.logged("job failed: what its handler")] == ["a"]
 
 
@@ -330,6 +331,57 @@ async def test_now_tells_of_a_taken_id_in_the_call(autojump_clock) -> None:
     ]
 
 
+async def test_now_returns_the_id_of_the_job_that_is_there_already(autojump_clock) -> None:
+    """Of the one that has the key; a key that the job has to have is told in the call, and nothing is stored."""
+    unique = {"key": "k", "while": ["queued", "running"]}
+    seen = list[Any]()
+
+    async def play(job: Context) -> None:
+        for on_conflict in ("return", "replace"):
+            again = {**unique, "on_conflict": on_conflict}
+            seen.append(await job.enqueue("act", ["fail"], id=on_conflict, unique=again, delay=60, now=True))
+        seen.append(
+            await job.enqueue_many("act", [ACT, ACT], ids=["y", "z"], unique={**unique, "key": "m"}, now=True)
+        )
+        with pytest.raises(EnqueueError) as caught:
+            await job.enqueue_many(
+                "act",
+                [ACT, ACT],
+                ids=["v", "w"],
+                unique={**unique, "key": "n", "on_conflict": "reject"},
+                now=True,
+            )
+        seen.append(str(caught.value))
+
+    async with running(handlers=[handler(play)]) as rig:
+        await rig.node.admission.enqueue([new_job("x", run_at=NOW + 60, options=Options(unique=UNIQUE))])
+        await rig.enqueue(kind="play")
+        job = await rig.ended()
+        x = (await rig.job("x")).asked
+        left = await ids(rig)
+
+    assert job.status is Status.DONE
+    assert seen == ["x", "x", ["y", "y"], "the job 'w' is not unique: its key is that of the job 'v'"]
+    assert (x.payload, left) == (b'["fail"]', {"a", "x", "y"})
+
+
+async def test_the_key_of_a_handlers_job_is_free_for_what_comes_after_it(autojump_clock) -> None:
+    """Its own job has ended when the next one is stored: so a job with a key may go on and on."""
+    runs = list[str]()
+
+    async def play(job: Context) -> None:
+        runs.append(job.id)
+        if len(runs) < 3:
+            await job.enqueue("play", id=f"run-{len(runs)}", unique={"key": "k", "on_conflict": "reject"})
+
+    async with running(handlers=[handler(play)]) as rig:
+        await rig.node.admission.enqueue([new_job(kind="play", options=Options(unique=UNIQUE))])
+        for job_id in ("a", "run-1", "run-2"):
+            await rig.ended(job_id)
+
+    assert runs == ["a", "run-1", "run-2"]
+
+
 # --- from threads -----------------------------------------------------------------------------------------------------
 
 
@@ -412,10 +464,26 @@ NAIVE = datetime(2026, 1, 1)  # noqa: DTZ001 - that is what is wrong with it
         ("act", ACT, {"delay": "soon"}, "'soon' is not a duration"),
         ("act", ACT, {"delay": -1}, "cannot be enqueued: "),
         ("act", ACT, {"run_at": NAIVE}, "cannot be enqueued: "),
-        ("act", ACT, {"run_at": datetime.now(UTC), "delay": 1}, "delay and run_at cannot be combined"),
+        ("act", ACT, {"run_at": datetime.now(UTC), "delay": 1}, "run_at cannot be combined with delay"),
         ("act", ACT, {"expires_at": datetime(2020, 1, 1, tzinfo=UTC)}, "expires_at is not after the time"),
-        ("act", ACT, {"needs": "ended"}, "give depends_on too"),
+        ("act", ACT, {"needs": "ended"}, "needs says how other jobs have to end: send depends_on"),
         ("act", ACT, {"depends_on": ["x"], "id": "x"}, "depends_on names the job itself"),
+        ("act", ACT, {"deadline": datetime(2020, 1, 1, tzinfo=UTC)}, "deadline is not after the time"),
+        ("act", ACT, {"unique": {"over": []}}, "unique names nothing that is to be unique"),
+        ("act", ACT, {"unique": {"key": "k", "for": "soon"}}, "'soon' is not a duration"),
+        (
+            "act",
+            ACT,
+            {"unique": {"key": "k", "over": ["payload"], "on_conflict": "replace"}},
+            "unique.over lacks",
+        ),
+        ("act", ACT, {"throttle": {"key": "k", "every": 0}}, "- at `$.throttle.every`"),
+        (
+            "act",
+            ACT,
+            {"debounce": {"key": "k", "wait": "1m"}, "delay": 5},
+            "delay cannot be combined with debounce",
+        ),
         ("act", ACT, {"whatever": 1}, "unknown field `whatever`"),
         ("act", "x" * 3000, {}, "the payload has 3002 bytes, and MAX_BODY allows 2000"),
     ],

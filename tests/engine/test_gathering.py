@@ -21,7 +21,9 @@ class Slow(MemoryStore):
         self.go_on = trio.Event()
         self.went: list[list[str]] = []
 
-    async def add_dependents(self, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
+    async def add_dependents(
+        self, jobs: Sequence[NewJob], *, atomic: bool, strict: bool = False
+    ) -> Sequence[Receipt]:
         self.went.append([job.id for job in jobs])
         await self.go_on.wait()
         for job in jobs:
@@ -29,7 +31,7 @@ class Slow(MemoryStore):
                 raise ValueError("a row that breaks the statement")
             if job.id == "broken":
                 raise StoreUnavailable("disk full")
-        return await super().add_dependents(jobs, atomic=atomic)
+        return await super().add_dependents(jobs, atomic=atomic, strict=strict)
 
 
 class Askers:

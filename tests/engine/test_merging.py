@@ -163,9 +163,9 @@ async def test_plain_jobs_beside_unique_ones_stay_in_the_exchange(autojump_clock
         went: list[Sequence[NewJob]] = []
         careful = rig.store.add_dependents
 
-        async def noted(jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
+        async def noted(jobs: Sequence[NewJob], *, atomic: bool, strict: bool) -> Sequence[Receipt]:
             went.append(jobs)
-            return await careful(jobs, atomic=atomic)
+            return await careful(jobs, atomic=atomic, strict=strict)
 
         monkeypatch.setattr(rig.store, "add_dependents", noted)
         now = rig.node.clock.now()

@@ -124,6 +124,7 @@ QUEUE = {"name": TEXTS, "reason": (None, *TEXTS), "paused_until": (None, *TIMES)
 QUEUE |= {
     "turn": TIMES,
     "tat": (None, *TIMES),
+    "key_order": (None, *TEXTS),
     "gated": (0, 1, True, False),
     "lining_up": (0, 1, True, False),
 }
@@ -132,7 +133,7 @@ LANE = {
     "queue": TEXTS,
     "key": TEXTS,
     "turn": TIMES,
-    "state": (-1, 0, 1, 2, 3, 77, BIG),
+    "state": (-1, 0, 1, 2, 3, 5, 77, BIG),
     "until": (None, *TIMES),
     "tat": (None, *TIMES),
     "weight": NUMBERS,

@@ -7,7 +7,7 @@ every job has ended as it should, or at most one failed in words; new jobs run, 
 import functools
 import importlib
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -63,16 +63,20 @@ HEART = {
         "dependencies",
         "dialect",
         "difference",
+        "errors",
         "facade",
         "followers",
         "groups",
         "jobs",
+        "joining",
         "keeping",
         "lanes",
         "merging",
         "nodes",
         "notes",
+        "obstacles",
         "operations",
+        "order",
         "queues",
         "retention",
         "sidelining",
@@ -261,6 +265,7 @@ async def play(rig: Rig) -> dict[str, Job]:
     for group in groups:
         await again(functools.partial(rig.node.admission.enqueue_group, group))
     behind += [one for group in groups for one in group.every]
+    behind += await opened(rig, job("opened"), with_options(job("joins"), group=f"{name}.o"))
     alone = with_options(job("alone"), unique=Unique(name, ("kind",), ("queued", "running"), None, "return"))
     quiet = [
         with_options(job(what, later=0.05), debounce=Debounce(name, 0.05, 0.5)) for what in ("quiet", "same")
@@ -285,6 +290,15 @@ async def play(rig: Rig) -> dict[str, Job]:
     return jobs | (
         await until_ended(rig, *enqueued) if jobs[f"{name}:enqueues"].status is Status.DONE else {}
     )
+
+
+async def opened(rig: Rig, then: NewJob, joins: NewJob) -> Sequence[NewJob]:
+    """A group to which a job is added, and that is closed; returns its jobs."""
+    group = replace(in_group(f"{rig.node.name}.o", "go_on", then), open_for=3600.0)
+    await again(lambda: rig.node.admission.enqueue_group(group))
+    await again(lambda: rig.node.admission.enqueue([joins]))
+    await again(lambda: rig.node.control.close_group(group.id))
+    return [then, joins]
 
 
 def depending(job: NewJob, job_id: str, needs: Literal["done", "ended"]) -> NewJob:

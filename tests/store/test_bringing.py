@@ -1,16 +1,22 @@
 """Settlements that bring new jobs, over every store: both are stored, or neither is."""
 
+import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 import pytest
+import trio
 from msgspec.structs import replace
 
+from jobpipe.fingerprints import marked
 from jobpipe.job import JobError, NewJob, Options, Outcome, Status
-from jobpipe.store.base import Add, Changed, Claimed, QueueSettings, Receipts, Settlement, Store
+from jobpipe.store.base import Add, Changed, Claimed, Filter, QueueSettings, Receipts, Settlement, Store
+from jobpipe.store.postgres import open_postgres
 from jobpipe.store.verbs import bringing
+from tests.store.server import empty_schema, server_url, with_query
 from tests.store.test_contract import LATER, NOW, Node, add, get, listed, new_job, settlement, start
+from tests.store.test_merging import ask, debounced, keys, payload, throttled, unique
 
 
 @pytest.fixture
@@ -183,7 +189,7 @@ async def test_a_job_whose_new_jobs_cannot_be_stored_has_failed(
     assert receipts.settled == {job.seq: Status.FAILED}
     assert receipts.stale == frozenset()
     assert parent.status is Status.FAILED
-    assert parent.state.error == JobError("EnqueueError", bringing.NOTHING_STORED + words)
+    assert parent.state.error == marked(JobError("EnqueueError", bringing.NOTHING_STORED + words), "echo")
     assert parent.state.result is None
     assert [one.outcome for one in parent.attempts] == [Outcome.FAIL]
     assert await node.store.get("first") is None
@@ -222,6 +228,173 @@ async def test_a_settlement_that_is_written_twice_brings_its_jobs_once(node: Nod
 
     assert (await get(node.store, "x")).status is Status.DONE
     assert await listed(node.store) == ["x", "parent"]
+
+
+# --- merged with others -----------------------------------------------------------------------------------------------
+
+
+async def test_where_another_job_has_the_key_that_one_stays(node: Node, job: Claimed) -> None:
+    """With `return`, and within a window: nothing more is to be done, whether that job is still there or not."""
+    await ask(node.store, unique("x"), unique("gone", key="g", for_=60.0), throttled("t", NOW))
+    await node.store.delete(["gone"], NOW)
+    before = [await get(node.store, one) for one in ("x", "t")]
+    receipts = await end(
+        node,
+        job,
+        unique("a"),
+        unique("b", key="g", for_=60.0),
+        throttled("c", NOW),
+        unique("d", key="new"),
+        new_job("e"),
+    )
+
+    assert receipts.settled == {}
+    assert (await get(node.store, "parent")).status is Status.DONE
+    assert [await get(node.store, one) for one in ("x", "t")] == before
+    assert sorted(await listed(node.store)) == ["d", "e", "parent", "t", "x"]
+
+
+async def test_what_waits_is_replaced(node: Node, job: Claimed) -> None:
+    """By `replace`, a debounce, and at the end of a window."""
+    await ask(node.store, unique("x", run_at=LATER), debounced("y", NOW), throttled("z", NOW, trailing=True))
+    await ask(node.store, throttled("z2", NOW + 1, trailing=True))
+    receipts = await end(
+        node,
+        job,
+        unique("a", on_conflict="replace"),
+        debounced("b", NOW + 2),
+        throttled("c", NOW + 2, trailing=True),
+    )
+
+    assert receipts.settled == {}
+    assert [await payload(node.store, one) for one in ("x", "y", "z", "z2")] == [
+        b'"a"',
+        b'"b"',
+        b'"z"',
+        b'"c"',
+    ]
+    assert (await get(node.store, "y")).asked.run_at == NOW + 7
+    assert sorted(await listed(node.store)) == ["parent", "x", "y", "z", "z2"]
+
+
+@pytest.mark.parametrize("on_conflict", ["reject", "replace"])
+async def test_a_job_whose_new_jobs_have_to_have_a_key_that_is_taken_has_failed(
+    node: Node, job: Claimed, on_conflict: str
+) -> None:
+    """By a job that runs. Nothing is stored or replaced; who is beside it is done, and the key is as it was."""
+    await add(node.store, new_job("other"))
+    other = await node.take()
+    await ask(node.store, unique("x"), unique("y", key="m", run_at=LATER))
+    await node.start(await node.take())
+    receipts = await node.exchange(
+        settlements=[
+            ends_with(
+                job,
+                new_job("first"),
+                unique("a", key="m", on_conflict="replace"),
+                unique("b", on_conflict=on_conflict),
+                unique("c", key="free"),
+            ),
+            ends_with(other, unique("d", key="free")),
+        ]
+    )
+    parent = await get(node.store, "parent")
+
+    assert receipts.settled == {job.seq: Status.FAILED}
+    assert parent.state.error == JobError(
+        "EnqueueError", bringing.NOTHING_STORED + "the job 'b' is not unique: its key is that of the job 'x'"
+    )
+    assert await payload(node.store, "y") == b'"y"'
+    assert sorted(await listed(node.store)) == ["d", "other", "parent", "x", "y"]
+    assert [one.other for one in await ask(node.store, unique("n", key="free"), unique("o"))] == ["d", "x"]
+
+
+async def test_jobs_that_end_together_have_no_key_any_more(node: Node) -> None:
+    """What they bring may have it: the first of several does."""
+    await ask(node.store, unique("p"), unique("q", key="m"))
+    taken = {one.id: one for one in await node.claim(2)}
+    receipts = await node.exchange(
+        settlements=[
+            ends_with(
+                taken["p"], unique("a", on_conflict="reject"), unique("b", key="m", on_conflict="reject")
+            ),
+            ends_with(taken["q"], unique("c", key="m"), unique("d")),
+        ]
+    )
+
+    assert receipts.settled == {}
+    assert [(await get(node.store, one)).status.value for one in "pqab"] == [
+        "done",
+        "done",
+        "queued",
+        "queued",
+    ]
+    assert sorted(await listed(node.store)) == ["a", "b", "p", "q"]
+
+
+async def test_a_late_settlement_takes_no_key(node: Node, job: Claimed) -> None:
+    receipts = await node.exchange(settlements=[ends_with(replace(job, claim=99), unique("a"))])
+
+    assert receipts.stale == {(job.seq, 99)}
+    assert await keys(node.store) == 0
+
+
+async def test_all_or_none_where_a_key_has_to_be_had(node: Node) -> None:
+    """As for what a handler stores at once. One that only returns who has the key refuses nothing."""
+    await ask(node.store, unique("x"))
+    jobs = [new_job("a"), unique("b"), unique("c", on_conflict="reject")]
+    refused = await node.store.add_dependents(jobs, atomic=True, strict=True)
+    stored = await node.store.add_dependents(jobs[:2], atomic=True, strict=True)
+
+    assert [(one.verdict, one.other) for one in refused] == [
+        ("refused", None),
+        ("refused", None),
+        ("not_unique", "x"),
+    ]
+    assert [(one.verdict, one.other) for one in stored] == [("stored", None), ("existing", "x")]
+    assert sorted(await listed(node.store)) == ["a", "x"]
+
+
+async def test_nodes_that_bring_jobs_of_the_same_keys_store_each_once() -> None:
+    """Over PostgreSQL: several keys a settlement, in any order, while requests take the same. Nobody waits for ever."""
+    rng = random.Random(3)
+    with empty_schema() as schema:
+        url = with_query(server_url(), schema=schema)
+        async with AsyncExitStack() as stack:
+            stores = [await stack.enter_async_context(open_postgres(url, leases="caller")) for _ in range(3)]
+            nodes = [Node(store, f"n{number}") for number, store in enumerate(stores)]
+            for one in nodes:
+                await one.join()
+            await add(stores[0], *(new_job(f"p{number}", queue="parents") for number in range(24)))
+            held = [(one, job) for one in nodes for job in await one.claim(8)]
+
+            def asked(whose: str) -> list[NewJob]:
+                names = rng.sample("klmnop", 4)
+                return [unique(f"{whose}-{name}", key=name, run_at=LATER) for name in names]
+
+            async def bring(node: Node) -> None:
+                for owner, job in held:
+                    if owner is node:
+                        receipts = await node.exchange(settlements=[ends_with(job, *asked(job.id))])
+                        assert (receipts.settled, receipts.stale, receipts.locked) == (
+                            {},
+                            frozenset(),
+                            frozenset(),
+                        )
+
+            async def request(store: Store, number: int) -> None:
+                for turn in range(8):
+                    await ask(store, *asked(f"r{number}-{turn}"))
+
+            with trio.fail_after(30):
+                async with trio.open_nursery() as nursery:
+                    for number, one in enumerate(nodes):
+                        nursery.start_soon(bring, one)
+                        nursery.start_soon(request, one.store, number)
+            jobs = (await stores[0].jobs(Filter(), 100, None)).jobs
+
+    assert sum(one.status is Status.DONE for one in jobs) == 24
+    assert sorted(one.id[-1] for one in jobs if one.status is Status.SCHEDULED) == list("klmnop")
 
 
 @pytest.mark.slow

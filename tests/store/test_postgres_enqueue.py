@@ -334,7 +334,7 @@ async def test_what_is_beyond_a_limit_is_refused_with_its_name(
     assert await listed(store) == []
 
 
-OVER_HTTP_ONLY = frozenset({"depends_on", "needs", "unique", "throttle", "debounce"})
+OVER_HTTP_ONLY = frozenset({"depends_on", "needs", "group", "unique", "throttle", "debounce"})
 """What the function does not take: it would have to lock rows that others wait for until the caller's commit."""
 
 
@@ -346,7 +346,8 @@ async def test_the_function_knows_no_jobs_that_wait_for_others_or_are_merged_wit
     for given in (
         {"depends_on": ["b"]},
         {"needs": "ended"},
-        {'"unique"': "{}"},  # a word of SQL's own
+        {'"group"': "g"},  # a word of SQL's own, as the next
+        {'"unique"': "{}"},
         {"throttle": "{}"},
         {"debounce": "{}"},
     ):

@@ -165,9 +165,12 @@ class Writer:
         freed = self._held.freed(settlements)
         with_jobs = [one for one in settlements if one.jobs]
         others = [one for one in settlements if not one.jobs]
+        careful = careful or bringing.need_care(with_jobs)
 
         async def verb(session: Session) -> tuple[Settling, Brought, Sequence[Changed], Followed]:
             tables = self._tables(session)
+            if careful:
+                await bringing.lock_keys(tables, with_jobs)
             settling = await _settled(tables, session, others, self._slot)
             brought = await bringing.settle(tables, with_jobs, careful=careful) if with_jobs else Brought()
             if freed:

@@ -1,23 +1,26 @@
 """Settlements that bring new jobs: what a handler has enqueued is stored with the end of its job, or not at all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from jobpipe.job import JobError, Outcome, Status
+from jobpipe.fingerprints import marked
+from jobpipe.job import JobError, NewJob, Outcome, Status
 from jobpipe.store.base import Settlement
 from jobpipe.store.rows import refusal
-from jobpipe.store.verbs import children, dependencies
+from jobpipe.store.verbs import children, dependencies, merging
 from jobpipe.store.verbs.transaction import Transaction
 
 Fence = tuple[int, int]
 """seq and claim"""
 
+_KIND = "select kind from jobs where seq = :seq"
+
 NOTHING_STORED = "nothing that the handler has enqueued was stored: "
 
 
 class Unsure(Exception):  # noqa: N818 - no error: it is caught where it is raised for
-    """Not every new job is one that simply can be stored: undo it all, and do it with care."""
+    """Some of the new jobs are there already: undo it all, and do it with care."""
 
 
 class Brought(msgspec.Struct, frozen=True):
@@ -31,15 +34,37 @@ class Brought(msgspec.Struct, frozen=True):
     """about how many of the new jobs are ready"""
 
 
+def need_care(settlements: Sequence[Settlement]) -> bool:
+    """Whether it depends on other jobs how something of what settlements bring is stored."""
+    return any(_is_judged(job) for one in settlements for job in one.jobs)
+
+
+def _is_judged(job: NewJob) -> bool:
+    options = job.options
+    return bool(options.depends_on) or options.merging is not None or options.group is not None
+
+
+async def lock_keys(tx: Transaction, settlements: Sequence[Settlement]) -> None:
+    """Lock the keys of what settlements bring. To be done before any other lock is waited for, if it is `careful`."""
+    await merging.lock_keys(tx, [job for one in settlements for job in one.jobs])
+
+
 async def settle(tx: Transaction, settlements: Sequence[Settlement], *, careful: bool) -> Brought:
     """End held jobs, and store what they bring. What follows their ends is left to `followers.finish`.
 
-    Unless it is `careful`, it stores all at once, and raises `Unsure` where that may be wrong.
+    Unless it is `careful`, as it has to be where they `need_care`, it stores all at once, and raises `Unsure` where
+    that is wrong.
     """
     fences = sorted((one.seq, one.claim) for one in settlements)
     held = await tx.lock_claims(fences)
     asked = [one for one in settlements if (one.seq, one.claim) in held]
-    ends = [await _stored(tx, one) for one in asked] if careful else await _stored_at_once(tx, asked)
+    if careful:
+        ending = frozenset(one.seq for one in asked)
+        ends: Sequence[Settlement] = [await _stored(tx, one, ending) for one in asked]
+        late = [one for one in settlements if (one.seq, one.claim) not in held]
+        merging.leave_keys(tx, [job for one in late for job in one.jobs])
+    else:
+        ends = await _stored_at_once(tx, asked)
     await tx.settle(ends)
     return Brought(
         frozenset(fences) - held,
@@ -49,29 +74,32 @@ async def settle(tx: Transaction, settlements: Sequence[Settlement], *, careful:
 
 
 async def _stored_at_once(tx: Transaction, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
-    """Store what settlements bring, in the hope that all of it is new, and waits for no other job."""
+    """Store what settlements bring, in the hope that all of it is new."""
     jobs = [job for one in settlements for job in one.jobs]
-    if any(job.options.depends_on for job in jobs) or len(await tx.add(jobs)) != len(jobs):
+    if len(await tx.add(jobs)) != len(jobs):
         raise Unsure
     children.join(tx, jobs)
     return settlements
 
 
-async def _stored(tx: Transaction, one: Settlement) -> Settlement:
+async def _stored(tx: Transaction, one: Settlement, ending: Collection[int]) -> Settlement:
     """Store what a settlement brings, after a look; returns how the job ends then."""
-    receipts = await dependencies.add(tx, one.jobs, atomic=True)
+    receipts = await dependencies.add(tx, one.jobs, atomic=True, strict=True, ending=ending)
     wrong = refusal(one.jobs, receipts)
-    return one if wrong is None else _failed(one, NOTHING_STORED + wrong)
+    if wrong is None:
+        return one
+    ((kind,),) = await tx.rows(_KIND, {"seq": one.seq})
+    return _failed(one, marked(JobError("EnqueueError", NOTHING_STORED + wrong), kind))
 
 
-def _failed(one: Settlement, words: str) -> Settlement:
+def _failed(one: Settlement, error: JobError) -> Settlement:
     """The same attempt, as one that has failed for good: to run it again would come to the same."""
     return msgspec.structs.replace(
         one,
         outcome=Outcome.FAIL,
         status=Status.FAILED,
         result=None,
-        error=JobError("EnqueueError", words),
-        size=one.size - len(one.result or b"") + len(words),
+        error=error,
+        size=one.size - len(one.result or b"") + len(error.message),
         jobs=(),
     )

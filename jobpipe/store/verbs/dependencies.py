@@ -5,10 +5,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import msgspec
 
 from jobpipe.job import ENDED, Job, NewJob, Options, State, Status
+from jobpipe.merging import insists
 from jobpipe.store.base import STORED, Change, OpenDependencies, Receipt
 from jobpipe.store.rows import compared
 from jobpipe.store.verbs import children, queues
 from jobpipe.store.verbs.jobs import change_locked
+from jobpipe.store.verbs.joining import Joining
 from jobpipe.store.verbs.merging import Merging, Retaking
 from jobpipe.store.verbs.transaction import Overtaken, Standing, Transaction
 from jobpipe.transitions import Stored, retried
@@ -40,12 +42,25 @@ ANSWERED = frozenset({"stored", "existing", "replaced", "not_unique"})
 """What may become of the jobs of an atomic add without its being refused."""
 
 
-async def add(tx: Transaction, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
-    """See `jobpipe.store.base.EngineStore.add_dependents`."""
-    merging = Merging(tx, jobs)
+async def add(
+    tx: Transaction,
+    jobs: Sequence[NewJob],
+    *,
+    atomic: bool,
+    strict: bool = False,
+    ending: Collection[int] = (),
+    of_group: str | None = None,
+) -> Sequence[Receipt]:
+    """See `jobpipe.store.base.EngineStore.add_dependents`.
+
+    `ending`: jobs that end in this transaction; `of_group`: a group that is made in it, with its jobs.
+    """
+    merging = Merging(tx, jobs, ending)
+    joining = Joining(tx, jobs, of_group)
     await merging.lock()
     named = _named(job.options for job in jobs)
     standing = await tx.lock_standing(named) if named else {}
+    await joining.lock()
     twins = dict(await tx.twins([job.id for job in jobs]))
     await merging.look()
     closed = await queues.closed(tx, {job.queue for job in jobs})
@@ -59,17 +74,24 @@ async def add(tx: Transaction, jobs: Sequence[NewJob], *, atomic: bool) -> Seque
         else:
             receipt = judged(job, standing, new)
         if receipt is STORED:
+            receipt = joining.judged(job)
+        if receipt is STORED:
             made, receipt = merging.judged(job, key)
         if receipt is STORED:
             new[job.id] = made
             twins[job.id] = Job(made, State(made.status))
         receipts.append(receipt)
-    if atomic and any(one.verdict not in ANSWERED for one in receipts):
+    refused = [_is_refused(job, one, strict) for job, one in zip(jobs, receipts, strict=True)]
+    if atomic and any(refused):
         merging.leave()
-        return [Receipt("refused") if one is STORED or one.other is not None else one for one in receipts]
+        return [
+            one if wrong or (one is not STORED and one.other is None) else Receipt("refused")
+            for one, wrong in zip(receipts, refused, strict=True)
+        ]
     if len(await tx.add(list(new.values()))) != len(new):
         raise Overtaken("other requests keep storing and deleting jobs with these ids: try again")
     children.join(tx, list(new.values()))
+    await joining.write(new.values())
     blocked = await _block(tx, new, standing)
     await merging.write()
     merging.leave()
@@ -79,6 +101,13 @@ async def add(tx: Transaction, jobs: Sequence[NewJob], *, atomic: bool) -> Seque
             for job, one in zip(jobs, receipts, strict=True)
         ]
     )
+
+
+def _is_refused(job: NewJob, receipt: Receipt, strict: bool) -> bool:  # noqa: FBT001 - as it is handed on
+    """Whether a receipt refuses a whole atomic add."""
+    if strict and receipt.verdict == "not_unique":
+        return insists(job)
+    return receipt.verdict not in ANSWERED
 
 
 def _stored(made: NewJob, asked: NewJob, blocked: Collection[str]) -> Receipt:

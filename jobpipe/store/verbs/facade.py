@@ -5,10 +5,13 @@ from collections import deque
 from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-from jobpipe.job import LEVELS, Level, NewJob, Status
+from jobpipe.job import LEVELS, Job, Level, NewJob, Status
 from jobpipe.lanes import KeySettings, KeyStanding, Limits
+from jobpipe.obstacles import Obstacle
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 from jobpipe.store.base import (
+    ERRORS,
+    EVER,
     KEYS,
     LOG_LINES,
     OPERATIONS,
@@ -21,6 +24,9 @@ from jobpipe.store.base import (
     Due,
     EndPlace,
     Ends,
+    ErrorGroup,
+    ErrorGroups,
+    ErrorPlace,
     Fired,
     FiredJob,
     Followed,
@@ -44,10 +50,12 @@ from jobpipe.store.base import (
     Sliced,
     Summary,
     TakenOperation,
+    Window,
 )
 from jobpipe.store.verbs import (
     declarations,
     dependencies,
+    errors,
     followers,
     groups,
     jobs,
@@ -55,6 +63,7 @@ from jobpipe.store.verbs import (
     lanes,
     nodes,
     notes,
+    obstacles,
     operations,
     queues,
     retention,
@@ -118,8 +127,10 @@ class SharedVerbs(ABC):
         self.following |= followed.more
         return Followed(changes, followed.more)
 
-    async def add_dependents(self, jobs: Sequence[NewJob], *, atomic: bool) -> Sequence[Receipt]:
-        return await self._carry_out(lambda tx: dependencies.add(tx, jobs, atomic=atomic))
+    async def add_dependents(
+        self, jobs: Sequence[NewJob], *, atomic: bool, strict: bool = False
+    ) -> Sequence[Receipt]:
+        return await self._carry_out(lambda tx: dependencies.add(tx, jobs, atomic=atomic, strict=strict))
 
     async def summaries(self, ids: Sequence[str]) -> Sequence[Summary]:
         return await self._look(lambda tx: summaries.of_jobs(tx, ids))
@@ -130,8 +141,15 @@ class SharedVerbs(ABC):
     async def open_dependencies(self, job_id: str, limit: int) -> OpenDependencies:
         return await self._look(lambda tx: groups.still_open(tx, job_id, limit))
 
+    async def obstacle(self, job: Job, now: float) -> Obstacle | None:
+        return await self._look(lambda tx: obstacles.first(tx, job, now))
+
     async def add_group(self, new: NewGroup, now: float) -> GroupReceipt:
         return await self._carry_out(lambda tx: groups.add(tx, new, now))
+
+    async def close_group(self, group_id: str, now: float) -> GroupState | None:
+        await self._carry_out(lambda tx: groups.close(tx, group_id, now), now, repeatable=True)
+        return await self.group(group_id)
 
     async def group(self, group_id: str) -> GroupState | None:
         return await self._look(lambda tx: groups.state(tx, group_id))
@@ -206,6 +224,14 @@ class SharedVerbs(ABC):
         self, limit: int = OPERATIONS, before: tuple[float, str] | None = None
     ) -> Sequence[Operation]:
         return await self._look(lambda tx: operations.listed(tx, limit, before))
+
+    async def error_groups(
+        self, limit: int = ERRORS, before: ErrorPlace | None = None, window: Window = EVER
+    ) -> ErrorGroups:
+        return await self._look(lambda tx: errors.listed(tx, limit, before, window))
+
+    async def error_group(self, fingerprint: str, window: Window = EVER) -> ErrorGroup | None:
+        return await self._look(lambda tx: errors.one(tx, fingerprint, window))
 
     async def put_limits(self, queue: str, limits: Limits) -> None:
         await self._carry_out(lambda tx: lanes.put_limits(tx, queue, limits), repeatable=True)

@@ -101,10 +101,10 @@ async def carried_out(
 ) -> tuple[R, Followed]:
     """Carry out a verb, and what follows the ends of jobs in it; `now` is None for a verb that ends none."""
     result = await verb(tx)
-    if not (tx.ended or tx.stopped):
+    if not (tx.ended or tx.stopped or tx.closed):
         return result, Followed()
     if now is None:
-        raise RuntimeError("a verb has ended jobs, and does not know when")
+        raise RuntimeError("a verb has ended jobs, or closed groups, and does not know when")
     return result, await finish(tx, now)
 
 
@@ -116,7 +116,7 @@ async def finish(tx: Transaction, now: float) -> Followed:
     """
     changes, seqs, left = list[Changed](), set[int](), False
     for _ in range(LEVELS):
-        if not (tx.ended or tx.stopped) or len(changes) >= MOST:
+        if not (tx.ended or tx.stopped or tx.closed) or len(changes) >= MOST:
             break
         if children.note(tx):
             below = await children.step(tx, now, MOST)
@@ -141,14 +141,16 @@ async def finish(tx: Transaction, now: float) -> Followed:
 async def _note(tx: Transaction) -> tuple[Sequence[int], Mapping[int, int]]:
     """Note the ends of jobs in this transaction: of those that others wait for, and of members of groups.
 
-    Returns their numbers, and the numbers of the groups, each with that of a member.
+    Returns their numbers, and the numbers of the groups to be looked at, each with that of a member.
     """
     ended, tx.ended = tx.ended, []
+    closed, tx.closed = tx.closed, []
+    touched: Mapping[int, int] = dict.fromkeys(closed, groups.CLOSED)
     if not ended:
-        return [], {}
+        return [], touched
     ends = [{"ended_seq": one.seq, "id": one.id, "how": one.status} for one in ended]
     tx.run(_NOTE, {"ends": msgspec.json.encode(ends).decode()})
-    return [one.seq for one in ended], await groups.mark(tx, ended)
+    return [one.seq for one in ended], {**touched, **await groups.mark(tx, ended)}
 
 
 async def follow(tx: Transaction, now: float) -> Followed:

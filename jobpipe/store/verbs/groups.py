@@ -1,6 +1,7 @@
-"""Groups of jobs: how they are stored and shown, and what follows when jobs of them end.
+"""Groups of jobs: how they are stored, closed and shown, and what follows when jobs of them end.
 
-A group has ended when none of its members is open any more: nothing is counted on the way, so nobody waits for a row.
+A group has ended when it is closed, as most are from the first, and none of its members is open any more: nothing is
+counted on the way, so nobody waits for a row.
 Whoever ends a member marks it, then tries to lock the group. Who has the lock looks, in a new statement, whether a
 member is open; who does not get it leaves a note, and the group is looked at again. So the last two, who may end at the
 same time and not see one another, cannot both go away without looking.
@@ -27,24 +28,24 @@ from jobpipe.store.base import (
 from jobpipe.store.rows import compared
 from jobpipe.store.verbs import dependencies, merging
 from jobpipe.store.verbs.blocked import as_json, carefully
+from jobpipe.store.verbs.joining import join
 from jobpipe.store.verbs.transaction import Ended, Overtaken, Transaction
 from jobpipe.transitions import Stored, called_back, given_up
 
-_KNOWN = "select on_failure, jobs, callback is not null from groups where id = :id"
+_KNOWN = "select on_failure, jobs, callback is not null, open_until - created_at from groups where id = :id"
 _TAKEN = "select id from jobs where id in {each ids}"
 _SEQ = "select seq from jobs where id = :id"
 _PUT = """
-insert into groups (id, callback, on_failure, jobs, created_at)
-values (:id, :callback, :on_failure, :jobs, :now)
+insert into groups (id, callback, on_failure, jobs, created_at, open_until)
+values (:id, :callback, :on_failure, :jobs, :now, :open_until)
 on conflict (id) do nothing
 returning grp
 """
-_JOIN = """
-insert into members (grp, created_at, seq)
-select :grp, created_at, seq
-from jobs
-where id in {each ids}
-returning seq
+_CLOSE = """
+update groups
+set closed_at = case when open_until < :now then open_until else :now end
+where id = :id and closed_at is null and open_until is not null
+returning grp
 """
 
 _MARK = """
@@ -55,14 +56,21 @@ where members.seq = ends.ended_seq and members.ended is null
 returning grp, seq
 """
 _LOCK = """
-select grp, id, callback, on_failure, jobs
+select
+    grp,
+    id,
+    callback,
+    on_failure,
+    jobs,
+    closed_at is null and open_until is not null,
+    coalesce(closed_at >= open_until, false)
 from groups
 where grp {among grps} and ended_at is null
 order by grp
 {skip locked}
 """
 _NOT_ENDED = "select grp from groups where grp {among grps} and ended_at is null"
-_OPEN = """
+_UNFINISHED = """
 select grp
 from groups g
 where grp {among grps}
@@ -79,6 +87,23 @@ select grp, ended, count(*)
 from members
 where grp {among grps} and ended is not null
 group by grp, ended
+"""
+_SHUT = "update groups set closed_at = :now where grp {among grps} and closed_at is null"
+
+# Before the group can be had alone: as long as jobs are added, it may never be.
+_SHUT_FAILED = """
+update groups
+set closed_at = :now
+where grp in (
+    select g.grp
+    from groups g
+    where g.grp {among grps}
+        and g.on_failure = 'cancel'
+        and g.closed_at is null
+        and g.open_until is not null
+        and exists (select 1 from members m where m.grp = g.grp and m.ended <> 'done')
+    {skip updated}
+)
 """
 _END = "update groups set ended_at = :now where grp {among grps}"
 _REST = """
@@ -110,11 +135,14 @@ delete from group_notes
 where (grp, seq) in (select grp, seq from {rows notes: grp bigint, seq bigint})
 """
 
+# Waits for who ends such a group; what has ended then is left out, since the condition is on the row that is locked.
 _REJOINED = """
 select grp
 from groups
 where ended_at is null
     and grp in (select grp from members where seq in (select seq from jobs where id in {each ids}))
+order by grp
+{share lock}
 """
 _REJOIN = """
 update members
@@ -124,7 +152,7 @@ returning seq
 """
 
 _STATE = """
-select g.grp, g.id, g.on_failure, g.jobs, j.id, g.created_at, g.ended_at
+select g.grp, g.id, g.on_failure, g.jobs, j.id, g.created_at, g.open_until, g.closed_at, g.ended_at
 from groups g left join jobs j on j.seq = g.callback
 where g.id = :id
 """
@@ -135,7 +163,7 @@ where m.grp = :grp
 group by 1
 """
 _WAITED_FOR = """
-select g.grp, g.id
+select g.grp, g.id, g.closed_at is null and g.open_until is not null
 from groups g join jobs j on j.seq = g.callback
 where j.id = :id and g.ended_at is null
 """
@@ -148,6 +176,15 @@ limit :limit
 """
 _COUNT_OPEN = "select count(*) from members where grp = :grp and ended is null"
 
+_OVERDUE = """
+select grp
+from groups
+where closed_at is null and open_until <= :now
+order by open_until
+limit 100
+{skip updated}
+"""
+_CLOSE_OVERDUE = "update groups set closed_at = open_until where grp {among grps}"
 _OLD = "select grp from groups where ended_at <= :until order by ended_at limit 10"
 _PART = """
 delete from members
@@ -172,6 +209,12 @@ limit :limit
 LOOKED = 10 * STEP
 """At how many open members a prune looks, whether one has ended unnoticed."""
 
+ROUNDED = 0.01
+"""Seconds by which the time may differ for which two requests have a group open."""
+
+CLOSED = 0
+"""In the place of a member's number: the group is to be looked at since it was closed."""
+
 
 class Group(NamedTuple):
     """A group that has not ended, locked."""
@@ -181,6 +224,11 @@ class Group(NamedTuple):
     callback: int | None
     on_failure: str
     jobs: int
+    """how many there were when it was stored"""
+    is_open: bool
+    """whether jobs can still be added"""
+    timed_out: bool
+    """whether it was open, and nobody closed it in time"""
 
 
 # --- how they are stored ----------------------------------------------------------------------------------------------
@@ -188,22 +236,39 @@ class Group(NamedTuple):
 
 async def add(tx: Transaction, new: NewGroup, now: float) -> GroupReceipt:
     """See `jobpipe.store.base.EngineStore.add_group`."""
-    if known := await tx.rows(_KNOWN, {"id": new.id}):
-        asked = (new.on_failure, len(new.jobs), new.then is not None)
-        same = tuple(known[0]) == asked and not await _taken(tx, new.every, also_equal=False)
-        return GroupReceipt("existing" if same else "conflict")
+    if (known := await _known(tx, new)) is not None:
+        return known
     if twice := _named_twice(new.every):
         return GroupReceipt("conflict", twice)
     if taken := await _taken(tx, new.every, also_equal=True):
+        # Those of the group itself, where the same request has been stored elsewhere between the two looks.
+        if (known := await _known(tx, new)) is not None:
+            return known
         conflicts = [
             Receipt("conflict", taken[job.id]) if job.id in taken else Receipt("refused") for job in new.every
         ]
         return GroupReceipt("conflict", conflicts)
-    receipts = await dependencies.add(tx, new.every, atomic=True)
+    receipts = await dependencies.add(tx, new.every, atomic=True, of_group=new.id)
     if any(one.verdict != "stored" for one in receipts):
         return GroupReceipt("refused", receipts)
     await _join(tx, new, now)
     return GroupReceipt("stored", receipts)
+
+
+async def _known(tx: Transaction, new: NewGroup) -> GroupReceipt | None:
+    """What a group comes to whose id is taken; None: it is not."""
+    known = await tx.rows(_KNOWN, {"id": new.id})
+    if not known:
+        return None
+    same = _same(new, *known[0]) and not await _taken(tx, new.every, also_equal=False)
+    return GroupReceipt("existing" if same else "conflict")
+
+
+def _same(new: NewGroup, on_failure: str, jobs: int, called_back: bool, open_for: float | None) -> bool:  # noqa: FBT001 - a row
+    asked = (new.on_failure, len(new.jobs), new.then is not None, new.open_for is not None)
+    if asked != (on_failure, jobs, called_back, open_for is not None):
+        return False
+    return new.open_for is None or open_for is None or abs(new.open_for - open_for) < ROUNDED
 
 
 def _named_twice(jobs: Sequence[NewJob]) -> Sequence[Receipt]:
@@ -242,11 +307,21 @@ async def _join(tx: Transaction, new: NewGroup, now: float) -> None:
         ((callback,),) = await tx.rows(_SEQ, {"id": new.then.id})
         tx.block({callback: new.then})
     asked = {"id": new.id, "callback": callback, "on_failure": new.on_failure, "jobs": len(new.jobs)}
-    made = await tx.rows(_PUT, {**asked, "now": float(now)})
+    open_until = None if new.open_for is None else round(now + new.open_for, 3)
+    made = await tx.rows(_PUT, {**asked, "now": float(now), "open_until": open_until})
     if not made:
         raise Overtaken("another request stores a group with this id: try again")
-    joined = await tx.rows(_JOIN, {"grp": made[0][0], "ids": _as_json([job.id for job in new.jobs])})
-    tx.follow(sorted(seq for (seq,) in joined))
+    if new.jobs:
+        await join(tx, {job.id: made[0][0] for job in new.jobs})
+
+
+async def close(tx: Transaction, group_id: str, now: float) -> None:
+    """See `jobpipe.store.base.ControlStore.close_group`.
+
+    It waits for no add: an update goes beside the locks of these. What they add is seen by whoever has the group alone
+    after them, as every end has to have it.
+    """
+    tx.closed += [grp for (grp,) in await tx.rows(_CLOSE, {"id": group_id, "now": float(now)})]
 
 
 async def retry(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Change]:
@@ -276,10 +351,7 @@ async def _rejoin(tx: Transaction, ids: Sequence[str]) -> None:
     grps = [grp for (grp,) in await tx.rows(_REJOINED, values)]
     if not grps:
         return
-    locked = [row[0] for row in await tx.rows(_LOCK, {"grps": as_json(grps)})]
-    if len(locked) < len(grps):
-        raise Overtaken("another job of the group ends just now: try again")
-    again = await tx.rows(_REJOIN, {**values, "grps": as_json(locked)})
+    again = await tx.rows(_REJOIN, {**values, "grps": as_json(grps)})
     tx.follow(sorted(seq for (seq,) in again))
 
 
@@ -310,12 +382,15 @@ async def step(tx: Transaction, touched: Mapping[int, int], now: float, limit: i
     grps = {"grps": as_json(sorted(touched))}
     locked = [Group(*row) for row in await tx.rows(_LOCK, grps)]
     left = {grp for (grp,) in await tx.rows(_NOT_ENDED, grps)} - {one.grp for one in locked}
+    if left:
+        tx.run(_SHUT_FAILED, {"grps": as_json(sorted(left)), "now": float(now)})
     # A new statement: it sees whoever had a lock before.
-    still_open = {grp for (grp,) in await tx.rows(_OPEN, grps)}
-    over = [one for one in locked if one.grp not in still_open]
+    unfinished = {grp for (grp,) in await tx.rows(_UNFINISHED, grps)}
+    failed = await _failed(tx, [one for one in locked if one.is_open or one.grp in unfinished], now)
+    over = [one for one in locked if one.grp not in unfinished and (one in failed or not one.is_open)]
     changes, missed = await _end(tx, over, now) if over else ([], set())
     left |= missed
-    if hasty := [one for one in locked if one.grp in still_open and one.on_failure == "cancel"]:
+    if hasty := [one for one in failed if one.grp in unfinished]:
         more, missed = await _give_up(tx, hasty, now, limit)
         changes += more
         left |= missed
@@ -324,15 +399,24 @@ async def step(tx: Transaction, touched: Mapping[int, int], now: float, limit: i
     return Followed(changes, more=bool(left))
 
 
+async def _failed(tx: Transaction, groups: Sequence[Group], now: float) -> Sequence[Group]:
+    """Those of the groups that end with the first job which did not succeed; they are closed from now on."""
+    hasty = [one for one in groups if one.on_failure == "cancel"]
+    if not hasty:
+        return []
+    failed = {grp for (grp,) in await tx.rows(_FAILED, {"grps": as_json([one.grp for one in hasty])})}
+    if shut := [one.grp for one in hasty if one.is_open and one.grp in failed]:
+        tx.run(_SHUT, {"grps": as_json(shut), "now": float(now)})
+    return [one for one in hasty if one.grp in failed]
+
+
 async def _end(tx: Transaction, over: Sequence[Group], now: float) -> tuple[list[Changed], set[int]]:
     """Release the jobs that wait for groups which have ended; also returns the groups where that has to wait."""
     counts: dict[int, dict[str, int]] = {}
     for grp, how, jobs in await tx.rows(_OUTCOMES, {"grps": as_json([one.grp for one in over])}):
         counts.setdefault(grp, {})[how] = jobs
     outcomes = {
-        one.callback: GroupOutcome(one.id, one.jobs, **counts.get(one.grp, {}))
-        for one in over
-        if one.callback is not None
+        one.callback: _outcome(one, counts.get(one.grp, {})) for one in over if one.callback is not None
     }
     met = set[int]()
 
@@ -352,20 +436,23 @@ async def _end(tx: Transaction, over: Sequence[Group], now: float) -> tuple[list
     return changes, {one.grp for one in over}.difference(done)
 
 
+def _outcome(group: Group, counts: Mapping[str, int]) -> GroupOutcome:
+    jobs = max(group.jobs, sum(counts.values()))
+    return GroupOutcome(group.id, jobs, **counts, timed_out=bool(group.timed_out))
+
+
 async def _give_up(
-    tx: Transaction, hasty: Sequence[Group], now: float, limit: int
+    tx: Transaction, failed: Sequence[Group], now: float, limit: int
 ) -> tuple[list[Changed], set[int]]:
     """Cancel the open members of groups of which one did not succeed; also returns the groups that have more."""
-    failed = {grp for (grp,) in await tx.rows(_FAILED, {"grps": as_json([one.grp for one in hasty])})}
     changes, left = list[Changed](), set[int]()
-    for one in hasty:
-        if one.grp in failed:
-            room = max(limit - len(changes), 1)
-            rest = [seq for (seq,) in await tx.rows(_REST, {"grp": one.grp, "limit": room})]
-            stopped = await _stop(tx, rest, one, now) if rest else []
-            changes += stopped
-            if len(stopped) < len(rest) or len(rest) == room:
-                left.add(one.grp)
+    for one in failed:
+        room = max(limit - len(changes), 1)
+        rest = [seq for (seq,) in await tx.rows(_REST, {"grp": one.grp, "limit": room})]
+        stopped = await _stop(tx, rest, one, now) if rest else []
+        changes += stopped
+        if len(stopped) < len(rest) or len(rest) == room:
+            left.add(one.grp)
     return changes, left
 
 
@@ -397,15 +484,17 @@ async def state(tx: Transaction, group_id: str) -> GroupState | None:
     found = await tx.rows(_STATE, {"id": group_id})
     if not found:
         return None
-    ((grp, name, on_failure, jobs, callback, created_at, ended_at),) = found
+    ((grp, name, on_failure, jobs, callback, created_at, open_until, closed_at, ended_at),) = found
     counts: dict[str, int] = dict(await tx.rows(_COUNTS, {"grp": grp}))
     return GroupState(
         id=name,
         on_failure=on_failure,
-        jobs=jobs,
+        jobs=max(jobs, sum(counts.values())),
         counts=counts,
         callback=callback,
         created_at=created_at,
+        open_until=open_until,
+        closed_at=created_at if open_until is None else closed_at,
         ended_at=ended_at,
     )
 
@@ -415,22 +504,26 @@ async def still_open(tx: Transaction, job_id: str, limit: int) -> OpenDependenci
     found = await tx.rows(_WAITED_FOR, {"id": job_id})
     if not found:
         return await dependencies.still_open(tx, job_id, limit)
-    ((grp, name),) = found
+    ((grp, name, is_open),) = found
     ids = await tx.rows(_FIRST_OPEN, {"grp": grp, "limit": limit})
     ((count,),) = await tx.rows(_COUNT_OPEN, {"grp": grp})
-    return OpenDependencies([one for (one,) in ids], count, name)
+    return OpenDependencies([one for (one,) in ids], count, name, bool(is_open))
 
 
 async def sweep(tx: Transaction, now: float, retention: Retention) -> None:
     """Forget groups that ended so long ago that all their jobs may be gone; a thousand members at a time.
 
-    Also find ends of members that nobody noticed, of jobs deleted by hand in the database, or damaged.
+    Also close open ones whose time is over, and find ends of members that nobody noticed, of jobs deleted by hand in
+    the database, or damaged.
     """
     old = await tx.rows(_OLD, {"until": now - max(retention.done_age, retention.failed_age)})
     if old:
         grps = {"grps": as_json([grp for (grp,) in old])}
         tx.run(_PART, {**grps, "limit": STEP})
         tx.run(_EMPTY, grps)
+    if overdue := [grp for (grp,) in await tx.rows(_OVERDUE, {"now": float(now)})]:
+        tx.run(_CLOSE_OVERDUE, {"grps": as_json(overdue)})
+        tx.closed += overdue
     missed = await tx.rows(_MISSED, {"look": LOOKED, "limit": STEP})
     tx.ended += [Ended(seq, "", status) for seq, status in missed]
 

@@ -93,6 +93,18 @@ where key in (
 """
 
 
+async def lock_keys(tx: Transaction, jobs: Sequence[NewJob]) -> None:
+    """Lock the keys of jobs that are judged later in this transaction, before any other lock is waited for."""
+    if names := sorted({key for job in jobs if (key := key_of(job)) is not None}):
+        await _locked(tx, names)
+
+
+def leave_keys(tx: Transaction, jobs: Sequence[NewJob]) -> None:
+    """Delete the rows that were made for keys of jobs which nobody has taken."""
+    if names := sorted({key for job in jobs if (key := key_of(job)) is not None}):
+        tx.run(_UNUSED, {"keys": _as_json(names)})
+
+
 class _Key:
     """A key that is locked, and how the job stands that took it last."""
 
@@ -106,8 +118,9 @@ class _Key:
 class Merging:
     """The jobs of one add that are to be merged with others; does nothing where there are none."""
 
-    def __init__(self, tx: Transaction, jobs: Sequence[NewJob]) -> None:
-        self._tx, self._jobs = tx, jobs
+    def __init__(self, tx: Transaction, jobs: Sequence[NewJob], ending: Collection[int] = ()) -> None:
+        """`ending`: the numbers of jobs that end in this transaction, so that their keys are free."""
+        self._tx, self._jobs, self._ending = tx, jobs, ending
         self.keys = [key_of(job) for job in jobs]
         """of each job; None: it has none"""
         self._found: dict[str, _Key] = {}
@@ -126,6 +139,9 @@ class Merging:
         if not self._found:
             return
         await _look_at_holders(self._tx, list(self._found.values()))
+        for one in self._found.values():
+            if one.holder is not None and one.taken.seq in self._ending:
+                one.holder = msgspec.structs.replace(one.holder, status=Status.DONE)
         wanted = {key for job, key in zip(self._jobs, self.keys, strict=True) if key and _may_replace(job)}
         waiting = [
             one for key, one in self._found.items() if key in wanted and one.holder and one.holder.waits
