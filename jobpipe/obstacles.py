@@ -16,6 +16,8 @@ Why = Literal[
     "queue_full",
     "rate",
     "key_paused",
+    "key_stopped",
+    "key_order",
     "key_full",
     "key_rate",
     "no_node",
@@ -41,6 +43,10 @@ class Obstacle(msgspec.Struct, frozen=True, kw_only=True):
     """when the pause ends by itself, or the rate allows the next job"""
     pause_reason: str | None = None
     """why the queue is paused"""
+    stopped_by: str | None = None
+    """the id of the failed job for which the key is stopped"""
+    behind: str | None = None
+    """the id of the job of the key that has to end for good before"""
     place: int | None = None
     """in its queue, or among the jobs of its key, from 1"""
     exact: bool | None = None
@@ -74,6 +80,15 @@ def of_queue(queue: str, limits: Limits, use: Use, now: float) -> Obstacle | Non
         return Obstacle(reason="queue_full", queue=queue, running=use.running, max_running=limits.max_running)
     if limits.rate is not None and (until := limits.rate.rests_until(use.tat, now)) is not None:
         return Obstacle(reason="rate", queue=queue, until=until)
+    return None
+
+
+def of_order(key: str, job_id: str, stopped_by: str | None, first: str | None) -> Obstacle | None:
+    """A key that keeps order is stopped by a job that failed, or another job of it comes first."""
+    if stopped_by is not None:
+        return Obstacle(reason="key_stopped", key=key, stopped_by=stopped_by)
+    if first is not None and first != job_id:
+        return Obstacle(reason="key_order", key=key, behind=first)
     return None
 
 

@@ -199,10 +199,11 @@ class WaitsFor(msgspec.Struct, frozen=True, kw_only=True):
     `dependencies`, `group`: jobs have not ended yet, `count` of them, the first of which are `open`, or the group is
     open itself (`group_open`), so that its close is waited for too; `not_due`: until `run_at`; `paused`: the queue is,
     `until` when, and why; `queue_full`, `key_full`: as many of its jobs are `running` as may; `rate`, `key_rate`:
-    `until` the next job may start; `key_paused`: the key is; `no_node`: no live node runs jobs of this `kind` from this
-    `queue`; `turn`: it is ready, at this `place` in its queue, or among the jobs of its key, or, where that is not
-    `exact`, behind it; `handler`: it was cancelled, and its handler has not ended on `node`, which told it so at
-    `since`; that is left out where another node is asked.
+    `until` the next job may start; `key_paused`: the key is; `key_stopped`: the key is, by the failed job `stopped_by`;
+    `key_order`: the key keeps order, and the job `behind` which it is comes first; `no_node`: no live node runs jobs of
+    this `kind` from this `queue`; `turn`: it is ready, at this `place` in its queue, or among the jobs of its key, or,
+    where that is not `exact`, behind it; `handler`: it was cancelled, and its handler has not ended on `node`, which
+    told it so at `since`; that is left out where another node is asked.
     """
 
     reason: Literal["dependencies", "group", Why, "handler"]
@@ -210,6 +211,8 @@ class WaitsFor(msgspec.Struct, frozen=True, kw_only=True):
     queue: str | UnsetType = UNSET
     pause_reason: str | UnsetType | None = UNSET
     key: str | UnsetType = UNSET
+    stopped_by: str | UnsetType = UNSET
+    behind: str | UnsetType = UNSET
     running: int | UnsetType = UNSET
     max_running: int | UnsetType = UNSET
     until: When | UnsetType | None = UNSET

@@ -100,6 +100,29 @@ async def test_a_limit_that_has_room_again_is_no_obstacle(store: Store, node: No
     assert await obstacle(store, "none1") == turn(1, "")
 
 
+async def test_a_key_that_keeps_order_says_which_job_comes_first(store: Store, node: Node) -> None:
+    """Also one that waits for its time; and whether it is stopped."""
+    await store.put_limits("mail", Limits(per_key=PerKey(ordered=True, on_failure="stop")))
+    await add(store, keyed("a", "k"), keyed("b", "k"), new_job("c", queue="mail"))
+    found = [await obstacle(store, "b"), await obstacle(store, "a")]
+    (held,) = [job for job in await claimed(node, 9) if job.id == "a"]
+    found.append(await obstacle(store, "b"))
+    await node.settle(held, Outcome.RETRY)
+    found.append(await obstacle(store, "b"))
+    (held,) = await claimed(node, 9, NOW + 99)
+    await node.settle(held, Outcome.FAIL)
+    found.append(await obstacle(store, "b"))
+    await store.pause_key("mail", "k")
+    found.append(await obstacle(store, "b"))
+    await store.resume_key("mail", "k")
+    found.append(await obstacle(store, "b"))
+
+    behind = Obstacle(reason="key_order", key="k", behind="a")
+    stopped = Obstacle(reason="key_stopped", key="k", stopped_by="a")
+    paused = Obstacle(reason="key_paused", key="k")
+    assert found == [behind, turn(1, "k"), behind, behind, stopped, paused, turn(1, "k")]
+
+
 @pytest.mark.parametrize("queues", [None, frozenset({"default"}), frozenset({"mail"})])
 async def test_a_job_that_no_live_node_would_take_says_so(
     store: Store, queues: frozenset[str] | None

@@ -340,6 +340,7 @@ _FORGET_QUEUE = (
     "delete from lane_news where queue = %(queue)s",
     "delete from stopped_keys where queue = %(queue)s",
 )
+_FIRST_OF_KEY = "select j.id from first_in_line(%(queue)s, %(key)s) f join jobs j on j.seq = f.seq"
 _ALONE = "select pg_try_advisory_xact_lock(hashtextextended(%(name)s, 1))"
 
 
@@ -640,6 +641,10 @@ class Tables:
     async def rated_at(self, now: float) -> float:
         row = await self._session.row(RATED_AT[self._leases], {"now": float(now)})
         return float(row[0]) if row else now
+
+    async def first_in_line(self, queue: str, key: str) -> str | None:
+        rows = await self._session.rows(_FIRST_OF_KEY, {"queue": queue, "key": key})
+        return rows[0][0] if rows else None
 
     async def served_from(self, queue: str) -> frozenset[str]:
         rows = await self._session.rows(reader.SERVED_FROM, {"queue": queue})

@@ -21,6 +21,7 @@ from jobpipe.store.sqlite.lanes import Lanes
 from jobpipe.store.sqlite.opening import STORES_OWN
 from jobpipe.store.sqlite.rows import (
     ASIDE,
+    FIRST_IN_LINE,
     JOB_COLUMNS,
     READY_BY_QUEUE,
     READY_IN_LANE,
@@ -99,6 +100,7 @@ select
 from json_each(:keys) as lane
 """
 _HELD_IN_LANE = HELD_IN_QUEUE + " and key = ?"
+_FIRST_OF_KEY = f"select id from jobs where seq = {FIRST_IN_LINE.format(queue=':queue', key=':key')}"
 _SERVED_FROM = """
 select kind.value
 from nodes, json_each(kinds) as kind
@@ -363,6 +365,10 @@ class Tables:
 
     async def rated_at(self, now: float) -> float:
         return now
+
+    async def first_in_line(self, queue: str, key: str) -> str | None:
+        rows = fetch(self._db, _FIRST_OF_KEY, {"queue": queue, "key": key})
+        return rows[0][0] if rows else None
 
     async def served_from(self, queue: str) -> frozenset[str]:
         return frozenset(kind for (kind,) in fetch(self._db, _SERVED_FROM, {"queue": queue}))

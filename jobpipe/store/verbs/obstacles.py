@@ -3,9 +3,10 @@
 from msgspec.structs import replace
 
 from jobpipe.job import WAITING, Job
-from jobpipe.lanes import OPEN, KeySettings, Limits, PerKey
-from jobpipe.obstacles import Obstacle, Use, of_key, of_pause, of_queue, of_time
+from jobpipe.lanes import OPEN, PAUSED, KeySettings, Limits, PerKey
+from jobpipe.obstacles import Obstacle, Use, of_key, of_order, of_pause, of_queue, of_time
 from jobpipe.store.base import PLACES
+from jobpipe.store.verbs import order
 from jobpipe.store.verbs.lanes import LIMIT_COLUMNS, count_from, limits_from, time_from
 from jobpipe.store.verbs.transaction import LinePlace, Transaction
 
@@ -38,17 +39,20 @@ async def first(tx: Transaction, job: Job, now: float) -> Obstacle | None:
     )
     if held:
         return _turn(place, 0, exact=True)
-    return of_time(job.asked.run_at, now) or await _in_line(tx, place, now)
+    return of_time(job.asked.run_at, now) or await _in_line(tx, job.id, place, now)
 
 
-async def _in_line(tx: Transaction, place: LinePlace, now: float) -> Obstacle:
+async def _in_line(tx: Transaction, job_id: str, place: LinePlace, now: float) -> Obstacle:
     """What is in the way of a job that is due."""
     gate = await _gate(tx, place.queue, now)
     if isinstance(gate, Obstacle):
         return gate
     place = replace(place, key=None if gate is None else place.key or "")
-    in_lane = None if gate is None else await _of_lane(tx, place, gate.per_key, now)
-    return in_lane or await _of_nodes(tx, place)
+    in_lane = None if gate is None else await _of_lane(tx, job_id, place, gate.per_key, now)
+    is_first = (
+        gate is not None and gate.per_key.ordered and bool(place.key)
+    )  # else it would be behind another
+    return in_lane or await _of_nodes(tx, place, is_first=is_first)
 
 
 async def _gate(tx: Transaction, queue: str, now: float) -> Obstacle | Limits | None:
@@ -68,11 +72,17 @@ async def _gate(tx: Transaction, queue: str, now: float) -> Obstacle | Limits | 
     return of_queue(queue, limits, Use(running, time_from(tat)), now) or limits
 
 
-async def _of_lane(tx: Transaction, place: LinePlace, per_key: PerKey, now: float) -> Obstacle | None:
+async def _of_lane(
+    tx: Transaction, job_id: str, place: LinePlace, per_key: PerKey, now: float
+) -> Obstacle | None:
     """What is in the way of all jobs of a key."""
     queue, key = place.queue, place.key or ""
     rows = await tx.rows(_LANE, {"queue": queue, "key": key})
     state, tat, own = rows[0] if rows else (OPEN, None, None)
+    if per_key.ordered and key and state != PAUSED:
+        stopped_by = await order.stopped_by(tx, queue, key) if per_key.stops else None
+        if (obstacle := of_order(key, job_id, stopped_by, await tx.first_in_line(queue, key))) is not None:
+            return obstacle
     settings = KeySettings(max_running=count_from(own))
     running = 0 if per_key.most(settings.max_running) is None else await tx.held_in(queue, key)
     if per_key.rate is not None:
@@ -80,12 +90,12 @@ async def _of_lane(tx: Transaction, place: LinePlace, per_key: PerKey, now: floa
     return of_key(key, per_key, settings, state, Use(running, time_from(tat)), now)
 
 
-async def _of_nodes(tx: Transaction, place: LinePlace) -> Obstacle:
+async def _of_nodes(tx: Transaction, place: LinePlace, *, is_first: bool) -> Obstacle:
     """No node takes the job; or some take it, once it has its turn."""
     kinds = await tx.served_from(place.queue)
     if place.kind not in kinds:
         return Obstacle(reason="no_node", queue=place.queue, kind=place.kind)
-    ahead, exact = await tx.ahead(place, kinds, PLACES)
+    ahead, exact = (0, True) if is_first else await tx.ahead(place, kinds, PLACES)
     return _turn(place, ahead, exact=exact)
 
 

@@ -190,6 +190,9 @@ class Transaction(Protocol):
     async def rated_at(self, now: float) -> float:
         """The time by which rates go: that of the caller, or of the database."""
 
+    async def first_in_line(self, queue: str, key: str) -> str | None:
+        """The id of the job of a key that comes before all others where order counts; it may have to wait."""
+
     async def served_from(self, queue: str) -> frozenset[str]:
         """The kinds of which some live node takes jobs from a queue."""
 
