@@ -299,6 +299,7 @@ class EventError(msgspec.Struct, frozen=True):
 
     type: str
     message: str
+    fingerprint: str | UnsetType = UNSET
 
 
 class EventView(msgspec.Struct, frozen=True, kw_only=True):
@@ -807,11 +808,6 @@ class PlainFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         ]
         | None
     ) = None
-
-
-class JobFilter(PlainFilter, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which jobs are meant: those to which all fields apply. Of several values of a field, one has to apply."""
-
     fingerprint: (
         Annotated[
             list[Name],
@@ -820,6 +816,11 @@ class JobFilter(PlainFilter, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         ]
         | None
     ) = None
+
+
+class JobFilter(PlainFilter, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which jobs are meant: those to which all fields apply. Of several values of a field, one has to apply."""
+
     text: (
         Annotated[
             str,
