@@ -807,11 +807,6 @@ class PlainFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         ]
         | None
     ) = None
-
-
-class JobFilter(PlainFilter, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which jobs are meant: those to which all fields apply. Of several values of a field, one has to apply."""
-
     fingerprint: (
         Annotated[
             list[Name],
@@ -820,6 +815,11 @@ class JobFilter(PlainFilter, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         ]
         | None
     ) = None
+
+
+class JobFilter(PlainFilter, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which jobs are meant: those to which all fields apply. Of several values of a field, one has to apply."""
+
     text: (
         Annotated[
             str,

@@ -1,6 +1,6 @@
 """Whether a filter means a job. Pure: what the lists of each database find in SQL, said once more for a job at hand."""
 
-from jobpipe.job import Job
+from jobpipe.job import Job, Status
 from jobpipe.store.base import SEVERAL, Filter, Summary
 from jobpipe.transitions import Stored
 
@@ -55,6 +55,7 @@ class EventFilter:
         values = {name: frozenset(where.each(name)) for name in SEVERAL if getattr(where, name) is not None}
         self._status, self._id = values.pop("status", None), values.pop("id", None)
         self._tags, self._errors = values.pop("tag", None), values.pop("error_type", None)
+        self._fingerprints = values.pop("fingerprint", None)
         self._any_kind = values.pop("kind", None) is None
         self._plain = list(values.items())
 
@@ -65,10 +66,19 @@ class EventFilter:
         ):
             return False
         if job is None:
-            return self._any_kind and not self._plain and self._tags is self._errors is None
+            others = (self._tags, self._errors, self._fingerprints)
+            return self._any_kind and not self._plain and all(one is None for one in others)
         return (
             (self._any_kind or _of_kind(job.kind, self._where))
             and all(getattr(job, name) in allowed for name, allowed in self._plain)
             and (self._tags is None or not self._tags.isdisjoint(job.tags))
             and (self._errors is None or (job.error is not None and job.error.type in self._errors))
+            and (self._fingerprints is None or _fingerprint(status, job) in self._fingerprints)
         )
+
+
+def _fingerprint(status: str, job: Summary) -> str | None:
+    """Of which failures a job is one that came to a status, as `jobpipe.job.State.fingerprint` says it."""
+    if status != Status.FAILED or job.error is None:
+        return None
+    return job.error.fingerprint or None

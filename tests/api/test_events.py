@@ -168,6 +168,7 @@ async def test_an_event_says_what_a_job_is(door, autojump_clock):
         (Filter(status=Status.DONE, node="n2"), []),
         (Filter(status=Status.DONE, group="g"), []),
         (Filter(status=Status.DONE, error_type="Fail"), []),
+        (Filter(status=Status.DONE, fingerprint="1-x"), []),
     ],
 )
 async def test_filters_are_those_of_lists(door, autojump_clock, where, ids):
