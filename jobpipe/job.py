@@ -327,6 +327,10 @@ class JobError(msgspec.Struct, frozen=True):
     """the same for all errors that are taken to be the same one (see `jobpipe.fingerprints`)"""
 
 
+_SCHEDULED, _QUEUED = Status.SCHEDULED, Status.QUEUED
+"""Asked for several times a job; to look up a member of an enum takes longer than all the rest of that."""
+
+
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked of a job. `payload` is JSON; times are seconds since the epoch."""
 
@@ -351,7 +355,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def status(self) -> Status:
         """What it is when it waits for no other job: `scheduled` when its run_at lies ahead, else `queued`."""
-        return Status.SCHEDULED if self.run_at > self.created_at else Status.QUEUED
+        return _SCHEDULED if self.run_at > self.created_at else _QUEUED
 
 
 PROGRESS_MESSAGE = 200
