@@ -20,7 +20,7 @@ from jobpipe.engine.feed import PART, Reader
 from jobpipe.engine.node import Node
 from jobpipe.engine.ring import Entry, Missed
 from jobpipe.errors import StoreError
-from jobpipe.job import Status
+from jobpipe.job import JobError, Status
 from jobpipe.store.base import EndPlace, Summary
 from jobpipe.store.matching import EventFilter
 
@@ -178,8 +178,12 @@ def _view(job: Summary, status: Status, at: float) -> EventView:
         tags=job.tags,
         attempt=job.attempt,
         node=job.node,
-        error=None if job.error is None else EventError(job.error.type, job.error.message),
+        error=None if job.error is None else _error(job.error),
     )
+
+
+def _error(error: JobError) -> EventError:
+    return EventError(error.type, error.message, error.fingerprint or UNSET)
 
 
 async def ended_events(

@@ -299,6 +299,7 @@ class EventError(msgspec.Struct, frozen=True):
 
     type: str
     message: str
+    fingerprint: str | UnsetType = UNSET
 
 
 class EventView(msgspec.Struct, frozen=True, kw_only=True):

@@ -49,6 +49,9 @@ ASK_AGAIN, SAY_AGAIN = 5.0, 15.0
 """Seconds after which a node asks again whether somebody listens elsewhere, while somebody does, and says again that
 somebody listens here."""
 
+LAST = 1.0
+"""Seconds that a node which ends has for its last events."""
+
 NODES = 1000
 """Of how many other nodes it is known how many changes they have told."""
 
@@ -120,7 +123,7 @@ class Feed:
         self._gap: float | None = None  # since when events are missing that the ring does not say are missing
         self._gap_at = -math.inf  # when it last said so, in Trio's clock
         self._latest = 0.0  # the time of the last event
-        self._woken = trio.Event()
+        self._woken, self._stepping = trio.Event(), trio.Lock()
         self._unforeseen = Unforeseen()
 
     def now(self) -> float:
@@ -264,11 +267,20 @@ class Feed:
             await self._step()
             await trio.sleep(APART)
 
+    async def finish(self) -> None:
+        """Look up and tell what has come by now, before this node ends; for `LAST` seconds at the most."""
+        with trio.move_on_after(LAST), self._unforeseen.costs("the last events are not told"):
+            await self._step()
+
     def _wake_at(self) -> float:
         ends_at = self._until if self._open and not self._readers else math.inf
         return ends_at if self._gap is None else min(ends_at, self._gap_at + MISSED_APART)
 
     async def _step(self) -> None:
+        async with self._stepping:
+            await self._tell_all()
+
+    async def _tell_all(self) -> None:
         if self._open and not self._readers and trio.current_time() >= self._until:
             await self._end()
         own, self._own = self._own, []

@@ -192,6 +192,7 @@ class Node:
             task_status.started(rescued)
             await self._run_crew()
             await self.settle_up()
+            await self.feed.finish()
             keepers.cancel_scope.cancel()
         self.phase = "stopped"
         self.events.close()

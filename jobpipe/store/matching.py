@@ -66,19 +66,22 @@ class EventFilter:
         ):
             return False
         if job is None:
-            others = (self._tags, self._errors, self._fingerprints)
-            return self._any_kind and not self._plain and all(one is None for one in others)
+            return (
+                self._any_kind
+                and not self._plain
+                and self._tags is self._errors is self._fingerprints is None
+            )
         return (
             (self._any_kind or _of_kind(job.kind, self._where))
             and all(getattr(job, name) in allowed for name, allowed in self._plain)
             and (self._tags is None or not self._tags.isdisjoint(job.tags))
             and (self._errors is None or (job.error is not None and job.error.type in self._errors))
-            and (self._fingerprints is None or _fingerprint(status, job) in self._fingerprints)
+            and (self._fingerprints is None or _failed_with(job, status) in self._fingerprints)
         )
 
 
-def _fingerprint(status: str, job: Summary) -> str | None:
-    """Of which failures a job is one that came to a status, as `jobpipe.job.State.fingerprint` says it."""
+def _failed_with(job: Summary, status: str) -> str | None:
+    """The fingerprint of the error with which a job has failed, if it has."""
     if status != Status.FAILED or job.error is None:
         return None
     return job.error.fingerprint or None

@@ -137,6 +137,8 @@ async def test_an_event_says_what_a_job_is(door, autojump_clock):
         await door.ended("a")
         await trio.sleep(1)
     mark, name, data = stream.events[-1]
+    async with following(door, Filter(fingerprint=data["error"].pop("fingerprint")), since=0.0) as durable:
+        await trio.sleep(1)
 
     assert stream.text.startswith("retry: 2000\n\nid: n1.")
     assert (mark.rpartition(".")[0], name) == ("n1", "job")
@@ -152,6 +154,7 @@ async def test_an_event_says_what_a_job_is(door, autojump_clock):
         "node": "n1",
         "error": {"type": "Fail", "message": "as told"},
     }
+    assert durable.told == [("a", "failed")]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +171,7 @@ async def test_an_event_says_what_a_job_is(door, autojump_clock):
         (Filter(status=Status.DONE, node="n2"), []),
         (Filter(status=Status.DONE, group="g"), []),
         (Filter(status=Status.DONE, error_type="Fail"), []),
-        (Filter(status=Status.DONE, fingerprint="1-x"), []),
+        (Filter(fingerprint="none"), []),
     ],
 )
 async def test_filters_are_those_of_lists(door, autojump_clock, where, ids):
@@ -322,6 +325,21 @@ async def test_streams_end_with_the_node(autojump_clock):
         async with watching(door) as late:
             await trio.sleep(1)
         assert late.over
+
+
+async def test_what_ends_while_a_node_drains_is_told(autojump_clock):
+    """Up to the last job."""
+    async with open_door() as door, watching(door) as live:
+        await door.enqueue(id="a", kind="play", payload="hold")
+        await door.stage.begun.wait()
+        await trio.sleep(1)
+        door.node.drain()
+        await trio.sleep(1)
+        door.stage.release.set()
+        await trio.sleep(10)
+        assert live.over
+
+    assert live.told[-1] == ("a", "done")
 
 
 async def test_a_lookup_that_fails_is_told_as_missed(autojump_clock):

@@ -234,3 +234,21 @@ async def test_what_could_not_be_said_is_said_later(
 
         assert said == [True, False, False]
         assert shared.listens == [True, False]
+
+
+async def test_a_node_that_ends_waits_for_a_lookup_under_way(autojump_clock: Any, monkeypatch: Any) -> None:
+    """Else the end of its last job, which woke the feed at once, would not be told."""
+    shared = Looking()
+    look = shared.summaries
+
+    async def slowly(ids: Sequence[str]) -> Sequence[Summary]:
+        await trio.sleep(0.5)
+        return await look(ids)
+
+    monkeypatch.setattr(shared, "summaries", slowly)
+    async with running(shared) as rig, reading(rig) as reader:
+        await later(rig, "a")
+        await trio.sleep(0.1)
+        await rig.drained()
+
+        assert seen(reader) == ["a"]

@@ -124,7 +124,6 @@ QUEUE = {"name": TEXTS, "reason": (None, *TEXTS), "paused_until": (None, *TIMES)
 QUEUE |= {
     "turn": TIMES,
     "tat": (None, *TIMES),
-    "key_order": (None, *TEXTS),
     "gated": (0, 1, True, False),
     "lining_up": (0, 1, True, False),
 }

@@ -242,6 +242,7 @@ class Keyed(RuleBasedStateMachine):
         assert obstacle.reason == self.reason(self.jobs[job_id])
         if obstacle.reason == "turn" and job.asked.options.key is not None:
             line = [one for one in self.ready() if one.key == obstacle.key]
+            line = [one for one in line if not self.in_line(one.key) or one is self.first(one.key)]
             line.sort(key=lambda one: one.due)  # those that were due at the same time, by arrival
             assert line[obstacle.place - 1] is self.jobs[job_id]
 
@@ -256,6 +257,8 @@ class Keyed(RuleBasedStateMachine):
             ("queue_full", limit.max_running is not None and len(held) >= limit.max_running),
             ("rate", limit.rate is not None and not limit.rate.tokens(self.tat, self.now)),
             ("key_paused", entry.key in self.paused),
+            ("key_stopped", any(self.jobs[job_id].key == entry.key for job_id in self.stopped)),
+            ("key_order", self.in_line(entry.key) and entry is not self.first(entry.key)),
             ("key_full", most is not None and sum(one.key == entry.key for one in held) >= most),
             (
                 "key_rate",
