@@ -4,6 +4,12 @@ import re
 
 import pytest
 
+from jobpipe.api.filters import plain_filter_from
+from jobpipe.api.schemas import EventQuery
+from jobpipe.job import JobError
+from jobpipe.store.base import Summary
+from jobpipe.store.matching import EventFilter
+
 DEMO = {"kind": "demo", "payload": {"shortest": 0, "longest": 0, "fail": 1}}
 """A job that fails with another error."""
 
@@ -77,6 +83,36 @@ async def test_errors_are_listed_in_pages_and_of_a_time(door, autojump_clock):
     assert second["next_cursor"] is None
     assert [group["examples"] for group in within["errors"]] == [["b"]]
     assert (one.json()["jobs"], none.status_code) == (1, 404)
+
+
+def test_events_are_filtered_by_fingerprint():
+    """Those of jobs that have failed: an error from which a job recovers is of no group."""
+    of_group = EventFilter(plain_filter_from(EventQuery(fingerprint=["1-x", "1-y"])))
+    told = [
+        of_group.means("a", status, _summary(JobError("E", "x", fingerprint=fingerprint)))
+        for status, fingerprint in (("failed", "1-y"), ("failed", "1-z"), ("retrying", "1-y"))
+    ]
+
+    assert told == [True, False, False]
+    assert not of_group.means("a", "failed", _summary(None))
+    assert not of_group.means("a", "deleted", None)
+
+
+def _summary(error):
+    return Summary(
+        seq=1,
+        id="a",
+        status=None,
+        kind="k",
+        queue="q",
+        key=None,
+        group=None,
+        tags=(),
+        attempt=1,
+        node=None,
+        error=error,
+        finished_at=None,
+    )
 
 
 async def test_a_failure_that_no_handler_raised_has_a_group_of_its_kind(door, autojump_clock):

@@ -423,7 +423,7 @@ async def test_no_exception_at_any_call_over_the_memory_store_ends_a_node(
     assert sum(reached) > len(reached) / 4
 
 
-@pytest.mark.parametrize("kind", ["postgres", "sqlite"])
+@pytest.mark.parametrize("kind", [pytest.param("postgres", marks=pytest.mark.slow), "sqlite"])
 async def test_no_exception_at_the_places_of_a_store_ends_a_node(kind, tmp_path) -> None:
     """At the places that matter most: where rows are written and read."""
     async with OPENERS[kind](tmp_path) as store:

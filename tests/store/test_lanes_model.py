@@ -392,6 +392,7 @@ async def lived(open_store: Any, chosen: settings) -> None:
         await trio.to_thread.run_sync(lambda: run_state_machine_as_test(Machine, settings=chosen))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lives", [15, pytest.param(200, marks=pytest.mark.slow)])
 async def test_limits_hold_and_nothing_is_lost(open_store: Any, lives: int) -> None:
     """Whatever nodes and people do."""

@@ -1068,6 +1068,7 @@ class Lives(RuleBasedStateMachine):
 # --- the test ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lives", [10, pytest.param(60, marks=pytest.mark.slow)])
 async def test_a_store_lives_like_the_model(open_store: Any, lives: int) -> None:
     """Whatever nodes and people do, in whatever order, a store keeps the contract."""
