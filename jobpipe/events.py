@@ -1,11 +1,15 @@
 """Job changes, told to whoever listens inside this process."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import trio
 
 from jobpipe.job import ENDED, Status
+
+Sink = Callable[[str, Status | Literal["deleted"] | None], None]
+"""Is told the id of a job, and what has become of it; None: see the store."""
 
 
 class Watch:
@@ -46,6 +50,8 @@ class Events:
     def __init__(self) -> None:
         self._watches: dict[str, set[Watch]] = {}
         self._closed = False
+        self.sink: Sink | None = None
+        """is told of all jobs, while somebody listens to all of them"""
 
     @contextmanager
     def watch(self, job_id: str, *, log: bool = False) -> Iterator[Watch]:
@@ -65,18 +71,26 @@ class Events:
     @property
     def has_listeners(self) -> bool:
         """Whether anybody listens."""
-        return bool(self._watches)
+        return bool(self._watches) or self.sink is not None
 
     def watched(self, job_id: str) -> bool:
         """Whether somebody waits for this job."""
         return job_id in self._watches
 
-    def publish(self, job_id: str, status: Status) -> None:
-        """Tell that a job has a status now, as stored."""
+    def publish(self, job_id: str, status: Status | None) -> None:
+        """Tell that a job has a status now, as stored; None: it is not known which."""
+        if self.sink is not None:
+            self.sink(job_id, status)
         if status in ENDED:
             self.wake(job_id)
         else:
             self.look_at(job_id)
+
+    def deleted(self, job_id: str) -> None:
+        """Tell that a job was deleted: who waits for its end waits for nothing now."""
+        if self.sink is not None:
+            self.sink(job_id, "deleted")
+        self.wake(job_id)
 
     def wake(self, job_id: str) -> None:
         """Tell those who watch a job that it has ended, or was deleted, by this node."""

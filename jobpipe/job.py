@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 DEFAULT_KIND = "echo"
 DEFAULT_QUEUE = "default"
@@ -321,6 +321,14 @@ class JobError(msgspec.Struct, frozen=True):
     type: str
     message: str
     traceback: str | None = None
+    where: str | UnsetType = UNSET
+    """module and function in which the handler's own code raised it"""
+    fingerprint: str | UnsetType = UNSET
+    """the same for all errors that are taken to be the same one (see `jobpipe.fingerprints`)"""
+
+
+_SCHEDULED, _QUEUED = Status.SCHEDULED, Status.QUEUED
+"""Asked for several times a job; to look up a member of an enum takes longer than all the rest of that."""
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -347,7 +355,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def status(self) -> Status:
         """What it is when it waits for no other job: `scheduled` when its run_at lies ahead, else `queued`."""
-        return Status.SCHEDULED if self.run_at > self.created_at else Status.QUEUED
+        return _SCHEDULED if self.run_at > self.created_at else _QUEUED
 
 
 PROGRESS_MESSAGE = 200
@@ -387,6 +395,13 @@ class State(msgspec.Struct, frozen=True):
     result: bytes | None = None
     error: JobError | None = None
     """of the last attempt that failed"""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of which failures it is one; None: it has not failed, or is of no group."""
+        if self.status is not Status.FAILED or self.error is None:
+            return None
+        return self.error.fingerprint or None
 
 
 class Job(msgspec.Struct, frozen=True):

@@ -75,16 +75,41 @@ class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         opens_at = tat - (self.burst - 1) * self.every
         return 0 if now < opens_at else min(self.burst, math.floor((now - opens_at) / self.every) + 1)
 
+    def rests_until(self, tat: float | None, now: float) -> float | None:
+        """When the next job may be claimed; None: now."""
+        tat = self.cut(tat, now)
+        return None if self.tokens(tat, now) else self.opens_at(tat, now)
+
     def taken(self, tat: float | None, jobs: int, now: float) -> float:
         """So many jobs are claimed now: the time at which all tokens will be there again, to be stored."""
         return max(tat or now, now) + jobs * self.every
 
 
+AfterFailure = Literal["go_on", "stop"]
+"""What a job that failed for good means for those behind it: nothing, or that they wait until somebody sees to it."""
+
+
 class PerKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What each key of a queue may do."""
+    """What each key of a queue may do.
+
+    `ordered`: of each key one job at a time in the order of arrival, which is that of their numbers; the next one is
+    claimed when the one before has ended for good. `''` is no key in this: jobs without one have no order.
+    `on_failure` counts for ordered keys.
+    """
 
     max_running: Running | None = None
     rate: Rate | None = None
+    ordered: bool = False
+    on_failure: AfterFailure = "go_on"
+
+    @property
+    def stops(self) -> bool:
+        """Whether a key stops at a job that failed."""
+        return self.ordered and self.on_failure == "stop"
+
+    def most(self, own: int | None) -> int | None:
+        """How many jobs of a key run at once, of which so many may where that is set; None: no limit."""
+        return self.max_running if own is None else own
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -98,6 +123,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_running: Running | None = None
     rate: Rate | None = None
     per_key: PerKey = PerKey()
+
+    @property
+    def count(self) -> bool:
+        """Whether a number of jobs is limited: order alone limits none."""
+        numbers = (self.max_running, self.rate, self.per_key.max_running, self.per_key.rate)
+        return any(number is not None for number in numbers)
 
 
 NO_LIMITS = Limits()
@@ -114,16 +145,18 @@ class KeySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 USUAL = KeySettings()
 
-KeyStanding = Literal["open", "resting", "full", "empty", "paused"]
+KeyStanding = Literal["open", "resting", "full", "empty", "paused", "stopped"]
 """How a lane stands: `resting` waits for its rate, `full` has as many jobs running as it may, `empty` has none ready.
+
+Where order counts it is `empty` while the first job is not ready, and `stopped` by a job that failed.
 
 It is what the last claim found: one that is `open` may be found otherwise by the next.
 """
 
-STANDINGS: tuple[KeyStanding, ...] = ("open", "resting", "full", "empty", "paused")
+STANDINGS: tuple[KeyStanding, ...] = ("open", "resting", "full", "empty", "paused", "stopped")
 """By the number in a lane's row."""
 
-OPEN, RESTING, FULL, EMPTY, PAUSED = range(len(STANDINGS))
+OPEN, RESTING, FULL, EMPTY, PAUSED, STOPPED = range(len(STANDINGS))
 
 
 class Lane(msgspec.Struct):

@@ -11,6 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from jobpipe.errors import JobpipeError
+from jobpipe.fingerprints import marked
 from jobpipe.job import (
     ACTIVE,
     ENDED,
@@ -175,7 +176,8 @@ def expired(stored: Stored, now: float) -> Stored | None:
     if not stored.job.asked.waits_until_its_deadline:
         return _ended(stored, Status.EXPIRED, now)
     after = _ended(stored, Status.FAILED, now)
-    return replace(after, job=replace(after.job, state=replace(after.job.state, error=PAST_DEADLINE)))
+    error = marked(PAST_DEADLINE, stored.job.asked.kind)
+    return replace(after, job=replace(after.job, state=replace(after.job.state, error=error)))
 
 
 def released(stored: Stored, now: float) -> Stored | None:
@@ -249,11 +251,11 @@ def _after_crash(job: Job) -> tuple[Status, JobError | None]:
         case Status.CANCELLING:
             return Status.CANCELLED, None
         case Status.RUNNING if job.asked.options.on_crash == "fail":
-            return Status.FAILED, DIED_FOR_GOOD
+            return Status.FAILED, marked(DIED_FOR_GOOD, job.asked.kind)
         case Status.RUNNING if retries is not None and job.state.attempt > retries:
-            return Status.FAILED, DIED_LAST
+            return Status.FAILED, marked(DIED_LAST, job.asked.kind)
         case Status.RUNNING:
-            return Status.QUEUED, DIED
+            return Status.QUEUED, marked(DIED, job.asked.kind)
         case _:
             return Status.QUEUED, None
 

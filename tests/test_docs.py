@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -23,15 +23,17 @@ from jobpipe.api.schemas import (
     QueueView,
 )
 from jobpipe.clock import WallClock
-from jobpipe.engine import notes, watchdog
+from jobpipe.engine import ends, feed, notes, ring, watchdog
 from jobpipe.engine.node import Node
 from jobpipe.engine.outcomes import MESSAGE, TRACEBACK
 from jobpipe.handlers.registry import SHIPPED, load
 from jobpipe.job import ATTEMPTS_KEPT, DEEPEST, FOLLOWS, LINE_BYTES, PROGRESS_MESSAGE, Backoff, Outcome
+from jobpipe.obstacles import Why
 from jobpipe.settings import SETTINGS, Settings
 from jobpipe.store.base import LOG_BYTES, LOG_LINES, PAGE_BYTES
 from jobpipe.store.memory import MemoryStore
 from jobpipe.store.paging import LOOK
+from jobpipe.store.verbs import summaries
 from tests.docs.pages import DOCS, FENCE, PAGES, README, ROOT, first_cells, quoted, read, rows, section
 
 
@@ -106,8 +108,15 @@ def test_docs_name_every_setting_with_its_flag():
     assert [each.flag for each in SETTINGS if f"`{each.flag}`" not in text] == []
 
 
-PLACES = {"job_id": "ID", "group_id": "ID", "operation_id": "ID", "name": "NAME", "key": "KEY"}
-PLACE = r"<(?:[^:>]*:)?(job_id|group_id|operation_id|name|key)>"
+PLACES = {
+    "job_id": "ID",
+    "group_id": "ID",
+    "operation_id": "ID",
+    "name": "NAME",
+    "key": "KEY",
+    "fingerprint": "FINGERPRINT",
+}
+PLACE = rf"<(?:[^:>]*:)?({'|'.join(PLACES)})>"
 
 
 def test_docs_name_every_route_and_no_other():
@@ -139,6 +148,12 @@ def test_table_of_outcomes_has_every_outcome():
     table = first_cells(section(DOCS / "life-of-a-job.md", "## Attempts").split("\n### ")[0])
 
     assert sorted(table) == sorted(outcome.value for outcome in Outcome)
+
+
+def test_table_of_reasons_has_everything_that_a_job_may_wait_for_in_the_order_of_the_claim():
+    table = first_cells(section(DOCS / "why-does-my-job-not-run.md", "## Reasons"))
+
+    assert table == ["dependencies", "group", *get_args(Why), "handler"]
 
 
 def test_table_of_the_backoff_tells_the_defaults():
@@ -201,6 +216,10 @@ def test_docs_name_every_field_of_a_job_of_its_attempts_and_of_a_problem():
         ("handlers.md", f"deeper than {DEEPEST} levels"),
         ("handlers.md", f"at most {MESSAGE:,} characters"),
         ("life-of-a-job.md", f"at most the newest {ATTEMPTS_KEPT}"),
+        ("events.md", f"keeps its latest {ring.KEPT:,} events, and for {feed.LINGER:.0f} seconds"),
+        ("events.md", f"at most {feed.TOLD} changes each"),
+        ("events.md", f"more than {ends.REMEMBERED:,} are not remembered"),
+        ("events.md", f"the first {summaries.MESSAGE} characters of its message"),
         ("progress.md", f"{LOG_LINES:,} lines and {LOG_BYTES >> 10} KiB a job"),
         ("progress.md", f"{LINE_BYTES >> 10} KiB a line"),
         ("progress.md", f"of which {PROGRESS_MESSAGE} characters are kept"),

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from jobpipe.fingerprints import marked
 from jobpipe.job import (
     ACTIVE,
     ATTEMPTS_KEPT,
@@ -383,7 +384,7 @@ def test_what_becomes_of_a_job_whose_node_died(
 
     assert after is not None
     assert (after.job.status, after.held, after.rescued) == (becomes, False, 1)
-    assert after.job.state.error == (message and JobError("NodeDied", message))
+    assert after.job.state.error == (message and marked(JobError("NodeDied", message), "echo"))
 
 
 @pytest.mark.parametrize("status", [Status.QUEUED, *sorted(ACTIVE)])

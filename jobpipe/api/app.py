@@ -15,6 +15,8 @@ from jobpipe.api import bulk, enqueue
 from jobpipe.api.answers import problem_answer
 from jobpipe.api.descriptions import LOCATION
 from jobpipe.api.docs import STATIC_MAX_AGE, docs_blueprint
+from jobpipe.api.errors import errors_blueprint
+from jobpipe.api.events import events_blueprint
 from jobpipe.api.front import Front
 from jobpipe.api.groups import groups_blueprint
 from jobpipe.api.health import health_blueprint
@@ -29,7 +31,7 @@ from jobpipe.api.responses import respond
 from jobpipe.api.schedules import schedules_blueprint
 from jobpipe.api.schemas import BulkReceipt, EnqueueRequest, HoldQuery, JobView, LineReceipt
 from jobpipe.api.spec import Content, answers, describe, problems, takes, with_kind_required
-from jobpipe.api.streams import streams_blueprint
+from jobpipe.api.streams import streams_blueprint, streams_of
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
 
@@ -92,15 +94,17 @@ def create_app(node: Node) -> Front:
     app.config["SEND_FILE_MAX_AGE_DEFAULT"] = STATIC_MAX_AGE
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False  # //jobs is another path than /jobs: no route, and no redirect
-    spec = describe(app)
+    spec, streams = describe(app), streams_of(node)
     optional_kind = node.settings.shipped_kinds == "on"
     _answer_errors(app, node)
     check_inputs(app)
     _enqueue_routes(app, node)
     for blueprint in (
         jobs_blueprint(node),
-        streams_blueprint(node),
+        streams_blueprint(node, streams),
+        events_blueprint(node, streams),
         operations_blueprint(node),
+        errors_blueprint(node),
         groups_blueprint(node),
         queues_blueprint(node),
         keys_blueprint(node),

@@ -307,7 +307,7 @@ class Splitter:
 async def _lines_asked(node: Node, lines: Sequence[Line]) -> Sequence[tuple[int, Asked]]:
     """What each line asks for; before a kind is refused, the store is asked once whether a node serves it by now."""
     first = [(number, _line_asked(node, line)) for number, line in lines]
-    if not any(isinstance(one, UnknownKind) for _, one in first):
+    if UnknownKind not in {type(one) for _, one in first}:
         return first
     try:
         await node.served.renew(trio.current_time())
@@ -333,7 +333,11 @@ async def _answers(node: Node, group: Sequence[tuple[int, Asked]]) -> bytes:
     """Store a group of lines; returns a line of answer for each."""
     jobs = [(line, one) for line, one in group if isinstance(one, NewJob)]
     # Late jobs stand alone: each is looked for in the store, and that may fail where storing the others does not.
-    late = {line: (await _stored(node, [new]))[0] for line, new in jobs if is_late(new)}
+    late = {
+        line: (await _stored(node, [new]))[0]
+        for line, new in jobs
+        if new.expires_at is not None and is_late(new)
+    }
     stored = iter(await _stored(node, [new for line, new in jobs if line not in late]))
     return _encode_lines(
         [

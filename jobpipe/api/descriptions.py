@@ -16,6 +16,7 @@ from jobpipe.api.problems import (
     group_closed,
     internal,
     invalid,
+    no_error,
     no_group,
     no_job,
     no_operation,
@@ -55,6 +56,7 @@ TAGS = {
     "groups": "Jobs that belong together, and one that is run when all of them have ended",
     "queues": "Get and list queues, set what holds for them, pause, resume and delete them",
     "operations": "Cancel, retry, delete, promote, move and edit many jobs at once",
+    "errors": "Failed jobs, grouped by their errors",
     "schedules": "Jobs that are enqueued again and again: put, get, list, pause, resume, run and delete schedules",
     "service": "The service itself",
 }
@@ -74,6 +76,7 @@ PROBLEMS = {
         no_queue("reports"),
         no_schedule("nightly"),
         no_operation("0190c3e2-5a1e-7c6f-8d10-3f2b6a1c9e55"),
+        no_error("1-5d0a2c4b7e91f683"),
         no_group("import"),
         declared("nightly"),
         not_empty("reports", {Status.QUEUED: 3}),

@@ -248,8 +248,9 @@ def request_from(
 
 def _is_in(body: bytes, usual: bytes) -> bool:
     """Whether the body has the payload exactly as it is encoded here, as most do: no second decoding is needed."""
-    before, name, rest = body.find(_PAYLOAD), len(_PAYLOAD), len(_PAYLOAD) + len(usual)
-    return before >= 0 and body.startswith(usual, before + name) and body[before + rest] in b",}"
+    start = body.find(_PAYLOAD) + len(_PAYLOAD)
+    end = start + len(usual)
+    return start >= len(_PAYLOAD) and body[start:end] == usual and body[end] in b",}"
 
 
 def _exactly(body: bytes) -> bytes:
@@ -310,6 +311,29 @@ def new_job_from(node: Node, body: bytes) -> NewJob:
     return made(node, request, payload, kind, faults, UnknownKind if unknown else Problem)
 
 
+_NOTHING = (None,) * 11
+
+
+def _is_plain(asked: EnqueueRequest) -> bool:
+    """Whether a request asks for nothing but what each job has: so do most, and the many other fields cost time."""
+    rest = (
+        asked.delay,
+        asked.run_at,
+        asked.expires_at,
+        asked.timeout,
+        asked.backoff,
+        asked.key,
+        asked.group,
+        asked.deadline,
+        asked.unique,
+        asked.throttle,
+        asked.debounce,
+    )
+    return rest == _NOTHING and not (
+        asked.tags or asked.depends_on or asked.needs != "done" or asked.on_crash != "retry"
+    )
+
+
 def made(
     node: Node,
     request: EnqueueRequest,
@@ -319,6 +343,10 @@ def made(
     problem: type[Problem] = Problem,
 ) -> NewJob:
     """The job of a kind that a request asks for. Raises a problem where it has faults, known before or not."""
+    if not faults and _is_plain(request):
+        return node.admission.plain_job(
+            payload, request.id, kind, request.queue, request.priority, request.max_retries
+        )
     if together := wrong(request, (request.id,)):
         faults += [Fault(one.pointer, one.detail) for one in together]
     if faults:

@@ -5,9 +5,9 @@ from typing import TypeVar
 
 import msgspec
 
-from jobpipe.api.schemas import FilterView, JobFilter, when
+from jobpipe.api.schemas import FilterView, JobFilter, PlainFilter, when
 from jobpipe.job import Status
-from jobpipe.store.base import Filter
+from jobpipe.store.base import SEVERAL, Filter
 
 T = TypeVar("T")
 
@@ -24,13 +24,19 @@ def filter_from(asked: JobFilter, *, content: bool = True) -> Filter:
         id=_some(asked.id),
         node=_some(asked.node),
         error_type=_some(asked.error_type),
+        fingerprint=_some(asked.fingerprint),
         text=asked.text,
-        created_after=_seconds(asked.created_after),
-        created_before=_seconds(asked.created_before),
-        ended_after=_seconds(asked.ended_after),
-        ended_before=_seconds(asked.ended_before),
+        created_after=seconds(asked.created_after),
+        created_before=seconds(asked.created_before),
+        ended_after=seconds(asked.ended_after),
+        ended_before=seconds(asked.ended_before),
         content=content,
     )
+
+
+def plain_filter_from(asked: PlainFilter) -> Filter:
+    """The same of a filter that events can be judged by."""
+    return msgspec.structs.replace(Filter(), **{name: _some(getattr(asked, name)) for name in SEVERAL})
 
 
 def _some(values: list[T] | None) -> T | tuple[T, ...] | None:
@@ -40,7 +46,8 @@ def _some(values: list[T] | None) -> T | tuple[T, ...] | None:
     return values[0] if len(values) == 1 else tuple(dict.fromkeys(values))
 
 
-def _seconds(time: datetime | None) -> float | None:
+def seconds(time: datetime | None) -> float | None:
+    """A time that was asked for, in seconds since the epoch."""
     return None if time is None else time.timestamp()
 
 
@@ -61,6 +68,7 @@ def filter_view(where: Filter) -> FilterView:
         id=where.each("id"),
         node=where.each("node"),
         error_type=where.each("error_type"),
+        fingerprint=where.each("fingerprint"),
         text=where.text,
         created_after=when(where.created_after),
         created_before=when(where.created_before),

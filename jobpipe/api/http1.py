@@ -15,7 +15,7 @@ from hypercorn.typing import ASGISendEvent, H11SendableEvent
 from hypercorn.utils import suppress_body
 
 from jobpipe.api.answers import Answer, problem_answer
-from jobpipe.api.departure import DEPARTURE, Departure
+from jobpipe.api.departure import departure_of
 from jobpipe.api.heads import HEAD, Fields, read_head
 from jobpipe.api.problems import Problem, bad_request, internal, not_implemented, too_long_head
 
@@ -89,17 +89,25 @@ class Http1(H11Protocol):
     @property
     def minded(self) -> bool:
         """Whether it makes a difference to the request that is answered when its client goes."""
-        departure = None if self.stream is None else self.stream.scope["state"].get(DEPARTURE)
-        return isinstance(departure, Departure) and departure.job_id is not None
+        if self.stream is None:
+            return False
+        return self._probe is not None or departure_of(self.stream.scope).job_id is not None
+
+    @property
+    def _probe(self) -> bytes | None:
+        return None if self.stream is None else departure_of(self.stream.scope).probe
 
     async def ask(self) -> None:
         """Find out whether a client from which nothing is read is still there: one that is gone resets what it is sent.
 
-        An interim response is what every client of HTTP/1.1 passes over (RFC 9110, section 15.2), one with this status
-        even those that do not know the rule.
+        A stream of events takes a comment at any time. Before the head of an answer, an interim response is what every
+        client of HTTP/1.1 passes over (RFC 9110, section 15.2), one with this status even those that do not know the
+        rule.
         """
         if self.connection.our_state is h11.SEND_RESPONSE and self.connection.their_http_version == b"1.1":
             await self._go_on()
+        elif self.connection.our_state is h11.SEND_BODY and self._probe is not None:
+            await self._send_h11_event(h11.Data(data=self._probe))
 
     async def receive(self, data: bytes) -> None:
         """Take what the client sent; nothing, when it ended its side.

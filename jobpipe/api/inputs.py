@@ -2,7 +2,7 @@
 
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -87,7 +87,8 @@ def query_from(raw: bytes, model: type[Q]) -> Q:
     for name, text in _pairs(raw):
         pointer = f"?{name[:LONGEST_NAME]}"
         if name not in fields:
-            faults.append(Fault(pointer, unknown("parameter", name, list(fields))))
+            refused: Mapping[str, str] = getattr(model, "refused", {})
+            faults.append(Fault(pointer, refused.get(name) or unknown("parameter", name, list(fields))))
             continue
         kind = _given(fields[name].type)
         item = _item(kind)

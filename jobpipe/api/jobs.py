@@ -9,7 +9,7 @@ from quart_schema import document_querystring, tag_blueprint
 
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.cursors import cursor_of, place_of
-from jobpipe.api.departure import DEPARTURE, Departure
+from jobpipe.api.departure import departure_of
 from jobpipe.api.enqueue import check_json, edits_from
 from jobpipe.api.filters import filter_from
 from jobpipe.api.holding import awaited, check, found
@@ -27,16 +27,13 @@ from jobpipe.api.schemas import (
     LogView,
     Means,
     WaitQuery,
-    WaitsFor,
     stored_view,
 )
 from jobpipe.api.spec import Content, answers, problems, takes
+from jobpipe.api.waits import EXAMPLES, cancel_waits_for, waits_of
 from jobpipe.engine.node import Node
-from jobpipe.job import ENDED, Job, JobId, Status
+from jobpipe.job import ENDED, WAITING, Job, JobId, Status
 from jobpipe.store.base import Change, Place
-
-OPEN_SHOWN = 100
-"""The most jobs that are shown of those that a job waits for."""
 
 REFUSALS = (Code.CROSS_SITE, Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.STORE_UNAVAILABLE)
 """The problems of every route that changes a job."""
@@ -66,14 +63,15 @@ def jobs_blueprint(node: Node) -> Blueprint:
 
     @routes.get("/jobs/<job_id>")
     @document_querystring(HoldQuery)
-    @answers(200, "The job, with its result or error so far.", Content(JobView))
+    @answers(200, "The job, with its result or error so far.", Content(JobView, examples=EXAMPLES))
     @problems(Code.NO_SUCH_JOB, Code.INVALID, Code.STORE_UNAVAILABLE)
     async def get_job(job_id: JobInPath) -> Response:
         """Get a job with its attempts.
 
         With `?wait=SECONDS` the response is held until the job ends, for at most so long; with `on_disconnect=cancel`,
         a client that hangs up before has the job cancelled. The newest attempts come with their tracebacks, until those
-        take 1 MiB; the tracebacks of older attempts are null.
+        take 1 MiB; the tracebacks of older attempts are null. `waits_for` says why a job does not run yet, or what its
+        cancel waits for.
         """
         job = await _get(node, job_id, query(HoldQuery))
         return respond(answer(await _shown(node, job)))
@@ -179,7 +177,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
 async def _get(node: Node, job_id: str, hold: HoldQuery) -> Job:
     check(hold)
     if hold.on_disconnect == "cancel":
-        _departure().job_id = job_id
+        departure_of(request.scope).job_id = job_id
     job = await found(node, job_id)
     if hold.wait and job.status not in ENDED:
         return await awaited(node, job_id, hold.wait)
@@ -188,18 +186,11 @@ async def _get(node: Node, job_id: str, hold: HoldQuery) -> Job:
 
 async def _shown(node: Node, job: Job) -> JobView:
     """A job with what it waits for."""
+    waits_for = await waits_of(node, job)
+    if waits_for is None and job.status in WAITING:  # it is not as it was read any more
+        job = await found(node, job.id)
     view = stored_view(job, node.registry)
-    if job.status is not Status.BLOCKED:
-        return view
-    still_open = await node.store.open_dependencies(job.id, OPEN_SHOWN)
-    if not (still_open.count or still_open.group_open):  # they ended meanwhile
-        return stored_view(await found(node, job.id), node.registry)
-    waits_for = WaitsFor(open=still_open.ids, count=still_open.count)
-    if still_open.group is not None:
-        waits_for = structs.replace(waits_for, reason="group", group=still_open.group)
-    if still_open.group_open:
-        waits_for = structs.replace(waits_for, group_open=True)
-    return structs.replace(view, waits_for=waits_for)
+    return view if waits_for is None else structs.replace(view, waits_for=waits_for)
 
 
 def _retried(change: Change) -> Job:
@@ -220,13 +211,6 @@ def _why_not_promoted(change: Change) -> str:
     return "only a waiting job that no worker holds can be promoted"
 
 
-def _departure() -> Departure:
-    """What is to happen when the client of the request under way hangs up."""
-    state: Mapping[str, Any] = request.scope.get("state", {})  # where the front stands before the application
-    departure: Departure = state.get(DEPARTURE, Departure())
-    return departure
-
-
 async def _edit(node: Node, job_id: str, body: bytes) -> Job:
     edits = edits_from(node, await found(node, job_id), body)
     change = await node.control.edit(job_id, edits)
@@ -241,7 +225,8 @@ async def _cancel(node: Node, job_id: str, wait: float) -> Answer:
     if job.status is Status.CANCELLING and wait:
         job = await awaited(node, job_id, wait)
     if job.status is Status.CANCELLING:
-        return answer(stored_view(job, node.registry), 202)
+        view = structs.replace(stored_view(job, node.registry), waits_for=cancel_waits_for(node, job))
+        return answer(view, 202)
     if job.status is not Status.CANCELLED:
         raise _wrong_status(job, "it ended before the cancel reached it")
     return answer(stored_view(job, node.registry))

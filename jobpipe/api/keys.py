@@ -39,8 +39,8 @@ def keys_blueprint(node: Node) -> Blueprint:
     async def list_keys(name: QueueOfKeys) -> Response:
         """List the keys of a queue.
 
-        By name; the jobs without a key come first, under an empty text. A key is listed while it has ready jobs,
-        something is set for it, or its rate counts jobs of the past.
+        By name; the jobs without a key come first, under an empty text. A key is listed while it has ready jobs that
+        may run, something is set for it, it has stopped, or its rate counts jobs of the past.
         """
         _check(name)
         return respond(await _list(node, name, query(KeyQuery)))
@@ -87,12 +87,13 @@ def keys_blueprint(node: Node) -> Blueprint:
         return respond(_shown(await node.control.pause_key(name, key)))
 
     @routes.post("/queues/<name>/keys/<key>/resume")
-    @answers(200, "The key, no longer paused.", Content(KeyView))
+    @answers(200, "The key, no longer paused or stopped.", Content(KeyView))
     @problems(Code.CROSS_SITE, Code.INVALID, Code.STORE_UNAVAILABLE)
     async def resume_key(name: QueueOfKeys, key: KeyInPath) -> Response:
         """Resume a key of a queue.
 
-        Its jobs are started again, in their turn. Resuming a key that is not paused changes nothing.
+        Its jobs are started again, in their turn. One that has stopped at a failed job goes on with the next. Resuming
+        a key that is neither paused nor stopped changes nothing.
         """
         _check(name, key)
         return respond(_shown(await node.control.resume_key(name, key)))
@@ -125,6 +126,7 @@ def _view(state: KeyState) -> KeyView:
         key=state.key,
         state=state.state,
         until=when(state.until),
+        stopped_by=state.stopped_by,
         waiting=state.waiting,
         running=state.running,
         weight=state.settings.weight,

@@ -48,6 +48,8 @@ class Code(enum.StrEnum):
     """no schedule has this name (404)"""
     NO_SUCH_OPERATION = "no_such_operation"
     """no operation has this id (404)"""
+    NO_SUCH_ERROR = "no_such_error"
+    """no job that is there has failed with an error of that fingerprint (404)"""
     NO_SUCH_GROUP = "no_such_group"
     """no group has this id (404)"""
     METHOD_NOT_ALLOWED = "method_not_allowed"
@@ -200,6 +202,12 @@ def no_operation(operation_id: str) -> Problem:
     """404: no such operation."""
     detail = f"no operation has the id {cut(operation_id)!r}; they are kept for a week after their end"
     return Problem(404, Code.NO_SUCH_OPERATION, "No such operation", detail)
+
+
+def no_error(fingerprint: str) -> Problem:
+    """404: no such error group."""
+    detail = f"no job that is there has failed with an error of the fingerprint {cut(fingerprint)!r}"
+    return Problem(404, Code.NO_SUCH_ERROR, "No such error", detail)
 
 
 def no_group(group_id: str) -> Problem:

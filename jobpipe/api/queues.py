@@ -43,6 +43,7 @@ LIMITS_EXAMPLE = {
     "rate": {"limit": 100, "period": "1m", "burst": 10},
     "per_key": {"max_running": 2, "rate": {"limit": 1, "period": 1}},
 }
+ORDER_EXAMPLE = {"per_key": {"ordered": True, "on_failure": "stop"}}
 SETTINGS_EXAMPLE = {"closed": False, "keep": {"done": "1h", "failed": "7d", "jobs": 10_000}}
 
 _decode = msgspec.json.Decoder(QueueRequest).decode
@@ -84,7 +85,12 @@ def queues_blueprint(node: Node) -> Blueprint:
     @takes(
         Content(
             QueueRequest,
-            examples={"keep": SETTINGS_EXAMPLE, "close": {"closed": True}, "limits": LIMITS_EXAMPLE},
+            examples={
+                "keep": SETTINGS_EXAMPLE,
+                "close": {"closed": True},
+                "limits": LIMITS_EXAMPLE,
+                "order": ORDER_EXAMPLE,
+            },
         )
     )
     @answers(200, "The queue with its settings.", Content(QueueView))
@@ -98,7 +104,9 @@ def queues_blueprint(node: Node) -> Blueprint:
         `queue_closed`), and the jobs that wait there run. `keep` says how long its ended jobs are kept, which is never
         longer than the settings KEEP_DONE and KEEP_FAILED say; `"none"`: for some seconds. `max_running` says how many
         of its jobs run at once, over all nodes, and `rate` how many start over time; `per_key` says both of each key.
-        The queue need not exist yet.
+        Where `per_key` is `ordered`, jobs of a key run one at a time in the order of arrival, and with `on_failure`
+        `"stop"` a key stops at a job that failed, until that is retried or deleted, or the key is resumed. The queue
+        need not exist yet.
         """
         _check(name)
         content_type, body = await received()
@@ -202,7 +210,7 @@ def _settings(request: QueueRequest, settings: Settings) -> QueueSettings:
 
 
 def _limits(request: QueueRequest) -> Limits:
-    """What a request allows. Raises `Problem` where a burst is larger than what it is a part of."""
+    """What a request allows. Raises `Problem` where a burst is larger than what it is a part of, or no key can stop."""
     per_key = request.per_key or PerKeyRequest()
     rates = {"/rate": request.rate, "/per_key/rate": per_key.rate}
     faults = [
@@ -210,12 +218,19 @@ def _limits(request: QueueRequest) -> Limits:
         for pointer, rate in rates.items()
         if rate is not None and rate.burst > rate.limit
     ]
+    if per_key.on_failure == "stop" and not per_key.ordered:
+        faults.append(Fault("/per_key/on_failure", 'can be "stop" only where ordered is true'))
     if faults:
         raise invalid(faults)
     return Limits(
         max_running=request.max_running,
         rate=_rate(request.rate),
-        per_key=PerKey(max_running=per_key.max_running, rate=_rate(per_key.rate)),
+        per_key=PerKey(
+            max_running=per_key.max_running,
+            rate=_rate(per_key.rate),
+            ordered=per_key.ordered,
+            on_failure=per_key.on_failure,
+        ),
     )
 
 
@@ -280,7 +295,14 @@ def _view(
 
 
 def _per_key(allowed: PerKey) -> PerKeyView | None:
-    return None if allowed == PerKey() else PerKeyView(max_running=allowed.max_running, rate=allowed.rate)
+    if allowed == PerKey():
+        return None
+    return PerKeyView(
+        max_running=allowed.max_running,
+        rate=allowed.rate,
+        ordered=allowed.ordered,
+        on_failure=allowed.on_failure,
+    )
 
 
 def _keep(settings: QueueSettings) -> Keep | Literal["none"] | None:

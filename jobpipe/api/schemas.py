@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -46,9 +46,10 @@ from jobpipe.job import (
     Timeout,
     Unique,
 )
-from jobpipe.lanes import LONGEST, SHORTEST, KeyStanding, Rate, Running, Weight
+from jobpipe.lanes import LONGEST, SHORTEST, AfterFailure, KeyStanding, Rate, Running, Weight
+from jobpipe.obstacles import Why
 from jobpipe.schedules import CatchUp, Overlap
-from jobpipe.store.base import KEYS, LOG_LINES, OPERATIONS, QUEUES, SCHEDULES, Unserved
+from jobpipe.store.base import ERRORS, KEYS, LOG_LINES, OPERATIONS, QUEUES, SCHEDULES, Unserved
 
 Time = Annotated[datetime, Meta(tz=True, description=TIME)]
 
@@ -193,16 +194,37 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WaitsFor(msgspec.Struct, frozen=True, kw_only=True):
-    """What a blocked job waits for: how many jobs have not ended yet, and the first of them by arrival.
+    """Why a job does not run yet, or what its cancel waits for: the first thing that is in the way, and its figures.
 
-    `group_open`: jobs can still be added to the group, so its close is waited for too.
+    `dependencies`, `group`: jobs have not ended yet, `count` of them, the first of which are `open`, or the group is
+    open itself (`group_open`), so that its close is waited for too; `not_due`: until `run_at`; `paused`: the queue is,
+    `until` when, and why; `queue_full`, `key_full`: as many of its jobs are `running` as may; `rate`, `key_rate`:
+    `until` the next job may start; `key_paused`: the key is; `key_stopped`: the key is, by the failed job `stopped_by`;
+    `key_order`: the key keeps order, and the job `behind` which it is comes first; `no_node`: no live node runs jobs of
+    this `kind` from this `queue`; `turn`: it is ready, at this `place` in its queue, or among the jobs of its key, or,
+    where that is not `exact`, behind it; `handler`: it was cancelled, and its handler has not ended on `node`, which
+    told it so at `since`; that is left out where another node is asked.
     """
 
-    reason: Literal["dependencies", "group"] = "dependencies"
+    reason: Literal["dependencies", "group", Why, "handler"]
+    run_at: When | UnsetType = UNSET
+    queue: str | UnsetType = UNSET
+    pause_reason: str | UnsetType | None = UNSET
+    key: str | UnsetType = UNSET
+    stopped_by: str | UnsetType = UNSET
+    behind: str | UnsetType = UNSET
+    running: int | UnsetType = UNSET
+    max_running: int | UnsetType = UNSET
+    until: When | UnsetType | None = UNSET
+    kind: str | UnsetType = UNSET
+    place: int | UnsetType = UNSET
+    exact: bool | UnsetType = UNSET
+    node: str | UnsetType | None = UNSET
+    since: When | UnsetType = UNSET
     group: str | UnsetType = UNSET
     group_open: Literal[True] | UnsetType = UNSET
-    open: Sequence[str]
-    count: int
+    open: Sequence[str] | UnsetType = UNSET
+    count: int | UnsetType = UNSET
 
 
 class ScheduledView(msgspec.Struct, frozen=True):
@@ -226,8 +248,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     `progress` is that of its latest attempt; lists leave it and the attempts out. A job that a schedule made says which
     one and when. `key` is left out where a job has none, `depends_on` and `needs` where it depends on no other,
     `unique`, `throttle` and `debounce` where it was not sent, `group` where it belongs to none, `callback_of` where it
-    waits for the end of none, `parent` where no handler enqueued it. `waits_for` is there while a job is blocked, where
-    one job is asked for.
+    waits for the end of none, `parent` where no handler enqueued it. `waits_for` is there while a job waits, or is
+    being cancelled, where one job is asked for.
     """
 
     id: str
@@ -270,6 +292,46 @@ class JobList(msgspec.Struct, frozen=True):
 
     jobs: Sequence[JobView]
     next_cursor: str | None
+
+
+class EventError(msgspec.Struct, frozen=True):
+    """Why an attempt failed, in short."""
+
+    type: str
+    message: str
+    fingerprint: str | UnsetType = UNSET
+
+
+class EventView(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a job: the status to which it came, and when. All else is as it was shortly after.
+
+    `error` is that of its last attempt that had one, its message cut at 500 characters. `key` and `group` are left out
+    where a job has none.
+    """
+
+    id: str
+    status: Status
+    at: When
+    kind: str
+    queue: str
+    key: str | UnsetType = UNSET
+    group: str | UnsetType = UNSET
+    tags: Sequence[str]
+    attempt: int
+    node: str | None
+    error: EventError | None
+
+
+class GoneView(msgspec.Struct, frozen=True):
+    """A job was deleted by hand."""
+
+    id: str
+
+
+class MissedView(msgspec.Struct, frozen=True):
+    """Events are missing. `since` is null where nobody knows since when: then since the last event that was sent."""
+
+    since: When | None
 
 
 class LineView(msgspec.Struct, frozen=True, kw_only=True):
@@ -353,10 +415,16 @@ class RateRequest(Rate, frozen=True, forbid_unknown_fields=True):
 
 
 class PerKeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What each key of a queue may do: how many jobs run at once, and how many start over time."""
+    """What each key of a queue may do: how many jobs run at once, how many start over time, and in which order.
+
+    With `ordered`, jobs of a key run one at a time in the order of arrival; `on_failure` says whether a key stops at a
+    job that failed.
+    """
 
     max_running: Running | None = None
     rate: RateRequest | None = None
+    ordered: bool = False
+    on_failure: AfterFailure = "go_on"
 
 
 class QueueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -398,22 +466,28 @@ class QueuePauseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
 
 class PerKeyView(msgspec.Struct, frozen=True, kw_only=True):
-    """What each key of a queue may do; null: as much as anybody likes."""
+    """What each key of a queue may do; null: as much as anybody likes.
+
+    `ordered`: one job at a time, in the order of arrival.
+    """
 
     max_running: int | None
     rate: Rate | None
+    ordered: bool
+    on_failure: AfterFailure
 
 
 class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     """A key of a queue: how many of its jobs are ready (`waiting`) or held by nodes (`running`), and how it stands.
 
     `until` is when one that is `resting` may go on. It says what the last claim has found: an `open` key may be found
-    `full` by the next one.
+    `full` by the next one. `stopped_by` is the id of the failed job at which a key has stopped.
     """
 
     key: str
     state: KeyStanding
     until: When | None
+    stopped_by: str | None
     waiting: int
     running: int
     weight: int
@@ -693,8 +767,8 @@ ErrorType = Annotated[
 NodeName = Annotated[str, Meta(min_length=1, max_length=200, description="1 to 200 characters")]
 
 
-class JobFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which jobs are meant: those to which all fields apply. Of several values of a field, one has to apply."""
+class PlainFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """As much of a filter as an event can be judged by."""
 
     status: (
         Annotated[list[Status], ONE_OR_MORE, Means("only jobs with this status, or one of these")] | None
@@ -734,6 +808,19 @@ class JobFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         ]
         | None
     ) = None
+    fingerprint: (
+        Annotated[
+            list[Name],
+            ONE_OR_MORE,
+            Means("only jobs that have failed with an error of this fingerprint, or of one of these"),
+        ]
+        | None
+    ) = None
+
+
+class JobFilter(PlainFilter, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which jobs are meant: those to which all fields apply. Of several values of a field, one has to apply."""
+
     text: (
         Annotated[
             str,
@@ -772,6 +859,42 @@ class JobFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         Annotated[
             Time,
             Means("only jobs that ended before this time: RFC 3339 with a time zone, 2030-01-31T12:00:00Z"),
+        ]
+        | None
+    ) = None
+
+
+_IN_LIST = "cannot be judged by an event: ask GET /jobs for a list with this filter, or leave it out"
+
+
+class EventQuery(PlainFilter, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which events to send."""
+
+    refused: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("text", "created_after", "created_before", "ended_before"), _IN_LIST
+    )
+    """what other filters have, and what to do instead"""
+
+    durable: (
+        Annotated[
+            str,
+            Meta(
+                pattern=r"^(done|failed|cancelled|expired)(,(done|failed|cancelled|expired)){0,9}\Z",
+                description="done, failed, cancelled and expired, or some of these, with commas between them",
+                extra_json_schema={
+                    PORTABLE: r"^(done|failed|cancelled|expired)(,(done|failed|cancelled|expired)){0,9}$"
+                },
+            ),
+            Means(
+                "only ends of jobs, from the store, so that none is missed: `done,failed,cancelled,expired`, or some"
+            ),
+        ]
+        | None
+    ) = None
+    ended_after: (
+        Annotated[
+            Time,
+            Means("with `durable`: begin with what ended at this time, and not with what ends from now on"),
         ]
         | None
     ) = None
@@ -829,6 +952,7 @@ class FilterView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     id: Sequence[str] = ()
     node: Sequence[str] = ()
     error_type: Sequence[str] = ()
+    fingerprint: Sequence[str] = ()
     text: str | None = None
     created_after: When | None = None
     created_before: When | None = None
@@ -897,6 +1021,72 @@ class OperationQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         Means("the most operations in a page"),
     ] = OPERATIONS
     cursor: Cursor | None = None
+
+
+class WindowQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Of which failures to tell: those within a time."""
+
+    ended_after: (
+        Annotated[
+            Time,
+            Means(
+                "only jobs that failed at this time or later: RFC 3339 with a time zone, 2030-01-31T12:00:00Z"
+            ),
+        ]
+        | None
+    ) = None
+    ended_before: (
+        Annotated[
+            Time,
+            Means("only jobs that failed before this time: RFC 3339 with a time zone, 2030-01-31T12:00:00Z"),
+        ]
+        | None
+    ) = None
+
+
+class ErrorQuery(WindowQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which error groups to list."""
+
+    limit: Annotated[
+        int,
+        Meta(ge=1, le=ERRORS, description=f"a whole number from 1 to {ERRORS}"),
+        Means("the most error groups in a page"),
+    ] = 50
+    cursor: Cursor | None = None
+
+
+class ErrorView(msgspec.Struct, frozen=True, kw_only=True):
+    """The jobs that have failed with the same error: its `fingerprint` is the filter that finds them.
+
+    `type`, `message`, `where` and `traceback` are those of the job that failed last: null where it has none, or where
+    its row cannot be read. `where` is the function of the handler's own code that raised it. There are at least `jobs`
+    of them where that is not `exact`. `kinds` and `queues` are those of the newest 500, 20 at most; `examples` are the
+    ids of the newest. Lists leave the traceback out.
+    """
+
+    fingerprint: str
+    type: str | None
+    message: str | None
+    where: str | None
+    jobs: int
+    exact: bool
+    first_at: When
+    last_at: When
+    kinds: Sequence[str]
+    queues: Sequence[str]
+    examples: Sequence[str]
+    traceback: str | UnsetType | None = UNSET
+
+
+class ErrorList(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of error groups, that whose last job failed last first. `next_cursor` is null at the end.
+
+    Where it is not `complete`, there are more than 10000 groups, and only so many were looked at.
+    """
+
+    errors: Sequence[ErrorView]
+    complete: bool
+    next_cursor: str | None
 
 
 class LogQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -1056,9 +1246,8 @@ def _told(damage: Sequence[str], error: JobError | None) -> JobError:
     words = f"the job's row in the store is damaged: {'; '.join(damage)}"
     if error is None:
         return JobError("DamagedRow", words)
-    return JobError(
-        "DamagedRow", f"{words}; its last error was {error.type}: {error.message}", error.traceback
-    )
+    told = f"{words}; its last error was {error.type}: {error.message}"
+    return msgspec.structs.replace(error, type="DamagedRow", message=told)
 
 
 def unserved_views(found: Sequence[Unserved]) -> Sequence[UnservedView]:

@@ -12,6 +12,7 @@ from quart import Blueprint, Response, request
 from quart_schema import tag_blueprint
 
 from jobpipe.api.answers import Answer, encode
+from jobpipe.api.departure import departure_of
 from jobpipe.api.holding import found
 from jobpipe.api.jobs import JobInPath
 from jobpipe.api.problems import Code, too_many_streams
@@ -52,11 +53,15 @@ class Streams:
             self._open -= 1
 
 
-def streams_blueprint(node: Node) -> Blueprint:
-    """The routes that stream."""
+def streams_of(node: Node) -> Streams:
+    """What counts the streams of a node, whichever route they are of."""
+    return Streams(max(1, node.settings.max_connections // 2))
+
+
+def streams_blueprint(node: Node, streams: Streams) -> Blueprint:
+    """The route that streams what becomes of one job."""
     routes = Blueprint("streams", __name__)
     tag_blueprint(routes, ["jobs"])
-    streams = Streams(max(1, node.settings.max_connections // 2))
 
     @routes.get("/jobs/<job_id>/events")
     @answers(
@@ -77,24 +82,28 @@ def streams_blueprint(node: Node) -> Blueprint:
         seen = request.headers.get("Last-Event-ID")
         if job.status in ENDED and seen == mark_of(job):
             return respond(Answer(204, b""))
-        streams.check()
-        return _streamed(b"" if request.method == "HEAD" else _counted(streams, node, job_id, seen))
+        return streamed(streams, job_events(node, job_id, seen))
 
     return routes
 
 
-def _streamed(body: AsyncGenerator[bytes, None] | bytes) -> Response:
+def streamed(streams: Streams, events: AsyncGenerator[bytes, None]) -> Response:
+    """The response that sends events; to a HEAD request only that it would.
+
+    Raises `Problem` for one stream too many.
+    """
+    streams.check()
+    departure_of(request.scope).probe = b":\n\n"
+    body = b"" if request.method == "HEAD" else _counted(streams, events)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     response = Response(body, headers=headers, content_type=EVENTS)
     response.timeout = None
     return response
 
 
-async def _counted(
-    streams: Streams, node: Node, job_id: str, seen: str | None
-) -> AsyncGenerator[bytes, None]:
+async def _counted(streams: Streams, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
     with streams.one_more():
-        async with aclosing(job_events(node, job_id, seen)) as events:
+        async with aclosing(events):
             async for event in events:
                 yield event  # noqa: ASYNC119 - Quart closes what it iterates, also when the client is gone
 
@@ -108,11 +117,11 @@ async def job_events(node: Node, job_id: str, seen: str | None) -> AsyncGenerato
             while True:
                 job = await following.look()
                 if job is None:
-                    yield _event("deleted", None, {"id": job_id})  # noqa: ASYNC119 - closed by whoever iterates
+                    yield event_text("deleted", None, {"id": job_id})  # noqa: ASYNC119 - closed by whoever iterates
                     return
                 if _is_new(mark_of(job), seen):
                     seen, said_at = mark_of(job), trio.current_time()
-                    yield _event("job", seen, _shown(job, node))  # noqa: ASYNC119 - as above
+                    yield event_text("job", seen, _shown(job, node))  # noqa: ASYNC119 - as above
                 elif trio.current_time() - said_at >= HEARTBEAT:
                     said_at = trio.current_time()
                     yield b": nothing new\n\n"  # noqa: ASYNC119 - as above
@@ -142,7 +151,8 @@ def _status(mark: str) -> str:
     return mark.split(".")[1] if "." in mark else ""
 
 
-def _event(name: str, mark: str | None, data: object) -> bytes:
+def event_text(name: str, mark: str | None, data: object) -> bytes:
+    """An event as it is sent; `mark`: its id."""
     head = b"" if mark is None else b"id: %s\n" % mark.encode()
     # A line ends the field. In JSON, line ends stand between tokens only: a payload has those that its client sent.
     line = encode(data).replace(b"\n", b" ").replace(b"\r", b" ")

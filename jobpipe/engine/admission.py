@@ -116,6 +116,28 @@ class Admission:
             options=options,
         )
 
+    def plain_job(
+        self,
+        payload: bytes,
+        job_id: str | None,
+        kind: str,
+        queue: str,
+        priority: int,
+        max_retries: int | None,
+    ) -> NewJob:
+        """The same for a job of which nothing else is asked."""
+        now = self._clock.now()
+        return NewJob(
+            id=job_id or new_job_id(now, self._random_bits),
+            kind=kind,
+            queue=queue,
+            payload=payload,
+            priority=priority,
+            max_retries=max_retries,
+            created_at=now,
+            run_at=now,
+        )
+
     def new_id(self) -> str:
         """An id that nothing else has."""
         return new_job_id(self._clock.now(), self._random_bits)

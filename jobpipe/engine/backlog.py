@@ -6,7 +6,7 @@ from jobpipe.engine.channel import Channel
 from jobpipe.engine.gathering import Gathering
 from jobpipe.engine.ledger import Ledger
 from jobpipe.errors import Draining, QueueFull
-from jobpipe.job import NewJob
+from jobpipe.job import NewJob, Status
 from jobpipe.store.base import EngineStore, GroupReceipt, NewGroup, Receipt
 
 
@@ -50,6 +50,7 @@ class Backlog:
         try:
             receipts = await self._gathering.add(jobs, atomic=atomic, strict=of_handler)
             self._ledger.waiting += sum(one.verdict == "stored" for one in receipts)  # until the next batch
+            self._ledger.stored(jobs, receipts)
             return receipts
         finally:
             self._ledger.arriving -= len(jobs)
@@ -62,7 +63,9 @@ class Backlog:
         self._ledger.arriving += jobs
         try:
             receipt = await self._store.add_group(new, now)
-            self._ledger.waiting += jobs if receipt.verdict == "stored" else 0  # until the next batch
+            if receipt.verdict == "stored":
+                self._ledger.waiting += jobs  # until the next batch
+                self._ledger.made((job.id, _status_of(job)) for job in new.every)
             return receipt
         finally:
             self._ledger.arriving -= jobs
@@ -81,3 +84,9 @@ class Backlog:
         for channel in self._channels:
             waiting += channel.buffered
         return waiting
+
+
+def _status_of(new: NewJob) -> Status:
+    """What a new job of a group is: its callback waits for the others, which may wait for one another."""
+    waits = new.options.depends_on or new.options.callback_of
+    return Status.BLOCKED if waits else new.status

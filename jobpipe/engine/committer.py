@@ -1,5 +1,7 @@
 """Writes what the ledger gathers, each batch in one transaction, and hands out the receipts."""
 
+from collections.abc import Collection
+
 import structlog
 import trio
 
@@ -141,7 +143,7 @@ class Committer:
             return False
         self._unforeseen.tell(error, "the job fails, since it cannot be claimed", job=failed)
         if failed is not None:
-            self._events.wake(failed)
+            self._events.publish(failed, Status.FAILED)
         self._follower.look()
         return True
 
@@ -237,17 +239,33 @@ class Committer:
                 self._ledger.changed(change)
         if receipts.settled:
             self._tell_failed(entries, receipts)
-        if not (receipts.stale or self._events.has_listeners):
-            return
+        if receipts.stale or self._events.has_listeners:
+            with self._unforeseen.costs("what became of some jobs is not published"):
+                self._publish(entries, receipts)
+
+    def _publish(self, entries: Gathered, receipts: Receipts) -> None:
         unwritten = receipts.stale | receipts.locked
-        with self._unforeseen.costs("what became of some jobs is not published"):
-            for attempt in self._held.of_claims((start.seq, start.claim) for start in entries.batch.starts):
-                self._events.look_at(attempt.job.id)
-            for note in entries.batch.notes:
-                self._events.logged(note.id)
-            for one in entries.batch.settlements:
-                if (one.seq, one.claim) not in unwritten:
-                    self._events.publish(one.id, receipts.settled.get(one.seq, one.status))
+        for attempt in self._held.of_claims((start.seq, start.claim) for start in entries.batch.starts):
+            self._events.publish(attempt.job.id, Status.RUNNING)
+        for note in entries.batch.notes:
+            self._events.logged(note.id)
+        for one in entries.batch.settlements:
+            if (one.seq, one.claim) not in unwritten:
+                self._events.publish(one.id, receipts.settled.get(one.seq, one.status))
+        if self._events.sink is not None:
+            self._tell_new(entries, receipts, unwritten)
+
+    def _tell_new(
+        self, entries: Gathered, receipts: Receipts, unwritten: Collection[tuple[int, int]]
+    ) -> None:
+        """Tell those who listen to all jobs of the new ones."""
+        for add, added in zip(entries.batch.adds, receipts.adds, strict=True):
+            self._ledger.stored(add.jobs, added)
+        for one in entries.batch.settlements:
+            if (one.seq, one.claim) not in unwritten and one.seq not in receipts.settled:
+                self._ledger.made(
+                    (job.id, None if job.options.depends_on else job.status) for job in one.jobs
+                )
 
     def _tell_failed(self, entries: Gathered, receipts: Receipts) -> None:
         """Log which jobs failed since what their handlers had enqueued could not be stored."""

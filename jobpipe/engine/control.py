@@ -84,7 +84,7 @@ class Control:
         """Delete a job that no node holds."""
         (change,) = await self._store.delete([job_id], self._clock.now())
         if change.verdict == "changed":
-            self._events.wake(job_id)  # who waits for its end waits for nothing now
+            self._events.deleted(job_id)
             self._tell("job deleted", job=job_id)
         self._follower.look()
         self._ledger.look()
@@ -172,7 +172,8 @@ class Control:
     def _waits(self, changes: Sequence[Change], act: str) -> Change:
         """A job may wait for this node now."""
         (change,) = changes
-        if change.verdict == "changed":
+        if change.verdict == "changed" and change.job is not None:
+            self._events.publish(change.id, change.job.status)
             self._tell(act, job=change.id)
         self._ledger.look()
         return change

@@ -12,7 +12,7 @@ from jobpipe.engine.held import Held
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.errors import StoreError
-from jobpipe.store.base import EngineStore, Rescued, SharedStore
+from jobpipe.store.base import Changed, EngineStore, Rescued, SharedStore
 
 BEATS = 3
 """Renewals within the time of one lease."""
@@ -154,6 +154,7 @@ class Lease:
             self._unforeseen.tell(error, "the jobs of dead nodes are looked for again later")
             return []
         for job in rescued:
+            self._ledger.changed(Changed(job.id, job.status))
             tell = log.info if job.begun else log.debug  # those that only waited are many, and lost nothing
             tell("recovered a job of a dead node", job=job.id, status=job.status.value, begun=job.begun)
         if rescued:

@@ -167,6 +167,20 @@ class Ledger:
         self._events.publish(job_id, status)
         self.look()
 
+    def stored(self, jobs: Sequence[NewJob], receipts: Sequence[Receipt]) -> None:
+        """New jobs were stored, but for those whose receipts say otherwise: tell those who listen to all jobs."""
+        self.made(
+            (job.id, job.status if receipt.job is None else receipt.job.status)
+            for job, receipt in zip(jobs, receipts, strict=True)
+            if receipt.verdict == "stored"
+        )
+
+    def made(self, jobs: Iterable[tuple[str, Status | None]]) -> None:
+        """New jobs were stored, with their ids and statuses; None: the store knows which. The same."""
+        if self._events.sink is not None:
+            for job_id, status in jobs:
+                self._events.publish(job_id, status)
+
     def changed(self, change: Changed) -> None:
         """The store has brought a job to another status by itself: tell who waits for it, and stop it if need be."""
         if change.status is Status.CANCELLING:

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from typing import assert_never
 
+from jobpipe.engine.feed import Feed
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.scheduler import Scheduler
 from jobpipe.engine.unforeseen import Unforeseen
@@ -14,9 +15,11 @@ from jobpipe.store.base import Notification, SharedStore, Store
 class Listener:
     """Listens to a shared store; with one that this process has to itself there is nothing to hear."""
 
-    def __init__(self, store: Store, ledger: Ledger, scheduler: Scheduler, events: Events) -> None:
+    def __init__(
+        self, store: Store, ledger: Ledger, scheduler: Scheduler, events: Events, feed: Feed
+    ) -> None:
         self._store = store if isinstance(store, SharedStore) else None
-        self._ledger, self._scheduler, self._events = ledger, scheduler, events
+        self._ledger, self._scheduler, self._events, self._feed = ledger, scheduler, events, feed
         self._unforeseen = Unforeseen()
 
     @property
@@ -40,6 +43,7 @@ class Listener:
         match news.what:
             case "look":
                 self._ledger.look()
+                await self._feed.look_again()
             case "missed":
                 await self._catch_up()
             case "ended":
@@ -49,6 +53,11 @@ class Listener:
                 self._ledger.look()  # to know when a pause ends
             case "schedules":
                 self._scheduler.wake()
+            case "listeners":
+                await self._feed.look()
+            case "told":
+                if news.told is not None:
+                    self._feed.heard(news.id, news.told)
             case _:
                 assert_never(news.what)
 
@@ -57,6 +66,8 @@ class Listener:
         self._ledger.look()
         self._scheduler.wake()
         self._events.recheck()
+        self._feed.missed()
+        await self._feed.look()
         await self._recall_paused()
         with suppress(StoreError):  # then it is told with the next one
             await self._ledger.renew()  # with it come the wishes

@@ -21,6 +21,7 @@ from jobpipe.engine.committer import Committer
 from jobpipe.engine.control import Control
 from jobpipe.engine.enqueuing import Enqueuing
 from jobpipe.engine.executor import Executor
+from jobpipe.engine.feed import Feed
 from jobpipe.engine.follower import Follower
 from jobpipe.engine.held import Held
 from jobpipe.engine.intake import Intake
@@ -117,7 +118,8 @@ class Node:
             period=settings.lease,
         )
         self.control = Control(store, self.ledger, self.follower, self.scheduler, self.events, clock)
-        self.listener = Listener(store, self.ledger, self.scheduler, self.events)
+        self.feed = Feed(store, self.events, clock, node=self.name)
+        self.listener = Listener(store, self.ledger, self.scheduler, self.events, self.feed)
         self.waiting = Waiting(store, self.events, self.listener)
         self.intake = Intake(self.ledger, self.channels)
         self.lease = Lease(
@@ -181,6 +183,7 @@ class Node:
                 self.operations,
                 self.lingering,
                 self.listener,
+                self.feed,
                 self.served,
             ):
                 keepers.start_soon(self._unforeseen.keep, keeper.run, type(keeper).__name__.lower())
@@ -189,9 +192,11 @@ class Node:
             task_status.started(rescued)
             await self._run_crew()
             await self.settle_up()
+            await self.feed.finish()
             keepers.cancel_scope.cancel()
         self.phase = "stopped"
         self.events.close()
+        self.feed.close()
 
     async def _run_crew(self) -> None:
         run_buffered = not self.store.durable

@@ -30,6 +30,9 @@ LOOK = 1.0
 COUNTED = 1.0
 """Seconds for which jobs are counted before it is said that there are at least so many."""
 
+MOVES = ("retry", "promote")
+"""The other verbs that bring jobs to another status."""
+
 PAGE = 1000
 """How many jobs are read at once to be counted."""
 
@@ -150,7 +153,9 @@ class Operations:
             if operation.asked.verb == "cancel" and change.job is not None:
                 self._ledger.cancelled(change.id, change.job.status)
             elif operation.asked.verb == "delete":
-                self._events.wake(change.id)
+                self._events.deleted(change.id)
+            elif operation.asked.verb in MOVES and change.job is not None:
+                self._events.publish(change.id, change.job.status)
         self._follower.look()
         self._ledger.look()
 

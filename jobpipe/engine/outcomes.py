@@ -4,13 +4,13 @@ import itertools
 import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from types import CoroutineType
+from types import CoroutineType, TracebackType
 from typing import Any, assert_never
 
 import msgspec
 import trio
 
-from jobpipe import backoff
+from jobpipe import backoff, fingerprints
 from jobpipe.engine.unforeseen import in_words
 from jobpipe.errors import DamagedRow
 from jobpipe.handlers.exceptions import Fail, Retry, Snooze
@@ -48,6 +48,9 @@ FRAMES = 30
 MANY = 1_000
 """How many errors may hang on one, as its causes and in groups, for all of them to be shown."""
 
+TYPES = 10
+"""How many errors that one was raised from, and how many types of those in a group, are in its fingerprint."""
+
 LONGEST_WAIT = 315_360_000
 """Seconds: ten years, the longest wait that a handler may name."""
 
@@ -65,6 +68,10 @@ _ASYNCIO_SAYS = (
     "trio.run received unrecognized yield message",
 )
 """How asyncio and Trio say that asyncio is used where there is only Trio."""
+
+_OF_TRACEBACK = BaseException.__dict__["__traceback__"].__get__
+_OF_CAUSE = BaseException.__dict__["__cause__"].__get__
+"""What an error has, whatever its class says."""
 
 _PLAIN = (str, bytes, int, float, type(None))
 """Types whose values, as JSON, need no second look."""
@@ -246,7 +253,42 @@ def described(
     """
     word = _alone(error) if word is None else word  # whose truth may be anything
     parts = filter(None, (message, _text(word), _advice(word)))
-    return JobError(_name(word), "; ".join(parts)[:MESSAGE], _bounded(_traced(error)))
+    told = JobError(_name(word), "; ".join(parts)[:MESSAGE], _bounded(_traced(error)))
+    return _marked(told, error, word)
+
+
+def _marked(told: JobError, error: BaseException, word: BaseException) -> JobError:
+    """An error with where it was raised in the handler's own code, and its fingerprint; else as it is."""
+    try:
+        mine = fingerprints.own(fingerprints.frames(_raised_in(word)), fingerprints.frames(_raised_in(error)))
+        if not mine:
+            return told
+        fingerprint = fingerprints.of_frames(_types(word), mine, told.message)
+        return msgspec.structs.replace(told, where=_clean(mine[0].name[:NAME]), fingerprint=fingerprint)
+    except BaseException:  # noqa: BLE001, ASYNC103 - an error that cannot be looked at, as in `_text`
+        return told  # noqa: ASYNC104 - nothing is awaited here
+
+
+def _raised_in(error: BaseException) -> TracebackType | None:
+    traceback_of_error: TracebackType | None = _OF_TRACEBACK(error)
+    return traceback_of_error
+
+
+def _types(word: BaseException) -> Sequence[str]:
+    """The types of an error, of those that it was raised from, and of those in a group, each once."""
+    causes, cause = [word], _OF_CAUSE(word)
+    while cause is not None and len(causes) < TYPES:
+        causes.append(cause)
+        cause = _OF_CAUSE(cause)
+    names = dict.fromkeys(map(_full_name, causes))
+    inner = {_full_name(leaf) for leaf in itertools.islice(_leaves(word), MANY)} if _grouped(word) else ()
+    return [*names, *sorted(inner)[:TYPES]]
+
+
+def _full_name(error: BaseException) -> str:
+    """The name of an error's type, with its module."""
+    shape = type(error)
+    return f"{type.__dict__['__module__'].__get__(shape)}.{type.__dict__['__qualname__'].__get__(shape)}"
 
 
 def _name(error: BaseException) -> str:
@@ -332,6 +374,7 @@ def settlement(
     """
     number = job.attempt + 1
     outcome, status, attempt, run_at = verdict.outcome, Status.QUEUED, job.attempt, None
+    error = None if verdict.error is None else fingerprints.marked(verdict.error, job.kind)
     match outcome:
         case Outcome.DONE:
             status, attempt = Status.DONE, number
@@ -367,7 +410,7 @@ def settlement(
         started_at=started_at,
         settled_at=now,
         result=verdict.result,
-        error=verdict.error,
+        error=error,
         size=len(job.payload) + len(verdict.result or b"") + _weight(verdict.error),
     )
 

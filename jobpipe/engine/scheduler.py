@@ -5,7 +5,7 @@ Every node does so, and needs no leader: a firing is done by whoever moves the s
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import structlog
 import trio
@@ -15,6 +15,7 @@ from jobpipe.engine.follower import Follower
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.errors import StoreError
+from jobpipe.job import Status
 from jobpipe.schedules import Declaration, Firing, Schedule, decided
 from jobpipe.store.base import SCHEDULES, Declared, EngineStore, Fired, SharedStore
 
@@ -147,7 +148,7 @@ class Scheduler:
         if not firings:
             return
         try:
-            self._act(await self._store.fire(firings, now))
+            fired = await self._store.fire(firings, now)
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001 - costs the firing that it belongs to
@@ -157,13 +158,16 @@ class Scheduler:
             middle = len(firings) // 2
             await self._fire(firings[:middle], now)
             await self._fire(firings[middle:], now)
+        else:
+            self._act(fired, {job.id: job.status for firing in firings for job in firing.jobs})
 
-    def _act(self, fired: Fired) -> None:
+    def _act(self, fired: Fired, statuses: Mapping[str, Status]) -> None:
         """Do here what follows from what is written."""
         for change in fired.cancelled:
             if change.verdict == "changed" and change.job is not None:
                 self._ledger.cancelled(change.id, change.job.status)
         self._follower.look()
+        self._ledger.made((job_id, statuses.get(job_id)) for job_id in fired.stored)
         if fired.stored:
             self._ledger.look()
         if fired.locked:

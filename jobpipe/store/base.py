@@ -14,7 +14,7 @@ start is written, with the next commit; so what is shown as running runs, and wh
 but not begun has not spent an attempt.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
@@ -36,6 +36,7 @@ from jobpipe.job import (
     Status,
 )
 from jobpipe.lanes import KeySettings, KeyStanding, Limits
+from jobpipe.obstacles import Obstacle
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 
 STEP = 1000
@@ -46,6 +47,9 @@ QUEUES = 1000
 
 KEYS = 100
 """The most keys of one list, unless asked for fewer."""
+
+PLACES = 1000
+"""How far a job's place in line is counted."""
 
 SCHEDULES = 100
 """The most schedules of one list, and the most that are fired in one transaction."""
@@ -304,7 +308,7 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     """when the next job is to be promoted or expired, or the next pause ends; None: nothing waits for a time"""
     changes: Sequence[Changed] = ()
     """the jobs that expired, and those that waited for jobs which have ended; from a store that nodes share, of those
-    that expired only the ones that somebody watches or waits for"""
+    that expired only the ones that somebody watches or waits for, unless somebody listens to all jobs"""
     following: bool = False
     """whether more follows from the ends of jobs than was done: `follow` goes on with it"""
     cancelling: frozenset[tuple[int, int]] = frozenset()
@@ -471,6 +475,8 @@ class KeyState(msgspec.Struct, frozen=True, kw_only=True):
     state: KeyStanding
     until: float | None = None
     """when its rate allows the next job, where it rests"""
+    stopped_by: str | None = None
+    """id of the failed job for which it is stopped; that job may be gone by now"""
     settings: KeySettings
 
 
@@ -582,6 +588,8 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     node: str | tuple[str, ...] | None = None
     """the node that claimed the job last"""
     error_type: str | tuple[str, ...] | None = None
+    fingerprint: str | tuple[str, ...] | None = None
+    """of the error with which the job has failed"""
     text: str | None = None
     created_after: float | None = None
     created_before: float | None = None
@@ -609,7 +617,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return tuple(kind.removesuffix(ANY_KIND) for kind in self.each("kind") if kind.endswith(ANY_KIND))
 
 
-SEVERAL = ("status", "kind", "queue", "tag", "group", "key", "id", "node", "error_type")
+SEVERAL = ("status", "kind", "queue", "tag", "group", "key", "id", "node", "error_type", "fingerprint")
 """The fields of a filter that may have several values."""
 
 ANY_KIND = "*"
@@ -707,6 +715,68 @@ OPERATIONS = 100
 """The most operations of one list."""
 
 
+class Window(msgspec.Struct, frozen=True):
+    """A time from `after` on until just before `before`; None: it is open to that side."""
+
+    after: float | None = None
+    before: float | None = None
+
+
+EVER = Window()
+
+
+class ErrorGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """The jobs that have failed with errors of one fingerprint, within a time."""
+
+    fingerprint: str
+    jobs: int
+    exact: bool
+    """whether there are just so many jobs; else at least so many"""
+    first_at: float
+    last_at: float
+    """when the first of them failed that is still there, and the last one"""
+    kinds: Sequence[str]
+    queues: Sequence[str]
+    """of the newest `SEEN` of them, sorted; `NAMED` of each at the most"""
+    newest: JobError | None
+    """the error of the newest; None where it cannot be read"""
+    examples: Sequence[str]
+    """ids of the newest jobs, the newest first"""
+
+
+class ErrorGroups(msgspec.Struct, frozen=True):
+    """A part of a list of groups, that whose last job failed last first."""
+
+    groups: Sequence[ErrorGroup]
+    next_before: "ErrorPlace | None"
+    """continues it; None: there is no more"""
+    complete: bool
+    """whether all groups were looked at: of very many only the `GROUPS` that come first by fingerprint are"""
+
+
+class ErrorPlace(msgspec.Struct, frozen=True, array_like=True):
+    """Where a group stands in that list. Means the same when the group is gone."""
+
+    last_at: float
+    fingerprint: str
+
+
+ERRORS = 100
+"""The most error groups of one list."""
+
+GROUPS = 10_000
+"""The most error groups that a list looks at."""
+
+COUNTED, COUNTED_OF_ONE = 5_000, 100_000
+"""Up to how many jobs of an error group are counted in a list, and where one group is asked for."""
+
+SEEN, NAMED = 500, 20
+"""Of how many of its newest jobs the kinds and queues of an error group are gathered, and how many of each are told."""
+
+EXAMPLES, EXAMPLES_OF_ONE = 3, 20
+"""How many of its newest jobs are told of an error group in a list, and where one group is asked for."""
+
+
 class Place(msgspec.Struct, frozen=True, array_like=True, order=True):
     """Where a job stands in a list: by created_at, then by arrival. Means the same when that job is gone."""
 
@@ -731,6 +801,42 @@ class StoredLine(msgspec.Struct, frozen=True):
     level: str
     text: str
     fields: bytes | None
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What an event tells of a job. What of its row cannot be read is left out."""
+
+    seq: int
+    id: str
+    status: Status | None
+    """None: it cannot be read"""
+    kind: str
+    queue: str
+    key: str | None
+    group: str | None
+    tags: Sequence[str]
+    attempt: int
+    node: str | None
+    """the node that claimed it last"""
+    error: JobError | None
+    """without its traceback"""
+    finished_at: float | None
+
+
+class EndPlace(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """Where a job stands among those that have ended as it has: by its end, then by its number."""
+
+    at: Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
+    seq: Annotated[int, msgspec.Meta(ge=-1, lt=1 << 62)]
+
+
+class Ends(msgspec.Struct, frozen=True):
+    """A part of the jobs that have ended, the earliest end first."""
+
+    jobs: Sequence[tuple[EndPlace, Summary]]
+    """without those that were known already"""
+    next: EndPlace | None
+    """the next part begins behind it; None: there is no more"""
 
 
 class LogPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -967,6 +1073,7 @@ class ControlStore(Protocol):
         """Set what a queue allows, and each of its keys, instead of what it allowed; the queue need not exist yet.
 
         Counts from the next claim on: jobs that wait already are bound by it too, though some may wait a moment longer.
+        Keys that stopped at failed jobs go on where `per_key.stops` is changed.
         """
 
     async def put_key(self, queue: str, key: str, settings: KeySettings) -> KeyState:
@@ -976,7 +1083,7 @@ class ControlStore(Protocol):
         """Claim no job of a key from now on; no job need have it yet. Those that are held go on."""
 
     async def resume_key(self, queue: str, key: str) -> KeyState:
-        """Claim jobs of a key again."""
+        """Claim jobs of a key again, that was paused, or has stopped at a failed job."""
 
     async def put_schedule(self, name: str, spec: Spec, job: NewJob, now: float) -> SchedulePut:
         """Store a schedule, or change what it says; with the same content nothing changes. Refused when it is declared.
@@ -1011,8 +1118,24 @@ class ReadStore(Protocol):
         None: there is no such job.
         """
 
+    async def summaries(self, ids: Sequence[str]) -> Sequence[Summary]:
+        """What there is to tell of some hundreds of jobs, as they are now; those that are gone are left out."""
+
+    async def ends(self, status: Status, after: EndPlace, limit: int, known: Container[EndPlace]) -> Ends:
+        """Look at no more than `limit` jobs that have ended with a status, behind a place.
+
+        Commits come out of order: an end may be written after another one that is behind it.
+        """
+
     async def open_dependencies(self, job_id: str, limit: int) -> OpenDependencies:
         """Which jobs a job still waits for, the first of them by arrival."""
+
+    async def obstacle(self, job: Job, now: float) -> Obstacle | None:
+        """What keeps a job from running that waits for no other: the first thing that a claim would meet.
+
+        Reads a bounded number of rows; `PLACES` jobs ahead of it are counted. What of a row cannot be read counts as
+        not set. None: nothing does any more, it is not as it was read.
+        """
 
     async def group(self, group_id: str) -> GroupState | None:
         """One group; None: there is none, or it was forgotten some time after its end."""
@@ -1041,6 +1164,17 @@ class ReadStore(Protocol):
         self, limit: int = OPERATIONS, before: tuple[float, str] | None = None
     ) -> Sequence[Operation]:
         """At most `limit` operations, the newest first, behind the one that has `before`: its created_at and its id."""
+
+    async def error_groups(
+        self, limit: int = ERRORS, before: ErrorPlace | None = None, window: Window = EVER
+    ) -> ErrorGroups:
+        """At most `limit` groups of failed jobs, by their fingerprints, of those that failed in a time.
+
+        That whose last job failed last comes first. Its cost grows with the number of groups, not with that of jobs.
+        """
+
+    async def error_group(self, fingerprint: str, window: Window = EVER) -> ErrorGroup | None:
+        """One group; None: no job that failed in that time has the fingerprint."""
 
     async def gate(self, queue: str, now: float) -> GateState | None:
         """What a queue allows, and how far it is used; None where it has neither limits nor keys.
@@ -1105,14 +1239,32 @@ class Store(EngineStore, ControlStore, ReadStore, Protocol):
     """All of it."""
 
 
+class Told(msgspec.Struct, frozen=True):
+    """One of the changes that a node tells to others while somebody listens there."""
+
+    node: str
+    number: int
+    """its place among all changes that the node would tell: what others miss are gaps"""
+    status: Status | Literal["deleted"] | None
+    """what it came to; None: what the store says"""
+    at: float
+
+
+Untold = tuple[str, Status | Literal["deleted"] | None, float]
+"""A change that is to be told: the id of a job, and what it came to when, as in `Told`."""
+
+
 class Notification(msgspec.Struct, frozen=True):
     """Something that another node did, or a reason to look for oneself."""
 
-    what: Literal["look", "missed", "ended", "paused", "schedules"]
+    what: Literal["look", "missed", "ended", "paused", "schedules", "listeners", "told"]
     """`look`: jobs may have become ready, or held ones may have been asked to stop; `missed`: anything may have
     happened; `ended`: a job that is watched may have ended, or was deleted; `paused`: a queue may have been paused;
-    `schedules`: a schedule may be due earlier than it was"""
+    `schedules`: a schedule may be due earlier than it was; `listeners`: on another node somebody may listen to all
+    jobs, or nobody any more; `told`: what may have become of a job there, or, without an id, that such changes were
+    left out"""
     id: str = ""
+    told: Told | None = None
 
 
 @runtime_checkable
@@ -1144,6 +1296,18 @@ class SharedStore(Store, Protocol):
 
     async def paused(self) -> Sequence[str]:
         """The names of paused queues, at most `STEP` of them."""
+
+    async def listen(self, node: str, *, listening: bool) -> None:
+        """Say whether somebody listens to all jobs on a node. Other nodes are told; a node that leaves has nobody."""
+
+    async def any_listening(self, node: str) -> bool:
+        """Whether somebody listens to all jobs on a live node other than this one."""
+
+    async def tell_others(self, node: str, first: int, changes: Sequence[Untold], more: int) -> int:
+        """Tell other nodes of changes, numbered from `first` on; behind them `more` are left out.
+
+        Only as many as one notification holds; those behind them are left out too. Returns how many were told.
+        """
 
     async def watch(self, job_id: str) -> None:
         """Have every node told when the job ends. Read the job after this, so that no end falls between.

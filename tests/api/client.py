@@ -125,6 +125,10 @@ class Breakable(MemoryStore):
         receipts = await super().exchange(msgspec.structs.replace(batch, claims=()))
         return msgspec.structs.replace(receipts, claims=[()] * len(batch.claims))
 
+    async def ping(self):
+        await self._obey()
+        await super().ping()
+
     async def get(self, job_id):
         await self._obey()
         return await super().get(job_id)
@@ -232,6 +236,14 @@ class Breakable(MemoryStore):
     async def operations(self, *page):
         await self._obey()
         return await super().operations(*page)
+
+    async def error_groups(self, *wanted):
+        await self._obey()
+        return await super().error_groups(*wanted)
+
+    async def error_group(self, *wanted):
+        await self._obey()
+        return await super().error_group(*wanted)
 
     async def put_queue(self, queue, settings, limits=None):
         await self._obey()
@@ -375,12 +387,12 @@ async def asked(nursery, call):
 
 
 @contextlib.asynccontextmanager
-async def open_door(store=None, *, handlers=(), **settings):
+async def open_door(store=None, *, name="n1", handlers=(), **settings):
     """Open a door with settings of its own; its node runs until the door is closed."""
     stage = Stage()
     defaults = {"store": "memory:", "max_backlog": 10_000, "workers": 2, "allowed_hosts": ("test",)}
     chosen = Settings(**{**defaults, **settings})
-    node = Node(chosen, store or MemoryStore(), stage.registry(handlers), VirtualClock(), name="n1")
+    node = Node(chosen, store or MemoryStore(), stage.registry(handlers), VirtualClock(), name=name)
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
         try:

@@ -27,6 +27,7 @@ PLACES = {
     "key": "k",
     "group_id": "g",
     "operation_id": "o",
+    "fingerprint": "1-x",
     "filename": "docs.css",
 }
 BULK = tuple(f"/jobs/{verb}" for verb in get_args(OperationVerb))
@@ -41,6 +42,11 @@ async def everything(door):
     """All that a request could change."""
     answers = [(await door.get(path)).json() for path in ("/jobs/a", "/queues", "/schedules", "/operations")]
     return answers, await door.stored()
+
+
+async def in_group(tx):
+    """Have a job be one of an error group, whatever has become of it."""
+    tx.run("update jobs set fingerprint = '1-x' where id = 'a'", {})
 
 
 @pytest.fixture
@@ -81,9 +87,12 @@ async def test_a_body_that_says_nothing_is_taken_by_every_route(ended, empty):
             "PATCH",
             "PUT",
         ):  # which take a body
+            if (method, path) == ("GET", "/events"):
+                continue  # whose answer has no end
             await ended.enqueue(id="a")
             await ended.request("PUT", "/schedules/default", json={"every": 1e6})
             await ended.ended("a")
+            await ended.node.store._transact(in_group)
             answer = await ended.request(method, path, content=empty)
 
             assert answer.status_code in (200, 202, 204, 302, 409), (method, path)

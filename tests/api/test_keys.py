@@ -25,7 +25,12 @@ async def test_a_queue_shows_what_it_allows(either_door):
     assert {name: queue[name] for name in ("max_running", "rate", "per_key", "tokens", "keys")} == {
         "max_running": 20,
         "rate": {"limit": 100, "period": 60.0, "burst": 10},
-        "per_key": {"max_running": 2, "rate": {"limit": 1, "period": 0.5, "burst": 1}},
+        "per_key": {
+            "max_running": 2,
+            "rate": {"limit": 1, "period": 0.5, "burst": 1},
+            "ordered": False,
+            "on_failure": "go_on",
+        },
         "tokens": 10,
         "keys": {},
     }
@@ -55,7 +60,9 @@ async def test_what_is_left_out_is_set_back(either_door):
         ({"rate": {"limit": 2, "period": "1m", "burst": 3}}, ["/rate/burst"]),
         ({"per_key": {"rate": {"limit": 2, "period": "x", "burst": 3}}}, ["/per_key/rate/period"]),
         ({"per_key": {"rate": {"limit": 2, "period": 1, "burst": 3}}}, ["/per_key/rate/burst"]),
-        ({"per_key": {"ordered": True}}, ["/per_key/ordered"]),
+        ({"per_key": {"ordered": 1}}, ["/per_key/ordered"]),
+        ({"per_key": {"ordered": True, "on_failure": "wait"}}, ["/per_key/on_failure"]),
+        ({"per_key": {"on_failure": "stop"}}, ["/per_key/on_failure"]),
         ({"rate": {"period": 1}}, ["/rate/limit"]),
     ],
 )
@@ -94,6 +101,7 @@ async def test_a_key_is_listed_set_paused_and_resumed(either_door):
         "key": "acme",
         "state": "paused",
         "until": None,
+        "stopped_by": None,
         "waiting": 1,
         "running": 0,
         "weight": 2,
@@ -102,6 +110,35 @@ async def test_a_key_is_listed_set_paused_and_resumed(either_door):
     assert put.json() == one == listed["keys"][0]
     assert resumed.json()["state"] == "open"
     assert (await shown(either_door, "/jobs/a"))["key"] == "acme"
+
+
+async def test_an_ordered_key_stops_at_a_failed_job_until_it_is_resumed(either_door):
+    """It says at which; the next job runs then."""
+    order = {"ordered": True, "on_failure": "stop"}
+    put = await either_door.put("/queues/mail", json={"per_key": order})
+    await either_door.enqueue(
+        id="a",
+        kind="demo",
+        payload={"fail": 1, "shortest": 0, "longest": 0},
+        queue="mail",
+        key="acme",
+        max_retries=0,
+    )
+    await either_door.enqueue(id="b", queue="mail", key="acme")
+    await either_door.enqueue(id="c", queue="mail", key="other")
+    failed = await either_door.ended("a")
+    await either_door.ended("c")
+    stopped = await shown(either_door, "/queues/mail/keys?state=stopped")
+    waiting = await shown(either_door, "/jobs/b")
+    resumed = await either_door.post("/queues/mail/keys/acme/resume")
+    await either_door.ended("b")
+
+    assert put.json()["per_key"] == {"max_running": None, "rate": None, **order}
+    assert (failed["status"], waiting["status"]) == ("failed", "queued")
+    assert [(one["key"], one["state"], one["stopped_by"]) for one in stopped["keys"]] == [
+        ("acme", "stopped", "a")
+    ]
+    assert resumed.json()["stopped_by"] is None
 
 
 async def test_keys_come_in_pages(either_door):

@@ -28,6 +28,7 @@ CODES = {
     "not_found",
     "no_such_job",
     "no_such_operation",
+    "no_such_error",
     "no_such_queue",
     "no_such_schedule",
     "no_such_group",

@@ -158,6 +158,7 @@ def test_a_request_can_say_what_a_job_shows():
         throttle=Throttle("k", 5.0, trailing=True),
         debounce=Debounce("k", 5.0, 50.0),
         deadline=1_700_000_000.0,
+        group="g",
     )
     after = shown(replace(JOB, asked=replace(JOB.asked, options=options)))
 
@@ -166,6 +167,7 @@ def test_a_request_can_say_what_a_job_shows():
         "depends_on": ["b"],
         "needs": "ended",
         "key": "k",
+        "group": "g",
         "unique": {"key": "k", "over": ["kind"], "while": ["queued"], "for": 5.0, "on_conflict": "reject"},
         "throttle": {"key": "k", "every": 5.0, "trailing": True},
         "debounce": {"key": "k", "wait": 5.0, "max_wait": 50.0},

@@ -183,7 +183,7 @@ async def test_schemas_are_those_of_the_structs_of_the_wire(spec):
     components = json.loads(msgspec.json.encode(made))
     queries = {  # written as parameters
         *("WaitQuery", "HoldQuery", "ListQuery", "LogQuery", "QueueQuery", "KeyQuery", "ScheduleQuery"),
-        "OperationQuery",
+        *("OperationQuery", "WindowQuery", "ErrorQuery", "EventQuery", "PlainFilter"),
     }
 
     assert _without_defaults_and_patterns(spec.schemas) == _without_defaults_and_patterns(
@@ -219,7 +219,7 @@ async def test_every_pattern_is_one_that_every_dialect_reads(spec):
     """RE2 has no lookaheads, JavaScript no \\Z, and they write characters beyond U+00FF differently."""
     patterns = {node["pattern"] for node in _nodes(spec.document) if isinstance(node.get("pattern"), str)}
 
-    assert len(patterns) == 7
+    assert len(patterns) == 8
     for pattern in patterns:
         assert not re.search(r"\(\?[^:]|\\[A-Zu]|\\[0-9]", pattern)
         assert pattern.isascii()
@@ -418,6 +418,17 @@ BULK: dict[str, dict[str, Any]] = {
 """What bulk routes take beside a filter."""
 
 
+async def _with_errors(door):
+    """Answers about errors."""
+    await door.enqueue(id="fails", kind="play", payload="fail")
+    await door.ended("fails")
+    yield await door.get("/errors")
+    yield await door.get("/errors?limit=0")
+    fingerprint = (await door.get("/errors")).json()["errors"][0]["fingerprint"]
+    for name in (fingerprint, "none", "-"):
+        yield await door.get(f"/errors/{name}")
+
+
 async def _with_operations(door):
     """Answers about operations; those that move jobs would move them into a closed queue."""
     for verb, more in BULK.items():
@@ -473,6 +484,8 @@ async def _with_settings(door):
     yield await door.post("/schedules/shut/run")
     await door.delete("/schedules/shut")
     await door.delete("/jobs/outside")
+    async for response in _with_errors(door):
+        yield response
     async for response in _with_operations(door):
         yield response
 
@@ -603,15 +616,15 @@ async def _live(door):
     yield await door.get("/jobs/told")
     yield await door.get("/jobs/none/log")
     yield await door.get("/jobs/a/log?level=fatal")
-    yield await _beside_too_many_streams(door)
+    yield await _refused_for_streams(door, "/jobs/held/events")
 
 
-async def _beside_too_many_streams(door):
+async def _refused_for_streams(door, path):
     async with trio.open_nursery() as nursery:
         for _ in range(door.node.settings.max_connections // 2):
-            nursery.start_soon(door.get, "/jobs/held/events")
+            nursery.start_soon(door.get, path)
         await trio.testing.wait_all_tasks_blocked(0.01)
-        refused = await door.get("/jobs/held/events")
+        refused = await door.get(path)
         nursery.cancel_scope.cancel()
     return refused
 
@@ -641,8 +654,9 @@ async def _with_schedules(door):
 
 async def _strange(door):
     """Requests that no route takes: parameters that it does not have, and bodies beyond the limit."""
+    names = {"job_id": "a", "name": "default", "group_id": "g", "operation_id": "o", "key": "k"}
+    names |= {"fingerprint": "1-x"}
     for method, path in (await _spec_of(door)).operations:
-        names = {"job_id": "a", "name": "default", "group_id": "g", "operation_id": "o", "key": "k"}
         path = path.format(**names)  # noqa: PLW2901 - filled in
         yield await door.request(method, f"{path}?never_a_name=1")
         yield await door.request(method, path, content=b"x" * 3000)
@@ -659,7 +673,10 @@ async def _full(door):
 
 async def _draining(door):
     await door.request("PUT", "/schedules/a", json={"every": 3600})
+    yield await _refused_for_streams(door, "/events")
     door.node.drain()
+    for query in ("", "?durable=done"):
+        yield await door.get(f"/events{query}")  # until the node has stopped
     yield await door.post("/schedules/a/run")
     yield await door.enqueue(id="a")
     yield await door.post("/enqueue/bulk", json=[{"id": "a"}])
@@ -671,7 +688,7 @@ async def _broken(door):
     door.store.refuses = True
     yield await door.enqueue(id="a")
     yield await door.post("/enqueue/bulk", json=[{"id": "a"}])
-    for path in ("/jobs/a", "/jobs/a/events", "/jobs/a/log", "/jobs", "/queues", "/health"):
+    for path in ("/jobs/a", "/jobs/a/events", "/jobs/a/log", "/jobs", "/queues", "/health", "/events"):
         yield await door.get(path)
     for path in (
         "/jobs/a/cancel",
@@ -685,7 +702,7 @@ async def _broken(door):
     yield await door.put("/queues/default", json={})
     for verb, more in BULK.items():
         yield await door.post(f"/jobs/{verb}", json={"filter": {"id": "none"}} | more)
-    for path in ("/operations", "/operations/o"):
+    for path in ("/operations", "/operations/o", "/errors", "/errors/1-x"):
         yield await door.get(path)
     yield await door.post("/operations/o/stop")
     for path in ("/queues/default/keys", "/queues/default/keys/a"):

@@ -36,6 +36,7 @@ EXCEPTIONS = {
     r"docker compose .*": "needs Docker",
     r"\(umask 077 && echo .*": "belongs to the line with Docker",
     r"sudo .*": "needs root and systemd",
+    r"curl -N '?localhost:8080/events.*": "goes on until it is stopped",
     r"sqlite3 .*": "needs the program sqlite3; where it is installed, it is run",
 }
 """Commands that no test runs, as patterns, and why."""

@@ -3,11 +3,14 @@
 import pytest
 import trio
 
+from jobpipe.fingerprints import marked
 from jobpipe.handlers.context import Context
 from jobpipe.job import Options, Outcome, Status
 from jobpipe.transitions import PAST_DEADLINE
 from tests.engine.conftest import NOW, PLAIN, running
 from tests.engine.test_enqueuing import handler
+
+LATE = marked(PAST_DEADLINE, "play")
 
 
 async def test_an_attempt_is_stopped_at_the_deadline_and_is_the_last(autojump_clock) -> None:
@@ -28,7 +31,7 @@ async def test_an_attempt_is_stopped_at_the_deadline_and_is_the_last(autojump_cl
         job = await rig.ended()
 
     assert seen == [pytest.approx(10, abs=0.1)]
-    assert (job.status, job.state.attempt, job.state.error) == (Status.FAILED, 1, PAST_DEADLINE)
+    assert (job.status, job.state.attempt, job.state.error) == (Status.FAILED, 1, LATE)
     assert job.state.finished_at == pytest.approx(NOW + 12, abs=0.1)
     assert [one.outcome for one in job.attempts] == [Outcome.FAIL]
 
@@ -46,7 +49,7 @@ async def test_a_timeout_before_the_deadline_is_a_timeout(autojump_clock) -> Non
 
     errors = [one.error and one.error.type for one in job.attempts]
     assert errors[0] == "Timeout"
-    assert (job.status, job.state.error) == (Status.FAILED, PAST_DEADLINE)
+    assert (job.status, job.state.error) == (Status.FAILED, LATE)
     assert job.state.finished_at == pytest.approx(NOW + 10, abs=0.1)
 
 
@@ -64,7 +67,7 @@ async def test_a_job_whose_turn_comes_after_the_deadline_is_not_begun(autojump_c
         await rig.enqueue("b", kind="play", expires_at=NOW + 10, options=Options(deadline=NOW + 10))
         job = await rig.ended("b")
 
-    assert (job.status, job.state.attempt, job.state.error) == (Status.FAILED, 0, PAST_DEADLINE)
+    assert (job.status, job.state.attempt, job.state.error) == (Status.FAILED, 0, LATE)
     assert begun == ["long"]
 
 

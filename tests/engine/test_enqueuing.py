@@ -13,6 +13,7 @@ from jobpipe.clock import VirtualClock
 from jobpipe.engine import outbox
 from jobpipe.engine.unforeseen import UNFORESEEN
 from jobpipe.errors import EnqueueError
+from jobpipe.fingerprints import marked
 from jobpipe.handlers.context import Context
 from jobpipe.handlers.exceptions import Fail, Retry, Snooze
 from jobpipe.handlers.registry import Handler
@@ -222,9 +223,8 @@ async def test_where_an_id_is_taken_the_job_fails_with_that_problem(autojump_clo
         job = await rig.ended()
 
     assert (job.status, job.state.attempt) == (Status.FAILED, 1)
-    assert job.state.error == JobError(
-        "EnqueueError", f"{NOTHING_STORED}the id 'taken' belongs to another job"
-    )
+    words = f"{NOTHING_STORED}the id 'taken' belongs to another job"
+    assert job.state.error == marked(JobError("EnqueueError", words), "play")
     assert [line["job"] for line in rig.logged("job failed: what its handler")] == ["a"]
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from jobpipe.job import Options
 from jobpipe.lanes import NO_LIMITS, KeySettings, Limits, PerKey, Rate
@@ -130,6 +131,46 @@ async def test_a_limit_that_is_set_or_taken_away_counts_at_once(autojump_clock, 
         await trio.sleep(1)
 
         assert (none, one, two, running_of(rig)) == ({}, {"mail-k": 1}, {"mail-k": 2}, {"mail-k": 4})
+
+
+async def test_jobs_of_an_ordered_key_run_one_after_another(autojump_clock, store: FaultyStore) -> None:
+    """Retries included; the next begins at once. Keys do not wait for each other."""
+    async with running(store, workers=4) as rig:
+        await limit(rig, Limits(per_key=PerKey(ordered=True)))
+        start = trio.current_time()
+        await add(rig, "mail", 1, ("sleep", 10.0), "fail", ("sleep", 10.0), "done", key="a")
+        await add(rig, "mail", 3, ("sleep", 10.0), key="b")
+        now = rig.node.clock.now()
+        last = new_job("last", queue="mail", options=Options(key="a"), created_at=now, run_at=now, priority=9)
+        await rig.add(last)
+        await rig.ended("last")
+        await rig.ended("mail-b2")
+
+        assert [round(at - start) for at in begun(rig, "mail-b")] == [0, 10, 20]
+        (first,) = [run for run in rig.actor.runs if run.id == "mail-a0"][-1:]
+        assert begun(rig, "last")[0] == pytest.approx(first.ended, abs=0.1)
+
+
+@pytest.mark.parametrize("how", ["cancel", "delete", "expire"])
+async def test_whoever_is_behind_a_job_that_goes_starts_at_once(
+    autojump_clock, store: FaultyStore, how: str
+) -> None:
+    """Though the node sleeps."""
+    async with running(store, workers=4, lease=3600) as rig:
+        await limit(rig, Limits(per_key=PerKey(ordered=True)))
+        now = rig.node.clock.now()
+        options = Options(key="a")
+        first = new_job("first", queue="mail", options=options, created_at=now, run_at=now + 1000)
+        await rig.add(replace(first, expires_at=now + 50) if how == "expire" else first)
+        await rig.add(new_job("next", queue="mail", options=options, created_at=now, run_at=now))
+        await trio.sleep(50)
+        start, before = trio.current_time(), begun(rig, "next") if how != "expire" else []
+        if how != "expire":
+            await getattr(rig.node.control, how)("first")
+        await rig.ended("next")
+
+        assert before == []
+        assert trio.current_time() - start < 0.1
 
 
 async def test_a_paused_key_starts_nothing_until_it_is_resumed(autojump_clock, store: FaultyStore) -> None:

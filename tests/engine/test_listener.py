@@ -1,6 +1,6 @@
 """What other nodes do, told by a store that nodes share: played here by a memory store with a second user."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -9,7 +9,7 @@ import trio
 
 from jobpipe.errors import StoreUnavailable
 from jobpipe.job import Status
-from jobpipe.store.base import Add, Batch, Notification, Receipts, SharedStore
+from jobpipe.store.base import Add, Batch, Notification, Receipts, SharedStore, Untold
 from jobpipe.store.memory import MemoryStore
 from tests.engine.conftest import NOW, new_job, running
 
@@ -25,6 +25,12 @@ class Shared(MemoryStore):
         self.tell, self._news = trio.open_memory_channel[Notification](100)
         self.watched: list[str] = []
         self.cancel_when_claimed: str | None = None
+        self.listens: list[bool] = []
+        """what the node has said of those who listen"""
+        self.elsewhere = False
+        """whether somebody listens on the other node"""
+        self.told: list[tuple[int, list[tuple[str, str | None]], int]] = []
+        """what it has told"""
         self.wishes: frozenset[tuple[int, int]] = frozenset()
         """to cancel held jobs"""
 
@@ -37,6 +43,16 @@ class Shared(MemoryStore):
 
     async def watch(self, job_id: str) -> None:
         self.watched.append(job_id)
+
+    async def listen(self, node: str, *, listening: bool) -> None:
+        self.listens.append(listening)
+
+    async def any_listening(self, node: str) -> bool:
+        return self.elsewhere
+
+    async def tell_others(self, node: str, first: int, changes: Sequence[Untold], more: int) -> int:
+        self.told.append((first, [(job_id, status) for job_id, status, _ in changes], more))
+        return len(changes)
 
     def renew_from_thread(self, node: str, now: float, lease_until: float) -> bool:
         raise NotImplementedError  # no test here blocks the event loop

@@ -5,6 +5,7 @@ from typing import Any
 import trio
 from msgspec.structs import replace
 
+from jobpipe.clock import VirtualClock
 from jobpipe.engine.operations import RETRY, SLICE
 from jobpipe.engine.unforeseen import UNFORESEEN
 from jobpipe.errors import StoreUnavailable
@@ -23,6 +24,7 @@ class Counting(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.slices: list[tuple[str, int]] = []
+        self.times: list[float] = []
         self.raises: Exception | None = None
         self.broken = ""
 
@@ -35,6 +37,7 @@ class Counting(MemoryStore):
         if self.broken in part.ids:
             raise ZeroDivisionError(self.broken)
         self.slices.append((part.operation, len(part.ids)))
+        self.times.append(trio.current_time())
         return await super().slice(part, *args)
 
 
@@ -128,3 +131,25 @@ async def test_an_operation_that_was_there_at_the_start_goes_on(autojump_clock):
 
             assert found is not None
             assert (found.state, await rig.statuses()) == ("done", {})
+
+
+async def test_a_rate_holds_over_nodes_and_after_a_crash(autojump_clock):
+    """In any time at most so many jobs, and a slice more: when it goes on, is written with the slice before."""
+    store, clock, rate = Counting(), VirtualClock(NOW), 10.0
+    async with (
+        running(store, clock=clock, lease=10.0) as first,
+        running(store, name="n2", clock=clock, lease=10.0) as second,
+    ):
+        await fill(first, 200)
+        await first.node.operations.begin(replace(CANCEL, rate=rate))
+        await trio.sleep(5.5)
+        first.life.cancel()
+        done = await ended(second)
+
+    jobs = [count for _, count in store.slices]
+    for begin in range(len(jobs)):
+        for end in range(begin, len(jobs)):
+            within = store.times[end] - store.times[begin]
+            assert sum(jobs[begin : end + 1]) <= rate * within + rate + 1e-6
+    assert (done.changed, sum(jobs)) == (200, 200)
+    assert store.times[-1] - store.times[0] < 200 / rate + 2 * 10

@@ -25,6 +25,7 @@ from jobpipe.engine.outcomes import (
     raised,
     returned,
 )
+from jobpipe.fingerprints import marked
 from jobpipe.handlers.exceptions import Fail, Retry, Snooze
 from jobpipe.job import DEEPEST, ENDED, FOLLOWS, Backoff, JobError, Outcome, Status
 from jobpipe.store.base import Settlement
@@ -493,7 +494,7 @@ def test_the_last_retry_counts_as_a_failure() -> None:
     settlement = settled(Verdict(Outcome.RETRY, error=ERROR, after=5), attempt=3)
 
     assert (settlement.outcome, settlement.status, settlement.run_at) == (Outcome.FAIL, Status.FAILED, None)
-    assert settlement.error == ERROR
+    assert settlement.error == marked(ERROR, "act")
 
 
 def test_a_job_cancelled_before_it_began_has_spent_nothing() -> None:

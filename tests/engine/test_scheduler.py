@@ -148,6 +148,9 @@ class Quiet:
     def look(self) -> None:
         self.looked = True
 
+    def made(self, jobs: Any) -> None:
+        pass
+
 
 async def test_over_two_years_a_daily_job_in_berlin_runs_once_a_day(autojump_clock):
     """The scheduler alone: a whole node keeps house every few seconds."""

@@ -132,7 +132,7 @@ LANE = {
     "queue": TEXTS,
     "key": TEXTS,
     "turn": TIMES,
-    "state": (-1, 0, 1, 2, 3, 77, BIG),
+    "state": (-1, 0, 1, 2, 3, 5, 77, BIG),
     "until": (None, *TIMES),
     "tat": (None, *TIMES),
     "weight": NUMBERS,

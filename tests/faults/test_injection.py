@@ -30,7 +30,9 @@ HEART = {
         "committer",
         "control",
         "enqueuing",
+        "ends",
         "executor",
+        "feed",
         "follower",
         "gathering",
         "held",
@@ -46,6 +48,7 @@ HEART = {
         "outbox",
         "outcomes",
         "prefetch",
+        "ring",
         "scheduler",
         "scope",
         "served",
@@ -60,6 +63,7 @@ HEART = {
         "dependencies",
         "dialect",
         "difference",
+        "errors",
         "facade",
         "followers",
         "groups",
@@ -70,11 +74,14 @@ HEART = {
         "merging",
         "nodes",
         "notes",
+        "obstacles",
         "operations",
+        "order",
         "queues",
         "retention",
         "sidelining",
         "schedules",
+        "summaries",
         "transaction",
     ),
     "sqlite": (
@@ -416,7 +423,7 @@ async def test_no_exception_at_any_call_over_the_memory_store_ends_a_node(
     assert sum(reached) > len(reached) / 4
 
 
-@pytest.mark.parametrize("kind", ["postgres", "sqlite"])
+@pytest.mark.parametrize("kind", [pytest.param("postgres", marks=pytest.mark.slow), "sqlite"])
 async def test_no_exception_at_the_places_of_a_store_ends_a_node(kind, tmp_path) -> None:
     """At the places that matter most: where rows are written and read."""
     async with OPENERS[kind](tmp_path) as store:

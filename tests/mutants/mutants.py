@@ -1,10 +1,12 @@
 """Broken variants of jobpipe, each a small patch of behaviour: the test of the tests.
 
 A mutant is a function that patches; its docstring says what is wrong with it. `CAUGHT_BY` names, for each, the scene
-of `tests/race` in which it must be caught, the store, and the rules of the witness that it breaks.
+of `tests/race` in which it must be caught, the store, and the rules of the witness that it breaks. `FAILS` names, for
+each of the others, the test of a promise over every store that it must fail.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import trio
 
 import jobpipe.engine.node
+from jobpipe import schedules
 from jobpipe.engine import outcomes
 from jobpipe.engine.executor import Executor
 from jobpipe.engine.held import Held
@@ -23,13 +26,17 @@ from jobpipe.errors import JobpipeError
 from jobpipe.job import NewJob
 from jobpipe.store.base import STORED, Receipt
 from jobpipe.store.rows import stored_from
-from jobpipe.store.sqlite import settling
+from jobpipe.store.sqlite import gated, settling
 from jobpipe.store.sqlite.rows import JOB_COLUMNS, fetch
 from jobpipe.store.sqlite.tables import Tables
 from jobpipe.store.verbs.transaction import DeadNodes
 from jobpipe.transitions import Stored
+from tests.store import test_lanes, test_schedules
+from tests.store.test_lanes_model import a_slot_leaks_at_a_crash
 
 Mutant = Callable[[pytest.MonkeyPatch], None]
+Test = Callable[..., Awaitable[None]]
+"""One that asks for stores and nodes alone, as fixtures."""
 
 
 class Caught(msgspec.Struct, frozen=True):
@@ -41,6 +48,17 @@ class Caught(msgspec.Struct, frozen=True):
 
 
 CAUGHT_BY: dict[Mutant, Caught] = {}
+
+
+FAILS: dict[Mutant, Test] = {}
+
+
+def fails(test: Test) -> Callable[[Mutant], Mutant]:
+    def note(mutant: Mutant) -> Mutant:
+        FAILS[mutant] = test
+        return mutant
+
+    return note
 
 
 def caught_by(scene: str, store: str, *rules: str) -> Callable[[Mutant], Mutant]:
@@ -162,3 +180,33 @@ def cancelled_waiter_is_told_stored(patch: pytest.MonkeyPatch) -> None:
             return [STORED] * len(jobs)  # noqa: ASYNC104 - the fault
 
     patch.setattr(Ledger, "add", lying)
+
+
+fails(test_lanes.test_jobs_of_a_dead_node_count_until_they_are_rescued)(a_slot_leaks_at_a_crash)
+
+
+@fails(test_lanes.test_of_a_queue_no_more_run_than_it_allows)
+def counted_outside_the_transaction(patch: pytest.MonkeyPatch) -> None:
+    """How many jobs of a queue run is what a claim has counted before, in another transaction."""
+    room = gated.Gated._room
+    counted: dict[str, int] = {}
+
+    def stale(self: gated.Gated, gate: gated._Gate) -> int:
+        running = int(self._db.execute(gated.HELD_IN_QUEUE, (gate.queue,)).get)
+        before, counted[gate.queue] = counted.get(gate.queue, 0), running
+        rest: int = room(self, gate) + running - before
+        return rest
+
+    patch.setattr(gated.Gated, "_room", stale)
+
+
+@fails(test_schedules.test_a_job_whose_id_is_there_is_not_made_again)
+def a_firing_without_its_unique_row(patch: pytest.MonkeyPatch) -> None:
+    """The job of a firing has an id of its own, which no other job of that firing has."""
+    firing_job, numbers = schedules.firing_job, itertools.count()
+
+    def anew(*firing: Any) -> NewJob:
+        job = firing_job(*firing)
+        return msgspec.structs.replace(job, id=f"{job.id}-{next(numbers)}")
+
+    patch.setattr(schedules, "firing_job", anew)

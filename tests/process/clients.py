@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import httpx
 import trio
@@ -30,11 +30,39 @@ REFUSALS = {"draining": Drains, "store_unavailable": Unavailable}
 
 Role = Literal["plain", "once", "cancel", "retry"]
 
+LIMITED = "limited"
+"""A queue whose limits the service is told at first, see `rule`."""
+MOST, MOST_OF_KEY = 5, 2
+"""How many of its jobs run at once, and of each of its keys."""
+KEYS = ("a", "b", "c", None)
+
+TICK, EVERY = "tick", 1.0
+"""A schedule that fires so often all the time; each firing is made up for, however long nobody was there."""
+
+
+class Whole(NamedTuple):
+    """Jobs that are stored all or none, by one request."""
+
+    path: str
+    body: object
+    jobs: Sequence[dict[str, Any]]
+    roles: Sequence[Role]
+
 
 class Book:
     """What was sent and what was answered; nothing else of the service is known here."""
 
     def __init__(self) -> None:
+        self.ruled = False
+        """whether the service was told the limits and the schedule"""
+        self.schedule: dict[str, Any] = {}
+        """how the schedule stood in the end"""
+        self.wholes: dict[str, Whole] = {}
+        """requests for several jobs that may or may not be stored, by name"""
+        self.behind: dict[str, tuple[Sequence[str], str]] = {}
+        """jobs that wait for others: which, and what they need of them"""
+        self.callbacks: dict[str, Sequence[str]] = {}
+        """jobs that wait for the end of a group, and its members"""
         self.sent: dict[str, dict[str, Any]] = {}
         """every job that a client tried to enqueue, by id"""
         self.roles: dict[str, Role] = {}
@@ -48,24 +76,39 @@ class Book:
     def new(self, rng: random.Random) -> dict[str, Any]:
         """One more job to send."""
         role: Role = rng.choices(("plain", "once", "cancel", "retry"), (5, 3, 1, 1))[0]
-        job_id = f"{role}-{len(self.sent)}"
-        job = {
-            "id": job_id,
-            "kind": rng.choice(("work", "thread")),
-            "queue": rng.choice(("default", "mail")),
-            "priority": rng.randrange(
-                4 if role == "cancel" else 3
-            ),  # so that some run when they are cancelled
-            "payload": {
-                "seconds": 0.3 if role == "cancel" else rng.choice((0, 0, rng.uniform(0, 0.1), 0.05)),
-                "retries": rng.choice((0, 0, 1)),
-                "fail": rng.random() < 0.1,
-            },
-            "on_crash": "fail" if role == "once" else "retry",
-            "max_retries": 5,
-        }
-        self.sent[job_id], self.roles[job_id] = job, role
+        job = _drawn(rng, role, f"{role}-{len(self.sent)}")
+        self.sent[job["id"]], self.roles[job["id"]] = job, role
         return job
+
+    def flow(self, rng: random.Random) -> Whole:
+        """An array of jobs of which the last waits for the others."""
+        name = f"flow-{len(self.behind)}"
+        roles: list[Role] = [rng.choice(("plain", "once")) for _ in range(rng.randint(2, 4))]
+        jobs = [_drawn(rng, role, f"{name}-{number}") for number, role in enumerate(roles)]
+        *others, last = (f"{name}-{number}" for number in range(len(jobs)))
+        needs = rng.choice(("done", "ended"))
+        jobs[-1] |= {"depends_on": others, "needs": needs}
+        self.behind[last] = others, needs
+        self.wholes[name] = Whole("/enqueue/bulk", jobs, jobs, roles)
+        return self.wholes[name]
+
+    def group(self, rng: random.Random) -> Whole:
+        """A group of jobs, and one that waits for its end."""
+        name = f"group-{len(self.callbacks)}"
+        roles: list[Role] = [rng.choice(("plain", "once")) for _ in range(rng.randint(1, 8))]
+        jobs = [_drawn(rng, role, f"{name}-{number}") for number, role in enumerate(roles)]
+        then = {"id": f"{name}-then", "kind": "work", "payload": {}, "max_retries": 5}
+        self.callbacks[f"{name}-then"] = [f"{name}-{number}" for number in range(len(jobs))]
+        body = {"id": name, "jobs": jobs, "then": then}
+        self.wholes[name] = Whole("/groups", body, [*jobs, then], [*roles, "plain"])
+        return self.wholes[name]
+
+    def whole(self, whole: Whole) -> None:
+        """A request for several jobs was answered: they are stored."""
+        for job, role in zip(whole.jobs, whole.roles, strict=True):
+            self.stored(role, job)
+        for name in [name for name, one in self.wholes.items() if one is whole]:
+            del self.wholes[name]
 
     def of(self, role: Role) -> list[str]:
         """The ids of the jobs of a role that are known to be stored."""
@@ -79,6 +122,50 @@ class Book:
     def unanswered(self) -> list[dict[str, Any]]:
         """The jobs that may or may not be stored."""
         return [job for job_id, job in self.sent.items() if job_id not in self.acknowledged]
+
+    def where(self, job_id: str) -> tuple[str, str | None]:
+        """The queue and the key of a job."""
+        job = self.sent[job_id]
+        return job.get("queue", "default"), job.get("key")
+
+
+def _drawn(rng: random.Random, role: Role, job_id: str) -> dict[str, Any]:
+    limited = role in ("plain", "once") and rng.random() < 0.25
+    return {
+        "id": job_id,
+        "kind": rng.choice(("work", "thread")),
+        "queue": LIMITED if limited else rng.choice(("default", "mail")),
+        # So that some run when they are cancelled.
+        "priority": rng.randrange(4 if role == "cancel" else 3),
+        "payload": {
+            "seconds": 0.3 if role == "cancel" else rng.choice((0, 0, rng.uniform(0, 0.1), 0.05)),
+            "retries": rng.choice((0, 0, 1)),
+            "fail": rng.random() < 0.1,
+        },
+        "on_crash": "fail" if role == "once" else "retry",
+        "max_retries": 5,
+    } | ({"key": key} if limited and (key := rng.choice(KEYS)) else {})
+
+
+async def rule(http: httpx.AsyncClient, book: Book) -> None:
+    """Tell a service the limits of a queue, and a schedule, unless it knows them."""
+    if book.ruled:
+        return
+    limits = {"max_running": MOST, "per_key": {"max_running": MOST_OF_KEY}}
+    schedule = {"every": EVERY, "overlap": "queue", "catch_up": "all", "limit": 1000}
+    schedule["job"] = {"kind": "work", "payload": {}, "max_retries": 5}
+    for path, body in ((f"/queues/{LIMITED}", limits), (f"/schedules/{TICK}", schedule)):
+        answer = await http.put(path, json=body)
+        assert answer.is_success, answer.text
+    book.ruled = True
+
+
+async def rest(http: httpx.AsyncClient, book: Book) -> None:
+    """Have the schedule fire no more, and note how it stands."""
+    if book.ruled:
+        answer = await http.post(f"/schedules/{TICK}/pause")
+        assert answer.is_success, answer.text
+        book.schedule = answer.json()
 
 
 class Clients:
@@ -103,6 +190,8 @@ class Clients:
                 self._single,
                 self._array,
                 self._stream,
+                self._flow,
+                self._group,
                 self._cancel,
                 self._retry,
             ):
@@ -142,6 +231,20 @@ class Clients:
             answer = await self._post("/enqueue", job)
             assert answer.status_code in (200, 202), answer.text
             self._book.acknowledged[job["id"]] = None
+
+        for whole in list(self._book.wholes.values())[:2]:
+            await self._send(whole)
+
+    async def _flow(self, rng: random.Random) -> None:
+        await self._send(self._book.flow(rng))
+
+    async def _group(self, rng: random.Random) -> None:
+        await self._send(self._book.group(rng))
+
+    async def _send(self, whole: Whole) -> None:
+        answer = await self._post(whole.path, whole.body)
+        assert answer.status_code in (200, 202), answer.text
+        self._book.whole(whole)
 
     async def _single(self, rng: random.Random) -> None:
         job = self._book.new(rng)

@@ -2,10 +2,12 @@
 
 import itertools
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
 
-from tests.process.clients import Book
+from tests.process.clients import EVERY, LIMITED, MOST, MOST_OF_KEY, TICK, Book, rest
 from tests.process.running import PATIENCE, Line, Service
 
 ENDED = {"done", "failed", "cancelled"}
@@ -13,19 +15,28 @@ ENDED = {"done", "failed", "cancelled"}
 
 async def all_come_to_an_end(service: Service, book: Book) -> dict[str, Line]:
     """Send once more what was never answered, and wait for every job, as long as some end; returns them all."""
+    await rest(service.http, book)
     for job in book.unanswered:
         answer = await service.http.post("/enqueue", json=job)
         assert answer.status_code in (200, 202), answer.text
         book.acknowledged[job["id"]] = None
+    for whole in list(book.wholes.values()):
+        answer = await service.http.post(whole.path, json=whole.body)
+        assert answer.status_code in (200, 202), answer.text
+        book.whole(whole)
     left = math.inf
     while unended := [
         job_id for job_id, job in (await service.all_jobs()).items() if job["status"] not in ENDED
     ]:
-        assert len(unended) < left, "nothing has ended in all that time"
+        assert len(unended) < left, [await service.job(job_id) for job_id in unended[:20]]
         left = len(unended)
         for job_id in unended:
             await service.job(job_id, wait=PATIENCE / 2)
-    return await service.all_jobs()
+    jobs = await service.all_jobs()
+    for job_id in jobs:
+        if job_id.startswith(f"{TICK}@"):
+            book.stored("plain", {"id": job_id})
+    return jobs
 
 
 Deaths = Mapping[int, float]
@@ -48,14 +59,103 @@ def check(
     """
     assert {job_id: job["status"] for job_id, job in jobs.items() if job["status"] not in ENDED} == {}
     assert set(jobs) == set(book.acknowledged)
-    by_job = defaultdict(list)
+    by_job = defaultdict[str, list[Line]](list)
     for line in lines:
         by_job[line["job"]].append(line)
     for job_id, job in jobs.items():
         check_job(book, job, by_job[job_id], deaths)
+    check_rules(book, jobs, lines, by_job, deaths)
     uncancelled = [job_id for job_id in jobs if book.roles[job_id] in ("plain", "once")]
     too_many = [job_id for job_id in uncancelled if jobs[job_id]["attempt"] > count_of_starts(by_job[job_id])]
     assert len(too_many) <= uncounted, too_many
+
+
+def check_rules(
+    book: Book,
+    jobs: Mapping[str, Line],
+    lines: Sequence[Line],
+    by_job: Mapping[str, Sequence[Line]],
+    deaths: Deaths | None,
+) -> None:
+    """Limits held, what waits for others ran behind them, each group called back once, each firing was done once."""
+    pids = [line["pid"] for line in lines]
+    killed = set(pids[:-1]) - set(pids[-1:]) if deaths is None else set(deaths)
+    for job_id, (others, needs) in book.behind.items():
+        if needs == "done" and any(jobs[one]["status"] != "done" for one in others):
+            assert (jobs[job_id]["status"], by_job[job_id]) == ("cancelled", []), jobs[job_id]
+        else:
+            assert jobs[job_id]["status"] in ("done", "failed"), jobs[job_id]
+            if by_job[job_id] or not died_unheard(jobs[job_id]):
+                assert_behind(by_job[job_id], [by_job[one] for one in others])
+    for job_id, members in book.callbacks.items():
+        assert jobs[job_id]["status"] == "done", jobs[job_id]
+        assert_behind(by_job[job_id], [by_job[one] for one in members])
+        assert_not_doubled(by_job[job_id], killed)
+    if book.ruled:
+        assert_within_limits(book, lines, deaths)
+        firings = [job_id for job_id in jobs if job_id.startswith(f"{TICK}@")]
+        assert_none_lost(firings, book.schedule)
+        for job_id in firings:
+            assert jobs[job_id]["status"] == "done", jobs[job_id]
+            assert_not_doubled(by_job[job_id], killed)
+
+
+def died_unheard(job: Line) -> bool:
+    """Whether a job has failed with its node, which may have died between its stored start and its first line."""
+    return bool(job["status"] == "failed" and job["error"]["type"] == "NodeDied")
+
+
+def assert_within_limits(book: Book, lines: Sequence[Line], deaths: Deaths | None) -> None:
+    """At no time did more jobs of the limited queue run, nor more of one of its keys, than may."""
+    running: dict[str, Line] = {}
+    for line in lines:
+        queue, _ = book.where(line["job"])
+        if queue != LIMITED:
+            continue
+        running.pop(line["job"], None)
+        if line["event"] == "start":
+            running = {job: one for job, one in running.items() if not is_dead(one["pid"], line, deaths)}
+            running[line["job"]] = line
+            keys = Counter(book.where(job)[1] for job in running)
+            assert len(running) <= MOST, running
+            assert max(keys.values()) <= MOST_OF_KEY, running
+
+
+def assert_behind(written: Sequence[Line], others: Iterable[Sequence[Line]]) -> None:
+    """A job ran, and began after all runs of the others had ended for good."""
+    assert written
+    for before in others:
+        assert all(line["at"] <= written[0]["at"] for line in before), (written, before)
+
+
+def assert_not_doubled(written: Sequence[Line], killed: Collection[int]) -> None:
+    """A job ran again only where its run was broken off, or its process was killed before it could say so."""
+    runs = [line for line in written if line["event"] == "start"]
+    ends = {line["claim"]: line["event"] for line in written if line["event"] != "start"}
+    for run in runs[:-1]:
+        assert ends.get(run["claim"], "cancelled") == "cancelled" or run["pid"] in killed, written
+
+
+def assert_none_lost(firings: Iterable[str], schedule: Mapping[str, Any]) -> None:
+    """Each firing made a job, from the first one after the schedule was put to the last one."""
+    times = sorted(_seconds(job_id.partition("@")[2]) for job_id in firings)
+    first = math.floor(_seconds(schedule["created_at"])) + EVERY
+    assert times == [first + number * EVERY for number in range(len(times))], times
+    assert schedule["missed"] == 0
+    assert (schedule["last_at"] is None) == (not times)
+    if times:
+        assert _seconds(schedule["last_at"]) == times[-1]
+
+
+def _seconds(time: str) -> float:
+    return datetime.fromisoformat(time).timestamp()
+
+
+def assert_held_within_limits(jobs: Iterable[Mapping[str, Any]]) -> None:
+    """Of the jobs in a database not more are held than may, in the limited queue and of each of its keys."""
+    keys = Counter(job["key"] for job in jobs if job["held"] and job["queue"] == LIMITED)
+    assert keys.total() <= MOST, keys
+    assert max(keys.values(), default=0) <= MOST_OF_KEY, keys
 
 
 def check_job(book: Book, job: Line, written: Sequence[Line], deaths: Deaths | None = None) -> None:

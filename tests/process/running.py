@@ -79,7 +79,7 @@ def read_trace(folder: Path) -> list[Line]:
 
 def read_jobs(path: Path) -> dict[str, Line]:
     """The rows of the jobs in a store that no process has open, by id."""
-    columns = ("id", "status", "held", "attempt", "claim", "rescued")
+    columns = ("id", "status", "held", "attempt", "claim", "rescued", "queue", "key")
     connection = apsw.Connection(str(path))
     try:
         rows = list(connection.execute(f"select {', '.join(columns)} from jobs order by seq"))

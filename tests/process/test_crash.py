@@ -9,15 +9,16 @@ from contextlib import suppress
 import pytest
 import trio
 
-from tests.process.clients import GONE, Book, Clients
+from tests.process.clients import GONE, Book, Clients, rule
 from tests.process.judge import (
     all_come_to_an_end,
+    assert_held_within_limits,
     assert_one_process_at_a_time,
     check,
     count_of_starts,
     open_runs,
 )
-from tests.process.running import PATIENCE, Died, nothing_runs, until
+from tests.process.running import PATIENCE, Died, nothing_runs, read_jobs, until
 
 pytestmark = pytest.mark.slow
 
@@ -161,13 +162,13 @@ async def test_a_job_that_kills_its_node_cannot_do_so_for_ever(serve, launch, tr
 # --- kills at random moments ------------------------------------------------------------------------------------------
 
 
-async def test_after_kills_at_random_moments_every_acknowledged_job_ends(launch, trace):
-    await live_and_die(launch, trace, kills=2)
+async def test_after_kills_at_random_moments_every_acknowledged_job_ends(launch, trace, store):
+    await live_and_die(launch, trace, store, kills=2)
 
 
 @pytest.mark.crash
-async def test_after_many_kills_at_random_moments_every_acknowledged_job_ends(launch, trace):
-    book = await live_and_die(launch, trace, kills=KILLS)
+async def test_after_many_kills_at_random_moments_every_acknowledged_job_ends(launch, trace, store):
+    book = await live_and_die(launch, trace, store, kills=KILLS)
 
     assert book.cancelled, "nothing was cancelled meanwhile"
     assert book.retried, "nothing was retried meanwhile"
@@ -176,7 +177,7 @@ async def test_after_many_kills_at_random_moments_every_acknowledged_job_ends(la
 WORKERS = 16
 
 
-async def live_and_die(launch, trace, *, kills):
+async def live_and_die(launch, trace, store, *, kills):
     """Let clients use one process after the other, each killed under their load, and see what came of their jobs.
 
     Before each third one, another is killed in its start.
@@ -190,8 +191,10 @@ async def live_and_die(launch, trace, *, kills):
         await service.starts()
         if life % 3 != 2:
             await tells_what_it_rescued(service, trace)
+        await rule(service.http, book)
         clients = Clients(book, service.url, f"{SEED} {life}")
         await used_and_killed(service, book, clients, rng.uniform(0, 1.5))
+        assert_held_within_limits(read_jobs(store).values())
     service = await launch(WORKERS=WORKERS)
     await service.starts()
     jobs = await all_come_to_an_end(service, book)
@@ -252,6 +255,7 @@ async def test_after_many_orderly_ends_at_random_moments_nothing_is_left_behind_
         service = await launch(WORKERS=WORKERS, GRACE=rng.choice(("0s", "200ms", "30s")))
         await service.starts()
         assert await rescued(service) == (0, 0)
+        await rule(service.http, book)
         clients = Clients(book, service.url, f"{SEED} {life}")
         twice += await used_and_ended(service, book, clients, rng)
         assert (await service.said("drained"))["abandoned"] == []

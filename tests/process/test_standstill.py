@@ -19,7 +19,7 @@ from jobpipe.store.sqlite.nodes import Nodes
 from jobpipe.store.sqlite.opening import connect
 from jobpipe.store.sqlite.tables import carry_out
 from jobpipe.store.sqlite.writer import Writer
-from jobpipe.store.verbs import nodes
+from jobpipe.store.verbs import followers, nodes
 from tests.faults.invariants import broken_invariants
 from tests.process.clients import Book, Clients
 from tests.process.judge import all_come_to_an_end, check, count_of_starts, open_runs
@@ -110,7 +110,10 @@ class Successor:
         """Take back what the other node holds, run a part of it, and leave."""
         with closing(connect(self.path, flags=apsw.SQLITE_OPEN_READWRITE, sync="full")) as db:
             self.late = dict(db.execute("select id, claim from jobs where held = 1"))
-            rescued = carry_out(db, lambda tx: nodes.rescue(tx, "successor", time.time()))
+            now = time.time()
+            rescued, _ = carry_out(
+                db, lambda tx: followers.carried_out(lambda tx: nodes.rescue(tx, "successor", now), tx, now)
+            )
             assert {job.id for job in rescued} == self.late.keys()
             self.begun = {job.id for job in rescued if job.begun}
             Nodes(db).join("successor", time.time() + 60)

@@ -38,6 +38,13 @@ EACH_STORE = [pytest.param(name, marks=[pytest.mark.slow] * (name == "sqlite")) 
 settings.register_profile("thorough", max_examples=1000, stateful_step_count=80, deadline=None)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long over PostgreSQL is a slow test there, and runs each time over a store without a file."""
+    for item in items:
+        if item.get_closest_marker("long") and "[postgres" in item.name:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def schema() -> Iterator[str]:
     """A schema of PostgreSQL that is not there yet."""

@@ -9,6 +9,7 @@ import pytest
 import trio
 from msgspec.structs import replace
 
+from jobpipe.fingerprints import marked
 from jobpipe.job import JobError, NewJob, Options, Outcome, Status
 from jobpipe.store.base import Add, Changed, Claimed, Filter, QueueSettings, Receipts, Settlement, Store
 from jobpipe.store.postgres import open_postgres
@@ -188,7 +189,7 @@ async def test_a_job_whose_new_jobs_cannot_be_stored_has_failed(
     assert receipts.settled == {job.seq: Status.FAILED}
     assert receipts.stale == frozenset()
     assert parent.status is Status.FAILED
-    assert parent.state.error == JobError("EnqueueError", bringing.NOTHING_STORED + words)
+    assert parent.state.error == marked(JobError("EnqueueError", bringing.NOTHING_STORED + words), "echo")
     assert parent.state.result is None
     assert [one.outcome for one in parent.attempts] == [Outcome.FAIL]
     assert await node.store.get("first") is None
@@ -300,9 +301,8 @@ async def test_a_job_whose_new_jobs_have_to_have_a_key_that_is_taken_has_failed(
     parent = await get(node.store, "parent")
 
     assert receipts.settled == {job.seq: Status.FAILED}
-    assert parent.state.error == JobError(
-        "EnqueueError", bringing.NOTHING_STORED + "the job 'b' is not unique: its key is that of the job 'x'"
-    )
+    words = "the job 'b' is not unique: its key is that of the job 'x'"
+    assert parent.state.error == marked(JobError("EnqueueError", bringing.NOTHING_STORED + words), "echo")
     assert await payload(node.store, "y") == b'"y"'
     assert sorted(await listed(node.store)) == ["d", "other", "parent", "x", "y"]
     assert [one.other for one in await ask(node.store, unique("n", key="free"), unique("o"))] == ["d", "x"]

@@ -101,6 +101,7 @@ async def test_a_parent_that_ends_by_itself_changes_nothing_for_its_children(
     assert await statuses(node.store, "a") == ["queued"]
 
 
+@pytest.mark.long
 async def test_very_many_are_cancelled_step_by_step(node: Node) -> None:
     """The first of them with the cancel itself."""
     await put_begun(node, new_job("p"))

@@ -1881,6 +1881,7 @@ async def test_one_prune_goes_by_age_and_by_number(node: Node) -> None:
     assert await listed(node.store) == ["j2", "j1"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("limits", [{"done_age": 5.0, "failed_age": 5.0}, {"jobs": 0}, {"size": 0}], ids=str)
 async def test_a_prune_deletes_a_step_at_most(node: Node, limits: dict[str, Any]) -> None:
     """The oldest end first, over all statuses."""

@@ -4,11 +4,14 @@ from typing import Any
 
 import pytest
 
+from jobpipe.fingerprints import marked
 from jobpipe.job import NewJob, Options, Outcome, Status
 from jobpipe.store.base import Changed, Store
 from jobpipe.transitions import PAST_DEADLINE
 from tests.store.test_contract import NOW, Node, add, get, new_job, start
 from tests.store.test_dependencies import dependent, enqueue
+
+LATE = marked(PAST_DEADLINE, "echo")
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ async def test_a_job_that_waits_at_its_deadline_has_failed(node: Node) -> None:
         "early": Status.EXPIRED,
         "plain": Status.EXPIRED,
     }
-    assert (jobs["a"].state.error, jobs["a"].state.finished_at) == (PAST_DEADLINE, NOW + 10)
+    assert (jobs["a"].state.error, jobs["a"].state.finished_at) == (LATE, NOW + 10)
     assert jobs["plain"].state.error is None
     assert counts == {Status.FAILED: 1, Status.EXPIRED: 2}
 
@@ -66,7 +69,7 @@ async def test_whatever_it_waits_for(node: Node, status: Status) -> None:
     job_then = await get(node.store, "a")
 
     assert waits is status
-    assert (job_then.status, job_then.state.error) == (Status.FAILED, PAST_DEADLINE)
+    assert (job_then.status, job_then.state.error) == (Status.FAILED, LATE)
 
 
 async def test_those_that_wait_for_it_are_cancelled(node: Node) -> None:
@@ -89,7 +92,7 @@ async def test_a_held_job_is_left_to_its_node(node: Node) -> None:
     await node.exchange(NOW + 22)
 
     assert held.status is Status.RUNNING
-    assert (await get(node.store, "a")).state.error == PAST_DEADLINE
+    assert (await get(node.store, "a")).state.error == LATE
 
 
 async def test_a_retry_by_hand_drops_a_deadline_that_has_passed(node: Node) -> None:
@@ -115,7 +118,7 @@ async def test_a_retry_by_hand_keeps_a_deadline_that_lies_ahead(node: Node) -> N
     await node.exchange(NOW + 10)
 
     assert (job.asked.expires_at, job.asked.options.deadline) == (NOW + 10, NOW + 10)
-    assert (await get(node.store, "a")).state.error == PAST_DEADLINE
+    assert (await get(node.store, "a")).state.error == LATE
 
 
 async def test_options_that_only_look_like_a_deadline_are_none(node: Node) -> None:

@@ -367,6 +367,7 @@ async def test_what_a_schedule_replaces_is_followed(node: Node) -> None:
     assert not store.following
 
 
+@pytest.mark.long
 async def test_the_last_of_many_ends_releases(node: Node) -> None:
     """However many there are, and though all end at once."""
     ids = [f"a{number}" for number in range(1000)]
@@ -507,6 +508,7 @@ async def test_a_retry_comes_too_early_while_an_end_is_still_being_told(node: No
 # --- bounds -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_a_wide_cascade_is_done_in_steps(node: Node) -> None:
     """Each of some hundred jobs, and what is left is noted with the end."""
     store, behind = node.store, 3 * MOST + 50

@@ -185,7 +185,7 @@ async def test_the_edge_of_a_page_of_several_ranges_is_a_place(node: Node) -> No
 
 
 async def test_texts_that_no_database_can_hold_match_nothing(store: Store) -> None:
-    for name in ("queue", "tag", "group", "key", "id", "error_type", "text"):
+    for name in ("queue", "tag", "group", "key", "id", "error_type", "fingerprint", "text"):
         value: Any = "a\0b"
         asked: list[Any] = [value] if name == "text" else [value, (value, "c")]
         for one in asked:

@@ -364,6 +364,7 @@ async def test_on_failure_cancel_stops_the_others(node: Node) -> None:
     assert callback.asked.options.outcome == GroupOutcome("g", 3, failed=1, cancelled=2)
 
 
+@pytest.mark.long
 async def test_hundreds_are_cancelled_step_by_step(node: Node) -> None:
     ids = [f"x{number}" for number in range(6 * MOST)]
     await put(node.store, *ids, on_failure="cancel")
@@ -637,7 +638,8 @@ class Lives:
                 assert all(told[status] >= count for status, count in there.items())
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(3))
 async def test_a_callback_is_neither_early_nor_late_whatever_happens(node: Node, seed: int) -> None:
     """A deleted one counts as it ended before that, or as deleted."""
     await node.join(lease_until=NOW + 1e6)

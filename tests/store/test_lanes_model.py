@@ -1,7 +1,8 @@
 """Whole lives of jobs with keys, drawn at random: each store against the arithmetic of limits.
 
 A claim is to take just as many jobs as the limits of the queue and of each key allow: no more, whatever has crashed,
-and no fewer, so that no slot and no token is ever lost. Which ones, the contract tests show.
+and no fewer, so that no slot and no token is ever lost. Of an ordered key it takes the one whose turn it is; which ones
+of others, the contract tests show.
 """
 
 from collections import Counter
@@ -18,6 +19,7 @@ from msgspec.structs import replace
 
 from jobpipe.job import Options, Outcome
 from jobpipe.lanes import NO_LIMITS, KeySettings, Limits, PerKey, Rate
+from jobpipe.obstacles import Why
 from jobpipe.store.base import Add, Batch, Claimed, ClaimRequest, Retention, Store
 from jobpipe.store.memory import open_memory
 from jobpipe.store.sqlite import gated
@@ -36,9 +38,9 @@ rates = st.none() | st.sampled_from(
     [Rate(1, 3.0), Rate(5, 10.0, 1), Rate(5, 10.0, 5), Rate(5, 10.0, 3), Rate(4, 60.0, 2)]
 )
 most = st.none() | st.integers(0, 6)
-limits = st.builds(
-    Limits, max_running=most, rate=rates, per_key=st.builds(PerKey, max_running=most, rate=rates)
-)
+orders = st.sampled_from([{}, {"ordered": True}, {"ordered": True, "on_failure": "stop"}])
+per_keys = st.builds(lambda order, **how: PerKey(**order, **how), orders, max_running=most, rate=rates)
+limits = st.builds(Limits, max_running=most, rate=rates, per_key=per_keys)
 
 
 @dataclass
@@ -46,10 +48,16 @@ class Entry:
     """A job in the model."""
 
     key: str
+    number: int
     due: float = 0.0
     holder: str | None = None
     claim: Claimed | None = None
     over: bool = False
+
+    @property
+    def place(self) -> tuple[bool, int]:
+        """In the line of its key."""
+        return self.claim is None, self.number
 
 
 class Keyed(RuleBasedStateMachine):
@@ -65,6 +73,8 @@ class Keyed(RuleBasedStateMachine):
         self.limits = NO_LIMITS
         self.settings: dict[str, KeySettings] = {}
         self.paused = set[str]()
+        self.stopped = set[str]()
+        """the ids of failed jobs that stop their keys"""
         self.tat: float | None = None
         self.tats: dict[str, float] = {}
         self.starts = list[tuple[float, str]]()
@@ -88,13 +98,14 @@ class Keyed(RuleBasedStateMachine):
         batch = Batch(node=node, now=self.now, lease_until=self.now + 1e5, **parts)
         return self.call(self.store.exchange, batch)
 
-    @initialize(allowed=limits)
-    def begin(self, allowed: Limits) -> None:
+    @initialize(allowed=limits, first_later=st.sampled_from([0.0, 4.1]))
+    def begin(self, allowed: Limits, first_later: float) -> None:
         for node in NODES:
             self.call(self.store.join, node, self.now, self.now + 1e5, KINDS)
         self.set_limits(allowed)
         for key in KEYS:
-            self.add(key, 6, 0.0)
+            self.add(key, 1, first_later)
+            self.add(key, 5, 0.0)
 
     @rule(key=st.sampled_from(KEYS), number=st.integers(1, 6), later=st.sampled_from([0.0, 0.0, 0.0, 4.1]))
     def add(self, key: str, number: int, later: float) -> None:
@@ -108,13 +119,18 @@ class Keyed(RuleBasedStateMachine):
             )
             for one in range(number)
         ]
-        self.jobs |= {one.id: Entry(key, one.run_at) for one in new}
+        self.jobs |= {one.id: Entry(key, int(one.id[1:]), one.run_at) for one in new}
         self.exchange("n1", adds=[Add(new)])
 
     @rule(allowed=limits)
     def set_limits(self, allowed: Limits) -> None:
         """A while after the last claim, so that nothing of the rates before counts."""
         self.pass_time(LONG)
+        if (self.limits.per_key.ordered, self.limits.per_key.stops) != (
+            allowed.per_key.ordered,
+            allowed.per_key.stops,
+        ):
+            self.stopped.clear()
         self.limits = allowed
         self.starts.clear()
         self.call(self.store.put_limits, "mail", allowed)
@@ -132,6 +148,7 @@ class Keyed(RuleBasedStateMachine):
     @rule(key=st.sampled_from(KEYS))
     def resume_key(self, key: str) -> None:
         self.paused.discard(key)
+        self.stopped = {job_id for job_id in self.stopped if self.jobs[job_id].key != key}
         self.call(self.store.resume_key, "mail", key)
 
     @rule(seconds=st.sampled_from([0.37, 1.21, 5.3, 31.7]))
@@ -146,11 +163,12 @@ class Keyed(RuleBasedStateMachine):
     def claim(self, node: str, limit: int, free: int | None) -> None:
         """Takes what the limits allow, over all nodes."""
         expected = min(limit, self.allowed())
-        if free is not None and self.limits != NO_LIMITS:
+        first = {key: self.first(key) for key in KEYS}
+        if free is not None and self.limits.count:
             expected = min(free, expected)
         taken = list[Claimed]()
         while True:
-            left = 1 << 30 if free is None or self.limits == NO_LIMITS else free - len(taken)
+            left = 1 << 30 if free is None or not self.limits.count else free - len(taken)
             wanted = ClaimRequest(limit=limit - len(taken), kinds=KINDS, free=left)
             receipts = self.exchange(node, claims=[wanted])
             taken += receipts.claimed
@@ -167,6 +185,7 @@ class Keyed(RuleBasedStateMachine):
             self.tat = self.limits.rate.taken(self.tat, len(taken), self.now)
         for job in taken:
             entry = self.jobs[job.id]
+            assert not self.in_line(entry.key) or entry is first[entry.key], "not in order"
             assert not entry.over
             assert entry.holder is None
             entry.holder, entry.claim = node, job
@@ -179,21 +198,74 @@ class Keyed(RuleBasedStateMachine):
             room = self.limits.max_running - len(self.held())
         if self.limits.rate is not None:
             room = min(room, self.limits.rate.tokens(self.tat, self.now))
-        waiting = Counter(entry.key for entry in self.ready())
+        waiting = Counter(
+            entry.key
+            for entry in self.ready()
+            if not self.in_line(entry.key) or entry is self.first(entry.key)
+        )
         return max(0, min(room, sum(min(jobs, self.room_of(key)) for key, jobs in waiting.items())))
 
+    def in_line(self, key: str) -> bool:
+        """Whether jobs of a key go one after another."""
+        return self.limits.per_key.ordered and key != ""
+
+    def first(self, key: str) -> Entry | None:
+        """The job of a key whose turn it is."""
+        line = [one for one in self.jobs.values() if one.key == key and not one.over]
+        return min(line, key=lambda one: one.place, default=None)
+
     def room_of(self, key: str) -> int:
-        if key in self.paused:
+        if key in self.paused or any(self.jobs[job_id].key == key for job_id in self.stopped):
             return 0
         own = self.settings.get(key, KeySettings()).max_running
         per_key = self.limits.per_key
         limit = per_key.max_running if own is None else own
         room = 1 << 30
+        if self.in_line(key):
+            limit = 1 if limit is None else min(limit, 1)
         if limit is not None:
             room = limit - sum(entry.key == key for entry in self.held())
         if per_key.rate is not None:
             room = min(room, per_key.rate.tokens(self.tats.get(key), self.now))
         return max(0, room)
+
+    @rule(pick=st.randoms(use_true_random=False))
+    def ask_why(self, pick: Any) -> None:
+        """A waiting job says what the arithmetic says; what has the first place is what a claim would take."""
+        self.exchange(NODES[0])  # what is due is ready
+        waiting = [job_id for job_id, one in self.jobs.items() if not one.over and one.holder is None]
+        if not waiting:
+            return
+        job_id = pick.choice(waiting)
+        job = self.call(self.store.get, job_id)
+        obstacle = self.call(self.store.obstacle, job, self.now)
+        assert obstacle.reason == self.reason(self.jobs[job_id])
+        if obstacle.reason == "turn" and job.asked.options.key is not None:
+            line = [one for one in self.ready() if one.key == obstacle.key]
+            line = [one for one in line if not self.in_line(one.key) or one is self.first(one.key)]
+            line.sort(key=lambda one: one.due)  # those that were due at the same time, by arrival
+            assert line[obstacle.place - 1] is self.jobs[job_id]
+
+    def reason(self, entry: Entry) -> Why:
+        """The first thing that is in the way of a job."""
+        held = self.held()
+        own = self.settings.get(entry.key, KeySettings()).max_running
+        limit, per_key = self.limits, self.limits.per_key
+        most = per_key.max_running if own is None else own
+        checks: Sequence[tuple[Why, bool]] = (
+            ("not_due", entry.due > self.now),
+            ("queue_full", limit.max_running is not None and len(held) >= limit.max_running),
+            ("rate", limit.rate is not None and not limit.rate.tokens(self.tat, self.now)),
+            ("key_paused", entry.key in self.paused),
+            ("key_stopped", any(self.jobs[job_id].key == entry.key for job_id in self.stopped)),
+            ("key_order", self.in_line(entry.key) and entry is not self.first(entry.key)),
+            ("key_full", most is not None and sum(one.key == entry.key for one in held) >= most),
+            (
+                "key_rate",
+                per_key.rate is not None and not per_key.rate.tokens(self.tats.get(entry.key), self.now),
+            ),
+        )
+        return next((reason for reason, holds in checks if holds), "turn")
 
     def ready(self) -> Sequence[Entry]:
         jobs = self.jobs.values()
@@ -237,6 +309,20 @@ class Keyed(RuleBasedStateMachine):
             entry.due = self.now + 2.3
         elif outcome is not None:
             entry.over = True
+            if outcome is Outcome.FAIL and self.limits.per_key.stops and entry.key:
+                self.stopped.add(entry.claim.id)
+
+    @rule(pick=st.randoms(use_true_random=False), verb=st.sampled_from(["retry", "delete"]))
+    def see_to(self, pick: Any, verb: str) -> None:
+        """Somebody sees to a job that has failed."""
+        failed = sorted(self.stopped)
+        if not failed:
+            return
+        job_id = pick.choice(failed)
+        self.call(getattr(self.store, verb), [job_id], self.now)
+        self.stopped.discard(job_id)
+        entry = self.jobs[job_id]
+        entry.over, entry.due = verb == "delete", self.now
 
     @rule(node=st.sampled_from(NODES))
     def crash(self, node: str) -> None:
@@ -265,10 +351,19 @@ class Keyed(RuleBasedStateMachine):
             self.call(self.store.cancel, [job_id], self.now)
             self.jobs[job_id].over = True
             self.call(self.store.retry, [job_id], self.now)
-            self.jobs[job_id] = Entry(self.jobs[job_id].key, self.now)
+            self.jobs[job_id].over, self.jobs[job_id].due = False, self.now
         else:
             self.call(self.store.promote, [job_id], self.now)
             self.jobs[job_id].due = min(self.jobs[job_id].due, self.now)
+
+    @rule(key=st.sampled_from(KEYS[1:]), verb=st.sampled_from(["cancel", "delete"]))
+    def drop_first(self, key: str, verb: str) -> None:
+        """Somebody has the waiting job dropped that is before the others of its key; then these may be claimed."""
+        first = self.first(key)
+        if first is not None and first.holder is None:
+            self.call(getattr(self.store, verb), [f"j{first.number}"], self.now)
+            first.over = True
+            self.claim(NODES[0], 9, None)
 
     @rule()
     def prune(self) -> None:
@@ -297,6 +392,7 @@ async def lived(open_store: Any, chosen: settings) -> None:
         await trio.to_thread.run_sync(lambda: run_state_machine_as_test(Machine, settings=chosen))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lives", [15, pytest.param(200, marks=pytest.mark.slow)])
 async def test_limits_hold_and_nothing_is_lost(open_store: Any, lives: int) -> None:
     """Whatever nodes and people do."""
@@ -328,9 +424,36 @@ def a_settlement_frees_no_slot(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lanes_of_sqlite, "_FREE", f"{lanes_of_sqlite._FREE} and false")
 
 
+def a_retry_breaks_the_order(patch: pytest.MonkeyPatch) -> None:
+    """The first job that is ready is taken, though another one waits for its next attempt."""
+    patch.setattr(
+        gated,
+        "_FIRST_JOBS",
+        gated._FIRST_JOBS.replace("order by claim", "and status = 'queued' order by claim"),
+    )
+
+
+def a_failure_stops_no_key(patch: pytest.MonkeyPatch) -> None:
+    """The job behind one that failed is taken."""
+    patch.setattr(Lanes, "_stop_failed", lambda _self, _seqs: None)
+
+
+def whoever_is_behind_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """Where the first job of a lane is cancelled or deleted."""
+    patch.setattr(Lanes, "move_up", lambda _self, _lanes: None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "broken", [a_slot_leaks_at_a_crash, only_begun_jobs_count, a_settlement_frees_no_slot]
+    "broken",
+    [
+        a_slot_leaks_at_a_crash,
+        only_begun_jobs_count,
+        a_settlement_frees_no_slot,
+        a_retry_breaks_the_order,
+        a_failure_stops_no_key,
+        whoever_is_behind_is_forgotten,
+    ],
 )
 async def test_a_broken_store_is_found(
     broken: Callable[[pytest.MonkeyPatch], None], monkeypatch: Any

@@ -519,6 +519,7 @@ async def test_keys_of_jobs_that_nobody_has_seen_go_are_swept(node: Node) -> Non
     assert (before, await keys(node.store)) == (2, 1)
 
 
+@pytest.mark.long
 async def test_many_unique_jobs_are_stored_and_pruned_at_once(node: Node) -> None:
     jobs = [unique(f"a{number}", key=str(number)) for number in range(STEP)]
     stored = await verdicts(node.store, *jobs)

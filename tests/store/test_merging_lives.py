@@ -272,6 +272,7 @@ class Lives(RuleBasedStateMachine):
         return job
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lives", [8, pytest.param(60, marks=pytest.mark.slow)])
 async def test_keys_are_kept_whatever_happens(open_store: Any, lives: int) -> None:
     """Whatever clients, nodes and people do, in whatever order."""

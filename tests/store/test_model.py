@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from msgspec.structs import astuple, replace
 
+from jobpipe.fingerprints import marked
 from jobpipe.job import (
     ACTIVE,
     ENDED,
@@ -299,7 +300,7 @@ class Model:
                 self.jobs, self.arrivals, self.paused = kept, arrivals, paused
                 told = why.format(id=new.id, queue=new.queue)
                 words = f"nothing that the handler has enqueued was stored: {told}"
-                failed = JobError("EnqueueError", words)
+                failed = marked(JobError("EnqueueError", words), self.jobs[one.id].new.kind)
                 size = one.size - len(one.result or b"") + len(words)
                 return replace(
                     one, outcome=Outcome.FAIL, status=Status.FAILED, result=None, error=failed, size=size
@@ -383,7 +384,7 @@ class Model:
                 status, message = Status.FAILED, message + ', and "on_crash" is "fail"'
             elif entry.attempt > retries_of(entry.new.max_retries):
                 status, message = Status.FAILED, "the node died during the last attempt"
-        error = None if message is None else JobError("NodeDied", message)
+        error = None if message is None else marked(JobError("NodeDied", message), entry.asked.kind)
         if begun:
             outcome = Outcome.CANCELLED if status is Status.CANCELLED else Outcome.INTERRUPTED
             entry.records[-1] = replace(entry.records[-1], finished_at=now, outcome=outcome, error=error)
@@ -498,6 +499,14 @@ class Model:
     def newest_first(self) -> list[Entry]:
         return sorted(self.jobs.values(), key=lambda entry: (-entry.new.created_at, -entry.arrival))
 
+    def errors(self) -> dict[str, tuple[int, float, float]]:
+        """How many jobs have failed with errors of which fingerprint, and when the first and the last of them did."""
+        ends: dict[str, list[float]] = {}
+        for entry in self.jobs.values():
+            if (fingerprint := entry.shown().state.fingerprint) and entry.finished_at is not None:
+                ends.setdefault(fingerprint, []).append(entry.finished_at)
+        return {fingerprint: (len(at), min(at), max(at)) for fingerprint, at in ends.items()}
+
     def queues(self) -> list[QueueState]:
         states = []
         for name in sorted(self.paused):
@@ -531,7 +540,13 @@ END_IN_WORDS = {
 # --- the machine ------------------------------------------------------------------------------------------------------
 
 SECONDS = st.sampled_from([0.5, 1.0, 5.0, 20.0])
-ERRORS = st.sampled_from([JobError("ValueError", "first"), JobError("KeyError", "second", "Traceback ...")])
+ERRORS = st.sampled_from(
+    [
+        JobError("ValueError", "first"),
+        JobError("KeyError", "second", "Traceback ...", fingerprint="1-second"),
+        JobError("KeyError", "third", "Traceback ...", "shop.send", "1-third"),
+    ]
+)
 RETENTIONS = st.builds(
     Retention,
     done_age=st.sampled_from([0.0, 7.25, 1e9]),
@@ -851,6 +866,10 @@ class Lives(RuleBasedStateMachine):
         }
         ready = {queue.name for queue in queues if queue.oldest_queued_at is not None and not queue.paused}
         assert overview.ready == bool(ready)
+        errors = self.call(self.store.error_groups).groups
+        assert {
+            one.fingerprint: (one.jobs, one.first_at, one.last_at) for one in errors
+        } == self.model.errors()
         for name in QUEUES:
             assert self.call(self.store.overview, SERVES["n1"], frozenset({name})).ready == (name in ready)
 
@@ -1049,6 +1068,7 @@ class Lives(RuleBasedStateMachine):
 # --- the test ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lives", [10, pytest.param(60, marks=pytest.mark.slow)])
 async def test_a_store_lives_like_the_model(open_store: Any, lives: int) -> None:
     """Whatever nodes and people do, in whatever order, a store keeps the contract."""

@@ -1,7 +1,7 @@
 """Jobs that wait for others on a PostgreSQL that nodes share: who sees whom, and who waits for which lock."""
 
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -9,14 +9,16 @@ import psycopg
 import pytest
 import trio
 
-from jobpipe.job import ENDED, NewJob, Options, Outcome, Status
-from jobpipe.store.base import Add, Batch, Changed, Claimed, Receipt, Receipts, Store
+from jobpipe.job import ENDED, Job, NewJob, Options, Outcome, Status
+from jobpipe.store.base import Add, Batch, Changed, Claimed, GroupReceipt, Receipt, Receipts, Store
 from jobpipe.store.postgres import PostgresStore, open_postgres
 from jobpipe.store.postgres.session import Session
 from jobpipe.store.postgres.tables import _LOCK_STANDING
+from jobpipe.store.verbs import groups
 from tests.store.server import ask, empty_schema, server_url, with_query
 from tests.store.test_contract import NOW, Node, add, get, new_job, settlement, start, wish
 from tests.store.test_dependencies import dependent, enqueue, followed, statuses
+from tests.store.test_groups import new_group
 from tests.store.test_postgres_deadlocks import LONG, Other
 
 
@@ -324,7 +326,7 @@ class Life:
         return job_id
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 3))])
 async def test_nodes_that_add_and_end_crosswise_leave_nobody_waiting(schema: str, seed: int) -> None:
     """Nobody is in a deadlock, and in the end every job has come to what it had to."""
     deadlocks = "select deadlocks from pg_stat_database where datname = current_database()"
@@ -369,3 +371,24 @@ async def test_nodes_that_add_and_end_crosswise_leave_nobody_waiting(schema: str
             assert job.state.error.type != "DependencyFailed"
     for table in ("waits", "follow_ups"):
         assert ask(f"select count(*) from {schema}.{table}") == [(0,)]
+
+
+# --- a group that two nodes store at the same time --------------------------------------------------------------------
+
+
+async def test_a_group_that_another_node_stores_meanwhile_is_that_group(
+    store: Store, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that is sent again before the first one is answered meets jobs that were not there a moment ago."""
+    new, taken = new_group("a", "b"), groups._taken
+    async with open_postgres(with_query(server_url(), schema=schema), leases="caller") as elsewhere:
+
+        async def late(*which: Any, also_equal: bool) -> Mapping[str, Job]:
+            monkeypatch.setattr(groups, "_taken", taken)
+            assert (await elsewhere.add_group(new, NOW)).verdict == "stored"
+            return await taken(*which, also_equal=also_equal)
+
+        monkeypatch.setattr(groups, "_taken", late)
+        receipt = await store.add_group(new, NOW)
+
+    assert receipt == GroupReceipt("existing")

@@ -10,8 +10,9 @@ import psycopg
 import pytest
 import trio
 
-from jobpipe.job import ENDED, Options, Outcome
+from jobpipe.job import ENDED, Job, Options, Outcome, State, Status
 from jobpipe.lanes import Limits, PerKey, Rate
+from jobpipe.obstacles import Obstacle
 from jobpipe.store.base import Add, Batch, Claimed, ClaimRequest, Share
 from jobpipe.store.migrations import migrations
 from jobpipe.store.postgres import PostgresStore, migrate, open_postgres
@@ -20,7 +21,9 @@ from jobpipe.store.postgres.connector import Connector
 from jobpipe.store.postgres.connector import Limits as TimeLimits
 from jobpipe.store.postgres.nodes import Nodes
 from jobpipe.store.postgres.session import Session
+from jobpipe.store.postgres.tables import Tables
 from jobpipe.store.postgres.writer import Writer
+from jobpipe.store.verbs import obstacles
 from tests.store.server import ask, empty_schema, new_schema, server_url, with_query
 from tests.store.test_contract import LATER, NOW, new_job, settlement
 from tests.store.test_postgres_plans import Counting
@@ -148,7 +151,7 @@ def meddle(schema: str, over: trio.Event) -> None:
             connection.rollback()
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 2))])
 async def test_no_limit_is_passed_and_no_job_is_forgotten(
     schema: str, stores: Sequence[PostgresStore], seed: int
 ) -> None:
@@ -490,6 +493,7 @@ def connection() -> Iterator[Reading]:
         "",
         "max_running = 100000, rate_limit = 1000000, rate_period = 1, rate_burst = 100000",
         "key_max_running = 1000, key_rate_limit = 1000000, key_rate_period = 1, key_rate_burst = 100000",
+        "key_order = 'stop'",
     ],
 )
 async def test_a_claim_from_lanes_reads_what_it_takes(connection: Reading, limits: str) -> None:
@@ -511,3 +515,17 @@ async def test_a_claim_from_lanes_reads_what_it_takes(connection: Reading, limit
     )
 
     assert read == [(1, 0, True), (10, 0, True), (100, 0, True)]
+
+
+@pytest.mark.slow
+async def test_the_place_in_a_lane_is_read_from_few_rows(connection: Reading) -> None:
+    """Also in the one that has very many jobs of a kind that is served nowhere."""
+
+    async def looked(session: Session) -> Obstacle | None:
+        job = Job(new_job("j1-20", queue="mail", options=Options(key="k1")), State(Status.QUEUED))
+        return await obstacles.first(Tables(session, 1, "caller", "lanes"), job, NOW)
+
+    obstacle = await connection.transact(looked)
+
+    assert obstacle == Obstacle(reason="turn", key="k1", place=20, exact=True)
+    assert (connection.whole, connection.by_index <= 50) == (0, True)

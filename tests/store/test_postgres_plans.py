@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 import trio
 
-from jobpipe.job import Options, Outcome, Status
+from jobpipe.job import Job, Options, Outcome, State, Status
 from jobpipe.schedules import Overlap, Spec, decided
 from jobpipe.store.base import (
+    COUNTED,
     OTHERS,
+    PLACES,
     STEP,
     Add,
     Batch,
     ClaimRequest,
+    EndPlace,
     Filter,
     Place,
     Retention,
@@ -118,6 +121,11 @@ FILL = (
         "select seq, queue, 'blocked', priority, run_at, created_at from new) "
         "insert into {0}.waits select o.seq, new.seq, 1 from new join {0}.jobs o "
         f"on o.id = 'l' || substring(new.id from 2) or o.id = 'hub' || substring(new.id from 2)::int % {HUBS}"
+    ),
+    # Of the jobs that have failed, half with one error.
+    (
+        "update {0}.ended set fingerprint = case when seq / 4 % 2 = 0 then '1-hot' else '1-' || seq / 4 % 100 end "
+        "where status = 'failed' and kind = 'echo' and queue = 'default'"
     ),
     "update {0}.live set followed = true where seq in (select on_seq from {0}.waits)",
     # Each job that comes later has a key; some of those are also taken for a while.
@@ -353,6 +361,17 @@ async def test_a_job_that_waits_for_others_reads_those(connection: Counting, ver
     assert read == [(0, True)] * 4
 
 
+async def test_why_a_job_does_not_run_yet_is_read_from_few_rows(connection: Counting, verbs: Verbs) -> None:
+    """However many jobs are ahead of it, or behind."""
+    found = []
+    for job_id, queue, priority in (("w90004", "q1", 4), ("w90001", "q1", 1)):
+        job = Job(new_job(job_id, queue=queue, priority=priority), State(Status.QUEUED))
+        obstacle = await verbs.obstacle(job, NOW)
+        found.append((obstacle and obstacle.exact, connection.whole, connection.by_index <= 2 * PLACES + 20))
+
+    assert found == [(False, 0, True)] * 2
+
+
 async def test_jobs_that_join_a_group_read_those(connection: Counting, verbs: Verbs) -> None:
     """Also to see that none waits for itself; and to close the group, by hand or since its time is over."""
     read = list[tuple[int, bool]]()
@@ -442,6 +461,8 @@ LISTS: Sequence[dict[str, Any]] = [
     {"status": Status.QUEUED, "queue": "q1"},
     {"status": Status.SCHEDULED, "queue": "default"},
     {"tag": ("rare", "none")},
+    {"fingerprint": "1-hot"},
+    {"fingerprint": ("1-hot", "1-3")},
     {"queue": ("rare", "q1", "none")},
     {"kind": ("rare", "none")},
     {"status": (Status.FAILED, Status.CANCELLED)},
@@ -471,6 +492,36 @@ async def test_a_list_reads_about_what_it_shows(connection: Counting, where: dic
     assert len(page.jobs) == (0 if nothing else 20)
     assert connection.whole == 0
     assert connection.by_index <= (5 * 3 * 2 * RARE if where in LOOKED else 300)
+
+
+async def test_error_groups_are_told_from_an_index(connection: Counting, verbs: Verbs) -> None:
+    """However many jobs have failed."""
+    listed = await verbs.error_groups(20)
+    read = [(connection.whole, connection.by_index)]
+    one = await verbs.error_group("1-hot")
+    read.append((connection.whole, connection.by_index))
+
+    assert (len(listed.groups), listed.complete) == (20, True)
+    assert one is not None
+    assert one.jobs >= COUNTED
+    assert all(whole == 0 and by_index <= 300 for whole, by_index in read)
+
+
+async def test_events_read_the_jobs_that_they_tell_of(connection: Counting, verbs: Verbs) -> None:
+    """And ends a page, wherever it begins, though none of it may be new."""
+    first = await verbs.ends(Status.DONE, EndPlace(NOW - 1e9, 0), 50, ())
+    assert first.next is not None
+    rest = await verbs.ends(Status.DONE, first.next, 50, ())
+    reads = [connection.by_index]
+    known = [place for place, _ in rest.jobs]
+    nothing = await verbs.ends(Status.DONE, first.next, 50, known)
+    reads.append(connection.by_index)
+    told = await verbs.summaries([job.id for _, job in rest.jobs])
+    reads.append(connection.by_index)
+
+    assert (len(first.jobs), len(rest.jobs), len(nothing.jobs), len(told)) == (50, 50, 0, 50)
+    assert connection.whole == 0
+    assert [read <= most for read, most in zip(reads, (500, 250, 500), strict=True)] == [True] * 3, reads
 
 
 async def test_deep_pages_cost_no_more_than_the_first(connection: Counting) -> None:

@@ -139,7 +139,14 @@ class Life:
                     await self.store.queues()
 
 
-@pytest.mark.parametrize(("seed", "keyed"), [(0, False), (1, False), (2, False), (3, True), (4, True)])
+@pytest.mark.parametrize(
+    ("seed", "keyed"),
+    [
+        (0, False),
+        (3, True),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in ((1, False), (2, False), (4, True))),
+    ],
+)
 async def test_whatever_nodes_and_people_do_at_once_every_row_is_accounted_for(
     schema: str, seed: int, *, keyed: bool
 ) -> None:

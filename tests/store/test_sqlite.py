@@ -19,12 +19,14 @@ from jobpipe.errors import StoreError
 from jobpipe.job import JobError, NewJob, OnFailure, Options, Outcome, Progress, Status
 from jobpipe.store import paging
 from jobpipe.store.base import (
+    EVER,
     LOG_LINES,
     OTHERS,
     Add,
     Batch,
     Claimed,
     ClaimRequest,
+    EndPlace,
     Filter,
     LogLine,
     NewGroup,
@@ -45,7 +47,17 @@ from jobpipe.store.sqlite.nodes import Nodes
 from jobpipe.store.sqlite.opening import check_path
 from jobpipe.store.sqlite.tables import carry_out, looked
 from jobpipe.store.sqlite.writer import Writer
-from jobpipe.store.verbs import dependencies, followers, groups, jobs, nodes, queues, retention
+from jobpipe.store.verbs import (
+    dependencies,
+    errors,
+    followers,
+    groups,
+    jobs,
+    nodes,
+    queues,
+    retention,
+    summaries,
+)
 from tests.store.test_contract import KEEP_ALL, wish
 from tests.store.test_merging import debounced, throttled, unique
 
@@ -575,6 +587,7 @@ EACH_LIST = [
 ]
 SEVERAL: list[tuple[dict[str, Any], str, int]] = [
     ({"id": ("a", "b")}, "(id=?)", 1),
+    ({"fingerprint": ("1-x", "1-y"), "queue": "mail"}, "jobs_by_fingerprint (fingerprint=? AND ", 2),
     ({"tag": ("t", "u"), "queue": "mail"}, "PRIMARY KEY (tag=? AND ", 2),
     ({"group": ("g", "h"), "queue": "mail"}, "PRIMARY KEY (grp=? AND ", 2),
     ({"group": "g", "key": "k"}, "PRIMARY KEY (grp=? AND ", 1),
@@ -634,6 +647,8 @@ def test_reads_walk_indexes(db: apsw.Connection) -> None:
         reader.overview(db, frozenset({"echo"}), frozenset({"mail"}))
         reader.unserved(db)
         reader.unserved_queues(db, frozenset({"mail"}))
+        looked(db, lambda tx: summaries.of_jobs(tx, ["a", "b"]))
+        looked(db, lambda tx: summaries.ends(tx, Status.DONE, EndPlace(0.0, 0), 10, ()))
 
     found = plans(db, act)
 
@@ -737,6 +752,31 @@ def test_a_list_with_a_usual_status_reads_those_who_have_it_where_they_are_few(
         assert any("jobs_ready_by_queue" in step for steps in few.values() for step in steps)
         assert any("jobs_held" in step for steps in few.values() for step in steps)
         assert any(f"jobs_by_{column}" in step for steps in many.values() for step in steps)
+
+
+@pytest.mark.slow
+def test_error_groups_are_told_from_an_index(db: apsw.Connection) -> None:
+    """However many jobs have failed, and whatever else there is."""
+    filled = (
+        "with recursive n (i) as (select 1 union all select i + 1 from n where i < ?) insert into jobs "
+        "(id, kind, queue, status, priority, run_at, max_retries, created_at, finished_at, payload, fingerprint) "
+        "select ?2 || i, 'echo', 'mail', ?2, 0, ?3, 3, ?3 + i, ?3 + i, x'31', "
+        "iif(?2 = 'failed', iif(i % 1000, '1-hot', '1-' || i), null) from n"
+    )
+    for status in (Status.FAILED, Status.DONE):
+        db.execute(filled, (100_000, status.value, NOW))
+    found: list[Any] = []
+    costs = [
+        steps_of(db, lambda: found.append(carry_out(db, lambda tx: errors.listed(tx, 50, None, EVER)))),
+        steps_of(db, lambda: found.append(carry_out(db, lambda tx: errors.listed(tx, 1, None, EVER)))),
+        steps_of(db, lambda: found.append(reader.listed(db, Filter(fingerprint="1-hot"), 50, None))),
+        steps_of(db, lambda: found.append(reader.listed(db, Filter(fingerprint="1-1000"), 50, None))),
+    ]
+
+    assert (len(found[0].groups), found[0].complete, found[0].next_before is None) == (50, True, False)
+    assert [(one.jobs, one.exact) for one in found[1].groups] == [(1, True)]
+    assert [len(page.jobs) for page in found[2:]] == [50, 1]
+    assert max(costs) < 200_000
 
 
 def test_deep_pages_cost_no_more_than_the_first(crowded: apsw.Connection) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import apsw
 import pytest
 
-from jobpipe.job import NewJob, Options, Outcome, Status
+from jobpipe.job import Job, NewJob, Options, Outcome, State, Status
 from jobpipe.lanes import KeySettings, Limits, PerKey, Rate
 from jobpipe.store.base import Add, Batch, Claimed, ClaimRequest, Share
 from jobpipe.store.sqlite import gated
@@ -16,7 +16,8 @@ from jobpipe.store.sqlite.database import open_database
 from jobpipe.store.sqlite.nodes import Nodes
 from jobpipe.store.sqlite.tables import carry_out
 from jobpipe.store.sqlite.writer import Writer
-from jobpipe.store.verbs import lanes
+from jobpipe.store.verbs import jobs, lanes
+from jobpipe.store.verbs.obstacles import first
 from tests.store.test_sqlite import NOW, faults, job, plans, settlement, statements
 
 KINDS = frozenset({"echo"})
@@ -39,12 +40,12 @@ def wish(limit: int, **how: Any) -> Sequence[ClaimRequest]:
 
 
 def taken(writer: Writer, limit: int = 100, now: float = NOW, **how: Any) -> Sequence[Claimed]:
-    jobs = list[Claimed]()
+    found = list[Claimed]()
     while True:
-        receipts = writer.exchange(Batch(node="n", now=now, claims=wish(limit - len(jobs), **how)))
-        jobs += receipts.claimed
-        if len(jobs) == limit or not receipts.more_ready:
-            return jobs
+        receipts = writer.exchange(Batch(node="n", now=now, claims=wish(limit - len(found), **how)))
+        found += receipts.claimed
+        if len(found) == limit or not receipts.more_ready:
+            return found
 
 
 def ended(claimed: Sequence[Claimed], status: Status = Status.DONE) -> Batch:
@@ -59,10 +60,17 @@ def a_bit_of_everything(db: apsw.Connection) -> None:
     writer.exchange(Batch(node="n", now=NOW, adds=[Add([job("old", queue="mail"), job("plain")])]))
     carry_out(db, lambda tx: lanes.put_limits(tx, "mail", Limits(max_running=9, rate=rate)))
     carry_out(db, lambda tx: lanes.put_limits(tx, "mail", Limits(per_key=PerKey(max_running=1, rate=rate))))
+    stopping = PerKey(ordered=True, on_failure="stop")
+    carry_out(db, lambda tx: lanes.put_limits(tx, "line", Limits(per_key=stopping)))
+    carry_out(db, lambda tx: lanes.put_limits(tx, "line", Limits(per_key=PerKey(ordered=True))))
+    carry_out(db, lambda tx: lanes.put_limits(tx, "line", Limits(per_key=stopping)))
     carry_out(db, lambda tx: lanes.put_key(tx, "mail", "b", KeySettings(weight=2)))
     writer.forget()
     new = [keyed(f"{key}{number}", key) for key in "abc" for number in range(3)]
     later = [keyed("late", "a", run_at=NOW + 5), job("then", queue="mail", run_at=NOW + 5)]
+    later += [job("due", queue="line", options=Options(key="a"), run_at=NOW + 9, expires_at=NOW + 5)]
+    later += [job(f"l{number}", queue="line", options=Options(key="b")) for number in range(3)]
+    later += [job("none", queue="line")]
     writer.exchange(Batch(node="n", now=NOW, adds=[Add([*new, *later])]))
     first = taken(writer, 4)
     writer.exchange(ended(first[:2]))
@@ -71,6 +79,11 @@ def a_bit_of_everything(db: apsw.Connection) -> None:
     taken(writer, 4, NOW + 60)
     carry_out(db, lambda tx: lanes.pause_key(tx, "mail", "a"))
     carry_out(db, lambda tx: lanes.resume_key(tx, "mail", "a"))
+    writer.exchange(ended(taken(writer, 9, NOW + 60), Status.FAILED))
+    carry_out(db, lambda tx: lanes.one(tx, "line", "b"))
+    carry_out(db, lambda tx: lanes.listed(tx, "line", 10, None, "stopped"))
+    carry_out(db, lambda tx: lanes.resume_key(tx, "line", "b"))
+    carry_out(db, lambda tx: jobs.delete(tx, ["l1", "l2"], NOW + 60))
 
 
 def test_claims_of_lanes_walk_indexes(db: apsw.Connection) -> None:
@@ -88,6 +101,26 @@ def test_claims_of_lanes_walk_indexes(db: apsw.Connection) -> None:
     assert scans == []
 
 
+def test_why_a_job_waits_is_looked_up_by_indexes(db: apsw.Connection) -> None:
+    """In a lane and in none, whatever the limits are."""
+    writer = Writer(db)
+    rate = Rate(2, 60.0)
+    limits = Limits(max_running=9, rate=rate, per_key=PerKey(max_running=9, rate=rate))
+    carry_out(db, lambda tx: lanes.put_limits(tx, "mail", limits))
+    new = [keyed("a", "a"), job("b")]
+    writer.exchange(Batch(node="n", now=NOW, adds=[Add(new)]))
+
+    def act() -> None:
+        for one in new:
+            asked = Job(one, State(Status.QUEUED))
+            carry_out(db, lambda tx, asked=asked: first(tx, asked, NOW))  # type: ignore[misc]  # mypy can't tell
+
+    found = plans(db, act)
+
+    assert faults(found) == []
+    assert [sql for sql, how in found.items() if re.search(r"SCAN (lanes|queues)", " ".join(how))] == []
+
+
 def test_a_batch_without_keys_and_limits_runs_not_one_statement_more(db: apsw.Connection) -> None:
     """Once the writer knows that there are none."""
     writer = Writer(db)
@@ -100,7 +133,8 @@ def test_a_batch_without_keys_and_limits_runs_not_one_statement_more(db: apsw.Co
     a_life(0)
     ran = statements(db, lambda: a_life(1))
 
-    assert [sql for sql in ran if "gated" in sql or "in_lane" in sql or "update lanes" in sql] == []
+    about_lanes = ("gated", "in_lane", "in_line", "key_order", "stopped_keys", "update lanes")
+    assert [sql for sql in ran if any(word in sql for word in about_lanes)] == []
 
 
 @pytest.mark.parametrize("limits", [Limits(max_running=5), Limits(per_key=PerKey(max_running=2))])
@@ -116,6 +150,8 @@ def test_a_claim_of_many_keys_runs_few_statements(db: apsw.Connection, limits: L
 
 
 DAMAGE = {
+    "a key stopped by nobody": "insert into stopped_keys values ('mail', 'a', -7, ''), ('none', 'none', 0, 'x')",
+    "a lane stopped by nobody": "update lanes set state = 5 where key = 'a'",
     "a turn beyond all": "update lanes set turn = 9e999 where key = 'a'",
     "a turn before all": "update lanes set turn = -9e999 where key = 'a'",
     "a weight of nothing": "update lanes set weight = 0",
@@ -153,6 +189,7 @@ LOST = {
     "a lane is gone": "delete from lanes where key = 'a'",
     "a lane is full for ever": "update lanes set state = 2 where key = 'a'",
     "a lane stands nowhere": "update lanes set state = 77 where key = 'a'",
+    "a lane is stopped, it says": "update lanes set state = 5 where key = 'a'",
     "a lane rests for ever": "update lanes set state = 1 where key = 'a'",
     "a lane is empty, it says": "update lanes set state = 3 where key = 'a'",
     "all lanes are gone": "delete from lanes",

@@ -102,6 +102,7 @@ where name in (
         and coalesce(
             q.max_running, q.rate_limit, q.key_max_running, q.key_rate_limit
         ) is null
+        and q.key_order is null
         and (select la.key from lanes la where la.queue = q.name order by la.key limit 1) is null
         and (
             select l.key
@@ -130,6 +131,7 @@ where name in (
         and has_settings = 0
         and not gated
         and coalesce(max_running, rate_limit, key_max_running, key_rate_limit) is null
+        and key_order is null
     limit %(most)s
     for update skip locked
 )

@@ -149,7 +149,9 @@ class Exchange:
         self._claims: list[Result] = []
         self._with_jobs = [one for one in batch.settlements if one.jobs]
         self._settling = Settling(
-            [one for one in batch.settlements if not one.jobs] if self._with_jobs else batch.settlements, slot
+            [one for one in batch.settlements if not one.jobs] if self._with_jobs else batch.settlements,
+            slot,
+            in_lanes=self.gating.concerned,
         )
         self._adding = Adding((), slot)
         self._careful: Sequence[Sequence[Receipt]] | None = None
@@ -340,7 +342,9 @@ class Exchange:
         self._followed = followed
         released = sum(one.status is Status.QUEUED for one in followed.changes)
         self._readied += settling.readied + brought.ready + released
-        self._freed_late = self.gating.freed > 0
+        # Whoever was behind a job that has ended may be first in its lane.
+        moved_up = self.gating.concerned and bool(expired or followed.changes)
+        self._freed_late = self.gating.freed > 0 or moved_up
 
     @property
     def released(self) -> bool:

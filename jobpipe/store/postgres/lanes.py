@@ -95,6 +95,11 @@ from (
             where l.key is not null and l.status = 'queued' and l.node is null
                 and l.queue = la.queue and l.key = la.key and l.kind = k.kind
                 and (l.expires_at is null or l.expires_at > %(now)s)
+                and (
+                    la.key = ''
+                    or la.queue <> all ({ordered})
+                    or l.seq = (select f.seq from first_in_line(la.queue, la.key) f)
+                )
             order by l.priority desc, l.run_at, l.seq
             limit 1
         ) l
@@ -108,9 +113,11 @@ from (
 join live l on l.seq = c.seq
 for update of l skip locked
 """
-HEAD_IN_LANES = _FIRST_IN_LANES.format(queue="true")
-HEAD_IN_LANES_OF_QUEUE = _FIRST_IN_LANES.format(queue="la.queue = %(name)s")
-HEAD_IN_LANES_OF_OTHERS = _FIRST_IN_LANES.format(queue="la.queue <> all (%(queues)s::text[])")
+_ORDERED = "array(select name from queues where key_order is not null)"
+HEAD_IN_LANES, HEAD_IN_LANES_OF_QUEUE, HEAD_IN_LANES_OF_OTHERS = (
+    _FIRST_IN_LANES.format(queue=queue, ordered=_ORDERED)
+    for queue in ("true", "la.queue = %(name)s", "la.queue <> all (%(queues)s::text[])")
+)
 
 # Told at once, and opened by the next exchange.
 TOLD = """
@@ -134,6 +141,12 @@ _TELL_OF = """
 insert into lane_news (queue, key, ready)
 select distinct queue, key, ready = 1
 from unnest(%(queues)s, %(keys)s, %(ready)s) as v (queue, key, ready)
+"""
+_MOVE_UP = """
+insert into lane_news (queue, key, ready)
+select distinct v.queue, v.key, true
+from unnest(%(queues)s, %(keys)s) as v (queue, key) join queues q on q.name = v.queue
+where q.key_order is not null
 """
 Freed = tuple[str, str, bool]
 """Queue and key of a lane of which a job is settled, and whether that job is ready again."""
@@ -225,6 +238,24 @@ select count(*)
 from live l
 where l.key is not null and l.node is not null and l.queue = %(queue)s
 """
+HELD_IN_LANE = f"{HELD_IN} and l.key = %(key)s"
+RATED_AT = {leases: f"select {time}" for leases, time in TIMES.items()}
+AHEAD_IN_LANE = """
+select c.ahead
+from unnest(%(kinds)s::text[]) k (kind) cross join lateral (
+    select count(*) as ahead
+    from (
+        select l.priority, l.run_at, l.seq
+        from live l
+        where l.key is not null and l.status = 'queued' and l.node is null
+            and l.queue = %(queue)s and l.key = %(key)s and l.kind = k.kind
+        order by l.priority desc, l.run_at, l.seq
+        limit %(limit)s
+    ) r
+    where (-r.priority::bigint, r.run_at, r.seq) < (-%(priority)s::bigint, %(run_at)s, %(seq)s)
+) c
+"""
+"""How many jobs of each kind come before one in its lane, of so many at most."""
 
 ANY_READY = """
 exists (
@@ -261,6 +292,14 @@ exists (
         ) r
         limit 1
     ) is not null
+        and (
+            la.key = ''
+            or la.queue <> all (array(select name from queues where key_order is not null))
+            or (
+                select f.ready and f.kind = any (%(kinds)s::text[])
+                from first_in_line(la.queue, la.key) f
+            )
+        )
 )
 """
 """Whether a job of some kinds is ready in an open lane, of a thousand, and its queue is neither paused nor full."""
@@ -276,6 +315,12 @@ def tell_of(session: Session, lanes: Sequence[Freed]) -> None:
     queues, keys, ready = zip(*lanes, strict=True)
     values = {"queues": texts(queues), "keys": texts(keys), "ready": integers([int(one) for one in ready])}
     session.run(_TELL_OF, values)
+
+
+def move_up(session: Session, lanes: Sequence[tuple[str, str]]) -> None:
+    """Leave word of lanes, of queues that keep order, in which another job may be first."""
+    queues, keys = zip(*lanes, strict=True)
+    session.run(_MOVE_UP, {"queues": texts(queues), "keys": texts(keys)})
 
 
 class Held:

@@ -39,6 +39,7 @@ limit %(look)s
 _OF_IDS = "from jobs where id = any (%(id)s)"
 _TAGGED = "from tags where tag = convert_to(%({name})s, 'UTF8')"
 _IN_GROUP = "from members where grp = (select grp from groups where id = %({name})s)"
+_FAILED = "from ended where fingerprint = %({name})s"
 _OF_JOBS = "from jobs where true"
 _ENDED = "from ended where status = '{status}'"
 _UNUSUAL = f"{_ENDED} and status <> 'done'"
@@ -146,14 +147,16 @@ class Form(NamedTuple):
 
     @property
     def decides(self) -> str | None:
-        """What decides on the index: an id, else a tag, else a group, else a queue, else a kind; None: the status.
+        """What decides on the index; None: the status.
 
+        An id, else a fingerprint, else a tag, else a group, else a queue, else a kind.
         Not where there would be too many ranges, nor a kind that is given by what it begins with.
         """
         if "id" in self.given:
             return "id"
         statuses = len(self.statuses) or 1
-        for field, ranges in (("tag", 1), ("group", 1), ("queue", statuses), ("kind", statuses)):
+        ranges_of_each = {"fingerprint": 1, "tag": 1, "group": 1, "queue": statuses, "kind": statuses}
+        for field, ranges in ranges_of_each.items():
             if 0 < len(self.names(field)) * ranges <= MOST and not (field == "kind" and self.prefixes):
                 return field
         return None
@@ -222,6 +225,8 @@ def _sources(form: Form, *, few: bool) -> list[str]:
     match field:
         case "id":
             return [_OF_IDS]
+        case "fingerprint":
+            return [_FAILED.format(name=name) for name in form.names(field)]
         case "tag":
             return [_TAGGED.format(name=name) for name in form.names(field)]
         case "group":

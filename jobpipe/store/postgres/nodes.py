@@ -6,7 +6,7 @@ from jobpipe.store.postgres.connections import KeptConnection
 from jobpipe.store.postgres.connector import Connector
 from jobpipe.store.postgres.counts import mend_loudly
 from jobpipe.store.postgres.exchange import CLOCK, RENEW
-from jobpipe.store.postgres.notifications import READY, notify
+from jobpipe.store.postgres.notifications import LISTENERS, READY, notify
 from jobpipe.store.postgres.session import Session
 from jobpipe.store.postgres.writer import clock_offset
 
@@ -23,6 +23,13 @@ _JOIN_BY = {
     "database": _JOIN.format(until=f"{CLOCK} + %(until)s"),
     "caller": _JOIN.format(until="%(until)s"),
 }
+_LISTEN = "update nodes set listening = %(listening)s where name = %(node)s"
+_ANY_LISTENING = """
+select exists (
+    select from nodes
+    where lease_until is not null and listening and name <> %(node)s
+)
+"""
 _LEAVE = "update nodes set lease_until = null, idle = false where name = %(node)s"
 
 
@@ -62,6 +69,15 @@ class Nodes:
 
         return connector.transact_alone(verb)
 
+    async def listen(self, node: str, *, listening: bool) -> None:
+        """See `jobpipe.store.base.SharedStore.listen`."""
+
+        async def verb(session: Session) -> None:
+            session.run(_LISTEN, {"node": node, "listening": listening})
+            notify(session, self._channel, [LISTENERS])
+
+        await self._connection.transact(verb, repeatable=True)
+
     async def leave(self, node: str) -> None:
         """See `jobpipe.store.base.EngineStore.leave`. The row stays: attempts are shown with the node's name."""
 
@@ -70,3 +86,9 @@ class Nodes:
             notify(session, self._channel, [READY])  # what it handed back is for others to take
 
         await self._connection.transact(verb)
+
+
+async def any_listening(session: Session, node: str) -> bool:
+    """See `jobpipe.store.base.SharedStore.any_listening`."""
+    row = await session.row(_ANY_LISTENING, {"node": node})
+    return row is not None and row[0] is True

@@ -3,9 +3,14 @@
 Anyone who can connect to the database may notify too, so each of these is only a reason to look in the store.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Literal
 
-from jobpipe.store.base import Notification
+import msgspec
+from msgspec import Meta
+
+from jobpipe.job import LATEST, Status
+from jobpipe.store.base import Notification, Told, Untold
 from jobpipe.store.postgres.arrays import Texts
 from jobpipe.store.postgres.session import Session
 
@@ -26,6 +31,40 @@ SCHEDULES = "schedules"
 
 ENDED = "ended"
 """Watched jobs have ended; their ids follow."""
+
+LISTENERS = "listeners"
+"""Somewhere somebody listens to all jobs, or nobody any more."""
+
+TOLD = "told"
+"""What became of jobs, for those who listen to all of them; JSON follows."""
+
+Number = Annotated[int, Meta(ge=0, lt=1 << 62)]
+
+
+class Row(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What became of one job."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=200)]
+    status: str | None
+    at: Annotated[float, Meta(ge=0, le=LATEST)]
+
+
+class Tale(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Changes that one node tells, numbered one after another, and how many it leaves out behind them."""
+
+    node: Annotated[str, Meta(min_length=1, max_length=500)]
+    first: Number
+    more: Number
+    changes: list[Row]
+
+
+_STATUSES: Mapping[str | None, Status | Literal["deleted"] | None] = {
+    None: None,
+    "deleted": "deleted",
+    **{one.value: one for one in Status},
+}
+_encode = msgspec.json.Encoder().encode
+_tale = msgspec.json.Decoder(Tale).decode
 
 _NOTIFY = "select pg_notify(%(channel)s, %(word)s)"
 _WAKE = """
@@ -70,15 +109,47 @@ def _joined(ids: Sequence[str]) -> Iterator[str]:
     yield word
 
 
+def tale_word(node: str, first: int, changes: Sequence[Untold], more: int) -> tuple[str, int]:
+    """A notification of changes (id, status, time), as many as it holds, and how many these are."""
+    empty = f"{TOLD} {_encode([node, first, 1 << 61, []]).decode()}"
+    room, told = LONGEST - len(empty.encode()), list[str]()
+    for change in changes:
+        encoded = _encode(change)
+        room -= len(encoded) + 1
+        if room < 0:
+            break
+        told.append(encoded.decode())
+    left = len(changes) - len(told) + more
+    return f"{TOLD} [{_encode(node).decode()},{first},{left},[{','.join(told)}]]", len(told)
+
+
+def _told(tale: str) -> Sequence[Notification] | None:
+    try:
+        read = _tale(tale)
+        statuses = [_STATUSES[one.status] for one in read.changes]
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, KeyError):
+        return None
+    told = [
+        Notification("told", id=one.id, told=Told(read.node, number, statuses[number - read.first], one.at))
+        for number, one in enumerate(read.changes, start=read.first)
+    ]
+    if read.more:
+        last = read.first + len(told) + read.more - 1
+        told.append(Notification("told", told=Told(read.node, last, None, 0.0)))
+    return told
+
+
 def news(word: str) -> Sequence[Notification] | None:
     """What a notification may mean; None: it is none of ours."""
     match word.split(" "):
+        case [one, *_] if one == TOLD:
+            return _told(word.removeprefix(TOLD))
         case [one] if one in {READY, CANCEL}:
             return [Notification("look")]
         case [one] if one == PAUSED:
             return [Notification("paused")]
-        case [one] if one == SCHEDULES:
-            return [Notification("schedules")]
+        case [one] if one in {SCHEDULES, LISTENERS}:
+            return [Notification("schedules" if one == SCHEDULES else "listeners")]
         case [one, *ids] if one == ENDED and ids and all(ids):
             return [Notification("ended", id=job_id) for job_id in ids]
         case _:

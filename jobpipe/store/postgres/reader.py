@@ -312,6 +312,30 @@ select exists (
 )
 or {ANY_READY.format(queue="la.queue = any (%(queues)s::text[])")}
 """
+SERVED_FROM = """
+select distinct k
+from nodes n, unnest(n.kinds) as k
+where n.lease_until is not null and (n.queues is null or %(queue)s = any (n.queues))
+"""
+"""The kinds of which some live node takes jobs from a queue."""
+
+_AHEAD = """
+select count(*)
+from (
+    select l.priority, l.run_at, l.seq
+    from live l
+    where {ready} and l.queue = %(queue)s
+    order by l.priority desc, l.run_at, l.seq
+    limit %(limit)s
+) r
+where (-r.priority::bigint, r.run_at, r.seq) < (-%(priority)s::bigint, %(run_at)s, %(seq)s)
+"""
+AHEAD = (
+    _AHEAD.format(ready=f"{READY} and {NOT_ASIDE}"),
+    _AHEAD.format(ready=f"{ASIDE} and l.kind = %(kind)s"),
+)
+"""How many jobs come before one that stands in no lane, of so many at most: of those that stand aside, of its kind."""
+
 _SERVED_QUEUES = """
 select distinct q.name
 from nodes n cross join lateral unnest(coalesce(n.queues, array[null])) as q (name)
@@ -386,9 +410,16 @@ seq in (
     where g.id = any (%(group)s)
 )
 """
-ALL_FOUND = ("tag", "group")
+ALL_FOUND = ("tag", "group", "fingerprint")
 """Where one of these decides on the index, only jobs are looked at to which it applies."""
 
+_OF_ERRORS = """
+exists (
+    select
+    from ended f
+    where f.seq = s.seq and f.fingerprint = any (%(fingerprint)s)
+)
+"""
 _CONDITIONS = {
     "status": "status = any (%(status)s)",
     "kind": _OF_KINDS,
@@ -398,6 +429,7 @@ _CONDITIONS = {
     "key": "text_of(options, 'key') = any (%(key)s)",
     "node": "node = any (%(node)s)",
     "error_type": "text_of(error, 'type') = any (%(error_type)s)",
+    "fingerprint": _OF_ERRORS,
     "text": _WITH_TEXT,
     "ended_after": "finished_at >= %(ended_after)s",
     "ended_before": "finished_at < %(ended_before)s",

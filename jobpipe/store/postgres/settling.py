@@ -51,43 +51,69 @@ where a.seq = {{settled}}.seq
 """
 
 # A job that ends leaves "live"; what became of it is written into "ended".
-_LEAVE = f"""
+_LEAVE = """
 delete from live l
 using (
     select *
     from unnest(
         %(seqs)s, %(claims)s, %(statuses)s, %(attempts)s, %(numbers)s, %(started)s, %(settled)s,
-        %(outcomes)s, %(errors)s, %(sizes)s, %(results)s
+        %(outcomes)s, %(errors)s, %(sizes)s, %(results)s{more_values}
     ) as u (
         seq, claim, status, attempt, number, started_at, settled_at,
-        outcome, error, size, result
+        outcome, error, size, result{more}
     )
 ) as v
-where {_ENDED}
+where {ended}
 """
+_LEAVE_WELL = _LEAVE.format(more_values="", more="", ended=_ENDED)
+_LEAVE_ANYHOW = _LEAVE.format(more_values=", %(fingerprints)s", more=", fingerprint", ended=_ENDED)
 _STAY = """
 insert into ended (
     seq, status, kind, queue, created_at, run_at, attempt,
-    claim, node, rescued, started_at, finished_at, size, result, error
+    claim, node, rescued, started_at, finished_at, size, result, error{column}
 )
 select
     g.seq, {status}, j.kind, j.queue, j.created_at, g.run_at, g.attempt,
-    g.claim, g.node, g.rescued, g.started_at, g.settled_at, g.size, {result}, {error}
+    g.claim, g.node, g.rescued, g.started_at, g.settled_at, g.size, {result}, {error}{value}
 from {source} g
 join jobs j on j.seq = g.seq
 {which}
 returning seq, claim, status, queue, size
 """
-_ENDED_NOW = _STAY.format(status="g.status", result="g.result", error="g.error", source="gone", which="")
+_ENDED_WELL = _STAY.format(
+    status="g.status", result="g.result", error="g.error", source="gone", which="", column="", value=""
+)
+_ENDED_ANYHOW = _STAY.format(
+    status="g.status",
+    result="g.result",
+    error="g.error",
+    source="gone",
+    which="",
+    column=", fingerprint",
+    value=", g.fingerprint",
+)
+# A job that failed stops its key, where keys stop.
+_STOPPED = """
+stopped as (
+    insert into stopped_keys (queue, key, seq, id)
+    select g.queue, g.key, g.seq, j.id
+    from gone g
+    join jobs j on j.seq = g.seq
+    where g.status = 'failed'
+        and g.key <> ''
+        and g.queue = any (array(select name from queues where key_order = 'stop'))
+    on conflict do nothing
+)
+"""
 _COUNT_ENDED = counting("select queue, status, 1, size from ended_now")
-_END = f"""
+_END_IN_LANES = f"""
 with gone as (
-    {_LEAVE}
+    {_LEAVE_ANYHOW}
     returning
-        l.seq, l.claim, l.node, l.run_at, l.rescued, l.watched, v.status, v.attempt, v.number,
+        l.seq, l.claim, l.node, l.run_at, l.rescued, l.watched, l.queue, l.key, v.status, v.attempt, v.number,
         coalesce(v.started_at, l.started_at) as started_at,
         v.started_at as attempt_started_at,
-        v.settled_at, v.outcome, v.error, v.size, v.result
+        v.settled_at, v.outcome, v.error, v.size, v.result, v.fingerprint
 ),
 recorded as (
     {_RECORD.format(settled="gone")}
@@ -96,25 +122,27 @@ forgotten as (
     {_FORGET.format(settled="gone")}
     and gone.status <> 'done'
 ),
+{_STOPPED},
 ended_now as (
-    {_ENDED_NOW}
+    {_ENDED_ANYHOW}
 ),
 {_COUNT_ENDED}
 select e.seq, e.claim, e.status, gone.watched
 from ended_now e
 join gone on gone.seq = e.seq
 """
+_END = _END_IN_LANES.replace(f"{_STOPPED},", "")
 # The same, for jobs that are done: nothing is recorded elsewhere.
 _END_WELL = f"""
 with gone as (
-    {_LEAVE}
+    {_LEAVE_WELL}
     returning
         l.seq, l.claim, l.node, l.run_at, l.rescued, l.watched, v.status, v.attempt,
         coalesce(v.started_at, l.started_at) as started_at,
         v.settled_at, v.error, v.size, v.result
 ),
 ended_now as (
-    {_ENDED_NOW}
+    {_ENDED_WELL}
 ),
 {_COUNT_ENDED}
 select e.seq, e.claim, e.status, gone.watched
@@ -134,6 +162,8 @@ _CANCELLED = _STAY.format(
     error="g.last_error",
     source="hit",
     which="where g.before = 'cancelling'",
+    column="",
+    value="",
 )
 _AGAIN = f"""
 with hit as (
@@ -234,11 +264,14 @@ def _start(one: Start) -> tuple[int, int, int, float]:
 class Settling:
     """The settlements of one batch, in two steps: `send` asks for it, `judge` once that is answered."""
 
-    def __init__(self, settlements: Sequence[Settlement], slot: int, *, followed: bool = False) -> None:
+    def __init__(
+        self, settlements: Sequence[Settlement], slot: int, *, followed: bool = False, in_lanes: bool = True
+    ) -> None:
         settlements = sorted(settlements, key=_SEQ)
         self._ends = [one for one in settlements if one.status in ENDED]
         self._again = [one for one in settlements if one.status not in ENDED]
         self._slot, self._followed = slot, followed
+        self._end = _END_IN_LANES if in_lanes else _END
         self._answers: list[Result] = []
         self.stale: set[Fence] = set()
         """those that matched no held row"""
@@ -257,7 +290,9 @@ class Settling:
             well = all(one.status is Status.DONE for one in self._ends)
             values = _columns(self._ends)
             values |= {"results": binaries([one.result for one in self._ends])} | self._common
-            self._answers.append(session.run(_END_WELL if well else _END, values))
+            if not well:
+                values["fingerprints"] = texts([_fingerprint(one) for one in self._ends])
+            self._answers.append(session.run(_END_WELL if well else self._end, values))
         if self._again:
             values = _columns(self._again)
             values |= {"run_at": floats([one.run_at for one in self._again])} | self._common
@@ -317,6 +352,13 @@ def _columns(settlements: Sequence[Settlement]) -> dict[str, Any]:
         "errors": binaries(errors),
         "sizes": integers(sizes),
     }
+
+
+def _fingerprint(one: Settlement) -> str | None:
+    """Of which failures a settlement is one."""
+    if one.status is not Status.FAILED or one.error is None:
+        return None
+    return one.error.fingerprint or None
 
 
 async def written_before(session: Session, settlements: Sequence[Settlement]) -> set[Fence]:

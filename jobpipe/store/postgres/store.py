@@ -20,6 +20,7 @@ from jobpipe.store.base import (
     Receipts,
     Retention,
     Unserved,
+    Untold,
 )
 from jobpipe.store.postgres import reader
 from jobpipe.store.postgres.address import Address, Leases, read_address
@@ -36,7 +37,8 @@ from jobpipe.store.postgres.connections import (
 from jobpipe.store.postgres.connector import Connector, Limits
 from jobpipe.store.postgres.failures import mapped
 from jobpipe.store.postgres.listening import Listening
-from jobpipe.store.postgres.nodes import Nodes
+from jobpipe.store.postgres.nodes import Nodes, any_listening
+from jobpipe.store.postgres.notifications import notify, tale_word
 from jobpipe.store.postgres.opening import prepare, suited
 from jobpipe.store.postgres.session import Session
 from jobpipe.store.postgres.tables import Tables
@@ -130,6 +132,21 @@ class PostgresStore(SharedVerbs):
 
     async def paused(self) -> Sequence[str]:
         return await self._reading.read(reader.paused)
+
+    async def listen(self, node: str, *, listening: bool) -> None:
+        await self._nodes.listen(node, listening=listening)
+
+    async def any_listening(self, node: str) -> bool:
+        return await self._reading.read(lambda session: any_listening(session, node))
+
+    async def tell_others(self, node: str, first: int, changes: Sequence[Untold], more: int) -> int:
+        word, told = tale_word(node, first, changes, more)
+
+        async def verb(session: Session) -> None:
+            notify(session, self._channel, [word])
+
+        await self._other_connection.transact(verb, repeatable=True)
+        return told
 
     async def watch(self, job_id: str) -> None:
         if "\0" not in job_id:

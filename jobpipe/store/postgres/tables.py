@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
+import msgspec
+
 from jobpipe.job import ENDED, Job, JobError, NewJob, Status
 from jobpipe.store.base import LONGEST_LEASE, OTHERS, Add, ClaimRequest, QueueState, Settlement
 from jobpipe.store.postgres import reader
@@ -24,15 +26,19 @@ from jobpipe.store.postgres.counts import CountChanges, fold, forget_empty, mend
 from jobpipe.store.postgres.exchange import CLOCK
 from jobpipe.store.postgres.failures import ENTRYS_OWN, Locked
 from jobpipe.store.postgres.lanes import (
+    AHEAD_IN_LANE,
     GATE,
     HEAD_IN_LANES,
     HEAD_IN_LANES_OF_OTHERS,
     HEAD_IN_LANES_OF_QUEUE,
     HELD_IN,
+    HELD_IN_LANE,
     IN_LANES,
     LANE_KEY,
     MEND,
+    RATED_AT,
     TOLD,
+    move_up,
     tell,
 )
 from jobpipe.store.postgres.notifications import CANCEL, ended_words, notify
@@ -40,10 +46,20 @@ from jobpipe.store.postgres.reader import JOB_COLUMNS
 from jobpipe.store.postgres.session import Row, Session, Values
 from jobpipe.store.postgres.settling import Settling, lock_claims
 from jobpipe.store.rows import encoded_error, stored_from
+from jobpipe.store.verbs import order
 from jobpipe.store.verbs.blocked import FORGET, as_json
 from jobpipe.store.verbs.dialect import translated
 from jobpipe.store.verbs.difference import changed, ended, ended_attempts, stopped, tags, wait_no_more
-from jobpipe.store.verbs.transaction import DELETED, READY, DeadNodes, Ended, Overtaken, Removal, Standing
+from jobpipe.store.verbs.transaction import (
+    DELETED,
+    READY,
+    DeadNodes,
+    Ended,
+    LinePlace,
+    Overtaken,
+    Removal,
+    Standing,
+)
 from jobpipe.transitions import Stored, expired, follows
 
 _LOCK_LIVE = """
@@ -153,11 +169,11 @@ with gone as (
 {TOLD.format(ready="false", those="gone", which="node is not null")}
 insert into ended (
     seq, status, kind, queue, created_at, run_at, attempt,
-    claim, node, rescued, started_at, finished_at, size, error
+    claim, node, rescued, started_at, finished_at, size, error, fingerprint
 )
 select
     j.seq, %(status)s, j.kind, j.queue, j.created_at, %(run_at)s, %(attempt)s,
-    %(claim)s, g.node, %(rescued)s, %(started_at)s, %(finished_at)s, %(size)s, %(error)s
+    %(claim)s, g.node, %(rescued)s, %(started_at)s, %(finished_at)s, %(size)s, %(error)s, %(fingerprint)s
 from gone g cross join jobs j
 where j.seq = %(seq)s
 """
@@ -322,7 +338,9 @@ _FORGET_QUEUE = (
     "delete from queues where name = %(queue)s",
     "delete from lanes where queue = %(queue)s",
     "delete from lane_news where queue = %(queue)s",
+    "delete from stopped_keys where queue = %(queue)s",
 )
+_FIRST_OF_KEY = "select j.id from first_in_line(%(queue)s, %(key)s) f join jobs j on j.seq = f.seq"
 _ALONE = "select pg_try_advisory_xact_lock(hashtextextended(%(name)s, 1))"
 
 
@@ -440,6 +458,7 @@ class Tables:
             if not after.held:
                 counts.move(after.job.asked.queue, None, after.job.status, size=after.size)
         counts.write(self._session)
+        order.saved(self, changes)
         self._tell(changes)
         self.ended += ended(changes)
         self.stopped += stopped(changes)
@@ -471,8 +490,9 @@ class Tables:
     def _end(self, after: Stored, columns: Mapping[str, Any]) -> None:
         """Put a row into `ended` for what stood in `live`."""
         self._update(_UPDATE_JOBS, after.seq, _asked(columns))
-        values = {**_standing(after), "finished_at": after.job.state.finished_at, "size": after.size}
-        self._session.run(_END, values)
+        state = after.job.state
+        ends = {"finished_at": state.finished_at, "size": after.size, "fingerprint": state.fingerprint}
+        self._session.run(_END, {**_standing(after), **ends})
 
     def _revive(self, after: Stored, columns: Mapping[str, Any]) -> None:
         """Put a row into `live` for a job that had ended."""
@@ -571,6 +591,7 @@ class Tables:
             self.ended.append(Ended(stored.seq, stored.job.id, Status.FAILED.value))
         if stored.watched:
             notify(self._session, self._channel, ended_words([stored.job.id]))
+        order.failed(self, stored)
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:
         return self._savepoint()
@@ -598,6 +619,11 @@ class Tables:
         for sql in GATE:
             self._session.run(sql, {"queue": queue})
 
+    def move_up(self, lanes: Sequence[tuple[str, str]]) -> None:
+        if lanes:
+            move_up(self._session, lanes)
+            self.tell(READY)
+
     async def mend_lanes(self, after: tuple[str, str], limit: int) -> tuple[str, str]:
         queue, key = after
         row = await self._session.row(MEND, {"queue": queue, "key": key, "limit": limit})
@@ -607,9 +633,29 @@ class Tables:
         rows = await self._session.rows(IN_LANES, {"queue": queue, "keys": texts(keys)})
         return {key: (waiting, running) for key, waiting, running in rows}
 
-    async def held_in(self, queue: str) -> int:
-        row = await self._session.row(HELD_IN, {"queue": queue})
+    async def held_in(self, queue: str, key: str | None = None) -> int:
+        sql = HELD_IN if key is None else HELD_IN_LANE
+        row = await self._session.row(sql, {"queue": queue, "key": key})
         return int(row[0]) if row else 0
+
+    async def rated_at(self, now: float) -> float:
+        row = await self._session.row(RATED_AT[self._leases], {"now": float(now)})
+        return float(row[0]) if row else now
+
+    async def first_in_line(self, queue: str, key: str) -> str | None:
+        rows = await self._session.rows(_FIRST_OF_KEY, {"queue": queue, "key": key})
+        return rows[0][0] if rows else None
+
+    async def served_from(self, queue: str) -> frozenset[str]:
+        rows = await self._session.rows(reader.SERVED_FROM, {"queue": queue})
+        return frozenset(kind for (kind,) in rows)
+
+    async def ahead(self, place: LinePlace, kinds: frozenset[str], limit: int) -> tuple[int, bool]:
+        values = msgspec.structs.asdict(place) | {"kinds": texts(sorted(kinds)), "limit": limit}
+        parts = reader.AHEAD if place.key is None else (AHEAD_IN_LANE,)
+        counts = [count for sql in parts for (count,) in await self._session.rows(sql, values)]
+        jobs = sum(counts)
+        return min(jobs, limit), jobs < limit
 
     def forget_queue(self, name: str) -> None:
         self._session.run(_FORGET_COUNTS, {"queue": name})

@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import apsw
 import msgspec
 
-from jobpipe.lanes import EMPTY, FULL, NO_LIMITS, OPEN, RESTING, Lane, Limits, in_turn, share
+from jobpipe.lanes import EMPTY, FULL, OPEN, RESTING, STOPPED, Lane, Limits, in_turn, share
 from jobpipe.store.rows import Row
 from jobpipe.store.sqlite.known import Known
-from jobpipe.store.sqlite.rows import READY_IN_LANE, as_json, fetch
+from jobpipe.store.sqlite.rows import FIRST_IN_LINE, READY_IN_LANE, as_json, fetch
 from jobpipe.store.sqlite.values import execute_values
 from jobpipe.store.verbs.lanes import LIMIT_COLUMNS, count_from, limits_from, time_from, weight_from
 
@@ -65,6 +65,27 @@ cross join jobs j on j.seq in (
     limit :share
 )
 """
+# Where order counts only the first job of a lane can be taken, if it is ready.
+_FIRST = FIRST_IN_LINE.format(queue=":queue", key="lane.value")
+_FIRST_JOBS = f"""
+select lane.value, -j.priority, j.run_at, j.seq
+from json_each(:keys) as lane
+cross join jobs j on j.seq = {_FIRST}
+where j.status = 'queued'
+    and j.held = 0
+    and j.kind in (select value from json_each(:kinds))
+    and (j.expires_at is null or j.expires_at > :now)
+"""
+_WAITING = f"""
+select value
+from json_each(:keys) as lane
+where not exists (select 1 from jobs j where j.seq = {_FIRST} and j.status = 'queued')
+"""
+_STOPPED = """
+select value
+from json_each(:keys) as lane
+where exists (select 1 from stopped_keys where stopped_keys.queue = :queue and stopped_keys.key = lane.value)
+"""
 _EMPTY = f"""
 select value
 from json_each(:keys) as lane
@@ -103,6 +124,10 @@ class _Open(Lane):
     """whether nothing is set for its key"""
     barren: bool = False
     """whether it has no job for this claim, at least"""
+    in_line: bool = False
+    """whether its jobs go one after another, in the order of arrival"""
+    stopped: bool = False
+    """whether none of its jobs may be taken since one has failed"""
 
 
 class _Gate:
@@ -113,7 +138,7 @@ class _Gate:
         self.turn: float = turn if math.isfinite(turn) else 0.0
         self.tat = time_from(tat)
         self.limits: Limits = limits_from(columns)
-        self.counted = self.limits != NO_LIMITS
+        self.counted = self.limits.count
         """whether a limit counts its jobs; also where only one of its keys has one"""
         self.lanes: dict[str, _Open] = {}
 
@@ -226,11 +251,11 @@ class Gated:
         per_key = gate.limits.per_key
         lanes = list[_Open]()
         for key, stored_turn, tat, weight, max_running, running in rows:
-            most = count_from(max_running)
-            if most is None:
-                most = per_key.max_running
-            else:
-                gate.counted = True
+            most = per_key.most(count_from(max_running))
+            gate.counted |= max_running is not None
+            in_line = per_key.ordered and key != ""
+            if in_line:
+                most = 1 if most is None else min(most, 1)
             lane = _Open(
                 key=key,
                 turn=_sound(stored_turn, gate.turn),
@@ -241,13 +266,23 @@ class Gated:
                 max_running=most,
                 usual=weight == 1 and max_running is None,
                 stored_turn=stored_turn,
+                in_line=in_line,
             )
             if per_key.rate is not None:
                 lane.tat = per_key.rate.cut(lane.tat, self._now)
                 lane.room = min(lane.room, per_key.rate.tokens(lane.tat, self._now))
             lanes.append(lane)
             gate.lanes[key] = lane
+        if per_key.stops:
+            self._stop(gate, lanes)
         return lanes
+
+    def _stop(self, gate: _Gate, lanes: Sequence[_Open]) -> None:
+        """Have those of the lanes give nothing that stand still since a job has failed."""
+        asked = {"queue": gate.queue, "keys": _as_array([lane.key for lane in lanes if lane.in_line])}
+        for (key,) in fetch(self._db, _STOPPED, asked):
+            lane = gate.lanes[key]
+            lane.stopped, lane.room = True, 0
 
     def _with_jobs(
         self, gate: _Gate, lanes: Sequence[_Open], room: int
@@ -274,13 +309,25 @@ class Gated:
 
     def _read(self, gate: _Gate, keys: Sequence[str], limit: int) -> Mapping[str, Sequence[Row]]:
         """The first jobs of some lanes, of each kind so many, in order."""
-        values = {"queue": gate.queue, "keys": _as_array(keys), "kinds": self._kinds, "now": self._now}
+        values = {"queue": gate.queue, "kinds": self._kinds, "now": self._now, "share": limit}
         jobs: dict[str, list[Row]] = {}
-        for key, *row in fetch(self._db, _JOBS, values | {"share": limit}) if keys else ():
-            jobs.setdefault(key, []).append(tuple(row))
+        for sql, some in self._by_order(gate, keys, _JOBS, _FIRST_JOBS):
+            for key, *row in fetch(self._db, sql, values | {"keys": _as_array(some)}):
+                jobs.setdefault(key, []).append(tuple(row))
         for rows in jobs.values():
             rows.sort()
         return jobs
+
+    def _by_order(
+        self, gate: _Gate, keys: Sequence[str], freely: str, in_line: str
+    ) -> Iterator[tuple[str, Sequence[str]]]:
+        """What to ask about the lanes of keys: one statement for those without order, one for those with."""
+        ordered = [key for key in keys if gate.lanes[key].in_line] if gate.limits.per_key.ordered else []
+        free = [key for key in keys if not gate.lanes[key].in_line] if ordered else keys
+        if free:
+            yield freely, free
+        if ordered:
+            yield in_line, ordered
 
     def took(self, seqs: Collection[int]) -> None:
         """Jobs were taken: write whose turn it is now, and close the lanes that have nothing more to give."""
@@ -298,8 +345,11 @@ class Gated:
         served = [key for key, lane in gate.lanes.items() if taken[key] or lane.barren or lane.room <= 0]
         if not served:
             return
-        asked = {"queue": gate.queue, "keys": _as_array(served)}
-        empty = {key for (key,) in fetch(self._db, _EMPTY, asked)}
+        empty = {
+            key
+            for sql, some in self._by_order(gate, served, _EMPTY, _WAITING)
+            for (key,) in fetch(self._db, sql, {"queue": gate.queue, "keys": _as_array(some)})
+        }
         after = [self._after(gate, gate.lanes[key], taken[key], empty=key in empty) for key in served]
         execute_values(self._db, _SERVED, [row for row in after if row is not None])
         jobs = sum(taken.values())
@@ -316,7 +366,11 @@ class Gated:
         rate = gate.limits.per_key.rate
         tat = lane.tat if rate is None or not jobs else rate.taken(lane.tat, jobs, self._now)
         until = None
-        if empty:
+        if lane.stopped:
+            state = STOPPED
+        elif lane.in_line and lane.running + jobs:
+            state = FULL
+        elif empty:
             state, until = EMPTY, tat if tat is not None and tat > self._now else None
             if lane.usual and until is None:
                 self._db.execute(_GONE, (gate.queue, lane.key))

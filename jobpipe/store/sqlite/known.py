@@ -18,6 +18,7 @@ select
 """
 _GATED = "select name from queues where gated = 1"
 _IS_PAUSED = "select exists (select 1 from queues where name = ? and paused = 1)"
+_ORDERED = "select name from queues where key_order is not null"
 _CLOSED = "select name from queues where closed = 1"
 _SERVED = "select kinds from nodes where lease_until is not null and kinds <> '[]'"
 _FOLLOWED = """
@@ -68,6 +69,7 @@ class Known:
         self._gated: frozenset[str] | None = None
         self._opens_at: float | None = None
         self._closed: frozenset[str] | None = None
+        self._ordered: frozenset[str] | None = None
         self._served: Sequence[frozenset[str]] | None = None
         self._nodes: dict[str, int] = {}
         self._waiting: int | None = None
@@ -98,6 +100,14 @@ class Known:
         if self._gated is None:
             self._gated = frozenset(name for (name,) in fetch(self._db, _GATED))
         return self._gated
+
+    def ordered(self) -> frozenset[str]:
+        """The queues whose keys keep order: some of those that are gated."""
+        if not self._any_set[1]:
+            return NONE_GATED
+        if self._ordered is None:
+            self._ordered = frozenset(name for (name,) in fetch(self._db, _ORDERED))
+        return self._ordered
 
     def gates_changed(self) -> None:
         """A queue was gated, or the jobs of one that is are in their lanes now."""

@@ -9,7 +9,7 @@ import apsw
 import msgspec
 
 from jobpipe.job import ACTIVE, NewJob, Status
-from jobpipe.lanes import EMPTY, FULL, OPEN, PAUSED, RESTING
+from jobpipe.lanes import EMPTY, FULL, OPEN, PAUSED, RESTING, STOPPED
 from jobpipe.store.base import STEP, STORED, Receipt
 from jobpipe.store.sqlite.known import Known
 from jobpipe.store.sqlite.rows import READY_BY_QUEUE, READY_IN_LANE, fetch, fetch_one
@@ -59,7 +59,7 @@ on conflict (queue, key) do update set
     state = {OPEN},
     until = null,
     turn = max(turn, excluded.turn)
-where state = {EMPTY}
+where state in ({EMPTY}, {STOPPED})
 """
 _READY_OF = f"""
 select queue, key
@@ -90,6 +90,16 @@ where state = {FULL}
         from jobs
         where {_THESE} and key is not null
     )
+"""
+_STOP_FAILED = f"""
+insert into stopped_keys (queue, key, seq, id)
+select queue, key, seq, id
+from jobs
+where {_THESE}
+    and status = 'failed'
+    and key <> ''
+    and queue in (select name from queues where key_order = 'stop')
+on conflict (queue, key, seq) do nothing
 """
 _DUE = "(select queue, key from lanes where until is not null and until <= :now order by until limit :limit)"
 _FORGET_DUE = f"""
@@ -139,7 +149,7 @@ class Lanes:
         )
 
     def line_up(self, lanes: Iterable[tuple[str, str]]) -> None:
-        """Jobs of lanes (queue, key) are ready: open those that were empty."""
+        """Jobs of lanes (queue, key) are ready: open those that were empty, or had stopped."""
         self._db.executemany(_OPEN, [{"queue": queue, "key": key} for queue, key in sorted(set(lanes))])
 
     def promoted(self, rows: Iterable[tuple[int, str, str | None]]) -> None:
@@ -158,9 +168,29 @@ class Lanes:
         self._db.execute(_PUT, (key, seq))
         self.line_up([(queue, key)])
 
+    def move_up(self, lanes: Iterable[tuple[str, str]]) -> None:
+        """Somebody else may be first in these lanes; see `Transaction.move_up`."""
+        if ordered := self._known.ordered():
+            self.line_up(lane for lane in lanes if lane[0] in ordered)
+            self._known.ready_changed()
+
+    def expired(self, rows: Iterable[tuple[int, str, str | None]]) -> None:
+        """Jobs (seq, queue, key) that waited have expired, or have failed at their deadline."""
+        if not self._known.ordered():
+            return
+        in_lanes = [(seq, (queue, key)) for seq, queue, key in rows if key]
+        self._stop_failed([seq for seq, _ in in_lanes])
+        self.move_up(lane for _, lane in in_lanes)
+
+    def _stop_failed(self, seqs: Collection[int]) -> None:
+        """Of these jobs, those that failed stop their keys, where keys are to stop."""
+        self._db.execute(_STOP_FAILED, {"seqs": msgspec.json.encode(list(seqs)).decode()})
+
     def settled(self, seqs: Collection[int]) -> None:
-        """Jobs are held no more: there is room in their lanes, and some of them may be ready again."""
+        """Jobs are held no more: there is room in their lanes, and some of them may be ready again, or have failed."""
         these = {"seqs": msgspec.json.encode(list(seqs)).decode()}
+        if self._known.ordered():
+            self._stop_failed(seqs)
         self._db.execute(_FREE, these)
         self.line_up(set(fetch(self._db, _READY_OF, these)))
         self._known.ready_changed()

@@ -48,6 +48,7 @@ _OF_USUAL = {
 }
 _TAGGED = "from tags where tag = :{name}"
 _IN_GROUP = "from members where grp = (select grp from groups where id = :{name})"
+_FAILED = "from jobs indexed by jobs_by_fingerprint where fingerprint = :{name}"
 _OF_IDS = "from jobs where id in (select value from json_each(:id))"
 
 MOST = 50
@@ -68,14 +69,17 @@ def looked(where: Filter, *, few: bool = False) -> str:
 
 
 def decides(where: Filter) -> str | None:
-    """What decides on the index: an id, else a tag, else a group, else a queue, else a kind; None: the status alone.
+    """What decides on the index; None: the status alone.
+
+    An id, else a fingerprint, else a tag, else a group, else a queue, else a kind.
 
     Not where there would be too many ranges, nor a kind that is given by what it begins with.
     """
     if where.id is not None:
         return "id"
     statuses = len(where.each("status")) or 1
-    for field, ranges in (("tag", 1), ("group", 1), ("queue", statuses), ("kind", statuses)):
+    ranges_of_each = {"fingerprint": 1, "tag": 1, "group": 1, "queue": statuses, "kind": statuses}
+    for field, ranges in ranges_of_each.items():
         if 0 < len(where.each(field)) * ranges <= MOST and not (field == "kind" and where.prefixes):
             return field
     return None
@@ -85,12 +89,13 @@ def _sources(where: Filter, *, few: bool) -> list[str]:
     """Where the rows come from: each is a "from" with its "where"."""
     statuses = [Status(one) for one in where.each("status")]
     match decides(where):
-        case None if statuses and (few or not asks_usual(where)):
-            return [source for one in statuses for source in _of_status(one)]
         case None:
-            return [_OF_ALL]
+            of_each = statuses and (few or not asks_usual(where))
+            return [source for one in statuses for source in _of_status(one)] if of_each else [_OF_ALL]
         case "id":
             return [_OF_IDS]
+        case "fingerprint":
+            return [_FAILED.format(name=name) for name in names_of(where, "fingerprint")]
         case "tag":
             return [_TAGGED.format(name=name) for name in names_of(where, "tag")]
         case "group":

@@ -277,7 +277,7 @@ _FIELD = """
     and cast({stored} as text) ->> '{field}' in (select value from json_each(:{asked}))
 )
 """
-ALL_FOUND = ("tag", "group")
+ALL_FOUND = ("tag", "group", "fingerprint")
 """Where one of these decides on the index, only jobs are looked at to which it applies."""
 
 _CONDITIONS = {
@@ -289,6 +289,7 @@ _CONDITIONS = {
     "key": _FIELD.format(stored="options", field="key", asked="key"),
     "node": "jobs.node in (select node from nodes where name in (select value from json_each(:node)))",
     "error_type": _FIELD.format(stored="error", field="type", asked="error_type"),
+    "fingerprint": "fingerprint in (select value from json_each(:fingerprint))",
     "text": _WITH_TEXT,
     "ended_after": "finished_at >= :ended_after",
     "ended_before": "finished_at < :ended_before",

@@ -41,6 +41,26 @@ READY_BY_QUEUE = "jobs indexed by jobs_ready_by_queue where status = 'queued' an
 READY_IN_LANE = (
     "jobs indexed by jobs_in_lane where key is not null and aside = 2 and status = 'queued' and held = 0"
 )
+IN_LINE = """
+jobs indexed by jobs_in_line
+where key is not null and status not in ('done', 'failed', 'cancelled', 'expired')
+"""
+FIRST_IN_LINE = f"""
+(
+    select seq
+    from {IN_LINE}
+        and queue = {{queue}}
+        and key = {{key}}
+        and (held = 1 or status not in ('running', 'cancelling'))
+    order by claim = 0, seq
+    limit 1
+)
+"""
+"""The job of a lane that comes before all others, where order counts; it may have to wait.
+
+Not one that seems to run, and is not held: its row is damaged, and it would be first for ever.
+"""
+
 NEXT_QUEUE = f"""
 (
     select queue

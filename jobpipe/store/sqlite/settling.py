@@ -52,6 +52,9 @@ select seq, claim, ?, node, ?, ?, ?, ?
 from jobs
 where seq = ?
 """
+INTO_GROUP = "update jobs set fingerprint = ? where seq = ?"
+"""For a job that has failed; no other has a fingerprint."""
+
 _FORGET = """
 delete from attempts
 where seq = ?1 and claim <= (select claim from jobs where seq = ?1) - ?2
@@ -128,7 +131,9 @@ class Settling:
         return None if row is None else Status(row[0])
 
     def _record(self, one: Settlement) -> None:
-        """Keep an attempt that did not end its job well."""
+        """Keep an attempt that did not end its job well. A failure belongs to its group."""
+        if one.status is Status.FAILED and one.error is not None and one.error.fingerprint:
+            self._db.execute(INTO_GROUP, (one.error.fingerprint, one.seq))
         if one.outcome is None:
             return
         values = (

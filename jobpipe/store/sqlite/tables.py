@@ -19,13 +19,31 @@ from jobpipe.store.sqlite.gated import HELD_IN_QUEUE
 from jobpipe.store.sqlite.known import Known
 from jobpipe.store.sqlite.lanes import Lanes
 from jobpipe.store.sqlite.opening import STORES_OWN
-from jobpipe.store.sqlite.rows import JOB_COLUMNS, READY_IN_LANE, as_json, fetch, transaction
+from jobpipe.store.sqlite.rows import (
+    ASIDE,
+    FIRST_IN_LINE,
+    JOB_COLUMNS,
+    READY_BY_QUEUE,
+    READY_IN_LANE,
+    as_json,
+    fetch,
+    transaction,
+)
 from jobpipe.store.sqlite.settling import Settling
+from jobpipe.store.verbs import order
 from jobpipe.store.verbs.blocked import FORGET
 from jobpipe.store.verbs.blocked import as_json as numbers
 from jobpipe.store.verbs.dialect import translated
 from jobpipe.store.verbs.difference import changed, ended, ended_attempts, stopped, tags, wait_no_more
-from jobpipe.store.verbs.transaction import DELETED, DeadNodes, Ended, Removal, Standing, at_once
+from jobpipe.store.verbs.transaction import (
+    DELETED,
+    DeadNodes,
+    Ended,
+    LinePlace,
+    Removal,
+    Standing,
+    at_once,
+)
 from jobpipe.transitions import Stored, follows
 
 _DEAD = """
@@ -81,10 +99,52 @@ select
     )
 from json_each(:keys) as lane
 """
+_HELD_IN_LANE = HELD_IN_QUEUE + " and key = ?"
+_FIRST_OF_KEY = f"select id from jobs where seq = {FIRST_IN_LINE.format(queue=':queue', key=':key')}"
+_SERVED_FROM = """
+select kind.value
+from nodes, json_each(kinds) as kind
+where lease_until is not null
+    and (queues is null or exists (select 1 from json_each(nodes.queues) as taken where taken.value = :queue))
+"""
+# The first ready jobs in order, and how many of them come before one: all that do, where others come behind them.
+_AHEAD = """
+select count(*) filter (where {which}), count(*)
+from (
+    select priority, run_at, seq, queue
+    from {ready}
+    order by priority desc, run_at, seq
+    limit :limit
+)
+where (-priority, run_at, seq) < (-:priority, :run_at, :seq)
+"""
+_AHEAD_IN_QUEUE = _AHEAD.format(which="true", ready=f"{READY_BY_QUEUE} and queue = :queue and aside = 0")
+# The index of those that stand aside has their queue last: among the first of all queues.
+_AHEAD_ASIDE = _AHEAD.format(which="queue = :queue", ready=f"{ASIDE} and kind = :kind")
+_AHEAD_IN_LANE = f"""
+select ahead, ahead
+from (
+    select (
+        select count(*)
+        from (
+            select priority, run_at, seq
+            from {READY_IN_LANE}
+                and queue = :queue
+                and key = :key
+                and kind = served.value
+            order by priority desc, run_at, seq
+            limit :limit
+        )
+        where (-priority, run_at, seq) < (-:priority, :run_at, :seq)
+    ) as ahead
+    from json_each(:kinds) as served
+)
+"""
 _FORGET_QUEUE = (
     "delete from counts where queue = ?",
     "delete from queues where name = ?",
     "delete from lanes where queue = ?",
+    "delete from stopped_keys where queue = ?",
 )
 # Rows of counts in which nothing is left, and rows of queues in which nothing is set.
 _FORGET_EMPTY = (
@@ -98,6 +158,7 @@ where name in (
     where gated = 1
         and lining_up = 0
         and coalesce(max_running, rate_limit, key_max_running, key_rate_limit) is null
+        and key_order is null
         and not exists (select 1 from lanes where queue = name)
         and not exists (
             select 1
@@ -187,6 +248,7 @@ class Tables:
             counts.move(after.job.asked.queue, None, _state(after), size=after.size)
         counts.write(self._db)
         self._lanes.saved(changes)
+        order.saved(self, changes)
         self.ended += ended(changes)
         self.stopped += stopped(changes)
         if seqs := wait_no_more(changes):
@@ -259,6 +321,7 @@ class Tables:
         counts.write(self._db)
         if stored.held:
             self._lanes.settled([stored.seq])
+        order.failed(self, stored)
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:
         return self._savepoint()
@@ -285,6 +348,9 @@ class Tables:
     async def gate(self, queue: str) -> None:
         self._lanes.gate(queue)
 
+    def move_up(self, lanes: Sequence[tuple[str, str]]) -> None:
+        self._lanes.move_up(lanes)
+
     async def mend_lanes(self, after: tuple[str, str], limit: int) -> tuple[str, str]:
         return self._lanes.mend(after, limit)
 
@@ -292,8 +358,27 @@ class Tables:
         asked = {"queue": queue, "keys": as_json(keys)}
         return {key: (ready, held) for key, ready, held in fetch(self._db, _IN_LANES, asked)}
 
-    async def held_in(self, queue: str) -> int:
-        return int(self._db.execute(HELD_IN_QUEUE, (queue,)).get)
+    async def held_in(self, queue: str, key: str | None = None) -> int:
+        if key is None:
+            return int(self._db.execute(HELD_IN_QUEUE, (queue,)).get)
+        return int(self._db.execute(_HELD_IN_LANE, (queue, key)).get)
+
+    async def rated_at(self, now: float) -> float:
+        return now
+
+    async def first_in_line(self, queue: str, key: str) -> str | None:
+        rows = fetch(self._db, _FIRST_OF_KEY, {"queue": queue, "key": key})
+        return rows[0][0] if rows else None
+
+    async def served_from(self, queue: str) -> frozenset[str]:
+        return frozenset(kind for (kind,) in fetch(self._db, _SERVED_FROM, {"queue": queue}))
+
+    async def ahead(self, place: LinePlace, kinds: frozenset[str], limit: int) -> tuple[int, bool]:
+        values = msgspec.structs.asdict(place) | {"kinds": as_json(kinds), "limit": limit}
+        parts = [_AHEAD_IN_QUEUE, _AHEAD_ASIDE] if place.key is None else [_AHEAD_IN_LANE]
+        rows = [row for sql in parts for row in fetch(self._db, sql, values)]
+        jobs = sum(ahead for ahead, _ in rows)
+        return min(jobs, limit), jobs < limit and all(looked < limit for _, looked in rows)
 
     def forget_queue(self, name: str) -> None:
         for sql in _FORGET_QUEUE:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import apsw
 
+from jobpipe.fingerprints import marked
 from jobpipe.job import ENDED, Status
 from jobpipe.store.base import STEP, Batch, Changed, Claimed, Followed, Receipts, Settlement
 from jobpipe.store.rows import Row, encoded_error, is_deadline
@@ -13,7 +14,7 @@ from jobpipe.store.sqlite.counts import CountChanges
 from jobpipe.store.sqlite.known import Known
 from jobpipe.store.sqlite.lanes import Lanes
 from jobpipe.store.sqlite.rows import fetch, transaction
-from jobpipe.store.sqlite.settling import Settling
+from jobpipe.store.sqlite.settling import INTO_GROUP, Settling
 from jobpipe.store.sqlite.tables import Tables
 from jobpipe.store.sqlite.values import Mismatch
 from jobpipe.store.verbs import bringing, followers, notes
@@ -30,7 +31,9 @@ limit ?
 """
 _PROMOTE = "update jobs set status = 'queued' where seq = ?"
 _OVERDUE = """
-select seq, id, queue, status, length(payload), expires_at, iif(instr(options, '"deadline"'), options, null)
+select
+    seq, id, kind, queue, status, length(payload), expires_at,
+    iif(instr(options, '"deadline"'), options, null), key
 from jobs
 where expires_at is not null and finished_at is null and held = 0 and expires_at <= ?
 order by expires_at
@@ -106,7 +109,13 @@ class Writer:
         if with_jobs:
             settled |= self._bring(with_jobs, stale, careful=one_by_one)
         if batch.settlements and (gated := self._known.gated()):
-            self._lanes.settled([one.seq for one in batch.settlements if one.queue in gated])
+            self._lanes.settled(
+                [
+                    one.seq
+                    for one in batch.settlements
+                    if one.queue in gated and (one.seq, one.claim) not in stale
+                ]
+            )
         followed = self._follow(batch, expired, settled, stale)
         adds = [self._adding.add(add, counts, one_by_one=one_by_one) for add in batch.adds]
         claims: list[Sequence[Claimed]] = [[]] * len(batch.claims)
@@ -189,6 +198,8 @@ class Writer:
             self._known.pauses_changed()
         overdue = fetch(self.db, _OVERDUE, (now, STEP))
         ended = [self._expire(now, row, counts) for row in overdue]
+        if overdue:
+            self._lanes.expired((row[0], row[3], row[-1]) for row in overdue)
         due = fetch(self.db, _DUE, (now, STEP))
         self.db.executemany(_PROMOTE, [(seq,) for seq, _, _, _ in due])
         for _, queue, status, _ in due:
@@ -201,11 +212,12 @@ class Writer:
 
     def _expire(self, now: float, row: Row, counts: CountChanges) -> Ended:
         """End a job that still waits at its expires_at."""
-        seq, job_id, queue, status, size, expires_at, options = row
+        seq, job_id, kind, queue, status, size, expires_at, options, _ = row
         becomes, error = Status.EXPIRED, None
         if options is not None and is_deadline(expires_at, options):
-            becomes, error = Status.FAILED, encoded_error(PAST_DEADLINE)
-        self.db.execute(_EXPIRE, (becomes.value, now, size, error, seq))
+            becomes, error = Status.FAILED, marked(PAST_DEADLINE, kind)
+            self.db.execute(INTO_GROUP, (error.fingerprint or None, seq))
+        self.db.execute(_EXPIRE, (becomes.value, now, size, encoded_error(error), seq))
         counts.move(queue, status, becomes, size=size)
         if status == Status.BLOCKED:
             self.db.execute(_WAIT_NO_MORE, (seq,))

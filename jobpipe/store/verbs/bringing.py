@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
+from jobpipe.fingerprints import marked
 from jobpipe.job import JobError, NewJob, Outcome, Status
 from jobpipe.store.base import Settlement
 from jobpipe.store.rows import refusal
@@ -12,6 +13,8 @@ from jobpipe.store.verbs.transaction import Transaction
 
 Fence = tuple[int, int]
 """seq and claim"""
+
+_KIND = "select kind from jobs where seq = :seq"
 
 NOTHING_STORED = "nothing that the handler has enqueued was stored: "
 
@@ -83,17 +86,20 @@ async def _stored(tx: Transaction, one: Settlement, ending: Collection[int]) -> 
     """Store what a settlement brings, after a look; returns how the job ends then."""
     receipts = await dependencies.add(tx, one.jobs, atomic=True, strict=True, ending=ending)
     wrong = refusal(one.jobs, receipts)
-    return one if wrong is None else _failed(one, NOTHING_STORED + wrong)
+    if wrong is None:
+        return one
+    ((kind,),) = await tx.rows(_KIND, {"seq": one.seq})
+    return _failed(one, marked(JobError("EnqueueError", NOTHING_STORED + wrong), kind))
 
 
-def _failed(one: Settlement, words: str) -> Settlement:
+def _failed(one: Settlement, error: JobError) -> Settlement:
     """The same attempt, as one that has failed for good: to run it again would come to the same."""
     return msgspec.structs.replace(
         one,
         outcome=Outcome.FAIL,
         status=Status.FAILED,
         result=None,
-        error=JobError("EnqueueError", words),
-        size=one.size - len(one.result or b"") + len(words),
+        error=error,
+        size=one.size - len(one.result or b"") + len(error.message),
         jobs=(),
     )

@@ -5,7 +5,9 @@ foreign key does, beside other locks of this kind and updates; `{skip locked}` l
 locked, and locks the others, `{skip updated}` as an update does, beside `{share lock}`; `{total COLUMN}` is the sum of
 a column as a whole number, whatever damage is in it; `{each NAME}` are the texts of a value that is a JSON array,
 `{among NAME}` says that a number is in one, `{rows NAME: COLUMN TYPE, ...}` are its objects as a table of that name;
-`{shown}` has every job with its status, `{ended}` has those that have ended, and may have others.
+`{shown}` has every job with its status, `{ended}` has those that have ended, and may have others; `{node of NAME}` is
+the name of the node that claimed a job of `{shown}` last; `{failed}` has the jobs that are in an error group, with its
+`where`, to be read by `fingerprint, finished_at, seq`; `{gathered COLUMN}` are the values of a column as a JSON array.
 """
 
 import functools
@@ -36,6 +38,12 @@ _ROWS = {
 }
 _SHOWN = {"sqlite": "jobs", "postgres": "shown"}
 _ENDED = {"sqlite": "jobs", "postgres": "ended_jobs"}
+_FAILED = {
+    "sqlite": "jobs indexed by jobs_failed where fingerprint is not null",
+    "postgres": "ended where fingerprint is not null",
+}
+_GATHERED = {"sqlite": r"json_group_array(\1)", "postgres": r"json_agg(\1)::text"}
+_NODE_OF = {"sqlite": r"(select n.name from nodes n where n.node = \1.node)", "postgres": r"\1.node"}
 _VALUE = {"sqlite": r":\1", "postgres": r"%(\1)s"}
 
 
@@ -45,9 +53,12 @@ def translated(sql: str, database: Database) -> str:
     sql = re.sub(r"\{rows (\w+): ([^}]+)\}", lambda found: _rows(found[1], found[2], database), sql)
     sql = re.sub(r"\{each (\w+)\}", _EACH[database], sql)
     sql = re.sub(r"\{among (\w+)\}", _AMONG[database], sql)
+    sql = re.sub(r"\{gathered ([^}]+)\}", _GATHERED[database], sql)
     sql = re.sub(r"(?<!:):(\w+)", _VALUE[database], sql)
     sql = re.sub(r"\{total (\w+)\}", _TOTAL[database], sql)
+    sql = re.sub(r"\{node of (\w+)\}", _NODE_OF[database], sql)
     sql = sql.replace("{shown}", _SHOWN[database]).replace("{ended}", _ENDED[database])
+    sql = sql.replace("{failed}", _FAILED[database])
     sql = sql.replace("{lock}", _LOCK[database]).replace("{share lock}", _SHARE_LOCK[database])
     sql = sql.replace("{skip updated}", _SKIP_UPDATED[database])
     return sql.replace("{skip locked}", _SKIP_LOCKED[database])

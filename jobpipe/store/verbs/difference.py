@@ -24,6 +24,8 @@ def changed(before: Stored, after: Stored) -> Mapping[str, Any]:
         columns["status"] = other.status.value
     if one.state.error != other.state.error or one.damage:
         columns["error"] = encoded_error(other.state.error)
+    if Status.FAILED in {one.status, other.status}:  # written anew, whatever stands there
+        columns["fingerprint"] = other.state.fingerprint
     if one.asked.options != other.asked.options:
         columns["options"] = encoded_options(other.asked.options)
     if one.original is not other.original:

@@ -2,13 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-from jobpipe.job import LEVELS, Level, NewJob
+from jobpipe.job import LEVELS, Job, Level, NewJob, Status
 from jobpipe.lanes import KeySettings, KeyStanding, Limits
+from jobpipe.obstacles import Obstacle
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 from jobpipe.store.base import (
+    ERRORS,
+    EVER,
     KEYS,
     LOG_LINES,
     OPERATIONS,
@@ -19,6 +22,11 @@ from jobpipe.store.base import (
     Changed,
     Declared,
     Due,
+    EndPlace,
+    Ends,
+    ErrorGroup,
+    ErrorGroups,
+    ErrorPlace,
     Fired,
     FiredJob,
     Followed,
@@ -40,11 +48,14 @@ from jobpipe.store.base import (
     SchedulePut,
     Slice,
     Sliced,
+    Summary,
     TakenOperation,
+    Window,
 )
 from jobpipe.store.verbs import (
     declarations,
     dependencies,
+    errors,
     followers,
     groups,
     jobs,
@@ -52,11 +63,13 @@ from jobpipe.store.verbs import (
     lanes,
     nodes,
     notes,
+    obstacles,
     operations,
     queues,
     retention,
     schedules,
     sidelining,
+    summaries,
 )
 from jobpipe.store.verbs.transaction import Transaction
 
@@ -119,8 +132,17 @@ class SharedVerbs(ABC):
     ) -> Sequence[Receipt]:
         return await self._carry_out(lambda tx: dependencies.add(tx, jobs, atomic=atomic, strict=strict))
 
+    async def summaries(self, ids: Sequence[str]) -> Sequence[Summary]:
+        return await self._look(lambda tx: summaries.of_jobs(tx, ids))
+
+    async def ends(self, status: Status, after: EndPlace, limit: int, known: Container[EndPlace]) -> Ends:
+        return await self._look(lambda tx: summaries.ends(tx, status, after, limit, known))
+
     async def open_dependencies(self, job_id: str, limit: int) -> OpenDependencies:
         return await self._look(lambda tx: groups.still_open(tx, job_id, limit))
+
+    async def obstacle(self, job: Job, now: float) -> Obstacle | None:
+        return await self._look(lambda tx: obstacles.first(tx, job, now))
 
     async def add_group(self, new: NewGroup, now: float) -> GroupReceipt:
         return await self._carry_out(lambda tx: groups.add(tx, new, now))
@@ -202,6 +224,14 @@ class SharedVerbs(ABC):
         self, limit: int = OPERATIONS, before: tuple[float, str] | None = None
     ) -> Sequence[Operation]:
         return await self._look(lambda tx: operations.listed(tx, limit, before))
+
+    async def error_groups(
+        self, limit: int = ERRORS, before: ErrorPlace | None = None, window: Window = EVER
+    ) -> ErrorGroups:
+        return await self._look(lambda tx: errors.listed(tx, limit, before, window))
+
+    async def error_group(self, fingerprint: str, window: Window = EVER) -> ErrorGroup | None:
+        return await self._look(lambda tx: errors.one(tx, fingerprint, window))
 
     async def put_limits(self, queue: str, limits: Limits) -> None:
         await self._carry_out(lambda tx: lanes.put_limits(tx, queue, limits), repeatable=True)

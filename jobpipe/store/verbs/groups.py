@@ -236,12 +236,14 @@ class Group(NamedTuple):
 
 async def add(tx: Transaction, new: NewGroup, now: float) -> GroupReceipt:
     """See `jobpipe.store.base.EngineStore.add_group`."""
-    if known := await tx.rows(_KNOWN, {"id": new.id}):
-        same = _same(new, *known[0]) and not await _taken(tx, new.every, also_equal=False)
-        return GroupReceipt("existing" if same else "conflict")
+    if (known := await _known(tx, new)) is not None:
+        return known
     if twice := _named_twice(new.every):
         return GroupReceipt("conflict", twice)
     if taken := await _taken(tx, new.every, also_equal=True):
+        # Those of the group itself, where the same request has been stored elsewhere between the two looks.
+        if (known := await _known(tx, new)) is not None:
+            return known
         conflicts = [
             Receipt("conflict", taken[job.id]) if job.id in taken else Receipt("refused") for job in new.every
         ]
@@ -251,6 +253,15 @@ async def add(tx: Transaction, new: NewGroup, now: float) -> GroupReceipt:
         return GroupReceipt("refused", receipts)
     await _join(tx, new, now)
     return GroupReceipt("stored", receipts)
+
+
+async def _known(tx: Transaction, new: NewGroup) -> GroupReceipt | None:
+    """What a group comes to whose id is taken; None: it is not."""
+    known = await tx.rows(_KNOWN, {"id": new.id})
+    if not known:
+        return None
+    same = _same(new, *known[0]) and not await _taken(tx, new.every, also_equal=False)
+    return GroupReceipt("existing" if same else "conflict")
 
 
 def _same(new: NewGroup, on_failure: str, jobs: int, called_back: bool, open_for: float | None) -> bool:  # noqa: FBT001 - a row

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from jobpipe.store.base import Change
 from jobpipe.store.rows import shown
-from jobpipe.store.verbs import merging, queues
+from jobpipe.store.verbs import merging, order, queues
 from jobpipe.store.verbs.transaction import Removal, Transaction
 from jobpipe.transitions import Stored, cancelled, edited, promoted
 
@@ -92,6 +92,7 @@ async def delete_locked(
     """The same, with those of the jobs that are there locked before."""
     there = dict(locked)
     removals, told, keys = list[Removal](), list[Change](), list[int]()
+    deleted = list[Stored]()
     for job_id in ids:
         stored = there.get(job_id)
         if stored is None:
@@ -100,10 +101,12 @@ async def delete_locked(
             told.append(Change(job_id, "refused", shown(stored)))
         else:
             removals.append(_removal(there.pop(job_id)))
+            deleted.append(stored)
             told.append(Change(job_id, "changed"))
             if stored.job.damage or stored.job.asked.options.merging is not None:
                 keys.append(stored.seq)
     tx.erase(removals)
+    order.deleted(tx, deleted)
     await merging.forget(tx, keys, now)
     return told
 

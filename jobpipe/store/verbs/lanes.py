@@ -15,6 +15,7 @@ from jobpipe.lanes import (
     PAUSED,
     RESTING,
     STANDINGS,
+    STOPPED,
     USUAL,
     KeySettings,
     KeyStanding,
@@ -24,6 +25,8 @@ from jobpipe.lanes import (
 )
 from jobpipe.store.base import GateState, KeyState
 from jobpipe.store.rows import Row
+from jobpipe.store.verbs import order
+from jobpipe.store.verbs.order import STOPPED_BY
 from jobpipe.store.verbs.transaction import READY, Transaction
 
 SWEPT = 1000
@@ -31,7 +34,7 @@ SWEPT = 1000
 
 LIMIT_COLUMNS = """
     max_running, rate_limit, rate_period, rate_burst,
-    key_max_running, key_rate_limit, key_rate_period, key_rate_burst
+    key_max_running, key_rate_limit, key_rate_period, key_rate_burst, key_order
 """
 """Of `queues`: what `limits_from` reads."""
 
@@ -39,7 +42,7 @@ _PUT_LIMITS = f"""
 insert into queues (name, {LIMIT_COLUMNS})
 values (
     :name, :max_running, :rate_limit, :rate_period, :rate_burst,
-    :key_max_running, :key_rate_limit, :key_rate_period, :key_rate_burst
+    :key_max_running, :key_rate_limit, :key_rate_period, :key_rate_burst, :key_order
 )
 on conflict (name) do update set
     max_running = excluded.max_running,
@@ -49,8 +52,10 @@ on conflict (name) do update set
     key_max_running = excluded.key_max_running,
     key_rate_limit = excluded.key_rate_limit,
     key_rate_period = excluded.key_rate_period,
-    key_rate_burst = excluded.key_rate_burst
+    key_rate_burst = excluded.key_rate_burst,
+    key_order = excluded.key_order
 """
+_ORDER = "select key_order from queues where name = :queue"
 # Where a new lane, or one that opens again, takes its place: in front of the others, but it has saved up no turns.
 PLACE = """
 coalesce(
@@ -86,10 +91,10 @@ select tat, {LIMIT_COLUMNS}
 from queues
 where name = :queue and gated
 """
-_LANES = """
-select key, state, until, weight, max_running
+_LANES = f"""
+select key, state, until, weight, max_running, {STOPPED_BY}
 from lanes
-where queue = :queue and {which}
+where queue = :queue and {{which}}
 order by key
 limit :limit
 """
@@ -120,12 +125,24 @@ async def put_limits(tx: Transaction, queue: str, limits: Limits) -> None:
         **_rate_values("rate", limits.rate),
         "key_max_running": limits.per_key.max_running,
         **_rate_values("key_rate", limits.per_key.rate),
+        "key_order": limits.per_key.on_failure if limits.per_key.ordered else None,
     }
+    before = await tx.rows(_ORDER, {"queue": queue})
     tx.run(_PUT_LIMITS, {"name": queue, **values})
     if any(value is not None for value in values.values()):
         await tx.gate(queue)
     tx.run(_REOPEN_ALL, {"queue": queue})
+    if before and before[0][0] not in (None, values["key_order"]):
+        await _order_changed(tx, queue)
     tx.tell(READY)
+
+
+async def _order_changed(tx: Transaction, queue: str) -> None:
+    """Keys that kept order go by another rule: none is stopped, and whoever waited behind another job may be next."""
+    order.forget(tx, queue)
+    place = (queue, "")
+    while place[0] == queue:
+        place = await tx.mend_lanes(place, SWEPT)
 
 
 def _rate_values(prefix: str, rate: Rate | None) -> Mapping[str, float | None]:
@@ -153,6 +170,7 @@ async def pause_key(tx: Transaction, queue: str, key: str) -> KeyState:
 async def resume_key(tx: Transaction, queue: str, key: str) -> KeyState:
     """See `jobpipe.store.base.ControlStore.resume_key`."""
     tx.run(_RESUME, {"queue": queue, "key": key})
+    order.go_on(tx, queue, key)
     tx.tell(READY)
     return await one(tx, queue, key)
 
@@ -165,12 +183,13 @@ async def gate(tx: Transaction, queue: str, now: float) -> GateState | None:
     ((tat, *columns),) = rows
     limits = limits_from(columns)
     rate = limits.rate
+    now = now if rate is None else await tx.rated_at(now)
     standings = await tx.rows(_STANDINGS, {"queue": queue})
     return GateState(
         limits=limits,
         running=await tx.held_in(queue),
         tokens=None if rate is None else rate.tokens(rate.cut(time_from(tat), now), now),
-        keys={_standing(state): jobs for state, jobs in standings},
+        keys={_standing(state, stopped=state == STOPPED): jobs for state, jobs in standings},
     )
 
 
@@ -188,8 +207,10 @@ async def listed(
 ) -> Sequence[KeyState]:
     """See `jobpipe.store.base.ReadStore.keys`."""
     which = [] if after is None else ["key > :after"]
-    if state is not None:
-        which.append("state = :state")
+    if state == STANDINGS[STOPPED]:
+        which.append(f"state <> {PAUSED} and {STOPPED_BY} is not null")
+    elif state is not None:
+        which.append(f"state = :state and (state = {PAUSED} or {STOPPED_BY} is null)")
     values: dict[str, Any] = {"queue": queue, "after": after, "limit": limit}
     values["state"] = None if state is None else STANDINGS.index(state)
     sql = _LANES.format(which=" and ".join(["true", *which]))
@@ -199,22 +220,25 @@ async def listed(
 async def one(tx: Transaction, queue: str, key: str) -> KeyState:
     """See `jobpipe.store.base.ReadStore.key`."""
     rows = await tx.rows(_KEY, {"queue": queue, "key": key, "limit": 1})
-    (state,) = await _states(tx, queue, rows or [(key, EMPTY, None, USUAL.weight, None)])
+    if not rows:
+        rows = [(key, EMPTY, None, USUAL.weight, None, await order.stopped_by(tx, queue, key))]
+    (state,) = await _states(tx, queue, rows)
     return state
 
 
 async def _states(tx: Transaction, queue: str, rows: Sequence[Row]) -> Sequence[KeyState]:
     counts = await tx.in_lanes(queue, [row[0] for row in rows]) if rows else {}
     states = list[KeyState]()
-    for key, state, until, weight, max_running in rows:
+    for key, state, until, weight, max_running, stopped_by in rows:
         waiting, running = counts.get(key, (0, 0))
         states.append(
             KeyState(
                 key=key,
                 waiting=waiting,
                 running=running,
-                state=_standing(state),
+                state=_standing(state, stopped=stopped_by is not None),
                 until=time_from(until) if state == RESTING else None,
+                stopped_by=stopped_by,
                 settings=KeySettings(weight=weight_from(weight), max_running=count_from(max_running)),
             )
         )
@@ -222,13 +246,19 @@ async def _states(tx: Transaction, queue: str, rows: Sequence[Row]) -> Sequence[
 
 
 def limits_from(columns: Sequence[Any]) -> Limits:
-    """The limits of a queue, from LIMIT_COLUMNS."""
+    """The limits of a queue, from LIMIT_COLUMNS. Whatever is said of an order: keys keep it."""
     max_running, *rate = columns[:4]
-    key_max_running, *key_rate = columns[4:]
+    key_max_running, *key_rate = columns[4:8]
+    key_order = columns[8]
     return Limits(
         max_running=count_from(max_running),
         rate=_rate_from(rate),
-        per_key=PerKey(max_running=count_from(key_max_running), rate=_rate_from(key_rate)),
+        per_key=PerKey(
+            max_running=count_from(key_max_running),
+            rate=_rate_from(key_rate),
+            ordered=key_order is not None,
+            on_failure="stop" if key_order == "stop" else "go_on",
+        ),
     )
 
 
@@ -254,5 +284,8 @@ def time_from(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else value
 
 
-def _standing(state: int) -> KeyStanding:
-    return STANDINGS[state] if state in range(len(STANDINGS)) else STANDINGS[OPEN]
+def _standing(state: int, *, stopped: bool) -> KeyStanding:
+    """How a lane stands: what it is stopped by is read from the jobs that failed, not from its row."""
+    if stopped and state != PAUSED:
+        return STANDINGS[STOPPED]
+    return STANDINGS[state] if state in range(STOPPED) else STANDINGS[OPEN]

@@ -49,6 +49,18 @@ class Removal(msgspec.Struct, frozen=True, kw_only=True):
     """the id of a job for which other jobs may wait"""
 
 
+class LinePlace(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a job stands in line."""
+
+    queue: str
+    key: str | None
+    """of its lane; None: it stands in none"""
+    kind: str
+    priority: int
+    run_at: float
+    seq: int
+
+
 class Standing(msgspec.Struct, frozen=True):
     """How a job stands that others are to wait for."""
 
@@ -160,6 +172,9 @@ class Transaction(Protocol):
         Until a job has moved no claim takes it. The held ones count at once.
         """
 
+    def move_up(self, lanes: Sequence[tuple[str, str]]) -> None:
+        """Look again at these lanes (queue, key), of those queues that keep order: another job may be first there."""
+
     async def in_lanes(self, queue: str, keys: Sequence[str]) -> Mapping[str, tuple[int, int]]:
         """How many jobs of keys are ready, and how many are held; a key that is left out has none."""
 
@@ -169,8 +184,23 @@ class Transaction(Protocol):
         Lost is a lane whose row is gone, or says what cannot be. Returns the last one; two empty texts: that was all.
         """
 
-    async def held_in(self, queue: str) -> int:
-        """How many jobs of a gated queue are held."""
+    async def held_in(self, queue: str, key: str | None = None) -> int:
+        """How many jobs of a gated queue are held, or of one key in it."""
+
+    async def rated_at(self, now: float) -> float:
+        """The time by which rates go: that of the caller, or of the database."""
+
+    async def first_in_line(self, queue: str, key: str) -> str | None:
+        """The id of the job of a key that comes before all others where order counts; it may have to wait."""
+
+    async def served_from(self, queue: str) -> frozenset[str]:
+        """The kinds of which some live node takes jobs from a queue."""
+
+    async def ahead(self, place: LinePlace, kinds: frozenset[str], limit: int) -> tuple[int, bool]:
+        """How many ready jobs a claim of these kinds takes before one, in its queue or in its lane.
+
+        Counted up to `limit`; and whether that is all of them.
+        """
 
     def forget_queue(self, name: str) -> None:
         """Delete what was set for a queue and its counts, unless a job has come meanwhile."""

@@ -6,6 +6,7 @@ import psycopg
 import trio
 
 from jobpipe.store.postgres.address import read_address
+from tests.process.judge import assert_held_within_limits
 
 
 async def ask(url: str, sql: str) -> list[tuple[Any, ...]]:
@@ -18,6 +19,17 @@ async def ask(url: str, sql: str) -> list[tuple[Any, ...]]:
             return connection.execute(sql.encode()).fetchall()
 
     return await trio.to_thread.run_sync(asked)
+
+
+HELD = "select queue, key, true as held from live where node is not null and key is not null"
+
+
+async def watch_limits(url: str, every: float = 0.2) -> None:
+    """Look again and again, for ever, how many jobs of the limited queue are held: never more than may."""
+    while True:
+        rows = await ask(url, HELD)
+        assert_held_within_limits([{"queue": queue, "key": key, "held": held} for queue, key, held in rows])
+        await trio.sleep(every)
 
 
 async def left_behind(url: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import trio
 
-from tests.process.clients import Book, Clients
+from tests.process.clients import Book, Clients, rule
 from tests.process.conftest import Serve
 from tests.process.judge import count_of_starts
 from tests.process.running import Line, Service, until
@@ -25,8 +25,11 @@ PAUSE = 0.3
 class Crew:
     """Nodes with clients at each, and what became of both."""
 
-    def __init__(self, launch: Serve, nursery: trio.Nursery, rng: random.Random) -> None:
-        self._launch, self._nursery, self._rng = launch, nursery, rng
+    def __init__(
+        self, launch: Serve, nursery: trio.Nursery, rng: random.Random, *, rules: bool = False
+    ) -> None:
+        """`rules`: whether limits and a schedule are set, which hold as long as no node is without its database."""
+        self._launch, self._nursery, self._rng, self._rules = launch, nursery, rng, rules
         self.book = Book()
         self.nodes: list[Service] = []
         self.deaths: dict[int, float] = {}
@@ -41,6 +44,8 @@ class Crew:
         ]
         for node in nodes:
             await node.starts()
+            if self._rules:
+                await rule(node.http, self.book)
             clients = Clients(self.book, node.url, f"{SEED} {len(self._clients)}", pause=PAUSE)
             self._nursery.start_soon(clients.run)
             self.nodes.append(node)

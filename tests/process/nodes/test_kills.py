@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from tests.process.judge import all_come_to_an_end, check, open_runs
-from tests.process.nodes.asking import left_behind
+from tests.process.nodes.asking import left_behind, watch_limits
 from tests.process.nodes.crew import WORKERS, Crew, tell
 from tests.process.running import PATIENCE
 from tests.process.test_crash import KILLS, SEED
@@ -17,19 +17,19 @@ pytestmark = pytest.mark.slow
 # --- kill -9 ----------------------------------------------------------------------------------------------------------
 
 
-async def test_nodes_killed_under_load_lose_nothing(launch, trace):
-    await live_and_die(launch, trace, kills=2)
+async def test_nodes_killed_under_load_lose_nothing(launch, trace, database):
+    await live_and_die(launch, trace, database, kills=2)
 
 
 @pytest.mark.nodes
-async def test_nodes_killed_under_load_again_and_again_lose_nothing(launch, trace):
-    book = await live_and_die(launch, trace, kills=KILLS)
+async def test_nodes_killed_under_load_again_and_again_lose_nothing(launch, trace, database):
+    book = await live_and_die(launch, trace, database, kills=KILLS)
 
     assert book.cancelled, "nothing was cancelled meanwhile"
     assert book.retried, "nothing was retried meanwhile"
 
 
-async def live_and_die(launch, trace, *, kills):
+async def live_and_die(launch, trace, database, *, kills):
     """Kill one of three nodes after the other while clients use all of them, and see what came of their jobs.
 
     Before each third one, another one is killed in its start; each fourth time two are killed at once.
@@ -37,8 +37,9 @@ async def live_and_die(launch, trace, *, kills):
     print(f"JOBPIPE_TEST_SEED={SEED}")  # noqa: T201 - pytest shows it when the test fails
     rng = random.Random(SEED)
     async with trio.open_nursery() as nursery:
-        crew = Crew(launch, nursery, rng)
+        crew = Crew(launch, nursery, rng, rules=True)
         await crew.join(3)
+        watching = await nursery.start(watched, database)
         killed = 0
         while killed < kills:
             if killed % 3 == 2:
@@ -50,6 +51,7 @@ async def live_and_die(launch, trace, *, kills):
                 crew.nodes.remove(node)
                 killed += 1
             await crew.join(3 - len(crew.nodes))
+        watching.cancel()
         crew.enough()
     jobs = await all_come_to_an_end(crew.nodes[0], crew.book)
 
@@ -57,6 +59,13 @@ async def live_and_die(launch, trace, *, kills):
     check(crew.book, jobs, lines, uncounted=WORKERS * len(crew.deaths), deaths=crew.deaths)
     tell(f"{killed} kills under load", jobs, lines)
     return crew.book
+
+
+async def watched(database, *, task_status):
+    """Watch the limits until the scope that this is started with is cancelled."""
+    with trio.CancelScope() as scope:
+        task_status.started(scope)
+        await watch_limits(database)
 
 
 # --- orderly ends -----------------------------------------------------------------------------------------------------
@@ -76,7 +85,7 @@ async def roll(launch, trace, database, *, rounds):
     """End one of three nodes after the other by SIGTERM while clients use all of them, each with one in its place."""
     rng = random.Random(SEED)
     async with trio.open_nursery() as nursery:
-        crew = Crew(launch, nursery, rng)
+        crew = Crew(launch, nursery, rng, rules=True)
         await crew.join(3)
         for _ in range(3 * rounds):
             await crew.answered()
