@@ -375,7 +375,7 @@ async def test_nodes_that_ask_crosswise_never_have_two_jobs_of_a_key(schema: str
     assert seen["twice"] == 0
     assert server_says(deadlocks) == before
     assert b'"d-last"' in ran
-    assert len(ids) > ROUNDS
+    assert len(ids) > ROUNDS / 2
 
 
 async def _all_at_once(lives: Sequence[Life], schema: str, seen: dict[str, int]) -> None:
