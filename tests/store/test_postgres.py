@@ -184,7 +184,7 @@ async def test_what_one_node_adds_the_other_sees(schema: str) -> None:
 
 
 async def test_nodes_that_add_the_same_jobs_at_once_make_each_once(schema: str) -> None:
-    """In opposite orders too: one of them waits, or is tried again; told that it waited too long, its caller asks again."""
+    """In opposite orders too: one of them waits, or is tried again, or is told so and asks again."""
     async with two_nodes(schema) as nodes:
         jobs = [new_job(f"j{number:04}") for number in range(1200)]
         verdicts: list[str] = []
