@@ -18,6 +18,8 @@ from tests.store.server import empty_schema, server_url, with_query
 from tests.store.test_contract import LATER, NOW, Node, add, get, listed, new_job, settlement, start
 from tests.store.test_merging import ask, debounced, keys, payload, throttled, unique
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 async def node(store: Store) -> Node:

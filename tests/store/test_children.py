@@ -15,6 +15,8 @@ from tests.store.server import empty_schema, server_url, with_query
 from tests.store.test_contract import LATER, NOW, Node, add, get, new_job, settlement, start
 from tests.store.test_groups import followed, statuses, write
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 async def node(store: Store) -> Node:

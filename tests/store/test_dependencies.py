@@ -42,6 +42,8 @@ from tests.store.test_contract import (
     wish,
 )
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 async def node(store: Store) -> Node:

@@ -24,6 +24,8 @@ from jobpipe.transitions import DIED_LAST, PAST_DEADLINE
 from tests.store.test_contract import NOW, Node, add, bring_to, get, new_job
 from tests.store.test_operations import do_all
 
+pytestmark = pytest.mark.long
+
 
 def error(fingerprint: str, message: str = "no such file") -> JobError:
     return JobError("ValueError", message, "Traceback ...", "shop.mail.send", fingerprint)

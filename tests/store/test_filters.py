@@ -14,6 +14,8 @@ from jobpipe.store.verbs.transaction import Transaction
 from jobpipe.transitions import Stored
 from tests.store.test_contract import EACH, NOW, Node, add, bring_to, get, new_job
 
+pytestmark = pytest.mark.long
+
 FILTERS: Sequence[dict[str, Any]] = [
     {"status": (Status.QUEUED, Status.FAILED)},
     {"status": (Status.RUNNING, Status.SCHEDULED, Status.DONE)},

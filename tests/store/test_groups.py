@@ -31,6 +31,8 @@ from jobpipe.store.verbs.followers import MOST
 from tests.store.server import empty_schema, server_url, with_query
 from tests.store.test_contract import KEEP_ALL, LATER, NOW, Node, add, get, listed, new_job, settlement, start
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 async def node(store: Store) -> Node:

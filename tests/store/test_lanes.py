@@ -24,6 +24,8 @@ from jobpipe.store.base import (
 )
 from tests.store.test_contract import LEASE, NOW, Node, add, edit, get, new_job, settlement
 
+pytestmark = pytest.mark.long
+
 SLOW = Rate(2, 60.0)
 
 KEEP = Retention(math.inf, math.inf, 1 << 40, 1 << 50)

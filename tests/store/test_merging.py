@@ -24,6 +24,8 @@ from tests.store.test_contract import (
     new_job,
 )
 
+pytestmark = pytest.mark.long
+
 WHOLE: tuple[Phase, ...] = ("queued", "running")
 FIRST: tuple[Phase, ...] = ("queued",)
 KEEP_NONE = Retention(done_age=0, failed_age=0, jobs=0, size=0)

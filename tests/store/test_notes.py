@@ -26,6 +26,8 @@ from jobpipe.store.postgres.store import PostgresStore
 from jobpipe.store.verbs.notes import Last, line_rows
 from tests.store.test_contract import KEEP_ALL, LATER, NOW, Node, add, get, new_job, settlement, start
 
+pytestmark = pytest.mark.long
+
 HALF, HALF_BYTES = LOG_LINES // 2, LOG_BYTES // 2
 
 

@@ -11,6 +11,8 @@ from jobpipe.store.verbs import obstacles
 from tests.store.test_contract import LEASE, NOW, Node, add, get, new_job
 from tests.store.test_lanes import claimed, end, keyed, some, taken
 
+pytestmark = pytest.mark.long
+
 SLOW = Rate(2, 60.0)
 
 

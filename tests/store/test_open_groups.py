@@ -28,6 +28,8 @@ from tests.store.test_contract import (
 )
 from tests.store.test_groups import end_all, followed, group, member, new_group, node, status, statuses, write
 
+pytestmark = pytest.mark.long
+
 __all__ = ["node"]
 
 OPEN = 3600.0

@@ -15,6 +15,8 @@ from tests.store.test_contract import LATER, NOW, Node, add, bring_to, get, new_
 from tests.store.test_groups import followed, put
 from tests.store.test_merging import ask, unique
 
+pytestmark = pytest.mark.long
+
 ALL = Filter(queue="default")
 RETRY = NewOperation(id="o", verb="retry", where=ALL)
 UNTIL = NOW + 15

@@ -13,6 +13,8 @@ from jobpipe.store.base import OTHERS, Batch, ClaimRequest, Retention, Share, St
 from tests.store.test_contract import LEASE, NOW, Node, add, edit, get, new_job
 from tests.store.test_lanes import claimed, end, exchanged, keyed, some, taken
 
+pytestmark = pytest.mark.long
+
 ORDERED = Limits(per_key=PerKey(ordered=True))
 STOPPING = Limits(per_key=PerKey(ordered=True, on_failure="stop"))
 KEEP = Retention(math.inf, math.inf, 1 << 40, 1 << 50)

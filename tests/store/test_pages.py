@@ -18,6 +18,8 @@ from jobpipe.store.sqlite import open_sqlite
 from jobpipe.store.sqlite.store import SqliteStore
 from tests.store.test_contract import NOW, add, new_job, settlement, wish
 
+pytestmark = pytest.mark.long
+
 
 async def walked(store: Store, limit: int = 1000, **where: Any) -> list[Page]:
     """Every page of a list, by following the cursors."""

@@ -34,6 +34,8 @@ from tests.store.test_contract import (
 )
 from tests.store.test_schedules import FIRST, FIRST_ID, SECOND_ID, fire, one, put
 
+pytestmark = pytest.mark.long
+
 CLOSED = QueueSettings(closed=True)
 FULL = Receipt("closed", queue="mail")
 ENDS = NOW + keeping.LAG

@@ -14,6 +14,8 @@ from jobpipe.store.sqlite import claiming as sqlite
 from tests.store.server import server_url, with_query
 from tests.store.test_contract import KINDS, LEASE, NOW, Node, add, get, new_job
 
+pytestmark = pytest.mark.long
+
 ECHO, DEMO, BOTH = frozenset({"echo"}), frozenset({"demo"}), frozenset({"echo", "demo"})
 
 

@@ -13,6 +13,8 @@ from jobpipe.store.base import Due, Fired, SchedulePut, Store
 from jobpipe.store.verbs.transaction import Transaction
 from tests.store.test_contract import NOW, Node, add, get, new_job
 
+pytestmark = pytest.mark.long
+
 MINUTELY = Spec(cron="* * * * *", overlap="queue")
 FIRST = 1_700_000_040.0
 """The first full minute after NOW."""
