@@ -222,7 +222,7 @@ class WaitsFor(msgspec.Struct, frozen=True, kw_only=True):
     node: str | UnsetType | None = UNSET
     since: When | UnsetType = UNSET
     group: str | UnsetType = UNSET
-    group_open: Literal[True] | UnsetType = UNSET
+    group_open: bool | UnsetType = UNSET
     open: Sequence[str] | UnsetType = UNSET
     count: int | UnsetType = UNSET
 
