@@ -64,6 +64,8 @@ def plan(asked: argparse.Namespace, folder: Path) -> Plan:
             waiting=1000,
             rows=(100, 1000),
             batches=2,
+            keys=(3, 400),
+            others=5,
         )
     own = {"repeats": asked.repeats, "seconds": asked.seconds}
     return dataclasses.replace(made, **{name: value for name, value in own.items() if value})

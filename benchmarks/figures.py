@@ -39,6 +39,9 @@ class Plan:
     batches: int = 40
     behind: int = 0
     """jobs that lie behind; 0: none of that is measured"""
+    keys: Sequence[int] = (10, 1_000, 100_000)
+    others: int = 99
+    """how many keys have one job each, beside the one that has most"""
 
     def database(self) -> Path:
         """A new file."""
@@ -102,11 +105,11 @@ def bulk(plan: Plan) -> Iterator[Row]:
     yield Row(f"bulk enqueue, {plan.lines:,} lines, beside decode + insert", *sides, aim=Aim(ratio=0.6))
 
 
-def drained(program: str, file: Callable[[], Path], jobs: int, size: int, sync: str) -> float:
+def drained(program: str, file: Callable[[], Path], jobs: int, size: int, sync: str, *keyed: int) -> float:
     """Jobs a second; the file is made for it, and deleted."""
     path = file()
     where = f"sqlite:{path}" if program == "drain" else path
-    told = run(program, where, jobs, size, sync)
+    told = run(program, where, jobs, size, sync, *keyed)
     for one in path.parent.glob(f"{path.name}*"):
         one.unlink()
     return float(jobs / told["seconds"])
@@ -123,6 +126,30 @@ def drain(plan: Plan, sync: str = "full") -> Iterator[Row]:
             )
             aim = Aim(ratio=0.8) if sync == "full" else Aim()
             yield Row(f"drain of {jobs:,}, QUEUE_SIZE {size:,}, SYNC={sync}", *sides, aim=aim)
+
+
+def keys(plan: Plan) -> Iterator[Row]:
+    """Jobs with keys, and with a limit for each key, beside the same jobs without."""
+    for number in plan.keys:
+        jobs = max(sorted(plan.backlogs)[len(plan.backlogs) // 2], number)
+        for most, words in ((0, ""), (2, ", 2 at once of each")):
+            sides = turns(
+                plan.repeats,
+                partial(drained, "drain", plan.database, jobs, 64, "full", number, most),
+                partial(drained, "drain", plan.database, jobs, 64, "full"),
+            )
+            yield Row(f"drain of {jobs:,}, {number:,} keys{words}, beside none", *sides)
+
+
+def fair(plan: Plan) -> Iterator[Row]:
+    """The wait of keys with one job each while another key has very many, beside the same while it has none."""
+    backlog = max(plan.backlogs)
+
+    def wait(jobs: int) -> float:
+        return float(run("turns", f"sqlite:{plan.database()}", jobs, plan.others)["seconds"] * 1000)
+
+    sides = turns(plan.repeats, partial(wait, backlog), partial(wait, 0))
+    yield Row(f"{plan.others} keys beside one with {backlog:,}, beside none", *sides, unit="ms")
 
 
 def drain_normal(plan: Plan) -> Iterator[Row]:
@@ -325,6 +352,8 @@ FIGURES: dict[str, Figure] = {
     "bulk": bulk,
     "drain": drain,
     "drain-normal": drain_normal,
+    "keys": keys,
+    "fair": fair,
     "latency": latency,
     "whole": whole,
     "memory": memory,

@@ -29,6 +29,8 @@ ROWS = {
     "memory": 2,
     "start": 2,
     "growth": 6,
+    "keys": 4,
+    "fair": 1,
 }
 """How many rows the short form has for each figure."""
 
