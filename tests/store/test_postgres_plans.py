@@ -383,7 +383,7 @@ async def test_jobs_that_join_a_group_read_those(connection: Counting, verbs: Ve
     for name in ("g", "h"):
         await verbs.add_group(opened(group=name), NOW)
     noted()
-    jobs = [member(f"n{number}", options=Options(depends_on=on, parent="l10030")) for number in range(20)]
+    jobs = [member(f"joins{number}", options=Options(depends_on=on, parent="l10030")) for number in range(20)]
     receipts = await verbs.add_dependents(jobs, atomic=True)
     noted()
     await verbs.close_group("g", NOW)
