@@ -34,6 +34,15 @@ _MERGED = """
 order by at desc, seq desc
 limit %(look)s
 """
+# A job may be in several of the arms. "union" would read them to their ends.
+_MERGED_ONCE = """
+select distinct on (at, seq) at, seq
+from (
+{arms}
+) as arms
+order by at desc, seq desc
+limit %(look)s
+"""
 
 # Sources, and what narrows them down.
 _OF_IDS = "from jobs where id = any (%(id)s)"
@@ -216,7 +225,8 @@ def looked(form: Form, *, few: bool) -> str:
     if len(arms) == 1:
         return arms[0]
     # A job may have several of the tags; of all else it has one value, so it is in one range.
-    return _MERGED.format(arms=("union" if form.decides == "tag" else "union all").join(arms))
+    merged = _MERGED_ONCE if form.decides == "tag" else _MERGED
+    return merged.format(arms="union all".join(arms))
 
 
 def _sources(form: Form, *, few: bool) -> list[str]:
