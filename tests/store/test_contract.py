@@ -2071,6 +2071,7 @@ async def test_a_queue_is_listed_until_a_prune_forgets_it(node: Node) -> None:
     assert await node.store.queue("held") == QueueState(name="held", paused=False, counts={Status.RUNNING: 1})
 
 
+@pytest.mark.long
 async def test_a_prune_that_has_more_to_delete_forgets_no_queue_yet(node: Node) -> None:
     """The last one does: a full step is long enough."""
     jobs = [new_job(f"j{number}", queue="many", run_at=LATER, expires_at=LATER + 1) for number in range(STEP)]
