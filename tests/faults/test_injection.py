@@ -7,6 +7,7 @@ every job has ended as it should, or at most one failed in words; new jobs run, 
 import functools
 import importlib
 import inspect
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
@@ -350,6 +351,7 @@ async def scene(name: str, store: Store) -> AsyncIterator[Rig]:
             "the store cannot write",
             "the end of a job",
             "a job that waited for others",
+            "jobs that waited for others",
             "a request failed",
         ),
         patience=30,
@@ -378,7 +380,8 @@ async def strike(store: Store, place: str, at: int, name: str) -> bool:
         errors = [str(attempt.error) for job in jobs.values() for attempt in job.attempts]
         in_job = any("at call" in error or InjectedError.__name__ in error for error in errors)
         in_job |= await struck_before(store) > struck  # one that an earlier scene has left
-        assert logged or injection.error.told or in_job, (place, at)
+        way = "".join(traceback.format_exception(injection.error))
+        assert logged or injection.error.told or in_job, f"nobody was told of {place}, {at}:\n{way}"
     return injection.error is not None
 
 

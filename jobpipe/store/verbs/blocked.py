@@ -21,6 +21,8 @@ async def carefully(
     seqs: Sequence[int],
     act: Callable[[Sequence[int]], Coroutine[Any, Any, Sequence[Changed]]],
     now: float,
+    *,
+    loudly: bool = True,
 ) -> Sequence[Changed]:
     """Do something with jobs, all at once; where a row of them does not allow that, one by one: that job fails.
 
@@ -34,9 +36,11 @@ async def carefully(
             raise
         if len(seqs) == 1:
             return await _fail(tx, seqs[0], now, error)
+        if loudly:  # once: the halves may well meet no error any more
+            log.warning("jobs that waited for others are gone through one by one", jobs=len(seqs), exc_info=error)
         middle = len(seqs) // 2
-        first = await carefully(tx, seqs[:middle], act, now)
-        return [*first, *await carefully(tx, seqs[middle:], act, now)]
+        first = await carefully(tx, seqs[:middle], act, now, loudly=False)
+        return [*first, *await carefully(tx, seqs[middle:], act, now, loudly=False)]
 
 
 async def _fail(tx: Transaction, seq: int, now: float, error: Exception) -> Sequence[Changed]:
