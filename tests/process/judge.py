@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from tests.process.clients import EVERY, LIMITED, MOST, MOST_OF_KEY, TICK, Book, rest
+from tests.process.book import EVERY, LIMITED, MOST, MOST_OF_KEY, TICK, Book
+from tests.process.clients import rest
 from tests.process.running import PATIENCE, Line, Service
 
 ENDED = {"done", "failed", "cancelled"}

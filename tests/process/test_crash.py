@@ -9,7 +9,8 @@ from contextlib import suppress
 import pytest
 import trio
 
-from tests.process.clients import GONE, Book, Clients, rule
+from tests.process.book import Book
+from tests.process.clients import GONE, Clients, rule
 from tests.process.judge import (
     all_come_to_an_end,
     assert_held_within_limits,

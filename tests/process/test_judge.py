@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.process.clients import EVERY, LIMITED, Book
+from tests.process.book import EVERY, LIMITED, Book
 from tests.process.judge import (
     assert_behind,
     assert_held_within_limits,
