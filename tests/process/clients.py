@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import trio
 
-from tests.process.book import EVERY, LIMITED, MOST, MOST_OF_KEY, TICK, Book, Whole
+from tests.process.book import EVERY, LIMITED, MOST, MOST_OF_KEY, ORDERED, TICK, Book, Whole
 from tests.process.running import client
 
 GONE = (httpx.NetworkError, httpx.RemoteProtocolError)
@@ -30,13 +30,18 @@ REFUSALS = {"draining": Drains, "store_unavailable": Unavailable}
 
 
 async def rule(http: httpx.AsyncClient, book: Book) -> None:
-    """Tell a service the limits of a queue, and a schedule, unless it knows them."""
+    """Tell a service the limits of a queue, the order of another, and a schedule, unless it knows them."""
     if book.ruled:
         return
     limits = {"max_running": MOST, "per_key": {"max_running": MOST_OF_KEY}}
     schedule = {"every": EVERY, "overlap": "queue", "catch_up": "all", "limit": 1000}
     schedule["job"] = {"kind": "work", "payload": {}, "max_retries": 5}
-    for path, body in ((f"/queues/{LIMITED}", limits), (f"/schedules/{TICK}", schedule)):
+    rules: Mapping[str, object] = {
+        f"/queues/{LIMITED}": limits,
+        f"/queues/{ORDERED}": {"per_key": {"ordered": True}},
+        f"/schedules/{TICK}": schedule,
+    }
+    for path, body in rules.items():
         answer = await http.put(path, json=body)
         assert answer.is_success, answer.text
     book.ruled = True
@@ -48,6 +53,23 @@ async def rest(http: httpx.AsyncClient, book: Book) -> None:
         answer = await http.post(f"/schedules/{TICK}/pause")
         assert answer.is_success, answer.text
         book.schedule = answer.json()
+
+
+def note(book: Book, whole: Whole, answer: httpx.Response) -> None:
+    """Note what was answered to a request for several jobs: they are stored, or their group takes no more."""
+    if answer.status_code == HTTPStatus.CONFLICT and answer.json()["code"] == "group_closed":
+        book.refuse(whole)
+        return
+    assert answer.status_code in (200, 202), answer.text
+    book.whole(whole)
+
+
+async def close(book: Book, group: str, post: Callable[[str], Awaitable[httpx.Response]]) -> None:
+    """Have a group take no more jobs."""
+    book.going_to_close(group)
+    answer = await post(f"/groups/{group}/close")
+    assert answer.status_code == 200, answer.text
+    book.closed.add(group)
 
 
 class Clients:
@@ -73,7 +95,10 @@ class Clients:
                 self._array,
                 self._stream,
                 self._flow,
+                self._in_order,
                 self._group,
+                self._open_or_close,
+                self._join,
                 self._cancel,
                 self._retry,
             ):
@@ -120,13 +145,29 @@ class Clients:
     async def _flow(self, rng: random.Random) -> None:
         await self._send(self._book.flow(rng))
 
+    async def _in_order(self, rng: random.Random) -> None:
+        await self._send(self._book.in_order(rng))
+
     async def _group(self, rng: random.Random) -> None:
         await self._send(self._book.group(rng))
 
+    async def _open_or_close(self, rng: random.Random) -> None:
+        """Open a group more, or close one, and come too late for it; some stay open for a while."""
+        groups = self._book.to_close()
+        if not groups or rng.random() < 2 / (1 + len(groups)):
+            await self._send(self._book.open_group(rng))
+            return
+        group = rng.choice(groups)
+        await close(self._book, group, self._post)
+        await self._send(self._book.joining(rng, group))
+
+    async def _join(self, rng: random.Random) -> None:
+        """Add jobs to one of the latest groups, which may be closed by then."""
+        if groups := self._book.opened()[-4:]:
+            await self._send(self._book.joining(rng, rng.choice(groups)))
+
     async def _send(self, whole: Whole) -> None:
-        answer = await self._post(whole.path, whole.body)
-        assert answer.status_code in (200, 202), answer.text
-        self._book.whole(whole)
+        note(self._book, whole, await self._post(whole.path, whole.body))
 
     async def _single(self, rng: random.Random) -> None:
         job = self._book.new(rng)

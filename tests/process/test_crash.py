@@ -173,6 +173,7 @@ async def test_after_many_kills_at_random_moments_every_acknowledged_job_ends(la
 
     assert book.cancelled, "nothing was cancelled meanwhile"
     assert book.retried, "nothing was retried meanwhile"
+    assert book.refused, "nobody came too late for a group"
 
 
 WORKERS = 16
