@@ -12,8 +12,11 @@ from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.scope import ReusableScope
 from jobpipe.engine.unforeseen import PAUSE, Unforeseen
 
-TURN = 0.00005
-"""Seconds after which a worker whose handlers never wait lets other tasks run; at each job that would cost too much."""
+ROUND = 0.001
+"""Seconds in which all workers have had their turn, where handlers never wait: so long other tasks wait for theirs."""
+
+SHORTEST_TURN, LONGEST_TURN = 0.00005, 0.0002
+"""Seconds after which such a worker lets other tasks run. At each job that would take a fifth of the time of a drain."""
 
 
 async def work(
@@ -57,6 +60,7 @@ class Source:
 
     def __init__(self, receive: trio.MemoryReceiveChannel[Attempt], channel: Channel) -> None:
         self._receive, self._channel = receive, channel
+        self._turn = min(max(ROUND / channel.workers, SHORTEST_TURN), LONGEST_TURN)
         self._task, self._clean = trio.lowlevel.current_task(), contextvars.copy_context()
         self._time = trio.lowlevel.current_clock().current_time  # a third of what trio.current_time() costs
         self._begun = self._time()
@@ -66,7 +70,7 @@ class Source:
         """what came out of the channel last: somebody must settle it, whatever happens to this worker"""
 
     async def next(self) -> Attempt | None:
-        """Wait for an attempt; None: there will be no more. Others have their turn at least every `TURN` seconds."""
+        """Wait for an attempt; None: there will be no more. Others have their turn in between: see `ROUND`."""
         try:
             attempt = self.last = self._receive.receive_nowait()
         except trio.WouldBlock:
@@ -75,7 +79,7 @@ class Source:
             return None
         self._channel.took()
         now = self._time()
-        if now - self._begun >= TURN or contextvars.copy_context() != self._clean:
+        if now - self._begun >= self._turn or contextvars.copy_context() != self._clean:
             self._end_turn(now)
             if self._jobs >= TOLD or self._busy >= WORTH_TELLING:
                 self._tell()
