@@ -9,6 +9,7 @@ import pytest
 from jobpipe.store import memory
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One process more than there are cores: many tests wait, for a database or for time that has to pass."""
     return 1 + (os.cpu_count() or 1)
