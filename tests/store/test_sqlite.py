@@ -583,7 +583,7 @@ def test_the_audit_is_read_by_an_index_in_its_order(db: apsw.Connection, given: 
     found = plans(db, lambda: carry_out(db, lambda tx: audit.listed(tx, where, 10, None)))
     found |= plans(db, lambda: carry_out(db, lambda tx: audit.forget(tx, NOW)))
     steps = [step for steps in found.values() for step in steps if "audit" in step]
-    index = f"audit_{given[0]} ({given[0]}=? AND at>? AND at<?)" if given else "audit_at (at>? AND at<?)"
+    index = f"INDEX audit_{given[0] if given else 'at'} ("
 
     assert faults(found) == []
     assert index in steps[0]

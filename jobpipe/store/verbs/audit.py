@@ -58,12 +58,17 @@ update audit
 set jobs = :jobs
 where name = :name and what = 'operation'
 """
-_BEHIND = "from audit where {which} and at >= :after and (at, seq) < (:at, :seq) order by at desc, seq desc"
+# Those with one value of a column, as a range of its index: with `=`, PostgreSQL may prefer to walk that of the time.
+_BEHIND = """
+from audit
+where ({of} at, seq) < ({is} :at, :seq) and ({of} at) >= ({is} :after)
+order by {newest} at desc, seq desc
+"""
 _LIST = f"""
 select {_COLUMNS}
 from (select {_COLUMNS} {_BEHIND} limit :looked) looked
 where {{rest}}
-order by at desc, seq desc
+order by {{newest}} at desc, seq desc
 limit :limit
 """
 _EDGE = f"""
@@ -223,8 +228,13 @@ async def listed(tx: Transaction, where: AuditFilter, limit: int, before: AuditP
     given = {name: value for name in _BY if (value := getattr(where, name)) is not None}
     if any("\0" in value for value in given.values()):
         return AuditPage([], None)
-    conditions = [f"{name} = :{name}" for name in given] or ["true"]
-    which, rest = conditions[0], conditions[1:]
+    first, *rest = given or [""]
+    parts = {
+        "of": first and f"{first},",
+        "is": first and f":{first},",
+        "newest": first and f"{first} desc,",
+        "rest": " and ".join(["true", *(f"{name} = :{name}" for name in rest)]),
+    }
     place = before or (AuditPlace(LATEST, LAST) if where.before is None else AuditPlace(where.before, 0))
     values = {
         **given,
@@ -234,12 +244,11 @@ async def listed(tx: Transaction, where: AuditFilter, limit: int, before: AuditP
         "looked": LOOKED if rest else limit + 1,
         "limit": limit + 1,
     }
-    sql = _LIST.format(which=which, rest=" and ".join(["true", *rest]))
-    found = [done_from(row) for row in await tx.rows(sql, values)]
+    found = [done_from(row) for row in await tx.rows(_LIST.format(**parts), values)]
     shown = found[:limit]
     if len(found) > limit:
         return AuditPage(shown, AuditPlace(shown[-1].at, shown[-1].number))
-    edge = await tx.rows(_EDGE.format(which=which), {**values, "skipped": LOOKED - 1}) if rest else ()
+    edge = await tx.rows(_EDGE.format(**parts), {**values, "skipped": LOOKED - 1}) if rest else ()
     return AuditPage(shown, AuditPlace(*edge[0]) if edge else None)
 
 
