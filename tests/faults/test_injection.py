@@ -57,6 +57,7 @@ HEART = {
         "worker",
     ),
     "verbs": (
+        "audit",
         "blocked",
         "bringing",
         "children",
