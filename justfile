@@ -76,11 +76,11 @@ test-clients *args: (_venv "dev")
 coverage *args: (_venv "dev")
     {{bin}}/python -m pytest --numprocesses auto --maxprocesses 8 --cov --cov-report term-missing "$@"
 
-# measure what jobpipe costs beside the least that the same work can cost, about ten minutes: just bench --help
+# measure what jobpipe costs beside the least that the same work can cost, about half an hour: just bench --help
 bench *args: (_venv "build")
     {{bin}}/python -m benchmarks "$@"
 
-# the same in half a minute: shows that it runs, not how fast
+# the same in a minute: shows that it runs, not how fast
 bench-short *args: (_venv "build")
     {{bin}}/python -m benchmarks --short "$@"
 

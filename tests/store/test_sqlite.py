@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from jobpipe.errors import StoreError
 from jobpipe.job import JobError, NewJob, OnFailure, Options, Outcome, Progress, Status
+from jobpipe.schedules import Declaration, Spec, decided
 from jobpipe.store import paging
 from jobpipe.store.base import (
     EVER,
@@ -50,6 +51,7 @@ from jobpipe.store.sqlite.tables import carry_out, looked
 from jobpipe.store.sqlite.writer import Writer
 from jobpipe.store.verbs import (
     audit,
+    declarations,
     dependencies,
     errors,
     followers,
@@ -58,6 +60,7 @@ from jobpipe.store.verbs import (
     nodes,
     queues,
     retention,
+    schedules,
     summaries,
 )
 from tests.store.test_contract import KEEP_ALL, wish
@@ -544,6 +547,28 @@ def test_keys_are_found_by_index(db: apsw.Connection) -> None:
     scans = [sql for sql, how in found.items() if re.search(r"SCAN uniques\b(?! USING)", " ".join(how))]
     assert scans == []
     assert sum("uniques" in sql for sql in found) >= 8
+
+
+def test_schedules_are_found_by_index(db: apsw.Connection) -> None:
+    """Those that are due, and those that code declares: however many others there are."""
+    minutely, new = Spec(every=60), job("")
+
+    def act() -> None:
+        carry_out(db, lambda tx: schedules.put(tx, "put", minutely, new, NOW))
+        declared = Declaration(name="declared", spec=minutely, job=new)
+        for own in ([declared], [declared], []):
+            looked(db, declarations.any_declared)
+            carry_out(db, lambda tx, own=own: declarations.declare(tx, own, NOW, NOW))  # type: ignore[misc]
+        found = looked(db, lambda tx: schedules.due(tx, NOW + 60, 10, None))
+        firings = [decided(one, NOW + 60) for one in found.schedules]
+        assert len(firings) == 2
+        carry_out(db, lambda tx: schedules.fire(tx, firings, NOW + 60))
+
+    found = {sql: steps for sql, steps in plans(db, act).items() if re.search(r"\bschedules\b", sql)}
+
+    scans = [sql for sql, steps in found.items() if "SCAN schedules" in " ".join(steps)]
+    assert scans == []
+    assert len(found) >= 6
 
 
 def test_control_walks_indexes(db: apsw.Connection) -> None:
