@@ -14,9 +14,11 @@ from jobpipe.store.base import (
     EVER,
     KEYS,
     LOG_LINES,
+    NODES,
     OPERATIONS,
     SCHEDULES,
     STEP,
+    Account,
     Batch,
     Change,
     Changed,
@@ -37,6 +39,8 @@ from jobpipe.store.base import (
     LogPage,
     NewGroup,
     NewOperation,
+    NodePlace,
+    NodeState,
     OpenDependencies,
     Operation,
     QueueChange,
@@ -53,6 +57,7 @@ from jobpipe.store.base import (
     Window,
 )
 from jobpipe.store.verbs import (
+    accounts,
     declarations,
     dependencies,
     errors,
@@ -156,6 +161,21 @@ class SharedVerbs(ABC):
 
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
         return await self._carry_out(lambda tx: nodes.rescue(tx, node, now), now)
+
+    async def note_draining(self, node: str) -> None:
+        await self._carry_out(lambda tx: accounts.draining(tx, node), repeatable=True)
+
+    async def note_account(self, account: Account) -> None:
+        await self._carry_out(lambda tx: accounts.put(tx, account), repeatable=True)
+
+    async def nodes(self, limit: int = NODES, after: NodePlace | None = None) -> Sequence[NodeState]:
+        return await self._look(lambda tx: accounts.states(tx, limit, after))
+
+    async def node(self, name: str) -> NodeState | None:
+        return await self._look(lambda tx: accounts.state(tx, name))
+
+    async def accounts(self, node: str) -> Sequence[Account]:
+        return await self._look(lambda tx: accounts.listed(tx, node))
 
     async def prune(self, now: float, retained: Retention) -> int:
         deleted = await self._carry_out(lambda tx: retention.prune(tx, now, retained), now)
