@@ -29,7 +29,7 @@ log = structlog.get_logger("jobpipe")
 
 
 class Stops:
-    """Looks at the attempts once, when the stop begins, and once more when all is settled: between, it costs nothing."""
+    """Looks at the attempts when the stop begins, and once more when all is settled: between, it costs nothing."""
 
     def __init__(self, store: EngineStore, held: Held, registry: Registry, clock: Clock, node: str) -> None:
         self._store, self._held, self._registry, self._clock = store, held, registry, clock

@@ -36,7 +36,7 @@ from jobpipe.job import (
     Status,
 )
 from jobpipe.lanes import KeySettings, KeyStanding, Limits
-from jobpipe.obstacles import Obstacle
+from jobpipe.obstacles import Check, Obstacle
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 
 STEP = 1000
@@ -1235,6 +1235,12 @@ class ReadStore(Protocol):
 
         Reads a bounded number of rows; `PLACES` jobs ahead of it are counted. What of a row cannot be read counts as
         not set. None: nothing does any more, it is not as it was read.
+        """
+
+    async def checks(self, job: Job, now: float) -> Sequence[Check] | None:
+        """All that a claim looks at before it takes a job that waits, in its order; None: it is not as it was read.
+
+        The first obstacle of them is what `obstacle` says.
         """
 
     async def group(self, group_id: str) -> GroupState | None:

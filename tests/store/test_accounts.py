@@ -14,6 +14,7 @@ from jobpipe.store.base import (
     Store,
     Unfinished,
 )
+from jobpipe.store.verbs.transaction import Transaction
 from tests.store.test_contract import KEEP_ALL, KINDS, NOW, Node, add, get, new_job
 
 pytestmark = pytest.mark.long
@@ -122,3 +123,26 @@ async def test_nodes_are_shown_with_what_is_known_of_them(store: Store) -> None:
     assert (gone.lease_until, gone.kinds, gone.queues, gone.holds) == (None, (), None, 0)
     assert gone.last_stop == replace(STOP, node="d", began=NOW + 1, active=0)
     assert await store.node("nobody") is None
+
+
+async def test_what_cannot_be_read_is_left_out_and_keeps_no_job_from_being_rescued(store: Store) -> None:
+    """Whatever stands in the rows of nodes and accounts."""
+
+    async def spoil(tx: Transaction) -> None:
+        tx.run("update accounts set account = '{'", {})
+        tx.run("update nodes set lost_at = 1e300, joined_at = 1e300, workers = -1", {})
+
+    dead = Node(store, "dead")
+    await store.join("dead", NOW, NOW + 15, KINDS)
+    await add(store, new_job())
+    await dead.start(await dead.take())
+    await store.note_account(replace(STOP, node="dead"))
+    await store._transact(spoil)  # type: ignore[attr-defined]
+    before = await store.node("dead"), await store.accounts("dead")
+    await store.rescue("n", NOW + 60)
+    (account,) = await store.accounts("dead")
+
+    assert before[0] is not None
+    assert (before[0].last_stop, before[1]) == (None, [])
+    assert (account.how, account.began, account.active) == ("died", NOW + 60, 1)
+    assert (await get(store)).status.value == "queued"

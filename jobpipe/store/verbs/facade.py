@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from jobpipe.job import LEVELS, Job, Level, NewJob, Status
 from jobpipe.lanes import KeySettings, KeyStanding, Limits
-from jobpipe.obstacles import Obstacle
+from jobpipe.obstacles import Check, Obstacle
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 from jobpipe.store.base import (
     ERRORS,
@@ -148,6 +148,9 @@ class SharedVerbs(ABC):
 
     async def obstacle(self, job: Job, now: float) -> Obstacle | None:
         return await self._look(lambda tx: obstacles.first(tx, job, now))
+
+    async def checks(self, job: Job, now: float) -> Sequence[Check] | None:
+        return await self._look(lambda tx: obstacles.every(tx, job, now))
 
     async def add_group(self, new: NewGroup, now: float) -> GroupReceipt:
         return await self._carry_out(lambda tx: groups.add(tx, new, now))
