@@ -42,7 +42,7 @@ async def test_the_newest_accounts_of_a_node_are_kept(store: Store) -> None:
     await store.note_account(replace(STOP, node="other", began=NOW - 99))
     for number in range(ACCOUNTS + 2):
         await store.note_account(replace(many if number == 7 else STOP, began=NOW + number))
-        await store.note_account(replace(many if number == 7 else STOP, began=NOW + number))
+    await store.note_account(replace(STOP, began=NOW + ACCOUNTS))  # once more
     kept = await store.accounts("n")
 
     assert [one.began for one in kept] == [NOW + number for number in range(ACCOUNTS + 1, 1, -1)]

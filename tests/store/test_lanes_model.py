@@ -31,7 +31,7 @@ from tests.store.test_model import QUICK
 
 NODES = ("n1", "n2")
 KEYS = ("", "a", "b", "c")
-ASKED = 25
+ASKED = 12
 """The most waiting jobs for each of which is asked whether it passes the checks of a claim."""
 LONG = 1000.0
 """Seconds in which every rate has all its tokens again."""
