@@ -12,7 +12,7 @@ import msgspec
 
 from jobpipe.job import ACTIVE, ATTEMPTS_KEPT, WAITING, AttemptRecord, Job, Outcome, Status
 
-What = Literal["blocked", "not_due", "waiting", "running", "backoff", "dead", "ended", "forgotten"]
+SpanName = Literal["blocked", "not_due", "waiting", "running", "backoff", "dead", "ended", "forgotten"]
 """Other jobs had to end; it was not due; it was due, and waited to be run; an attempt ran; it waited for its next
 attempt; its node was dead, and that was not noticed yet; it had ended, until it was retried by hand; its first attempts
 are not kept any more."""
@@ -31,7 +31,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
 
     from_: float
     until: float
-    what: What
+    what: SpanName
     attempt: AttemptRecord | None = None
     """that which ran, or that after which the job waits"""
     clock_skew: bool = False
@@ -105,8 +105,8 @@ def _by_hand(before: AttemptRecord | None, number: int) -> bool:
     return before is not None and (before.outcome in FINAL or number < before.number)
 
 
-def _reason(job: Job, before: AttemptRecord | None, number: int) -> What:
-    """What a job waits for before it is due, after an attempt, or before the first."""
+def _reason(job: Job, before: AttemptRecord | None, number: int) -> SpanName:
+    """SpanName a job waits for before it is due, after an attempt, or before the first."""
     options = job.asked.options
     if before is None and len(job.attempts) >= ATTEMPTS_KEPT:
         return "forgotten"
@@ -118,7 +118,7 @@ def _reason(job: Job, before: AttemptRecord | None, number: int) -> What:
 
 
 def _marks(job: Job, now: float, timeout: float | None) -> Sequence[Mark]:
-    """What lies ahead, or did."""
+    """SpanName lies ahead, or did."""
     asked = job.asked
     marks = list[Mark]()
     if job.status in WAITING and asked.run_at > now:
@@ -144,7 +144,7 @@ class _Walk:
         self.spans: list[Span] = []
 
     def wait(
-        self, until: float | None, due_at: float | None, what: What, after: AttemptRecord | None
+        self, until: float | None, due_at: float | None, what: SpanName, after: AttemptRecord | None
     ) -> None:
         """The job waits; until it is due for `what`. None: for all of it, if a reason is known, and to the end."""
         known = due_at is not None and not math.isnan(due_at)
@@ -171,7 +171,9 @@ class _Walk:
         self._skewed |= not abs(moved - at) <= TOLERANCE
         return moved
 
-    def _add(self, until: float, what: What, attempt: AttemptRecord | None, *, always: bool = False) -> None:
+    def _add(
+        self, until: float, what: SpanName, attempt: AttemptRecord | None, *, always: bool = False
+    ) -> None:
         if until > self.at or always:
             skewed, self._skewed = self._skewed, False
             self.spans.append(Span(from_=self.at, until=until, what=what, attempt=attempt, clock_skew=skewed))
