@@ -26,6 +26,8 @@ from jobpipe.api.holding import awaited, check
 from jobpipe.api.inputs import check_inputs, query, received
 from jobpipe.api.jobs import jobs_blueprint
 from jobpipe.api.keys import keys_blueprint
+from jobpipe.api.lives import lives_blueprint
+from jobpipe.api.nodes import nodes_blueprint
 from jobpipe.api.operations import operations_blueprint
 from jobpipe.api.problems import Code, Problem, ProblemDetails, internal, no_route, problem_from, too_large
 from jobpipe.api.queues import queues_blueprint
@@ -103,6 +105,7 @@ def create_app(node: Node) -> Front:
     _enqueue_routes(app, node)
     for blueprint in (
         jobs_blueprint(node),
+        lives_blueprint(node),
         streams_blueprint(node, streams),
         events_blueprint(node, streams),
         operations_blueprint(node),
@@ -112,6 +115,7 @@ def create_app(node: Node) -> Front:
         queues_blueprint(node),
         keys_blueprint(node),
         schedules_blueprint(node),
+        nodes_blueprint(node),
         health_blueprint(node),
         docs_blueprint(spec.schema if optional_kind else lambda: with_kind_required(spec.schema())),
     ):

@@ -48,9 +48,21 @@ from jobpipe.job import (
     Unique,
 )
 from jobpipe.lanes import LONGEST, SHORTEST, AfterFailure, KeyStanding, Rate, Running, Weight
-from jobpipe.obstacles import Why
+from jobpipe.obstacles import CheckName, Why
 from jobpipe.schedules import CatchUp, Overlap
-from jobpipe.store.base import AUDIT, ERRORS, KEYS, LOG_LINES, OPERATIONS, QUEUES, SCHEDULES, Unserved
+from jobpipe.store.base import (
+    AUDIT,
+    ERRORS,
+    KEYS,
+    LOG_LINES,
+    NODES,
+    OPERATIONS,
+    QUEUES,
+    SCHEDULES,
+    How,
+    Unserved,
+)
+from jobpipe.timelines import MarkName, SpanName
 
 Time = Annotated[datetime, Meta(tz=True, description=TIME)]
 
@@ -333,6 +345,75 @@ class MissedView(msgspec.Struct, frozen=True):
     """Events are missing. `since` is null where nobody knows since when: then since the last event that was sent."""
 
     since: When | None
+
+
+AnyCheck = Literal["dependencies", CheckName, "draining", "workers"]
+"""What a claim looks at, in its order."""
+
+
+class CheckView(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the things that a claim looks at before it takes a job.
+
+    `detail` says what was found there, and `links` are the paths of what it names.
+    """
+
+    name: AnyCheck
+    passed: bool
+    detail: str
+    links: Mapping[str, str]
+
+
+class WhyView(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a job is as it is: `answer` in a sentence.
+
+    `checks` are all that a claim looks at, in its order, while the job waits; the first that is not passed is what
+    `waits_for` says, and once all are passed, the next claim takes the job. `waits_for` is null where the job waits for
+    nothing.
+    """
+
+    id: str
+    status: Status
+    answer: str
+    waits_for: WaitsFor | None
+    checks: Sequence[CheckView]
+
+
+class SpanView(msgspec.Struct, frozen=True, kw_only=True, rename={"from_": "from"}):
+    """A part of a job's life: until its end, or until now.
+
+    `blocked`: other jobs had to end; `not_due`: it waited for its time; `waiting`: it was due, and waited to be run;
+    `running`: an attempt ran; `backoff`: it waited for the next attempt; `dead`: its node was dead, and that was not
+    noticed yet; `ended`: it had ended, until it was retried by hand; `forgotten`: its first attempts are not kept.
+    `attempt`, `claim`, `node` and `outcome` are those of the attempt that ran, or that came before the wait; `cause`
+    is its error. `clock_skew`: clocks differed, or one was set, so the time was moved to where it can have been.
+    """
+
+    from_: When
+    until: When
+    what: SpanName
+    attempt: int | None
+    claim: int | None
+    node: str | None
+    outcome: Outcome | None
+    cause: EventError | None
+    clock_skew: bool
+
+
+class MarkView(msgspec.Struct, frozen=True):
+    """Something in a job's life; `at` is null where it is not known when that was."""
+
+    what: MarkName
+    at: When | None
+
+
+class TimelineView(msgspec.Struct, frozen=True, kw_only=True):
+    """A job's life: each span begins where the one before it ends. `seconds` are their sums, by what they are."""
+
+    id: str
+    status: Status
+    spans: Sequence[SpanView]
+    marks: Sequence[MarkView]
+    seconds: Mapping[str, float]
 
 
 class LineView(msgspec.Struct, frozen=True, kw_only=True):
@@ -685,6 +766,76 @@ class ScheduleList(msgspec.Struct, frozen=True):
     """A page of schedules, by name. `next_cursor` is null at the end."""
 
     schedules: Sequence[ScheduleView]
+    next_cursor: str | None
+
+
+class UnfinishedView(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt that did not end by itself when its node stopped.
+
+    `handed_back`: its handler was cancelled, and cleaned up; `abandoned`: it ran on until the process ended, and stood
+    at this `line`, where that could be seen. `status` is what the job became.
+    """
+
+    job: str
+    kind: str
+    attempt: int
+    end: Literal["handed_back", "abandoned"]
+    status: str | None
+    line: str | None
+
+
+class StopView(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the attempts that ran when a node began to stop.
+
+    `drained`: all ended by themselves; `stopped`: some were cancelled; `abandoned`: some ran on until the process
+    ended; `died`: the node was taken for dead, and `began_at` is its last sign of life. `active` is the sum of
+    `finished`, `handed_back` and `abandoned`; `unbegun` jobs had been claimed besides, and had not begun. Lists leave
+    `attempts` out.
+    """
+
+    how: How
+    signal: str | None
+    began_at: When
+    ended_at: When
+    seconds: float
+    active: int
+    finished: int
+    handed_back: int
+    abandoned: int
+    unbegun: int
+    attempts: Sequence[UnfinishedView] | UnsetType = UNSET
+
+
+class StopList(msgspec.Struct, frozen=True):
+    """The stops of a node, the newest first."""
+
+    stops: Sequence[StopView]
+
+
+class NodeView(msgspec.Struct, frozen=True, kw_only=True):
+    """A node. It is `live` while its lease lasts; `queues` is null where it takes jobs from all of them.
+
+    It holds so many `jobs`: they run, or have been claimed. `last_stop` says how it stopped or died; null: it did
+    not, or nobody could note it.
+    """
+
+    name: str
+    live: bool
+    draining: bool
+    joined_at: When | None
+    lease_until: When | None
+    version: str | None
+    workers: int | None
+    kinds: Sequence[str]
+    queues: Sequence[str] | None
+    jobs: int
+    last_stop: StopView | None
+
+
+class NodeList(msgspec.Struct, frozen=True):
+    """A page of nodes: those that run first, the newest first."""
+
+    nodes: Sequence[NodeView]
     next_cursor: str | None
 
 
@@ -1220,6 +1371,17 @@ class ScheduleQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         Meta(ge=1, le=SCHEDULES, description="a whole number from 1 to 100"),
         Means("the most schedules in a page"),
     ] = 100
+    cursor: Cursor | None = None
+
+
+class NodeQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which nodes to list."""
+
+    limit: Annotated[
+        int,
+        Meta(ge=1, le=NODES, description="a whole number from 1 to 100"),
+        Means("the most nodes in a page"),
+    ] = NODES
     cursor: Cursor | None = None
 
 

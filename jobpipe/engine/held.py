@@ -134,7 +134,7 @@ class Held:
         """Hold a job no more, since its settlement will be written; returns its attempt, None where it was not held."""
         attempt = self._attempts.pop((settled.seq, settled.claim), None)
         if attempt is not None:
-            attempt.over = True
+            attempt.over = settled
             self.tally[settled.outcome] += 1
             if self._ended is not None:
                 self._ended.set()
@@ -151,7 +151,7 @@ class Held:
     def lose(self, attempt: Attempt) -> None:
         """Hold a job no more, since a newer claim has it: there is nothing to settle."""
         self._attempts.pop((attempt.job.seq, attempt.job.claim), None)
-        attempt.over = True
+        attempt.over = "lost"
 
 
 def _tell_end(attempt: Attempt, settled: Settlement) -> None:

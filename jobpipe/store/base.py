@@ -37,7 +37,7 @@ from jobpipe.job import (
     Status,
 )
 from jobpipe.lanes import KeySettings, KeyStanding, Limits
-from jobpipe.obstacles import Obstacle
+from jobpipe.obstacles import Check, Obstacle
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 
 STEP = 1000
@@ -416,6 +416,98 @@ class Rescued(msgspec.Struct, frozen=True):
     """what it became"""
     begun: bool
     """whether an attempt is known to have begun"""
+
+
+class NodeFacts(msgspec.Struct, frozen=True):
+    """What a node says of itself when it joins."""
+
+    workers: int | None = None
+    version: str | None = None
+
+
+NO_FACTS = NodeFacts()
+
+
+class NodePlace(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """Where a node stands in a list: those with a lease first, then by when they joined for the first time."""
+
+    leased: bool
+    number: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+
+
+class NodeState(msgspec.Struct, frozen=True, kw_only=True):
+    """A node, one that runs or one that did. What nobody has noted, or cannot be read, is None, or empty."""
+
+    place: NodePlace
+    name: str
+    lease_until: float | None
+    """None: it has left, or was taken for dead"""
+    draining: bool
+    joined_at: float | None
+    """when it joined for the first time"""
+    lease: float | None
+    """how many seconds a lease lasts"""
+    workers: int | None
+    version: str | None
+    kinds: Sequence[str]
+    """the kinds that it serves"""
+    queues: Sequence[str] | None
+    """those from which it takes jobs; None: from all"""
+    holds: int
+    """how many jobs it holds"""
+    last_stop: "Account | None"
+    """the newest of its accounts"""
+
+
+How = Literal["drained", "stopped", "abandoned", "died"]
+"""How a node ended: all that ran ended by itself, or was cancelled, or not even then; or it was taken for dead."""
+
+
+class Unfinished(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt that ran when its node began to stop, and did not end by itself."""
+
+    job: str
+    kind: str
+    attempt: int
+    end: Literal["handed_back", "abandoned"]
+    """`handed_back`: its handler was cancelled, and cleaned up; `abandoned`: it ran on until the process ended"""
+    status: str | None = None
+    """what its job became; None: that cannot be said"""
+    line: str | None = None
+    """where its handler stood when it was abandoned: file, line and function; None: that could not be seen"""
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the attempts that ran when a node began to stop, or died.
+
+    `active` is the sum of `finished`, `handed_back` and `abandoned`.
+    """
+
+    node: str
+    how: How
+    signal: str | None = None
+    """its name; None: it was no signal"""
+    began: float
+    """of a node that died: its last sign of life"""
+    ended_at: float
+    active: int
+    finished: int
+    handed_back: int
+    abandoned: int
+    unbegun: int
+    """how many jobs it held besides, which had not begun"""
+    attempts: Sequence[Unfinished] = ()
+    """those that did not finish, `ACCOUNTED` at the most"""
+
+
+ACCOUNTED = 100
+"""The most attempts that an account names."""
+
+ACCOUNTS = 50
+"""The most accounts that are kept of a node."""
+
+NODES = 100
+"""The most nodes of one list, unless asked for fewer."""
 
 
 class Retention(msgspec.Struct, frozen=True):
@@ -900,6 +992,7 @@ class EngineStore(Protocol):
         lease_until: float,
         kinds: frozenset[str] = frozenset(),
         queues: frozenset[str] | None = None,
+        facts: NodeFacts = NO_FACTS,
     ) -> None:
         """Register a node with a lease and the kinds that it serves; none for a node that only adds jobs.
 
@@ -976,7 +1069,8 @@ class EngineStore(Protocol):
 
         Goes by rows, so that no job stays held for want of an owner; drops such nodes. Repeatable. Never takes from
         `node` itself, nor drops it, though its lease has lapsed: one that nobody took may be renewed.
-        What becomes of each job is `jobpipe.transitions.rescued`.
+        What becomes of each job is `jobpipe.transitions.rescued`. What becomes of the attempts of each such node is
+        kept as its account, unless that cannot be written.
         """
 
     async def prune(self, now: float, retention: Retention) -> int:
@@ -1036,8 +1130,14 @@ class EngineStore(Protocol):
         does the same, and a crash loses nothing.
         """
 
+    async def note_draining(self, node: str) -> None:
+        """Note that a node takes no more jobs: for people to see."""
+
     async def leave(self, node: str) -> None:
         """Forget a node that has drained. Held jobs, were there any, are left to rescue."""
+
+    async def note_account(self, account: Account) -> None:
+        """Keep what became of a node's attempts; `ACCOUNTS` of each node are kept, the newest."""
 
 
 class ControlStore(Protocol):
@@ -1189,6 +1289,12 @@ class ReadStore(Protocol):
         not set. None: nothing does any more, it is not as it was read.
         """
 
+    async def checks(self, job: Job, now: float) -> Sequence[Check] | None:
+        """All that a claim looks at before it takes a job that waits, in its order; None: it is not as it was read.
+
+        The first obstacle of them is what `obstacle` says.
+        """
+
     async def group(self, group_id: str) -> GroupState | None:
         """One group; None: there is none, or it was forgotten some time after its end."""
 
@@ -1289,6 +1395,18 @@ class ReadStore(Protocol):
 
         A job that became ready before the node which served it left is counted once a claim has met it; one with a key,
         at once, if it is in one of the first `STEP` keys.
+        """
+
+    async def nodes(self, limit: int = NODES, after: NodePlace | None = None) -> Sequence[NodeState]:
+        """At most `limit` nodes: those with a lease first, then those that are gone; the newest first of each."""
+
+    async def node(self, name: str) -> NodeState | None:
+        """One node; None: none of this name has ever joined."""
+
+    async def accounts(self, node: str) -> Sequence[Account]:
+        """What became of the attempts of a node each time that it stopped, the newest first.
+
+        One that cannot be read is left out.
         """
 
     async def ping(self) -> None:

@@ -245,6 +245,14 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().error_group(*wanted)
 
+    async def nodes(self, *page):
+        await self._obey()
+        return await super().nodes(*page)
+
+    async def node(self, name):
+        await self._obey()
+        return await super().node(name)
+
     async def put_queue(self, queue, settings, limits=None, **by):
         await self._obey()
         await super().put_queue(queue, settings, limits, **by)

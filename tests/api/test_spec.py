@@ -194,7 +194,7 @@ async def test_schemas_are_those_of_the_structs_of_the_wire(spec):
             "KeyQuery",
             "ScheduleQuery",
         ),
-        *("OperationQuery", "WindowQuery", "ErrorQuery", "EventQuery", "PlainFilter"),
+        *("OperationQuery", "WindowQuery", "ErrorQuery", "EventQuery", "PlainFilter", "NodeQuery"),
     }
 
     assert _without_defaults_and_patterns(spec.schemas) == _without_defaults_and_patterns(
@@ -438,6 +438,16 @@ async def _with_errors(door):
     fingerprint = (await door.get("/errors")).json()["errors"][0]["fingerprint"]
     for name in (fingerprint, "none", "-"):
         yield await door.get(f"/errors/{name}")
+    for path in ("timeline", "why"):
+        for job_id in ("fails", "nothing"):
+            yield await door.get(f"/jobs/{job_id}/{path}")
+
+
+async def _with_nodes(door):
+    """Answers about nodes."""
+    (node,) = (await door.get("/nodes")).json()["nodes"]
+    for path in ("", "?limit=0", f"/{node['name']}", "/none", f"/{node['name']}/stops", "/none/stops"):
+        yield await door.get(f"/nodes{path}")
 
 
 async def _with_operations(door):
@@ -497,6 +507,8 @@ async def _with_settings(door):
     yield await door.post("/schedules/shut/run")
     await door.delete("/schedules/shut")
     await door.delete("/jobs/outside")
+    async for response in _with_nodes(door):
+        yield response
     async for response in _with_errors(door):
         yield response
     async for response in _with_operations(door):
@@ -668,7 +680,7 @@ async def _with_schedules(door):
 async def _strange(door):
     """Requests that no route takes: parameters that it does not have, and bodies beyond the limit."""
     names = {"job_id": "a", "name": "default", "group_id": "g", "operation_id": "o", "key": "k"}
-    names |= {"fingerprint": "1-x"}
+    names |= {"fingerprint": "1-x", "node_name": "n"}
     for method, path in (await _spec_of(door)).operations:
         path = path.format(**names)  # noqa: PLW2901 - filled in
         yield await door.request(method, f"{path}?never_a_name=1")
@@ -701,7 +713,17 @@ async def _broken(door):
     door.store.refuses = True
     yield await door.enqueue(id="a")
     yield await door.post("/enqueue/bulk", json=[{"id": "a"}])
-    for path in ("/jobs/a", "/jobs/a/events", "/jobs/a/log", "/jobs", "/queues", "/health", "/events"):
+    for path in (
+        "/jobs/a",
+        "/jobs/a/events",
+        "/jobs/a/log",
+        "/jobs/a/timeline",
+        "/jobs/a/why",
+        "/jobs",
+        "/queues",
+        "/health",
+        "/events",
+    ):
         yield await door.get(path)
     for path in (
         "/jobs/a/cancel",
@@ -715,7 +737,16 @@ async def _broken(door):
     yield await door.put("/queues/default", json={})
     for verb, more in BULK.items():
         yield await door.post(f"/jobs/{verb}", json={"filter": {"id": "none"}} | more)
-    for path in ("/operations", "/operations/o", "/errors", "/errors/1-x", "/audit"):
+    for path in (
+        "/operations",
+        "/operations/o",
+        "/errors",
+        "/errors/1-x",
+        "/nodes",
+        "/nodes/n",
+        "/nodes/n/stops",
+        "/audit",
+    ):
         yield await door.get(path)
     yield await door.post("/operations/o/stop")
     for path in ("/queues/default/keys", "/queues/default/keys/a"):

@@ -54,9 +54,11 @@ HEART = {
         "scope",
         "served",
         "splitting",
+        "stops",
         "worker",
     ),
     "verbs": (
+        "accounts",
         "audit",
         "blocked",
         "bringing",

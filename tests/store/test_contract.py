@@ -949,7 +949,7 @@ async def test_a_started_job_is_running(node: Node) -> None:
 
     assert not receipts.stale
     assert (job.status, job.state.attempt, job.state.started_at) == (Status.RUNNING, 1, NOW + 1)
-    assert job.attempts == (AttemptRecord(number=1, claim=1, node="node", started_at=NOW + 1),)
+    assert job.attempts == (AttemptRecord(number=1, claim=1, node="node", started_at=NOW + 1, due_at=NOW),)
 
 
 async def test_the_start_of_a_job_that_was_asked_to_stop_is_written_too(node: Node) -> None:
@@ -994,6 +994,7 @@ async def test_a_settled_attempt_is_on_record(node: Node, outcome: Outcome, begu
         finished_at=NOW + 1,
         outcome=outcome,
         error=wish.error,
+        due_at=NOW,
     )
     assert job.attempts == (record,)
 
@@ -1362,6 +1363,7 @@ async def test_a_running_job_is_rescued_with_its_attempt_spent(node: Node, other
             finished_at=LATER,
             outcome=Outcome.INTERRUPTED,
             error=job.state.error,
+            due_at=NOW,
         ),
     )
     assert (again.attempt, again.rescued) == (1, 1)

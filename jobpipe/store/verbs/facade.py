@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from jobpipe.acts import By
 from jobpipe.job import LEVELS, Job, Level, NewJob, Status
 from jobpipe.lanes import KeySettings, KeyStanding, Limits
-from jobpipe.obstacles import Obstacle
+from jobpipe.obstacles import Check, Obstacle
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 from jobpipe.store.base import (
     AUDIT,
@@ -16,9 +16,11 @@ from jobpipe.store.base import (
     EVER,
     KEYS,
     LOG_LINES,
+    NODES,
     OPERATIONS,
     SCHEDULES,
     STEP,
+    Account,
     AuditFilter,
     AuditPage,
     AuditPlace,
@@ -42,6 +44,8 @@ from jobpipe.store.base import (
     LogPage,
     NewGroup,
     NewOperation,
+    NodePlace,
+    NodeState,
     OpenDependencies,
     Operation,
     QueueChange,
@@ -58,6 +62,7 @@ from jobpipe.store.base import (
     Window,
 )
 from jobpipe.store.verbs import (
+    accounts,
     audit,
     declarations,
     dependencies,
@@ -159,6 +164,9 @@ class SharedVerbs(ABC):
     async def obstacle(self, job: Job, now: float) -> Obstacle | None:
         return await self._look(lambda tx: obstacles.first(tx, job, now))
 
+    async def checks(self, job: Job, now: float) -> Sequence[Check] | None:
+        return await self._look(lambda tx: obstacles.every(tx, job, now))
+
     async def add_group(self, new: NewGroup, now: float) -> GroupReceipt:
         return await self._carry_out(lambda tx: groups.add(tx, new, now))
 
@@ -175,6 +183,21 @@ class SharedVerbs(ABC):
 
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
         return await self._carry_out(lambda tx: nodes.rescue(tx, node, now), now)
+
+    async def note_draining(self, node: str) -> None:
+        await self._carry_out(lambda tx: accounts.draining(tx, node), repeatable=True)
+
+    async def note_account(self, account: Account) -> None:
+        await self._carry_out(lambda tx: accounts.put(tx, account), repeatable=True)
+
+    async def nodes(self, limit: int = NODES, after: NodePlace | None = None) -> Sequence[NodeState]:
+        return await self._look(lambda tx: accounts.states(tx, limit, after))
+
+    async def node(self, name: str) -> NodeState | None:
+        return await self._look(lambda tx: accounts.state(tx, name))
+
+    async def accounts(self, node: str) -> Sequence[Account]:
+        return await self._look(lambda tx: accounts.listed(tx, node))
 
     async def prune(self, now: float, retained: Retention) -> int:
         deleted = await self._carry_out(lambda tx: retention.prune(tx, now, retained), now)
