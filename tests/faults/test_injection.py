@@ -54,6 +54,7 @@ HEART = {
         "scope",
         "served",
         "splitting",
+        "tallies",
         "worker",
     ),
     "verbs": (
