@@ -20,7 +20,7 @@ from jobpipe.api.descriptions import PROBLEMS
 from jobpipe.api.standing import LIVE, Standing
 from jobpipe.api.traffic import Traffic
 from jobpipe.engine.node import Node
-from jobpipe.engine.tallies import Histogram
+from jobpipe.engine.tallies import NOBODY, Histogram
 from jobpipe.job import Outcome, Status
 from jobpipe.version import VERSION
 
@@ -156,7 +156,8 @@ def _of_node(node: Node, *, up: bool) -> Iterator[Metric]:
         "jobpipe_loop_blocked_seconds",
         "For how long the event loop stood still, a second or more at a time, by the kind whose handler did it.",
         ("kind",),
-        [((kind,), count.value) for kind, count in tallies.blocked.items()],
+        # From 0 on for each: a first second that appears from nowhere is no increase to Prometheus.
+        [((kind,), tallies.blocked[kind].value) for kind in (*tallies.work, NOBODY)],
     )
     yield from _counter(
         "jobpipe_schedule_firings",

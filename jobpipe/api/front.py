@@ -78,10 +78,9 @@ class Front:
             await self._stream(chunks, send)
         elif route is not None:
             begun = trio.current_time()
-            answer = await self._answered(route, headers, chunks)
-            if answer is not None:
-                self._count(path, method, answer, trio.current_time() - begun)
-                await respond(send, answer, chunks)
+            if (told := await self._answered(route, headers, chunks)) is not None:
+                self._count(path, method, told, trio.current_time() - begun)
+                await respond(send, told, chunks)
         elif path == "*" or path.startswith("//"):  # Quart would take two slashes for one
             answer = (
                 Answer(200, b"", "text/plain", {"Allow": ALLOWED})
