@@ -16,7 +16,7 @@ ROUND = 0.001
 """Seconds in which all workers have had their turn, where handlers never wait: so long other tasks wait for theirs."""
 
 SHORTEST_TURN, LONGEST_TURN = 0.00005, 0.0002
-"""Seconds after which such a worker lets other tasks run. At each job that would take a fifth of the time of a drain."""
+"""Seconds after which such a worker lets other tasks run. At each job it would take a fifth of a drain."""
 
 
 async def work(

@@ -58,6 +58,7 @@ HEART = {
         "worker",
     ),
     "verbs": (
+        "audit",
         "blocked",
         "bringing",
         "children",

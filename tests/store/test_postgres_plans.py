@@ -153,7 +153,7 @@ FILL = (
 _READ = (
     "select relname, seq_tup_read, idx_tup_fetch from pg_stat_xact_user_tables "
     "where schemaname = %(schema)s and relname in "
-    "('jobs', 'live', 'ended', 'attempts', 'tags', 'counts', 'totals', 'queues', 'waits', 'uniques')"
+    "('jobs', 'live', 'ended', 'attempts', 'tags', 'counts', 'totals', 'queues', 'waits', 'uniques', 'audit')"
 )
 
 

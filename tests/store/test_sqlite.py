@@ -23,6 +23,7 @@ from jobpipe.store.base import (
     LOG_LINES,
     OTHERS,
     Add,
+    AuditFilter,
     Batch,
     Claimed,
     ClaimRequest,
@@ -48,6 +49,7 @@ from jobpipe.store.sqlite.opening import check_path
 from jobpipe.store.sqlite.tables import carry_out, looked
 from jobpipe.store.sqlite.writer import Writer
 from jobpipe.store.verbs import (
+    audit,
     dependencies,
     errors,
     followers,
@@ -572,6 +574,20 @@ def test_a_prune_walks_the_index_of_ended_jobs(db: apsw.Connection) -> None:
 
     assert faults(found) == []
     assert any("jobs_ended" in step for steps in found.values() for step in steps)
+
+
+@pytest.mark.parametrize("given", [(), ("who",), ("act",), ("what",), ("name", "what"), ("who", "act")])
+def test_the_audit_is_read_by_an_index_in_its_order(db: apsw.Connection, given: tuple[str, ...]) -> None:
+    """That of the first filter, within the times; and so is what is deleted of it."""
+    where = AuditFilter(**dict.fromkeys(given, "x"), after=NOW, before=NOW + 9)
+    found = plans(db, lambda: carry_out(db, lambda tx: audit.listed(tx, where, 10, None)))
+    found |= plans(db, lambda: carry_out(db, lambda tx: audit.forget(tx, NOW)))
+    steps = [step for steps in found.values() for step in steps if "audit" in step]
+    index = f"INDEX audit_{given[0] if given else 'at'} ("
+
+    assert faults(found) == []
+    assert index in steps[0]
+    assert not any(step.startswith("SCAN audit") for step in steps)
 
 
 EACH_LIST = [
