@@ -255,8 +255,8 @@ def fill(node, traffic, app, kinds=200, queues=200):
     tallies.refused.update(code.value for code in Code)
     for rule in app.url_map.iter_rules():
         for method in rule.methods & METHODS:
-            for status in (200, 404, 503) if method in ("GET", "POST") else (200,):
-                traffic.note(rule.rule, method, status, 0.1)
+            for code in (200, 404, 503) if method in ("GET", "POST") else (200,):
+                traffic.note(rule.rule, method, code, 0.1)
     labels = sorted({tallies.queues.of(f"queue-{number}") for number in range(queues)})
     return Standing(
         jobs={(queue, status): 1 for queue in labels for status in LIVE},

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]  # it has no types of its own
 from prometheus_client import GC_COLLECTOR, PROCESS_COLLECTOR
 
 from jobpipe.api.families import families
