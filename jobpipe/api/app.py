@@ -27,6 +27,7 @@ from jobpipe.api.inputs import check_inputs, query, received
 from jobpipe.api.jobs import jobs_blueprint
 from jobpipe.api.keys import keys_blueprint
 from jobpipe.api.lives import lives_blueprint
+from jobpipe.api.metrics import metrics_blueprint
 from jobpipe.api.nodes import nodes_blueprint
 from jobpipe.api.operations import operations_blueprint
 from jobpipe.api.problems import Code, Problem, ProblemDetails, internal, no_route, problem_from, too_large
@@ -36,6 +37,7 @@ from jobpipe.api.schedules import schedules_blueprint
 from jobpipe.api.schemas import BulkReceipt, EnqueueQuery, EnqueueRequest, JobView, LineReceipt
 from jobpipe.api.spec import Content, answers, describe, problems, takes, with_kind_required
 from jobpipe.api.streams import streams_blueprint, streams_of
+from jobpipe.api.traffic import Traffic, count_requests
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
 
@@ -98,9 +100,10 @@ def create_app(node: Node) -> Front:
     app.config["SEND_FILE_MAX_AGE_DEFAULT"] = STATIC_MAX_AGE
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False  # //jobs is another path than /jobs: no route, and no redirect
-    spec, streams = describe(app), streams_of(node)
+    spec, streams, traffic = describe(app), streams_of(node), Traffic()
     optional_kind = node.settings.shipped_kinds == "on"
     _answer_errors(app, node)
+    count_requests(app, traffic)
     check_inputs(app)
     _enqueue_routes(app, node)
     for blueprint in (
@@ -117,21 +120,26 @@ def create_app(node: Node) -> Front:
         schedules_blueprint(node),
         nodes_blueprint(node),
         health_blueprint(node),
+        metrics_blueprint(node, traffic),
         docs_blueprint(spec.schema if optional_kind else lambda: with_kind_required(spec.schema())),
     ):
         app.register_blueprint(blueprint)
-    return Front(node, app)
+    return Front(node, app, traffic)
 
 
 def _answer_errors(app: QuartTrio, node: Node) -> None:
+    def refused(problem: Problem) -> Response:
+        node.tallies.refused[problem.details.code] += 1
+        return respond(problem_answer(problem))
+
     @app.errorhandler(Problem)
     @app.errorhandler(JobpipeError)
     async def on_problem(error: Problem | JobpipeError) -> Response:
-        return respond(problem_answer(problem_from(error)))
+        return refused(problem_from(error))
 
     @app.errorhandler(HTTPException)
     async def on_http_error(error: HTTPException) -> Response:
-        return respond(problem_answer(_problem_from(error, node)))
+        return refused(_problem_from(error, node))
 
     @app.errorhandler(Exception)
     async def on_error(error: Exception) -> Response:

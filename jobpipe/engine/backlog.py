@@ -6,6 +6,7 @@ from jobpipe.acts import By
 from jobpipe.engine.channel import Channel
 from jobpipe.engine.gathering import Gathering
 from jobpipe.engine.ledger import Ledger
+from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.errors import Draining, QueueFull
 from jobpipe.job import NewJob, Status
 from jobpipe.store.base import GroupReceipt, NewGroup, Receipt, Store
@@ -22,6 +23,7 @@ class Backlog:
     ) -> None:
         self._store, self._gathering = store, Gathering(store)
         self._ledger, self._channels, self._max_backlog = ledger, channels, max_backlog
+        self._unforeseen = Unforeseen()
         self.draining = False
         """whether the node drains, so that no new job is taken in"""
 
@@ -52,6 +54,7 @@ class Backlog:
             receipts = await self._gathering.add(jobs, atomic=atomic, strict=of_handler)
             self._ledger.waiting += sum(one.verdict == "stored" for one in receipts)  # until the next batch
             self._ledger.stored(jobs, receipts)
+            self._count(jobs, receipts)
             return receipts
         finally:
             self._ledger.arriving -= len(jobs)
@@ -80,10 +83,15 @@ class Backlog:
             if receipt.verdict == "stored":
                 self._ledger.waiting += jobs  # until the next batch
                 self._ledger.made((job.id, _status_of(job)) for job in new.every)
+                self._count(new.every, receipt.receipts)
             return receipt
         finally:
             self._ledger.arriving -= jobs
             self._ledger.look()
+
+    def _count(self, jobs: Sequence[NewJob], receipts: Sequence[Receipt]) -> None:
+        with self._unforeseen.costs("these jobs are not counted"):
+            self._ledger.tallies.receive(jobs, receipts)
 
     def _check(self, jobs: int) -> None:
         if self.draining:

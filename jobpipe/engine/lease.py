@@ -157,6 +157,7 @@ class Lease:
             return []
         for job in rescued:
             self._ledger.changed(Changed(job.id, job.status))
+            self._ledger.tallies.rescued[job.begun] += 1
             tell = log.info if job.begun else log.debug  # those that only waited are many, and lost nothing
             tell("recovered a job of a dead node", job=job.id, status=job.status.value, begun=job.begun)
         if rescued:

@@ -80,6 +80,8 @@ class Node:
         self.phase: Phase = "starting"
         self.events = Events()
         self.held = Held(clock, registry.max_retries, self.rng)
+        self.tallies = self.held.tallies
+        self.tallies.expect(registry.served)
         self.ledger = Ledger(self.name, clock, self.events, self.held, lease=settings.lease)
         self.follower = Follower(store, self.ledger, self.events, clock, period=settings.lease)
         self.committer = Committer(
@@ -141,7 +143,7 @@ class Node:
         self.maintenance = Maintenance(store, clock, _retention(settings), settings.keep_audit)
         self._unforeseen = Unforeseen()
         # Run by the service: it needs the real clock.
-        self.watchdog = Watchdog(self.lease.heartbeat, max_blocked=settings.max_blocked)
+        self.watchdog = Watchdog(self.lease.heartbeat, max_blocked=settings.max_blocked, tallies=self.tallies)
         self._crew = trio.CancelScope()
         self._tally_at_drain: Counter[Outcome | None] = Counter()
 

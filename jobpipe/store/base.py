@@ -136,6 +136,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
     id: str
     queue: str
+    kind: str = ""
     claim: int
     outcome: Outcome | None
     status: Status
@@ -146,6 +147,8 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     """which attempt this was"""
     run_at: float | None = None
     """when it is due again; None leaves it as it was"""
+    due_at: float = 0.0
+    """when the attempt was due"""
     started_at: float | None = None
     settled_at: float
     result: bytes | None = None

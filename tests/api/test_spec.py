@@ -413,7 +413,7 @@ async def _with_jobs(door):
     yield await door.delete("/jobs/held", headers=CROSS_SITE)
     async for response in _with_dependents(door):
         yield response
-    for path in ("/health", "/openapi.json", "/docs"):
+    for path in ("/health", "/metrics", "/openapi.json", "/docs"):
         yield await door.get(path)
     door.stage.cleaned.set()
 

@@ -55,6 +55,7 @@ HEART = {
         "served",
         "splitting",
         "stops",
+        "tallies",
         "worker",
     ),
     "verbs": (
