@@ -52,7 +52,7 @@ async def test_what_is_settled_is_held_no_more(autojump_clock) -> None:
 
     assert (done.status, back.status) == (Status.DONE, Status.QUEUED)
     assert released == [first, second, None]
-    assert (first.over, list(held)) == (done, [])
+    assert (first.over, second.over, list(held)) == (done, back, [])
     assert held.tally == {Outcome.DONE: 1, None: 1}
 
 

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -84,8 +84,7 @@ async def test_what_is_cancelled_by_the_second_signal_is_named(autojump_clock) -
 
 async def test_abandoned_handlers_are_named_with_the_line_they_stood_at(autojump_clock) -> None:
     """Those that are async, and those in threads; one of several at different lines in threads is not guessed."""
-    gate = threading.Event()
-    arrived: Any = threading.Semaphore(0)  # its `release` stands before an `or`, so that the line is the same
+    gate, arrived = threading.Event(), cast("Any", threading.Semaphore(0))
 
     def stuck(payload: object) -> None:
         _ = arrived.release() or gate.wait()
