@@ -31,6 +31,7 @@ from jobpipe.api.responses import respond
 from jobpipe.api.schedules import schedules_blueprint
 from jobpipe.api.schemas import BulkReceipt, EnqueueRequest, HoldQuery, JobView, LineReceipt
 from jobpipe.api.spec import Content, answers, describe, problems, takes, with_kind_required
+from jobpipe.api.stack import stack_blueprint
 from jobpipe.api.streams import streams_blueprint, streams_of
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
@@ -101,6 +102,7 @@ def create_app(node: Node) -> Front:
     _enqueue_routes(app, node)
     for blueprint in (
         jobs_blueprint(node),
+        stack_blueprint(node),
         streams_blueprint(node, streams),
         events_blueprint(node, streams),
         operations_blueprint(node),
