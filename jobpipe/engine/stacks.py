@@ -23,7 +23,7 @@ from jobpipe.engine.awaits import FIRST_TURN, OTHER, RULES, Rule, Wait, told
 MOST = 5_000
 """The most tasks that are looked at one by one; more are counted by their line."""
 
-IN_DETAIL, IN_ALL = 0.005, 0.009
+IN_DETAIL, IN_ALL = 0.008, 0.01
 """Seconds of the event loop for tasks one by one, and with those that are only counted."""
 
 SLICE = 250

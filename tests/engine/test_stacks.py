@@ -554,7 +554,8 @@ async def test_what_is_beyond_the_bounds_is_counted_by_its_line(
 ) -> None:
     """Where even that takes too long, it is said that there are more."""
     monkeypatch.setattr(stacks, "MOST", 101 if bound == "tasks" else 5_000)
-    step = {"tasks": 0.0, "time": stacks.IN_DETAIL / 5, "all": stacks.IN_ALL}[bound]
+    monkeypatch.setattr(stacks, "SLICE", 50)
+    step = {"tasks": 0.0, "time": stacks.IN_DETAIL / 53, "all": stacks.IN_ALL}[bound]
 
     async def many() -> None:
         async with trio.open_nursery() as nursery:
