@@ -23,7 +23,7 @@ from jobpipe.engine.awaits import FIRST_TURN, OTHER, RULES, Rule, Wait, told
 MOST = 5_000
 """The most tasks that are looked at one by one; more are counted by their line."""
 
-IN_DETAIL, IN_ALL = 0.008, 0.01
+IN_DETAIL, IN_ALL = 0.007, 0.009
 """Seconds of the event loop for tasks one by one, and with those that are only counted."""
 
 SLICE = 250
@@ -283,7 +283,10 @@ class _Look:
             return ()
         found = list[Sequence[str]]()
         over = set[trio.lowlevel.Task]()
-        for begin in self._holders:
+        for begin, holder in self._holders.items():
+            if holder in over or holder not in self._seen:  # as with most of those that wait for one lock
+                over.add(begin)
+                continue
             path: dict[trio.lowlevel.Task, None] = {}
             ahead = [(begin, False)]
             while ahead and len(found) < CYCLES:
@@ -314,7 +317,7 @@ def frames_of(coro: Any) -> list[FrameType]:  # noqa: ANN401 - whatever somebody
     As `trio.lowlevel.Task.iter_await_frames` has them, but in half the time, since nobody asks for line numbers yet,
     and through what wraps a coroutine.
     """
-    found = list[FrameType]()
+    found: list[FrameType] = []  # not `list[...]()`, which takes as long as the walk
     for _ in range(DEEPEST):
         if type(coro) is CoroutineType:
             frame, coro = coro.cr_frame, coro.cr_await

@@ -101,7 +101,7 @@ async def test_a_handler_in_a_thread_shows_its_thread():
 
 
 async def test_one_look_a_second_is_shared_by_all_who_ask(door, autojump_clock, monkeypatch):
-    looks = Counter()
+    looks = Counter[str]()
     await begun(door, kind="play", payload="hold")
     look = door.node.looks._look
 

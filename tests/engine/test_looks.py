@@ -55,7 +55,7 @@ async def test_an_answer_ends_the_wait_for_it(autojump_clock: Any) -> None:
         told = await look_at_own_job(rig)
     async with asker() as (looks, store), trio.open_nursery() as nursery:
 
-        async def answer(claim: int, *, tell: bool) -> None:
+        async def answer(claim: int, tell: bool) -> None:
             await trio.sleep(1.1)
             store.answers["b", claim] = told
             if tell:
@@ -64,7 +64,7 @@ async def test_an_answer_ends_the_wait_for_it(autojump_clock: Any) -> None:
         took = []
         for claim in (1, 2):
             begun = trio.current_time()
-            nursery.start_soon(lambda claim=claim: answer(claim, tell=claim == 1))
+            nursery.start_soon(answer, claim, claim == 1)
             look = await looks.elsewhere("b", claim, "other")
             took.append(trio.current_time() - begun)
             assert look == msgspec.json.decode(told, type=Look)

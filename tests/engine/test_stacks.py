@@ -6,8 +6,9 @@ import subprocess
 import threading
 import types
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -202,7 +203,7 @@ async def parked() -> None:
 class Odd:
     """What wraps a coroutine."""
 
-    def __await__(self) -> Iterator[Any]:
+    def __await__(self) -> Generator[Any, Any, Any]:
         return event().__await__()
 
 
@@ -289,7 +290,8 @@ async def test_a_sleep_says_when_it_is_over(autojump_clock: trio.testing.MockClo
         near = tree(job.look()).root.waiting_on
         far = tree(job.look(), 1_000).root.waiting_on
 
-    assert (near.what, near.until) == ("sleep", pytest.approx(begun + 7, abs=0.1))
+    assert near.what == "sleep"
+    assert near.until == pytest.approx(begun + 7, abs=0.1)
     assert far.until == pytest.approx(begun + 1_007, abs=0.1)
 
 
@@ -459,7 +461,7 @@ async def test_a_thread_is_part_of_the_stack() -> None:
     async def two() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.to_thread.run_sync, wait)
-            nursery.start_soon(trio.to_thread.run_sync, release.wait, name="no own code")
+            nursery.start_soon(trio.to_thread.run_sync, partial(release.wait), name="no own code")
 
     async with watched(lambda: trio.to_thread.run_sync(wait)) as own, watched(two) as job:
         try:

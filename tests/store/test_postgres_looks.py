@@ -6,12 +6,12 @@ import pytest
 import trio
 
 from jobpipe.engine import looks
-from jobpipe.store.base import Notification
+from jobpipe.store.base import Notification, Retention
 from jobpipe.store.postgres import open_postgres
 from jobpipe.store.postgres.notifications import news
 from tests.api.client import open_door
 from tests.store.server import ask, server_url, with_query
-from tests.store.test_contract import NOW, Retention
+from tests.store.test_contract import NOW
 from tests.store.test_postgres_news import listening
 
 pytestmark = pytest.mark.long
