@@ -4,6 +4,9 @@ export VENV := env("VENV", ".venv")
 bin := quote(VENV / "bin")
 DOCKER := env("DOCKER", "docker")
 
+# Whatever the environment says, keep what Python has compiled: the tests start hundreds of processes.
+export PYTHONDONTWRITEBYTECODE := ""
+
 # How requirements are pinned: for every platform and every Python from 3.11 on.
 pins := "--quiet --universal --generate-hashes --no-header --no-strip-extras --python-version 3.11"
 

@@ -129,6 +129,7 @@ async def spec(door):
 # What the spec is
 
 
+@pytest.mark.slow
 async def test_spec_is_valid_openapi(spec):
     assert list(OpenAPIV31SpecValidator(spec.document).iter_errors()) == []
 
