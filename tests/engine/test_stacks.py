@@ -269,9 +269,11 @@ async def test_what_a_task_waits_for_is_named(
 @pytest.mark.parametrize("read", [False, True])
 async def test_a_process_is_named_by_its_number_and_its_output_as_a_pipe(read: bool) -> None:
     """To start one takes a thread."""
+    begun = {"process", "pipe"}
     async with watched(lambda: process(read=read)) as job:
-        while (wait := job.tree().root.waiting_on).what == "thread":  # noqa: ASYNC110 - nobody is told
-            await trio.sleep(0.01)
+        with trio.move_on_after(10):
+            while (wait := job.tree().root.waiting_on).what not in begun:  # noqa: ASYNC110 - nobody is told
+                await trio.sleep(0.01)
 
     assert (wait.what, wait.direction) == (("pipe", "read") if read else ("process", None))
     assert (wait.process is None) is read
