@@ -118,9 +118,14 @@ def own(inner: Sequence[Frame], whole: Sequence[Frame]) -> Sequence[Frame]:
     `inner`: those of the error; `whole`: those of the error as it came out of the handler, which may be a group of it
     and others.
     """
-    package = next((one.package for one in whole if _leads_in(one)), None)
-    mine = (one for one in reversed(inner) if _is_own(one, package))
+    package = package_of(whole)
+    mine = (one for one in reversed(inner) if is_own(one, package))
     return list({one.name: one for one in mine}.values())[:FRAMES]
+
+
+def package_of(whole: Iterable[Frame]) -> str | None:
+    """The package of the handler, by the frames behind the worker's; None: it cannot be told."""
+    return next((one.package for one in whole if _leads_in(one)), None)
 
 
 def _leads_in(frame: Frame) -> bool:
@@ -128,7 +133,8 @@ def _leads_in(frame: Frame) -> bool:
     return frame.module in _SHIPPED or not (frame.package in _MACHINERY or _is_library(frame))
 
 
-def _is_own(frame: Frame, package: str | None) -> bool:
+def is_own(frame: Frame, package: str | None) -> bool:
+    """Whether a frame is of own code, where the handler is in a package."""
     if not _leads_in(frame):
         return False
     return frame.package == package or not any(

@@ -36,6 +36,7 @@ from jobpipe.api.responses import respond
 from jobpipe.api.schedules import schedules_blueprint
 from jobpipe.api.schemas import BulkReceipt, EnqueueQuery, EnqueueRequest, JobView, LineReceipt
 from jobpipe.api.spec import Content, answers, describe, problems, takes, with_kind_required
+from jobpipe.api.stack import stack_blueprint
 from jobpipe.api.streams import streams_blueprint, streams_of
 from jobpipe.api.traffic import Traffic, count_requests
 from jobpipe.engine.node import Node
@@ -109,6 +110,7 @@ def create_app(node: Node) -> Front:
     for blueprint in (
         jobs_blueprint(node),
         lives_blueprint(node),
+        stack_blueprint(node),
         streams_blueprint(node, streams),
         events_blueprint(node, streams),
         operations_blueprint(node),

@@ -16,7 +16,7 @@ from jobpipe.api.filters import filter_from
 from jobpipe.api.holding import awaited, check, found
 from jobpipe.api.inputs import query, received
 from jobpipe.api.joblog import page_of
-from jobpipe.api.problems import RETRY_AFTER, Code, Problem, closed, key_taken, no_job
+from jobpipe.api.problems import Code, closed, key_taken, no_job, wrong_status
 from jobpipe.api.responses import respond
 from jobpipe.api.schemas import (
     EditRequest,
@@ -229,7 +229,7 @@ async def _cancel(node: Node, job_id: str, wait: float) -> Answer:
         view = structs.replace(stored_view(job, node.registry), waits_for=cancel_waits_for(node, job))
         return answer(view, 202)
     if job.status is not Status.CANCELLED:
-        raise _wrong_status(job, "it ended before the cancel reached it")
+        raise wrong_status(job, "it ended before the cancel reached it")
     return answer(stored_view(job, node.registry))
 
 
@@ -238,16 +238,8 @@ def _job_of(change: Change, advice: str, *, again: bool = False) -> Job:
     if change.job is None:
         raise no_job(change.id)
     if change.verdict == "refused":
-        raise _wrong_status(change.job, advice, again=again)
+        raise wrong_status(change.job, advice, again=again)
     return change.job
-
-
-def _wrong_status(job: Job, advice: str, *, again: bool = False) -> Problem:
-    title = "The job's status does not allow this"
-    detail = f"job {job.id!r} is {job.status.value}: {advice}"
-    soon = again and job.status not in ENDED | {Status.BLOCKED}
-    headers = {"Retry-After": RETRY_AFTER} if soon else None
-    return Problem(409, Code.WRONG_STATUS, title, detail, headers=headers)
 
 
 async def _list(node: Node, wanted: ListQuery) -> Answer:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from jobpipe.errors import Draining, JobpipeError, QueueFull
-from jobpipe.job import ENDED, Status
+from jobpipe.job import ENDED, Job, Status
 
 RETRY_AFTER = "1"
 """Seconds after which a refused client may try again."""
@@ -90,6 +90,8 @@ class Code(enum.StrEnum):
     """the node is shutting down (503)"""
     TOO_MANY_STREAMS = "too_many_streams"
     """half of MAX_CONNECTIONS are streams of events (503)"""
+    NODE_SILENT = "node_silent"
+    """the node that runs the job does not answer (503)"""
     STORE_UNAVAILABLE = "store_unavailable"
     """the store cannot be read or written at the moment (503)"""
 
@@ -186,6 +188,22 @@ def no_job(job_id: str) -> Problem:
     """404: no such job."""
     detail = f"no job has the id {cut(job_id)!r}; it may have been deleted"
     return Problem(404, Code.NO_SUCH_JOB, "No such job", detail)
+
+
+def wrong_status(job: Job, advice: str, *, again: bool = False) -> Problem:
+    """409: a job's status does not allow this; `again`: unless it has ended, it may do so soon."""
+    detail = f"job {job.id!r} is {job.status.value}: {advice}"
+    soon = again and job.status not in ENDED | {Status.BLOCKED}
+    headers = {"Retry-After": RETRY_AFTER} if soon else None
+    title = "The job's status does not allow this"
+    return Problem(409, Code.WRONG_STATUS, title, detail, headers=headers)
+
+
+def node_silent(node: str, why: str) -> Problem:
+    """503: the node that runs a job does not answer."""
+    detail = f"the node {cut(node)!r}, which runs the job, {why}"
+    headers = {"Retry-After": RETRY_AFTER}
+    return Problem(503, Code.NODE_SILENT, "The node does not answer", detail, headers=headers)
 
 
 def no_queue(name: str) -> Problem:

@@ -13,6 +13,7 @@ from jobpipe.api.faults import TIME
 from jobpipe.api.lists import ONE_OR_MORE
 from jobpipe.asking import AskedDebounce, AskedThrottle, AskedUnique
 from jobpipe.engine.attempt import Attempt
+from jobpipe.engine.awaits import Awaited, Direction
 from jobpipe.handlers.registry import Registry
 from jobpipe.job import (
     DEFAULT_KIND,
@@ -414,6 +415,95 @@ class TimelineView(msgspec.Struct, frozen=True, kw_only=True):
     spans: Sequence[SpanView]
     marks: Sequence[MarkView]
     seconds: Mapping[str, float]
+
+
+class WaitView(msgspec.Struct, frozen=True, kw_only=True):
+    """What a task waits for, in words too: with what belongs to it.
+
+    `sleep`: `until` when, null for one without an end; `socket`, `pipe`: in which `direction`; `lock`: the task that
+    is its `holder`, and the id of that task's job in `holder_job` where it is another one; `channel_room`,
+    `channel_value`, `limiter`: how much is `filled`, of which `size`, null for any; `process`: its number. The others:
+    `semaphore`, `event`, `condition`; `thread`, whose frames are in the stack; `nursery`: the child tasks; `start`: a
+    task that is to say that it has started; `turn`: nothing, it goes on next; `first_turn`: it has not begun; `other`:
+    something that is not Trio's.
+    """
+
+    what: Awaited
+    words: str
+    until: When | UnsetType | None = UNSET
+    direction: Direction | UnsetType = UNSET
+    holder: str | UnsetType | None = UNSET
+    holder_job: str | UnsetType = UNSET
+    filled: int | UnsetType = UNSET
+    size: int | UnsetType | None = UNSET
+    process: int | UnsetType = UNSET
+
+
+class FrameView(msgspec.Struct, frozen=True):
+    """A place in code; `own`: in the user's own, not in that of a library."""
+
+    function: str
+    file: str
+    line: int
+    own: bool
+
+
+class TaskView(msgspec.Struct, frozen=True, kw_only=True):
+    """Tasks that stand at the same line and wait for the same: `count` of them.
+
+    `function`, `file` and `line` are where the innermost frame of own code stands, null where there is none. `stack`
+    has the innermost frames, outermost first, and `left_out` how many more there are. For at least `still` seconds none
+    of the tasks has moved, and one of them for at least `longest_still`: 0 at the first look.
+    """
+
+    name: str
+    count: int
+    function: str | None
+    file: str | None
+    line: int | None
+    waiting_on: WaitView
+    still: float
+    longest_still: float
+    stack: Sequence[FrameView]
+    left_out: int
+    children: Sequence["TaskView"]
+
+
+class CountedView(msgspec.Struct, frozen=True):
+    """Tasks that are only counted, by the line at which their function stands."""
+
+    function: str
+    file: str
+    line: int
+    count: int
+
+
+class StoppingView(msgspec.Struct, frozen=True):
+    """Since when an attempt should have ended, and why."""
+
+    reason: Literal["cancel", "shutdown", "lease", "pause", "timeout"]
+    since: When
+
+
+class StackView(msgspec.Struct, frozen=True, kw_only=True):
+    """The tasks of a running job at one time.
+
+    `tasks` is how many there are, and at least so many where not `whole`; `rest` counts those that are not in the tree.
+    `circles` names tasks that wait for each other. `stopping` is null unless the attempt should have ended already.
+    """
+
+    job: str
+    kind: str
+    attempt: int
+    claim: int
+    node: str
+    looked_at: When
+    stopping: StoppingView | None
+    tasks: int
+    whole: bool
+    circles: Sequence[Sequence[str]]
+    tree: TaskView
+    rest: Sequence[CountedView]
 
 
 class LineView(msgspec.Struct, frozen=True, kw_only=True):
@@ -1338,6 +1428,15 @@ class LogQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         ),
         OR_TEXT,
     ] = 0.0
+
+
+class StackQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the tasks of a job are shown."""
+
+    format: Annotated[
+        Literal["json", "text"] | None,
+        Means("`text` for people; without it, JSON, or text where `Accept` asks for `text/plain`"),
+    ] = None
 
 
 class QueueQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

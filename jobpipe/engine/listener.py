@@ -5,6 +5,7 @@ from typing import assert_never
 
 from jobpipe.engine.feed import Feed
 from jobpipe.engine.ledger import Ledger
+from jobpipe.engine.looks import Looks
 from jobpipe.engine.scheduler import Scheduler
 from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.errors import StoreError
@@ -16,10 +17,11 @@ class Listener:
     """Listens to a shared store; with one that this process has to itself there is nothing to hear."""
 
     def __init__(
-        self, store: Store, ledger: Ledger, scheduler: Scheduler, events: Events, feed: Feed
+        self, store: Store, ledger: Ledger, scheduler: Scheduler, events: Events, feed: Feed, looks: Looks
     ) -> None:
         self._store = store if isinstance(store, SharedStore) else None
         self._ledger, self._scheduler, self._events, self._feed = ledger, scheduler, events, feed
+        self._looks = looks
         self._unforeseen = Unforeseen()
 
     @property
@@ -58,6 +60,8 @@ class Listener:
             case "told":
                 if news.told is not None:
                     self._feed.heard(news.id, news.told)
+            case "asked" | "answered":
+                self._looks.heard(news)
             case _:
                 assert_never(news.what)
 
@@ -67,6 +71,7 @@ class Listener:
         self._scheduler.wake()
         self._events.recheck()
         self._feed.missed()
+        self._looks.missed()
         await self._feed.look()
         await self._recall_paused()
         with suppress(StoreError):  # then it is told with the next one

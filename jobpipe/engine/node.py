@@ -29,6 +29,7 @@ from jobpipe.engine.lease import Lease
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.lingering import Lingering
 from jobpipe.engine.listener import Listener
+from jobpipe.engine.looks import Looks
 from jobpipe.engine.maintenance import Maintenance
 from jobpipe.engine.operations import Operations
 from jobpipe.engine.prefetch import Prefetch
@@ -123,7 +124,8 @@ class Node:
         )
         self.control = Control(store, self.ledger, self.follower, self.scheduler, self.events, clock)
         self.feed = Feed(store, self.events, clock, node=self.name)
-        self.listener = Listener(store, self.ledger, self.scheduler, self.events, self.feed)
+        self.looks = Looks(store, self.held, clock, self.name)
+        self.listener = Listener(store, self.ledger, self.scheduler, self.events, self.feed, self.looks)
         self.waiting = Waiting(store, self.events, self.listener)
         self.intake = Intake(self.ledger, self.channels)
         self.lease = Lease(
@@ -192,6 +194,7 @@ class Node:
                 self.listener,
                 self.feed,
                 self.served,
+                self.looks,
             ):
                 keepers.start_soon(self._unforeseen.keep, keeper.run, type(keeper).__name__.lower())
             if self.phase == "starting":  # a signal may have come already

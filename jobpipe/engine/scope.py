@@ -14,7 +14,8 @@ class ReusableScope:
     """
 
     def __init__(self) -> None:
-        self._task = trio.lowlevel.current_task()
+        self.task = trio.lowlevel.current_task()
+        """the worker's"""
         self._scope, self._is_open = trio.CancelScope(), False
         self._status: object = None
         self._spent = False
@@ -26,12 +27,19 @@ class ReusableScope:
 
     def _innermost(self) -> object:
         """What stands for the innermost scope that is open in the task."""
-        return self._task._cancel_status  # noqa: SLF001 - the only way to see that a handler left a scope open
+        return self.task._cancel_status  # noqa: SLF001 - the only way to see that a handler left a scope open
 
     def close(self) -> None:
         """Close the scope, between two attempts."""
         if self._is_open:
             self._scope.__exit__(None, None, None)
+
+    def encloses(self, nursery: trio.Nursery) -> bool:
+        """Whether a nursery of the task was opened under the scope: by the attempt that runs."""
+        status = nursery.cancel_scope._cancel_status  # noqa: SLF001 - nothing public tells what a scope lies in
+        while status is not None and status is not self._status:
+            status = status.parent
+        return status is not None
 
     def limit(self, deadline: float) -> None:
         """Cancel the attempt that runs at a time of Trio's clock."""
@@ -58,7 +66,7 @@ class ReusableScope:
 
         Raises `RuntimeError` when the handler left a scope of its own open: that must not reach the next attempt.
         """
-        if not self._spent and self._task._cancel_status is self._status:  # noqa: SLF001 - see `_innermost`
+        if not self._spent and self.task._cancel_status is self._status:  # noqa: SLF001 - see `_innermost`
             return False
         self._is_open = False
         return self._scope.__exit__(kind, error, trace)

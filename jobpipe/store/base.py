@@ -1438,12 +1438,13 @@ Untold = tuple[str, Status | Literal["deleted"] | None, float]
 class Notification(msgspec.Struct, frozen=True):
     """Something that another node did, or a reason to look for oneself."""
 
-    what: Literal["look", "missed", "ended", "paused", "schedules", "listeners", "told"]
+    what: Literal["look", "missed", "ended", "paused", "schedules", "listeners", "told", "asked", "answered"]
     """`look`: jobs may have become ready, or held ones may have been asked to stop; `missed`: anything may have
     happened; `ended`: a job that is watched may have ended, or was deleted; `paused`: a queue may have been paused;
     `schedules`: a schedule may be due earlier than it was; `listeners`: on another node somebody may listen to all
     jobs, or nobody any more; `told`: what may have become of a job there, or, without an id, that such changes were
-    left out"""
+    left out; `asked`: the node that the id names may have been asked for a look; `answered`: some node may have
+    answered"""
     id: str = ""
     told: Told | None = None
 
@@ -1495,3 +1496,18 @@ class SharedStore(Store, Protocol):
 
         Costs a write, so it is for jobs that somebody waits for. Repeatable; absent and ended jobs stay as they are.
         """
+
+    async def ask_look(self, job_id: str, claim: int, node: str, now: float) -> bool:
+        """Ask a node to look at a job that it runs under a claim; it is told. Repeatable.
+
+        What was asked less than a second ago, and its answer, stay. Returns whether the node has a lease.
+        """
+
+    async def look(self, job_id: str, claim: int) -> bytes | None:
+        """What a node has answered, at most 128 KiB; None: nothing yet."""
+
+    async def asked_looks(self, node: str) -> Sequence[tuple[str, int]]:
+        """What a node was asked (job, claim) and has not answered, at most `STEP` of it."""
+
+    async def answer_look(self, job_id: str, claim: int, node: str, answer: bytes) -> None:
+        """Answer what this node was asked; whoever waits for that is told. Repeatable. It is kept for a minute."""

@@ -27,7 +27,8 @@ from jobpipe.api.spec import describe
 from jobpipe.job import PORTABLE, JobError, JobId, Name, Tag
 from jobpipe.version import VERSION
 from tests.api.client import Breakable, asked, open_door
-from tests.store.test_contract import new_job
+from tests.store.test_contract import Node as Foreign
+from tests.store.test_contract import add, new_job
 
 CROSS_SITE = {"Sec-Fetch-Site": "cross-site"}
 NDJSON = {"Content-Type": "application/x-ndjson"}
@@ -194,7 +195,15 @@ async def test_schemas_are_those_of_the_structs_of_the_wire(spec):
             "KeyQuery",
             "ScheduleQuery",
         ),
-        *("OperationQuery", "WindowQuery", "ErrorQuery", "EventQuery", "PlainFilter", "NodeQuery"),
+        *(
+            "OperationQuery",
+            "WindowQuery",
+            "ErrorQuery",
+            "EventQuery",
+            "PlainFilter",
+            "NodeQuery",
+            "StackQuery",
+        ),
     }
 
     assert _without_defaults_and_patterns(spec.schemas) == _without_defaults_and_patterns(
@@ -639,6 +648,16 @@ async def _live(door):
     await door.enqueue(id="told", kind="play", payload="tell, and end")
     yield await door.get("/jobs/told/log?wait=5")
     yield await door.get("/jobs/told")
+    yield await door.get("/jobs/held/stack")
+    yield await door.get("/jobs/held/stack?format=text")
+    yield await door.get("/jobs/a/stack")
+    yield await door.get("/jobs/none/stack")
+    foreign = Foreign(door.store, "other", frozenset({"foreign"}))
+    await foreign.join()
+    await add(door.store, new_job("far", kind="foreign"))
+    await foreign.start(await foreign.take())
+    yield await door.get("/jobs/far/stack")
+    yield await door.get("/jobs/a/stack?format=xml")
     yield await door.get("/jobs/none/log")
     yield await door.get("/jobs/a/log?level=fatal")
     yield await _refused_for_streams(door, "/jobs/held/events")
@@ -719,6 +738,7 @@ async def _broken(door):
         "/jobs/a/log",
         "/jobs/a/timeline",
         "/jobs/a/why",
+        "/jobs/a/stack",
         "/jobs",
         "/queues",
         "/health",

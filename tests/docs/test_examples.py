@@ -1,6 +1,7 @@
 """The Python examples of the README and the docs work."""
 
 import math
+import re
 import subprocess
 import sys
 
@@ -9,9 +10,11 @@ import pytest
 import trio
 
 import jobpipe
+from jobpipe.engine import stacks
 from jobpipe.handlers.registry import Handler, handlers_of
 from jobpipe.job import Status
-from tests.docs.pages import DOCS, README, examples
+from tests.api.client import open_door
+from tests.docs.pages import DOCS, README, blocks, examples, read
 from tests.engine.conftest import running
 
 pytestmark = pytest.mark.slow
@@ -102,3 +105,26 @@ async def test_examples_of_flows_lead_to_the_jobs_they_say(autojump_clock):
         statuses = await rig.statuses()
 
     assert statuses == {Status.DONE: 1 + 2 + 1 + 1 + 2}
+
+
+async def test_example_of_a_stuck_job_is_seen_as_it_says(autojump_clock, monkeypatch):
+    """But for numbers that depend on when that was, and on how wide the columns are."""
+    monkeypatch.setattr(stacks, "IN_DETAIL", math.inf)  # a machine at work may be slow
+    page = DOCS / "stuck-jobs.md"
+    (source,) = examples(page)
+    (shown,) = (block.text for block in blocks(read(page), ""))
+    module = type(sys)("newsletter")
+    exec(compile(source, "/srv/newsletter.py", "exec"), module.__dict__)
+    async with open_door(handlers=handlers_of(module), name="host-1") as door:
+        await door.enqueue(id="newsletter-48", kind="newsletter.send", payload=1000)
+        await trio.sleep(1)
+        await door.get("/jobs/newsletter-48/stack")
+        await trio.sleep(37.9)
+        said = (await door.get("/jobs/newsletter-48/stack?format=text")).text
+
+    assert _loosely(said) == _loosely(shown)
+
+
+def _loosely(text):
+    text = re.sub(r"\S+T\S+Z", "TIME", text)
+    return re.sub(r"\d+(\.\d+)? s\b", "N s", re.sub(r" +", " ", text))

@@ -31,6 +31,11 @@ class Shared(MemoryStore):
         """whether somebody listens on the other node"""
         self.told: list[tuple[int, list[tuple[str, str | None]], int]] = []
         """what it has told"""
+        self.questions: list[tuple[str, int, str]] = []
+        """the looks that the node has asked of others (job, claim, node)"""
+        self.asked: list[tuple[str, int]] = []
+        """those that it is asked for itself"""
+        self.answers: dict[tuple[str, int], bytes] = {}
         self.wishes: frozenset[tuple[int, int]] = frozenset()
         """to cancel held jobs"""
 
@@ -53,6 +58,20 @@ class Shared(MemoryStore):
     async def tell_others(self, node: str, first: int, changes: Sequence[Untold], more: int) -> int:
         self.told.append((first, [(job_id, status) for job_id, status, _ in changes], more))
         return len(changes)
+
+    async def ask_look(self, job_id: str, claim: int, node: str, now: float) -> bool:
+        self.questions.append((job_id, claim, node))
+        return node != "dead"
+
+    async def look(self, job_id: str, claim: int) -> bytes | None:
+        return self.answers.get((job_id, claim))
+
+    async def asked_looks(self, node: str) -> Sequence[tuple[str, int]]:
+        return list(self.asked)
+
+    async def answer_look(self, job_id: str, claim: int, node: str, answer: bytes) -> None:
+        self.asked.remove((job_id, claim))
+        self.answers[job_id, claim] = answer
 
     def renew_from_thread(self, node: str, now: float, lease_until: float) -> bool:
         raise NotImplementedError  # no test here blocks the event loop

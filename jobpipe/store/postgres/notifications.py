@@ -38,6 +38,12 @@ LISTENERS = "listeners"
 TOLD = "told"
 """What became of jobs, for those who listen to all of them; JSON follows."""
 
+ASKED = "asked"
+"""A node is asked for a look at the tasks of a job; its name follows."""
+
+ANSWERED = "answered"
+"""A node has answered."""
+
 Number = Annotated[int, Meta(ge=0, lt=1 << 62)]
 
 
@@ -65,6 +71,16 @@ _STATUSES: Mapping[str | None, Status | Literal["deleted"] | None] = {
 }
 _encode = msgspec.json.Encoder().encode
 _tale = msgspec.json.Decoder(Tale).decode
+
+_ALONE: Mapping[str, Notification] = {
+    READY: Notification("look"),
+    CANCEL: Notification("look"),
+    PAUSED: Notification("paused"),
+    SCHEDULES: Notification("schedules"),
+    LISTENERS: Notification("listeners"),
+    ANSWERED: Notification("answered"),
+}
+"""What the words mean that stand alone."""
 
 _NOTIFY = "select pg_notify(%(channel)s, %(word)s)"
 _WAKE = """
@@ -144,12 +160,10 @@ def news(word: str) -> Sequence[Notification] | None:
     match word.split(" "):
         case [one, *_] if one == TOLD:
             return _told(word.removeprefix(TOLD))
-        case [one] if one in {READY, CANCEL}:
-            return [Notification("look")]
-        case [one] if one == PAUSED:
-            return [Notification("paused")]
-        case [one] if one in {SCHEDULES, LISTENERS}:
-            return [Notification("schedules" if one == SCHEDULES else "listeners")]
+        case [one] if one in _ALONE:
+            return [_ALONE[one]]
+        case [one, *_] if one == ASKED:
+            return [Notification("asked", id=word.removeprefix(f"{ASKED} "))]
         case [one, *ids] if one == ENDED and ids and all(ids):
             return [Notification("ended", id=job_id) for job_id in ids]
         case _:

@@ -39,6 +39,7 @@ from jobpipe.store.postgres.connections import (
 from jobpipe.store.postgres.connector import Connector, Limits
 from jobpipe.store.postgres.failures import mapped
 from jobpipe.store.postgres.listening import Listening
+from jobpipe.store.postgres.looks import Looks
 from jobpipe.store.postgres.nodes import Nodes, any_listening
 from jobpipe.store.postgres.notifications import notify, tale_word
 from jobpipe.store.postgres.opening import prepare, suited
@@ -80,6 +81,7 @@ class PostgresStore(SharedVerbs):
         self._slot = 2 * slot + 1  # for what goes over the other connection
         self._writer = Writer(self._engine_connection, 2 * slot, leases, self._channel)
         self._nodes = Nodes(self._other_connection, leases, self._channel)
+        self._looks = Looks(self._other_connection, self._reading, self._channel)
         self.vacuum = Vacuum(connector)
         self._listening = Listening(connector)
 
@@ -128,6 +130,7 @@ class PostgresStore(SharedVerbs):
     async def prune(self, now: float, retained: Retention) -> int:
         pruned = await super().prune(now, retained)
         self.vacuum.count(hot=0, cold=pruned)
+        await self._looks.prune(now)
         return pruned
 
     async def leave(self, node: str) -> None:
@@ -150,6 +153,18 @@ class PostgresStore(SharedVerbs):
 
         await self._other_connection.transact(verb, repeatable=True)
         return told
+
+    async def ask_look(self, job_id: str, claim: int, node: str, now: float) -> bool:
+        return await self._looks.ask(job_id, claim, node, now)
+
+    async def look(self, job_id: str, claim: int) -> bytes | None:
+        return await self._looks.answer_of(job_id, claim)
+
+    async def asked_looks(self, node: str) -> Sequence[tuple[str, int]]:
+        return await self._looks.asked(node)
+
+    async def answer_look(self, job_id: str, claim: int, node: str, answer: bytes) -> None:
+        await self._looks.answer(job_id, claim, node, answer)
 
     async def watch(self, job_id: str) -> None:
         if "\0" not in job_id:
