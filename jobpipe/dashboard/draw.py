@@ -17,12 +17,12 @@ ROOM = 11.0
 """How far apart two labels have to be so that neither covers the other."""
 
 STEPS = (
-    *(0.001, 0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0),
+    *(1.0, 2.0, 5.0, 10.0, 15.0, 30.0),
     *(60.0, 120.0, 300.0, 600.0, 900.0, 1800.0),
     *(3600.0, 7200.0, 10_800.0, 21_600.0, 43_200.0),
     *(86_400.0, 172_800.0, 604_800.0, 2_592_000.0, 31_536_000.0, 315_360_000.0),
 )
-"""Seconds between two ticks: round figures of a clock."""
+"""Seconds between two ticks: round figures of a clock, which is written to the second."""
 
 Shape = Literal["wait", "ready", "backoff", "dead", "run"]
 """What a part of a lifeline is: not due, due and waiting, between two attempts, held by a dead node, an attempt."""
@@ -92,6 +92,11 @@ class Lifeline(msgspec.Struct, frozen=True):
     running: float
     waiting: float
     """how many seconds it has run and waited by now"""
+
+    @property
+    def begins_alone(self) -> bool:
+        """Whether there is room for a label at its beginning."""
+        return not any(one.label and one.x < ROOM for one in self.stretches)
 
 
 class Row(msgspec.Struct, frozen=True):

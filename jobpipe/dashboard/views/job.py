@@ -192,7 +192,7 @@ def headline(of: OfJob) -> Sentence:  # noqa: C901, PLR0911 - one sentence for e
         case Status.SCHEDULED:
             return says("It is due ", time(job.asked.run_at, "in"), ".")
         case Status.QUEUED:
-            return says("It is due ", time(job.asked.run_at, "for"), ".")
+            return says("It has been due ", time(job.asked.run_at, "for"), ".")
         case Status.BLOCKED:
             return says("It waits for other jobs ", time(job.asked.created_at, "since"), ".")
 
@@ -228,7 +228,7 @@ def why(waits: WaitsFor, queue: str) -> Sentence:  # noqa: C901, PLR0911, PLR091
     match waits.reason:
         case "not_due":
             return says(
-                "Waiting because it is not due yet: it is ", time(_at(waits.run_at) or 0.0, "in"), "."
+                "Waiting because it is not due yet: it is due ", time(_at(waits.run_at) or 0.0, "in"), "."
             )
         case "paused":
             reason = f" ({waits.pause_reason})" if waits.pause_reason else ""

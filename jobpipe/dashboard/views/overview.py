@@ -165,7 +165,7 @@ def _sub(facts: Facts) -> Sentence:
     if not ready or oldest is None:
         return says(f"{busy} and no job is ready to run.")
     return says(
-        f"{busy} and {many(ready, 'job is', 'jobs are')} ready to run; the oldest is due ",
+        f"{busy} and {many(ready, 'job is', 'jobs are')} ready to run; the oldest has been due ",
         time(oldest, "for"),
         ".",
     )
