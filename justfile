@@ -4,6 +4,9 @@ export VENV := env("VENV", ".venv")
 bin := quote(VENV / "bin")
 DOCKER := env("DOCKER", "docker")
 
+# Whatever the environment says, keep what Python has compiled: the tests start hundreds of processes.
+export PYTHONDONTWRITEBYTECODE := ""
+
 # How requirements are pinned: for every platform and every Python from 3.11 on.
 pins := "--quiet --universal --generate-hashes --no-header --no-strip-extras --python-version 3.11"
 
@@ -73,11 +76,11 @@ test-clients *args: (_venv "dev")
 coverage *args: (_venv "dev")
     {{bin}}/python -m pytest --numprocesses auto --maxprocesses 8 --cov --cov-report term-missing "$@"
 
-# measure what jobpipe costs beside the least that the same work can cost, about ten minutes: just bench --help
+# measure what jobpipe costs beside the least that the same work can cost, about half an hour: just bench --help
 bench *args: (_venv "build")
     {{bin}}/python -m benchmarks "$@"
 
-# the same in half a minute: shows that it runs, not how fast
+# the same in a minute: shows that it runs, not how fast
 bench-short *args: (_venv "build")
     {{bin}}/python -m benchmarks --short "$@"
 

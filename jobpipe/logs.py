@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
@@ -23,17 +23,8 @@ QUIET = ("asyncio", "hypercorn", "psycopg", "quart", "quart_trio", "trio")
 class Performed(Protocol):
     """The attempt that a line belongs to."""
 
-    @property
-    def id(self) -> str:
-        """The job's."""
-
-    @property
-    def kind(self) -> str:
-        """The job's."""
-
-    @property
-    def attempt(self) -> int:
-        """Which run it is, from 1."""
+    def named(self) -> Mapping[str, object]:
+        """What such a line says of it: the job, its kind, which run it is."""
 
 
 performed: ContextVar[Performed | None] = ContextVar("performed", default=None)
@@ -76,7 +67,7 @@ def writes(level: int) -> bool:
 def _name_the_job(_: WrappedLogger, __: str, event_dict: EventDict) -> EventDict:
     """Say whose attempt it is, in lines of a handler and of what it calls."""
     if (attempt := performed.get()) is not None:
-        for name, value in (("job", attempt.id), ("kind", attempt.kind), ("attempt", attempt.attempt)):
+        for name, value in attempt.named().items():
             event_dict.setdefault(name, value)
     return event_dict
 

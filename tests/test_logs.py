@@ -4,7 +4,6 @@ import contextvars
 import io
 import json
 import logging
-import math
 import re
 import sys
 import threading
@@ -15,7 +14,8 @@ from hypercorn.config import Config
 from structlog.testing import capture_logs
 
 from jobpipe import logs
-from jobpipe.handlers.context import Context
+from jobpipe.engine.attempt import Attempt
+from tests.engine.conftest import claimed
 
 
 @pytest.fixture(autouse=True)
@@ -243,8 +243,7 @@ def test_the_libraries_that_jobpipe_uses_itself_are_quiet_at_any_level(lines):
 def test_lines_of_an_attempt_say_whose_it_is(lines):
     """Those of structlog, of `logging`, of threads: all but what says so itself."""
     logs.configure("info", "json")
-    context = Context(id="j1", kind="mail", queue="q", attempt=2, max_retries=3, claim=7, deadline=math.inf)
-    before = logs.performed.set(context)
+    before = logs.performed.set(Attempt(claimed("j1", kind="mail", attempt=1)))
     logging.getLogger("shop").info("sent")
     structlog.get_logger().info("sent", job="other")
     thread = threading.Thread(

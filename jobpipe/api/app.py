@@ -12,7 +12,9 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from jobpipe.api import bulk, enqueue
+from jobpipe.api.acting import by_client
 from jobpipe.api.answers import problem_answer
+from jobpipe.api.audit import audit_blueprint
 from jobpipe.api.descriptions import LOCATION
 from jobpipe.api.docs import STATIC_MAX_AGE, docs_blueprint
 from jobpipe.api.errors import errors_blueprint
@@ -29,7 +31,7 @@ from jobpipe.api.problems import Code, Problem, ProblemDetails, internal, no_rou
 from jobpipe.api.queues import queues_blueprint
 from jobpipe.api.responses import respond
 from jobpipe.api.schedules import schedules_blueprint
-from jobpipe.api.schemas import BulkReceipt, EnqueueRequest, HoldQuery, JobView, LineReceipt
+from jobpipe.api.schemas import BulkReceipt, EnqueueQuery, EnqueueRequest, JobView, LineReceipt
 from jobpipe.api.spec import Content, answers, describe, problems, takes, with_kind_required
 from jobpipe.api.streams import streams_blueprint, streams_of
 from jobpipe.engine.node import Node
@@ -107,6 +109,7 @@ def create_app(node: Node, pages: App | None = None) -> Front:
         operations_blueprint(node),
         errors_blueprint(node),
         groups_blueprint(node),
+        audit_blueprint(node),
         queues_blueprint(node),
         keys_blueprint(node),
         schedules_blueprint(node),
@@ -162,7 +165,7 @@ def _enqueue_routes(app: QuartTrio, node: Node) -> None:
 
     @app.post("/enqueue")
     @tag(["enqueue"])
-    @document_querystring(HoldQuery)
+    @document_querystring(EnqueueQuery)
     @takes(JOB)
     @answers(
         200,
@@ -190,12 +193,14 @@ def _enqueue_routes(app: QuartTrio, node: Node) -> None:
 
         With `?wait=SECONDS` the response is held until the job ends, for at most so long: 200 when it has ended, else
         202 and the job as it is. 404 when it was deleted meanwhile. With `on_disconnect=cancel`, a client that hangs up
-        before has the job cancelled.
+        before has the job cancelled. With `by_hand=true`, the audit says who has enqueued the job: for people, not for
+        programs, since such a job is stored in a transaction of its own.
         """
-        wanted = query(HoldQuery)
+        wanted = query(EnqueueQuery)
         check(wanted)
         hold = functools.partial(awaited, node, seconds=wanted.wait) if wanted.wait else None
-        return respond(await enqueue.enqueue(node, *await received(), hold))
+        by = by_client(node) if wanted.by_hand else None
+        return respond(await enqueue.enqueue(node, *await received(), hold, by))
 
     @app.post("/enqueue/bulk")
     @tag(["enqueue"])

@@ -56,6 +56,7 @@ TAGS = {
     "groups": "Jobs that belong together, and one that is run when all of them have ended",
     "queues": "Get and list queues, set what holds for them, pause, resume and delete them",
     "operations": "Cancel, retry, delete, promote, move and edit many jobs at once",
+    "audit": "Who did what by hand",
     "errors": "Failed jobs, grouped by their errors",
     "schedules": "Jobs that are enqueued again and again: put, get, list, pause, resume, run and delete schedules",
     "service": "The service itself",

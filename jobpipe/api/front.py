@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import structlog
 import trio
 
+from jobpipe.api.acting import by_client_of
 from jobpipe.api.answers import Answer, problem_answer
 from jobpipe.api.bulk import NDJSON, bulk_array, bulk_stream, is_ndjson
 from jobpipe.api.departure import DEPARTURE, Departure
@@ -16,7 +17,7 @@ from jobpipe.api.holding import awaited, check
 from jobpipe.api.hosts import Guard
 from jobpipe.api.inputs import NoQuery, query_from
 from jobpipe.api.problems import Problem, internal, no_route, problem_from, too_large
-from jobpipe.api.schemas import HoldQuery
+from jobpipe.api.schemas import EnqueueQuery
 from jobpipe.api.spool import Files, Spool
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError, StoreError
@@ -38,6 +39,9 @@ ALLOWED = "GET, HEAD, POST, PATCH, DELETE, OPTIONS"
 
 PAGES = "/dashboard"
 """Where the pages are."""
+
+HUNG_UP = "the client hung up, with on_disconnect=cancel"
+"""Why a job is cancelled, in the audit."""
 
 ROUTES: Mapping[str, Route] = {"/enqueue": enqueue, "/enqueue/bulk": bulk_array}
 
@@ -92,10 +96,11 @@ class Front:
         if path != "/enqueue":
             query_from(scope["query_string"], NoQuery)
             return ROUTES[path]
-        wanted = query_from(scope["query_string"], HoldQuery)
+        wanted = query_from(scope["query_string"], EnqueueQuery)
         check(wanted)
+        by = by_client_of(self._node, scope) if wanted.by_hand else None
         if not wanted.wait:
-            return enqueue
+            return partial(enqueue, by=by)
 
         async def hold(job_id: str) -> Job:
             departure = Departure(job_id if wanted.on_disconnect == "cancel" else None)
@@ -104,17 +109,18 @@ class Front:
                 return await unless_gone(chunks, partial(awaited, self._node, job_id, wanted.wait))
             except ClientGone as error:
                 gone = error
-            await self._part(departure)
+            await self._part(departure, scope)
             raise gone
 
-        return partial(enqueue, hold=hold)
+        return partial(enqueue, hold=hold, by=by)
 
-    async def _part(self, departure: Departure) -> None:
+    async def _part(self, departure: Departure, scope: Scope) -> None:
         """Do what a request asked for in case its client hangs up."""
         if departure.job_id is None:
             return
         try:
-            await self._node.control.cancel(departure.job_id)
+            by = by_client_of(self._node, scope, HUNG_UP)
+            await self._node.control.cancel(departure.job_id, by=by)
         except StoreError as error:
             log.warning(
                 "a client hung up, and its job could not be cancelled",
@@ -142,7 +148,7 @@ class Front:
 
         await self._serving(scope["path"])({**scope, "state": state}, chunks.receive, send_but_end)
         if chunks.gone and not end:
-            await self._part(departure)
+            await self._part(departure, scope)
         for message in end:
             await chunks.drop()
             await send(message)

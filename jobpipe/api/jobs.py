@@ -7,6 +7,7 @@ from msgspec import structs
 from quart import Blueprint, Response, request
 from quart_schema import document_querystring, tag_blueprint
 
+from jobpipe.api.acting import by_client
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.cursors import cursor_of, place_of
 from jobpipe.api.departure import departure_of
@@ -190,7 +191,7 @@ async def _shown(node: Node, job: Job) -> JobView:
 
 async def retry(node: Node, job_id: str) -> Job:
     """Queue a job that has ended once more; the job as it is then. Raises `Problem` where that is not to be."""
-    change = await node.control.retry(job_id)
+    change = await node.control.retry(job_id, by=by_client(node))
     if change.verdict == "not_unique":
         raise key_taken(change.id, change.other or "")
     return _job_of(change, _why_not_retried(change))
@@ -204,7 +205,7 @@ def _why_not_retried(change: Change) -> str:
 
 async def promote(node: Node, job_id: str) -> Job:
     """Make a waiting job due now; the job as it is then. Raises `Problem` where that is not to be."""
-    change = await node.control.promote(job_id)
+    change = await node.control.promote(job_id, by=by_client(node))
     return _job_of(change, _why_not_promoted(change), again=True)
 
 
@@ -217,7 +218,7 @@ def _why_not_promoted(change: Change) -> str:
 async def edit(node: Node, job_id: str, body: bytes) -> Job:
     """Change what a body in JSON names of a waiting job; the job as it is then. Raises `Problem` with every fault."""
     edits = edits_from(node, await found(node, job_id), body)
-    change = await node.control.edit(job_id, edits)
+    change = await node.control.edit(job_id, edits, by=by_client(node))
     if change.verdict == "closed":
         raise closed([edits["queue"]])
     return _job_of(change, "only a waiting job that no worker holds can be edited", again=True)
@@ -225,7 +226,7 @@ async def edit(node: Node, job_id: str, body: bytes) -> Job:
 
 async def delete(node: Node, job_id: str) -> None:
     """Delete a job that no worker holds. Raises `Problem` where that is not to be."""
-    change = await node.control.delete(job_id)
+    change = await node.control.delete(job_id, by=by_client(node))
     if change.verdict != "changed":
         _job_of(change, "cancel it first")
 
@@ -235,7 +236,7 @@ async def cancel(node: Node, job_id: str, wait: float) -> Job:
 
     Raises `Problem` where that is not to be, or the job has ended otherwise meanwhile.
     """
-    change = await node.control.cancel(job_id)
+    change = await node.control.cancel(job_id, by=by_client(node))
     job = _job_of(change, "only a waiting or running job can be cancelled")
     if job.status is Status.CANCELLING and wait:
         job = await awaited(node, job_id, wait)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from jobpipe.acts import Act, What
 from jobpipe.api.durations import OR_TEXT
 from jobpipe.api.faults import TIME
 from jobpipe.api.lists import ONE_OR_MORE
@@ -49,7 +50,7 @@ from jobpipe.job import (
 from jobpipe.lanes import LONGEST, SHORTEST, AfterFailure, KeyStanding, Rate, Running, Weight
 from jobpipe.obstacles import Why
 from jobpipe.schedules import CatchUp, Overlap
-from jobpipe.store.base import ERRORS, KEYS, LOG_LINES, OPERATIONS, QUEUES, SCHEDULES, Unserved
+from jobpipe.store.base import AUDIT, ERRORS, KEYS, LOG_LINES, OPERATIONS, QUEUES, SCHEDULES, Unserved
 
 Time = Annotated[datetime, Meta(tz=True, description=TIME)]
 
@@ -753,6 +754,14 @@ class HoldQuery(WaitQuery, frozen=True, forbid_unknown_fields=True):
     ) = None
 
 
+class EnqueueQuery(HoldQuery, frozen=True, forbid_unknown_fields=True):
+    """The same for a new job, and whether somebody enqueues it by hand."""
+
+    by_hand: Annotated[bool, Means("whether somebody enqueues the job by hand: then the audit says so")] = (
+        False
+    )
+
+
 KindPattern = Annotated[
     str,
     Meta(
@@ -764,6 +773,7 @@ KindPattern = Annotated[
 ErrorType = Annotated[
     str, Meta(min_length=1, max_length=200, description="1 to 200 characters; the name of an exception")
 ]
+Known = Annotated[str, Meta(min_length=1, max_length=500, description="1 to 500 characters")]
 NodeName = Annotated[str, Meta(min_length=1, max_length=200, description="1 to 200 characters")]
 
 
@@ -1020,6 +1030,71 @@ class OperationQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         Meta(ge=1, le=OPERATIONS, description=f"a whole number from 1 to {OPERATIONS}"),
         Means("the most operations in a page"),
     ] = OPERATIONS
+    cursor: Cursor | None = None
+
+
+class DifferenceView(msgspec.Struct, frozen=True):
+    """What a field was, and what it has become; null: it was not there, or is not set.
+
+    Of a value that takes more than some hundred bytes as JSON, the beginning, as a text.
+    """
+
+    from_: Any = msgspec.field(name="from")
+    to: Any
+
+
+class ActView(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody did by hand, to `what` of this `name`; of a key, that is its queue, beside the `key`.
+
+    `who` is the client's `address`. `changes` say of each field that has changed what it was and what it has become; of
+    a payload only the number of its bytes. `jobs`: how many an operation has changed, once it has ended. `error` says
+    what of its row in the store cannot be read.
+    """
+
+    number: int
+    at: When
+    who: str
+    address: str | None
+    node: str
+    act: Act | None
+    what: What | None
+    name: str
+    key: str | None
+    changes: dict[str, DifferenceView]
+    reason: str | None
+    jobs: int | None
+    error: JobError | None
+
+
+class AuditList(msgspec.Struct, frozen=True):
+    """A page of acts, the newest first. `next_cursor` is null at the end."""
+
+    acts: Sequence[ActView]
+    next_cursor: str | None
+
+
+class AuditQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which acts to list."""
+
+    who: Annotated[Known, Means("only acts of this client: its address")] | None = None
+    act: Annotated[Act, Means("only acts of this kind")] | None = None
+    what: Annotated[What, Means("only acts on such a thing")] | None = None
+    name: Annotated[Known, Means("only acts on what has this name: of a job, its id")] | None = None
+    after: (
+        Annotated[
+            Time, Means("only acts at this time or later: RFC 3339 with a time zone, 2030-01-31T12:00:00Z")
+        ]
+        | None
+    ) = None
+    before: (
+        Annotated[Time, Means("only acts before this time: RFC 3339 with a time zone, 2030-01-31T12:00:00Z")]
+        | None
+    ) = None
+    limit: Annotated[
+        int,
+        Meta(ge=1, le=AUDIT, description=f"a whole number from 1 to {AUDIT}"),
+        Means("the most acts in a page"),
+    ] = 50
     cursor: Cursor | None = None
 
 

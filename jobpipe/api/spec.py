@@ -1,5 +1,6 @@
 """The OpenAPI spec: what a route takes and answers is said at the route; schemas come from the structs of the wire."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from itertools import groupby
@@ -66,17 +67,26 @@ def problems(*codes: Code) -> Callable[[R], R]:
     """Say which problems a route answers with, beside those that any request may meet."""
 
     def say(route: R) -> R:
-        known = sorted((PROBLEMS[code] for code in dict.fromkeys((*codes, *ANY_ROUTE))), key=_status)
-        for status, group in groupby(known, key=_status):
-            one_status = list(group)
-            description = ". ".join(f"{each.title}: `{each.code.value}`" for each in one_status) + "."
-            examples = {each.code.value: msgspec.to_builtins(each) for each in one_status}
-            headers = RETRY_LATER if status == HTTPStatus.SERVICE_UNAVAILABLE else None
-            content = Content(ProblemDetails, "application/problem+json", examples)
-            answers(status, description, content, headers=headers)(route)
+        for status, answered in _refusals(frozenset((*codes, *ANY_ROUTE))):
+            model: Any = answered
+            document_response(model, status)(route)
         return route
 
     return say
+
+
+@functools.cache
+def _refusals(codes: frozenset[Code]) -> Sequence[tuple[int, _Answered]]:
+    """What is said of problems, by their status. Many routes have the same."""
+    known = sorted((PROBLEMS[code] for code in Code if code in codes), key=_status)
+    return [(status, _refusal(status, list(group))) for status, group in groupby(known, key=_status)]
+
+
+def _refusal(status: int, problems: Sequence[ProblemDetails]) -> _Answered:
+    description = ". ".join(f"{each.title}: `{each.code.value}`" for each in problems) + "."
+    examples = {each.code.value: msgspec.to_builtins(each) for each in problems}
+    headers = RETRY_LATER if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+    return _Answered(description, [Content(ProblemDetails, "application/problem+json", examples)], headers)
 
 
 def _status(details: ProblemDetails) -> int:

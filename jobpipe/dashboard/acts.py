@@ -13,6 +13,7 @@ from quart.typing import ResponseReturnValue
 from werkzeug.datastructures import MultiDict
 
 from jobpipe.api import jobs as verbs
+from jobpipe.api.acting import by_client
 from jobpipe.api.faults import faults_of
 from jobpipe.api.operations import begin, meant
 from jobpipe.api.problems import Code, Fault, Problem, invalid, no_operation, problem_from
@@ -58,13 +59,13 @@ def act_routes(node: Node, facts: Facts, drawing: Drawing, topics: Topics) -> Bl
     @routes.post(f"{HOME}/queues/<name>/pause")
     async def pause_queue(name: str) -> ResponseReturnValue:
         _check_name(name)
-        await node.control.pause(name)
+        await node.control.pause(name, by=by_client(node))
         return back_to(HOME)
 
     @routes.post(f"{HOME}/queues/<name>/resume")
     async def resume_queue(name: str) -> ResponseReturnValue:
         _check_name(name)
-        await node.control.resume(name)
+        await node.control.resume(name, by=by_client(node))
         return back_to(HOME)
 
     return routes
@@ -202,7 +203,7 @@ def _bulk_routes(
 
     @routes.post(f"{HOME}/operations/<operation_id>/stop")
     async def stop_operation(operation_id: str) -> ResponseReturnValue:
-        if await node.operations.stop(operation_id) is None:
+        if await node.operations.stop(operation_id, by=by_client(node)) is None:
             raise no_operation(operation_id)
         return back_to(f"{HOME}/operations/{operation_id}")
 

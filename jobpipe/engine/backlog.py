@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+from jobpipe.acts import By
 from jobpipe.engine.channel import Channel
 from jobpipe.engine.gathering import Gathering
 from jobpipe.engine.ledger import Ledger
 from jobpipe.errors import Draining, QueueFull
 from jobpipe.job import NewJob, Status
-from jobpipe.store.base import EngineStore, GroupReceipt, NewGroup, Receipt
+from jobpipe.store.base import GroupReceipt, NewGroup, Receipt, Store
 
 
 class Backlog:
@@ -17,7 +18,7 @@ class Backlog:
     """
 
     def __init__(
-        self, store: EngineStore, ledger: Ledger, channels: Sequence[Channel], *, max_backlog: int
+        self, store: Store, ledger: Ledger, channels: Sequence[Channel], *, max_backlog: int
     ) -> None:
         self._store, self._gathering = store, Gathering(store)
         self._ledger, self._channels, self._max_backlog = ledger, channels, max_backlog
@@ -54,6 +55,19 @@ class Backlog:
             return receipts
         finally:
             self._ledger.arriving -= len(jobs)
+            self._ledger.look()
+
+    async def enqueue_by_hand(self, new: NewJob, by: By) -> Receipt:
+        """The same for one job that somebody enqueues by hand; that is written with it (see `jobpipe.acts`)."""
+        self._check(1)
+        self._ledger.arriving += 1
+        try:
+            receipt = await self._store.add_by_hand(new, by)
+            self._ledger.waiting += receipt.verdict == "stored"  # until the next batch
+            self._ledger.stored([new], [receipt])
+            return receipt
+        finally:
+            self._ledger.arriving -= 1
             self._ledger.look()
 
     async def enqueue_group(self, new: NewGroup, now: float) -> GroupReceipt:

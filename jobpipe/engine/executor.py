@@ -63,7 +63,8 @@ class Executor:
         attempt.taken = True
         try:
             handler = self._found(attempt)
-            if handler is not None and await self._started(attempt):  # else settled without a run
+            # Else settled without a run.
+            if handler is not None and (self._noted(attempt) or await self._started_for_sure(attempt)):
                 verdict = await self._run(attempt, handler, scope)
                 policy = attempt.job.options.backoff or handler.backoff or USUAL_BACKOFF
                 self._ledger.end(attempt, verdict, policy)
@@ -84,7 +85,7 @@ class Executor:
             wrong = "the store handed over a job of a kind not asked for"
             self._lines.tell(log.error, wrong, job=job.id, kind=job.kind)
             self._ledger.hand_back(attempt)
-        elif job.attempt > retries_of(job.max_retries):
+        elif job.attempt and job.attempt > retries_of(job.max_retries):
             self._ledger.end(attempt, outcomes.SPENT)  # its last attempt ended with its node
             return None
         elif job.options.deadline is not None and job.options.deadline <= self._clock.now():
@@ -92,22 +93,20 @@ class Executor:
             return None
         return handler
 
-    async def _started(self, attempt: Attempt) -> bool:
-        """Write that the attempt begins: before it does, where a crash must not leave that open; else soon after."""
+    def _noted(self, attempt: Attempt) -> bool:
+        """Have the start written soon after the attempt begins; False: a crash must not leave open whether it began."""
         job = attempt.job
-        start = Start(job.seq, job.claim, attempt.number, self._clock.now())
         if job.rescued or job.options.on_crash == "fail":
-            if not await self._started_for_sure(attempt, start):
-                return False
-        else:
-            self._ledger.note_start(start)
-        attempt.started_at = start.started_at
-        if self._tells_all:
-            log.debug("attempt started", **attempt.named())
+            return False
+        start = Start(job.seq, job.claim, job.attempt + 1, self._clock.now())
+        self._ledger.note_start(start)
+        self._begun(attempt, start)
         return True
 
-    async def _started_for_sure(self, attempt: Attempt, start: Start) -> bool:
+    async def _started_for_sure(self, attempt: Attempt) -> bool:
         """Have the start stored before the handler runs; where that can't be had, the job goes back."""
+        job = attempt.job
+        start = Start(job.seq, job.claim, job.attempt + 1, self._clock.now())
         try:
             held = await self._ledger.start(start)
         except StoreUnavailable:
@@ -121,7 +120,14 @@ class Executor:
         elif attempt.reason is not None:  # stopped while that was written
             self._ledger.hand_back(attempt)
             return False
+        else:
+            self._begun(attempt, start)
         return held
+
+    def _begun(self, attempt: Attempt, start: Start) -> None:
+        attempt.started_at = start.started_at
+        if self._tells_all:
+            log.debug("attempt started", **attempt.named())
 
     async def _run(self, attempt: Attempt, handler: Handler, scope: ReusableScope) -> Verdict:
         """Run the handler in its scope, and judge how it ended."""
@@ -146,12 +152,12 @@ class Executor:
 
     async def call(self, attempt: Attempt, handler: Handler, deadline: float) -> Any:  # noqa: ANN401 - a handler may return anything
         """Call the handler, in a thread when it is not async. The watchdog knows this frame on a stack."""
-        context = self._context(attempt, deadline)
+        context = self._context(attempt, deadline) if handler.takes_context else None
         try:
             arguments = handler.arguments(attempt.job.payload, context)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise _unreadable(error) from None
-        before = logs.performed.set(context)
+        before = logs.performed.set(attempt)
         try:
             if handler.is_async:
                 return await handler.function(*arguments)

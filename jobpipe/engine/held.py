@@ -42,7 +42,8 @@ class Held:
         self._attempts: dict[tuple[int, int], Attempt] = {}
         self.tally: Counter[Outcome | None] = Counter()
         """how many attempts ended in each outcome; None: handed back without having begun"""
-        self._ended = trio.Event()
+        self._ended: trio.Event | None = None
+        """set at the end of an attempt, while somebody waits for one"""
         self._failures = LogThrottle(FAILURES)
         self._tells_all = logs.writes(logging.DEBUG)
         self._unforeseen = Unforeseen()
@@ -65,8 +66,8 @@ class Held:
     async def quiet(self) -> None:
         """Return when no handler runs."""
         while self.running:
-            self._ended = trio.Event()
-            await self._ended.wait()
+            ended = self._ended = self._ended or trio.Event()
+            await ended.wait()
 
     def of_jobs(self, ids: Collection[str]) -> list[Attempt]:
         """The attempts of jobs, where this node holds them."""
@@ -135,7 +136,9 @@ class Held:
         if attempt is not None:
             attempt.over = True
             self.tally[settled.outcome] += 1
-            self._ended.set()
+            if self._ended is not None:
+                self._ended.set()
+                self._ended = None
         return attempt
 
     def tell(self, attempt: Attempt, settled: Settlement) -> None:

@@ -134,7 +134,7 @@ class Node:
             self.channel.queues,
         )
         self.lingering = Lingering(self.held)
-        self.maintenance = Maintenance(store, clock, _retention(settings))
+        self.maintenance = Maintenance(store, clock, _retention(settings), settings.keep_audit)
         self._unforeseen = Unforeseen()
         # Run by the service: it needs the real clock.
         self.watchdog = Watchdog(self.lease.heartbeat, max_blocked=settings.max_blocked)

@@ -58,7 +58,7 @@ class ReusableScope:
 
         Raises `RuntimeError` when the handler left a scope of its own open: that must not reach the next attempt.
         """
-        if not self._spent and self._innermost() is self._status:
+        if not self._spent and self._task._cancel_status is self._status:  # noqa: SLF001 - see `_innermost`
             return False
         self._is_open = False
         return self._scope.__exit__(kind, error, trace)

@@ -12,8 +12,11 @@ from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.scope import ReusableScope
 from jobpipe.engine.unforeseen import PAUSE, Unforeseen
 
-TURN = 0.00005
-"""Seconds after which a worker whose handlers never wait lets other tasks run; at each job that would cost too much."""
+ROUND = 0.001
+"""Seconds in which all workers have had their turn, where handlers never wait: so long other tasks wait for theirs."""
+
+SHORTEST_TURN, LONGEST_TURN = 0.00005, 0.0002
+"""Seconds after which such a worker lets other tasks run. At each job it would take a fifth of a drain."""
 
 
 async def work(
@@ -57,15 +60,17 @@ class Source:
 
     def __init__(self, receive: trio.MemoryReceiveChannel[Attempt], channel: Channel) -> None:
         self._receive, self._channel = receive, channel
+        self._turn = min(max(ROUND / channel.workers, SHORTEST_TURN), LONGEST_TURN)
         self._task, self._clean = trio.lowlevel.current_task(), contextvars.copy_context()
-        self._begun = trio.current_time()
+        self._time = trio.lowlevel.current_clock().current_time  # a third of what trio.current_time() costs
+        self._begun = self._time()
         # What the channel has not been told of.
         self._jobs, self._busy = 0, 0.0
         self.last: Attempt | None = None
         """what came out of the channel last: somebody must settle it, whatever happens to this worker"""
 
     async def next(self) -> Attempt | None:
-        """Wait for an attempt; None: there will be no more. Others have their turn at least every `TURN` seconds."""
+        """Wait for an attempt; None: there will be no more. Others have their turn in between: see `ROUND`."""
         try:
             attempt = self.last = self._receive.receive_nowait()
         except trio.WouldBlock:
@@ -73,20 +78,18 @@ class Source:
         except trio.EndOfChannel:
             return None
         self._channel.took()
-        if trio.current_time() - self._begun >= TURN or contextvars.copy_context() != self._clean:
-            await self._give_way()
+        now = self._time()
+        if now - self._begun >= self._turn or contextvars.copy_context() != self._clean:
+            self._end_turn(now)
+            if self._jobs >= TOLD or self._busy >= WORTH_TELLING:
+                self._tell()
+            await trio.lowlevel.checkpoint()
+            self._begun = self._time()
         self._jobs += 1
         return attempt
 
-    async def _give_way(self) -> None:
-        self._end_turn()
-        if self._jobs >= TOLD or self._busy >= WORTH_TELLING:
-            self._tell()
-        await trio.lowlevel.checkpoint()
-        self._begun = trio.current_time()
-
     async def _wait(self) -> Attempt | None:
-        self._end_turn()
+        self._end_turn(self._time())
         if self._jobs:
             self._tell()
         self._channel.idle()
@@ -94,13 +97,13 @@ class Source:
             attempt = self.last = await self._receive.receive()
         except trio.EndOfChannel:
             return None
-        self._begun, self._jobs, self._busy = trio.current_time(), 1, 0.0
+        self._begun, self._jobs, self._busy = self._time(), 1, 0.0
         return attempt
 
-    def _end_turn(self) -> None:
+    def _end_turn(self, now: float) -> None:
         # What one handler binds, to its log lines say, must not reach the next job. Counts from the next wait on.
         self._task.context = self._clean.copy()
-        self._busy += trio.current_time() - self._begun
+        self._busy += now - self._begun
 
     def _tell(self) -> None:
         self._channel.worked(self._jobs, self._busy)

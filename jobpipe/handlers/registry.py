@@ -51,8 +51,11 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
         # str_keys: in JSON every key is a text, so that of a dict[int, ...] too.
         return msgspec.convert(payload, self.payload_type, str_keys=True)
 
-    def arguments(self, payload: bytes, context: Context) -> tuple[Any, ...]:
-        """What the function is called with; raises `msgspec.ValidationError` when the payload does not fit."""
+    def arguments(self, payload: bytes, context: Context | None) -> tuple[Any, ...]:
+        """What the function is called with; raises `msgspec.ValidationError` when the payload does not fit.
+
+        Only a function that takes the context needs one.
+        """
         decoded = msgspec.json.decode(payload, type=self.payload_type)
         if self.takes_payload:
             return (decoded, context) if self.takes_context else (decoded,)

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from jobpipe.acts import By, Done
 from jobpipe.job import (
     LEVELS,
     NO_OPTIONS,
@@ -402,6 +403,8 @@ class Change(msgspec.Struct, frozen=True):
     """the job as it is now, with its attempts; None when absent or deleted"""
     other: str | None = None
     """the id of the job that has its key"""
+    was: Job | None = None
+    """where it has changed: the job before that"""
 
 
 class Rescued(msgspec.Struct, frozen=True):
@@ -714,6 +717,35 @@ class Sliced(msgspec.Struct, frozen=True):
 OPERATIONS = 100
 """The most operations of one list."""
 
+AUDIT = 100
+"""The most acts of one list."""
+
+
+class AuditFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which acts are meant: those to which all of it applies. None means any. `after` is inclusive, `before` is not."""
+
+    who: str | None = None
+    act: str | None = None
+    what: str | None = None
+    name: str | None = None
+    after: float | None = None
+    before: float | None = None
+
+
+class AuditPlace(msgspec.Struct, frozen=True):
+    """The place of an act in the list."""
+
+    at: float
+    number: int
+
+
+class AuditPage(msgspec.Struct, frozen=True):
+    """A page of acts, the newest first."""
+
+    acts: Sequence[Done]
+    next_before: AuditPlace | None
+    """where the next page begins; None: this is the last one"""
+
 
 class Window(msgspec.Struct, frozen=True):
     """A time from `after` on until just before `before`; None: it is open to that side."""
@@ -963,6 +995,9 @@ class EngineStore(Protocol):
         looked at. Where no queue says so, it only reads that. Repeatable.
         """
 
+    async def forget_audit(self, until: float) -> int:
+        """Delete acts of before a time, `STEP` at most; returns how many that were. Fewer than `STEP`: that was all."""
+
     async def due_schedules(
         self, now: float, limit: int = SCHEDULES, after: tuple[float, str] | None = None
     ) -> Due:
@@ -1006,16 +1041,23 @@ class EngineStore(Protocol):
 
 
 class ControlStore(Protocol):
-    """What people ask of jobs and queues. Each verb is atomic and repeatable."""
+    """What people ask of jobs and queues. Each verb is atomic and repeatable.
 
-    async def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+    `by`: who asks for it by hand. What has changed by that is written with it, once for each job, or for whatever else
+    the verb is about (see `jobpipe.acts`). Where nothing has changed, nothing is written. None: it is no act.
+    """
+
+    async def add_by_hand(self, job: NewJob, by: By) -> Receipt:
+        """Store one job as `EngineStore.add_dependents` does. Where it comes of a schedule, that is what was run."""
+
+    async def cancel(self, ids: Sequence[str], now: float, *, by: By | None = None) -> Sequence[Change]:
         """Cancel waiting jobs; held ones become `cancelling`, which survives a restart. Refused for ended ones.
 
         Their children (`Options.parent`) are cancelled too, and the children of these, also of those that have ended: a
         step at a time (see `follow`).
         """
 
-    async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+    async def retry(self, ids: Sequence[str], now: float, *, by: By | None = None) -> Sequence[Change]:
         """Queue ended jobs again, their count of attempts set back to 0. Refused for jobs that have not ended.
 
         A job of a group that has not ended counts as one of it again.
@@ -1023,50 +1065,58 @@ class ControlStore(Protocol):
         there has ended otherwise than needed. One with a unique key takes it again, unless another job has it.
         """
 
-    async def close_group(self, group_id: str, now: float) -> GroupState | None:
+    async def close_group(self, group_id: str, now: float, *, by: By | None = None) -> GroupState | None:
         """Take no more jobs into a group, as it is then; None: there is none. Repeatable.
 
         If all its jobs have ended, so has the group, with this or with the next `follow`.
         """
 
-    async def promote(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+    async def promote(self, ids: Sequence[str], now: float, *, by: By | None = None) -> Sequence[Change]:
         """Make scheduled and retrying jobs due now: queued. Ready ones stay as they are.
 
         Refused for blocked, held and ended ones.
         """
 
-    async def edit(self, ids: Sequence[str], edits: Mapping[str, Any], now: float) -> Sequence[Change]:
+    async def edit(
+        self, ids: Sequence[str], edits: Mapping[str, Any], now: float, *, by: By | None = None
+    ) -> Sequence[Change]:
         """Change fields of `NewJob` and `Options` of waiting jobs. Refused for held and ended ones.
 
         No job is moved into a closed queue; one that is there already may be edited.
         """
 
-    async def delete(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+    async def delete(self, ids: Sequence[str], now: float, *, by: By | None = None) -> Sequence[Change]:
         """Delete jobs. Refused for held ones: cancel them first. For those that wait for them it is as if cancelled."""
 
-    async def pause(self, queue: str, reason: str | None = None, until: float | None = None) -> None:
+    async def pause(
+        self, queue: str, reason: str | None = None, until: float | None = None, *, by: By | None = None
+    ) -> None:
         """Claim nothing from a queue from now on; it need not exist yet. Survives a restart.
 
         Until then it ends by itself, with the first exchange at that time or later. The last pause counts.
         """
 
-    async def resume(self, queue: str) -> None:
+    async def resume(self, queue: str, *, by: By | None = None) -> None:
         """Claim from a queue again."""
 
-    async def put_queue(self, queue: str, settings: QueueSettings, limits: Limits | None = None) -> None:
+    async def put_queue(
+        self, queue: str, settings: QueueSettings, limits: Limits | None = None, *, by: By | None = None
+    ) -> None:
         """Set all of a queue's settings; it need not exist yet. Whether it is paused stays as it is.
 
         `limits`: as with `put_limits`; None: they stay as they are.
         An exchange under way may still store jobs in a queue that is closed just now.
         """
 
-    async def delete_queue(self, queue: str) -> QueueChange:
+    async def delete_queue(self, queue: str, *, by: By | None = None) -> QueueChange:
         """Forget a queue, its pause and its settings. Refused while it has jobs, ended ones too."""
 
-    async def begin_operation(self, operation: NewOperation, now: float) -> Operation:
+    async def begin_operation(
+        self, operation: NewOperation, now: float, *, by: By | None = None
+    ) -> Operation:
         """Store an operation, for the jobs that are there now. It is done by slices. Old ones that have ended go."""
 
-    async def stop_operation(self, operation: str, now: float) -> Operation | None:
+    async def stop_operation(self, operation: str, now: float, *, by: By | None = None) -> Operation | None:
         """Have an operation do no more; one that has ended stays as it is. None: there is none."""
 
     async def put_limits(self, queue: str, limits: Limits) -> None:
@@ -1076,28 +1126,30 @@ class ControlStore(Protocol):
         Keys that stopped at failed jobs go on where `per_key.stops` is changed.
         """
 
-    async def put_key(self, queue: str, key: str, settings: KeySettings) -> KeyState:
+    async def put_key(self, queue: str, key: str, settings: KeySettings, *, by: By | None = None) -> KeyState:
         """Set what one key of a queue may do; no job need have it yet. Stays until it is set back to what is usual."""
 
-    async def pause_key(self, queue: str, key: str) -> KeyState:
+    async def pause_key(self, queue: str, key: str, *, by: By | None = None) -> KeyState:
         """Claim no job of a key from now on; no job need have it yet. Those that are held go on."""
 
-    async def resume_key(self, queue: str, key: str) -> KeyState:
+    async def resume_key(self, queue: str, key: str, *, by: By | None = None) -> KeyState:
         """Claim jobs of a key again, that was paused, or has stopped at a failed job."""
 
-    async def put_schedule(self, name: str, spec: Spec, job: NewJob, now: float) -> SchedulePut:
+    async def put_schedule(
+        self, name: str, spec: Spec, job: NewJob, now: float, *, by: By | None = None
+    ) -> SchedulePut:
         """Store a schedule, or change what it says; with the same content nothing changes. Refused when it is declared.
 
         It fires next at the first time after `now`. A paused one stays paused; `created_at` and `missed` stay.
         """
 
-    async def pause_schedule(self, name: str, reason: str | None) -> Schedule | None:
+    async def pause_schedule(self, name: str, reason: str | None, *, by: By | None = None) -> Schedule | None:
         """Have a schedule fire no more; None: there is none. Repeatable: the last reason stands."""
 
-    async def resume_schedule(self, name: str, now: float) -> Schedule | None:
+    async def resume_schedule(self, name: str, now: float, *, by: By | None = None) -> Schedule | None:
         """Have a paused schedule fire again, from the first time after `now` on; None: there is none."""
 
-    async def delete_schedule(self, name: str) -> ScheduleDeletion:
+    async def delete_schedule(self, name: str, *, by: By | None = None) -> ScheduleDeletion:
         """Delete a schedule, not its jobs. Refused while a live node declares it."""
 
 
@@ -1164,6 +1216,14 @@ class ReadStore(Protocol):
         self, limit: int = OPERATIONS, before: tuple[float, str] | None = None
     ) -> Sequence[Operation]:
         """At most `limit` operations, the newest first, behind the one that has `before`: its created_at and its id."""
+
+    async def audit(
+        self, where: AuditFilter, limit: int = AUDIT, before: AuditPlace | None = None
+    ) -> AuditPage:
+        """At most `limit` acts, the newest first, behind a place.
+
+        Looks at a bounded number of rows: with several filters a page may have fewer although there are more.
+        """
 
     async def error_groups(
         self, limit: int = ERRORS, before: ErrorPlace | None = None, window: Window = EVER

@@ -29,8 +29,7 @@ class MemoryStore(Verbs):
     def __init__(self) -> None:
         super().__init__()
         self._db = apsw.Connection(":memory:")
-        for _, sql in migrations("jobpipe.store.sqlite"):
-            self._db.execute(sql)
+        make_tables(self._db)
         self._writer, self._nodes = Writer(self._db), Nodes(self._db)
 
     async def _write(self, verb: Callable[[], R]) -> R:
@@ -48,6 +47,12 @@ class MemoryStore(Verbs):
     def close(self) -> None:
         """Give the memory back."""
         self._db.close()
+
+
+def make_tables(db: apsw.Connection) -> None:
+    """Make the tables of this version in an empty database."""
+    for _, sql in migrations("jobpipe.store.sqlite"):
+        db.execute(sql)
 
 
 @asynccontextmanager

@@ -40,7 +40,10 @@ def places(answer):
 
 async def everything(door):
     """All that a request could change."""
-    answers = [(await door.get(path)).json() for path in ("/jobs/a", "/queues", "/schedules", "/operations")]
+    answers = [
+        (await door.get(path)).json()
+        for path in ("/jobs/a", "/queues", "/schedules", "/operations", "/audit")
+    ]
     return answers, await door.stored()
 
 

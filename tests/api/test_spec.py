@@ -128,6 +128,7 @@ async def spec(door):
 # What the spec is
 
 
+@pytest.mark.slow
 async def test_spec_is_valid_openapi(spec):
     assert list(OpenAPIV31SpecValidator(spec.document).iter_errors()) == []
 
@@ -182,7 +183,17 @@ async def test_schemas_are_those_of_the_structs_of_the_wire(spec):
     _, made = msgspec.json.schema_components([*structs, JobError], ref_template="#/components/schemas/{name}")
     components = json.loads(msgspec.json.encode(made))
     queries = {  # written as parameters
-        *("WaitQuery", "HoldQuery", "ListQuery", "LogQuery", "QueueQuery", "KeyQuery", "ScheduleQuery"),
+        *(
+            "WaitQuery",
+            "HoldQuery",
+            "EnqueueQuery",
+            "AuditQuery",
+            "ListQuery",
+            "LogQuery",
+            "QueueQuery",
+            "KeyQuery",
+            "ScheduleQuery",
+        ),
         *("OperationQuery", "WindowQuery", "ErrorQuery", "EventQuery", "PlainFilter"),
     }
 
@@ -450,6 +461,8 @@ async def _with_operations(door):
         yield await door.post(f"/jobs/{verb}", json=_slow({"queue": "many2"} if verb == "move" else {}))
     yield await door.get("/operations")
     yield await door.get("/operations?limit=0")
+    yield await door.get("/audit")
+    yield await door.get("/audit?act=explode")
     operation_id = slow.json()["id"]
     yield await door.get(f"/operations/{operation_id}")
     yield await door.get(f"/operations/{operation_id}?wait=long")
@@ -702,7 +715,7 @@ async def _broken(door):
     yield await door.put("/queues/default", json={})
     for verb, more in BULK.items():
         yield await door.post(f"/jobs/{verb}", json={"filter": {"id": "none"}} | more)
-    for path in ("/operations", "/operations/o", "/errors", "/errors/1-x"):
+    for path in ("/operations", "/operations/o", "/errors", "/errors/1-x", "/audit"):
         yield await door.get(path)
     yield await door.post("/operations/o/stop")
     for path in ("/queues/default/keys", "/queues/default/keys/a"):

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 from trio.lowlevel import checkpoint
 
+from jobpipe.acts import By
 from jobpipe.clock import VirtualClock
 from jobpipe.engine.node import Node
 from jobpipe.errors import StoreUnavailable
@@ -210,9 +211,9 @@ class FaultyStore(MemoryStore):
         self._fail()
         return await super().rescue(node, now)
 
-    async def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+    async def cancel(self, ids: Sequence[str], now: float, *, by: By | None = None) -> Sequence[Change]:
         self._fail()
-        return await super().cancel(ids, now)
+        return await super().cancel(ids, now, by=by)
 
     async def prune(self, now: float, retention: Any) -> int:
         self._fail()

@@ -579,7 +579,7 @@ async def test_jobs_that_end_well_have_no_line_unless_debug_is_written(autojump_
 def own() -> list[Any]:
     """The attempt that a line of the log would name."""
     attempt = logs.performed.get()
-    return [] if attempt is None else [attempt.id, attempt.kind, attempt.attempt]
+    return [] if attempt is None else list(attempt.named().values())
 
 
 async def test_what_a_handler_logs_says_whose_attempt_it_is() -> None:

@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from jobpipe.engine.batching import SETTLE_DELAY
-from jobpipe.engine.worker import TURN
+from jobpipe.engine.worker import LONGEST_TURN
 from jobpipe.job import Options, Status
 from jobpipe.store.memory import MemoryStore
 from tests.engine.conftest import Actor, Do, FaultyStore, Step, new_job, running
@@ -161,7 +161,7 @@ async def test_jobs_that_never_wait_let_others_have_their_turn(autojump_clock) -
 
     async def never_wait(payload: Any) -> None:
         began.append(turn)
-        autojump_clock.jump(TURN)  # as if the job had taken that long
+        autojump_clock.jump(LONGEST_TURN)  # as if the job had taken that long
 
     turn = 0
     async with running(handlers=[odd(never_wait)], workers=1) as rig:

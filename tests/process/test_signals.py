@@ -23,7 +23,13 @@ def events_of(trace, job_id):
 # --- the first signal -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGTERM, signal.SIGHUP)),
+    ],
+)
 async def test_the_first_signal_drains(serve, trace, gate, store, number):
     """Nothing new is taken, active jobs finish, and the others, which no worker has, run after the next start."""
     service = await serve(WORKERS=2, QUEUE_SIZE=4)

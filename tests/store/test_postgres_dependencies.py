@@ -1,20 +1,21 @@
 """Jobs that wait for others on a PostgreSQL that nodes share: who sees whom, and who waits for which lock."""
 
 import random
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from types import ModuleType
 from typing import Any
 
 import psycopg
 import pytest
 import trio
 
-from jobpipe.job import ENDED, Job, NewJob, Options, Outcome, Status
+from jobpipe.job import ENDED, NewJob, Options, Outcome, Status
 from jobpipe.store.base import Add, Batch, Changed, Claimed, GroupReceipt, Receipt, Receipts, Store
 from jobpipe.store.postgres import PostgresStore, open_postgres
 from jobpipe.store.postgres.session import Session
 from jobpipe.store.postgres.tables import _LOCK_STANDING
-from jobpipe.store.verbs import groups
+from jobpipe.store.verbs import dependencies, groups
 from tests.store.server import ask, empty_schema, server_url, with_query
 from tests.store.test_contract import NOW, Node, add, get, new_job, settlement, start, wish
 from tests.store.test_dependencies import dependent, enqueue, followed, statuses
@@ -376,19 +377,23 @@ async def test_nodes_that_add_and_end_crosswise_leave_nobody_waiting(schema: str
 # --- a group that two nodes store at the same time --------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("room", "step"), [(groups, "_known"), (groups, "_taken"), (dependencies, "add")])
 async def test_a_group_that_another_node_stores_meanwhile_is_that_group(
-    store: Store, schema: str, monkeypatch: pytest.MonkeyPatch
+    store: Store, schema: str, monkeypatch: pytest.MonkeyPatch, room: ModuleType, step: str
 ) -> None:
-    """A request that is sent again before the first one is answered meets jobs that were not there a moment ago."""
-    new, taken = new_group("a", "b"), groups._taken
+    """A request that is sent again before the first one is answered meets jobs that were not there a moment ago.
+
+    Whichever of its looks comes after the first one's commit.
+    """
+    new, real = new_group("a", "b"), getattr(room, step)
     async with open_postgres(with_query(server_url(), schema=schema), leases="caller") as elsewhere:
 
-        async def late(*which: Any, also_equal: bool) -> Mapping[str, Job]:
-            monkeypatch.setattr(groups, "_taken", taken)
+        async def late(*which: Any, **how: Any) -> Any:
+            monkeypatch.setattr(room, step, real)
             assert (await elsewhere.add_group(new, NOW)).verdict == "stored"
-            return await taken(*which, also_equal=also_equal)
+            return await real(*which, **how)
 
-        monkeypatch.setattr(groups, "_taken", late)
+        monkeypatch.setattr(room, step, late)
         receipt = await store.add_group(new, NOW)
 
     assert receipt == GroupReceipt("existing")

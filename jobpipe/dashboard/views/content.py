@@ -14,7 +14,9 @@ SHOWN = 16 << 10
 TRACEBACK = 64 << 10
 """The most characters of a traceback that a page shows: its end, where the error is."""
 
-LIBRARY = re.compile(r'File "[^"]*(?:site-packages|/lib/python3|[\\/]jobpipe[\\/](?:engine|handlers|store)[\\/]|<frozen )')
+LIBRARY = re.compile(
+    r'File "[^"]*(?:site-packages|/lib/python3|[\\/]jobpipe[\\/](?:engine|handlers|store)[\\/]|<frozen )'
+)
 """Frames that are not the user's own."""
 
 _TOKEN = re.compile(

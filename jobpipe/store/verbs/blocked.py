@@ -37,7 +37,9 @@ async def carefully(
         if len(seqs) == 1:
             return await _fail(tx, seqs[0], now, error)
         if loudly:  # once: the halves may well meet no error any more
-            log.warning("jobs that waited for others are gone through one by one", jobs=len(seqs), exc_info=error)
+            log.warning(
+                "jobs that waited for others are gone through one by one", jobs=len(seqs), exc_info=error
+            )
         middle = len(seqs) // 2
         first = await carefully(tx, seqs[:middle], act, now, loudly=False)
         return [*first, *await carefully(tx, seqs[middle:], act, now, loudly=False)]

@@ -249,6 +249,10 @@ async def add(tx: Transaction, new: NewGroup, now: float) -> GroupReceipt:
         ]
         return GroupReceipt("conflict", conflicts)
     receipts = await dependencies.add(tx, new.every, atomic=True, of_group=new.id)
+    if any(one.verdict == "existing" for one in receipts):
+        raise Overtaken(
+            "another request stores jobs of this group: try again"
+        )  # which finds what that has stored
     if any(one.verdict != "stored" for one in receipts):
         return GroupReceipt("refused", receipts)
     await _join(tx, new, now)

@@ -1,0 +1,31 @@
+"""What every test has."""
+
+import os
+from collections.abc import Iterator
+
+import apsw
+import pytest
+
+from jobpipe.store import memory
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are cores: many tests wait, for a database or for time that has to pass."""
+    return 1 + (os.cpu_count() or 1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def tables_by_copy() -> Iterator[None]:
+    """A store without a file has its tables from a copy: to make them takes half the time of a short test."""
+    template = apsw.Connection(":memory:")
+    memory.make_tables(template)
+
+    def copied(db: apsw.Connection) -> None:
+        with db.backup("main", template, "main") as backup:
+            backup.step(-1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "make_tables", copied)
+        yield
+    template.close()
