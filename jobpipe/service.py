@@ -16,6 +16,7 @@ from jobpipe.api.limits import Limits
 from jobpipe.api.listeners import listen, urls
 from jobpipe.api.server import serve
 from jobpipe.clock import Clock, WallClock
+from jobpipe.dashboard import Dashboard
 from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.node import CLEANUP, Node
 from jobpipe.errors import StoreUnavailable
@@ -166,7 +167,12 @@ async def _serve(
 ) -> None:
     """Serve until the node has drained and the requests under way are answered; that is the end of the service."""
     limits = Limits(connections=node.settings.max_connections, grace=HTTP_GRACE)
-    await serve(create_app(node), listeners, limits, until=drained.wait)
+    async with trio.open_nursery() as beside:
+        dashboard = None if node.settings.dashboard == "off" else Dashboard(node)
+        if dashboard is not None:
+            beside.start_soon(dashboard.run)
+        await serve(create_app(node, dashboard), listeners, limits, until=drained.wait)
+        beside.cancel_scope.cancel()
     front.cancel()
 
 

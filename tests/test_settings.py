@@ -176,6 +176,7 @@ def test_the_page_on_settings_names_each_with_flag_and_default(setting):
         "allowed_hosts",
         "queues",
         "reserve",
+        "dashboard",
     }
 
 

@@ -19,7 +19,7 @@ from jobpipe.api.descriptions import LOCATION
 from jobpipe.api.docs import STATIC_MAX_AGE, docs_blueprint
 from jobpipe.api.errors import errors_blueprint
 from jobpipe.api.events import events_blueprint
-from jobpipe.api.front import Front
+from jobpipe.api.front import PAGES, App, Front
 from jobpipe.api.groups import groups_blueprint
 from jobpipe.api.health import health_blueprint
 from jobpipe.api.holding import awaited, check
@@ -94,10 +94,11 @@ REFUSALS = (
 log = structlog.get_logger("jobpipe")
 
 
-def create_app(node: Node) -> Front:
-    """The ASGI application of a node."""
+def create_app(node: Node, pages: App | None = None) -> Front:
+    """The ASGI application of a node; `pages` is what serves its dashboard, where it has one."""
     app = QuartTrio("jobpipe.api", static_folder=None)  # docs.py serves the static files
     app.config["MAX_CONTENT_LENGTH"] = node.settings.max_body
+    app.config["BASE_PATH"] = node.settings.base_path
     app.config["SEND_FILE_MAX_AGE_DEFAULT"] = STATIC_MAX_AGE
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False  # //jobs is another path than /jobs: no route, and no redirect
@@ -123,10 +124,14 @@ def create_app(node: Node) -> Front:
         nodes_blueprint(node),
         health_blueprint(node),
         metrics_blueprint(node, traffic),
-        docs_blueprint(spec.schema if optional_kind else lambda: with_kind_required(spec.schema())),
+        docs_blueprint(
+            spec.schema if optional_kind else lambda: with_kind_required(spec.schema()),
+            base=node.settings.base_path,
+            home="/docs" if pages is None else PAGES,
+        ),
     ):
         app.register_blueprint(blueprint)
-    return Front(node, app, traffic)
+    return Front(node, app, traffic, pages)
 
 
 def _answer_errors(app: QuartTrio, node: Node) -> None:

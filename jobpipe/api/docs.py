@@ -33,8 +33,11 @@ class AssetQuery(msgspec.Struct, frozen=True):
     v: str = VERSION
 
 
-def docs_blueprint(spec: Callable[[], dict[str, Any]]) -> Blueprint:
-    """The routes of the spec, its page and the page's static files. `spec` is asked once, when all routes are known."""
+def docs_blueprint(spec: Callable[[], dict[str, Any]], *, base: str, home: str) -> Blueprint:
+    """The routes of the spec, its page and the page's static files, and the way from `/` to `home`.
+
+    `spec` is asked once, when all routes are known. `base` is the path under which a proxy publishes the service.
+    """
     routes = Blueprint("docs", __name__, template_folder="templates")
     tag_blueprint(routes, ["service"])
 
@@ -44,8 +47,8 @@ def docs_blueprint(spec: Callable[[], dict[str, Any]]) -> Blueprint:
 
     @routes.get("/")
     @hide
-    async def home() -> ResponseReturnValue:
-        return redirect("/docs")
+    async def start() -> ResponseReturnValue:
+        return redirect(f"{base}{home}")
 
     @routes.get("/openapi.json")
     @answers(200, "The spec, OpenAPI 3.1.", Content(dict[str, Any]))
@@ -65,7 +68,9 @@ def docs_blueprint(spec: Callable[[], dict[str, Any]]) -> Blueprint:
 
         This spec as a page on which every request can be tried. The page loads nothing from the internet.
         """
-        page = await render_template("docs.html", version=VERSION, asset=_asset)
+        page = await render_template(
+            "docs.html", version=VERSION, asset=lambda name: base + _asset(name), spec=f"{base}/openapi.json"
+        )
         return Response(page, content_type="text/html; charset=utf-8", headers={"Cache-Control": "no-cache"})
 
     @routes.get("/static/<path:filename>", endpoint="static")

@@ -38,6 +38,9 @@ LINGER = 5.0
 ALLOWED = "GET, HEAD, POST, PATCH, DELETE, OPTIONS"
 """The methods that routes take: the answer to `OPTIONS *`."""
 
+PAGES = "/dashboard"
+"""Where the pages are."""
+
 HUNG_UP = "the client hung up, with on_disconnect=cancel"
 """Why a job is cancelled, in the audit."""
 
@@ -53,8 +56,10 @@ class ClientGone(Exception):  # noqa: N818 - what has happened, and no fault
 class Front:
     """An ASGI application around Quart's. `POST /enqueue` and `POST /enqueue/bulk` never get that far."""
 
-    def __init__(self, node: Node, app: App, traffic: Traffic) -> None:
-        self._node, self._app, self._traffic = node, app, traffic
+    def __init__(self, node: Node, app: App, traffic: Traffic, pages: App | None = None) -> None:
+        """A front before Quart's application, and before that of the pages below `PAGES`, where there is one."""
+        self._node, self._app, self._traffic, self._pages = node, app, traffic, pages
+        self._base = node.settings.base_path
         self._guard = Guard(node.settings.host, node.settings.allowed_hosts)
         self._files = Files()
 
@@ -63,6 +68,7 @@ class Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = _without(self._base, scope)
         headers, chunks = dict(scope["headers"]), Chunks(receive)
         path, method = scope["path"].removesuffix("/"), scope["method"]
         route = ROUTES.get(path) if method == "POST" else None
@@ -151,12 +157,16 @@ class Front:
             else:
                 await send(message)
 
-        await self._app({**scope, "state": state}, chunks.receive, send_but_end)
+        await self._serving(scope["path"])({**scope, "state": state}, chunks.receive, send_but_end)
         if chunks.gone and not end:
             await self._part(departure, scope)
         for message in end:
             await chunks.drop()
             await send(message)
+
+    def _serving(self, path: str) -> App:
+        below = path == PAGES or path.startswith(f"{PAGES}/")
+        return self._pages if below and self._pages is not None else self._app
 
     async def _answered(
         self, route: Route, headers: Mapping[bytes, bytes], chunks: "Chunks"
@@ -278,6 +288,19 @@ async def read_body(chunks: Chunks, headers: Mapping[bytes, bytes], limit: int) 
         if size > limit:
             raise too_large(limit)
     return b"".join(parts)
+
+
+def _without(base: str, scope: Scope) -> Scope:
+    """A request as if it had come without the path under which a proxy publishes the service; some take that off."""
+    path = scope["path"]
+    if not base or not (path == base or path.startswith(f"{base}/")):
+        return scope
+    raw = scope.get("raw_path") or b""
+    return {
+        **scope,
+        "path": path.removeprefix(base) or "/",
+        "raw_path": raw.removeprefix(base.encode()) or b"/",
+    }
 
 
 def _whole(scope: Scope, headers: Mapping[bytes, bytes]) -> Scope:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from jobpipe.api.problems import Problem, cross_site, wrong_host
+from jobpipe.settings.forms import is_loopback
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing (RFC 9110, section 9.2.1); a page of another site may send them."""
@@ -47,16 +48,6 @@ def plain(name: str) -> str:
         return name
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return str(mapped or address)
-
-
-def is_loopback(name: str) -> bool:
-    """Whether a plain name or address is this machine, for a browser too: `localhost`, 127.0.0.0/8, `::1`."""
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 class Guard:

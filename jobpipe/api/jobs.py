@@ -129,8 +129,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
         when one of those did not end as needed. A job with a `unique` key takes it again: 409 `not_unique`, with the id
         of the other job, while that one has it.
         """
-        change = await node.control.retry(job_id, by=by_client(node))
-        return respond(answer(stored_view(_retried(change), node.registry), 202))
+        return respond(answer(stored_view(await retry(node, job_id), node.registry), 202))
 
     @routes.post("/jobs/<job_id>/promote")
     @answers(200, "The job, due now.", Content(JobView))
@@ -141,9 +140,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
         A scheduled or retrying job is queued at once, instead of at its `run_at`; a queued one is returned as it is.
         409 when the job waits for other jobs or has ended, or with `Retry-After` when a worker holds it.
         """
-        change = await node.control.promote(job_id, by=by_client(node))
-        job = _job_of(change, _why_not_promoted(change), again=True)
-        return respond(answer(stored_view(job, node.registry)))
+        return respond(answer(stored_view(await promote(node, job_id), node.registry)))
 
     @routes.patch("/jobs/<job_id>")
     @takes(Content(EditRequest, examples={"job": {"priority": 5, "run_at": None}}))
@@ -157,7 +154,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
         """
         content_type, body = await received()
         check_json(content_type)
-        return respond(answer(stored_view(await _edit(node, job_id, body), node.registry)))
+        return respond(answer(stored_view(await edit(node, job_id, body), node.registry)))
 
     @routes.delete("/jobs/<job_id>")
     @answers(204, "The job is deleted.")
@@ -167,9 +164,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
 
         204 when it is deleted, and its id is free again. 409 while a worker holds the job: cancel it first.
         """
-        change = await node.control.delete(job_id, by=by_client(node))
-        if change.verdict != "changed":
-            _job_of(change, "cancel it first")
+        await delete(node, job_id)
         return respond(Answer(204, b""))
 
     return routes
@@ -194,7 +189,9 @@ async def _shown(node: Node, job: Job) -> JobView:
     return view if waits_for is None else structs.replace(view, waits_for=waits_for)
 
 
-def _retried(change: Change) -> Job:
+async def retry(node: Node, job_id: str) -> Job:
+    """Queue a job that has ended once more; the job as it is then. Raises `Problem` where that is not to be."""
+    change = await node.control.retry(job_id, by=by_client(node))
     if change.verdict == "not_unique":
         raise key_taken(change.id, change.other or "")
     return _job_of(change, _why_not_retried(change))
@@ -206,13 +203,20 @@ def _why_not_retried(change: Change) -> str:
     return "only a job that has ended can be retried"
 
 
+async def promote(node: Node, job_id: str) -> Job:
+    """Make a waiting job due now; the job as it is then. Raises `Problem` where that is not to be."""
+    change = await node.control.promote(job_id, by=by_client(node))
+    return _job_of(change, _why_not_promoted(change), again=True)
+
+
 def _why_not_promoted(change: Change) -> str:
     if change.job is not None and change.job.status is Status.BLOCKED:
         return "it waits for other jobs to end"
     return "only a waiting job that no worker holds can be promoted"
 
 
-async def _edit(node: Node, job_id: str, body: bytes) -> Job:
+async def edit(node: Node, job_id: str, body: bytes) -> Job:
+    """Change what a body in JSON names of a waiting job; the job as it is then. Raises `Problem` with every fault."""
     edits = edits_from(node, await found(node, job_id), body)
     change = await node.control.edit(job_id, edits, by=by_client(node))
     if change.verdict == "closed":
@@ -220,16 +224,32 @@ async def _edit(node: Node, job_id: str, body: bytes) -> Job:
     return _job_of(change, "only a waiting job that no worker holds can be edited", again=True)
 
 
-async def _cancel(node: Node, job_id: str, wait: float) -> Answer:
+async def delete(node: Node, job_id: str) -> None:
+    """Delete a job that no worker holds. Raises `Problem` where that is not to be."""
+    change = await node.control.delete(job_id, by=by_client(node))
+    if change.verdict != "changed":
+        _job_of(change, "cancel it first")
+
+
+async def cancel(node: Node, job_id: str, wait: float) -> Job:
+    """Cancel a job, and wait for its end so many seconds at most: the job, `cancelled` or `cancelling`.
+
+    Raises `Problem` where that is not to be, or the job has ended otherwise meanwhile.
+    """
     change = await node.control.cancel(job_id, by=by_client(node))
     job = _job_of(change, "only a waiting or running job can be cancelled")
     if job.status is Status.CANCELLING and wait:
         job = await awaited(node, job_id, wait)
+    if job.status not in (Status.CANCELLING, Status.CANCELLED):
+        raise wrong_status(job, "it ended before the cancel reached it")
+    return job
+
+
+async def _cancel(node: Node, job_id: str, wait: float) -> Answer:
+    job = await cancel(node, job_id, wait)
     if job.status is Status.CANCELLING:
         view = structs.replace(stored_view(job, node.registry), waits_for=cancel_waits_for(node, job))
         return answer(view, 202)
-    if job.status is not Status.CANCELLED:
-        raise wrong_status(job, "it ended before the cancel reached it")
     return answer(stored_view(job, node.registry))
 
 

@@ -223,19 +223,34 @@ async def _body() -> bytes:
 async def _begin(
     node: Node, verb: OperationVerb, request: BulkRequest, changes: Changes | None = None
 ) -> Answer:
+    if request.dry_run:
+        return answer(await _count(node, await meant(node, request, changes)))
+    now = await begin(node, verb, request, changes)
+    location = {"Location": f"/operations/{now.asked.id}"}
+    return answer(_view(now), 202 if now.state == "running" else 200, location)
+
+
+async def meant(node: Node, request: BulkRequest, changes: Changes | None = None) -> Filter:
+    """Which jobs a request means. Raises `Problem` where it would mean all, or move them into a closed queue."""
     if means_all(request.filter):
         raise invalid([Fault("/filter", "names no field: send at least one, such as created_before")])
-    where = filter_from(request.filter)
     if changes is not None and isinstance(changes.queue, str):
         await _check_open(node, changes.queue)
-    if request.dry_run:
-        return answer(await _count(node, where))
+    return filter_from(request.filter)
+
+
+async def begin(
+    node: Node, verb: OperationVerb, request: BulkRequest, changes: Changes | None = None
+) -> Operation:
+    """Begin to do something to many jobs; the operation once it is done, or as it is after `AT_ONCE` seconds.
+
+    Raises as `meant` does.
+    """
+    where = await meant(node, request, changes)
     operation_id = new_job_id(node.clock.now(), node.rng.getrandbits)
     asked = NewOperation(id=operation_id, verb=verb, where=where, changes=changes, rate=request.rate)
     begun = await node.operations.begin(asked, by=by_client(node))
-    now = await node.operations.ended(operation_id, AT_ONCE) or begun
-    location = {"Location": f"/operations/{operation_id}"}
-    return answer(_view(now), 202 if now.state == "running" else 200, location)
+    return await node.operations.ended(operation_id, AT_ONCE) or begun
 
 
 async def _count(node: Node, where: Filter) -> BulkView:

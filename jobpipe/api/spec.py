@@ -122,7 +122,9 @@ class Spec(OpenAPIProvider):
 
     def schema(self) -> Json:
         spec: Json = super().schema()
-        spec["servers"] = [{"url": "/", "description": "the node that serves this spec"}]
+        spec["servers"] = [
+            {"url": self._app.config.get("BASE_PATH") or "/", "description": "the node that serves this spec"}
+        ]
         spec["info"]["license"] = {"name": "MIT", "identifier": "MIT"}
         return spec
 

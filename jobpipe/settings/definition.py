@@ -14,15 +14,18 @@ from jobpipe.settings.forms import (
     DAY,
     EVERY_OTHER,
     AllowedHosts,
+    BasePath,
     Duration,
     Form,
     Hosts,
+    Instance,
     Modules,
     Reserved,
     Size,
     Store,
     Weights,
     Whole,
+    is_loopback,
 )
 
 PREFIX = "JOBPIPE_"
@@ -37,8 +40,8 @@ def about(text: str, least: float | None = None, most: float | None = None) -> M
 class Settings:
     """What a node does and where. `load` checks the limits; who makes one by hand answers for the values.
 
-    Durations are seconds, sizes are bytes. `max_backlog` and `max_connections` are never 0 afterwards: their defaults
-    are filled in.
+    Durations are seconds, sizes are bytes. `max_backlog` and `max_connections` are never 0 afterwards, and `dashboard`
+    is never empty: their defaults are filled in.
     """
 
     workers: Annotated[Whole, about("How many jobs run at the same time.", 1, 1000)] = 4
@@ -63,6 +66,20 @@ class Settings:
     allowed_hosts: Annotated[
         AllowedHosts, about("Names by which clients may address the service, besides localhost; * is any.")
     ] = ()
+    base_path: Annotated[
+        BasePath, about("The path under which a proxy publishes the service, if it isn't /.")
+    ] = ""
+    dashboard: Annotated[
+        Literal["on", "read", "off"],
+        about("Whether the dashboard is there: with buttons (on), only to look (read), or not at all (off)."),
+    ] = dataclasses.field(
+        default=typing.cast("Literal['on', 'read', 'off']", ""),
+        metadata={"default": "on where HOST names this machine only, else read"},
+    )
+    show_payloads: Annotated[
+        Literal["yes", "no"], about("Whether the dashboard shows payloads, results and logs of jobs.")
+    ] = "yes"
+    instance: Annotated[Instance, about("The name of this installation, for the dashboard's top bar.")] = ""
     max_connections: Annotated[Whole, about("How many connections may be open at once.", 1, 1_000_000)] = (
         dataclasses.field(
             default=0, metadata={"default": "what `ulimit -n` allows with room for handlers, at most 10000"}
@@ -121,6 +138,9 @@ class Settings:
         if self.max_backlog == 0:
             default = max(self.queue_size, 1) if self.store == "memory:" else 1_000_000
             object.__setattr__(self, "max_backlog", default)
+        if not self.dashboard:
+            mode = "on" if all(map(is_loopback, self.host)) else "read"
+            object.__setattr__(self, "dashboard", mode)
         if self.max_connections == 0:
             object.__setattr__(self, "max_connections", connections_for(open_files()))
 

@@ -1,6 +1,7 @@
 """How the values of settings are written: durations, sizes, stores, modules."""
 
 import dataclasses
+import ipaddress
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
@@ -64,6 +65,16 @@ def _measured(text: str, units: Mapping[str, Decimal | int]) -> Decimal:
 
 def _in_whole_units(exact: Decimal, units: Mapping[str, Decimal | int]) -> Iterator[str]:
     return (f"{exact // size}{unit}" for unit, size in units.items() if exact and exact % size == 0)
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a plain name or address is this machine, for a browser too: `localhost`, 127.0.0.0/8, `::1`."""
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _whole(text: str) -> int:
@@ -160,6 +171,16 @@ Reserved = Annotated[
         show_numbered,
         dict,
     ),
+]
+BasePath = Annotated[
+    str,
+    Meta(pattern=r"^(/[A-Za-z0-9._~-]{1,100}){0,10}$"),
+    Form("a path such as /jobs, with a slash in front and none at its end", str),
+]
+Instance = Annotated[
+    str,
+    Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,40}$"),
+    Form("up to 40 characters", str),
 ]
 Modules = Annotated[
     tuple[Annotated[str, Meta(pattern=r"^(?!.*\.py$)[^\W\d]\w*(\.[^\W\d]\w*)*$")], ...],

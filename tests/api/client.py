@@ -320,8 +320,8 @@ Rule._compile_builder = _compiled_once  # type: ignore[method-assign]
 class Door(httpx.AsyncClient):
     """A client of the application, with the node and the store behind it at hand."""
 
-    def __init__(self, node, stage):
-        self.node, self.stage, self.store, self.app = node, stage, node.store, create_app(node)
+    def __init__(self, node, stage, pages=None):
+        self.node, self.stage, self.store, self.app = node, stage, node.store, create_app(node, pages)
         transport = httpx.ASGITransport(self.app)  # type: ignore[arg-type]  # httpx's own ASGI types
         super().__init__(transport=transport, base_url=ORIGIN)
 
@@ -403,16 +403,22 @@ async def asked(nursery, call):
 
 
 @contextlib.asynccontextmanager
-async def open_door(store=None, *, name="n1", handlers=(), **settings):
-    """Open a door with settings of its own; its node runs until the door is closed."""
+async def open_door(store=None, *, name="n1", handlers=(), pages=None, **settings):
+    """Open a door with settings of its own; its node runs until the door is closed.
+
+    `pages` makes the dashboard of a node, which runs as long.
+    """
     stage = Stage()
     defaults = {"store": "memory:", "max_backlog": 10_000, "workers": 2, "allowed_hosts": ("test",)}
     chosen = Settings(**{**defaults, **settings})
     node = Node(chosen, store or MemoryStore(), stage.registry(handlers), VirtualClock(), name=name)
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
+        dashboard = pages and pages(node)
+        if dashboard:
+            nursery.start_soon(dashboard.run)
         try:
-            async with Door(node, stage) as door:
+            async with Door(node, stage, dashboard) as door:
                 yield door
         finally:
             stage.cleaned.set()  # a test that failed must not wait for a cleanup

@@ -2,7 +2,8 @@
 
 import pytest
 
-from jobpipe.api.hosts import Guard, Host, is_loopback, plain, read_host
+from jobpipe.api.hosts import Guard, Host, plain, read_host
+from jobpipe.settings.forms import is_loopback
 from tests.api.client import open_door
 
 ADDRESS = "127.0.0.1"

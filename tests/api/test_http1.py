@@ -615,7 +615,7 @@ async def test_a_wait_that_the_service_ends_cancels_no_job(mock_clock, sent):
     [
         (Guard, "refusal"),
         (Front, "__call__"),
-        (Front, "_answer"),
+        (Front, "_answered"),
         (Front, "_hand_on"),
         (Front, "_stream"),
         (Front, "_pour"),
