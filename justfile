@@ -67,6 +67,12 @@ test-mutants *args: (_venv "dev")
 test-browser *args: (_venv "dev")
     {{bin}}/python -m pytest -m browser "$@"
 
+# check the alert rules, and test when each of them fires (Debian: apt-get install prometheus)
+test-alerts:
+    @command -v promtool >/dev/null || { echo "There is no promtool here: install it with Debian's package prometheus, or from a release of Prometheus" >&2; exit 1; }
+    promtool check rules docs/monitoring/alerts.yml
+    promtool test rules tests/monitoring/alerts.yml
+
 # generate clients from the spec in TypeScript and Python, compile and use them (needs Node.js 20.19 or newer, and npm)
 test-clients *args: (_venv "dev")
     VENV="$VENV-clients" {{quote(just_executable())}} _venv clients
@@ -76,11 +82,11 @@ test-clients *args: (_venv "dev")
 coverage *args: (_venv "dev")
     {{bin}}/python -m pytest --numprocesses auto --maxprocesses 8 --cov --cov-report term-missing "$@"
 
-# measure what jobpipe costs beside the least that the same work can cost, about ten minutes: just bench --help
+# measure what jobpipe costs beside the least that the same work can cost, about half an hour: just bench --help
 bench *args: (_venv "build")
     {{bin}}/python -m benchmarks "$@"
 
-# the same in half a minute: shows that it runs, not how fast
+# the same in a minute: shows that it runs, not how fast
 bench-short *args: (_venv "build")
     {{bin}}/python -m benchmarks --short "$@"
 
@@ -107,7 +113,7 @@ fix: (_venv "dev")
     {{bin}}/ruff check --fix-only . && {{bin}}/ruff format .
 
 # everything that CI runs
-check: test vet test-slow test-mutants (test-race "--race-seeds" "10") test-faults-short test-browser test-nodes-short test-crash-short
+check: test vet test-slow test-mutants (test-race "--race-seeds" "10") test-faults-short test-browser test-alerts test-nodes-short test-crash-short
 
 # build the Docker image `jobpipe`
 build: _docker

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.features import SHORT
 from benchmarks.figures import FIGURES, Plan
 from benchmarks.report import HEAD, about
 
@@ -64,8 +65,7 @@ def plan(asked: argparse.Namespace, folder: Path) -> Plan:
             waiting=1000,
             rows=(100, 1000),
             batches=2,
-            keys=(3, 400),
-            others=5,
+            features=SHORT,
         )
     own = {"repeats": asked.repeats, "seconds": asked.seconds}
     return dataclasses.replace(made, **{name: value for name, value in own.items() if value})

@@ -76,25 +76,6 @@ def spare_the_collector() -> None:
         spare()
 
 
-def keyed(jobs: Sequence[NewJob], key: Callable[[int], str]) -> Sequence[NewJob]:
-    """The same jobs, each with the key of its number. Raises `Lacks` where jobs have no keys."""
-    if jobs and not hasattr(getattr(jobs[0], "options", None), "key"):
-        raise Lacks("no keys of jobs")
-    return [
-        msgspec.structs.replace(job, options=msgspec.structs.replace(job.options, key=key(number)))
-        for number, job in enumerate(jobs)
-    ]
-
-
-async def limit_keys(store: Store, most: int) -> None:
-    """Let at most so many jobs of each key run at once, in the queue `default`. Raises `Lacks`."""
-    try:
-        from jobpipe.lanes import Limits, PerKey  # noqa: PLC0415 - only where there are limits
-    except ImportError:
-        raise Lacks("no limits of keys") from None
-    await store.put_limits("default", Limits(per_key=PerKey(max_running=most)))
-
-
 async def enqueue(node: Node, jobs: Sequence[NewJob]) -> None:
     """Store jobs as the API does; the way in has had several names."""
     backlog = getattr(node, "backlog", None) or getattr(node, "queue")  # noqa: B009 - only older versions have it

@@ -1,8 +1,8 @@
 """Drains a backlog with a node in this process, as the service has one, without HTTP in front.
 
-`python -m benchmarks.drain STORE JOBS QUEUE_SIZE SYNC [KEYS [MOST]]` adds the jobs to the store, and prints the seconds
-from the node's start to its end, which is when every outcome is written, and how many of CPU this process used for it.
-With KEYS, the jobs have so many keys in turn, of each of which MOST may run at once.
+`python -m benchmarks.drain STORE JOBS QUEUE_SIZE SYNC [SHAPE NUMBER WAITING]` adds the jobs to the store. It prints the
+seconds from the node's start to its end, which is when every outcome is written, and how many of CPU this process used
+for it. With SHAPE, the jobs use a feature, as `benchmarks.shapes` has it, and WAITING are added, of which JOBS are run.
 """
 
 import json
@@ -17,7 +17,7 @@ from benchmarks import adapter
 from benchmarks.fill import NODE, now
 from benchmarks.work import jobs, slices
 from jobpipe import handler
-from jobpipe.job import NewJob, Status
+from jobpipe.job import Status
 from jobpipe.settings import Settings
 from jobpipe.store.base import Add, Batch, Store
 
@@ -44,18 +44,22 @@ async def counted(_: Any) -> None:  # noqa: ANN401 - takes any payload
     countdown.one_less()
 
 
-async def drain(
-    store: Store, settings: Settings, count: int, keys: int = 0, most: int = 0
-) -> dict[str, float]:
-    """Add the jobs, run them, drain the node; returns the seconds of it and of CPU, the adding not counted."""
+async def fill(store: Store, count: int, shape: str, number: int) -> None:
+    """Add the jobs."""
+    if shape:
+        from benchmarks.shapes import SHAPES  # noqa: PLC0415 - older versions have not all that it needs
+
+        await SHAPES[shape](store, count, number)
+        return
+    for part, size in slices(count):
+        await store.exchange(
+            Batch(node=NODE, now=now(), adds=[Add(jobs(f"drain-{part}", size, kind="counted"))])
+        )
+
+
+async def drain(store: Store, settings: Settings, count: int) -> dict[str, float]:
+    """Run so many jobs and drain the node; returns the seconds of it and of CPU."""
     global countdown
-    if most:
-        await adapter.limit_keys(store, most)
-    for number, size in slices(count):
-        new: Sequence[NewJob] = jobs(f"drain-{number}", size, kind="counted")
-        if keys:
-            new = adapter.keyed(new, lambda place, first=number * 1000: f"k{(first + place) % keys}")  # type: ignore[misc]
-        await store.exchange(Batch(node=NODE, now=now(), adds=[Add(new)]))
     await store.resume("default")
     before = await done(store)
     countdown, node = Countdown(count), adapter.node(settings, store, __name__)
@@ -80,17 +84,18 @@ async def main(
     count: int,
     size: int,
     sync: Any,  # noqa: ANN401 - checked by Settings' users
-    keys: int = 0,
-    most: int = 0,
+    shape: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Drain a store."""
+    """Fill a store, and drain it."""
     settings = adapter.settings(store=url, sync=sync, queue_size=size, keep_jobs=10**9, max_backlog=10**9)
+    word, number, waiting = shape or ("", "0", "0")
     async with adapter.opened(settings.store, settings.sync) as store:
         with trio.fail_after(600):
-            return await drain(store, settings, count, keys, most)
+            await fill(store, max(count, int(waiting)), word, int(number))
+            return await drain(store, settings, count)
 
 
 if __name__ == "__main__":
     with adapter.telling_what_is_lacking():
-        url, count, size, sync, *keyed = sys.argv[1:]
-        print(json.dumps(trio.run(main, url, int(count), int(size), sync, *map(int, keyed))))
+        url, count, size, sync, *shape = sys.argv[1:]
+        print(json.dumps(trio.run(main, url, int(count), int(size), sync, shape)))

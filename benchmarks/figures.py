@@ -7,10 +7,13 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.features import FEATURES, USUAL, Amounts, Feature
+from benchmarks.measuring import quantile, turns
 from benchmarks.processes import Server, bare_route, run, service, starting
 from benchmarks.report import Aim, Row
 
@@ -39,24 +42,30 @@ class Plan:
     batches: int = 40
     behind: int = 0
     """jobs that lie behind; 0: none of that is measured"""
-    keys: Sequence[int] = (10, 1_000, 100_000)
-    others: int = 99
-    """how many keys have one job each, beside the one that has most"""
+    features: Amounts = USUAL
+    """how much of each feature; its repeats are those of the plan"""
 
     def database(self) -> Path:
         """A new file."""
         return self.folder / f"jobs-{next(_number)}.db"
 
+    @contextmanager
+    def store(self) -> Iterator[str]:
+        """The URL of a new file, which is deleted in the end."""
+        path = self.database()
+        try:
+            yield f"sqlite:{path}"
+        finally:
+            delete(path)
+
 
 Figure = Callable[[Plan], Iterator[Row]]
 
 
-def turns(
-    repeats: int, ours: Callable[[], float], floor: Callable[[], float]
-) -> tuple[list[float], list[float]]:
-    """Measure both sides in turns; returns the results of each."""
-    rounds = [(ours(), floor()) for _ in range(repeats)]
-    return [one for one, _ in rounds], [other for _, other in rounds]
+def delete(path: Path) -> None:
+    """Delete a database and the files beside it."""
+    for one in path.parent.glob(f"{path.name}*"):
+        one.unlink()
 
 
 def rate(server: Server, connections: int, seconds: float) -> float:
@@ -105,13 +114,12 @@ def bulk(plan: Plan) -> Iterator[Row]:
     yield Row(f"bulk enqueue, {plan.lines:,} lines, beside decode + insert", *sides, aim=Aim(ratio=0.6))
 
 
-def drained(program: str, file: Callable[[], Path], jobs: int, size: int, sync: str, *keyed: int) -> float:
+def drained(program: str, file: Callable[[], Path], jobs: int, size: int, sync: str) -> float:
     """Jobs a second; the file is made for it, and deleted."""
     path = file()
     where = f"sqlite:{path}" if program == "drain" else path
-    told = run(program, where, jobs, size, sync, *keyed)
-    for one in path.parent.glob(f"{path.name}*"):
-        one.unlink()
+    told = run(program, where, jobs, size, sync)
+    delete(path)
     return float(jobs / told["seconds"])
 
 
@@ -128,38 +136,9 @@ def drain(plan: Plan, sync: str = "full") -> Iterator[Row]:
             yield Row(f"drain of {jobs:,}, QUEUE_SIZE {size:,}, SYNC={sync}", *sides, aim=aim)
 
 
-def keys(plan: Plan) -> Iterator[Row]:
-    """Jobs with keys, and with a limit for each key, beside the same jobs without."""
-    for number in plan.keys:
-        jobs = max(sorted(plan.backlogs)[len(plan.backlogs) // 2], number)
-        for most, words in ((0, ""), (2, ", 2 at once of each")):
-            sides = turns(
-                plan.repeats,
-                partial(drained, "drain", plan.database, jobs, 64, "full", number, most),
-                partial(drained, "drain", plan.database, jobs, 64, "full"),
-            )
-            yield Row(f"drain of {jobs:,}, {number:,} keys{words}, beside none", *sides)
-
-
-def fair(plan: Plan) -> Iterator[Row]:
-    """The wait of keys with one job each while another key has very many, beside the same while it has none."""
-    backlog = max(plan.backlogs)
-
-    def wait(jobs: int) -> float:
-        return float(run("turns", f"sqlite:{plan.database()}", jobs, plan.others)["seconds"] * 1000)
-
-    sides = turns(plan.repeats, partial(wait, backlog), partial(wait, 0))
-    yield Row(f"{plan.others} keys beside one with {backlog:,}, beside none", *sides, unit="ms")
-
-
 def drain_normal(plan: Plan) -> Iterator[Row]:
     """The same with SYNC=normal on both sides."""
     yield from drain(plan, "normal")
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which that share lies."""
-    return sorted(values)[int(len(values) * share)]
 
 
 def latency(plan: Plan) -> Iterator[Row]:
@@ -347,17 +326,21 @@ def _latency_behind(plan: Plan, full: Path) -> Iterator[Row]:
     yield Row("enqueue to start, median", *sides, unit="ms")
 
 
+def over_a_file(feature: Feature, plan: Plan) -> Iterator[Row]:
+    """What a feature costs on SQLite."""
+    return feature(dataclasses.replace(plan.features, repeats=plan.repeats), plan.store)
+
+
 FIGURES: dict[str, Figure] = {
     "enqueue": enqueue,
     "bulk": bulk,
     "drain": drain,
     "drain-normal": drain_normal,
-    "keys": keys,
-    "fair": fair,
     "latency": latency,
     "whole": whole,
     "memory": memory,
     "start": start_and_exit,
     "growth": growth,
     "behind": behind,
+    **{name: partial(over_a_file, feature) for name, feature in FEATURES.items()},
 }

@@ -14,6 +14,7 @@ import trio
 from benchmarks import adapter
 from benchmarks.drain import Countdown
 from benchmarks.fill import NODE, now
+from benchmarks.shapes import with_options
 from benchmarks.work import jobs, slices
 from jobpipe import handler
 from jobpipe.store.base import Add, Batch
@@ -41,16 +42,17 @@ async def main(url: str, count: int, number: int) -> dict[str, float]:
     settings = adapter.settings(store=url, queue_size=64, max_backlog=10**9)
     async with adapter.opened(url) as store:
         for part, size in slices(count):
-            new = adapter.keyed(jobs(f"mine-{part}", size, kind="mine"), lambda _: "mine")
+            new = [with_options(job, key="mine") for job in jobs(f"mine-{part}", size, kind="mine")]
             await store.exchange(Batch(node=NODE, now=now(), adds=[Add(new)]))
         others, node = Countdown(number), adapter.node(settings, store, __name__)
         with trio.fail_after(600):
             async with trio.open_nursery() as nursery:
                 await nursery.start(node.run)
                 await trio.sleep(SETTLED)
+                new = jobs("theirs", number, kind="theirs")
                 began = time.perf_counter()
                 await adapter.enqueue(
-                    node, adapter.keyed(jobs("theirs", number, kind="theirs"), lambda place: f"k{place}")
+                    node, [with_options(job, key=f"k{place}") for place, job in enumerate(new)]
                 )
                 await others.over.wait()
                 seconds = time.perf_counter() - began

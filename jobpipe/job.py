@@ -381,6 +381,8 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: float | None = None
     outcome: Outcome | None = None
     error: JobError | None = None
+    due_at: float | None = None
+    """when the job was due; None: nobody has noted it"""
 
 
 class State(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from jobpipe.lanes import PAUSED, KeySettings, Limits, PerKey
+from jobpipe.lanes import PAUSED, Rate
 
 Why = Literal[
     "not_due",
@@ -53,6 +53,45 @@ class Obstacle(msgspec.Struct, frozen=True, kw_only=True):
     """whether it is that place, or one behind it"""
 
 
+CheckName = Literal[
+    "due",
+    "queue_paused",
+    "queue_limit",
+    "queue_rate",
+    "key_paused",
+    "key_order",
+    "key_limit",
+    "key_rate",
+    "served",
+    "turn",
+]
+"""What a claim looks at, in its order."""
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One of the things that a claim looks at, and what it finds there."""
+
+    name: CheckName
+    obstacle: Obstacle | None
+    """what is in the way; of the turn, its place"""
+    at: float | None = None
+    """when the job is, or was, due"""
+    running: int | None = None
+    most: int | None = None
+    """of a limit: how many jobs are held, and how many may be"""
+    limited: bool = False
+    """whether there is a rate, or an order"""
+    claimed: bool = False
+    """of the turn: whether it has come, so that a node holds the job already"""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is in the way here: of the turn, it is the first in its line."""
+        if self.obstacle is None or self.name != "turn":
+            return self.obstacle is None
+        return self.obstacle.place == 1 and self.obstacle.exact is True
+
+
 class Use(msgspec.Struct, frozen=True):
     """How far a queue, or one key of it, uses what it may."""
 
@@ -74,13 +113,25 @@ def of_pause(queue: str, reason: str | None, until: float | None, now: float) ->
     return Obstacle(reason="paused", queue=queue, pause_reason=reason, until=until)
 
 
-def of_queue(queue: str, limits: Limits, use: Use, now: float) -> Obstacle | None:
-    """A queue is at one of its limits."""
-    if limits.max_running is not None and use.running >= limits.max_running:
-        return Obstacle(reason="queue_full", queue=queue, running=use.running, max_running=limits.max_running)
-    if limits.rate is not None and (until := limits.rate.rests_until(use.tat, now)) is not None:
-        return Obstacle(reason="rate", queue=queue, until=until)
-    return None
+def of_queue_limit(queue: str, most: int, use: Use) -> Obstacle | None:
+    """As many jobs of a queue are held as may run."""
+    if use.running < most:
+        return None
+    return Obstacle(reason="queue_full", queue=queue, running=use.running, max_running=most)
+
+
+def of_queue_rate(queue: str, rate: Rate, use: Use, now: float) -> Obstacle | None:
+    """The rate of a queue allows no more jobs now."""
+    until = rate.rests_until(use.tat, now)
+    return None if until is None else Obstacle(reason="rate", queue=queue, until=until)
+
+
+def of_key_pause(key: str, state: int) -> Obstacle | None:
+    """A key is paused; `state`: how its lane stands, as `jobpipe.lanes.STANDINGS` numbers it.
+
+    Beside `PAUSED`, that is what the last claim found: it is looked at anew.
+    """
+    return Obstacle(reason="key_paused", key=key) if state == PAUSED else None
 
 
 def of_order(key: str, job_id: str, stopped_by: str | None, first: str | None) -> Obstacle | None:
@@ -92,18 +143,14 @@ def of_order(key: str, job_id: str, stopped_by: str | None, first: str | None) -
     return None
 
 
-def of_key(
-    key: str, per_key: PerKey, settings: KeySettings, state: int, use: Use, now: float
-) -> Obstacle | None:
-    """A key is paused, or at one of its limits; `state`: how its lane stands, as `jobpipe.lanes.STANDINGS` numbers it.
+def of_key_limit(key: str, most: int, use: Use) -> Obstacle | None:
+    """As many jobs of a key are held as may run."""
+    if use.running < most:
+        return None
+    return Obstacle(reason="key_full", key=key, running=use.running, max_running=most)
 
-    Beside `PAUSED`, that is what the last claim found: it is looked at anew.
-    """
-    if state == PAUSED:
-        return Obstacle(reason="key_paused", key=key)
-    most = per_key.most(settings.max_running)
-    if most is not None and use.running >= most:
-        return Obstacle(reason="key_full", key=key, running=use.running, max_running=most)
-    if per_key.rate is not None and (until := per_key.rate.rests_until(use.tat, now)) is not None:
-        return Obstacle(reason="key_rate", key=key, until=until)
-    return None
+
+def of_key_rate(key: str, rate: Rate, use: Use, now: float) -> Obstacle | None:
+    """The rate of a key allows no more jobs now."""
+    until = rate.rests_until(use.tat, now)
+    return None if until is None else Obstacle(reason="key_rate", key=key, until=until)

@@ -185,7 +185,7 @@ async def _obey(signals: AsyncIterator[int], node: Node) -> None:
         running=node.held.busy,
         grace=show_duration(node.settings.grace),
     )
-    node.drain()
+    node.drain(name)
     with trio.move_on_after(node.settings.grace):
         await _another(signals)
     log.warning("stopping: active jobs are cancelled and queued again", running=node.held.busy)
@@ -206,7 +206,7 @@ async def _another(signals: AsyncIterator[int]) -> None:
 
 async def _abandon(node: Node) -> None:
     """Some handlers do not end although they were cancelled: name them, hand their jobs back, and leave."""
-    abandoned: Sequence[Attempt] = node.executor.abandon()
+    abandoned: Sequence[Attempt] = node.abandon()
     # Shielded: a handler that ends after all would end the node, and with it this.
     with trio.CancelScope(shield=True):
         await node.settle_up()

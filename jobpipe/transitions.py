@@ -294,6 +294,7 @@ def _record(
         finished_at=finished_at,
         outcome=outcome,
         error=error,
+        due_at=stored.job.asked.run_at,
     )
 
 

@@ -29,8 +29,15 @@ ROWS = {
     "memory": 2,
     "start": 2,
     "growth": 6,
-    "keys": 4,
+    "keys": 2,
+    "limits": 2,
     "fair": 1,
+    "unique": 4,
+    "merging": 4,
+    "depends": 1,
+    "groups": 1,
+    "fan-in": 1,
+    "schedules": 7,
 }
 """How many rows the short form has for each figure."""
 
@@ -56,7 +63,7 @@ def test_short_form_prints_a_ratio_for_each_figure(figure, count):
     assert [row for row in rows if not RATIO.search(row)] == []
 
 
-@pytest.mark.parametrize(("figure", "count"), [("drain", 2), ("beside", 2)])
+@pytest.mark.parametrize(("figure", "count"), [("drain", 2), ("beside", 2), ("fan-in", 1), ("schedules", 7)])
 def test_nodes_over_postgresql_are_measured_beside_their_floor(figure, count):
     """Other queues are left out where they are not installed, as here."""
     about, rows = page(figure, "--nodes", "1", program="benchmarks.postgres")

@@ -114,6 +114,7 @@ PLACES = {
     "operation_id": "ID",
     "name": "NAME",
     "key": "KEY",
+    "node_name": "NAME",
     "fingerprint": "FINGERPRINT",
 }
 PLACE = rf"<(?:[^:>]*:)?({'|'.join(PLACES)})>"

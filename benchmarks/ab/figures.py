@@ -12,7 +12,8 @@ from typing import Any
 
 from benchmarks.ab.compare import Sample, Told, idle_share
 from benchmarks.ab.play import WORKERS
-from benchmarks.figures import loaded, quantile, stream, whole_way
+from benchmarks.figures import loaded, stream, whole_way
+from benchmarks.measuring import quantile
 from benchmarks.postgres.crew import Side, crew
 from benchmarks.postgres.server import Server as Database
 from benchmarks.processes import Server, Tree, run, service, starting

@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.features import SHORT
 from benchmarks.postgres.figures import FIGURES, Plan
 from benchmarks.postgres.page import HEAD, line
 from benchmarks.postgres.server import Server, server
@@ -55,7 +56,9 @@ def plan(asked: argparse.Namespace, on: Server, folder: Path) -> Plan:
     """How much is measured."""
     own = {name: getattr(asked, name) for name in ("nodes", "repeats", "backlog", "seconds")}
     short = (
-        {"nodes": (1, 2), "repeats": 1, "backlog": 200, "seconds": 0.3, "rates": (50,)} if asked.short else {}
+        {"nodes": (1, 2), "repeats": 1, "backlog": 200, "seconds": 0.3, "rates": (50,), "features": SHORT}
+        if asked.short
+        else {}
     )
     return Plan(server=on, folder=folder, **short | {name: value for name, value in own.items() if value})
 

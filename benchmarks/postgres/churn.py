@@ -12,8 +12,8 @@ import psycopg
 import trio
 
 from benchmarks.adapter import claiming, join
-from benchmarks.figures import quantile
 from benchmarks.fill import NODE, ended, now
+from benchmarks.measuring import quantile
 from benchmarks.work import DAY, jobs, slices
 from jobpipe.store.base import STEP, Add, Batch, Claimed, Retention, Store
 from jobpipe.store.factory import open_store

@@ -39,9 +39,9 @@ class Side:
             *map(str, (url, slot, jobs, self.size, role, *more)),
         ]
 
-    def fill(self, url: str, jobs: int) -> None:
-        """Make its tables, with so many jobs."""
-        command = self.command(url, Path("-"), jobs, "fill")
+    def fill(self, url: str, jobs: int, *shape: object) -> None:
+        """Make its tables, with so many jobs, maybe of a shape with its number (see `benchmarks.shapes`)."""
+        command = self.command(url, Path("-"), jobs, "fill", *shape)
         subprocess.run(command, env=environment(self.tree), cwd=self.tree.programs, check=True)
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.figures import quantile
+from benchmarks.features import FEATURES, USUAL, Amounts, Feature
+from benchmarks.measuring import quantile
 from benchmarks.postgres.crew import Crew, Side, crew
 from benchmarks.postgres.server import Server, settle_down
 
@@ -16,6 +17,9 @@ FLOOR = Side("floor", "floor")
 OTHERS = (Side("PgQueuer", "pgqueuer"), Side("Procrastinate", "procrastinate"))
 PEERS = tuple(side for side in OTHERS if importlib.util.find_spec(side.program))
 """Those that are installed."""
+
+PATIENCE = 300.0
+"""Seconds for jobs that must all run."""
 
 LARGE = 1000
 """The larger channel."""
@@ -34,6 +38,8 @@ class Plan:
     """of each measurement over time"""
     rates: Sequence[int] = (200, 1000)
     """jobs a second of a steady load"""
+    features: Amounts = USUAL
+    """how much of each feature; its repeats are those of the plan"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,4 +208,40 @@ def _nodes(count: int) -> str:
     return f"{count} node{'s'[: count - 1]}"
 
 
-FIGURES: dict[str, Figure] = {"drain": drain, "enqueue": enqueue, "latency": latency, "beside": beside}
+def of_a_feature(feature: Feature, plan: Plan) -> Iterator[Row]:
+    """What a feature costs with one node, beside the same without it."""
+    amounts = dataclasses.replace(plan.features, repeats=plan.repeats)
+    for one in feature(amounts, plan.server.database):
+        yield Row(one.name, {NODE.name: one.ours, FLOOR.name: one.floor}, one.unit)
+
+
+def ended(plan: Plan, jobs: int, nodes: int, *shape: object) -> float:
+    """Seconds from the first of so many jobs until the last begins."""
+    with plan.server.database() as url:
+        NODE.fill(url, jobs, *shape)
+        settle_down(url)
+        with crew(plan.folder, [(NODE, ("work",))] * nodes, url, jobs) as workers:
+            if not workers.wait_for(jobs, PATIENCE):
+                raise TimeoutError(f"{workers.count()} of {jobs} jobs began")
+            begun = [at for process in workers.processes for at, _ in process.begun()]
+    return max(begun) - min(begun)
+
+
+def fan_in(plan: Plan) -> Iterator[Row]:
+    """One large group, until the job that waits for it runs, beside as many jobs, with the most nodes."""
+    jobs, nodes = plan.features.fan_in + 1, max(plan.nodes)
+    measures = {
+        NODE.name: partial(ended, plan, jobs, nodes, "groups", jobs),
+        FLOOR.name: partial(ended, plan, jobs, nodes),
+    }
+    yield row(plan, f"fan-in of {plan.features.fan_in:,}, {_nodes(nodes)}", measures, "s")
+
+
+FIGURES: dict[str, Figure] = {
+    "drain": drain,
+    "enqueue": enqueue,
+    "latency": latency,
+    "beside": beside,
+    **{name: partial(of_a_feature, feature) for name, feature in FEATURES.items()},
+    "fan-in": fan_in,
+}

@@ -64,9 +64,14 @@ async def ask(node: Node, began: float) -> None:
     await adapter.enqueue(node, [msgspec.structs.replace(job, payload=msgspec.json.encode(began))])
 
 
-async def fill(url: str, count: int) -> None:
+async def fill(url: str, count: int, shape: str = "", number: str = "0") -> None:
     """Put so many jobs into the store, without a node."""
     async with adapter.opened(url, "full") as store:
+        if shape:
+            from benchmarks.shapes import SHAPES  # noqa: PLC0415 - older versions have not all that it needs
+
+            await SHAPES[shape](store, count, int(number))
+            return
         for _, size in slices(count):
             await store.exchange(Batch(node=NODE, now=now(), adds=[Add(some(size))]))
 
@@ -166,7 +171,7 @@ if __name__ == "__main__":
     url, path, count, size, role, *more = sys.argv[1:]
     with adapter.telling_what_is_lacking():
         if role == "fill":
-            trio.run(fill, url, int(count))
+            trio.run(fill, url, int(count), *more)
         else:
             slot = Slot(Path(path), int(count))
             trio.run(main, url, int(size), role, *more)

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from jobpipe.api.problems import Problem
+from jobpipe.api.problems import Code, Problem
 
 encode = msgspec.json.Encoder().encode
 
@@ -19,6 +19,8 @@ class Answer(msgspec.Struct, frozen=True):
     body: bytes
     content_type: str = "application/json"
     headers: Headers = {}
+    code: Code | None = None
+    """of the problem, where it is one"""
 
 
 def answer(body: Any, status: int = 200, headers: Headers | None = None) -> Answer:  # noqa: ANN401 - any struct
@@ -29,5 +31,9 @@ def answer(body: Any, status: int = 200, headers: Headers | None = None) -> Answ
 def problem_answer(problem: Problem) -> Answer:
     """A problem as an answer."""
     return Answer(
-        problem.details.status, encode(problem.details) + b"\n", "application/problem+json", problem.headers
+        problem.details.status,
+        encode(problem.details) + b"\n",
+        "application/problem+json",
+        problem.headers,
+        problem.details.code,
     )

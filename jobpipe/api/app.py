@@ -12,7 +12,9 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from jobpipe.api import bulk, enqueue
+from jobpipe.api.acting import by_client
 from jobpipe.api.answers import problem_answer
+from jobpipe.api.audit import audit_blueprint
 from jobpipe.api.descriptions import LOCATION
 from jobpipe.api.docs import STATIC_MAX_AGE, docs_blueprint
 from jobpipe.api.errors import errors_blueprint
@@ -24,15 +26,19 @@ from jobpipe.api.holding import awaited, check
 from jobpipe.api.inputs import check_inputs, query, received
 from jobpipe.api.jobs import jobs_blueprint
 from jobpipe.api.keys import keys_blueprint
+from jobpipe.api.lives import lives_blueprint
+from jobpipe.api.metrics import metrics_blueprint
+from jobpipe.api.nodes import nodes_blueprint
 from jobpipe.api.operations import operations_blueprint
 from jobpipe.api.problems import Code, Problem, ProblemDetails, internal, no_route, problem_from, too_large
 from jobpipe.api.queues import queues_blueprint
 from jobpipe.api.responses import respond
 from jobpipe.api.schedules import schedules_blueprint
-from jobpipe.api.schemas import BulkReceipt, EnqueueRequest, HoldQuery, JobView, LineReceipt
+from jobpipe.api.schemas import BulkReceipt, EnqueueQuery, EnqueueRequest, JobView, LineReceipt
 from jobpipe.api.spec import Content, answers, describe, problems, takes, with_kind_required
 from jobpipe.api.stack import stack_blueprint
 from jobpipe.api.streams import streams_blueprint, streams_of
+from jobpipe.api.traffic import Traffic, count_requests
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError
 
@@ -95,38 +101,47 @@ def create_app(node: Node) -> Front:
     app.config["SEND_FILE_MAX_AGE_DEFAULT"] = STATIC_MAX_AGE
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False  # //jobs is another path than /jobs: no route, and no redirect
-    spec, streams = describe(app), streams_of(node)
+    spec, streams, traffic = describe(app), streams_of(node), Traffic()
     optional_kind = node.settings.shipped_kinds == "on"
     _answer_errors(app, node)
+    count_requests(app, traffic)
     check_inputs(app)
     _enqueue_routes(app, node)
     for blueprint in (
         jobs_blueprint(node),
+        lives_blueprint(node),
         stack_blueprint(node),
         streams_blueprint(node, streams),
         events_blueprint(node, streams),
         operations_blueprint(node),
         errors_blueprint(node),
         groups_blueprint(node),
+        audit_blueprint(node),
         queues_blueprint(node),
         keys_blueprint(node),
         schedules_blueprint(node),
+        nodes_blueprint(node),
         health_blueprint(node),
+        metrics_blueprint(node, traffic),
         docs_blueprint(spec.schema if optional_kind else lambda: with_kind_required(spec.schema())),
     ):
         app.register_blueprint(blueprint)
-    return Front(node, app)
+    return Front(node, app, traffic)
 
 
 def _answer_errors(app: QuartTrio, node: Node) -> None:
+    def refused(problem: Problem) -> Response:
+        node.tallies.refused[problem.details.code] += 1
+        return respond(problem_answer(problem))
+
     @app.errorhandler(Problem)
     @app.errorhandler(JobpipeError)
     async def on_problem(error: Problem | JobpipeError) -> Response:
-        return respond(problem_answer(problem_from(error)))
+        return refused(problem_from(error))
 
     @app.errorhandler(HTTPException)
     async def on_http_error(error: HTTPException) -> Response:
-        return respond(problem_answer(_problem_from(error, node)))
+        return refused(_problem_from(error, node))
 
     @app.errorhandler(Exception)
     async def on_error(error: Exception) -> Response:
@@ -159,7 +174,7 @@ def _enqueue_routes(app: QuartTrio, node: Node) -> None:
 
     @app.post("/enqueue")
     @tag(["enqueue"])
-    @document_querystring(HoldQuery)
+    @document_querystring(EnqueueQuery)
     @takes(JOB)
     @answers(
         200,
@@ -187,12 +202,14 @@ def _enqueue_routes(app: QuartTrio, node: Node) -> None:
 
         With `?wait=SECONDS` the response is held until the job ends, for at most so long: 200 when it has ended, else
         202 and the job as it is. 404 when it was deleted meanwhile. With `on_disconnect=cancel`, a client that hangs up
-        before has the job cancelled.
+        before has the job cancelled. With `by_hand=true`, the audit says who has enqueued the job: for people, not for
+        programs, since such a job is stored in a transaction of its own.
         """
-        wanted = query(HoldQuery)
+        wanted = query(EnqueueQuery)
         check(wanted)
         hold = functools.partial(awaited, node, seconds=wanted.wait) if wanted.wait else None
-        return respond(await enqueue.enqueue(node, *await received(), hold))
+        by = by_client(node) if wanted.by_hand else None
+        return respond(await enqueue.enqueue(node, *await received(), hold, by))
 
     @app.post("/enqueue/bulk")
     @tag(["enqueue"])

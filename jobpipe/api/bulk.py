@@ -341,9 +341,9 @@ async def _answers(node: Node, group: Sequence[tuple[int, Asked]]) -> bytes:
     stored = iter(await _stored(node, [new for line, new in jobs if line not in late]))
     return _encode_lines(
         [
-            msgspec.structs.replace(one.details, line=line)
+            _refused(node, one, line)
             if isinstance(one, Problem)
-            else _told(one, late.get(line) or next(stored), line)
+            else _told(node, one, late.get(line) or next(stored), line)
             for line, one in group
         ]
     )
@@ -367,13 +367,18 @@ async def _stored(node: Node, jobs: Sequence[NewJob]) -> Sequence[Receipt | Prob
     return [*await _stored(node, jobs[:half]), *await _stored(node, jobs[half:])]
 
 
-def _told(new: NewJob, receipt: Receipt | Problem, line: int) -> LineReceipt | ProblemDetails:
+def _told(node: Node, new: NewJob, receipt: Receipt | Problem, line: int) -> LineReceipt | ProblemDetails:
     if isinstance(receipt, Problem):
-        return msgspec.structs.replace(receipt.details, line=line)
+        return _refused(node, receipt, line)
     if receipt.verdict == "stored":
         return LineReceipt(new.id, new.status if receipt.job is None else receipt.job.status)
     try:
         there = known(new, receipt)
     except (Problem, JobpipeError) as error:
-        return msgspec.structs.replace(problem_from(error).details, line=line)
+        return _refused(node, problem_from(error), line)
     return LineReceipt(there.id, there.status)
+
+
+def _refused(node: Node, problem: Problem, line: int) -> ProblemDetails:
+    node.tallies.refused[problem.details.code] += 1
+    return msgspec.structs.replace(problem.details, line=line)

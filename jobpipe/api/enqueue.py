@@ -11,6 +11,7 @@ import msgspec
 import trio
 from msgspec import UNSET, UnsetType
 
+from jobpipe.acts import By
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.durations import in_seconds
 from jobpipe.api.faults import fault_from, faults_of
@@ -98,18 +99,23 @@ Hold = Callable[[str], Awaitable[Job]]
 """Given a job's id, waits for its end; returns the job as it is then, or as it is after long enough."""
 
 
-async def enqueue(node: Node, content_type: str, body: bytes, hold: Hold | None = None) -> Answer:
+async def enqueue(
+    node: Node, content_type: str, body: bytes, hold: Hold | None = None, by: By | None = None
+) -> Answer:
     """Store one job: 202 once it survives a crash, 200 when the same request has stored it before.
 
-    With `hold`, 200 means that the job has ended, and 202 that it has not. Raises `Problem`, `Draining`, `QueueFull` or
-    `StoreUnavailable`; then nothing was stored, unless the problem is that the job was deleted during `hold`. A cancel
-    leaves either the whole job or none.
+    With `hold`, 200 means that the job has ended, and 202 that it has not. `by`: who enqueues it by hand. Raises
+    `Problem`, `Draining`, `QueueFull` or `StoreUnavailable`; then nothing was stored, unless the problem is that the
+    job was deleted during `hold`. A cancel leaves either the whole job or none.
     """
     check_json(content_type)
     if len(body) > node.settings.max_body:
         raise too_large(node.settings.max_body)
     new = await asked(node, body)
-    (receipt,) = await node.admission.enqueue([new])
+    if by is None:
+        (receipt,) = await node.admission.enqueue([new])
+    else:
+        receipt = await node.admission.enqueue_by_hand(new, by)
     if hold is not None:
         return await _held(node, new, receipt, hold)
     if receipt.verdict == "stored":

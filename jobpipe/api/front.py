@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import structlog
 import trio
 
+from jobpipe.api.acting import by_client_of
 from jobpipe.api.answers import Answer, problem_answer
 from jobpipe.api.bulk import NDJSON, bulk_array, bulk_stream, is_ndjson
 from jobpipe.api.departure import DEPARTURE, Departure
@@ -16,8 +17,9 @@ from jobpipe.api.holding import awaited, check
 from jobpipe.api.hosts import Guard
 from jobpipe.api.inputs import NoQuery, query_from
 from jobpipe.api.problems import Problem, internal, no_route, problem_from, too_large
-from jobpipe.api.schemas import HoldQuery
+from jobpipe.api.schemas import EnqueueQuery
 from jobpipe.api.spool import Files, Spool
+from jobpipe.api.traffic import NO_ROUTE, Traffic
 from jobpipe.engine.node import Node
 from jobpipe.errors import JobpipeError, StoreError
 from jobpipe.job import Job
@@ -36,6 +38,9 @@ LINGER = 5.0
 ALLOWED = "GET, HEAD, POST, PATCH, DELETE, OPTIONS"
 """The methods that routes take: the answer to `OPTIONS *`."""
 
+HUNG_UP = "the client hung up, with on_disconnect=cancel"
+"""Why a job is cancelled, in the audit."""
+
 ROUTES: Mapping[str, Route] = {"/enqueue": enqueue, "/enqueue/bulk": bulk_array}
 
 log = structlog.get_logger("jobpipe")
@@ -48,8 +53,8 @@ class ClientGone(Exception):  # noqa: N818 - what has happened, and no fault
 class Front:
     """An ASGI application around Quart's. `POST /enqueue` and `POST /enqueue/bulk` never get that far."""
 
-    def __init__(self, node: Node, app: App) -> None:
-        self._node, self._app = node, app
+    def __init__(self, node: Node, app: App, traffic: Traffic) -> None:
+        self._node, self._app, self._traffic = node, app, traffic
         self._guard = Guard(node.settings.host, node.settings.allowed_hosts)
         self._files = Files()
 
@@ -69,15 +74,25 @@ class Front:
             except Problem as problem:
                 refusal = problem
         if refusal is not None:
-            await respond(send, problem_answer(refusal), chunks)
+            answer = problem_answer(refusal)
+            self._count(path if route else NO_ROUTE, method, answer, 0.0)
+            await respond(send, answer, chunks)
         elif route is not None and path == "/enqueue/bulk" and is_ndjson(_content_type(headers)):
+            self._traffic.note(path, method, 200, None)
             await self._stream(chunks, send)
         elif route is not None:
-            await self._answer(route, headers, chunks, send)
-        elif path == "*":
-            await respond(send, Answer(200, b"", "text/plain", {"Allow": ALLOWED}), chunks)
-        elif path.startswith("//"):  # which Quart would take for a single slash
-            await respond(send, problem_answer(no_route(f"{method} {path}")), chunks)
+            begun = trio.current_time()
+            if (told := await self._answered(route, headers, chunks)) is not None:
+                self._count(path, method, told, trio.current_time() - begun)
+                await respond(send, told, chunks)
+        elif path == "*" or path.startswith("//"):  # Quart would take two slashes for one
+            answer = (
+                Answer(200, b"", "text/plain", {"Allow": ALLOWED})
+                if path == "*"
+                else problem_answer(no_route(f"{method} {path}"))
+            )
+            self._count(NO_ROUTE, method, answer, 0.0)
+            await respond(send, answer, chunks)
         else:
             await self._hand_on(_whole(scope, headers), chunks, send)
 
@@ -86,10 +101,11 @@ class Front:
         if path != "/enqueue":
             query_from(scope["query_string"], NoQuery)
             return ROUTES[path]
-        wanted = query_from(scope["query_string"], HoldQuery)
+        wanted = query_from(scope["query_string"], EnqueueQuery)
         check(wanted)
+        by = by_client_of(self._node, scope) if wanted.by_hand else None
         if not wanted.wait:
-            return enqueue
+            return partial(enqueue, by=by)
 
         async def hold(job_id: str) -> Job:
             departure = Departure(job_id if wanted.on_disconnect == "cancel" else None)
@@ -98,17 +114,18 @@ class Front:
                 return await unless_gone(chunks, partial(awaited, self._node, job_id, wanted.wait))
             except ClientGone as error:
                 gone = error
-            await self._part(departure)
+            await self._part(departure, scope)
             raise gone
 
-        return partial(enqueue, hold=hold)
+        return partial(enqueue, hold=hold, by=by)
 
-    async def _part(self, departure: Departure) -> None:
+    async def _part(self, departure: Departure, scope: Scope) -> None:
         """Do what a request asked for in case its client hangs up."""
         if departure.job_id is None:
             return
         try:
-            await self._node.control.cancel(departure.job_id)
+            by = by_client_of(self._node, scope, HUNG_UP)
+            await self._node.control.cancel(departure.job_id, by=by)
         except StoreError as error:
             log.warning(
                 "a client hung up, and its job could not be cancelled",
@@ -136,25 +153,30 @@ class Front:
 
         await self._app({**scope, "state": state}, chunks.receive, send_but_end)
         if chunks.gone and not end:
-            await self._part(departure)
+            await self._part(departure, scope)
         for message in end:
             await chunks.drop()
             await send(message)
 
-    async def _answer(
-        self, route: Route, headers: Mapping[bytes, bytes], chunks: "Chunks", send: Send
-    ) -> None:
+    async def _answered(
+        self, route: Route, headers: Mapping[bytes, bytes], chunks: "Chunks"
+    ) -> Answer | None:
+        """The answer of a hot route; None: the client is gone."""
         try:
             body = await read_body(chunks, headers, self._node.settings.max_body)
-            answer = await route(self._node, _content_type(headers), body)
+            return await route(self._node, _content_type(headers), body)
         except ClientGone:
-            return
+            return None
         except (Problem, JobpipeError) as error:
-            answer = problem_answer(problem_from(error))
+            return problem_answer(problem_from(error))
         except Exception:
             log.exception("a request failed")
-            answer = problem_answer(internal())
-        await respond(send, answer, chunks)
+            return problem_answer(internal())
+
+    def _count(self, route: str, method: str, answer: Answer, seconds: float) -> None:
+        self._traffic.note(route, method, answer.status, seconds)
+        if answer.code is not None:
+            self._node.tallies.refused[answer.code] += 1
 
     async def _stream(self, chunks: "Chunks", send: Send) -> None:
         """Answer a stream while it comes in; once the spool is full, wait for a client that sends and does not read."""

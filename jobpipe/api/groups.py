@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from quart import Blueprint, Response
 from quart_schema import tag_blueprint
 
+from jobpipe.api.acting import by_client
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.bulk import MOST, check_stored, fault_of, items_asked
 from jobpipe.api.durations import in_seconds
@@ -115,7 +116,9 @@ def groups_blueprint(node: Node) -> Blueprint:
         at once, if they have. A group that is closed stays as it is.
         """
         _check_id(group_id)
-        return respond(answer(_view(_there(group_id, await node.control.close_group(group_id)))))
+        return respond(
+            answer(_view(_there(group_id, await node.control.close_group(group_id, by=by_client(node)))))
+        )
 
     @routes.get("/groups/<group_id>")
     @answers(200, "The group.", Content(GroupView))

@@ -7,6 +7,7 @@ from msgspec import structs
 from quart import Blueprint, Response, request
 from quart_schema import document_querystring, tag_blueprint
 
+from jobpipe.api.acting import by_client
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.cursors import cursor_of, place_of
 from jobpipe.api.departure import departure_of
@@ -128,7 +129,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
         when one of those did not end as needed. A job with a `unique` key takes it again: 409 `not_unique`, with the id
         of the other job, while that one has it.
         """
-        change = await node.control.retry(job_id)
+        change = await node.control.retry(job_id, by=by_client(node))
         return respond(answer(stored_view(_retried(change), node.registry), 202))
 
     @routes.post("/jobs/<job_id>/promote")
@@ -140,7 +141,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
         A scheduled or retrying job is queued at once, instead of at its `run_at`; a queued one is returned as it is.
         409 when the job waits for other jobs or has ended, or with `Retry-After` when a worker holds it.
         """
-        change = await node.control.promote(job_id)
+        change = await node.control.promote(job_id, by=by_client(node))
         job = _job_of(change, _why_not_promoted(change), again=True)
         return respond(answer(stored_view(job, node.registry)))
 
@@ -166,7 +167,7 @@ def jobs_blueprint(node: Node) -> Blueprint:
 
         204 when it is deleted, and its id is free again. 409 while a worker holds the job: cancel it first.
         """
-        change = await node.control.delete(job_id)
+        change = await node.control.delete(job_id, by=by_client(node))
         if change.verdict != "changed":
             _job_of(change, "cancel it first")
         return respond(Answer(204, b""))
@@ -213,14 +214,14 @@ def _why_not_promoted(change: Change) -> str:
 
 async def _edit(node: Node, job_id: str, body: bytes) -> Job:
     edits = edits_from(node, await found(node, job_id), body)
-    change = await node.control.edit(job_id, edits)
+    change = await node.control.edit(job_id, edits, by=by_client(node))
     if change.verdict == "closed":
         raise closed([edits["queue"]])
     return _job_of(change, "only a waiting job that no worker holds can be edited", again=True)
 
 
 async def _cancel(node: Node, job_id: str, wait: float) -> Answer:
-    change = await node.control.cancel(job_id)
+    change = await node.control.cancel(job_id, by=by_client(node))
     job = _job_of(change, "only a waiting or running job can be cancelled")
     if job.status is Status.CANCELLING and wait:
         job = await awaited(node, job_id, wait)

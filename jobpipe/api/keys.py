@@ -6,6 +6,7 @@ import msgspec
 from quart import Blueprint, Response
 from quart_schema import document_querystring, tag_blueprint
 
+from jobpipe.api.acting import by_client
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.cursors import cursor_of, place_of
 from jobpipe.api.enqueue import check_json, read
@@ -72,7 +73,7 @@ def keys_blueprint(node: Node) -> Blueprint:
         check_json(content_type)
         request = read(body.removeprefix(BOM), _decode, KeyRequest, KeyRequest)
         settings = KeySettings(weight=request.weight, max_running=request.max_running)
-        return respond(_shown(await node.control.put_key(name, key, settings)))
+        return respond(_shown(await node.control.put_key(name, key, settings, by=by_client(node))))
 
     @routes.post("/queues/<name>/keys/<key>/pause")
     @answers(200, "The key, paused.", Content(KeyView))
@@ -84,7 +85,7 @@ def keys_blueprint(node: Node) -> Blueprint:
         held up. No job need have the key yet.
         """
         _check(name, key)
-        return respond(_shown(await node.control.pause_key(name, key)))
+        return respond(_shown(await node.control.pause_key(name, key, by=by_client(node))))
 
     @routes.post("/queues/<name>/keys/<key>/resume")
     @answers(200, "The key, no longer paused or stopped.", Content(KeyView))
@@ -96,7 +97,7 @@ def keys_blueprint(node: Node) -> Blueprint:
         a key that is neither paused nor stopped changes nothing.
         """
         _check(name, key)
-        return respond(_shown(await node.control.resume_key(name, key)))
+        return respond(_shown(await node.control.resume_key(name, key, by=by_client(node))))
 
     return routes
 

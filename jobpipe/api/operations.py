@@ -7,6 +7,7 @@ import msgspec
 from quart import Blueprint, Response
 from quart_schema import document_querystring, tag_blueprint
 
+from jobpipe.api.acting import by_client
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.cursors import cursor_of, place_of
 from jobpipe.api.enqueue import changes_from, check_json, read
@@ -209,7 +210,7 @@ def _operation_routes(routes: Blueprint, node: Node) -> None:
         It changes no more jobs; those that it has changed stay so.
         """
         _check(operation_id)
-        stopped = await node.operations.stop(operation_id)
+        stopped = await node.operations.stop(operation_id, by=by_client(node))
         return respond(answer(_view(_found(operation_id, stopped))))
 
 
@@ -231,7 +232,7 @@ async def _begin(
         return answer(await _count(node, where))
     operation_id = new_job_id(node.clock.now(), node.rng.getrandbits)
     asked = NewOperation(id=operation_id, verb=verb, where=where, changes=changes, rate=request.rate)
-    begun = await node.operations.begin(asked)
+    begun = await node.operations.begin(asked, by=by_client(node))
     now = await node.operations.ended(operation_id, AT_ONCE) or begun
     location = {"Location": f"/operations/{operation_id}"}
     return answer(_view(now), 202 if now.state == "running" else 200, location)

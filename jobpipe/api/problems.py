@@ -50,6 +50,8 @@ class Code(enum.StrEnum):
     """no operation has this id (404)"""
     NO_SUCH_ERROR = "no_such_error"
     """no job that is there has failed with an error of that fingerprint (404)"""
+    NO_SUCH_NODE = "no_such_node"
+    """no node of this name has ever joined (404)"""
     NO_SUCH_GROUP = "no_such_group"
     """no group has this id (404)"""
     METHOD_NOT_ALLOWED = "method_not_allowed"
@@ -226,6 +228,12 @@ def no_error(fingerprint: str) -> Problem:
     """404: no such error group."""
     detail = f"no job that is there has failed with an error of the fingerprint {cut(fingerprint)!r}"
     return Problem(404, Code.NO_SUCH_ERROR, "No such error", detail)
+
+
+def no_node(name: str) -> Problem:
+    """404: no such node."""
+    detail = f"no node of the name {cut(name)!r} has ever joined: GET /nodes lists those that have"
+    return Problem(404, Code.NO_SUCH_NODE, "No such node", detail)
 
 
 def no_group(group_id: str) -> Problem:

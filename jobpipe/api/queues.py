@@ -7,6 +7,7 @@ from msgspec import UNSET
 from quart import Blueprint, Response
 from quart_schema import document_querystring, tag_blueprint
 
+from jobpipe.api.acting import by_client
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.cursors import cursor_of, place_of
 from jobpipe.api.enqueue import check_json, read
@@ -113,7 +114,7 @@ def queues_blueprint(node: Node) -> Blueprint:
         check_json(content_type)
         request = read(body.removeprefix(BOM), _decode, QueueRequest, QueueRequest)
         settings, limits = _settings(request, node.settings), _limits(request)
-        await node.control.put_queue(name, settings, limits)
+        await node.control.put_queue(name, settings, limits, by=by_client(node))
         return await _after(name, QueueState(name=name, paused=False, settings=settings, counts={}))
 
     @routes.post("/queues/<name>/pause")
@@ -134,7 +135,7 @@ def queues_blueprint(node: Node) -> Blueprint:
         """
         _check(name)
         request = _pause_from(*await received())
-        await node.control.pause(name, request.reason, request.for_)
+        await node.control.pause(name, request.reason, request.for_, by=by_client(node, request.reason))
         return await _after(name, QueueState(name=name, paused=True, counts={}))
 
     @routes.post("/queues/<name>/resume")
@@ -147,7 +148,7 @@ def queues_blueprint(node: Node) -> Blueprint:
         changes nothing.
         """
         _check(name)
-        await node.control.resume(name)
+        await node.control.resume(name, by=by_client(node))
         return await _after(name, QueueState(name=name, paused=False, counts={}))
 
     @routes.delete("/queues/<name>")
@@ -250,7 +251,7 @@ def _found(name: str, state: QueueState | None) -> QueueState:
 
 
 async def _delete(node: Node, name: str) -> None:
-    change = await node.control.delete_queue(name)
+    change = await node.control.delete_queue(name, by=by_client(node))
     if change.queue is not None:
         raise not_empty(name, change.queue.counts)
     if change.verdict == "absent":

@@ -11,6 +11,7 @@ from msgspec import UNSET
 from quart import Blueprint, Response
 from quart_schema import document_querystring, tag_blueprint
 
+from jobpipe.api.acting import by_client
 from jobpipe.api.answers import Answer, answer
 from jobpipe.api.cursors import cursor_of, place_of
 from jobpipe.api.descriptions import LOCATION
@@ -138,7 +139,8 @@ def schedules_blueprint(node: Node) -> Blueprint:
         """
         _check(name)
         reason = _reason(*await received())
-        return respond(answer(_view(_found(name, await node.control.pause_schedule(name, reason)))))
+        paused = await node.control.pause_schedule(name, reason, by=by_client(node, reason))
+        return respond(answer(_view(_found(name, paused))))
 
     @routes.post("/schedules/<name>/resume")
     @answers(200, "The schedule, no longer paused.", Content(ScheduleView))
@@ -149,7 +151,8 @@ def schedules_blueprint(node: Node) -> Blueprint:
         It fires at the first time after now; what it would have fired while it was paused was not missed.
         """
         _check(name)
-        return respond(answer(_view(_found(name, await node.control.resume_schedule(name)))))
+        resumed = await node.control.resume_schedule(name, by=by_client(node))
+        return respond(answer(_view(_found(name, resumed))))
 
     @routes.post("/schedules/<name>/run")
     @answers(202, "The job, stored so that it survives a crash.", Content(JobView), headers=LOCATION)
@@ -242,14 +245,14 @@ def _spec(request: ScheduleRequest, faults: list[Fault]) -> Spec:
 
 
 async def _put(node: Node, name: str, body: bytes) -> Answer:
-    put = await node.control.put_schedule(name, *await _asked(node, body))
+    put = await node.control.put_schedule(name, *await _asked(node, body), by=by_client(node))
     if put.verdict == "declared":
         raise declared(name)
     return answer(_view(put.schedule), 201 if put.verdict == "created" else 200)
 
 
 async def _delete(node: Node, name: str) -> None:
-    match await node.control.delete_schedule(name):
+    match await node.control.delete_schedule(name, by=by_client(node)):
         case "missing":
             raise no_schedule(name)
         case "declared":
@@ -260,7 +263,7 @@ async def _run(node: Node, schedule: Schedule) -> Answer:
     new = run_by_hand(schedule, node.clock.now())
     if new is None:
         raise invalid([Fault("?name", "the schedule's row in the store is damaged: PUT it again")])
-    (receipt,) = await node.admission.enqueue([new])
+    receipt = await node.admission.enqueue_by_hand(new, by_client(node))
     job = Job(new, State(new.status)) if receipt.verdict == "stored" else known(new, receipt)
     location = {"Location": "/jobs/" + quote(job.id, safe="")}
     return answer(stored_view(job, node.registry), 202, location)

@@ -7,12 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from jobpipe.acts import Act, What
 from jobpipe.api.durations import OR_TEXT
 from jobpipe.api.faults import TIME
 from jobpipe.api.lists import ONE_OR_MORE
 from jobpipe.asking import AskedDebounce, AskedThrottle, AskedUnique
 from jobpipe.engine.attempt import Attempt
-from jobpipe.engine.awaits import Direction, What
+from jobpipe.engine.awaits import Awaited, Direction
 from jobpipe.handlers.registry import Registry
 from jobpipe.job import (
     DEFAULT_KIND,
@@ -48,9 +49,21 @@ from jobpipe.job import (
     Unique,
 )
 from jobpipe.lanes import LONGEST, SHORTEST, AfterFailure, KeyStanding, Rate, Running, Weight
-from jobpipe.obstacles import Why
+from jobpipe.obstacles import CheckName, Why
 from jobpipe.schedules import CatchUp, Overlap
-from jobpipe.store.base import ERRORS, KEYS, LOG_LINES, OPERATIONS, QUEUES, SCHEDULES, Unserved
+from jobpipe.store.base import (
+    AUDIT,
+    ERRORS,
+    KEYS,
+    LOG_LINES,
+    NODES,
+    OPERATIONS,
+    QUEUES,
+    SCHEDULES,
+    How,
+    Unserved,
+)
+from jobpipe.timelines import MarkName, SpanName
 
 Time = Annotated[datetime, Meta(tz=True, description=TIME)]
 
@@ -335,6 +348,75 @@ class MissedView(msgspec.Struct, frozen=True):
     since: When | None
 
 
+AnyCheck = Literal["dependencies", CheckName, "draining", "workers"]
+"""What a claim looks at, in its order."""
+
+
+class CheckView(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the things that a claim looks at before it takes a job.
+
+    `detail` says what was found there, and `links` are the paths of what it names.
+    """
+
+    name: AnyCheck
+    passed: bool
+    detail: str
+    links: Mapping[str, str]
+
+
+class WhyView(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a job is as it is: `answer` in a sentence.
+
+    `checks` are all that a claim looks at, in its order, while the job waits; the first that is not passed is what
+    `waits_for` says, and once all are passed, the next claim takes the job. `waits_for` is null where the job waits for
+    nothing.
+    """
+
+    id: str
+    status: Status
+    answer: str
+    waits_for: WaitsFor | None
+    checks: Sequence[CheckView]
+
+
+class SpanView(msgspec.Struct, frozen=True, kw_only=True, rename={"from_": "from"}):
+    """A part of a job's life: until its end, or until now.
+
+    `blocked`: other jobs had to end; `not_due`: it waited for its time; `waiting`: it was due, and waited to be run;
+    `running`: an attempt ran; `backoff`: it waited for the next attempt; `dead`: its node was dead, and that was not
+    noticed yet; `ended`: it had ended, until it was retried by hand; `forgotten`: its first attempts are not kept.
+    `attempt`, `claim`, `node` and `outcome` are those of the attempt that ran, or that came before the wait; `cause`
+    is its error. `clock_skew`: clocks differed, or one was set, so the time was moved to where it can have been.
+    """
+
+    from_: When
+    until: When
+    what: SpanName
+    attempt: int | None
+    claim: int | None
+    node: str | None
+    outcome: Outcome | None
+    cause: EventError | None
+    clock_skew: bool
+
+
+class MarkView(msgspec.Struct, frozen=True):
+    """Something in a job's life; `at` is null where it is not known when that was."""
+
+    what: MarkName
+    at: When | None
+
+
+class TimelineView(msgspec.Struct, frozen=True, kw_only=True):
+    """A job's life: each span begins where the one before it ends. `seconds` are their sums, by what they are."""
+
+    id: str
+    status: Status
+    spans: Sequence[SpanView]
+    marks: Sequence[MarkView]
+    seconds: Mapping[str, float]
+
+
 class WaitView(msgspec.Struct, frozen=True, kw_only=True):
     """What a task waits for, in words too: with what belongs to it.
 
@@ -346,7 +428,7 @@ class WaitView(msgspec.Struct, frozen=True, kw_only=True):
     something that is not Trio's.
     """
 
-    what: What
+    what: Awaited
     words: str
     until: When | UnsetType | None = UNSET
     direction: Direction | UnsetType = UNSET
@@ -777,6 +859,76 @@ class ScheduleList(msgspec.Struct, frozen=True):
     next_cursor: str | None
 
 
+class UnfinishedView(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt that did not end by itself when its node stopped.
+
+    `handed_back`: its handler was cancelled, and cleaned up; `abandoned`: it ran on until the process ended, and stood
+    at this `line`, where that could be seen. `status` is what the job became.
+    """
+
+    job: str
+    kind: str
+    attempt: int
+    end: Literal["handed_back", "abandoned"]
+    status: str | None
+    line: str | None
+
+
+class StopView(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the attempts that ran when a node began to stop.
+
+    `drained`: all ended by themselves; `stopped`: some were cancelled; `abandoned`: some ran on until the process
+    ended; `died`: the node was taken for dead, and `began_at` is its last sign of life. `active` is the sum of
+    `finished`, `handed_back` and `abandoned`; `unbegun` jobs had been claimed besides, and had not begun. Lists leave
+    `attempts` out.
+    """
+
+    how: How
+    signal: str | None
+    began_at: When
+    ended_at: When
+    seconds: float
+    active: int
+    finished: int
+    handed_back: int
+    abandoned: int
+    unbegun: int
+    attempts: Sequence[UnfinishedView] | UnsetType = UNSET
+
+
+class StopList(msgspec.Struct, frozen=True):
+    """The stops of a node, the newest first."""
+
+    stops: Sequence[StopView]
+
+
+class NodeView(msgspec.Struct, frozen=True, kw_only=True):
+    """A node. It is `live` while its lease lasts; `queues` is null where it takes jobs from all of them.
+
+    It holds so many `jobs`: they run, or have been claimed. `last_stop` says how it stopped or died; null: it did
+    not, or nobody could note it.
+    """
+
+    name: str
+    live: bool
+    draining: bool
+    joined_at: When | None
+    lease_until: When | None
+    version: str | None
+    workers: int | None
+    kinds: Sequence[str]
+    queues: Sequence[str] | None
+    jobs: int
+    last_stop: StopView | None
+
+
+class NodeList(msgspec.Struct, frozen=True):
+    """A page of nodes: those that run first, the newest first."""
+
+    nodes: Sequence[NodeView]
+    next_cursor: str | None
+
+
 class LingeringView(msgspec.Struct, frozen=True):
     """A job whose handler does not end: its worker cannot take another one. `asked_by`: why it should have ended."""
 
@@ -843,6 +995,14 @@ class HoldQuery(WaitQuery, frozen=True, forbid_unknown_fields=True):
     ) = None
 
 
+class EnqueueQuery(HoldQuery, frozen=True, forbid_unknown_fields=True):
+    """The same for a new job, and whether somebody enqueues it by hand."""
+
+    by_hand: Annotated[bool, Means("whether somebody enqueues the job by hand: then the audit says so")] = (
+        False
+    )
+
+
 KindPattern = Annotated[
     str,
     Meta(
@@ -854,6 +1014,7 @@ KindPattern = Annotated[
 ErrorType = Annotated[
     str, Meta(min_length=1, max_length=200, description="1 to 200 characters; the name of an exception")
 ]
+Known = Annotated[str, Meta(min_length=1, max_length=500, description="1 to 500 characters")]
 NodeName = Annotated[str, Meta(min_length=1, max_length=200, description="1 to 200 characters")]
 
 
@@ -1113,6 +1274,71 @@ class OperationQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     cursor: Cursor | None = None
 
 
+class DifferenceView(msgspec.Struct, frozen=True):
+    """What a field was, and what it has become; null: it was not there, or is not set.
+
+    Of a value that takes more than some hundred bytes as JSON, the beginning, as a text.
+    """
+
+    from_: Any = msgspec.field(name="from")
+    to: Any
+
+
+class ActView(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody did by hand, to `what` of this `name`; of a key, that is its queue, beside the `key`.
+
+    `who` is the client's `address`. `changes` say of each field that has changed what it was and what it has become; of
+    a payload only the number of its bytes. `jobs`: how many an operation has changed, once it has ended. `error` says
+    what of its row in the store cannot be read.
+    """
+
+    number: int
+    at: When
+    who: str
+    address: str | None
+    node: str
+    act: Act | None
+    what: What | None
+    name: str
+    key: str | None
+    changes: dict[str, DifferenceView]
+    reason: str | None
+    jobs: int | None
+    error: JobError | None
+
+
+class AuditList(msgspec.Struct, frozen=True):
+    """A page of acts, the newest first. `next_cursor` is null at the end."""
+
+    acts: Sequence[ActView]
+    next_cursor: str | None
+
+
+class AuditQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which acts to list."""
+
+    who: Annotated[Known, Means("only acts of this client: its address")] | None = None
+    act: Annotated[Act, Means("only acts of this kind")] | None = None
+    what: Annotated[What, Means("only acts on such a thing")] | None = None
+    name: Annotated[Known, Means("only acts on what has this name: of a job, its id")] | None = None
+    after: (
+        Annotated[
+            Time, Means("only acts at this time or later: RFC 3339 with a time zone, 2030-01-31T12:00:00Z")
+        ]
+        | None
+    ) = None
+    before: (
+        Annotated[Time, Means("only acts before this time: RFC 3339 with a time zone, 2030-01-31T12:00:00Z")]
+        | None
+    ) = None
+    limit: Annotated[
+        int,
+        Meta(ge=1, le=AUDIT, description=f"a whole number from 1 to {AUDIT}"),
+        Means("the most acts in a page"),
+    ] = 50
+    cursor: Cursor | None = None
+
+
 class WindowQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Of which failures to tell: those within a time."""
 
@@ -1244,6 +1470,17 @@ class ScheduleQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         Meta(ge=1, le=SCHEDULES, description="a whole number from 1 to 100"),
         Means("the most schedules in a page"),
     ] = 100
+    cursor: Cursor | None = None
+
+
+class NodeQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which nodes to list."""
+
+    limit: Annotated[
+        int,
+        Meta(ge=1, le=NODES, description="a whole number from 1 to 100"),
+        Means("the most nodes in a page"),
+    ] = NODES
     cursor: Cursor | None = None
 
 

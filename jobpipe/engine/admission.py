@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from jobpipe.acts import By
 from jobpipe.clock import Clock
 from jobpipe.engine.backlog import Backlog
 from jobpipe.job import (
@@ -168,6 +169,13 @@ class Admission:
             stored = await self._stored(timely, atomic=atomic, of_handler=of_handler) if timely else ()
         others = iter(stored)
         return [late[place] if place in late else next(others) for place in range(len(jobs))]
+
+    async def enqueue_by_hand(self, new: NewJob, by: By | None) -> Receipt:
+        """Store one job, as `enqueue` does, with a row in the audit that says who did it. None: without."""
+        if by is None or is_late(new):
+            (receipt,) = await self.enqueue([new])
+            return receipt
+        return await self._backlog.enqueue_by_hand(new, by)
 
     async def _stored(self, jobs: Sequence[NewJob], *, atomic: bool, of_handler: bool) -> Sequence[Receipt]:
         """Store jobs of which some may depend on others, be merged with others, or come of one."""

@@ -8,7 +8,7 @@ import trio
 from jobpipe.engine.notebook import Notebook
 from jobpipe.engine.outbox import Outbox
 from jobpipe.engine.scope import ReusableScope
-from jobpipe.store.base import Claimed
+from jobpipe.store.base import Claimed, Settlement
 
 Reason = Literal["cancel", "shutdown", "lease", "pause"]
 
@@ -33,8 +33,8 @@ class Attempt:
         self.job = job
         self.taken = False
         """whether a worker has it; else it waits in the channel"""
-        self.over = False
-        """whether the node holds it no more"""
+        self.over: Settlement | Literal["lost"] | None = None
+        """what was made of it; `lost`: a newer claim has the job; None: the node holds it"""
         self.started_at: float | None = None
         self.scope: ReusableScope | None = None
         """where its handler runs, once it does"""

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import trio
 
-What = Literal[
+Awaited = Literal[
     "sleep",
     "socket",
     "pipe",
@@ -39,7 +39,7 @@ Direction = Literal["read", "write"]
 class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a task waits for. Each figure is there for what has one."""
 
-    what: What
+    what: Awaited
     until: float | None = None
     """when a sleep is over: in Trio's clock as it is told here; None: it has no end of its own"""
     direction: Direction | None = None
@@ -76,7 +76,7 @@ class Rule(NamedTuple):
     """what is told of every one; None: it has to be asked"""
 
 
-def _always(what: What, direction: Direction | None = None) -> Told:
+def _always(what: Awaited, direction: Direction | None = None) -> Told:
     return Told(Wait(what=what, direction=direction))
 
 
@@ -111,7 +111,7 @@ def _limiter(frame: FrameType, _: trio.lowlevel.Task) -> Told:
     return Told(Wait(what="limiter", filled=statistics.borrowed_tokens, size=_size(statistics.total_tokens)))
 
 
-def _channel(what: What) -> Tell:
+def _channel(what: Awaited) -> Tell:
     def tell(frame: FrameType, _: trio.lowlevel.Task) -> Told:
         statistics = frame.f_locals["self"].statistics()
         size = _size(statistics.max_buffer_size)

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+from jobpipe.acts import By
 from jobpipe.engine.channel import Channel
 from jobpipe.engine.gathering import Gathering
 from jobpipe.engine.ledger import Ledger
+from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.errors import Draining, QueueFull
 from jobpipe.job import NewJob, Status
-from jobpipe.store.base import EngineStore, GroupReceipt, NewGroup, Receipt
+from jobpipe.store.base import GroupReceipt, NewGroup, Receipt, Store
 
 
 class Backlog:
@@ -17,10 +19,11 @@ class Backlog:
     """
 
     def __init__(
-        self, store: EngineStore, ledger: Ledger, channels: Sequence[Channel], *, max_backlog: int
+        self, store: Store, ledger: Ledger, channels: Sequence[Channel], *, max_backlog: int
     ) -> None:
         self._store, self._gathering = store, Gathering(store)
         self._ledger, self._channels, self._max_backlog = ledger, channels, max_backlog
+        self._unforeseen = Unforeseen()
         self.draining = False
         """whether the node drains, so that no new job is taken in"""
 
@@ -51,9 +54,23 @@ class Backlog:
             receipts = await self._gathering.add(jobs, atomic=atomic, strict=of_handler)
             self._ledger.waiting += sum(one.verdict == "stored" for one in receipts)  # until the next batch
             self._ledger.stored(jobs, receipts)
+            self._count(jobs, receipts)
             return receipts
         finally:
             self._ledger.arriving -= len(jobs)
+            self._ledger.look()
+
+    async def enqueue_by_hand(self, new: NewJob, by: By) -> Receipt:
+        """The same for one job that somebody enqueues by hand; that is written with it (see `jobpipe.acts`)."""
+        self._check(1)
+        self._ledger.arriving += 1
+        try:
+            receipt = await self._store.add_by_hand(new, by)
+            self._ledger.waiting += receipt.verdict == "stored"  # until the next batch
+            self._ledger.stored([new], [receipt])
+            return receipt
+        finally:
+            self._ledger.arriving -= 1
             self._ledger.look()
 
     async def enqueue_group(self, new: NewGroup, now: float) -> GroupReceipt:
@@ -66,10 +83,15 @@ class Backlog:
             if receipt.verdict == "stored":
                 self._ledger.waiting += jobs  # until the next batch
                 self._ledger.made((job.id, _status_of(job)) for job in new.every)
+                self._count(new.every, receipt.receipts)
             return receipt
         finally:
             self._ledger.arriving -= jobs
             self._ledger.look()
+
+    def _count(self, jobs: Sequence[NewJob], receipts: Sequence[Receipt]) -> None:
+        with self._unforeseen.costs("these jobs are not counted"):
+            self._ledger.tallies.receive(jobs, receipts)
 
     def _check(self, jobs: int) -> None:
         if self.draining:

@@ -68,7 +68,7 @@ class Committer:
         else:
             took = trio.current_time() - begun
             self._ledger.exchange_seconds += (took - self._ledger.exchange_seconds) / EXCHANGES
-            self._hand_out(entries, receipts)
+            self._hand_out(entries, receipts, took)
             return True
         if not part:
             self._unforeseen.tell(culprit, "the batch is written in parts, to find the entry that breaks it")
@@ -158,7 +158,7 @@ class Committer:
         with self._unforeseen.costs("the store is tried again at once"):
             await trio.sleep(self._ledger.batching.pause())
 
-    def _hand_out(self, entries: Gathered, receipts: Receipts) -> None:
+    def _hand_out(self, entries: Gathered, receipts: Receipts, took: float | None = None) -> None:
         """Hand out what came of a batch. It is written: what fails here costs those whom it concerns alone."""
         with self._unforeseen.costs("what this node knows of the store comes with the next batch"):
             self._learn(entries, receipts)
@@ -182,6 +182,8 @@ class Committer:
             self._ledger.write_again(entries.batch.settlements)
         with self._unforeseen.costs("what came of this batch is not told"):
             self._tell(entries, receipts)
+        with self._unforeseen.costs("this batch is not counted"):
+            self._held.tallies.write(entries.batch, receipts, took)
 
     def _learn(self, entries: Gathered, receipts: Receipts) -> None:
         """Note how the store stands after a batch."""

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -184,13 +185,16 @@ class Executor:
             _run=attempt,
         )
 
-    def abandon(self) -> list[Attempt]:
-        """Give up the handlers that would not end, and hand their jobs back; returns them, to be named."""
+    def abandon(self, line: Callable[[Attempt], str | None] = lambda _: None) -> list[Attempt]:
+        """Give up the handlers that would not end, and hand their jobs back; returns them, to be named.
+
+        `line`: where the handler of an attempt stands, as far as that is known.
+        """
         left = self._held.running
         for attempt in left:
             self._ledger.end(attempt, outcomes.INTERRUPTED)
             ignored = "job abandoned: its handler ignored the cancel"
-            self._lines.tell(log.warning, ignored, **attempt.named())
+            self._lines.tell(log.warning, ignored, **attempt.named(), line=line(attempt))
         return left
 
 

@@ -45,6 +45,8 @@ class Heartbeat:
         """seconds of silence after which the thread acts"""
         self.armed = False
         """whether the node has a lease that may be renewed; the owner of the lease sets it"""
+        self.renewals = 0
+        """how often a thread has renewed it"""
         self._trying = False
         self._next = -math.inf  # in the time of `time.monotonic`
         self._told = False
@@ -88,6 +90,7 @@ class Heartbeat:
     def _judge(self, begun: float, *, kept: bool) -> None:
         if kept:
             self._renewed_at, self._next = begun, time.monotonic() + self.after
+            self.renewals += 1
             self._tell("the event loop is blocked: a thread renews the lease of this node")
         elif self.armed:
             self.armed = False

@@ -14,6 +14,7 @@ from jobpipe.clock import Clock
 from jobpipe.engine import outcomes
 from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.outcomes import Verdict
+from jobpipe.engine.tallies import Tallies
 from jobpipe.engine.throttle import LogThrottle
 from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.job import Backoff, Outcome, Status
@@ -42,6 +43,8 @@ class Held:
         self._attempts: dict[tuple[int, int], Attempt] = {}
         self.tally: Counter[Outcome | None] = Counter()
         """how many attempts ended in each outcome; None: handed back without having begun"""
+        self.tallies = Tallies()
+        """what is counted of this node's work, for `/metrics`"""
         self._ended: trio.Event | None = None
         """set at the end of an attempt, while somebody waits for one"""
         self._failures = LogThrottle(FAILURES)
@@ -134,7 +137,7 @@ class Held:
         """Hold a job no more, since its settlement will be written; returns its attempt, None where it was not held."""
         attempt = self._attempts.pop((settled.seq, settled.claim), None)
         if attempt is not None:
-            attempt.over = True
+            attempt.over = settled
             self.tally[settled.outcome] += 1
             if self._ended is not None:
                 self._ended.set()
@@ -143,6 +146,8 @@ class Held:
 
     def tell(self, attempt: Attempt, settled: Settlement) -> None:
         """Log how an attempt ended: at the level debug, and failures, a few of them a second."""
+        if attempt.reason == "cancel" and attempt.started_at is not None:
+            self.tallies.cancels.add([trio.current_time() - attempt.stopped_at])
         if self._tells_all:
             _tell_end(attempt, settled)
         if settled.error is not None and settled.status is Status.FAILED:
@@ -151,7 +156,7 @@ class Held:
     def lose(self, attempt: Attempt) -> None:
         """Hold a job no more, since a newer claim has it: there is nothing to settle."""
         self._attempts.pop((attempt.job.seq, attempt.job.claim), None)
-        attempt.over = True
+        attempt.over = "lost"
 
 
 def _tell_end(attempt: Attempt, settled: Settlement) -> None:

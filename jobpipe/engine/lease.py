@@ -12,7 +12,7 @@ from jobpipe.engine.held import Held
 from jobpipe.engine.ledger import Ledger
 from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.errors import StoreError
-from jobpipe.store.base import Changed, EngineStore, Rescued, SharedStore
+from jobpipe.store.base import NO_FACTS, Changed, EngineStore, NodeFacts, Rescued, SharedStore
 
 BEATS = 3
 """Renewals within the time of one lease."""
@@ -29,7 +29,7 @@ log = structlog.get_logger("jobpipe")
 class Lease:
     """Keeps the node's lease. Renewals go through the ledger, and never wait behind handlers."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what it works with, and four constants of the node
+    def __init__(  # noqa: PLR0913, PLR0917 - what it works with, and the constants of the node
         self,
         store: EngineStore,
         ledger: Ledger,
@@ -40,11 +40,12 @@ class Lease:
         seconds: float,
         kinds: frozenset[str] = frozenset(),
         queues: frozenset[str] | None = None,
+        facts: NodeFacts = NO_FACTS,
     ) -> None:
         self._store, self._ledger, self._held, self._clock = store, ledger, held, clock
         self._follower = follower
         self._node, self._seconds = node, seconds
-        self._kinds, self._queues = kinds, queues
+        self._kinds, self._queues, self._facts = kinds, queues, facts
         self._shared = isinstance(store, SharedStore)
         self._renewed_at = 0.0
         self.heartbeat = Heartbeat(store, clock, node, seconds)
@@ -60,7 +61,8 @@ class Lease:
         """
         while True:
             begun, now = trio.current_time(), self._clock.now()
-            await self._store.join(self._node, now, now + self._seconds, self._kinds, self._queues)
+            lease_until = now + self._seconds
+            await self._store.join(self._node, now, lease_until, self._kinds, self._queues, self._facts)
             self._renewed_at = begun
             self.heartbeat.armed = True
             if trio.current_time() < begun + self._seconds * SAFE:
@@ -155,6 +157,7 @@ class Lease:
             return []
         for job in rescued:
             self._ledger.changed(Changed(job.id, job.status))
+            self._ledger.tallies.rescued[job.begun] += 1
             tell = log.info if job.begun else log.debug  # those that only waited are many, and lost nothing
             tell("recovered a job of a dead node", job=job.id, status=job.status.value, begun=job.begun)
         if rescued:

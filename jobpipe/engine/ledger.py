@@ -44,7 +44,7 @@ class Ledger:
         lease: float,
     ) -> None:
         self._node, self._clock, self._lease = node, clock, lease
-        self._events, self._held = events, held
+        self._events, self._held, self.tallies = events, held, held.tallies
         self.batching = Batching(clock, lease)
         self.notes = Notes(clock, self.batching.within)
         """what running jobs have written"""

@@ -1,4 +1,4 @@
-"""Keeps the store small: deletes ended jobs that are too old or too many."""
+"""Keeps the store small: deletes ended jobs that are too old or too many, and what the audit has kept for too long."""
 
 import structlog
 import trio
@@ -17,8 +17,10 @@ log = structlog.get_logger("jobpipe")
 class Maintenance:
     """Runs as one task, beside the ledger."""
 
-    def __init__(self, store: EngineStore, clock: Clock, retention: Retention) -> None:
+    def __init__(self, store: EngineStore, clock: Clock, retention: Retention, keep_audit: float) -> None:
+        """`keep_audit`: for how many seconds acts are kept."""
         self._store, self._clock, self._retention = store, clock, retention
+        self._keep_audit = keep_audit
         self._unforeseen = Unforeseen()
 
     async def run(self) -> None:
@@ -31,7 +33,8 @@ class Maintenance:
         try:
             now = self._clock.now()
             more_to_note = await self._store.note_kept(now, self._retention)
-            return await self._store.prune(now, self._retention) == STEP or more_to_note
+            more_acts = await self._store.forget_audit(now - self._keep_audit) == STEP
+            return await self._store.prune(now, self._retention) == STEP or more_to_note or more_acts
         except StoreError as error:
             log.warning("could not delete old jobs", error=str(error))
         except Exception as error:  # noqa: BLE001 - costs this look

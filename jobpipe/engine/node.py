@@ -36,6 +36,7 @@ from jobpipe.engine.prefetch import Prefetch
 from jobpipe.engine.scheduler import Scheduler
 from jobpipe.engine.served import Served
 from jobpipe.engine.shares import Shares
+from jobpipe.engine.stops import Stops
 from jobpipe.engine.unforeseen import Unforeseen
 from jobpipe.engine.waiting import Waiting
 from jobpipe.engine.watchdog import Watchdog
@@ -45,7 +46,8 @@ from jobpipe.events import Events
 from jobpipe.handlers.registry import Registry
 from jobpipe.job import Outcome
 from jobpipe.settings import Settings
-from jobpipe.store.base import OTHERS, Rescued, Retention, Store
+from jobpipe.store.base import OTHERS, NodeFacts, Rescued, Retention, Store
+from jobpipe.version import VERSION
 
 CLEANUP = 5.0
 """Seconds that handlers have for their cleanup once they are cancelled, and the store for its last writes."""
@@ -79,6 +81,8 @@ class Node:
         self.phase: Phase = "starting"
         self.events = Events()
         self.held = Held(clock, registry.max_retries, self.rng)
+        self.tallies = self.held.tallies
+        self.tallies.expect(registry.served)
         self.ledger = Ledger(self.name, clock, self.events, self.held, lease=settings.lease)
         self.follower = Follower(store, self.ledger, self.events, clock, period=settings.lease)
         self.committer = Committer(
@@ -134,12 +138,14 @@ class Node:
             settings.lease,
             registry.served,
             self.channel.queues,
+            NodeFacts(settings.workers, VERSION),
         )
         self.lingering = Lingering(self.held)
-        self.maintenance = Maintenance(store, clock, _retention(settings))
+        self.stops = Stops(store, self.held, registry, clock, self.name)
+        self.maintenance = Maintenance(store, clock, _retention(settings), settings.keep_audit)
         self._unforeseen = Unforeseen()
         # Run by the service: it needs the real clock.
-        self.watchdog = Watchdog(self.lease.heartbeat, max_blocked=settings.max_blocked)
+        self.watchdog = Watchdog(self.lease.heartbeat, max_blocked=settings.max_blocked, tallies=self.tallies)
         self._crew = trio.CancelScope()
         self._tally_at_drain: Counter[Outcome | None] = Counter()
 
@@ -184,6 +190,7 @@ class Node:
                 self.scheduler,
                 self.operations,
                 self.lingering,
+                self.stops,
                 self.listener,
                 self.feed,
                 self.served,
@@ -228,26 +235,28 @@ class Node:
                 "the last outcomes could not be written: those jobs will run again", error=self.ledger.trouble
             )
         self.lease.heartbeat.armed = False
-        # A lease that stays ends by itself.
-        with (
-            trio.move_on_after(CLEANUP),
-            self._unforeseen.costs("the lease ends by itself"),
-            suppress(StoreError),
-        ):
-            await self.store.leave(self.name)
+        # A lease that stays ends by itself, and an account that is not written is lost.
+        with trio.move_on_after(CLEANUP):
+            with self._unforeseen.costs("the lease ends by itself"), suppress(StoreError):
+                await self.store.leave(self.name)
+            await self.stops.write()
 
     def _release(self) -> None:
         """Hand back what no worker has taken."""
         for attempt in self.held.untaken():
             self.ledger.hand_back(attempt)
 
-    def drain(self) -> None:
-        """Take no new job, let active ones finish for `GRACE` seconds, then stop them."""
+    def drain(self, signal: str | None = None) -> None:
+        """Take no new job, let active ones finish for `GRACE` seconds, then stop them.
+
+        `signal`: the name of the one that asked for it.
+        """
         if self.phase in ("starting", "running"):
             self.phase, self.backlog.draining = "draining", True
             for channel in self.channels:
                 channel.draining = True
             self._tally_at_drain = self.held.tally.copy()
+            self.stops.begin(signal)
             self.intake.scope.cancel()
             if self.store.durable:
                 self._release()
@@ -257,6 +266,11 @@ class Node:
         """Stop active jobs now; each handler's cleanup runs, and its job goes back to the store."""
         self.drain()
         self._crew.cancel()
+
+    def abandon(self) -> Sequence[Attempt]:
+        """Give up the handlers that would not end, and hand their jobs back; returns them, to be named."""
+        self.stops.abandon(self.held.running)
+        return self.executor.abandon(self.stops.line)
 
     def account(self, abandoned: Sequence[Attempt] = ()) -> dict[str, object]:
         """What became of every attempt since the drain began."""

@@ -10,6 +10,7 @@ import structlog
 import trio
 from msgspec.structs import replace
 
+from jobpipe.acts import By
 from jobpipe.clock import Clock
 from jobpipe.engine.follower import Follower
 from jobpipe.engine.ledger import Ledger
@@ -58,16 +59,16 @@ class Operations:
         self._woken, self._ended = trio.Event(), trio.Event()
         self._unforeseen = Unforeseen()
 
-    async def begin(self, operation: NewOperation) -> Operation:
-        """Have something done to all jobs that a filter means. Raises `StoreUnavailable`."""
-        begun = await self._store.begin_operation(operation, self._clock.now())
+    async def begin(self, operation: NewOperation, *, by: By | None = None) -> Operation:
+        """Have something done to all jobs that a filter means; `by`: who asks for it. Raises `StoreUnavailable`."""
+        begun = await self._store.begin_operation(operation, self._clock.now(), by=by)
         log.info("operation begun", operation=operation.id, verb=operation.verb)
         self._woken.set()
         return begun
 
-    async def stop(self, operation_id: str) -> Operation | None:
-        """Have an operation do no more; what it has done stays. None: there is none."""
-        stopped = await self._store.stop_operation(operation_id, self._clock.now())
+    async def stop(self, operation_id: str, *, by: By | None = None) -> Operation | None:
+        """Have an operation do no more; what it has done stays. None: there is none. `by`: who asks for it."""
+        stopped = await self._store.stop_operation(operation_id, self._clock.now(), by=by)
         self._tell_end()
         return stopped
 

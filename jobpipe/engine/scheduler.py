@@ -160,6 +160,8 @@ class Scheduler:
             await self._fire(firings[middle:], now)
         else:
             self._act(fired, {job.id: job.status for firing in firings for job in firing.jobs})
+            with self._unforeseen.costs("these firings are not counted"):
+                self._count(firings, fired, now)
 
     def _act(self, fired: Fired, statuses: Mapping[str, Status]) -> None:
         """Do here what follows from what is written."""
@@ -172,6 +174,20 @@ class Scheduler:
             self._ledger.look()
         if fired.locked:
             self._look_in(RETRY)
+
+    def _count(self, firings: Sequence[Firing], fired: Fired, now: float) -> None:
+        """Count what came of firings, which other nodes have not done."""
+        tallies, stored = self._ledger.tallies, frozenset(fired.stored)
+        for firing in firings:
+            if firing.name in fired.fired:
+                made = [job for job in firing.jobs if job.id in stored]
+                tallies.add(made)
+                tallies.fire(
+                    late=now - firing.due_at,
+                    fired=len(made),
+                    skipped=len(firing.jobs) - len(made),
+                    missed=firing.missed,
+                )
 
     def _tell(self, name: str, error: Exception) -> None:
         self._unforeseen.tell(error, "the schedule is tried again later", schedule=name, seconds=POSTPONED)

@@ -16,6 +16,7 @@ import trio
 from jobpipe.engine.attempt import Attempt
 from jobpipe.engine.executor import Executor
 from jobpipe.engine.heartbeat import Heartbeat
+from jobpipe.engine.tallies import NOBODY, Tallies
 
 BEAT = 0.25
 """Seconds between two signs of life of the event loop, and between two looks; fewer where the lease is short."""
@@ -60,8 +61,15 @@ class Watchdog:
     a process that has ended are rescued. Time in which the whole process stood still does not count.
     """
 
-    def __init__(self, heartbeat: Heartbeat | None = None, *, max_blocked: float = math.inf) -> None:
+    def __init__(
+        self,
+        heartbeat: Heartbeat | None = None,
+        *,
+        max_blocked: float = math.inf,
+        tallies: Tallies | None = None,
+    ) -> None:
         self._heartbeat, self._max_blocked = heartbeat, max_blocked
+        self._tallies = tallies or Tallies()
         self._beat = time.monotonic()
         self._loop_thread = 0
         self._over = threading.Event()
@@ -75,7 +83,9 @@ class Watchdog:
         thread.start()
         try:
             while True:
-                await trio.sleep(self._pause)
+                due = trio.current_time() + self._pause
+                await trio.sleep_until(due)
+                self._tallies.lags.add([trio.current_time() - due])
                 self._alive()
         finally:
             self._over.set()
@@ -94,6 +104,7 @@ class Watchdog:
         now = time.monotonic()
         if self._block is not None and self._block.since == self._beat:
             self._seconds = now - self._beat
+            self._tallies.blocked[self._block.kind or NOBODY].value += self._seconds
             log.warning(
                 "the event loop is running again", job=self._block.job, seconds=round(self._seconds, 1)
             )

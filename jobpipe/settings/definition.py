@@ -106,6 +106,10 @@ class Settings:
     keep_bytes: Annotated[
         Size, about("How many bytes of payloads and results of ended jobs are kept.", 0, 2**40)
     ] = 2**30
+    keep_audit: Annotated[
+        Duration,
+        about("How long the audit keeps what people did by hand; with 0 it is not written.", 0, 3650 * DAY),
+    ] = 90.0 * DAY
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], about("The lowest level of log lines to write.")
     ] = "info"

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from jobpipe.acts import By, Done
 from jobpipe.job import (
     LEVELS,
     NO_OPTIONS,
@@ -36,7 +37,7 @@ from jobpipe.job import (
     Status,
 )
 from jobpipe.lanes import KeySettings, KeyStanding, Limits
-from jobpipe.obstacles import Obstacle
+from jobpipe.obstacles import Check, Obstacle
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 
 STEP = 1000
@@ -135,6 +136,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
     id: str
     queue: str
+    kind: str = ""
     claim: int
     outcome: Outcome | None
     status: Status
@@ -145,6 +147,8 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     """which attempt this was"""
     run_at: float | None = None
     """when it is due again; None leaves it as it was"""
+    due_at: float = 0.0
+    """when the attempt was due"""
     started_at: float | None = None
     settled_at: float
     result: bytes | None = None
@@ -402,6 +406,8 @@ class Change(msgspec.Struct, frozen=True):
     """the job as it is now, with its attempts; None when absent or deleted"""
     other: str | None = None
     """the id of the job that has its key"""
+    was: Job | None = None
+    """where it has changed: the job before that"""
 
 
 class Rescued(msgspec.Struct, frozen=True):
@@ -413,6 +419,98 @@ class Rescued(msgspec.Struct, frozen=True):
     """what it became"""
     begun: bool
     """whether an attempt is known to have begun"""
+
+
+class NodeFacts(msgspec.Struct, frozen=True):
+    """What a node says of itself when it joins."""
+
+    workers: int | None = None
+    version: str | None = None
+
+
+NO_FACTS = NodeFacts()
+
+
+class NodePlace(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """Where a node stands in a list: those with a lease first, then by when they joined for the first time."""
+
+    leased: bool
+    number: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+
+
+class NodeState(msgspec.Struct, frozen=True, kw_only=True):
+    """A node, one that runs or one that did. What nobody has noted, or cannot be read, is None, or empty."""
+
+    place: NodePlace
+    name: str
+    lease_until: float | None
+    """None: it has left, or was taken for dead"""
+    draining: bool
+    joined_at: float | None
+    """when it joined for the first time"""
+    lease: float | None
+    """how many seconds a lease lasts"""
+    workers: int | None
+    version: str | None
+    kinds: Sequence[str]
+    """the kinds that it serves"""
+    queues: Sequence[str] | None
+    """those from which it takes jobs; None: from all"""
+    holds: int
+    """how many jobs it holds"""
+    last_stop: "Account | None"
+    """the newest of its accounts"""
+
+
+How = Literal["drained", "stopped", "abandoned", "died"]
+"""How a node ended: all that ran ended by itself, or was cancelled, or not even then; or it was taken for dead."""
+
+
+class Unfinished(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt that ran when its node began to stop, and did not end by itself."""
+
+    job: str
+    kind: str
+    attempt: int
+    end: Literal["handed_back", "abandoned"]
+    """`handed_back`: its handler was cancelled, and cleaned up; `abandoned`: it ran on until the process ended"""
+    status: str | None = None
+    """what its job became; None: that cannot be said"""
+    line: str | None = None
+    """where its handler stood when it was abandoned: file, line and function; None: that could not be seen"""
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the attempts that ran when a node began to stop, or died.
+
+    `active` is the sum of `finished`, `handed_back` and `abandoned`.
+    """
+
+    node: str
+    how: How
+    signal: str | None = None
+    """its name; None: it was no signal"""
+    began: float
+    """of a node that died: its last sign of life"""
+    ended_at: float
+    active: int
+    finished: int
+    handed_back: int
+    abandoned: int
+    unbegun: int
+    """how many jobs it held besides, which had not begun"""
+    attempts: Sequence[Unfinished] = ()
+    """those that did not finish, `ACCOUNTED` at the most"""
+
+
+ACCOUNTED = 100
+"""The most attempts that an account names."""
+
+ACCOUNTS = 50
+"""The most accounts that are kept of a node."""
+
+NODES = 100
+"""The most nodes of one list, unless asked for fewer."""
 
 
 class Retention(msgspec.Struct, frozen=True):
@@ -714,6 +812,35 @@ class Sliced(msgspec.Struct, frozen=True):
 OPERATIONS = 100
 """The most operations of one list."""
 
+AUDIT = 100
+"""The most acts of one list."""
+
+
+class AuditFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which acts are meant: those to which all of it applies. None means any. `after` is inclusive, `before` is not."""
+
+    who: str | None = None
+    act: str | None = None
+    what: str | None = None
+    name: str | None = None
+    after: float | None = None
+    before: float | None = None
+
+
+class AuditPlace(msgspec.Struct, frozen=True):
+    """The place of an act in the list."""
+
+    at: float
+    number: int
+
+
+class AuditPage(msgspec.Struct, frozen=True):
+    """A page of acts, the newest first."""
+
+    acts: Sequence[Done]
+    next_before: AuditPlace | None
+    """where the next page begins; None: this is the last one"""
+
 
 class Window(msgspec.Struct, frozen=True):
     """A time from `after` on until just before `before`; None: it is open to that side."""
@@ -868,6 +995,7 @@ class EngineStore(Protocol):
         lease_until: float,
         kinds: frozenset[str] = frozenset(),
         queues: frozenset[str] | None = None,
+        facts: NodeFacts = NO_FACTS,
     ) -> None:
         """Register a node with a lease and the kinds that it serves; none for a node that only adds jobs.
 
@@ -944,7 +1072,8 @@ class EngineStore(Protocol):
 
         Goes by rows, so that no job stays held for want of an owner; drops such nodes. Repeatable. Never takes from
         `node` itself, nor drops it, though its lease has lapsed: one that nobody took may be renewed.
-        What becomes of each job is `jobpipe.transitions.rescued`.
+        What becomes of each job is `jobpipe.transitions.rescued`. What becomes of the attempts of each such node is
+        kept as its account, unless that cannot be written.
         """
 
     async def prune(self, now: float, retention: Retention) -> int:
@@ -962,6 +1091,9 @@ class EngineStore(Protocol):
         Looks at a bounded number of jobs that have ended some seconds before `now`; returns whether more are left to be
         looked at. Where no queue says so, it only reads that. Repeatable.
         """
+
+    async def forget_audit(self, until: float) -> int:
+        """Delete acts of before a time, `STEP` at most; returns how many that were. Fewer than `STEP`: that was all."""
 
     async def due_schedules(
         self, now: float, limit: int = SCHEDULES, after: tuple[float, str] | None = None
@@ -1001,21 +1133,34 @@ class EngineStore(Protocol):
         does the same, and a crash loses nothing.
         """
 
+    async def note_draining(self, node: str) -> None:
+        """Note that a node takes no more jobs: for people to see."""
+
     async def leave(self, node: str) -> None:
         """Forget a node that has drained. Held jobs, were there any, are left to rescue."""
 
+    async def note_account(self, account: Account) -> None:
+        """Keep what became of a node's attempts; `ACCOUNTS` of each node are kept, the newest."""
+
 
 class ControlStore(Protocol):
-    """What people ask of jobs and queues. Each verb is atomic and repeatable."""
+    """What people ask of jobs and queues. Each verb is atomic and repeatable.
 
-    async def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+    `by`: who asks for it by hand. What has changed by that is written with it, once for each job, or for whatever else
+    the verb is about (see `jobpipe.acts`). Where nothing has changed, nothing is written. None: it is no act.
+    """
+
+    async def add_by_hand(self, job: NewJob, by: By) -> Receipt:
+        """Store one job as `EngineStore.add_dependents` does. Where it comes of a schedule, that is what was run."""
+
+    async def cancel(self, ids: Sequence[str], now: float, *, by: By | None = None) -> Sequence[Change]:
         """Cancel waiting jobs; held ones become `cancelling`, which survives a restart. Refused for ended ones.
 
         Their children (`Options.parent`) are cancelled too, and the children of these, also of those that have ended: a
         step at a time (see `follow`).
         """
 
-    async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+    async def retry(self, ids: Sequence[str], now: float, *, by: By | None = None) -> Sequence[Change]:
         """Queue ended jobs again, their count of attempts set back to 0. Refused for jobs that have not ended.
 
         A job of a group that has not ended counts as one of it again.
@@ -1023,50 +1168,58 @@ class ControlStore(Protocol):
         there has ended otherwise than needed. One with a unique key takes it again, unless another job has it.
         """
 
-    async def close_group(self, group_id: str, now: float) -> GroupState | None:
+    async def close_group(self, group_id: str, now: float, *, by: By | None = None) -> GroupState | None:
         """Take no more jobs into a group, as it is then; None: there is none. Repeatable.
 
         If all its jobs have ended, so has the group, with this or with the next `follow`.
         """
 
-    async def promote(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+    async def promote(self, ids: Sequence[str], now: float, *, by: By | None = None) -> Sequence[Change]:
         """Make scheduled and retrying jobs due now: queued. Ready ones stay as they are.
 
         Refused for blocked, held and ended ones.
         """
 
-    async def edit(self, ids: Sequence[str], edits: Mapping[str, Any], now: float) -> Sequence[Change]:
+    async def edit(
+        self, ids: Sequence[str], edits: Mapping[str, Any], now: float, *, by: By | None = None
+    ) -> Sequence[Change]:
         """Change fields of `NewJob` and `Options` of waiting jobs. Refused for held and ended ones.
 
         No job is moved into a closed queue; one that is there already may be edited.
         """
 
-    async def delete(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+    async def delete(self, ids: Sequence[str], now: float, *, by: By | None = None) -> Sequence[Change]:
         """Delete jobs. Refused for held ones: cancel them first. For those that wait for them it is as if cancelled."""
 
-    async def pause(self, queue: str, reason: str | None = None, until: float | None = None) -> None:
+    async def pause(
+        self, queue: str, reason: str | None = None, until: float | None = None, *, by: By | None = None
+    ) -> None:
         """Claim nothing from a queue from now on; it need not exist yet. Survives a restart.
 
         Until then it ends by itself, with the first exchange at that time or later. The last pause counts.
         """
 
-    async def resume(self, queue: str) -> None:
+    async def resume(self, queue: str, *, by: By | None = None) -> None:
         """Claim from a queue again."""
 
-    async def put_queue(self, queue: str, settings: QueueSettings, limits: Limits | None = None) -> None:
+    async def put_queue(
+        self, queue: str, settings: QueueSettings, limits: Limits | None = None, *, by: By | None = None
+    ) -> None:
         """Set all of a queue's settings; it need not exist yet. Whether it is paused stays as it is.
 
         `limits`: as with `put_limits`; None: they stay as they are.
         An exchange under way may still store jobs in a queue that is closed just now.
         """
 
-    async def delete_queue(self, queue: str) -> QueueChange:
+    async def delete_queue(self, queue: str, *, by: By | None = None) -> QueueChange:
         """Forget a queue, its pause and its settings. Refused while it has jobs, ended ones too."""
 
-    async def begin_operation(self, operation: NewOperation, now: float) -> Operation:
+    async def begin_operation(
+        self, operation: NewOperation, now: float, *, by: By | None = None
+    ) -> Operation:
         """Store an operation, for the jobs that are there now. It is done by slices. Old ones that have ended go."""
 
-    async def stop_operation(self, operation: str, now: float) -> Operation | None:
+    async def stop_operation(self, operation: str, now: float, *, by: By | None = None) -> Operation | None:
         """Have an operation do no more; one that has ended stays as it is. None: there is none."""
 
     async def put_limits(self, queue: str, limits: Limits) -> None:
@@ -1076,28 +1229,30 @@ class ControlStore(Protocol):
         Keys that stopped at failed jobs go on where `per_key.stops` is changed.
         """
 
-    async def put_key(self, queue: str, key: str, settings: KeySettings) -> KeyState:
+    async def put_key(self, queue: str, key: str, settings: KeySettings, *, by: By | None = None) -> KeyState:
         """Set what one key of a queue may do; no job need have it yet. Stays until it is set back to what is usual."""
 
-    async def pause_key(self, queue: str, key: str) -> KeyState:
+    async def pause_key(self, queue: str, key: str, *, by: By | None = None) -> KeyState:
         """Claim no job of a key from now on; no job need have it yet. Those that are held go on."""
 
-    async def resume_key(self, queue: str, key: str) -> KeyState:
+    async def resume_key(self, queue: str, key: str, *, by: By | None = None) -> KeyState:
         """Claim jobs of a key again, that was paused, or has stopped at a failed job."""
 
-    async def put_schedule(self, name: str, spec: Spec, job: NewJob, now: float) -> SchedulePut:
+    async def put_schedule(
+        self, name: str, spec: Spec, job: NewJob, now: float, *, by: By | None = None
+    ) -> SchedulePut:
         """Store a schedule, or change what it says; with the same content nothing changes. Refused when it is declared.
 
         It fires next at the first time after `now`. A paused one stays paused; `created_at` and `missed` stay.
         """
 
-    async def pause_schedule(self, name: str, reason: str | None) -> Schedule | None:
+    async def pause_schedule(self, name: str, reason: str | None, *, by: By | None = None) -> Schedule | None:
         """Have a schedule fire no more; None: there is none. Repeatable: the last reason stands."""
 
-    async def resume_schedule(self, name: str, now: float) -> Schedule | None:
+    async def resume_schedule(self, name: str, now: float, *, by: By | None = None) -> Schedule | None:
         """Have a paused schedule fire again, from the first time after `now` on; None: there is none."""
 
-    async def delete_schedule(self, name: str) -> ScheduleDeletion:
+    async def delete_schedule(self, name: str, *, by: By | None = None) -> ScheduleDeletion:
         """Delete a schedule, not its jobs. Refused while a live node declares it."""
 
 
@@ -1137,6 +1292,12 @@ class ReadStore(Protocol):
         not set. None: nothing does any more, it is not as it was read.
         """
 
+    async def checks(self, job: Job, now: float) -> Sequence[Check] | None:
+        """All that a claim looks at before it takes a job that waits, in its order; None: it is not as it was read.
+
+        The first obstacle of them is what `obstacle` says.
+        """
+
     async def group(self, group_id: str) -> GroupState | None:
         """One group; None: there is none, or it was forgotten some time after its end."""
 
@@ -1164,6 +1325,14 @@ class ReadStore(Protocol):
         self, limit: int = OPERATIONS, before: tuple[float, str] | None = None
     ) -> Sequence[Operation]:
         """At most `limit` operations, the newest first, behind the one that has `before`: its created_at and its id."""
+
+    async def audit(
+        self, where: AuditFilter, limit: int = AUDIT, before: AuditPlace | None = None
+    ) -> AuditPage:
+        """At most `limit` acts, the newest first, behind a place.
+
+        Looks at a bounded number of rows: with several filters a page may have fewer although there are more.
+        """
 
     async def error_groups(
         self, limit: int = ERRORS, before: ErrorPlace | None = None, window: Window = EVER
@@ -1229,6 +1398,18 @@ class ReadStore(Protocol):
 
         A job that became ready before the node which served it left is counted once a claim has met it; one with a key,
         at once, if it is in one of the first `STEP` keys.
+        """
+
+    async def nodes(self, limit: int = NODES, after: NodePlace | None = None) -> Sequence[NodeState]:
+        """At most `limit` nodes: those with a lease first, then those that are gone; the newest first of each."""
+
+    async def node(self, name: str) -> NodeState | None:
+        """One node; None: none of this name has ever joined."""
+
+    async def accounts(self, node: str) -> Sequence[Account]:
+        """What became of the attempts of a node each time that it stopped, the newest first.
+
+        One that cannot be read is left out.
         """
 
     async def ping(self) -> None:

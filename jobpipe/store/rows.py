@@ -262,13 +262,14 @@ def _last_attempt(job: Job, node: str | None) -> Sequence[AttemptRecord]:
             started_at=state.started_at,
             finished_at=state.finished_at,
             outcome=None if runs else Outcome.DONE,
+            due_at=job.asked.run_at,
         )
     ]
 
 
 def attempt_from(row: Row) -> AttemptRecord:
-    """An attempt that ended, from (number, claim, node's name, started_at, finished_at, outcome, error)."""
-    number, claim, node, started_at, finished_at, outcome, error = row
+    """An attempt that ended, from (number, claim, node's name, started_at, finished_at, outcome, error, due_at)."""
+    number, claim, node, started_at, finished_at, outcome, error, due_at = row
     try:
         read_outcome: Outcome | None = Outcome(outcome)
         read_error = decoded_error(error)
@@ -283,6 +284,7 @@ def attempt_from(row: Row) -> AttemptRecord:
         finished_at=finished_at,
         outcome=read_outcome,
         error=read_error,
+        due_at=due_at,
     )
 
 

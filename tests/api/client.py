@@ -153,29 +153,29 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().overview(kinds, queues)
 
-    async def delete_queue(self, queue):
+    async def delete_queue(self, queue, **by):
         await self._obey()
-        return await super().delete_queue(queue)
+        return await super().delete_queue(queue, **by)
 
-    async def cancel(self, ids, now):
+    async def cancel(self, ids, now, **by):
         await self._obey()
-        return await super().cancel(ids, now)
+        return await super().cancel(ids, now, **by)
 
-    async def retry(self, ids, now):
+    async def retry(self, ids, now, **by):
         await self._obey()
-        return await super().retry(ids, now)
+        return await super().retry(ids, now, **by)
 
-    async def promote(self, ids, now):
+    async def promote(self, ids, now, **by):
         await self._obey()
-        return await super().promote(ids, now)
+        return await super().promote(ids, now, **by)
 
-    async def edit(self, ids, edits, now):
+    async def edit(self, ids, edits, now, **by):
         await self._obey()
-        return await super().edit(ids, edits, now)
+        return await super().edit(ids, edits, now, **by)
 
-    async def delete(self, ids, now):
+    async def delete(self, ids, now, **by):
         await self._obey()
-        return await super().delete(ids, now)
+        return await super().delete(ids, now, **by)
 
     async def add_group(self, new, now):
         await self._obey()
@@ -185,29 +185,29 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().group(group_id)
 
-    async def close_group(self, group_id, now):
+    async def close_group(self, group_id, now, **by):
         await self._obey()
-        return await super().close_group(group_id, now)
+        return await super().close_group(group_id, now, **by)
 
     async def add_dependents(self, jobs, *, atomic, strict=False):
         await self._obey()
         return await super().add_dependents(jobs, atomic=atomic, strict=strict)
 
-    async def put_schedule(self, *what):
+    async def put_schedule(self, *what, **by):
         await self._obey()
-        return await super().put_schedule(*what)
+        return await super().put_schedule(*what, **by)
 
-    async def pause_schedule(self, *what):
+    async def pause_schedule(self, *what, **by):
         await self._obey()
-        return await super().pause_schedule(*what)
+        return await super().pause_schedule(*what, **by)
 
-    async def resume_schedule(self, *what):
+    async def resume_schedule(self, *what, **by):
         await self._obey()
-        return await super().resume_schedule(*what)
+        return await super().resume_schedule(*what, **by)
 
-    async def delete_schedule(self, name):
+    async def delete_schedule(self, name, **by):
         await self._obey()
-        return await super().delete_schedule(name)
+        return await super().delete_schedule(name, **by)
 
     async def schedule(self, name):
         await self._obey()
@@ -217,17 +217,17 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().schedules(*page)
 
-    async def pause(self, *what):
+    async def pause(self, *what, **by):
         await self._obey()
-        await super().pause(*what)
+        await super().pause(*what, **by)
 
-    async def begin_operation(self, *what):
+    async def begin_operation(self, *what, **by):
         await self._obey()
-        return await super().begin_operation(*what)
+        return await super().begin_operation(*what, **by)
 
-    async def stop_operation(self, *what):
+    async def stop_operation(self, *what, **by):
         await self._obey()
-        return await super().stop_operation(*what)
+        return await super().stop_operation(*what, **by)
 
     async def operation(self, operation):
         await self._obey()
@@ -245,13 +245,21 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().error_group(*wanted)
 
-    async def put_queue(self, queue, settings, limits=None):
+    async def nodes(self, *page):
         await self._obey()
-        await super().put_queue(queue, settings, limits)
+        return await super().nodes(*page)
 
-    async def resume(self, queue):
+    async def node(self, name):
         await self._obey()
-        await super().resume(queue)
+        return await super().node(name)
+
+    async def put_queue(self, queue, settings, limits=None, **by):
+        await self._obey()
+        await super().put_queue(queue, settings, limits, **by)
+
+    async def resume(self, queue, **by):
+        await self._obey()
+        await super().resume(queue, **by)
 
     async def keys(self, *what):
         await self._obey()
@@ -261,17 +269,25 @@ class Breakable(MemoryStore):
         await self._obey()
         return await super().key(*what)
 
-    async def put_key(self, *what):
+    async def put_key(self, *what, **by):
         await self._obey()
-        return await super().put_key(*what)
+        return await super().put_key(*what, **by)
 
-    async def pause_key(self, *what):
+    async def pause_key(self, *what, **by):
         await self._obey()
-        return await super().pause_key(*what)
+        return await super().pause_key(*what, **by)
 
-    async def resume_key(self, *what):
+    async def resume_key(self, *what, **by):
         await self._obey()
-        return await super().resume_key(*what)
+        return await super().resume_key(*what, **by)
+
+    async def add_by_hand(self, *what):
+        await self._obey()
+        return await super().add_by_hand(*what)
+
+    async def audit(self, *wanted):
+        await self._obey()
+        return await super().audit(*wanted)
 
 
 class Call(NamedTuple):

@@ -25,6 +25,7 @@ PLACES = {
     "job_id": "a",
     "name": "default",
     "key": "k",
+    "node_name": "n",
     "group_id": "g",
     "operation_id": "o",
     "fingerprint": "1-x",
@@ -40,7 +41,10 @@ def places(answer):
 
 async def everything(door):
     """All that a request could change."""
-    answers = [(await door.get(path)).json() for path in ("/jobs/a", "/queues", "/schedules", "/operations")]
+    answers = [
+        (await door.get(path)).json()
+        for path in ("/jobs/a", "/queues", "/schedules", "/operations", "/audit")
+    ]
     return answers, await door.stored()
 
 
@@ -51,7 +55,9 @@ async def in_group(tx):
 
 @pytest.fixture
 async def ended(door, autojump_clock):
-    """A door whose job `a` has ended, so that it could be retried and deleted; also an operation, `o`."""
+    """A door whose job `a` has ended, so that it could be retried and deleted; an operation, `o`; and a node, `n`."""
+    now = door.node.clock.now()
+    await door.node.store.join("n", now, now + 1e6)
     await door.enqueue(id="a")
     await door.ended("a")
     asked = NewOperation(id="o", verb="cancel", where=Filter(id="none"))

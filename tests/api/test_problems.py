@@ -32,6 +32,7 @@ CODES = {
     "no_such_queue",
     "no_such_schedule",
     "no_such_group",
+    "no_such_node",
     "node_silent",
     "declared",
     "queue_closed",

@@ -184,8 +184,26 @@ async def test_schemas_are_those_of_the_structs_of_the_wire(spec):
     _, made = msgspec.json.schema_components([*structs, JobError], ref_template="#/components/schemas/{name}")
     components = json.loads(msgspec.json.encode(made))
     queries = {  # written as parameters
-        *("WaitQuery", "HoldQuery", "ListQuery", "LogQuery", "QueueQuery", "KeyQuery", "ScheduleQuery"),
-        *("OperationQuery", "WindowQuery", "ErrorQuery", "EventQuery", "PlainFilter", "StackQuery"),
+        *(
+            "WaitQuery",
+            "HoldQuery",
+            "EnqueueQuery",
+            "AuditQuery",
+            "ListQuery",
+            "LogQuery",
+            "QueueQuery",
+            "KeyQuery",
+            "ScheduleQuery",
+        ),
+        *(
+            "OperationQuery",
+            "WindowQuery",
+            "ErrorQuery",
+            "EventQuery",
+            "PlainFilter",
+            "NodeQuery",
+            "StackQuery",
+        ),
     }
 
     assert _without_defaults_and_patterns(spec.schemas) == _without_defaults_and_patterns(
@@ -404,7 +422,7 @@ async def _with_jobs(door):
     yield await door.delete("/jobs/held", headers=CROSS_SITE)
     async for response in _with_dependents(door):
         yield response
-    for path in ("/health", "/openapi.json", "/docs"):
+    for path in ("/health", "/metrics", "/openapi.json", "/docs"):
         yield await door.get(path)
     door.stage.cleaned.set()
 
@@ -429,6 +447,16 @@ async def _with_errors(door):
     fingerprint = (await door.get("/errors")).json()["errors"][0]["fingerprint"]
     for name in (fingerprint, "none", "-"):
         yield await door.get(f"/errors/{name}")
+    for path in ("timeline", "why"):
+        for job_id in ("fails", "nothing"):
+            yield await door.get(f"/jobs/{job_id}/{path}")
+
+
+async def _with_nodes(door):
+    """Answers about nodes."""
+    (node,) = (await door.get("/nodes")).json()["nodes"]
+    for path in ("", "?limit=0", f"/{node['name']}", "/none", f"/{node['name']}/stops", "/none/stops"):
+        yield await door.get(f"/nodes{path}")
 
 
 async def _with_operations(door):
@@ -452,6 +480,8 @@ async def _with_operations(door):
         yield await door.post(f"/jobs/{verb}", json=_slow({"queue": "many2"} if verb == "move" else {}))
     yield await door.get("/operations")
     yield await door.get("/operations?limit=0")
+    yield await door.get("/audit")
+    yield await door.get("/audit?act=explode")
     operation_id = slow.json()["id"]
     yield await door.get(f"/operations/{operation_id}")
     yield await door.get(f"/operations/{operation_id}?wait=long")
@@ -486,6 +516,8 @@ async def _with_settings(door):
     yield await door.post("/schedules/shut/run")
     await door.delete("/schedules/shut")
     await door.delete("/jobs/outside")
+    async for response in _with_nodes(door):
+        yield response
     async for response in _with_errors(door):
         yield response
     async for response in _with_operations(door):
@@ -667,7 +699,7 @@ async def _with_schedules(door):
 async def _strange(door):
     """Requests that no route takes: parameters that it does not have, and bodies beyond the limit."""
     names = {"job_id": "a", "name": "default", "group_id": "g", "operation_id": "o", "key": "k"}
-    names |= {"fingerprint": "1-x"}
+    names |= {"fingerprint": "1-x", "node_name": "n"}
     for method, path in (await _spec_of(door)).operations:
         path = path.format(**names)  # noqa: PLW2901 - filled in
         yield await door.request(method, f"{path}?never_a_name=1")
@@ -704,6 +736,8 @@ async def _broken(door):
         "/jobs/a",
         "/jobs/a/events",
         "/jobs/a/log",
+        "/jobs/a/timeline",
+        "/jobs/a/why",
         "/jobs/a/stack",
         "/jobs",
         "/queues",
@@ -723,7 +757,16 @@ async def _broken(door):
     yield await door.put("/queues/default", json={})
     for verb, more in BULK.items():
         yield await door.post(f"/jobs/{verb}", json={"filter": {"id": "none"}} | more)
-    for path in ("/operations", "/operations/o", "/errors", "/errors/1-x"):
+    for path in (
+        "/operations",
+        "/operations/o",
+        "/errors",
+        "/errors/1-x",
+        "/nodes",
+        "/nodes/n",
+        "/nodes/n/stops",
+        "/audit",
+    ):
         yield await door.get(path)
     yield await door.post("/operations/o/stop")
     for path in ("/queues/default/keys", "/queues/default/keys/a"):

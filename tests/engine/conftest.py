@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 from trio.lowlevel import checkpoint
 
+from jobpipe.acts import By
 from jobpipe.clock import VirtualClock
 from jobpipe.engine.node import Node
 from jobpipe.errors import StoreUnavailable
@@ -20,7 +21,18 @@ from jobpipe.handlers.exceptions import Fail, Retry, Snooze
 from jobpipe.handlers.registry import Handler, Registry
 from jobpipe.job import ENDED, Backoff, Job, NewJob, Options, Status
 from jobpipe.settings import Settings
-from jobpipe.store.base import Batch, Change, Claimed, Receipt, Receipts, Rescued, Store
+from jobpipe.store.base import (
+    NO_FACTS,
+    Account,
+    Batch,
+    Change,
+    Claimed,
+    NodeFacts,
+    Receipt,
+    Receipts,
+    Rescued,
+    Store,
+)
 from jobpipe.store.memory import MemoryStore
 
 NOW = 1_700_000_000.0
@@ -198,9 +210,14 @@ class FaultyStore(MemoryStore):
         lease_until: float,
         kinds: frozenset[str] = frozenset(),
         queues: frozenset[str] | None = None,
+        facts: NodeFacts = NO_FACTS,
     ) -> None:
         self._fail()
-        await super().join(node, now, lease_until, kinds, queues)
+        await super().join(node, now, lease_until, kinds, queues, facts)
+
+    async def note_account(self, account: Account) -> None:
+        self._fail()
+        await super().note_account(account)
 
     async def leave(self, node: str) -> None:
         self._fail()
@@ -210,9 +227,9 @@ class FaultyStore(MemoryStore):
         self._fail()
         return await super().rescue(node, now)
 
-    async def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
+    async def cancel(self, ids: Sequence[str], now: float, *, by: By | None = None) -> Sequence[Change]:
         self._fail()
-        return await super().cancel(ids, now)
+        return await super().cancel(ids, now, by=by)
 
     async def prune(self, now: float, retention: Any) -> int:
         self._fail()

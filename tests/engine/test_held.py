@@ -52,7 +52,7 @@ async def test_what_is_settled_is_held_no_more(autojump_clock) -> None:
 
     assert (done.status, back.status) == (Status.DONE, Status.QUEUED)
     assert released == [first, second, None]
-    assert (first.over, list(held)) == (True, [])
+    assert (first.over, second.over, list(held)) == (done, back, [])
     assert held.tally == {Outcome.DONE: 1, None: 1}
 
 
@@ -61,7 +61,7 @@ def test_what_another_claim_has_is_held_no_more_and_not_counted() -> None:
     held, (attempt,) = held_here((1, "mail"))
     held.lose(attempt)
 
-    assert (attempt.over, list(held), held.tally) == (True, [], {})
+    assert (attempt.over, list(held), held.tally) == ("lost", [], {})
 
 
 async def test_a_verdict_that_no_settlement_can_be_made_of_fails_the_job(

@@ -223,7 +223,7 @@ async def test_handlers_that_ignore_their_cancel_are_abandoned_by_name(autojump_
         await rig.actor.begun(3)
         rig.node.drain()
         await trio.sleep(5 + CLEANUP)
-        abandoned = rig.node.executor.abandon()
+        abandoned = rig.node.abandon()
         await rig.node.settle_up()
         account = rig.node.account(abandoned)
         handed_back = await rig.job("stuck")

@@ -475,7 +475,7 @@ async def test_a_progress_waits_for_its_second(autojump_clock) -> None:
     writer.notes.progress(run, 0.2, "")
     early = writer.notes.gathered()
     assert run.notebook is not None
-    run.over = run.notebook.closed = True
+    run.over, run.notebook.closed = "lost", True
     (late,) = writer.notes.gathered()
 
     assert early == []
@@ -502,7 +502,7 @@ async def test_a_note_that_cannot_be_had_costs_itself_alone(
 async def test_an_attempt_whose_claim_is_lost_is_dropped(autojump_clock) -> None:
     writer, run = Writer(), Attempt(claimed())
     writer.notes.line(run, "info", "hello", None)
-    run.over = True
+    run.over = "lost"
 
     assert writer.notes.gathered() == []
     assert writer.notes._size == 0

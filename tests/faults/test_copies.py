@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from tests.faults.invariants import broken_invariants
-from tests.process.clients import Book, Clients
+from tests.process.book import Book
+from tests.process.clients import Clients
 from tests.process.running import nothing_runs, read_jobs
 
 pytestmark = pytest.mark.faults

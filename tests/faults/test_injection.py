@@ -55,9 +55,13 @@ HEART = {
         "scope",
         "served",
         "splitting",
+        "stops",
+        "tallies",
         "worker",
     ),
     "verbs": (
+        "accounts",
+        "audit",
         "blocked",
         "bringing",
         "children",
@@ -123,8 +127,11 @@ HEART = {
 """The rooms in which a fault may cost one entry at the most; every function of theirs is a place to strike at."""
 UNGUARDED = ("committer.Committer._hand_out",)
 """What is guarded step by step inside: the batch is written then, and cannot be taken back."""
-HUSHED = ("outcomes._clean",)
-"""Where an exception counts as one of the handler's error, which says then that its text cannot be shown."""
+HUSHED = ("outcomes._clean", "outcomes._types", "outcomes._full_name", "outcomes._raised_in")
+"""Where an exception counts as one of the handler's error, which says then that its text cannot be shown.
+
+Or it has no fingerprint then.
+"""
 CHOSEN = {
     "sqlite": [
         "tables.Tables.lock_claims",

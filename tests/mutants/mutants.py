@@ -31,7 +31,7 @@ from jobpipe.store.sqlite.rows import JOB_COLUMNS, fetch
 from jobpipe.store.sqlite.tables import Tables
 from jobpipe.store.verbs.transaction import DeadNodes
 from jobpipe.transitions import Stored
-from tests.store import test_lanes, test_schedules
+from tests.store import test_lanes, test_order, test_schedules
 from tests.store.test_lanes_model import a_slot_leaks_at_a_crash
 
 Mutant = Callable[[pytest.MonkeyPatch], None]
@@ -198,6 +198,16 @@ def counted_outside_the_transaction(patch: pytest.MonkeyPatch) -> None:
         return rest
 
     patch.setattr(gated.Gated, "_room", stale)
+
+
+@fails(test_order.test_the_next_job_waits_until_the_first_has_ended_for_good)
+def a_retry_that_waits_leaves_its_place(patch: pytest.MonkeyPatch) -> None:
+    """Between two attempts of a job the next one of its key comes first, since that is ready."""
+    for name in ("_FIRST_JOBS", "_WAITING"):
+        first = getattr(gated, name)
+        broken = first.replace("order by claim = 0", "and status <> 'retrying' order by claim = 0")
+        assert broken != first
+        patch.setattr(gated, name, broken)
 
 
 @fails(test_schedules.test_a_job_whose_id_is_there_is_not_made_again)

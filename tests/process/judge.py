@@ -7,23 +7,27 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from tests.process.clients import EVERY, LIMITED, MOST, MOST_OF_KEY, TICK, Book, rest
+from tests.process.book import EVERY, LIMITED, MOST, MOST_OF_KEY, TICK, Book
+from tests.process.clients import close, note, rest
 from tests.process.running import PATIENCE, Line, Service
 
 ENDED = {"done", "failed", "cancelled"}
 
 
 async def all_come_to_an_end(service: Service, book: Book) -> dict[str, Line]:
-    """Send once more what was never answered, and wait for every job, as long as some end; returns them all."""
+    """Send once more what was never answered, and wait for every job, as long as some end; returns them all.
+
+    Groups that are open are closed before.
+    """
     await rest(service.http, book)
     for job in book.unanswered:
         answer = await service.http.post("/enqueue", json=job)
         assert answer.status_code in (200, 202), answer.text
         book.acknowledged[job["id"]] = None
     for whole in list(book.wholes.values()):
-        answer = await service.http.post(whole.path, json=whole.body)
-        assert answer.status_code in (200, 202), answer.text
-        book.whole(whole)
+        note(book, whole, await service.http.post(whole.path, json=whole.body))
+    for group in book.to_close():
+        await close(book, group, service.http.post)
     left = math.inf
     while unended := [
         job_id for job_id, job in (await service.all_jobs()).items() if job["status"] not in ENDED
@@ -58,6 +62,7 @@ def check(
     by side, `deaths` says which of them were killed; else each is dead when the next one begins.
     """
     assert {job_id: job["status"] for job_id, job in jobs.items() if job["status"] not in ENDED} == {}
+    assert_nobody_joined_a_closed_group(book, jobs)
     assert set(jobs) == set(book.acknowledged)
     by_job = defaultdict[str, list[Line]](list)
     for line in lines:
@@ -77,7 +82,7 @@ def check_rules(
     by_job: Mapping[str, Sequence[Line]],
     deaths: Deaths | None,
 ) -> None:
-    """Limits held, what waits for others ran behind them, each group called back once, each firing was done once."""
+    """Limits and orders held, what waits for others ran behind them, and each group and each firing was heeded once."""
     pids = [line["pid"] for line in lines]
     killed = set(pids[:-1]) - set(pids[-1:]) if deaths is None else set(deaths)
     for job_id, (others, needs) in book.behind.items():
@@ -88,11 +93,15 @@ def check_rules(
             if by_job[job_id] or not died_unheard(jobs[job_id]):
                 assert_behind(by_job[job_id], [by_job[one] for one in others])
     for job_id, members in book.callbacks.items():
-        assert jobs[job_id]["status"] == "done", jobs[job_id]
+        assert jobs[job_id]["status"] == "done", f"{job_id} was never called: {jobs[job_id]}"
         assert_behind(by_job[job_id], [by_job[one] for one in members])
         assert_not_doubled(by_job[job_id], killed)
+    for group, job_id in book.groups.items():
+        assert_called_back_after_the_close(book, group, by_job[job_id])
     if book.ruled:
         assert_within_limits(book, lines, deaths)
+        for key, order in book.orders.items():
+            assert_in_order(key, order, lines, deaths)
         firings = [job_id for job_id in jobs if job_id.startswith(f"{TICK}@")]
         assert_none_lost(firings, book.schedule)
         for job_id in firings:
@@ -121,11 +130,34 @@ def assert_within_limits(book: Book, lines: Sequence[Line], deaths: Deaths | Non
             assert max(keys.values()) <= MOST_OF_KEY, running
 
 
+def assert_in_order(key: str, order: Sequence[str], lines: Iterable[Line], deaths: Deaths | None) -> None:
+    """Of an ordered key one job ran at a time, in the order of arrival, each with all its runs before the next began.
+
+    So after a retry, which may have to wait, the same job runs again. After a kill -9 too: whatever had not been stored
+    of the run that was broken off, even if its handler had written its end, that job runs again before the next one
+    begins; or never, where it has failed with its node or was to be cancelled, and then the next one begins when the
+    process is dead. A job that was cancelled while it waited has no runs, and is passed over.
+    """
+    place = {job_id: number for number, job_id in enumerate(order)}
+    for before, line in itertools.pairwise(line for line in lines if line["job"] in place):
+        last, job_id = before["job"], line["job"]
+        if job_id == last:
+            continue
+        assert place[last] < place[job_id], (
+            f"key {key}: {job_id} ran after {last}, which is behind it: {line}"
+        )
+        over = before["event"] != "start" or is_dead(before["pid"], line, deaths)
+        assert over, f"key {key}: {job_id} began while {last} ran: {before}, {line}"
+
+
 def assert_behind(written: Sequence[Line], others: Iterable[Sequence[Line]]) -> None:
     """A job ran, and began after all runs of the others had ended for good."""
-    assert written
+    assert written, "it never ran"
     for before in others:
-        assert all(line["at"] <= written[0]["at"] for line in before), (written, before)
+        early = [line for line in before if line["at"] > written[0]["at"]]
+        assert early == [], (
+            f"{written[0]['job']} began before {early[0]['job']} had ended: {written}, {before}"
+        )
 
 
 def assert_not_doubled(written: Sequence[Line], killed: Collection[int]) -> None:
@@ -133,7 +165,34 @@ def assert_not_doubled(written: Sequence[Line], killed: Collection[int]) -> None
     runs = [line for line in written if line["event"] == "start"]
     ends = {line["claim"]: line["event"] for line in written if line["event"] != "start"}
     for run in runs[:-1]:
-        assert ends.get(run["claim"], "cancelled") == "cancelled" or run["pid"] in killed, written
+        broken_off = ends.get(run["claim"], "cancelled") == "cancelled" or run["pid"] in killed
+        assert broken_off, f"{run['job']} ran again although it had ended: {written}"
+
+
+def assert_nobody_joined_a_closed_group(book: Book, jobs: Collection[str]) -> None:
+    """No job that was sent after the answer to a close is there, nor one that was answered to come too late.
+
+    Nothing was refused before anybody asked that the group be closed. A request that is under way at the same time as
+    the close may come before it or after it; what was answered says which.
+    """
+    for job_id in book.late:
+        assert job_id not in jobs, f"{job_id} joined {book.sent[job_id]['group']}, which was closed before"
+    for job_id, at in book.refused.items():
+        group = book.sent[job_id]["group"]
+        assert job_id not in jobs, f"{job_id} joined {group}, though it was answered that it could not"
+        assert at > book.closing.get(group, math.inf), f"{job_id} was refused while {group} was open"
+
+
+def assert_called_back_after_the_close(book: Book, group: str, written: Sequence[Line]) -> None:
+    """The job that waits for an open group began after somebody had asked that it be closed, and knows all its members.
+
+    That it runs once, behind all of them, is promised of each group. After a kill -9 it may run again, as each job.
+    """
+    then, members = book.groups[group], len(book.callbacks[book.groups[group]])
+    for line in written:
+        assert line["at"] > book.closing[group], f"{then} began before {group} was closed: {line}"
+        told = line.get("members", members)
+        assert told == members, f"{then} was told of {told} jobs of {group}, which has {members}"
 
 
 def assert_none_lost(firings: Iterable[str], schedule: Mapping[str, Any]) -> None:

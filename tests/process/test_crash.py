@@ -9,7 +9,8 @@ from contextlib import suppress
 import pytest
 import trio
 
-from tests.process.clients import GONE, Book, Clients, rule
+from tests.process.book import Book
+from tests.process.clients import GONE, Clients, rule
 from tests.process.judge import (
     all_come_to_an_end,
     assert_held_within_limits,
@@ -172,6 +173,7 @@ async def test_after_many_kills_at_random_moments_every_acknowledged_job_ends(la
 
     assert book.cancelled, "nothing was cancelled meanwhile"
     assert book.retried, "nothing was retried meanwhile"
+    assert book.refused, "nobody came too late for a group"
 
 
 WORKERS = 16

@@ -21,7 +21,8 @@ from jobpipe.store.sqlite.tables import carry_out
 from jobpipe.store.sqlite.writer import Writer
 from jobpipe.store.verbs import followers, nodes
 from tests.faults.invariants import broken_invariants
-from tests.process.clients import Book, Clients
+from tests.process.book import Book
+from tests.process.clients import Clients
 from tests.process.judge import all_come_to_an_end, check, count_of_starts, open_runs
 from tests.process.running import jobpipe, nothing_runs, until
 

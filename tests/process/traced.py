@@ -30,7 +30,9 @@ class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seconds: float = 0.0
     until: str | None = None
     retries: int = 0
-    """how many runs, from the first, ask for a retry at once"""
+    """how many runs, from the first, ask for a retry"""
+    after: float = 0.0
+    """in how many seconds they ask for it"""
     fail: bool = False
     cleanup_until: str | None = None
     """the file that the cleanup waits for when the run is cancelled"""
@@ -38,7 +40,7 @@ class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def tell(event: str, context: Context) -> None:
     """Append a line to the trace."""
-    line = {
+    line: dict[str, object] = {
         "event": event,
         "job": context.id,
         "claim": context.claim,
@@ -46,6 +48,8 @@ def tell(event: str, context: Context) -> None:
         "pid": os.getpid(),
         "at": time.monotonic(),
     }
+    if context.group is not None:
+        line["members"] = context.group.jobs
     file = os.open(os.environ["JOBPIPE_TEST_TRACE"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(file, json.dumps(line).encode() + b"\n")
@@ -73,7 +77,7 @@ def judge(work: Work, context: Context) -> int:
     if work.fail:
         raise Fail("as it was told")
     if context.attempt <= work.retries:
-        raise Retry("as it was told", after=0)
+        raise Retry("as it was told", after=work.after)
     return context.claim
 
 

@@ -16,7 +16,7 @@ from jobpipe.engine.node import Node
 from jobpipe.errors import Draining, StoreUnavailable
 from jobpipe.job import ENDED, NO_OPTIONS, Backoff, NewJob, Options, Status
 from jobpipe.settings import Settings
-from jobpipe.store.base import OTHERS, Batch, Receipts, Rescued, Store
+from jobpipe.store.base import NO_FACTS, OTHERS, Batch, NodeFacts, Receipts, Rescued, Store
 from jobpipe.store.memory import MemoryStore
 from jobpipe.store.sqlite import open_sqlite
 from tests.race.witness import Step, Witness
@@ -378,9 +378,10 @@ class Line(MemoryStore):
         lease_until: float,
         kinds: frozenset[str] = frozenset(),
         queues: frozenset[str] | None = None,
+        facts: NodeFacts = NO_FACTS,
     ) -> None:
         await self._before.wait()
-        await super().join(node, now, lease_until, kinds, queues)
+        await super().join(node, now, lease_until, kinds, queues, facts)
         await self._after.wait()
 
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:

@@ -112,6 +112,11 @@ def start(job: Claimed, at: float = NOW) -> Start:
     return Start(job.seq, job.claim, job.attempt + 1, at)
 
 
+def then(change: Change) -> Change:
+    """A change without how the job was before, which tests of the audit see to."""
+    return msgspec.structs.replace(change, was=None)
+
+
 async def add(store: Store, *jobs: NewJob, atomic: bool = False, now: float = NOW) -> Sequence[Receipt]:
     batch = Batch(node="door", now=now, adds=[Add(jobs, atomic=atomic)])
     return (await store.exchange(batch)).adds[0]
@@ -234,7 +239,7 @@ async def edit(store: Store, job_id: str = "a", now: float = NOW, **edits: Any) 
     """Edit a job; it must be there, and wait."""
     (change,) = await store.edit([job_id], edits, now)
     job = await get(store, job_id)
-    assert change == Change(job_id, "changed", job)
+    assert then(change) == Change(job_id, "changed", job)
     return job
 
 
@@ -949,7 +954,7 @@ async def test_a_started_job_is_running(node: Node) -> None:
 
     assert not receipts.stale
     assert (job.status, job.state.attempt, job.state.started_at) == (Status.RUNNING, 1, NOW + 1)
-    assert job.attempts == (AttemptRecord(number=1, claim=1, node="node", started_at=NOW + 1),)
+    assert job.attempts == (AttemptRecord(number=1, claim=1, node="node", started_at=NOW + 1, due_at=NOW),)
 
 
 async def test_the_start_of_a_job_that_was_asked_to_stop_is_written_too(node: Node) -> None:
@@ -994,6 +999,7 @@ async def test_a_settled_attempt_is_on_record(node: Node, outcome: Outcome, begu
         finished_at=NOW + 1,
         outcome=outcome,
         error=wish.error,
+        due_at=NOW,
     )
     assert job.attempts == (record,)
 
@@ -1362,6 +1368,7 @@ async def test_a_running_job_is_rescued_with_its_attempt_spent(node: Node, other
             finished_at=LATER,
             outcome=Outcome.INTERRUPTED,
             error=job.state.error,
+            due_at=NOW,
         ),
     )
     assert (again.attempt, again.rescued) == (1, 1)
@@ -1470,7 +1477,7 @@ async def test_a_waiting_job_is_cancelled_at_once(node: Node, status: Status) ->
     job = await get(node.store)
     receipts = await node.exchange(LATER, claim=1)
 
-    assert change == Change("a", "changed", job)
+    assert then(change) == Change("a", "changed", job)
     assert (job.status, job.state.finished_at) == (Status.CANCELLED, NOW + 1)
     assert (list(receipts.claimed), receipts.waiting, receipts.next_due) == ([], 0, None)
 
@@ -1484,7 +1491,10 @@ async def test_a_held_job_is_asked_to_stop(node: Node) -> None:
         changes = await node.store.cancel(["begun", "held"], NOW)
         jobs = [await get(node.store, job_id) for job_id in ("begun", "held")]
 
-        assert changes == [Change("begun", "changed", jobs[0]), Change("held", "changed", jobs[1])]
+        assert [*map(then, changes)] == [
+            Change("begun", "changed", jobs[0]),
+            Change("held", "changed", jobs[1]),
+        ]
         assert [(job.status, job.state.finished_at) for job in jobs] == [(Status.CANCELLING, None)] * 2
 
 
@@ -1508,7 +1518,7 @@ async def test_a_job_that_has_ended_can_be_retried(node: Node, status: Status) -
     job = await get(node.store)
     again = await node.take(LATER)
 
-    assert change == Change("a", "changed", job)
+    assert then(change) == Change("a", "changed", job)
     assert job == Job(
         msgspec.structs.replace(before.asked, run_at=LATER, expires_at=None),
         State(Status.QUEUED, claim=before.state.claim),
@@ -1569,7 +1579,7 @@ async def test_a_job_that_nobody_holds_can_be_deleted(node: Node, status: Status
     receipts = await node.exchange(LATER, claim=1)
     await add(node.store, new_job(payload=b"2"))
 
-    assert list(changes) == [Change("a", "changed")]
+    assert [*map(then, changes)] == [Change("a", "changed")]
     assert gone is None
     assert tagged == []
     assert (list(receipts.claimed), receipts.waiting, receipts.next_due) == ([], 0, None)
@@ -1622,7 +1632,7 @@ async def test_a_waiting_job_is_ready_when_it_is_promoted(node: Node, status: St
     receipts = await node.exchange(NOW + 1, claim=1)
 
     run_at = before.asked.run_at if status is Status.QUEUED else NOW + 1
-    assert change == Change("a", "changed", after)
+    assert then(change) == Change("a", "changed", after)
     assert after == replace(
         before,
         asked=replace(before.asked, run_at=run_at),

@@ -31,6 +31,8 @@ from tests.store.test_model import QUICK
 
 NODES = ("n1", "n2")
 KEYS = ("", "a", "b", "c")
+ASKED = 12
+"""The most waiting jobs for each of which is asked whether it passes the checks of a claim."""
 LONG = 1000.0
 """Seconds in which every rate has all its tokens again."""
 
@@ -164,6 +166,7 @@ class Keyed(RuleBasedStateMachine):
         """Takes what the limits allow, over all nodes."""
         expected = min(limit, self.allowed())
         first = {key: self.first(key) for key in KEYS}
+        passing = self.passing() if free is None else None
         if free is not None and self.limits.count:
             expected = min(free, expected)
         taken = list[Claimed]()
@@ -175,6 +178,10 @@ class Keyed(RuleBasedStateMachine):
             if len(taken) == limit or not receipts.more_ready:
                 break
         assert len(taken) == expected, f"{len(taken)} jobs were taken instead of {expected}"
+        if passing is not None:
+            assert bool(passing) == bool(taken), (passing, taken)
+            heads = {job.options.key: job.id for job in reversed(taken)}
+            assert set(heads.values()) <= passing, "a check kept nobody from taking the job"
         by_key = Counter(job.options.key or "" for job in taken)
         for key, jobs in by_key.items():
             assert jobs <= self.room_of(key)
@@ -190,6 +197,18 @@ class Keyed(RuleBasedStateMachine):
             assert entry.holder is None
             entry.holder, entry.claim = node, job
         self.check_rates()
+
+    def passing(self) -> set[str] | None:
+        """The jobs that pass all checks of a claim: if there are any, it takes some of these; None: too many to ask."""
+        self.exchange(NODES[0])  # what is due is ready
+        waiting = [job_id for job_id, one in self.jobs.items() if not one.over and one.holder is None]
+        if len(waiting) > ASKED:
+            return None
+        checks = {
+            job_id: self.call(self.store.checks, self.call(self.store.get, job_id), self.now)
+            for job_id in waiting
+        }
+        return {job_id for job_id, found in checks.items() if all(one.passed for one in found)}
 
     def allowed(self) -> int:
         """How many jobs may be claimed now."""
@@ -240,6 +259,8 @@ class Keyed(RuleBasedStateMachine):
         job = self.call(self.store.get, job_id)
         obstacle = self.call(self.store.obstacle, job, self.now)
         assert obstacle.reason == self.reason(self.jobs[job_id])
+        checks = self.call(self.store.checks, job, self.now)
+        assert next(one.obstacle for one in checks if one.obstacle is not None) == obstacle
         if obstacle.reason == "turn" and job.asked.options.key is not None:
             line = [one for one in self.ready() if one.key == obstacle.key]
             line = [one for one in line if not self.in_line(one.key) or one is self.first(one.key)]

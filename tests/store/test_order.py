@@ -36,8 +36,9 @@ async def other(store: Store) -> Node:
 
 async def one(node: Node, now: float = NOW, **how: Any) -> Any:
     """The only job that it gets, though it asks for many."""
-    (job,) = await claimed(node, 9, now, **how)
-    return job
+    jobs = await claimed(node, 9, now, **how)
+    assert len(jobs) == 1
+    return jobs[0]
 
 
 async def run(node: Node, now: float = NOW, limit: int = 50) -> Sequence[str]:

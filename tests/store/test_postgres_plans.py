@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from jobpipe.job import Job, Options, Outcome, State, Status
-from jobpipe.schedules import Overlap, Spec, decided
+from jobpipe.schedules import Declaration, Overlap, Spec, decided
 from jobpipe.store.base import (
     COUNTED,
     OTHERS,
@@ -45,6 +45,7 @@ pytestmark = pytest.mark.slow
 
 ENDED_JOBS, WAITING_JOBS, LATER_JOBS, ASIDE_JOBS = 700_000, 250_000, 50_000, 100_000
 BLOCKED_JOBS, HUBS = 50_000, 4
+LATER_SCHEDULES = 50_000
 ECHO, DEMO, HUB = frozenset({"echo"}), frozenset({"demo"}), frozenset({"hub"})
 
 RARE = 50
@@ -133,6 +134,11 @@ FILL = (
         "insert into {0}.uniques select md5(id), seq, id, null, created_at, "
         f"case when seq % 10 = 0 then {LATER} + seq end from {{0}}.jobs where id like 'l%'"
     ),
+    # Far more schedules than are due, none of them declared.
+    (
+        "insert into {0}.schedules (name, version, spec, job, next_at, created_at) "
+        f"select 'later' || n, 1, '', '', {LATER} + 1000 + n, {NOW} from generate_series(1, {LATER_SCHEDULES}) n"
+    ),
     "insert into {0}.tags select 'rare', created_at, seq from {0}.jobs where id like '%777'",
     "insert into {0}.counts select queue, status, 999, count(*), 0 from {0}.ended group by 1, 2",
     "insert into {0}.counts select queue, status, 999, count(*), 0 from {0}.live group by 1, 2",
@@ -148,12 +154,14 @@ FILL = (
     "vacuum (analyze) {0}.waits",
     "vacuum (analyze) {0}.uniques",
     "vacuum (analyze) {0}.counts",
+    "vacuum (analyze) {0}.schedules",
 )
 
 _READ = (
     "select relname, seq_tup_read, idx_tup_fetch from pg_stat_xact_user_tables "
     "where schemaname = %(schema)s and relname in "
-    "('jobs', 'live', 'ended', 'attempts', 'tags', 'counts', 'totals', 'queues', 'waits', 'uniques')"
+    "('jobs', 'live', 'ended', 'attempts', 'tags', 'counts', 'totals', 'queues', 'waits', 'uniques', 'audit', "
+    "'schedules')"
 )
 
 
@@ -550,6 +558,19 @@ async def test_schedules_find_their_jobs_by_id(connection: Counting, verbs: Verb
     read.append((connection.whole, connection.by_index <= 10))
 
     assert len(found) == 2
+    assert read == [(0, True)] * 3
+
+
+async def test_what_code_declares_is_found_among_very_many_schedules(
+    connection: Counting, verbs: Verbs
+) -> None:
+    """By those that say so, and by nodes that declare nothing."""
+    read = list[tuple[int, bool]]()
+    declared = Declaration(name="declared", spec=Spec(every=60), job=new_job())
+    for now, own in ((NOW, [declared]), (NOW + 1, [declared]), (NOW + 100, [])):
+        await verbs.declare(own, now, now - 60)
+        read.append((connection.whole, connection.by_index <= 10))
+
     assert read == [(0, True)] * 3
 
 

@@ -17,12 +17,14 @@ from msgspec.structs import replace
 
 from jobpipe.errors import StoreError
 from jobpipe.job import JobError, NewJob, OnFailure, Options, Outcome, Progress, Status
+from jobpipe.schedules import Declaration, Spec, decided
 from jobpipe.store import paging
 from jobpipe.store.base import (
     EVER,
     LOG_LINES,
     OTHERS,
     Add,
+    AuditFilter,
     Batch,
     Claimed,
     ClaimRequest,
@@ -48,6 +50,8 @@ from jobpipe.store.sqlite.opening import check_path
 from jobpipe.store.sqlite.tables import carry_out, looked
 from jobpipe.store.sqlite.writer import Writer
 from jobpipe.store.verbs import (
+    audit,
+    declarations,
     dependencies,
     errors,
     followers,
@@ -56,6 +60,7 @@ from jobpipe.store.verbs import (
     nodes,
     queues,
     retention,
+    schedules,
     summaries,
 )
 from tests.store.test_contract import KEEP_ALL, wish
@@ -544,6 +549,28 @@ def test_keys_are_found_by_index(db: apsw.Connection) -> None:
     assert sum("uniques" in sql for sql in found) >= 8
 
 
+def test_schedules_are_found_by_index(db: apsw.Connection) -> None:
+    """Those that are due, and those that code declares: however many others there are."""
+    minutely, new = Spec(every=60), job("")
+
+    def act() -> None:
+        carry_out(db, lambda tx: schedules.put(tx, "put", minutely, new, NOW))
+        declared = Declaration(name="declared", spec=minutely, job=new)
+        for own in ([declared], [declared], []):
+            looked(db, declarations.any_declared)
+            carry_out(db, lambda tx, own=own: declarations.declare(tx, own, NOW, NOW))  # type: ignore[misc]
+        found = looked(db, lambda tx: schedules.due(tx, NOW + 60, 10, None))
+        firings = [decided(one, NOW + 60) for one in found.schedules]
+        assert len(firings) == 2
+        carry_out(db, lambda tx: schedules.fire(tx, firings, NOW + 60))
+
+    found = {sql: steps for sql, steps in plans(db, act).items() if re.search(r"\bschedules\b", sql)}
+
+    scans = [sql for sql, steps in found.items() if "SCAN schedules" in " ".join(steps)]
+    assert scans == []
+    assert len(found) >= 6
+
+
 def test_control_walks_indexes(db: apsw.Connection) -> None:
     """Cancel, retry, delete and rescue find their rows by id, seq or the index of held jobs."""
     a_bit_of_everything(db)
@@ -572,6 +599,20 @@ def test_a_prune_walks_the_index_of_ended_jobs(db: apsw.Connection) -> None:
 
     assert faults(found) == []
     assert any("jobs_ended" in step for steps in found.values() for step in steps)
+
+
+@pytest.mark.parametrize("given", [(), ("who",), ("act",), ("what",), ("name", "what"), ("who", "act")])
+def test_the_audit_is_read_by_an_index_in_its_order(db: apsw.Connection, given: tuple[str, ...]) -> None:
+    """That of the first filter, within the times; and so is what is deleted of it."""
+    where = AuditFilter(**dict.fromkeys(given, "x"), after=NOW, before=NOW + 9)
+    found = plans(db, lambda: carry_out(db, lambda tx: audit.listed(tx, where, 10, None)))
+    found |= plans(db, lambda: carry_out(db, lambda tx: audit.forget(tx, NOW)))
+    steps = [step for steps in found.values() for step in steps if "audit" in step]
+    index = f"INDEX audit_{given[0] if given else 'at'} ("
+
+    assert faults(found) == []
+    assert index in steps[0]
+    assert not any(step.startswith("SCAN audit") for step in steps)
 
 
 EACH_LIST = [

@@ -1,5 +1,6 @@
 """The rows of nodes: their leases, and the kinds and queues that they serve."""
 
+from jobpipe.store.base import NO_FACTS, NodeFacts
 from jobpipe.store.postgres.address import Leases
 from jobpipe.store.postgres.arrays import texts
 from jobpipe.store.postgres.connections import KeptConnection
@@ -11,17 +12,21 @@ from jobpipe.store.postgres.session import Session
 from jobpipe.store.postgres.writer import clock_offset
 
 _JOIN = """
-insert into nodes (name, lease_until, kinds, queues)
-values (%(node)s, {until}, %(kinds)s, %(queues)s)
+insert into nodes (name, lease_until, kinds, queues, joined_at, lease, workers, version)
+values (%(node)s, {until}, %(kinds)s, %(queues)s, {now}, %(lease)s, %(workers)s, %(version)s)
 on conflict (name) do update set
     lease_until = excluded.lease_until,
     idle = false,
     kinds = excluded.kinds,
-    queues = excluded.queues
+    queues = excluded.queues,
+    lease = excluded.lease,
+    workers = excluded.workers,
+    version = excluded.version,
+    lost_at = null
 """
 _JOIN_BY = {
-    "database": _JOIN.format(until=f"{CLOCK} + %(until)s"),
-    "caller": _JOIN.format(until="%(until)s"),
+    "database": _JOIN.format(until=f"{CLOCK} + %(until)s", now=CLOCK),
+    "caller": _JOIN.format(until="%(until)s", now="%(now)s"),
 }
 _LISTEN = "update nodes set listening = %(listening)s where name = %(node)s"
 _ANY_LISTENING = """
@@ -46,6 +51,7 @@ class Nodes:
         lease_until: float,
         kinds: frozenset[str] = frozenset(),
         queues: frozenset[str] | None = None,
+        facts: NodeFacts = NO_FACTS,
     ) -> float:
         """See `jobpipe.store.base.EngineStore.join`. Returns how far the database's clock is ahead."""
         until = lease_until - now if self._leases == "database" else lease_until
@@ -54,6 +60,10 @@ class Nodes:
             "until": float(until),
             "kinds": texts(sorted(kinds)),
             "queues": None if queues is None else texts(sorted(queues)),
+            "now": float(now),
+            "lease": float(lease_until - now),
+            "workers": facts.workers,
+            "version": facts.version,
         }
         await self._connection.run(_JOIN_BY[self._leases], values)
         await self._connection.transact(mend_loudly)

@@ -87,7 +87,7 @@ from shown
 where id = any(%(ids)s)
 """
 _ATTEMPTS = """
-select j.id, a.number, a.claim, n.name, a.started_at, a.finished_at, a.outcome, a.error
+select j.id, a.number, a.claim, n.name, a.started_at, a.finished_at, a.outcome, a.error, a.due_at
 from jobs j
 join attempts a on a.seq = j.seq
 left join nodes n on n.node = a.node

@@ -37,8 +37,8 @@ returning l.seq, l.claim
 """
 
 _RECORD = """
-insert into attempts (seq, claim, number, node, started_at, finished_at, outcome, error)
-select seq, claim, number, node, attempt_started_at, settled_at, outcome, error
+insert into attempts (seq, claim, number, node, started_at, finished_at, outcome, error, due_at)
+select seq, claim, number, node, attempt_started_at, settled_at, outcome, error, {due_at}
 from {settled}
 where outcome is not null and status <> 'done'
 on conflict do nothing
@@ -116,7 +116,7 @@ with gone as (
         v.settled_at, v.outcome, v.error, v.size, v.result, v.fingerprint
 ),
 recorded as (
-    {_RECORD.format(settled="gone")}
+    {_RECORD.format(settled="gone", due_at="run_at")}
 ),
 forgotten as (
     {_FORGET.format(settled="gone")}
@@ -170,6 +170,7 @@ with hit as (
     select
         l.seq, l.claim, l.node, l.status as before, l.watched, l.rescued, v.status, v.attempt, v.number,
         coalesce(v.run_at, l.run_at) as run_at,
+        l.run_at as due_at,
         coalesce(v.started_at, l.started_at) as started_at,
         v.started_at as attempt_started_at,
         v.settled_at, v.outcome, v.error,
@@ -207,7 +208,7 @@ ended_now as (
     {_CANCELLED}
 ),
 recorded as (
-    {_RECORD.format(settled="hit")}
+    {_RECORD.format(settled="hit", due_at="due_at")}
 ),
 forgotten as (
     {_FORGET.format(settled="hit")}

@@ -9,9 +9,11 @@ import trio
 from jobpipe.errors import StoreError
 from jobpipe.job import Job
 from jobpipe.store.base import (
+    NO_FACTS,
     QUEUES,
     Batch,
     Filter,
+    NodeFacts,
     Notification,
     Overview,
     Page,
@@ -109,8 +111,9 @@ class PostgresStore(SharedVerbs):
         lease_until: float,
         kinds: frozenset[str] = frozenset(),
         queues: frozenset[str] | None = None,
+        facts: NodeFacts = NO_FACTS,
     ) -> None:
-        self.clock_offset = await self._nodes.join(node, now, lease_until, kinds, queues)
+        self.clock_offset = await self._nodes.join(node, now, lease_until, kinds, queues, facts)
         self._writer.forget(node)
 
     def renew_from_thread(self, node: str, now: float, lease_until: float) -> bool:

@@ -123,7 +123,7 @@ _FOLLOW = "update live set followed = true where seq = any(%(seqs)s) and not fol
 # A node whose row is locked is at work just now: it is not dead.
 _END_LEASES = """
 update nodes
-set lease_until = null, idle = false
+set lost_at = lease_until - coalesce(lease, 0), lease_until = null, idle = false
 where node in (
     select node
     from nodes
@@ -288,10 +288,10 @@ was.
 """
 
 _ATTEMPT = """
-insert into attempts (seq, claim, number, node, started_at, finished_at, outcome, error)
+insert into attempts (seq, claim, number, node, started_at, finished_at, outcome, error, due_at)
 values (
     %(seq)s, %(claim)s, %(number)s, (select node from nodes where name = %(node)s),
-    %(started_at)s, %(finished_at)s, %(outcome)s, %(error)s
+    %(started_at)s, %(finished_at)s, %(outcome)s, %(error)s, %(due_at)s
 )
 on conflict do nothing
 """
@@ -511,6 +511,7 @@ class Tables:
                 "finished_at": attempt.finished_at,
                 "outcome": str(attempt.outcome),
                 "error": encoded_error(attempt.error),
+                "due_at": attempt.due_at,
             }
             self._session.run(_ATTEMPT, values)
         gone, new = tags(before, after)

@@ -4,19 +4,28 @@ from collections.abc import Collection
 
 import apsw
 
+from jobpipe.store.base import NO_FACTS, NodeFacts
 from jobpipe.store.sqlite.counts import mend_loudly
 from jobpipe.store.sqlite.rows import as_json, transaction
 
 _JOIN = """
-insert into nodes (name, lease_until, kinds, queues)
-values (?, ?, ?, ?)
+insert into nodes (name, lease_until, kinds, queues, joined_at, lease, workers, version)
+values (?, ?, ?, ?, ?, ?, ?, ?)
 on conflict (name) do update set
     lease_until = excluded.lease_until,
     kinds = excluded.kinds,
-    queues = excluded.queues
+    queues = excluded.queues,
+    lease = excluded.lease,
+    workers = excluded.workers,
+    version = excluded.version,
+    lost_at = null
 """
 _LEAVE = "update nodes set lease_until = null where name = ?"
-_END_LEASES = "update nodes set lease_until = null"
+_END_LEASES = """
+update nodes
+set lost_at = lease_until - coalesce(lease, 0), lease_until = null
+where lease_until is not null
+"""
 
 
 class Nodes:
@@ -31,11 +40,16 @@ class Nodes:
         lease_until: float,
         kinds: Collection[str] = (),
         queues: Collection[str] | None = None,
+        *,
+        now: float | None = None,
+        facts: NodeFacts = NO_FACTS,
     ) -> None:
         """See `jobpipe.store.base.EngineStore.join`."""
         named = None if queues is None else as_json(queues)
         with transaction(self.db):
-            self.db.execute(_JOIN, (node, lease_until, as_json(kinds), named))
+            lease = None if now is None else lease_until - now
+            known = (now, lease, facts.workers, facts.version)
+            self.db.execute(_JOIN, (node, lease_until, as_json(kinds), named, *known))
             mend_loudly(self.db)
 
     def leave(self, node: str) -> None:

@@ -37,7 +37,7 @@ from jobs
 where jobs.id = ?
 """
 _ATTEMPTS = """
-select number, claim, name, started_at, finished_at, outcome, error
+select number, claim, name, started_at, finished_at, outcome, error, due_at
 from attempts left join nodes using (node)
 where seq = ?
 order by claim

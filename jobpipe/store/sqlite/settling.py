@@ -47,11 +47,13 @@ where seq = ?8 and claim = ?9 and held = 1
 returning status
 """
 _RECORD = """
-insert or replace into attempts (seq, claim, number, node, started_at, finished_at, outcome, error)
-select seq, claim, ?, node, ?, ?, ?, ?
+insert or replace into attempts (seq, claim, number, node, started_at, finished_at, outcome, error, due_at)
+select seq, claim, ?, node, ?, ?, ?, ?, run_at
 from jobs
 where seq = ?
 """
+_RECORD_HELD = f"{_RECORD} and claim = ? and held = 1"
+"""Before the job is due at another time."""
 INTO_GROUP = "update jobs set fingerprint = ? where seq = ?"
 """For a job that has failed; no other has a fingerprint."""
 
@@ -93,7 +95,8 @@ class Settling:
         for one in ends:
             counts.move(one.queue, HELD, one.status, size=one.size)
             if one.status is not Status.DONE:  # its one attempt stands in the job's own row
-                self._record(one)
+                self._fail_in_group(one)
+                self._record(_RECORD, one)
         changed: dict[int, Status] = {}
         for one in settlements:
             if one.status in WAITING:
@@ -114,6 +117,7 @@ class Settling:
         self, one: Settlement, counts: CountChanges, stale: set[tuple[int, int]], changed: dict[int, Status]
     ) -> None:
         """Let a job wait again, or end it when it was asked to cancel meanwhile."""
+        self._record(_RECORD_HELD, one, one.claim)
         status = self._again(one)
         if status is None:
             stale.add((one.seq, one.claim))
@@ -123,17 +127,19 @@ class Settling:
         self._known.due_changed()
         self._known.ready_changed()
         counts.move(one.queue, HELD, status, size=one.size if status in ENDED else 0)
-        self._record(one)
 
     def _again(self, one: Settlement) -> Status | None:
         values = (one.status.value, one.settled_at, one.size, one.attempt, one.run_at, one.started_at)
         row = fetch_one(self._db, _AGAIN, (*values, encoded_error(one.error), one.seq, one.claim))
         return None if row is None else Status(row[0])
 
-    def _record(self, one: Settlement) -> None:
-        """Keep an attempt that did not end its job well. A failure belongs to its group."""
+    def _fail_in_group(self, one: Settlement) -> None:
+        """A failure belongs to its group."""
         if one.status is Status.FAILED and one.error is not None and one.error.fingerprint:
             self._db.execute(INTO_GROUP, (one.error.fingerprint, one.seq))
+
+    def _record(self, sql: str, one: Settlement, *fence: int) -> None:
+        """Keep an attempt that did not end its job well."""
         if one.outcome is None:
             return
         values = (
@@ -144,7 +150,7 @@ class Settling:
             encoded_error(one.error),
             one.seq,
         )
-        self._db.execute(_RECORD, values)
+        self._db.execute(sql, (*values, *fence))
         self._db.execute(_FORGET, (one.seq, ATTEMPTS_KEPT))
 
 

@@ -57,7 +57,11 @@ _STANDING = "select id, seq, status from jobs where id in {each ids}"
 _BLOCKED = f"select {JOB_COLUMNS} from jobs where seq {{among seqs}}"
 _BLOCK = "update jobs set status = 'blocked' where seq = ?"
 _HELD = "select seq, claim from jobs where seq = ? and claim = ? and held = 1"
-_END_LEASES = "update nodes set lease_until = null where lease_until not between ? and ? and name <> ?"
+_END_LEASES = """
+update nodes
+set lost_at = lease_until - coalesce(lease, 0), lease_until = null
+where lease_until not between ? and ? and name <> ?
+"""
 
 _FAIL = """
 update jobs
@@ -69,8 +73,8 @@ set status = 'failed',
 where seq = ?
 """
 _ATTEMPT = """
-insert or replace into attempts (seq, claim, number, node, started_at, finished_at, outcome, error)
-values (?, ?, ?, (select node from nodes where name = ?), ?, ?, ?, ?)
+insert or replace into attempts (seq, claim, number, node, started_at, finished_at, outcome, error, due_at)
+values (?, ?, ?, (select node from nodes where name = ?), ?, ?, ?, ?, ?)
 """
 _TAG = "insert into tags (tag, created_at, seq) values (?, ?, ?)"
 _UNTAG = "delete from tags where tag = ?1 and created_at = (select created_at from jobs where seq = ?2) and seq = ?2"
@@ -267,7 +271,16 @@ class Tables:
             times = (attempt.started_at, attempt.finished_at)
             self._db.execute(
                 _ATTEMPT,
-                (before.seq, attempt.claim, attempt.number, attempt.node, *times, attempt.outcome, error),
+                (
+                    before.seq,
+                    attempt.claim,
+                    attempt.number,
+                    attempt.node,
+                    *times,
+                    attempt.outcome,
+                    error,
+                    attempt.due_at,
+                ),
             )
         gone, new = tags(before, after)
         for tag in gone:

@@ -8,9 +8,11 @@ import apsw
 
 from jobpipe.job import Job
 from jobpipe.store.base import (
+    NO_FACTS,
     QUEUES,
     Batch,
     Filter,
+    NodeFacts,
     Overview,
     Page,
     Place,
@@ -73,12 +75,13 @@ class Verbs(SharedVerbs):
     async def join(
         self,
         node: str,
-        now: float,  # noqa: ARG002 - the contract's `now`
+        now: float,
         lease_until: float,
         kinds: frozenset[str] = frozenset(),
         queues: frozenset[str] | None = None,
+        facts: NodeFacts = NO_FACTS,
     ) -> None:
-        await self._change(lambda: self._nodes.join(node, lease_until, kinds, queues))
+        await self._change(lambda: self._nodes.join(node, lease_until, kinds, queues, now=now, facts=facts))
 
     async def exchange(self, batch: Batch) -> Receipts:
         return await self._write(lambda: self._writer.exchange(batch))

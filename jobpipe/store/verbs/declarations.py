@@ -1,4 +1,8 @@
-"""Schedules that code declares: each follows the newest declaration of a live node, and is paused without one."""
+"""Schedules that code declares: each follows the newest declaration of a live node, and is paused without one.
+
+One that is not paused for that has a row in `declarations`: such rows are forgotten long after nobody is live who said
+so, by a transaction that has paused it before. So only those schedules are looked at, however many others there are.
+"""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,7 +27,7 @@ from jobpipe.store.verbs.transaction import SCHEDULES, Transaction
 FORGOTTEN = 3600.0
 """Seconds after which a declaration that no node has repeated is forgotten: should it return, it is a new one."""
 
-_ANY = "select exists (select 1 from schedules where declared is not null)"
+_ANY = "select exists (select 1 from declarations)"
 _SAY = """
 insert into declarations (name, digest, spec, job, first_at, seen_at)
 values (:name, :digest, :spec, :job, :now, :now)
@@ -39,7 +43,7 @@ returning name
 _LOCK = f"""
 select {COLUMNS}
 from schedules
-where declared is not null or name in {{each names}}
+where name in (select d.name from declarations d) and (declared is not null or name in {{each names}})
 order by name
 {{lock}}
 """
@@ -68,7 +72,7 @@ _FORGET = "delete from declarations where seen_at < :before"
 
 
 async def any_declared(tx: Transaction) -> bool:
-    """Whether a schedule follows a declaration, or did."""
+    """Whether a schedule may follow a declaration that is not known to be gone."""
     ((found,),) = await tx.rows(_ANY, {})
     return bool(found)
 
@@ -95,7 +99,7 @@ async def declare(
         elif live is None and not schedule.orphaned:
             tx.run(_ORPHAN, {"name": schedule.name})
             orphaned.append(schedule.name)
-    tx.run(_FORGET, {"before": now - FORGOTTEN})
+    tx.run(_FORGET, {"before": min(now - FORGOTTEN, live_since)})
     if created or changed:
         tx.tell(SCHEDULES)
     return Declared(created=tuple(created), changed=tuple(changed), orphaned=tuple(orphaned))

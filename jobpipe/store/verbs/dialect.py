@@ -7,7 +7,8 @@ a column as a whole number, whatever damage is in it; `{each NAME}` are the text
 `{among NAME}` says that a number is in one, `{rows NAME: COLUMN TYPE, ...}` are its objects as a table of that name;
 `{shown}` has every job with its status, `{ended}` has those that have ended, and may have others; `{node of NAME}` is
 the name of the node that claimed a job of `{shown}` last; `{failed}` has the jobs that are in an error group, with its
-`where`, to be read by `fingerprint, finished_at, seq`; `{gathered COLUMN}` are the values of a column as a JSON array.
+`where`, to be read by `fingerprint, finished_at, seq`; `{gathered COLUMN}` are the values of a column as a JSON array;
+`{array COLUMN}` is an array of texts as a JSON array; `{held by NAME}` is how many jobs a node of `nodes` holds.
 """
 
 import functools
@@ -44,6 +45,11 @@ _FAILED = {
 }
 _GATHERED = {"sqlite": r"json_group_array(\1)", "postgres": r"json_agg(\1)::text"}
 _NODE_OF = {"sqlite": r"(select n.name from nodes n where n.node = \1.node)", "postgres": r"\1.node"}
+_ARRAY = {"sqlite": r"\1", "postgres": r"array_to_json(\1)::text"}
+_HELD_BY = {
+    "sqlite": r"(select count(*) from jobs where jobs.held = 1 and jobs.node = \1.node)",
+    "postgres": r"(select count(*) from live where live.node = \1.node)",
+}
 _VALUE = {"sqlite": r":\1", "postgres": r"%(\1)s"}
 
 
@@ -54,6 +60,8 @@ def translated(sql: str, database: Database) -> str:
     sql = re.sub(r"\{each (\w+)\}", _EACH[database], sql)
     sql = re.sub(r"\{among (\w+)\}", _AMONG[database], sql)
     sql = re.sub(r"\{gathered ([^}]+)\}", _GATHERED[database], sql)
+    sql = re.sub(r"\{array ([^}]+)\}", _ARRAY[database], sql)
+    sql = re.sub(r"\{held by (\w+)\}", _HELD_BY[database], sql)
     sql = re.sub(r"(?<!:):(\w+)", _VALUE[database], sql)
     sql = re.sub(r"\{total (\w+)\}", _TOTAL[database], sql)
     sql = re.sub(r"\{node of (\w+)\}", _NODE_OF[database], sql)

@@ -5,18 +5,25 @@ from collections import deque
 from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
+from jobpipe.acts import By
 from jobpipe.job import LEVELS, Job, Level, NewJob, Status
 from jobpipe.lanes import KeySettings, KeyStanding, Limits
-from jobpipe.obstacles import Obstacle
+from jobpipe.obstacles import Check, Obstacle
 from jobpipe.schedules import Declaration, Firing, Schedule, Spec
 from jobpipe.store.base import (
+    AUDIT,
     ERRORS,
     EVER,
     KEYS,
     LOG_LINES,
+    NODES,
     OPERATIONS,
     SCHEDULES,
     STEP,
+    Account,
+    AuditFilter,
+    AuditPage,
+    AuditPlace,
     Batch,
     Change,
     Changed,
@@ -37,6 +44,8 @@ from jobpipe.store.base import (
     LogPage,
     NewGroup,
     NewOperation,
+    NodePlace,
+    NodeState,
     OpenDependencies,
     Operation,
     QueueChange,
@@ -53,6 +62,8 @@ from jobpipe.store.base import (
     Window,
 )
 from jobpipe.store.verbs import (
+    accounts,
+    audit,
     declarations,
     dependencies,
     errors,
@@ -71,6 +82,7 @@ from jobpipe.store.verbs import (
     sidelining,
     summaries,
 )
+from jobpipe.store.verbs.audit import Noun
 from jobpipe.store.verbs.transaction import Transaction
 
 R = TypeVar("R")
@@ -132,6 +144,14 @@ class SharedVerbs(ABC):
     ) -> Sequence[Receipt]:
         return await self._carry_out(lambda tx: dependencies.add(tx, jobs, atomic=atomic, strict=strict))
 
+    async def add_by_hand(self, job: NewJob, by: By) -> Receipt:
+        async def add(tx: Transaction) -> Receipt:
+            (receipt,) = await dependencies.add(tx, [job], atomic=True)
+            audit.enqueued(tx, by, job, receipt)
+            return receipt
+
+        return await self._carry_out(add)
+
     async def summaries(self, ids: Sequence[str]) -> Sequence[Summary]:
         return await self._look(lambda tx: summaries.of_jobs(tx, ids))
 
@@ -144,11 +164,18 @@ class SharedVerbs(ABC):
     async def obstacle(self, job: Job, now: float) -> Obstacle | None:
         return await self._look(lambda tx: obstacles.first(tx, job, now))
 
+    async def checks(self, job: Job, now: float) -> Sequence[Check] | None:
+        return await self._look(lambda tx: obstacles.every(tx, job, now))
+
     async def add_group(self, new: NewGroup, now: float) -> GroupReceipt:
         return await self._carry_out(lambda tx: groups.add(tx, new, now))
 
-    async def close_group(self, group_id: str, now: float) -> GroupState | None:
-        await self._carry_out(lambda tx: groups.close(tx, group_id, now), now, repeatable=True)
+    async def close_group(self, group_id: str, now: float, *, by: By | None = None) -> GroupState | None:
+        async def close(tx: Transaction) -> None:
+            await groups.close(tx, group_id, now)
+            audit.closed(tx, by, group_id)
+
+        await self._carry_out(close, now, repeatable=True)
         return await self.group(group_id)
 
     async def group(self, group_id: str) -> GroupState | None:
@@ -156,6 +183,21 @@ class SharedVerbs(ABC):
 
     async def rescue(self, node: str, now: float) -> Sequence[Rescued]:
         return await self._carry_out(lambda tx: nodes.rescue(tx, node, now), now)
+
+    async def note_draining(self, node: str) -> None:
+        await self._carry_out(lambda tx: accounts.draining(tx, node), repeatable=True)
+
+    async def note_account(self, account: Account) -> None:
+        await self._carry_out(lambda tx: accounts.put(tx, account), repeatable=True)
+
+    async def nodes(self, limit: int = NODES, after: NodePlace | None = None) -> Sequence[NodeState]:
+        return await self._look(lambda tx: accounts.states(tx, limit, after))
+
+    async def node(self, name: str) -> NodeState | None:
+        return await self._look(lambda tx: accounts.state(tx, name))
+
+    async def accounts(self, node: str) -> Sequence[Account]:
+        return await self._look(lambda tx: accounts.listed(tx, node))
 
     async def prune(self, now: float, retained: Retention) -> int:
         deleted = await self._carry_out(lambda tx: retention.prune(tx, now, retained), now)
@@ -168,46 +210,78 @@ class SharedVerbs(ABC):
             return False
         return await self._carry_out(lambda tx: keeping.note(tx, now, retained), repeatable=True)
 
+    async def forget_audit(self, until: float) -> int:
+        if not await self._look(lambda tx: audit.any_before(tx, until)):
+            return 0
+        return await self._carry_out(lambda tx: audit.forget(tx, until), repeatable=True)
+
     async def sideline(self, batch: Batch, words: str) -> str | None:
         return await self._carry_out(lambda tx: sidelining.sideline(tx, batch, words), batch.now)
 
-    async def cancel(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        return await self._carry_out(lambda tx: jobs.cancel(tx, ids, now), now)
+    async def cancel(self, ids: Sequence[str], now: float, *, by: By | None = None) -> Sequence[Change]:
+        return await self._carry_out(audit.of_jobs(by, "cancel", lambda tx: jobs.cancel(tx, ids, now)), now)
 
-    async def retry(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        return await self._carry_out(lambda tx: groups.retry(tx, ids, now))
+    async def retry(self, ids: Sequence[str], now: float, *, by: By | None = None) -> Sequence[Change]:
+        return await self._carry_out(audit.of_jobs(by, "retry", lambda tx: groups.retry(tx, ids, now)))
 
-    async def promote(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        return await self._carry_out(lambda tx: jobs.promote(tx, ids, now))
+    async def promote(self, ids: Sequence[str], now: float, *, by: By | None = None) -> Sequence[Change]:
+        return await self._carry_out(audit.of_jobs(by, "promote", lambda tx: jobs.promote(tx, ids, now)))
 
-    async def edit(self, ids: Sequence[str], edits: Mapping[str, Any], now: float) -> Sequence[Change]:
-        return await self._carry_out(lambda tx: jobs.edit(tx, ids, edits, now))
+    async def edit(
+        self, ids: Sequence[str], edits: Mapping[str, Any], now: float, *, by: By | None = None
+    ) -> Sequence[Change]:
+        return await self._carry_out(audit.of_jobs(by, "edit", lambda tx: jobs.edit(tx, ids, edits, now)))
 
-    async def delete(self, ids: Sequence[str], now: float) -> Sequence[Change]:
-        return await self._carry_out(lambda tx: jobs.delete(tx, ids, now), now)
+    async def delete(self, ids: Sequence[str], now: float, *, by: By | None = None) -> Sequence[Change]:
+        return await self._carry_out(audit.of_jobs(by, "delete", lambda tx: jobs.delete(tx, ids, now)), now)
 
-    async def pause(self, queue: str, reason: str | None = None, until: float | None = None) -> None:
-        await self._carry_out(lambda tx: queues.pause(tx, queue, reason, until), repeatable=True)
+    async def pause(
+        self, queue: str, reason: str | None = None, until: float | None = None, *, by: By | None = None
+    ) -> None:
+        await self._carry_out(
+            audit.around(
+                by, "pause", Noun("queue", queue), lambda tx: queues.pause(tx, queue, reason, until)
+            ),
+            repeatable=True,
+        )
 
-    async def resume(self, queue: str) -> None:
-        await self._carry_out(lambda tx: queues.resume(tx, queue), repeatable=True)
+    async def resume(self, queue: str, *, by: By | None = None) -> None:
+        await self._carry_out(
+            audit.around(by, "resume", Noun("queue", queue), lambda tx: queues.resume(tx, queue)),
+            repeatable=True,
+        )
 
-    async def put_queue(self, queue: str, settings: QueueSettings, limits: Limits | None = None) -> None:
+    async def put_queue(
+        self, queue: str, settings: QueueSettings, limits: Limits | None = None, *, by: By | None = None
+    ) -> None:
         async def put(tx: Transaction) -> None:
             await queues.put(tx, queue, settings)
             if limits is not None:
                 await lanes.put_limits(tx, queue, limits)
 
-        await self._carry_out(put, repeatable=True)
+        await self._carry_out(audit.around(by, "put", Noun("queue", queue), put), repeatable=True)
 
-    async def delete_queue(self, queue: str) -> QueueChange:
-        return await self._carry_out(lambda tx: queues.delete(tx, queue))
+    async def delete_queue(self, queue: str, *, by: By | None = None) -> QueueChange:
+        return await self._carry_out(audit.of_deletion(by, queue, lambda tx: queues.delete(tx, queue)))
 
-    async def begin_operation(self, operation: NewOperation, now: float) -> Operation:
-        return await self._carry_out(lambda tx: operations.begin(tx, operation, now))
+    async def begin_operation(
+        self, operation: NewOperation, now: float, *, by: By | None = None
+    ) -> Operation:
+        async def begin(tx: Transaction) -> Operation:
+            audit.begun(tx, by, operation)
+            return await operations.begin(tx, operation, now)
 
-    async def stop_operation(self, operation: str, now: float) -> Operation | None:
-        return await self._carry_out(lambda tx: operations.stop(tx, operation, now), repeatable=True)
+        return await self._carry_out(begin)
+
+    async def stop_operation(self, operation: str, now: float, *, by: By | None = None) -> Operation | None:
+        stop = audit.around(
+            by, "stop", Noun("operation", operation), lambda tx: operations.stop(tx, operation, now)
+        )
+
+        async def stopped(tx: Transaction) -> Operation | None:
+            return audit.counted(tx, await stop(tx))
+
+        return await self._carry_out(stopped, repeatable=True)
 
     async def take_operation(self, node: str, now: float, until: float) -> TakenOperation:
         if not await self._look(operations.any_running):
@@ -215,7 +289,12 @@ class SharedVerbs(ABC):
         return await self._carry_out(lambda tx: operations.take(tx, node, now, until), repeatable=True)
 
     async def slice(self, part: Slice, node: str, now: float, until: float) -> Sliced:
-        return await self._carry_out(lambda tx: operations.sliced(tx, part, node, now, until), now)
+        async def sliced(tx: Transaction) -> Sliced:
+            done = await operations.sliced(tx, part, node, now, until)
+            audit.counted(tx, done.operation)
+            return done
+
+        return await self._carry_out(sliced, now)
 
     async def operation(self, operation: str) -> Operation | None:
         return await self._look(lambda tx: operations.one(tx, operation))
@@ -224,6 +303,11 @@ class SharedVerbs(ABC):
         self, limit: int = OPERATIONS, before: tuple[float, str] | None = None
     ) -> Sequence[Operation]:
         return await self._look(lambda tx: operations.listed(tx, limit, before))
+
+    async def audit(
+        self, where: AuditFilter, limit: int = AUDIT, before: AuditPlace | None = None
+    ) -> AuditPage:
+        return await self._look(lambda tx: audit.listed(tx, where, limit, before))
 
     async def error_groups(
         self, limit: int = ERRORS, before: ErrorPlace | None = None, window: Window = EVER
@@ -236,14 +320,25 @@ class SharedVerbs(ABC):
     async def put_limits(self, queue: str, limits: Limits) -> None:
         await self._carry_out(lambda tx: lanes.put_limits(tx, queue, limits), repeatable=True)
 
-    async def put_key(self, queue: str, key: str, settings: KeySettings) -> KeyState:
-        return await self._carry_out(lambda tx: lanes.put_key(tx, queue, key, settings), repeatable=True)
+    async def put_key(self, queue: str, key: str, settings: KeySettings, *, by: By | None = None) -> KeyState:
+        return await self._carry_out(
+            audit.around(
+                by, "put", Noun("key", queue, key), lambda tx: lanes.put_key(tx, queue, key, settings)
+            ),
+            repeatable=True,
+        )
 
-    async def pause_key(self, queue: str, key: str) -> KeyState:
-        return await self._carry_out(lambda tx: lanes.pause_key(tx, queue, key), repeatable=True)
+    async def pause_key(self, queue: str, key: str, *, by: By | None = None) -> KeyState:
+        return await self._carry_out(
+            audit.around(by, "pause", Noun("key", queue, key), lambda tx: lanes.pause_key(tx, queue, key)),
+            repeatable=True,
+        )
 
-    async def resume_key(self, queue: str, key: str) -> KeyState:
-        return await self._carry_out(lambda tx: lanes.resume_key(tx, queue, key), repeatable=True)
+    async def resume_key(self, queue: str, key: str, *, by: By | None = None) -> KeyState:
+        return await self._carry_out(
+            audit.around(by, "resume", Noun("key", queue, key), lambda tx: lanes.resume_key(tx, queue, key)),
+            repeatable=True,
+        )
 
     async def gate(self, queue: str, now: float) -> GateState | None:
         return await self._look(lambda tx: lanes.gate(tx, queue, now))
@@ -256,17 +351,30 @@ class SharedVerbs(ABC):
     async def key(self, queue: str, key: str) -> KeyState:
         return await self._look(lambda tx: lanes.one(tx, queue, key))
 
-    async def put_schedule(self, name: str, spec: Spec, job: NewJob, now: float) -> SchedulePut:
-        return await self._carry_out(lambda tx: schedules.put(tx, name, spec, job, now))
+    async def put_schedule(
+        self, name: str, spec: Spec, job: NewJob, now: float, *, by: By | None = None
+    ) -> SchedulePut:
+        return await self._carry_out(
+            audit.around(
+                by, "put", Noun("schedule", name), lambda tx: schedules.put(tx, name, spec, job, now)
+            )
+        )
 
-    async def pause_schedule(self, name: str, reason: str | None) -> Schedule | None:
-        return await self._carry_out(lambda tx: schedules.pause(tx, name, reason), repeatable=True)
+    async def pause_schedule(self, name: str, reason: str | None, *, by: By | None = None) -> Schedule | None:
+        return await self._carry_out(
+            audit.around(by, "pause", Noun("schedule", name), lambda tx: schedules.pause(tx, name, reason)),
+            repeatable=True,
+        )
 
-    async def resume_schedule(self, name: str, now: float) -> Schedule | None:
-        return await self._carry_out(lambda tx: schedules.resume(tx, name, now))
+    async def resume_schedule(self, name: str, now: float, *, by: By | None = None) -> Schedule | None:
+        return await self._carry_out(
+            audit.around(by, "resume", Noun("schedule", name), lambda tx: schedules.resume(tx, name, now))
+        )
 
-    async def delete_schedule(self, name: str) -> ScheduleDeletion:
-        return await self._carry_out(lambda tx: schedules.delete(tx, name))
+    async def delete_schedule(self, name: str, *, by: By | None = None) -> ScheduleDeletion:
+        return await self._carry_out(
+            audit.around(by, "delete", Noun("schedule", name), lambda tx: schedules.delete(tx, name))
+        )
 
     async def fire(self, firings: Sequence[Firing], now: float) -> Fired:
         return await self._carry_out(lambda tx: schedules.fire(tx, firings, now), now)

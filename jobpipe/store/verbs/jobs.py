@@ -78,7 +78,7 @@ def _told(job_id: str, before: Stored | None, after: Stored | None) -> Change:
         return Change(job_id, "absent")
     if after is None:
         return Change(job_id, "refused", shown(before))
-    return Change(job_id, "changed", shown(after))
+    return Change(job_id, "changed", shown(after), was=before.job)
 
 
 async def delete(tx: Transaction, ids: Sequence[str], now: float) -> Sequence[Change]:
@@ -102,7 +102,7 @@ async def delete_locked(
         else:
             removals.append(_removal(there.pop(job_id)))
             deleted.append(stored)
-            told.append(Change(job_id, "changed"))
+            told.append(Change(job_id, "changed", was=stored.job))
             if stored.job.damage or stored.job.asked.options.merging is not None:
                 keys.append(stored.seq)
     tx.erase(removals)

@@ -1,10 +1,25 @@
 """What keeps a waiting job from running: the rows that its claim would look at, in its order, as far as needed."""
 
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
 from msgspec.structs import replace
 
 from jobpipe.job import WAITING, Job
-from jobpipe.lanes import OPEN, PAUSED, KeySettings, Limits, PerKey
-from jobpipe.obstacles import Obstacle, Use, of_key, of_order, of_pause, of_queue, of_time
+from jobpipe.lanes import NO_LIMITS, OPEN, PAUSED, KeySettings, Limits
+from jobpipe.obstacles import (
+    Check,
+    Obstacle,
+    Use,
+    of_key_limit,
+    of_key_pause,
+    of_key_rate,
+    of_order,
+    of_pause,
+    of_queue_limit,
+    of_queue_rate,
+    of_time,
+)
 from jobpipe.store.base import PLACES
 from jobpipe.store.verbs import order
 from jobpipe.store.verbs.lanes import LIMIT_COLUMNS, count_from, limits_from, time_from
@@ -25,6 +40,85 @@ where queue = :queue and key = :key
 
 async def first(tx: Transaction, job: Job, now: float) -> Obstacle | None:
     """See `jobpipe.store.base.ReadStore.obstacle`."""
+    look = await _looked(tx, job, now)
+    if look is None:
+        return None
+    for check in CHECKS[-1:] if look.held else CHECKS:
+        if (obstacle := (await check(look)).obstacle) is not None:
+            return obstacle
+    return None
+
+
+async def every(tx: Transaction, job: Job, now: float) -> Sequence[Check] | None:
+    """See `jobpipe.store.base.ReadStore.checks`."""
+    look = await _looked(tx, job, now)
+    if look is None:
+        return None
+    checks = [await check(look) for check in CHECKS]
+    if look.held:  # nothing but its turn is left to be waited for
+        checks = [replace(check, obstacle=None) for check in checks[:-1]] + checks[-1:]
+    return checks
+
+
+class Look:
+    """A waiting job, and the rows of its queue and its lane, each of which is read once."""
+
+    def __init__(self, tx: Transaction, job: Job, place: LinePlace, now: float, *, held: bool) -> None:
+        self.tx, self.job, self.now, self.held = tx, job, now, held
+        self._place = place
+        self._queue: Sequence[Any] | None = None
+        self._lane: Sequence[Any] | None = None
+        self._kinds: frozenset[str] | None = None
+
+    @property
+    def queue(self) -> str:
+        """The job's queue."""
+        return self._place.queue
+
+    async def gate(self) -> Sequence[Any]:
+        """Whether the queue is paused, why, until when, whether it is gated, what its rate has counted, its limits."""
+        if self._queue is None:
+            rows = await self.tx.rows(_QUEUE, {"queue": self.queue})
+            self._queue = rows[0] if rows else (0, None, None, 0, None)
+        return self._queue
+
+    async def gated(self) -> bool:
+        """Whether the jobs of the queue stand in lanes."""
+        return bool((await self.gate())[3] == 1)
+
+    async def limits(self) -> Limits:
+        """What the queue allows."""
+        return limits_from(list((await self.gate())[5:])) if await self.gated() else NO_LIMITS
+
+    @property
+    def key(self) -> str:
+        """The key by which the job stands in a lane."""
+        return self._place.key or ""
+
+    async def lane(self) -> Sequence[Any]:
+        """How its lane stands, what its rate has counted, how many jobs of it may run."""
+        if self._lane is None:
+            rows = await self.tx.rows(_LANE, {"queue": self.queue, "key": self.key})
+            self._lane = rows[0] if rows else (OPEN, None, None)
+        return self._lane
+
+    async def in_order(self) -> bool:
+        """Whether its key keeps order."""
+        return (await self.limits()).per_key.ordered and bool(self._place.key)
+
+    async def place(self) -> LinePlace:
+        """Where it stands."""
+        return replace(self._place, key=self.key if await self.gated() else None)
+
+    async def kinds(self) -> frozenset[str]:
+        """The kinds of which some live node takes jobs from the queue."""
+        if self._kinds is None:
+            self._kinds = await self.tx.served_from(self.queue)
+        return self._kinds
+
+
+async def _looked(tx: Transaction, job: Job, now: float) -> Look | None:
+    """A job to be checked; None: it is not as it was read any more, or waits for nothing."""
     rows = await tx.rows(_JOB, {"id": job.id})
     if not rows or rows[0][1] != job.status or job.status not in WAITING:
         return None
@@ -37,68 +131,106 @@ async def first(tx: Transaction, job: Job, now: float) -> Obstacle | None:
         run_at=run_at,
         seq=seq,
     )
-    if held:
-        return _turn(place, 0, exact=True)
-    return of_time(job.asked.run_at, now) or await _in_line(tx, job.id, place, now)
+    return Look(tx, job, place, now, held=bool(held))
 
 
-async def _in_line(tx: Transaction, job_id: str, place: LinePlace, now: float) -> Obstacle:
-    """What is in the way of a job that is due."""
-    gate = await _gate(tx, place.queue, now)
-    if isinstance(gate, Obstacle):
-        return gate
-    place = replace(place, key=None if gate is None else place.key or "")
-    in_lane = None if gate is None else await _of_lane(tx, job_id, place, gate.per_key, now)
-    is_first = (
-        gate is not None and gate.per_key.ordered and bool(place.key)
-    )  # else it would be behind another
-    return in_lane or await _of_nodes(tx, place, is_first=is_first)
+async def _due(look: Look) -> Check:
+    run_at = look.job.asked.run_at
+    return Check("due", of_time(run_at, look.now), at=run_at)
 
 
-async def _gate(tx: Transaction, queue: str, now: float) -> Obstacle | Limits | None:
-    """What is in the way of all jobs of a queue, or what it allows; None: its jobs stand in no lanes."""
-    rows = await tx.rows(_QUEUE, {"queue": queue})
-    if not rows:
-        return None
-    ((paused, reason, until, gated, tat, *columns),) = rows
-    if paused == 1 and (obstacle := of_pause(queue, reason, time_from(until), now)) is not None:
-        return obstacle
-    if gated != 1:
-        return None
-    limits = limits_from(columns)
-    running = 0 if limits.max_running is None else await tx.held_in(queue)
-    if limits.rate is not None:
-        now = await tx.rated_at(now)
-    return of_queue(queue, limits, Use(running, time_from(tat)), now) or limits
+async def _pause(look: Look) -> Check:
+    paused, reason, until, *_ = await look.gate()
+    obstacle = of_pause(look.queue, reason, time_from(until), look.now) if paused == 1 else None
+    return Check("queue_paused", obstacle)
 
 
-async def _of_lane(
-    tx: Transaction, job_id: str, place: LinePlace, per_key: PerKey, now: float
-) -> Obstacle | None:
-    """What is in the way of all jobs of a key."""
-    queue, key = place.queue, place.key or ""
-    rows = await tx.rows(_LANE, {"queue": queue, "key": key})
-    state, tat, own = rows[0] if rows else (OPEN, None, None)
-    if per_key.ordered and key and state != PAUSED:
-        stopped_by = await order.stopped_by(tx, queue, key) if per_key.stops else None
-        if (obstacle := of_order(key, job_id, stopped_by, await tx.first_in_line(queue, key))) is not None:
-            return obstacle
-    settings = KeySettings(max_running=count_from(own))
-    running = 0 if per_key.most(settings.max_running) is None else await tx.held_in(queue, key)
-    if per_key.rate is not None:
-        now = await tx.rated_at(now)
-    return of_key(key, per_key, settings, state, Use(running, time_from(tat)), now)
+async def _queue_limit(look: Look) -> Check:
+    limits = await look.limits()
+    if limits.max_running is None:
+        return Check("queue_limit", None)
+    running = await look.tx.held_in(look.queue)
+    obstacle = of_queue_limit(look.queue, limits.max_running, Use(running))
+    return Check("queue_limit", obstacle, running=running, most=limits.max_running)
 
 
-async def _of_nodes(tx: Transaction, place: LinePlace, *, is_first: bool) -> Obstacle:
-    """No node takes the job; or some take it, once it has its turn."""
-    kinds = await tx.served_from(place.queue)
-    if place.kind not in kinds:
-        return Obstacle(reason="no_node", queue=place.queue, kind=place.kind)
-    ahead, exact = (0, True) if is_first else await tx.ahead(place, kinds, PLACES)
-    return _turn(place, ahead, exact=exact)
+async def _queue_rate(look: Look) -> Check:
+    limits = await look.limits()
+    if limits.rate is None:
+        return Check("queue_rate", None)
+    use, now = Use(tat=time_from((await look.gate())[4])), await look.tx.rated_at(look.now)
+    obstacle = of_queue_rate(look.queue, limits.rate, use, now)
+    return Check("queue_rate", obstacle, limited=True)
 
 
-def _turn(place: LinePlace, ahead: int, *, exact: bool) -> Obstacle:
-    """It is the job's turn after so many others."""
-    return Obstacle(reason="turn", key=place.key, place=ahead + 1, exact=exact)
+async def _key_pause(look: Look) -> Check:
+    if not await look.gated():
+        return Check("key_paused", None)
+    return Check("key_paused", of_key_pause(look.key, (await look.lane())[0]))
+
+
+async def _key_order(look: Look) -> Check:
+    ordered = await look.in_order()
+    if not ordered or (await look.lane())[0] == PAUSED:
+        return Check("key_order", None, limited=ordered)
+    key = look.key
+    per_key = (await look.limits()).per_key
+    stopped_by = await order.stopped_by(look.tx, look.queue, key) if per_key.stops else None
+    ahead = await look.tx.first_in_line(look.queue, key)
+    return Check("key_order", of_order(key, look.job.id, stopped_by, ahead), limited=True)
+
+
+async def _key_limit(look: Look) -> Check:
+    if not await look.gated():
+        return Check("key_limit", None)
+    settings = KeySettings(max_running=count_from((await look.lane())[2]))
+    per_key, key = (await look.limits()).per_key, look.key
+    if (most := per_key.most(settings.max_running)) is None:
+        return Check("key_limit", None)
+    running = await look.tx.held_in(look.queue, key)
+    obstacle = of_key_limit(key, most, Use(running))
+    return Check("key_limit", obstacle, running=running, most=most)
+
+
+async def _key_rate(look: Look) -> Check:
+    rate = (await look.limits()).per_key.rate
+    if rate is None:
+        return Check("key_rate", None)
+    use, now = Use(tat=time_from((await look.lane())[1])), await look.tx.rated_at(look.now)
+    obstacle = of_key_rate(look.key, rate, use, now)
+    return Check("key_rate", obstacle, limited=True)
+
+
+async def _nodes(look: Look) -> Check:
+    kind = look.job.asked.kind
+    served = kind in await look.kinds()
+    return Check("served", None if served else Obstacle(reason="no_node", queue=look.queue, kind=kind))
+
+
+async def _turn(look: Look) -> Check:
+    """The last one: it is ready, and has its turn."""
+    place = await look.place()
+    if look.held:
+        ahead, exact = 0, True
+        place = replace(place, key=look.job.asked.options.key)
+    elif await look.in_order():  # else it would be behind another
+        ahead, exact = 0, True
+    else:
+        ahead, exact = await look.tx.ahead(place, await look.kinds(), PLACES)
+    obstacle = Obstacle(reason="turn", key=place.key, place=ahead + 1, exact=exact)
+    return Check("turn", obstacle, claimed=look.held)
+
+
+CHECKS: Sequence[Callable[[Look], Awaitable[Check]]] = (
+    _due,
+    _pause,
+    _queue_limit,
+    _queue_rate,
+    _key_pause,
+    _key_order,
+    _key_limit,
+    _key_rate,
+    _nodes,
+    _turn,
+)
+"""In the order in which a claim looks. The first obstacle that is found is the job's; the last finds one always."""

@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 from jobpipe.job import ENDED, Options, Status
 from jobpipe.store.base import STEP, Retention
 from jobpipe.store.rows import Row, readable_options
-from jobpipe.store.verbs import groups, keeping, merging, notes
+from jobpipe.store.verbs import accounts, groups, keeping, merging, notes
 from jobpipe.store.verbs.transaction import Removal, Transaction
 
 _OLDEST = """
@@ -40,6 +40,7 @@ async def prune(tx: Transaction, now: float, retention: Retention) -> int:
         await notes.sweep(tx)
         await merging.sweep(tx, now)
         await groups.sweep(tx, now, retention)
+        await accounts.forget(tx, now - retention.failed_age)
     return len(rows)
 
 

@@ -127,6 +127,11 @@ async def one(tx: Transaction, name: str) -> Schedule | None:
     return _first(await tx.rows(_ONE, {"name": name}))
 
 
+async def locked(tx: Transaction, name: str) -> Schedule | None:
+    """One schedule, locked."""
+    return _first(await tx.rows(_LOCK_ONE, {"name": name}))
+
+
 async def listed(tx: Transaction, limit: int, after: str) -> Sequence[Schedule]:
     """See `jobpipe.store.base.ReadStore.schedules`."""
     return [schedule_from(row) for row in await tx.rows(_LIST, {"limit": limit, "after": after})]
@@ -144,7 +149,7 @@ async def fired_jobs(tx: Transaction, name: str, limit: int) -> Sequence[FiredJo
 async def put(tx: Transaction, name: str, spec: Spec, job: NewJob, now: float) -> SchedulePut:
     """See `jobpipe.store.base.ControlStore.put_schedule`."""
     job = template(job)
-    before = _first(await tx.rows(_LOCK_ONE, {"name": name}))
+    before = await locked(tx, name)
     if before is not None and before.declared and not before.orphaned:
         return SchedulePut(before, "declared")
     if before is not None and (before.spec, before.job, before.error, before.declared) == (
@@ -174,7 +179,7 @@ async def pause(tx: Transaction, name: str, reason: str | None) -> Schedule | No
 
 async def resume(tx: Transaction, name: str, now: float) -> Schedule | None:
     """See `jobpipe.store.base.ControlStore.resume_schedule`."""
-    before = _first(await tx.rows(_LOCK_ONE, {"name": name}))
+    before = await locked(tx, name)
     if before is None or not before.paused:
         return before
     # Where it is paused by hand no more, and no node declares it, it stays paused.
@@ -186,7 +191,7 @@ async def resume(tx: Transaction, name: str, now: float) -> Schedule | None:
 
 async def delete(tx: Transaction, name: str) -> ScheduleDeletion:
     """See `jobpipe.store.base.ControlStore.delete_schedule`."""
-    before = _first(await tx.rows(_LOCK_ONE, {"name": name}))
+    before = await locked(tx, name)
     if before is None:
         return "missing"
     if before.declared and not before.orphaned:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import trio
 
-from tests.process.clients import Book, Clients, rule
+from tests.process.book import Book
+from tests.process.clients import Clients, rule
 from tests.process.conftest import Serve
 from tests.process.judge import count_of_starts
 from tests.process.running import Line, Service, until

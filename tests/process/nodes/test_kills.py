@@ -27,6 +27,7 @@ async def test_nodes_killed_under_load_again_and_again_lose_nothing(launch, trac
 
     assert book.cancelled, "nothing was cancelled meanwhile"
     assert book.retried, "nothing was retried meanwhile"
+    assert book.refused, "nobody came too late for a group"
 
 
 async def live_and_die(launch, trace, database, *, kills):
