@@ -32,11 +32,11 @@ async def test_a_job_is_looked_at_from_another_node(schema: str) -> None:
         open_door(far, name="there") as there,
     ):
         here.node.intake.scope.cancel()  # what runs, runs there
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while not (store.listening and far.listening):  # noqa: ASYNC110 - nobody else is told
                 await trio.sleep(0.02)
         await _running(there, kind="family", payload=5)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while (first := await here.get("/jobs/a/stack")).status_code == 409:  # noqa: ASYNC110 - its start is written soon
                 await trio.sleep(0.02)
         own = (await there.get("/jobs/a/stack")).json()
@@ -65,7 +65,7 @@ async def test_a_node_that_has_died_or_is_silent_is_said_to_be(
     ):
         here.node.intake.scope.cancel()
         await _running(there, kind="play", payload="hold")
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while (await here.get("/jobs/a")).json()["status"] != "running":  # noqa: ASYNC110 - soon
                 await trio.sleep(0.02)
         monkeypatch.setattr(there.node.looks, "_answer_all", trio.lowlevel.checkpoint)
