@@ -283,6 +283,10 @@ class _Look:
             return ()
         found = list[Sequence[str]]()
         over = set[trio.lowlevel.Task]()
+        below: dict[trio.Nursery | None, list[trio.lowlevel.Task]] = {}
+        for task, seen in self._seen.items():  # of all others nothing is known that they wait for
+            if task in self._holders or seen.wait.what in _FOR_CHILDREN:
+                below.setdefault(task.parent_nursery, []).append(task)
         for begin, holder in self._holders.items():
             if holder in over or holder not in self._seen:  # as with most of those that wait for one lock
                 over.add(begin)
@@ -299,16 +303,22 @@ class _Look:
                     found.append([self._seen[one].name for one in circle])
                 elif task not in over and task in self._seen:
                     path[task] = None
-                    ahead += [(task, True), *((one, False) for one in self._waited_for(task))]
+                    ahead += [(task, True), *((one, False) for one in self._waited_for(task, below))]
         return found
 
-    def _waited_for(self, task: trio.lowlevel.Task) -> Iterable[trio.lowlevel.Task]:
+    def _waited_for(
+        self, task: trio.lowlevel.Task, below: Mapping[trio.Nursery | None, Sequence[trio.lowlevel.Task]]
+    ) -> Iterable[trio.lowlevel.Task]:
         """The tasks all of which have to go on before a task does."""
         if task in self._holders:
             return (self._holders[task],)
-        if self._seen[task].wait.what in {"nursery", "start"}:
-            return [one for nursery in task.child_nurseries[-1:] for one in nursery.child_tasks]
+        if self._seen[task].wait.what in _FOR_CHILDREN:
+            return [one for nursery in task.child_nurseries[-1:] for one in below.get(nursery, ())]
         return ()
+
+
+_FOR_CHILDREN = frozenset({"nursery", "start"})
+"""What is waited for when child tasks are."""
 
 
 def frames_of(coro: Any) -> list[FrameType]:  # noqa: ANN401 - whatever somebody awaits

@@ -467,7 +467,12 @@ async def test_a_thread_is_part_of_the_stack() -> None:
 
     async with watched(lambda: trio.to_thread.run_sync(wait)) as own, watched(two) as job:
         try:
-            root, nodes = own.tree().root, {place(node): node for node in job.tree().root.children}
+            with trio.move_on_after(10):
+                while True:  # until the threads are there
+                    root, nodes = own.tree().root, {place(node): node for node in job.tree().root.children}
+                    if all(node.stack[-1].function == "Condition.wait" for node in (root, *nodes.values())):
+                        break
+                    await trio.sleep(0.01)
         finally:
             release.set()
 

@@ -23,7 +23,7 @@ async def _running(door: Any, **job: Any) -> None:
 
 
 async def test_a_job_is_looked_at_from_another_node(schema: str) -> None:
-    """At once, by notifications, and once a second for all who ask there; a cancel is looked at too."""
+    """The same is seen there; and once it has ended, that it has."""
     url = with_query(server_url(), schema=schema)
     async with (
         open_postgres(url) as store,
@@ -32,16 +32,13 @@ async def test_a_job_is_looked_at_from_another_node(schema: str) -> None:
         open_door(far, name="there") as there,
     ):
         here.node.intake.scope.cancel()  # what runs, runs there
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while not (store.listening and far.listening):  # noqa: ASYNC110 - nobody else is told
                 await trio.sleep(0.02)
         await _running(there, kind="family", payload=5)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while (first := await here.get("/jobs/a/stack")).status_code == 409:  # noqa: ASYNC110 - its start is written soon
                 await trio.sleep(0.02)
-        begun = trio.current_time()
-        again = (await here.get("/jobs/a/stack")).json()
-        took = trio.current_time() - begun
         own = (await there.get("/jobs/a/stack")).json()
         ended = await there.post("/jobs/a/cancel?wait=10")
         gone = await here.get("/jobs/a/stack")
@@ -49,8 +46,7 @@ async def test_a_job_is_looked_at_from_another_node(schema: str) -> None:
     assert first.status_code == 200, first.text
     assert (first.json()["node"], first.json()["tasks"]) == ("there", 6)
     assert [child["count"] for child in first.json()["tree"]["children"]] == [5]
-    assert again["looked_at"] == first.json()["looked_at"] == own["looked_at"]
-    assert took < looks.READ_AGAIN + 1
+    assert (own["node"], own["claim"], own["tasks"]) == ("there", first.json()["claim"], 6)
     assert ended.json()["status"] == "cancelled"
     assert (gone.status_code, gone.json()["code"]) == (409, "wrong_status")
 
@@ -69,7 +65,7 @@ async def test_a_node_that_has_died_or_is_silent_is_said_to_be(
     ):
         here.node.intake.scope.cancel()
         await _running(there, kind="play", payload="hold")
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while (await here.get("/jobs/a")).json()["status"] != "running":  # noqa: ASYNC110 - soon
                 await trio.sleep(0.02)
         monkeypatch.setattr(there.node.looks, "_answer_all", trio.lowlevel.checkpoint)
