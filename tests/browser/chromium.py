@@ -1,5 +1,6 @@
 """Headless Chromium, driven over the DevTools protocol: JSON messages, each ended by a null byte, on two pipes."""
 
+import base64
 import fcntl
 import itertools
 import json
@@ -8,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ Message = dict[str, Any]
 
 PATIENCE = 120.0
 """Seconds after which a test gives up on the browser: far more than it ever needs, on any machine."""
+
+CODES = {"Enter": 13, "Escape": 27}
+"""Of the keys that the browser itself obeys."""
 
 FLAGS = [
     "--headless",
@@ -97,6 +101,49 @@ class Page:
         look = f"const look = () => {{ const it = {condition}; it ? resolve(it) : requestAnimationFrame(look); }};"
         with trio.fail_after(PATIENCE):
             return await self.value(f"new Promise(resolve => {{ {look} look(); }})")
+
+    async def look(self, *, width: int = 1440, dark: bool = False, scripts: bool = True) -> None:
+        """Be a window of a width, with a theme, in which scripts run or not; for the pages that are loaded next."""
+        height = 844 if width < 500 else 1000
+        await self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 500,
+        )
+        theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        await self.call("Emulation.setEmulatedMedia", features=[theme])
+        await self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
+
+    async def show(self, url: str) -> None:
+        """Load a page, and wait until it is there."""
+        await self.goto(url)
+        await self.arrive("location.href !== 'about:blank'")
+
+    async def arrive(self, condition: str) -> None:
+        """Wait until a page is there for which an expression is true; on the way to it there may be none to ask."""
+        with trio.fail_after(PATIENCE):
+            while True:
+                with suppress(AssertionError):
+                    if await self.value(f"document.readyState === 'complete' && !!({condition})"):
+                        return
+                await trio.sleep(0.05)
+
+    async def press(self, keys: str) -> None:
+        """Press keys one after another: characters, or the name of one key."""
+        for key in [keys] if len(keys) > 1 and keys.isalpha() and keys[0].isupper() else keys:
+            text = {"Enter": "\r"}.get(key, key)
+            shown = {"text": text} if len(text) == 1 else {}
+            code = {"windowsVirtualKeyCode": CODES[key]} if key in CODES else {}
+            await self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **shown, **code)
+            await self.call("Input.dispatchKeyEvent", type="keyUp", key=key, **code)
+
+    async def shoot(self, file: Path) -> None:
+        """Keep a picture of the whole page."""
+        await self.call("Page.bringToFront")
+        taken = await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        await trio.Path(file).write_bytes(base64.b64decode(taken["data"]))
 
     def requests(self) -> list[str]:
         """Every URL that the page asked for."""
