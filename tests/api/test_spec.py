@@ -454,7 +454,7 @@ async def _with_errors(door):
 
 async def _with_nodes(door):
     """Answers about nodes."""
-    (node,) = (await door.get("/nodes")).json()["nodes"]
+    node, *_ = (await door.get("/nodes")).json()["nodes"]
     for path in ("", "?limit=0", f"/{node['name']}", "/none", f"/{node['name']}/stops", "/none/stops"):
         yield await door.get(f"/nodes{path}")
 
