@@ -97,7 +97,10 @@ async def test_page_is_kept_from_what_is_not_of_this_node(docs):
     assert await docs.value("typeof ran") == "undefined"
 
 
-async def test_home_leads_to_the_page(page, service):
-    await page.goto(f"{service}/")
+async def test_home_leads_to_the_dashboard_and_that_to_the_page(page, service):
+    await page.show(f"{service}/")
+    home = await page.value("location.pathname")
+    await page.value("document.querySelector('footer a').click()")
 
+    assert home == "/dashboard"
     assert await page.until("document.querySelector('.opblock') && location.pathname") == "/docs"
