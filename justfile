@@ -29,15 +29,15 @@ test *args: (_venv "dev")
 
 # run the slow ones: real processes, every command of the docs, a million rows, long lives of jobs, the benchmarks
 test-slow *args: (_venv "dev")
-    {{bin}}/python -m pytest -m "slow and not crash and not nodes" --numprocesses {{num_cpus()}} --maxprocesses 4 --dist worksteal "$@"
+    {{bin}}/python -m pytest -m "slow and not crash and not nodes" --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
 
 # run the tests that kill the real process again and again, 50 times under load; more: JOBPIPE_TEST_KILLS=200 just test-crash
 test-crash *args: (_venv "dev")
-    {{bin}}/python -m pytest -m crash --numprocesses {{num_cpus()}} --maxprocesses 4 --dist worksteal "$@"
+    {{bin}}/python -m pytest -m crash --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
 
 # the same with 10 kills, half a minute
 test-crash-short: (_venv "dev")
-    JOBPIPE_TEST_KILLS=10 {{bin}}/python -m pytest -m crash --numprocesses {{num_cpus()}} --maxprocesses 4 --dist worksteal
+    JOBPIPE_TEST_KILLS=10 {{bin}}/python -m pytest -m crash --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # run three nodes over one PostgreSQL that end again and again, 50 kills in one run; more: JOBPIPE_TEST_KILLS=200 just test-nodes
 test-nodes *args: (_venv "dev")
@@ -49,19 +49,19 @@ test-nodes-short: (_venv "dev")
 
 # run the tests with disks and clocks that fail and with bad handlers; thorough: JOBPIPE_TEST_COPIES=200 just test-faults
 test-faults *args: (_venv "dev")
-    {{bin}}/python -m pytest -m faults --numprocesses {{num_cpus()}} --maxprocesses 4 --dist worksteal "$@"
+    {{bin}}/python -m pytest -m faults --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
 
 # the quick half of test-faults, a quarter of a minute: a full disk, a failed fsync, a moved file, clocks, copies
 test-faults-short: (_venv "dev")
-    {{bin}}/python -m pytest -m faults --numprocesses {{num_cpus()}} --maxprocesses 4 -k "full_disk or one_failure or moved_away_is or short_lock or clock_that or copies or cleanup or come_back"
+    {{bin}}/python -m pytest -m faults --numprocesses auto --maxprocesses 4 -k "full_disk or one_failure or moved_away_is or short_lock or clock_that or copies or cleanup or come_back"
 
 # run everything at once under many schedules of Trio; fewer: just test-race --race-seeds 25; one again: --race-seed 17
 test-race *args: (_venv "dev")
-    {{bin}}/python -m pytest -m race tests/race --race-seeds 200 --numprocesses {{num_cpus()}} --maxprocesses 8 --dist worksteal "$@"
+    {{bin}}/python -m pytest -m race tests/race --race-seeds 200 --numprocesses auto --maxprocesses 8 --dist worksteal "$@"
 
 # test the tests: broken variants of jobpipe, each of which must be caught
 test-mutants *args: (_venv "dev")
-    {{bin}}/python -m pytest -m mutants tests/mutants --numprocesses {{num_cpus()}} --maxprocesses 8 "$@"
+    {{bin}}/python -m pytest -m mutants tests/mutants --numprocesses auto --maxprocesses 8 "$@"
 
 # run the tests that drive Chromium (Debian: apt-get install chromium)
 test-browser *args: (_venv "dev")

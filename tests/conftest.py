@@ -1,18 +1,11 @@
 """What every test has."""
 
-import os
 from collections.abc import Iterator
 
 import apsw
 import pytest
 
 from jobpipe.store import memory
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One process more than there are cores: many tests wait, for a database or for time that has to pass."""
-    return 1 + (os.cpu_count() or 1)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -10,6 +10,7 @@ import trio
 from jobpipe.clock import VirtualClock
 from jobpipe.engine.follower import Follower
 from jobpipe.engine.scheduler import POSTPONED, RETRY, Scheduler
+from jobpipe.engine.tallies import Tallies
 from jobpipe.engine.unforeseen import UNFORESEEN
 from jobpipe.errors import StoreUnavailable
 from jobpipe.events import Events
@@ -144,6 +145,9 @@ async def test_a_clock_set_back_fires_nothing_twice(autojump_clock):
 
 class Quiet:
     """A ledger with nothing to do."""
+
+    def __init__(self) -> None:
+        self.tallies = Tallies()
 
     def look(self) -> None:
         self.looked = True
