@@ -16,10 +16,41 @@ from tests.store.test_postgres_news import listening
 
 pytestmark = pytest.mark.long
 
+ELSEWHERE = (("none", 1),)
+"""The queues of a node that only asks: what runs, runs on the other one."""
+
 
 async def _running(door: Any, **job: Any) -> None:
     await door.enqueue(id="a", **job)
     await door.stage.begun.wait()
+
+
+async def test_a_job_is_looked_at_from_another_node(schema: str) -> None:
+    """The same is seen there; and once it has ended, that it has."""
+    url = with_query(server_url(), schema=schema)
+    async with (
+        open_postgres(url) as store,
+        open_postgres(url) as far,
+        open_door(store, name="here", queues=ELSEWHERE) as here,
+        open_door(far, name="there") as there,
+    ):
+        with trio.fail_after(60):
+            while not (store.listening and far.listening):  # noqa: ASYNC110 - nobody else is told
+                await trio.sleep(0.02)
+        await _running(there, kind="family", payload=5)
+        with trio.fail_after(60):
+            while (first := await here.get("/jobs/a/stack")).status_code == 409:  # noqa: ASYNC110 - its start is written soon
+                await trio.sleep(0.02)
+        own = (await there.get("/jobs/a/stack")).json()
+        ended = await there.post("/jobs/a/cancel?wait=10")
+        gone = await here.get("/jobs/a/stack")
+
+    assert first.status_code == 200, first.text
+    assert (first.json()["node"], first.json()["tasks"]) == ("there", 6)
+    assert [child["count"] for child in first.json()["tree"]["children"]] == [5]
+    assert (own["node"], own["claim"], own["tasks"]) == ("there", first.json()["claim"], 6)
+    assert ended.json()["status"] == "cancelled"
+    assert (gone.status_code, gone.json()["code"]) == (409, "wrong_status")
 
 
 async def test_a_node_that_has_died_or_is_silent_is_said_to_be(
@@ -31,10 +62,9 @@ async def test_a_node_that_has_died_or_is_silent_is_said_to_be(
     async with (
         open_postgres(url) as store,
         open_postgres(url) as far,
-        open_door(store, name="here", lease=60) as here,
+        open_door(store, name="here", lease=60, queues=ELSEWHERE) as here,
         open_door(far, name="there", lease=60) as there,
     ):
-        here.node.intake.scope.cancel()
         await _running(there, kind="play", payload="hold")
         with trio.fail_after(60):
             while (await here.get("/jobs/a")).json()["status"] != "running":  # noqa: ASYNC110 - soon
