@@ -96,7 +96,7 @@ def _of_work(node: Node) -> Iterator[Metric]:
     )
     yield from _histogram(
         "jobpipe_cancel_seconds",
-        "From the wish to cancel a running job to the end of its handler's cleanup.",
+        "From the request to cancel a running job to the end of its handler's cleanup.",
         (),
         [((), tallies.cancels)],
     )

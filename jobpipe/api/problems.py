@@ -232,7 +232,7 @@ def no_error(fingerprint: str) -> Problem:
 
 def no_node(name: str) -> Problem:
     """404: no such node."""
-    detail = f"no node of the name {cut(name)!r} has ever joined: GET /nodes lists those that have"
+    detail = f"no node named {cut(name)!r} has ever joined: GET /nodes lists those that have"
     return Problem(404, Code.NO_SUCH_NODE, "No such node", detail)
 
 

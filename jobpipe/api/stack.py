@@ -94,7 +94,7 @@ def stack_blueprint(node: Node) -> Blueprint:
     )
     @problems(Code.NO_SUCH_JOB, Code.WRONG_STATUS, Code.NODE_SILENT, Code.STORE_UNAVAILABLE)
     async def get_job_stack(job_id: Annotated[JobId, Means("the job's id")]) -> Response:
-        """See what the tasks of a running job do just now.
+        """See what the tasks of a running job are doing right now.
 
         All Trio tasks of the attempt, and the thread of a handler that is not `async`: where each stands in code, what
         it waits for, and for how long at least it has not moved, by the looks of the last minute. Tasks that are equal

@@ -157,7 +157,7 @@ def _pause(_: Job, check: Check) -> Detail:
 
 
 def _limit(_: Job, check: Check) -> Detail:
-    return ("no limit", {}) if check.most is None else (f"{check.running} of {check.most} run", {})
+    return ("no limit", {}) if check.most is None else (f"{check.running} of {check.most} running", {})
 
 
 def _rate(_: Job, check: Check) -> Detail:
@@ -220,6 +220,8 @@ def _answer(job: Job, waits: WaitsFor | None, checks: Sequence[CheckView]) -> st
     if failed is None or waits is None:
         return "Nothing is in the way: the next node that looks for work takes it."
     lead = _ANSWERS[failed.name].format(queue=job.asked.queue, key=job.asked.options.key or "none")
+    if failed.name in ("queue_paused", "key_paused"):  # the lead says so already
+        return f"{lead}{failed.detail.partition(' is paused')[2]}."
     return f"{lead}: {failed.detail}."
 
 
@@ -228,15 +230,15 @@ _ANSWERS = {
     "dependencies": "It waits for other jobs",
     "due": "It waits for its time",
     "queue_paused": "It waits because queue {queue} is paused",
-    "queue_limit": "It waits because queue {queue} is at its limit",
-    "queue_rate": "It waits because queue {queue} is at its rate",
+    "queue_limit": "It waits because queue {queue} has reached its limit",
+    "queue_rate": "It waits because queue {queue} has used up its rate",
     "key_paused": "It waits because its key {key} is paused",
     "key_order": "It waits because its key {key} keeps order",
-    "key_limit": "It waits because its key {key} is at its limit",
-    "key_rate": "It waits because its key {key} is at its rate",
+    "key_limit": "It waits because its key {key} has reached its limit",
+    "key_rate": "It waits because its key {key} has used up its rate",
     "served": "It waits because no node would take it",
     "turn": "It waits for its turn",
-    "draining": "It waits because nobody takes jobs",
+    "draining": "It waits because no node is taking jobs",
     "workers": "It waits for a free worker",
 }
 
@@ -249,22 +251,24 @@ def _of_active(job: Job) -> str:
         return (
             f"It was cancelled, and its handler has not ended yet{where}: the cancel waits for its cleanup."
         )
-    return f"It runs: attempt {job.state.attempt}{where}{since}."
+    return f"It is running: attempt {job.state.attempt}{where}{since}."
 
 
 def _of_ended(node: Node, job: Job) -> str:
     """How it has ended, and why it is not tried again."""
     match job.status:
         case Status.DONE:
-            return f"It is done, with attempt {job.state.attempt}."
+            return f"It is done: attempt {job.state.attempt} succeeded."
         case Status.EXPIRED:
-            return "It still waited at its expires_at, and was never to run after that."
+            return "It was still waiting at its expires_at, so it did not run."
         case Status.CANCELLED:
             error = job.state.error
             caused = error is not None and error.type in ("DependencyFailed", "GroupFailed")
-            return f"It was cancelled{_because(error.message if caused and error else 'it was asked to')}."
+            return (
+                f"It was cancelled: {error.message}." if caused and error else "It was cancelled on request."
+            )
         case _:
-            return f"It failed, and is not tried again: {_why_not_again(node, job)}."
+            return f"It failed and will not be retried: {_why_not_again(node, job)}."
 
 
 def _why_not_again(node: Node, job: Job) -> str:
@@ -278,8 +282,8 @@ def _why_not_again(node: Node, job: Job) -> str:
     if job.state.attempt > retries:
         return f"that was attempt {job.state.attempt}, and max_retries is {retries}"
     if not job.attempts:
-        return "it could not be begun"
-    return "the error is one that another attempt would not change"
+        return "it could not be started"
+    return "another attempt would end with the same error"
 
 
 def _because(reason: str | None) -> str:

@@ -47,7 +47,7 @@ def act_routes(node: Node, facts: Facts, drawing: Drawing, topics: Topics) -> Bl
     @routes.before_request
     async def check() -> None:
         if node.settings.dashboard != "on":
-            detail = "this dashboard is only to look at: DASHBOARD is read"
+            detail = "this dashboard is read-only: DASHBOARD is read"
             raise Problem(403, Code.CROSS_SITE, "Not allowed", detail)
 
     def back_to(path: str) -> ResponseReturnValue:

@@ -71,7 +71,7 @@ class Settings:
     ] = ""
     dashboard: Annotated[
         Literal["on", "read", "off"],
-        about("Whether the dashboard is there: with buttons (on), only to look (read), or not at all (off)."),
+        about("Whether the dashboard is there: with buttons (on), read-only (read), or not at all (off)."),
     ] = dataclasses.field(
         default=typing.cast("Literal['on', 'read', 'off']", ""),
         metadata={"default": "on where HOST names this machine only, else read"},

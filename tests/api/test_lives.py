@@ -79,14 +79,14 @@ async def test_each_thing_that_a_job_waits_for_is_told_in_a_sentence(door, autoj
         "rate": "queue_rate",
     }
     sentences = {name: found["answer"] for name, (found, _) in answers.items()}
-    assert sentences["full"] == "It waits because queue mail is at its limit: 1 of 1 run: holds."
+    assert sentences["full"] == "It waits because queue mail has reached its limit: 1 of 1 running: holds."
     assert sentences["behind"] == (
         "It waits because its key k keeps order: the key has stopped at job fails, which failed."
     )
     assert sentences["blocked"] == "It waits for other jobs: 2 of them have not ended: full, later."
-    assert sentences["paused"] == "It waits because queue default is paused: the queue is paused: deploy."
+    assert sentences["paused"] == "It waits because queue default is paused: deploy."
     assert sentences["rate"].startswith(
-        "It waits because queue mail is at its rate: the rate allows the next job at"
+        "It waits because queue mail has used up its rate: the rate allows the next job at"
     )
     assert answers["full"][1]["links"] == {"queue": "/queues/mail", "holds": "/jobs/holds"}
 
@@ -127,7 +127,7 @@ async def test_who_is_to_take_a_job_may_be_gone(door, autojump_clock):
     door.stage.release.set()
 
     assert draining["answer"] == (
-        "It waits because nobody takes jobs: every node that serves it is draining."
+        "It waits because no node is taking jobs: every node that serves it is draining."
     )
     assert check["name"] == "served"
     assert gone["waits_for"]["reason"] == "no_node"
@@ -136,18 +136,18 @@ async def test_who_is_to_take_a_job_may_be_gone(door, autojump_clock):
 @pytest.mark.parametrize(
     ("job", "answer"),
     [
-        ({"payload": "ok"}, "It is done, with attempt 1."),
+        ({"payload": "ok"}, "It is done: attempt 1 succeeded."),
         (
             {"payload": "fail"},
-            "It failed, and is not tried again: the error is one that another attempt would not change.",
+            "It failed and will not be retried: another attempt would end with the same error.",
         ),
         (
             {"payload": "fail", "max_retries": 0},
-            "It failed, and is not tried again: that was attempt 1, and max_retries is 0.",
+            "It failed and will not be retried: that was attempt 1, and max_retries is 0.",
         ),
         (
             {"payload": "hold", "deadline": "2023-11-14T22:13:30Z"},
-            "It failed, and is not tried again: its deadline has passed.",
+            "It failed and will not be retried: its deadline has passed.",
         ),
     ],
 )
@@ -169,10 +169,10 @@ async def test_a_job_that_runs_or_is_cancelled_says_so(door, autojump_clock):
     await door.ended("a")
     over, _ = await why(door, "a")
 
-    assert runs["answer"].startswith(f"It runs: attempt 1 on {door.node.name} since ")
+    assert runs["answer"].startswith(f"It is running: attempt 1 on {door.node.name} since ")
     assert ends["answer"].startswith("It was cancelled, and its handler has not ended yet on ")
     assert ends["waits_for"]["reason"] == "handler"
-    assert over["answer"] == "It was cancelled: it was asked to."
+    assert over["answer"] == "It was cancelled on request."
 
 
 async def test_a_life_is_told_as_spans(door, autojump_clock):
