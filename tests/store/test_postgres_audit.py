@@ -4,17 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import trio
 
 from jobpipe.store.base import STEP, AuditFilter
-from jobpipe.store.postgres import migrate
-from jobpipe.store.postgres.address import read_address
-from jobpipe.store.postgres.connector import Connector, Limits
-from jobpipe.store.postgres.nodes import Nodes
 from jobpipe.store.verbs import audit
-from tests.store.server import ask, new_schema, server_url, with_query
-from tests.store.test_contract import LATER, NOW
-from tests.store.test_postgres_plans import ECHO, Counting, Verbs
+from tests.store.test_contract import NOW
+from tests.store.test_postgres_plans import Counting, Verbs, filled
 
 pytestmark = pytest.mark.slow
 
@@ -32,17 +26,8 @@ FILL = (
 @pytest.fixture(scope="module")
 def connection() -> Iterator[Counting]:
     """A connection to a database with a hundred thousand acts."""
-    with new_schema() as schema:
-        url = with_query(server_url(), schema=schema)
-        migrate(url)
-        for sql in FILL:
-            ask(sql.format(schema))
-        opened = Counting(Connector(read_address(url), Limits(lease=60.0)))
-        trio.run(Nodes(opened, "caller", "plans").join, "n", NOW, LATER, ECHO)
-        try:
-            yield opened
-        finally:
-            opened.close()
+    with filled(FILL) as opened:
+        yield opened
 
 
 @pytest.fixture

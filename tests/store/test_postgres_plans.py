@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -197,10 +198,17 @@ class Counting(KeptConnection):
 @pytest.fixture(scope="module")
 def connection() -> Iterator[Counting]:
     """A connection to a database with a million jobs."""
+    with filled(FILL) as opened:
+        yield opened
+
+
+@contextmanager
+def filled(fill: Sequence[str]) -> Iterator[Counting]:
+    """A connection to a database of its own, of which a node is a member, after statements that fill it."""
     with new_schema() as schema:
         url = with_query(server_url(), schema=schema)
         migrate(url)
-        for sql in FILL:
+        for sql in fill:
             ask(sql.format(schema))
         opened = Counting(Connector(read_address(url), Limits(lease=60.0)))
         trio.run(Nodes(opened, "caller", "plans").join, "n", NOW, LATER, ECHO)
