@@ -4,8 +4,13 @@ from collections.abc import Iterator
 
 import apsw
 import pytest
+from hypothesis import HealthCheck, settings
 
 from jobpipe.store import memory
+
+# No test goes by how fast the machine is: not in what it asserts, nor in how long its examples take.
+settings.register_profile("jobpipe", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("jobpipe")
 
 
 @pytest.fixture(autouse=True, scope="session")
